@@ -162,7 +162,8 @@ class AgentProcess(Service):
         # The link is a secret: a terminal forgets it, a file keeps it.
         if sys.__stdout__ is not None and sys.__stdout__.isatty():
             link = await client.account.createConsoleLink()
-            say(f"\nTo see it in a browser, open this link within {link['expires_in']} seconds:\n{link['href']}\n")
+            say(f"\nTo see it in a browser, open this link within {link['expires_in']} seconds:\n{link['href']}")
+            say("Later, log in there with the user name and the API key in the file of the credentials.\n")
 
     async def _listen(self, dummy: _Dummy) -> IListeningPort:
         description = self._options["listen"]

@@ -26,6 +26,14 @@ PAYLOADS = (
     "abc\u202edcba\u0007\u200b\u2066",
     "{{constructor.constructor('window.hostile=1')()}}",
 )
+# Sends a form of which the body is JSON, as any page may.
+_SUBMIT = """(url) => {
+  document.body.innerHTML = "<form method=post enctype=text/plain><input></form>";
+  document.forms[0].action = url;
+  document.querySelector("input").name = '{"id": "evil", "heartbeat_timeout": 120, "tags": ["';
+  document.querySelector("input").value = '"]}';
+  document.forms[0].submit();
+}"""
 # What the browser itself writes to its console when a request fails.
 FAILED = "Failed to load resource"
 
@@ -166,6 +174,27 @@ class SessionTests(ConsoleTestCase):
             again.goto(api.ask("POST", "/console-links")["href"])
             again.wait_for_selector(".live:text-is('Live')")
             self.assertEqual(again.url, f"{api.root}/console/#/services")
+
+        await self.browse(walk)
+
+    async def test_pageOfAnotherPort(self) -> None:
+        """A page on another port, to whose requests the browser adds the cookie, changes and ends nothing."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            context = browser.new_context()
+            page = self.opened(context, api).page
+            evil = context.new_page()
+            evil.route("http://127.0.0.1:9/", lambda route: route.fulfill(body="<p>hello", content_type="text/html"))
+            codes = []
+            for path in ("services", "logout", "login"):
+                evil.goto("http://127.0.0.1:9/")
+                with evil.expect_navigation() as navigation:
+                    evil.evaluate(_SUBMIT, f"{api.root}/console/api/{path}")
+                codes.append(navigation.value.status)
+            self.assertEqual(codes, [403, 403, 403])
+            page.reload()
+            page.wait_for_selector(".live:text-is('Live')")
+            self.assertEqual(api.ask("GET", "/services")["values"], [])
 
         await self.browse(walk)
 

@@ -122,7 +122,8 @@ function showLogin(message = "") {
   h("label", { for: "user" }, "User"), user,
   h("label", { for: "key" }, "API key"), key,
   problem, submit,
-  h("p.hint", {}, "On the registry's machine ", h("code", {}, "raxsr console"), " opens this page without a key. ",
+  h("p.hint", {}, "On the registry's machine ", h("code", {}, "raxsr console"), " opens this page without a key. The file ",
+    h("code", {}, "raxrc"), " there, which the registry names when it starts, has a user and a key. ",
     h("code", {}, "service-registry-users"), " adds users."));
   fill(main, form);
   user.focus();

@@ -1,6 +1,6 @@
 /** Services: by tag and state, filtered, with the age of each heartbeat; beside the table, the one that is open. */
 
-import { command, empty, fill, h } from "./dom.js";
+import { command, empty, fill, h, visible } from "./dom.js";
 import { ageElement, ageOf, showAge } from "./heartbeat.js";
 import { addressOf, weightOf } from "./model.js";
 import { showService } from "./service.js";
@@ -29,6 +29,10 @@ function tick(row, element) {
   const age = element.querySelector(".age");
   if (age) showAge(age, row.service);
   else element.querySelector(".when").textContent = `expired ${ago(row.service.expiredAt)}`;
+}
+
+function optionText(name, count) {
+  return `${visible(name) || "All tags"} (${count})`;
 }
 
 export function servicesView(place, model, { url, go }) {
@@ -100,7 +104,8 @@ export function servicesView(place, model, { url, go }) {
     showTags(counts, alive, tag);
     for (const segment of states.children) {
       const name = segment.dataset.state;
-      segment.querySelector(".count").textContent = perState[name];
+      const count = segment.querySelector(".count");
+      if (count.textContent !== String(perState[name])) count.textContent = perState[name];
       segment.setAttribute("aria-pressed", name === state);
     }
     if (search.value !== q) search.value = q;
@@ -111,14 +116,24 @@ export function servicesView(place, model, { url, go }) {
   function showTags(counts, alive, tag) {
     const entries = [["", alive], ...[...counts].sort(([a], [b]) => (a < b ? -1 : 1))];
     if (tag && !counts.has(tag)) entries.push([tag, 0]);
-    const signature = JSON.stringify([entries, tag]);
-    if (tags.dataset.signature === signature) return;
+    const signature = JSON.stringify([entries.map(([name]) => name), parameters]);
+    if (tags.dataset.signature === signature) {
+      // The same tags with other counts: links are slow to make.
+      const links = tags.querySelectorAll(".count");
+      const options = [...select.options];
+      entries.forEach(([name, count], index) => {
+        if (links[index].textContent === String(count)) return;
+        links[index].textContent = count;
+        options[index].textContent = optionText(name, count);
+      });
+      return;
+    }
     tags.dataset.signature = signature;
     fill(tags, h("h2", {}, "Tags"), entries.map(([name, count]) => h("a", {
       href: url("services", "", { ...parameters, tag: name, id: "" }), "aria-current": name === tag ? "true" : null,
     }, h("bdi.name", { title: name || "All services" }, name || "All"), h("span.count", {}, String(count)))));
     fill(select, entries.map(([name, count]) =>
-      h("option", { value: name, selected: name === tag }, `${name || "All tags"} (${count})`)));
+      h("option", { value: name, selected: name === tag }, optionText(name, count))));
     select.value = tag;
   }
 

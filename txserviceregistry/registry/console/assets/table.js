@@ -20,7 +20,9 @@ export class Table {
     this._open = open;
     this._tick = tick;
     this._shown = new Map();
-    this._sort = "";
+    this._sort = null;
+    // The scroller's position and height as its events say them: to ask for them would lay the page out at each change.
+    this._top = this._view = 0;
     this._heads = columns.map((column) => {
       const head = column.order
         ? h("button", { type: "button", onclick: () => sorted(this._sort === column.key ? `-${column.key}` : column.key) }, column.title)
@@ -31,9 +33,9 @@ export class Table {
     this.scroller = h("div.scroller", {}, this._body);
     this.grid = h("div.table", { role: "grid", tabindex: "0", "aria-label": label },
       h("div.head", { role: "rowgroup" }, h("div.row", { role: "row" }, this._heads)), this.scroller);
-    this.scroller.addEventListener("scroll", () => this._render(), { passive: true });
+    this.scroller.addEventListener("scroll", () => { this._measure(); this._render(); }, { passive: true });
     this.grid.addEventListener("keydown", (event) => this._key(event));
-    this._size = new ResizeObserver(() => { this._height = null; this._render(); });
+    this._size = new ResizeObserver(() => { this._height = null; this._measure(); this._render(); });
     this._size.observe(this.scroller);
   }
 
@@ -43,7 +45,6 @@ export class Table {
 
   /** Show these rows, in the order of a column ("" is theirs). */
   show(rows, sort = "") {
-    this._sort = sort;
     const key = sort.replace(/^-/, "");
     const column = this.columns.find((each) => each.key === key);
     if (column?.order) {
@@ -52,12 +53,15 @@ export class Table {
       keyed.sort(([a, first], [b, second]) => (a < b ? -direction : a > b ? direction : first.id < second.id ? -1 : 1));
       rows = keyed.map(([, row]) => row);
     }
-    this._heads.forEach((head, index) => {
-      const { key: name } = this.columns[index];
-      head.setAttribute("aria-sort", name !== key ? "none" : sort.startsWith("-") ? "descending" : "ascending");
-    });
+    if (sort !== this._sort) {
+      this._sort = sort;
+      this._heads.forEach((head, index) => {
+        const { key: name } = this.columns[index];
+        head.setAttribute("aria-sort", name !== key ? "none" : sort.startsWith("-") ? "descending" : "ascending");
+      });
+    }
+    if (rows.length !== this.rows.length) this.grid.setAttribute("aria-rowcount", rows.length + 1);
     this.rows = rows;
-    this.grid.setAttribute("aria-rowcount", rows.length + 1);
     this._render();
   }
 
@@ -79,6 +83,11 @@ export class Table {
     for (const { row, element } of this._shown.values()) this._tick?.(row, element);
   }
 
+  _measure() {
+    this._top = this.scroller.scrollTop;
+    this._view = this.scroller.clientHeight;
+  }
+
   _rowHeight() {
     if (!this._height) {
       const probe = h("div.row", { role: "presentation" });
@@ -91,14 +100,15 @@ export class Table {
 
   _window() {
     const height = this._rowHeight();
-    const first = Math.max(0, Math.floor(this.scroller.scrollTop / height) - SPARE);
-    const last = Math.ceil((this.scroller.scrollTop + this.scroller.clientHeight) / height) + SPARE;
+    const first = Math.max(0, Math.floor(this._top / height) - SPARE);
+    const last = Math.ceil((this._top + this._view) / height) + SPARE;
     return [first, Math.min(last, this.rows.length)];
   }
 
   _render() {
     const height = this._rowHeight();
-    this._body.style.height = `${this.rows.length * height}px`;
+    const whole = `${this.rows.length * height}px`;
+    if (this._body.style.height !== whole) this._body.style.height = whole;
     const [first, last] = this._window();
     const seen = new Set();
     for (let index = first; index < last; index += 1) {
@@ -119,7 +129,10 @@ export class Table {
         element.style.transform = `translateY(${index * height}px)`;
         element.setAttribute("aria-rowindex", index + 2);
       }
-      element.setAttribute("aria-selected", row.id === this.selected);
+      if (shown.isSelected !== (row.id === this.selected)) {
+        shown.isSelected = row.id === this.selected;
+        element.setAttribute("aria-selected", shown.isSelected);
+      }
     }
     for (const [id, shown] of this._shown) {
       if (!seen.has(id)) { shown.element.remove(); this._shown.delete(id); }
@@ -143,6 +156,7 @@ export class Table {
     const { scrollTop, clientHeight } = this.scroller;
     if (index * height < scrollTop) this.scroller.scrollTop = index * height;
     else if ((index + 1) * height > scrollTop + clientHeight) this.scroller.scrollTop = (index + 1) * height - clientHeight;
+    this._measure();
   }
 
   _key(event) {
