@@ -24,6 +24,7 @@ PICTURES = (
     ("service", "services?tag=web&id=web-2", 1280),
     ("events", "events", 1280),
     ("configuration", "configuration//production/web/workers", 1280),
+    ("locks", "locks//production/scheduler", 1280),
     ("narrow", "services", 400),
 )
 TAGS = {"web": 6, "api": 5, "worker": 8, "scheduler": 2, "search": 3}
@@ -75,6 +76,9 @@ def fill(registry: Registry) -> dict[str, str]:
     registry.ask("POST", "/services", {"id": "worker-9", "heartbeat_timeout": 3, "tags": ["worker", "eu"]})
     registry.ask("PUT", "/services/web-2/state", {"state": "drain", "reason": "kernel upgrade", "expires_in": 1800})
     registry.ask("PUT", "/services/search-3/state", {"state": "out", "reason": "disk is full"})
+    for number, name in enumerate(("/production/scheduler", "/production/migrations", "/staging/scheduler"), 1):
+        holder = {"holder": f"scheduler-{number}", "metadata": {"host": f"10.0.9.{number}", "pid": f"{1200 + number}"}}
+        registry.ask("POST", "/locks", {"name": name, "timeout": 120, **holder})
     for key, values in VALUES.items():
         for value in values:
             registry.ask("PUT", f"/configuration/{key}", {"value": value})
