@@ -48,6 +48,26 @@ class ExampleTests(ProcessTestCase):
         assert found is not None
         return f"http://{found.group()}/"
 
+    async def test_aSchedulerRunsOnce(self) -> None:
+        """Of two schedulers one runs the job; when it is stopped, the other one does."""
+        first = self.twistd("-y", str(EXAMPLES / "scheduler.py"), environment=sharedRegistry())
+        await first.says("runs the job")
+        second = self.twistd("-y", str(EXAMPLES / "scheduler.py"), environment=sharedRegistry())
+        await self.until(lambda: self.registry.locks.get("/examples/scheduler"))
+        self.assertNotIn("runs the job", second.output)
+        first.kill("TERM")
+        await second.says("runs the job")
+        await first.ended
+        self.assertIn("does not lead any more", first.output)
+
+    async def test_workersShareQueues(self) -> None:
+        """A worker takes all queues, and puts them away at its end."""
+        worker = self.twistd("-y", str(EXAMPLES / "workerpool.py"), environment=sharedRegistry())
+        await worker.says("takes queue-63")
+        worker.kill("TERM")
+        await worker.ended
+        self.assertEqual(worker.output.count("takes queue-"), worker.output.count("puts queue-"))
+
     async def test_twoServicesAndALoadBalancer(self) -> None:
         """
         The page shows what a greeter says, through the load balancer too; when one greeter is stopped the other one
