@@ -72,7 +72,7 @@ class Held:
         """
         Whether no other process can hold the lock now: it was not released, and the last request that was answered was
         sent less than nine tenths of the timeout ago. It is computed from a clock that runs while the process is
-        stopped or the machine suspended. A true value is true for this moment only: see :attr:`fence`.
+        stopped or the machine suspended. A true value is true for this moment only.
         """
         return not self._hasEnded and self._client.bootTime() < self._heartBeater.validUntil
 
