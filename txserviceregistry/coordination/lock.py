@@ -262,7 +262,10 @@ class Lock:
 
         @returnsDeferred
         async def release() -> None:
-            acquired = await self._client.locks.acquire(self.name, self.timeout, holder=self.holder, nonce=nonce)
+            # With a wait it takes the place of the request that may still wait, and be granted, at the registry.
+            acquired = await self._client.locks.acquire(
+                self.name, self.timeout, holder=self.holder, nonce=nonce, wait=1
+            )
             await self._client.locks.release(self.name, acquired["token"])
 
         release().addErrback(lambda failure: failure.trap(ServiceRegistryError))

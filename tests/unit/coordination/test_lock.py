@@ -220,7 +220,6 @@ class LockTests(CoordinationTestCase):
         self.fake.advance(1)
         waiting.cancel()
         self.failureResultOf(waiting, CancelledError)
-        self.fake.advance(0)
         self.result(held.release())
         held = self.held()
         waiting = self.other.acquire()
