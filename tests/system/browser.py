@@ -5,14 +5,16 @@ new profile each.
 
 from __future__ import annotations
 
+import atexit
 import shutil
 from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThreadPool
-from twisted.python.threadpool import ThreadPool
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SkipTest
 
 from tests.needs import SENTENCE, needs
@@ -28,17 +30,34 @@ _ARGUMENTS = ("--no-sandbox", f"--host-resolver-rules=MAP {OTHER_NAME} 127.0.0.1
 
 
 class _Shared:
-    """The browser that tests share, and the one thread that may use it."""
+    """
+    The browser that tests share, and the one thread that may use it. It is no thread of a pool of Twisted's: those end
+    with each test where trial runs tests in several processes.
+    """
 
     def __init__(self) -> None:
-        self._threads = ThreadPool(1, 1, "browser")
-        self._threads.start()
+        self._walks: SimpleQueue[tuple[Callable[[Browser], Any], Deferred[Any]] | None] = SimpleQueue()
         self._browser: Browser | None = None
         self._playwright: Any = None
-        reactor.addSystemEventTrigger("during", "shutdown", self._end)  # type: ignore[attr-defined]  # it has it
+        self._thread = Thread(target=self._serve, name="browser", daemon=True)
+        self._thread.start()
+        atexit.register(self._end)
 
     def run(self, walk: Callable[[Browser], _T]) -> Deferred[_T]:
-        return deferToThreadPool(reactor, self._threads, self._walk, walk)
+        done: Deferred[_T] = Deferred()
+        self._walks.put((walk, done))
+        return done
+
+    def _serve(self) -> None:
+        while (work := self._walks.get()) is not None:
+            walk, done = work
+            try:
+                result: Any = self._walk(walk)
+            except BaseException:
+                result = Failure()
+            reactor.callFromThread(done.callback, result)  # type: ignore[attr-defined]  # it has it
+        if self._playwright is not None:
+            self._playwright.stop()
 
     def _walk(self, walk: Callable[[Browser], _T]) -> _T:
         from playwright.sync_api import sync_playwright
@@ -53,13 +72,9 @@ class _Shared:
             for context in self._browser.contexts:
                 context.close()
 
-    def _end(self) -> Deferred[None]:
-        ended: Deferred[None] = deferToThreadPool(reactor, self._threads, self._close)
-        return ended.addBoth(lambda _ignored: self._threads.stop())
-
-    def _close(self) -> None:
-        if self._playwright is not None:
-            self._playwright.stop()
+    def _end(self) -> None:
+        self._walks.put(None)
+        self._thread.join(10)
 
 
 _shared: _Shared | None = None
