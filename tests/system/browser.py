@@ -31,7 +31,7 @@ _ARGUMENTS = ("--no-sandbox", f"--host-resolver-rules=MAP {OTHER_NAME} 127.0.0.1
 
 class _Shared:
     """
-    The browser that tests share, and the one thread that may use it. It is no thread of a pool of Twisted's: those end
+    The browser that tests share, and the one thread that may use it. Threads of Twisted's pools do not do: they end
     with each test where trial runs tests in several processes.
     """
 
