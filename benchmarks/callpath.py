@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
-from .beaters import heartbeating
+from .contenders import heartbeating
 from .harness import Api, Figure, Registry, inReactor, registry
 
 _PACKAGE = "txserviceregistry"

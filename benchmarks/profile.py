@@ -16,7 +16,7 @@ from collections import Counter
 from contextlib import closing
 from types import FrameType
 
-from .beaters import heartbeating
+from .contenders import heartbeating
 from .harness import Api, inReactor, registry
 
 _TIMEOUT = 120
