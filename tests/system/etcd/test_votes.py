@@ -74,7 +74,6 @@ class VoteTests(EtcdStoreCase):
         await b.updateService(T, "web", made.incarnation, ServiceChanges(tags=("x",)))
         await self.catchesUp(a)
         self.assertEqual(self.listeners[a].heard.count(("renew", made.incarnation)), 1)
-        self.assertNotIn(("renew", made.incarnation), self.listeners[b].heard)
 
     async def test_anUpdateInTheSameGroupIsATouchToo(self) -> None:
         """Although etcd does not show it yet when the expiration is worked out."""
