@@ -222,7 +222,7 @@ class Soak:
 
 
 def problems(samples: list[Sample], events: int) -> list[str]:
-    """What is not bounded."""
+    """A line for each resource whose use grew without a bound."""
     first, middle, last = samples[0], samples[len(samples) // 2], samples[-1]
     found = []
     for number in range(len(last.memory)):

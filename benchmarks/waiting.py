@@ -96,7 +96,7 @@ class Follower:
 
 
 class Reader(Follower):
-    """One who has a stream; asks once."""
+    """A subscriber with an event stream, which it requests once."""
 
     hasAsked = False
     isReady = False

@@ -161,7 +161,11 @@ class AgentProcess(Service):
     async def _sayConsole(self, client: Client) -> None:
         # The link is a secret: a terminal forgets it, a file keeps it.
         if sys.__stdout__ is not None and sys.__stdout__.isatty():
-            link = await client.account.createConsoleLink()
+            try:
+                link = await client.account.createConsoleLink()
+            except ServiceRegistryError as error:
+                self._log.warn("Cannot make a link to the web console: {error}", error=str(error))
+                return
             say(f"\nTo see it in a browser, open this link within {link['expires_in']} seconds:\n{link['href']}")
             say("Later, log in there with the user name and the API key in the file of the credentials.\n")
 
