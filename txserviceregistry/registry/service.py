@@ -281,7 +281,7 @@ class RegistryService(Service):
             sessions = Sessions(store, clock=self._reactor, wallClock=self._wallClock)
             overview = Overview(registry, store, self.health, requestLog.statistics, self._reactor, self._wallClock)
             names = self._consoleNames
-            resource.console = Console(resource.operate, registry, store, identity, sessions, overview, names)
+            resource.console = Console(resource, registry, store, identity, sessions, overview, names)
         self._endings.append(("the connections", lambda: site.connections.drain(DRAIN_SECONDS, registry.endWaiting)))
         self._endings.append(("the authentications", identity.stop))
         ports = [await self._listen(endpoint, site) for endpoint in endpoints]

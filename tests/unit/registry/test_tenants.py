@@ -11,7 +11,7 @@ from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
 from txserviceregistry.registry.core import Registry
-from txserviceregistry.registry.http.operations import OPERATIONS
+from txserviceregistry.registry.http.handlers import OPERATIONS
 from txserviceregistry.registry.http.resource import ApiResource
 from txserviceregistry.registry.http.server import ApiSite
 from txserviceregistry.registry.identity.identity import Identity

@@ -239,6 +239,4 @@ def addConsole(api: Api, names: Collection[str] = ()) -> None:
     sessions = Sessions(api.store, clock=api.clock, wallClock=api.wallClock.seconds)
     health = Health(api.store, api.clock)
     overview = Overview(api.registry, api.store, health, api.requestLog.statistics, api.clock, api.wallClock.seconds)
-    api.resource.console = Console(
-        api.resource.operate, api.registry, api.store, api.identity, sessions, overview, names
-    )
+    api.resource.console = Console(api.resource, api.registry, api.store, api.identity, sessions, overview, names)

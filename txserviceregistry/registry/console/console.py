@@ -8,9 +8,9 @@ the same rules and roles. Besides, there are a few requests that only the page n
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qs
 
 from twisted.web.server import Request
@@ -18,12 +18,12 @@ from twisted.web.server import Request
 from ..._version import __version__
 from ...util.fields import HOST_KEYS, PORT_KEYS
 from ..core import Registry
-from ..fairness import Origin
-from ..faults import Fault, badRequest, pageNotFound, validationError
-from ..http.admission import Client
-from ..http.messages import API, EXTENSIONS, Response, parseBody
+from ..faults import Fault, pageNotFound, validationError
+from ..http.admission import originOf, recognize
+from ..http.messages import API, EXTENSIONS, Response, header, parseBody
 from ..http.requestlog import RequestRecord
-from ..http.routes import Target, resolve
+from ..http.resource import ApiResource
+from ..http.routes import resolve
 from ..identity.identity import Identity, InvalidCredentials, InvalidToken
 from ..stores.interfaces import IStore, UserRecord
 from . import assets, origins
@@ -34,46 +34,23 @@ from .sessions import LIFETIME, LINK_LIFETIME, Session, Sessions
 _ROOT = "/console"
 _API = _ROOT + "/api"
 _COOKIE, _SECURE_COOKIE = b"registry-console", b"__Host-registry-console"
-#: The header with the secret that the page keeps.
-SECRET = b"X-Console-Secret"
-#: So many services' last heartbeats are asked for at once; their ids fit into a body of 5,000 bytes.
-MOST_SEEN = 60
-
-
-class Operate(Protocol):
-    """Answers a request of the API; a method of :class:`~txserviceregistry.registry.http.resource.ApiResource`."""
-
-    def __call__(
-        self,
-        record: RequestRecord,
-        user: UserRecord,
-        target: Target,
-        body: Mapping[str, Any],
-        authenticate: Callable[[], Awaitable[object]],
-    ) -> Awaitable[Response]: ...
+# The header with the secret that the page keeps.
+_SECRET = b"X-Console-Secret"
+# So many services' last heartbeats are asked for at once; their ids fit into a body of 5,000 bytes.
+_MOST_SEEN = 60
 
 
 class Console:
     """
     Answers the requests of the console.
 
-    :param operate: answers requests of the API.
-    :param registry: the rules.
-    :param store: its store.
-    :param identity: knows users.
-    :param sessions: the sessions.
-    :param overview: describes the registry itself.
+    :param resource: answers requests of the API.
     :param names: the names under which the console is served, beside those of the loopback and its own address.
     """
 
-    #: Where the page is, below the registry's URL.
-    ROOT: str = _ROOT
-    #: How long a link may be used, in seconds.
-    LINK_SECONDS: float = LINK_LIFETIME
-
     def __init__(
         self,
-        operate: Operate,
+        resource: ApiResource,
         registry: Registry,
         store: IStore,
         identity: Identity,
@@ -81,7 +58,7 @@ class Console:
         overview: Overview,
         names: Collection[str] = (),
     ) -> None:
-        self._operate = operate
+        self._resource = resource
         self._registry = registry
         self._store = store
         self._identity = identity
@@ -97,15 +74,19 @@ class Console:
             (b"GET", "/value-history"): self._getHistory,
         }
 
-    def issueLink(self, user: UserRecord) -> Awaitable[str]:
-        """See :meth:`Sessions.issueLink`."""
-        return self._sessions.issueLink(user)
+    async def makeLink(self, user: UserRecord, root: str) -> dict[str, Any]:
+        """
+        A link that opens the page as this user, once, as JSON.
+
+        :param root: the registry's URL.
+        """
+        link = await self._sessions.issueLink(user)
+        return {"href": f"{root}{_ROOT}/#once={link}", "expires_in": int(LINK_LIFETIME)}
 
     def serves(self, request: Request, path: str) -> bool:
         """Whether a request, of which *path* is the decoded path, is for the console."""
         if path == "/":
-            accepted = (request.requestHeaders.getRawHeaders(b"Accept") or [b""])[0]
-            return request.method in (b"GET", b"HEAD") and b"text/html" in accepted
+            return request.method in (b"GET", b"HEAD") and "text/html" in header(request, b"Accept")
         return path == _ROOT or path.startswith(_ROOT + "/")
 
     async def answer(self, record: RequestRecord, path: str) -> Response:
@@ -130,34 +111,28 @@ class Console:
         if request.method == b"POST" and api == "/login":
             return await self._logIn(request)
         session = await self._session(request)
-        record.user, record.tenant = session.user.name, session.user.tenant
+        user = session.user
+        record.user, record.tenant = user.name, user.tenant
         handler = self._requests.get((request.method, api))
         if handler is not None:
             return await handler(record, session)
-        raw = request.path.partition(b"/api")[2]
-        target = resolve(request.method, f"{API}/{session.user.tenant}".encode() + raw)
-        record.route, record.object = target.route, target.argument
-        if target.operation is not None and target.operation.isAudited:
-            record.change = target.operation.name
-        authenticate = partial(self._session, request)
-        return await self._operate(record, session.user, target, parseBody(request), authenticate)
-
-    # -- the page
+        target = resolve(request.method, f"{API}/{user.tenant}".encode() + request.path.partition(b"/api")[2])
+        target.note(record)
+        return await self._resource.operate(record, user, target, parseBody(request), partial(self._user, request))
 
     def _page(self, request: Request, path: str) -> Response:
-        if request.method not in (b"GET", b"HEAD"):
-            raise pageNotFound()
-        if path in ("/", _ROOT):
-            return Response(303, headers={"Location": _ROOT + "/"})
-        response = self._files.get(path.removeprefix(_ROOT + "/"))
-        if response is None:
-            raise pageNotFound()
-        return response
+        if request.method in (b"GET", b"HEAD"):
+            if path in ("/", _ROOT):
+                return Response(303, headers={"Location": _ROOT + "/"})
+            response = self._files.get(path.removeprefix(_ROOT + "/"))
+            if response is not None:
+                return response
+        raise pageNotFound()
 
     # -- sessions
 
     async def _session(self, request: Request) -> Session:
-        secret = (request.requestHeaders.getRawHeaders(SECRET) or [b""])[0].decode("latin-1")
+        secret = header(request, _SECRET)
         reason = "There is no session; log in"
         # A browser may have both: one from here, the other through a proxy with TLS.
         for name in (_SECURE_COOKIE,) if request.isSecure() else (_SECURE_COOKIE, _COOKIE):
@@ -168,9 +143,12 @@ class Console:
                 except InvalidToken:
                     reason = "The session has ended; log in again"
                 else:
-                    _recognize(request)
+                    recognize(request)
                     return session
         raise _unauthorized(reason)
+
+    async def _user(self, request: Request) -> UserRecord:
+        return (await self._session(request)).user
 
     async def _logIn(self, request: Request) -> Response:
         body = parseBody(request)
@@ -178,14 +156,13 @@ class Console:
             if "once" in body:
                 user = await self._sessions.redeem(_text(body, "once"))
             else:
-                origin = request.channel.origin if isinstance(request.channel, Client) else Origin()
-                user = await self._identity.verify(_text(body, "user"), _text(body, "key"), origin)
+                user = await self._identity.verify(_text(body, "user"), _text(body, "key"), originOf(request))
         except (InvalidCredentials, InvalidToken):
             raise _unauthorized("Username or api key is invalid")
-        _recognize(request)
+        recognize(request)
         session = await self._sessions.begin(user)
-        response = self._describe(session)
-        return Response(200, {**response, "secret": session.secret}, _setCookie(request, session.cookie, int(LIFETIME)))
+        described = {**_describe(session), "secret": session.secret}
+        return Response(200, described, _setCookie(request, session.cookie, int(LIFETIME)))
 
     async def _spend(self, request: Request) -> None:
         """Spend the link in a request that is refused."""
@@ -199,27 +176,14 @@ class Console:
         return Response(204, headers=_setCookie(record.request, "", 0))
 
     async def _getSession(self, record: RequestRecord, session: Session) -> Response:
-        return Response(200, self._describe(session))
-
-    def _describe(self, session: Session) -> dict[str, Any]:
-        role = session.user.role
-        return {
-            "user": session.user.name,
-            "tenant": session.user.tenant,
-            "role": role.name,
-            "limits": {kind: [*prefixes] for kind, prefixes in role.prefixes().items()},
-            "expires": int(session.expires * 1000),
-            "extensions": [*EXTENSIONS],
-            "address_keys": {"host": [*HOST_KEYS], "port": [*PORT_KEYS]},
-            "version": __version__,
-        }
+        return Response(200, _describe(session))
 
     # -- what only the page asks for
 
     async def _getHeartbeats(self, record: RequestRecord, session: Session) -> Response:
         ids = parseBody(record.request).get("ids")
-        if not isinstance(ids, list) or len(ids) > MOST_SEEN or not all(isinstance(id, str) for id in ids):
-            raise validationError("ids", f"Not an array of at most {MOST_SEEN} strings")
+        if not isinstance(ids, list) or len(ids) > _MOST_SEEN or not all(isinstance(id, str) for id in ids):
+            raise validationError("ids", f"Not an array of at most {_MOST_SEEN} strings")
         return Response(200, {"now": self._overview.now(), "seen": self._registry.lastSeen(session.user.tenant, ids)})
 
     async def _getOverview(self, record: RequestRecord, session: Session) -> Response:
@@ -231,16 +195,25 @@ class Console:
         return Response(200, {"values": changes, "metadata": {"count": len(changes), "next_marker": None}})
 
 
+def _describe(session: Session) -> dict[str, Any]:
+    user, role = session.user, session.user.role
+    return {
+        "user": user.name,
+        "tenant": user.tenant,
+        "role": role.name,
+        "limits": {kind: [*prefixes] for kind, prefixes in role.prefixes().items()},
+        "expires": int(session.expires * 1000),
+        "extensions": [*EXTENSIONS],
+        "address_keys": {"host": [*HOST_KEYS], "port": [*PORT_KEYS]},
+        "version": __version__,
+    }
+
+
 def _text(body: dict[str, Any], name: str) -> str:
     value = body.get(name)
     if not isinstance(value, str):
-        raise badRequest(f"Validation error for key '{name}'", "Not a string")
+        raise validationError(name, "Not a string")
     return value
-
-
-def _recognize(request: Request) -> None:
-    if isinstance(request.channel, Client):
-        request.channel.recognize()
 
 
 def _unauthorized(details: str) -> Fault:
@@ -250,8 +223,7 @@ def _unauthorized(details: str) -> Fault:
 
 def _setCookie(request: Request, value: str, seconds: int) -> dict[str, str]:
     # The Origin says what the browser uses, where a proxy ends TLS.
-    origin = (request.requestHeaders.getRawHeaders(b"Origin") or [b""])[0]
-    isSecure = request.isSecure() or origin.lower().startswith(b"https://")
+    isSecure = request.isSecure() or header(request, b"Origin").lower().startswith("https://")
     # A browser takes the prefix __Host- only with these two.
     where = "Path=/; Secure" if isSecure else f"Path={_API}"
     name = (_SECURE_COOKIE if isSecure else _COOKIE).decode("ascii")

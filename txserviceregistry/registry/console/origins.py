@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from twisted.web.server import Request
 
 from ..faults import forbidden
+from ..http.messages import header
 
 _HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9._-]{1,253}))(?::[0-9]{1,5})?", re.ASCII)
 
@@ -27,11 +28,11 @@ def check(request: Request, names: Collection[str]) -> None:
     :param names: the names that the operator has listed, in lower case.
     :raises Fault: 403 if the request must not be served.
     """
-    host = _header(request, b"Host")
+    host = header(request, b"Host")
     name = nameOf(host)
     if not (name in names or _isLoopback(name) or name == _ownAddress(request)):
         raise forbidden(f"The console is not served under the name {name[:100]!r} (see --console-host)")
-    origin = _header(request, b"Origin")
+    origin = header(request, b"Origin")
     if not origin:
         if request.method not in (b"GET", b"HEAD"):
             raise forbidden("The request has no Origin header")
@@ -66,8 +67,3 @@ def _ownAddress(request: Request) -> str:
         return ""
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped or address)
-
-
-def _header(request: Request, name: bytes) -> str:
-    values = request.requestHeaders.getRawHeaders(name) or [b""]
-    return values[0].decode("latin-1")

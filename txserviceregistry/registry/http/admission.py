@@ -187,6 +187,18 @@ class Client:
         self.admission.requests.spend(self.origin, work)
 
 
+def recognize(request: Request) -> None:
+    """The client of a request has shown a valid token or valid credentials."""
+    # Requests to a plain Site come without one.
+    if isinstance(request.channel, Client):
+        request.channel.recognize()
+
+
+def originOf(request: Request) -> Origin:
+    """The origin of a request."""
+    return request.channel.origin if isinstance(request.channel, Client) else Origin()
+
+
 async def inTurn(request: Request) -> None:
     """
     Wait for the turn of a request that had to wait for something else. What is still to be done for it, and for the

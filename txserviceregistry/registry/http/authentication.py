@@ -14,11 +14,10 @@ import re
 
 from twisted.web.server import Request
 
-from ..fairness import Origin
 from ..faults import Fault, badRequest, forbidden, unauthorized
 from ..identity.identity import Identity, InvalidCredentials, InvalidToken
 from ..stores.interfaces import UserRecord
-from .admission import Client
+from .admission import originOf, recognize
 from .keystone import access, credentials
 from .messages import API, AUTH, Response, baseUrl, parseBody
 
@@ -55,9 +54,7 @@ class Authenticator:
         else:
             token = tokens[0].decode("latin-1")
             user = self._identity.knownUser(token) or await self._userOfToken(request, token)
-        client = request.channel
-        if isinstance(client, Client) and not client.isKnown:
-            client.recognize()
+        recognize(request)
         return user
 
     async def _authorized(self, request: Request) -> UserRecord:
@@ -70,7 +67,7 @@ class Authenticator:
         if _isForeign(request):
             raise forbidden("Basic credentials are not accepted from a web page of another origin; send X-Auth-Token")
         try:
-            return await self._identity.verify(*_basic(value), _originOf(request))
+            return await self._identity.verify(*_basic(value), originOf(request))
         except (ValueError, InvalidCredentials):
             raise _unauthorized(request, "Username or api key is invalid")
 
@@ -93,11 +90,10 @@ class Authenticator:
         except Fault as fault:
             return _refusal("badRequest", fault.code, fault.message)
         try:
-            token = await self._identity.authenticate(username, key, _originOf(request))
+            token = await self._identity.authenticate(username, key, originOf(request))
         except InvalidCredentials:
             return _refusal("unauthorized", 401, "Username or api key is invalid")
-        if isinstance(request.channel, Client):
-            request.channel.recognize()
+        recognize(request)
         return Response(200, access(token, f"{baseUrl(request)}{API}/{token.tenant}"))
 
     def vouchesFor(self, data: bytes) -> bool:
@@ -134,10 +130,6 @@ def _unauthorized(request: Request, details: str) -> Fault:
     if not any(name.startswith(b"sec-fetch-") for name in names):
         challenges.append('Basic realm="service registry", charset="UTF-8"')
     return unauthorized(details, tuple(challenges))
-
-
-def _originOf(request: Request) -> Origin:
-    return request.channel.origin if isinstance(request.channel, Client) else Origin()
 
 
 def _isForeign(request: Request) -> bool:

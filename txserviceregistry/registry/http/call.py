@@ -1,14 +1,13 @@
-"""
-Requests as handlers get them.
-"""
+"""Requests as handlers get them."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 import attrs
+from twisted.web.server import Request
 
 from ..model import Page
 from ..stores.interfaces import UserRecord
@@ -26,8 +25,6 @@ class Call:
     :ivar tenant: whose objects it is about.
     :ivar argument: the id, key or namespace in its path, not checked so far; empty if it has none.
     :ivar query: the values of the operation's parameters, by name.
-    :ivar parameters: the query as the client sent it.
-    :ivar used: how many GETs of the tenant counted before this one.
     :ivar authenticate: checks the token of the request once more; raises a fault if it has ended.
     """
 
@@ -36,10 +33,8 @@ class Call:
     tenant: str
     argument: str
     query: Mapping[str, Any]
-    parameters: Sequence[tuple[str, str]]
     body: Mapping[str, Any]
-    used: int
-    authenticate: Callable[[], Awaitable[object]]
+    authenticate: Callable[[], Awaitable[UserRecord]]
     _fields: Sequence[Field]
 
     def fields(self) -> list[Any]:
@@ -62,6 +57,11 @@ class Call:
         self.record.object = key
         self.user.role.check(kind, key)
 
+    def header(self, name: bytes) -> str | None:
+        """A header, whose lines are one list; any bytes may come in it."""
+        lines = self.record.request.requestHeaders.getRawHeaders(name)
+        return None if lines is None else b", ".join(lines).decode("latin-1")
+
     def url(self, path: str) -> str:
         """The absolute URL of *path* below the tenant. No id or key contains a character to escape."""
         return f"{baseUrl(self.record.request)}{API}/{self.tenant}{path}"
@@ -82,8 +82,14 @@ class Call:
 
     def _nextHref(self, marker: str) -> str:
         request = self.record.request
-        query = [(name, value) for name, value in self.parameters if name != "marker"]
+        query = [(name, value) for name, value in sentQuery(request) if name != "marker"]
         query.append(("marker", marker))
         # The path as the client wrote it: what was an escape stays one.
         path = quote(request.path, safe="/%:@!$&'()*+,;=~")
         return f"{baseUrl(request)}{path}?{urlencode(query, errors='surrogateescape')}"
+
+
+def sentQuery(request: Request) -> list[tuple[str, str]]:
+    """The query of a request. Bytes that are not UTF-8 become characters that no rule lets pass."""
+    text = request.uri.partition(b"?")[2].decode("latin-1")
+    return parse_qsl(text, keep_blank_values=True, errors="surrogateescape") if text else []

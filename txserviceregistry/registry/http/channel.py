@@ -99,8 +99,7 @@ class ApiRequest(server.Request):
         """Hand the request over. There is one resource, and it wants every path as it came, ``*`` too."""
         self.channel.requestArrived()
         self.uri = self._target
-        resource = self.channel.resource
-        resource.answer(resource.requestLog.begin(self))
+        self.channel.resource.answer(self)
 
     def _refuse(self) -> None:
         self._isRefused = True

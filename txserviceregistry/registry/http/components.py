@@ -5,16 +5,53 @@ The components of the description of the API: the schemas, parameters and header
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import get_args
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints, is_typeddict
 
 from ... import types
 from ...util.faults import FAULT_TYPES
 from ..identity.identity import TENANT
 from ..limits import PATHS, RATE_HEADERS
-from . import schemas, validation
+from . import validation
 from .keystone import CATALOG, CREDENTIALS, REGION
-from .rules import TimeUUID
-from .schemas import Schema
+from .rules import Schema, TimeUUID, matching
+
+_TEXT: Schema = {"type": "string"}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_PLAIN: Mapping[Any, Schema] = {
+    str: _TEXT,
+    int: {"type": "integer"},
+    float: {"type": "number"},
+    type(None): {"type": "null"},
+    Any: {},
+}
+
+_PARAMETERS: Mapping[str, tuple[str, Schema]] = {
+    "tenant": ("The number of the account.", matching(TENANT)),
+    "namespace": ("A namespace, which is written as a key is; the slash that it begins with may be left out.", _TEXT),
+    **{each.name: (each.summary, each.schema()) for each in validation.PATH_PARAMETERS},
+}
+# What each header means, its values, and whether it is always there.
+_HEADERS: Mapping[str, tuple[str, Schema, bool]] = {
+    "X-Response-Id": ("The id of the request, which is the txnId of a fault.", _TEXT, True),
+    "X-Service-Registry-Extensions": ("The extensions of the registry.", _TEXT, True),
+    "Location": ("The URL of the object that was created or changed.", {**_TEXT, "format": "uri"}, True),
+    "ETag": ("The tag of the value; absent if there is no value.", matching('"[0-9]+"'), False),
+    "Cache-Control": ("No cache may keep the response.", {"const": "no-store"}, True),
+    "WWW-Authenticate": ("The URL of the Auth API, and the other schemes.", matching('Keystone uri="[^"]*".*'), True),
+    # With --rate-limit off these are absent.
+    "X-Ratelimit-Path-Regex": ("The pattern of the paths that the rate limit counts.", {"const": PATHS}, False),
+    "X-Ratelimit-Limit": ("The number of GETs allowed in a window.", _COUNT, False),
+    "X-Ratelimit-Used": ("The number of GETs in the window before this one.", _COUNT, False),
+    "X-Ratelimit-Window": ("The length of the window.", matching(r"[0-9]+(?:\.[0-9]+)? seconds"), False),
+    "Reply-After": ("The end of the window, in seconds since 1970.", {"type": "integer"}, False),
+    "Retry-After": (
+        "Seconds after which to retry: after rateLimitReached, and when too many requests wait for events.",
+        {"type": "integer", "minimum": 1},
+        False,
+    ),
+}
+assert set(RATE_HEADERS) <= _HEADERS.keys()
 
 
 def reference(kind: str, name: str) -> Schema:
@@ -28,202 +65,158 @@ def reference(kind: str, name: str) -> Schema:
 
 def components() -> Schema:
     """All components, by kind and name."""
-    return {"parameters": _parameters(), "headers": _headers(), "schemas": _schemas()}
-
-
-def _parameters() -> Schema:
-    found = {
-        "tenant": ("The number of the account.", schemas.ofPattern(TENANT)),
-        "namespace": (
-            "A namespace, which is written as a key is; the slash that it begins with may be left out.",
-            {"type": "string"},
-        ),
-        **{each.name: (each.summary, schemas.ofText(each.rule)) for each in validation.PATH_PARAMETERS},
-    }
     return {
-        name: {"name": name, "in": "path", "required": True, "description": text, "schema": schema}
-        for name, (text, schema) in found.items()
+        "parameters": {
+            name: {"name": name, "in": "path", "required": True, "description": text, "schema": schema}
+            for name, (text, schema) in _PARAMETERS.items()
+        },
+        "headers": {
+            name: {"description": text, "required": required, "schema": schema}
+            for name, (text, schema, required) in _HEADERS.items()
+        },
+        "schemas": _schemas(),
     }
 
 
-def _headers() -> Schema:
-    found: Mapping[str, tuple[str, bool, Schema]] = {
-        "X-Response-Id": ("The id of the request, which is the txnId of a fault.", True, {"type": "string"}),
-        "X-Service-Registry-Extensions": ("The extensions of the registry.", True, {"type": "string"}),
-        "Location": ("The URL of the object that was created or changed.", True, {"type": "string", "format": "uri"}),
-        "ETag": ("The tag of the value; absent if there is no value.", False, schemas.ofPattern('"[0-9]+"')),
-        "Cache-Control": ("No cache may keep the response.", True, {"const": "no-store"}),
-        "WWW-Authenticate": (
-            "The URL of the Auth API, and the other schemes.",
-            True,
-            schemas.ofPattern('Keystone uri="[^"]*".*'),
-        ),
-        **_rateHeaders(),
-        "Retry-After": (
-            "Seconds after which to retry: after rateLimitReached, and when too many requests wait for events.",
-            False,
-            {"type": "integer", "minimum": 1},
-        ),
-    }
-    return {
-        name: {"description": text, "required": required, "schema": schema}
-        for name, (text, required, schema) in found.items()
-    }
+def objectOf(required: Schema, **optional: Schema) -> Schema:
+    """An object with these properties."""
+    return {"type": "object", "properties": {**required, **optional}, "required": list(required)}
 
 
-def _rateHeaders() -> dict[str, tuple[str, bool, Schema]]:
-    """With ``--rate-limit off`` they are absent."""
-    texts: dict[str, tuple[str, Schema]] = {
-        "X-Ratelimit-Path-Regex": ("The pattern of the paths that the rate limit counts.", {"const": PATHS}),
-        "X-Ratelimit-Limit": (
-            "The number of GETs allowed in a window.",
-            {"type": "integer", "minimum": 0},
-        ),
-        "X-Ratelimit-Used": ("The number of GETs in the window before this one.", {"type": "integer", "minimum": 0}),
-        "X-Ratelimit-Window": ("The length of the window.", schemas.ofPattern(r"[0-9]+(?:\.[0-9]+)? seconds")),
-        "Reply-After": ("The end of the window, in seconds since 1970.", {"type": "integer"}),
-    }
-    assert texts.keys() == set(RATE_HEADERS)
-    return {name: (text, False, schema) for name, (text, schema) in texts.items()}
+def listOf(items: Schema, **more: int) -> Schema:
+    return {"type": "array", "items": items, **more}
+
+
+def ofType(hint: Any) -> Schema:
+    """
+    The values of a type: of a TypedDict or of what one is made of.
+
+    :raises TypeError: for any other.
+    """
+    if hint in _PLAIN:
+        return dict(_PLAIN[hint])
+    if is_typeddict(hint):
+        properties = {name: ofType(each) for name, each in get_type_hints(hint).items()}
+        required = [name for name in properties if name in hint.__required_keys__]
+        return {"type": "object", "properties": properties, "required": required}
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is list:
+        return listOf(ofType(arguments[0]))
+    if origin is dict:
+        return {"type": "object", "additionalProperties": ofType(arguments[1])}
+    if origin is Literal:
+        return {**_TEXT, "enum": list(arguments)}
+    if origin is UnionType:
+        return {"type": [ofType(each)["type"] for each in arguments]}
+    raise TypeError(f"no schema for {hint!r}")
+
+
+def _object(hint: Any, **properties: Schema) -> Schema:
+    """A TypedDict, of which some properties are described more closely."""
+    schema = ofType(hint)
+    schema["properties"].update(properties)
+    return schema
 
 
 def _schemas() -> dict[str, Schema]:
-    fault = schemas.ofType(types.FaultBody)
-    fault["properties"]["type"]["enum"] = list(FAULT_TYPES)
-    fault["properties"]["code"]["enum"] = sorted(set(FAULT_TYPES.values()))
-    event = schemas.ofType(types.Event)
-    event["properties"]["id"] = schemas.ofRule(TimeUUID())
-    event["properties"]["payload"] = {"type": "object"}
-    event["oneOf"] = _payloads()
-    service = schemas.ofType(types.Service)
-    service["properties"]["id"] = schemas.ofText(validation.SERVICE_ID.rule)
-    service["properties"]["state"] = {"type": "string", "enum": ["drain", "out"]}
-    state = schemas.ofType(types.ServiceState)
-    value = schemas.ofType(types.ConfigurationValue)
-    value["properties"]["id"] = schemas.ofText(validation.KEY.rule)
-    token = schemas.ofType(types.HeartbeatToken)
-    token["properties"]["token"] = schemas.ofRule(TimeUUID())
+    id, key, token = validation.SERVICE_ID.schema(), validation.KEY.schema(), TimeUUID().schema()
+    faultType = {**_TEXT, "enum": list(FAULT_TYPES)}
+    faultCode = {"type": "integer", "enum": sorted(set(FAULT_TYPES.values()))}
+    event = _object(types.Event, id=token, payload={"type": "object"})
+    # The client's cache adds "stale" to the metadata of a page, never a registry.
+    metadata = ofType(types.PageMetadata)
+    del metadata["properties"]["stale"]
     return {
         "Access": _access(),
-        "AcquiredLock": schemas.ofType(types.AcquiredLock),
+        "AcquiredLock": ofType(types.AcquiredLock),
         "ConfigurationPage": _pageOf("ConfigurationValue"),
-        "ConfigurationValue": value,
-        "ConsoleLink": schemas.ofType(types.ConsoleLink),
-        "Event": event,
+        "ConfigurationValue": _object(types.ConfigurationValue, id=key),
+        "ConsoleLink": ofType(types.ConsoleLink),
+        "Event": {**event, "oneOf": _payloads()},
         "EventPage": _pageOf("Event"),
-        "EventStream": {"type": "string"},
-        "Fault": fault,
-        "HeartbeatOutcomes": _outcomes(),
-        "HeartbeatToken": token,
-        "Limits": schemas.ofType(types.Limits),
-        "Lock": schemas.ofType(types.Lock),
+        "EventStream": _TEXT,
+        "Fault": _object(types.FaultBody, type=faultType, code=faultCode),
+        "HeartbeatOutcomes": _outcomes(token),
+        "HeartbeatToken": _object(types.HeartbeatToken, token=token),
+        "Limits": ofType(types.Limits),
+        "Lock": ofType(types.Lock),
         "LockPage": _pageOf("Lock"),
-        "PageMetadata": _pageMetadata(),
-        "PrometheusTargets": _prometheusTargets(),
-        "Service": service,
+        "PageMetadata": metadata,
+        "PrometheusTargets": listOf(
+            objectOf(
+                {
+                    "targets": listOf(_TEXT, minItems=1, maxItems=1),
+                    "labels": {"type": "object", "additionalProperties": _TEXT},
+                }
+            )
+        ),
+        "Service": _object(types.Service, id=id, state={**_TEXT, "enum": ["drain", "out"]}),
         "ServicePage": _pageOf("Service"),
-        "ServiceState": state,
+        "ServiceState": ofType(types.ServiceState),
         "ServiceStatePage": _pageOf("ServiceState"),
     }
 
 
 def _payloads() -> list[Schema]:
     """By types of events, what is in their payloads."""
-    service = schemas.ofType(types.Service)
-    for name in ("last_seen", "state_reason"):
-        del service["properties"][name]
-    service["required"].remove("last_seen")
-    names = {"type": "array", "items": {"type": "string"}}
-    changed = {**service, "properties": {**service["properties"], "changed": names, "old_tags": names}}
-    changed["required"] = [*service["required"], "changed"]
-    lock = schemas.ofType(types.Lock)
-    ended = {**lock, "properties": {**lock["properties"], "forced": {"type": "boolean"}}}
-    ended["required"] = [*lock["required"], "forced"]
-    value = {"type": "string"}
-    update = objectOf(configuration_value_id=value, old_value={"type": ["string", "null"]}, new_value=value)
-    remove = objectOf(configuration_value_id=value, old_value=value)
-    remove["not"] = {"required": ["new_value"]}
-    states = get_args(types.State)
-    state = objectOf(
-        **schemas.ofType(types.ServiceState)["properties"], old_state={"type": "string", "enum": [*states]}
-    )
-    ofTypes = [
-        (["service.join", "service.remove", "service.timeout"], service),
-        (["service.update"], changed),
-        (["service.state"], state),
-        (["lock.acquire"], lock),
-        (["lock.release", "lock.expire"], ended),
-        (["configuration_value.update"], update),
-        (["configuration_value.remove"], remove),
-    ]
-    return [{"properties": {"type": {"enum": names}, "payload": payload}} for names, payload in ofTypes]
-
-
-def objectOf(**properties: Schema) -> Schema:
-    """An object that has all of these properties."""
-    return {"type": "object", "properties": properties, "required": list(properties)}
-
-
-def _pageOf(of: str) -> Schema:
-    values = {"type": "array", "items": reference("schemas", of), "maxItems": validation.MAXIMUM_LIMIT}
-    return objectOf(values=values, metadata=reference("schemas", "PageMetadata"))
-
-
-def _pageMetadata() -> Schema:
-    schema = schemas.ofType(types.PageMetadata)
-    # The client's cache adds it, never a registry.
-    del schema["properties"]["stale"]
-    return schema
-
-
-def _outcomes() -> Schema:
-    id = {"type": ["string", "null"]}
-    token, fault = schemas.ofRule(TimeUUID()), reference("schemas", "Fault")
-    outcomes = [objectOf(id={"type": "string"}, token=token), objectOf(id=id, fault=fault)]
-    outcomes += [objectOf(lock={"type": "string"}, token=token), objectOf(lock=id, fault=fault)]
-    return objectOf(values={"type": "array", "items": {"oneOf": outcomes}, "minItems": 1})
-
-
-def _prometheusTargets() -> Schema:
-    text: Schema = {"type": "string"}
-    targets = {"type": "array", "items": text, "minItems": 1, "maxItems": 1}
-    return {
-        "type": "array",
-        "items": objectOf(targets=targets, labels={"type": "object", "additionalProperties": text}),
+    service = dict(ofType(types.Service)["properties"])
+    optional = {"state": service.pop("state")}
+    del service["last_seen"], service["state_reason"]
+    lock = ofType(types.Lock)["properties"]
+    state = {**ofType(types.ServiceState)["properties"], "old_state": {**_TEXT, "enum": [*get_args(types.State)]}}
+    value = {"configuration_value_id": _TEXT, "old_value": _TEXT}
+    changed = {"configuration_value_id": _TEXT, "old_value": {"type": ["string", "null"]}, "new_value": _TEXT}
+    found = {
+        ("service.join", "service.remove", "service.timeout"): objectOf(service, **optional),
+        ("service.update",): objectOf({**service, "changed": listOf(_TEXT)}, old_tags=listOf(_TEXT), **optional),
+        ("service.state",): objectOf(state),
+        ("lock.acquire",): objectOf(lock),
+        ("lock.release", "lock.expire"): objectOf({**lock, "forced": {"type": "boolean"}}),
+        ("configuration_value.update",): objectOf(changed),
+        ("configuration_value.remove",): {**objectOf(value), "not": {"required": ["new_value"]}},
     }
+    return [{"properties": {"type": {"enum": list(names)}, "payload": each}} for names, each in found.items()]
+
+
+def _pageOf(name: str) -> Schema:
+    values = listOf(reference("schemas", name), maxItems=validation.MAXIMUM_LIMIT)
+    return objectOf({"values": values, "metadata": reference("schemas", "PageMetadata")})
+
+
+def _outcomes(token: Schema) -> Schema:
+    sent, fault = {"type": ["string", "null"]}, reference("schemas", "Fault")
+    outcomes = [
+        each
+        for kind in ("id", "lock")
+        for each in (objectOf({kind: _TEXT, "token": token}), objectOf({kind: sent, "fault": fault}))
+    ]
+    return objectOf({"values": listOf({"oneOf": outcomes}, minItems=1)})
 
 
 def credentials() -> Schema:
     """The body of a ``POST /tokens``."""
-    text = {"type": "string", "minLength": 1}
-    kinds = {kind: objectOf(username=text, **{key: text}) for kind, key in CREDENTIALS.items()}
+    text = {**_TEXT, "minLength": 1}
+    kinds = {kind: objectOf({"username": text, key: text}) for kind, key in CREDENTIALS.items()}
     auth = {"type": "object", "properties": kinds, "anyOf": [{"required": [kind]} for kind in kinds]}
-    return objectOf(auth=auth)
+    return objectOf({"auth": auth})
 
 
 def _access() -> Schema:
-    text = {"type": "string"}
-    number = schemas.ofPattern(TENANT)
-    endpoint = objectOf(tenantId=number, publicURL={"type": "string", "format": "uri"})
-    regional = objectOf(region={"const": REGION}, **endpoint["properties"])
+    number = matching(TENANT)
+    endpoint = {"tenantId": number, "publicURL": {**_TEXT, "format": "uri"}}
+    regional = {"region": {"const": REGION}, **endpoint}
     entries = [
         objectOf(
-            name={"const": name},
-            type={"const": type},
-            endpoints={"type": "array", "items": regional if hasRegion else endpoint, "minItems": 1, "maxItems": 1},
+            {
+                "name": {"const": name},
+                "type": {"const": type},
+                "endpoints": listOf(objectOf(regional if hasRegion else endpoint), minItems=1, maxItems=1),
+            }
         )
         for name, type, hasRegion in CATALOG
     ]
-    expires = schemas.ofPattern(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.000-06:00")
-    return objectOf(
-        access=objectOf(
-            token=objectOf(id=text, expires=expires, tenant=objectOf(id=number, name=number)),
-            user=objectOf(id=text, name=text, roles={"type": "array"}),
-            serviceCatalog={"type": "array", "items": {"oneOf": entries}, "minItems": len(entries)},
-        )
-    )
-
-
-def identityFault(kind: str, code: int) -> Schema:
-    """A fault of the Auth API."""
-    return objectOf(**{kind: objectOf(code={"const": code}, message={"type": "string"})})
+    expires = matching(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.000-06:00")
+    token = {"id": _TEXT, "expires": expires, "tenant": objectOf({"id": number, "name": number})}
+    user = {"id": _TEXT, "name": _TEXT, "roles": {"type": "array"}}
+    catalog = listOf({"oneOf": entries}, minItems=len(entries))
+    return objectOf({"access": objectOf({"token": objectOf(token), "user": objectOf(user), "serviceCatalog": catalog})})

@@ -7,7 +7,6 @@ It is the one response without a length: it ends with its connection.
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -21,8 +20,8 @@ from ..feed import EventFeed
 from ..limits import NO_HEADERS
 from ..streams import Stream
 from . import validation
-from .messages import Response, closeAfterwards, write
-from .requestlog import RequestRecord
+from .call import Call
+from .messages import Response, closeAfterwards, header, write
 
 #: What is kept for a client that reads too slowly, in bytes, beside what the kernel has. Then it is disconnected.
 BUFFER = 256 * 1024
@@ -118,22 +117,18 @@ class _Outlet:
             self._drained.fire(None)
 
 
-async def streamEvents(
-    feed: EventFeed, record: RequestRecord, query: Mapping[str, Any], authenticate: Callable[[], Awaitable[object]]
-) -> Response:
+async def streamEvents(feed: EventFeed, call: Call) -> Response:
     """
     Answer a request for the stream.
 
-    :param query: the values of the operation's parameters, by name.
-    :param authenticate: raises a fault if the token of the request has ended.
     :return: what is left to be sent: the head for a HEAD; nothing of it once the stream has been begun.
     """
-    request, tenant, streams = record.request, record.tenant, feed.streams
-    marker = query["marker"]
-    lastId = (request.requestHeaders.getRawHeaders(b"Last-Event-ID") or [b""])[0].decode("latin-1").strip()
+    record, query, streams = call.record, call.query, feed.streams
+    request, marker = record.request, query["marker"]
+    lastId = header(request, b"Last-Event-ID").strip()
     head = Response(200, headers={**_HEADERS, **record.headers}, isStream=True)
     if marker is not None and not lastId:
-        await feed.checkMarker(tenant, marker.lower())
+        await feed.checkMarker(call.tenant, marker.lower())
     if request.method == b"HEAD":
         closeAfterwards(request)
         return head
@@ -143,7 +138,7 @@ async def streamEvents(
         streams.close(stream)
         outlet.end()
 
-    stream = Stream(tenant, validation.eventTypes(query), query["tag"], outlet, authenticate, end)
+    stream = Stream(call.tenant, validation.eventTypes(query), query["tag"], outlet, call.authenticate, end)
     streams.open(stream)
     try:
         isComplete = await streams.locate(stream, None if marker is None else position(marker), lastId)

@@ -1,177 +1,344 @@
 """
-The handlers of the operations: each goes from a request to the registry's core and back.
+The operations of the API: for each a record, and the handler that goes from a request to the registry's core and back.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError
+from twisted.web.server import Request
 
-from ...types import Service
 from ..configuration import etagAt
 from ..core import Registry
-from ..faults import NO_STORE, Fault
+from ..faults import NO_STORE, pageNotFound, validationError
 from ..limits import RateLimiter, ResourceLimits
 from ..model import NewService, Page
 from ..roles import CONFIGURATION, LOCKS, SERVICES
 from ..scopes import lockScope
-from . import validation
+from ..stores.interfaces import UserRecord
+from ..stores.locks import NewLock
+from ..stores.states import UP
+from . import validation as rules
+from .batches import takeHeartbeats
 from .call import Call
-from .consolehandlers import ConsoleHandlers
 from .eventstream import streamEvents
-from .locks import LockHandlers
-from .messages import Response, faultBody, inJSON
-from .preconditions import preconditionOf
-from .prometheus import TARGETS_IN_A_TURN, targetGroups
-from .requestlog import WAITING
-from .statehandlers import StateHandlers
+from .messages import Response, baseUrl
+from .operations import Operation
+from .prometheus import listTargets
+from .requestlog import LOCK_WAITING, STREAM, WAITING, RequestRecord
+
+_Handler = TypeVar("_Handler", bound=Callable[..., Awaitable[Response]])
+
+#: All operations.
+OPERATIONS: list[Operation] = []
+
+# Of responses with a value, and of requests that write one.
+_TAGGED = ("ETag", "Cache-Control")
+_CONDITIONS = (rules.IF_MATCH, rules.IF_NONE_MATCH)
+_PAGE = (rules.LIMIT, rules.MARKER)
+_KEY_PAGE = (rules.LIMIT, rules.KEY_MARKER)
+
+_TENANT = {"tenant": "$request.path.tenant"}
+_SERVICE = {**_TENANT, "serviceId": "$request.body#/id"}
+_TOKEN = {"token": "$response.body#/token"}
+_SERVICE_LINKS = {
+    "get": {"operationId": "getService", "parameters": _SERVICE},
+    "heartbeat": {"operationId": "heartbeat", "parameters": _SERVICE, "requestBody": _TOKEN},
+    "remove": {"operationId": "removeService", "parameters": _SERVICE},
+}
+_LOCK = {"name": "$request.body#/name", **_TOKEN}
+_LOCK_LINKS = {"heartbeat": {"operationId": "heartbeatLock", "parameters": _TENANT, "requestBody": _LOCK}}
 
 
-class Handlers(StateHandlers, LockHandlers, ConsoleHandlers):
+class Console(Protocol):
+    """What the HTTP layer knows of :class:`txserviceregistry.registry.console.console.Console`."""
+
+    def serves(self, request: Request, path: str) -> bool: ...
+
+    def answer(self, record: RequestRecord, path: str) -> Awaitable[Response]: ...
+
+    def makeLink(self, user: UserRecord, root: str) -> Awaitable[Mapping[str, Any]]: ...
+
+
+def _operation(
+    target: str, summary: str, success: str, schema: str | None = None, **more: Any
+) -> Callable[[_Handler], _Handler]:
+    """The handler below answers this operation; the arguments are those of :class:`Operation`."""
+    method, path = target.split(" ")
+
+    def add(handler: _Handler) -> _Handler:
+        OPERATIONS.append(Operation(handler.__name__, handler, method, path, summary, success, schema, **more))
+        return handler
+
+    return add
+
+
+class Handlers:
     """
     The handlers of all operations.
 
     :param registry: the rules; has been started.
     :param rateLimiter: counts GETs.
     :param limits: how many objects an account may have; the same that the *registry* has.
+    :ivar console: the console, if there is one.
     """
 
     def __init__(self, registry: Registry, rateLimiter: RateLimiter, limits: ResourceLimits) -> None:
         self._registry = registry
         self._rateLimiter = rateLimiter
         self._limits = limits
+        self.console: Console | None = None
 
+    @_operation(
+        "GET /limits",
+        "Get the account's limits, and how much of the rate limit is used",
+        "The limits; the request itself is not counted in them.",
+        "Limits",
+    )
     async def getLimits(self, call: Call) -> Response:
         resource = {"service": self._limits.service, "configuration_value": self._limits.configurationValue}
-        return Response(200, {"resource": resource, "rate": self._rateLimiter.usage(call.used)})
+        used = self._rateLimiter.used(call.tenant) - 1
+        return Response(200, {"resource": resource, "rate": self._rateLimiter.usage(used)})
+
+    @_operation(
+        "POST /console-links",
+        "Make a link that opens the web console once, without a key",
+        "The link, which ends after a minute.",
+        "ConsoleLink",
+        code=201,
+    )
+    async def createConsoleLink(self, call: Call) -> Response:
+        if self.console is None:
+            raise pageNotFound()
+        return Response(201, await self.console.makeLink(call.user, baseUrl(call.record.request)))
 
     # -- services
 
+    @_operation(
+        "GET /services",
+        "List services by id, all of them or those with a tag",
+        "A page of services, sorted by id.",
+        "ServicePage",
+        query=(*_PAGE, rules.TAG, rules.STATES),
+    )
     async def listServices(self, call: Call) -> Response:
         query = call.query
-        states = query["states"] == "true"
-        page = await self._registry.list(call.tenant, query["marker"], query["limit"], query["tag"], states)
+        page = await self._registry.list(call.tenant, query["marker"], query["limit"], query["tag"], query["states"])
         return Response(200, call.page(page))
 
+    @_operation(
+        "POST /services",
+        "Register a service",
+        "The service is registered; its first heartbeat presents this token.",
+        "HeartbeatToken",
+        code=201,
+        body=rules.SERVICE_FIELDS,
+        faults=("serviceWithThisIdExists", "limitReached"),
+        sends=("Location",),
+        links=_SERVICE_LINKS,
+    )
     async def createService(self, call: Call) -> Response:
         service = NewService(*call.fields())
         call.authorize(SERVICES, service.id)
         token = await self._registry.create(call.tenant, service)
         return Response(201, {"token": token}, {"Location": call.url(f"/services/{service.id}")})
 
+    @_operation(
+        "GET /services/{serviceId}", "Get a service", "The service as it is now.", "Service", query=(rules.STATES,)
+    )
     async def getService(self, call: Call) -> Response:
-        id = validation.SERVICE_ID.value(call.argument)
-        return Response(200, await self._registry.get(call.tenant, id, call.query["states"] == "true"))
+        id = rules.SERVICE_ID.value(call.argument)
+        return Response(200, await self._registry.get(call.tenant, id, call.query["states"]))
 
+    @_operation(
+        "PUT /services/{serviceId}",
+        "Change a service; an absent field stays, and a new timeout counts from now",
+        "The service is changed.",
+        body=rules.CHANGE_FIELDS,
+        sends=("Location",),
+    )
     async def updateService(self, call: Call) -> Response:
-        id = validation.SERVICE_ID.value(call.argument)
-        changes = validation.serviceChanges(call.body, id)
+        id = rules.SERVICE_ID.value(call.argument)
+        changes = rules.serviceChanges(call.body, id)
         call.authorize(SERVICES, id)
         await self._registry.update(call.tenant, id, changes)
         return Response(204, headers={"Location": call.url(f"/services/{id}")})
 
+    @_operation("DELETE /services/{serviceId}", "Deregister a service", "The service is deregistered.")
     async def removeService(self, call: Call) -> Response:
-        id = validation.SERVICE_ID.value(call.argument)
+        id = rules.SERVICE_ID.value(call.argument)
         call.authorize(SERVICES, id)
         await self._registry.remove(call.tenant, id)
         return Response(204)
 
+    @_operation(
+        "GET /services/{serviceId}/state",
+        "Get the state of a service (the extension service-state)",
+        "The state of the service, whether or not it is registered.",
+        "ServiceState",
+    )
+    async def getState(self, call: Call) -> Response:
+        id = rules.EXISTING_SERVICE_ID.value(call.argument)
+        return Response(200, (await self._registry.states.get(call.tenant, id)).toJSON())
+
+    @_operation(
+        "PUT /services/{serviceId}/state",
+        "Set the state of a service (the extension service-state); up without a reason clears it",
+        "The state is set.",
+        body=rules.STATE_FIELDS,
+        faults=("limitReached",),
+    )
+    async def setState(self, call: Call) -> Response:
+        id = rules.SERVICE_ID.value(call.argument)
+        state, reason, seconds = call.fields()
+        call.authorize(SERVICES, id)
+        await self._registry.states.set(call.tenant, id, state, reason, seconds)
+        return Response(204)
+
+    @_operation(
+        "DELETE /services/{serviceId}/state",
+        "Clear the state of a service (the extension service-state)",
+        "The service has no state.",
+    )
+    async def clearState(self, call: Call) -> Response:
+        id = rules.SERVICE_ID.value(call.argument)
+        call.authorize(SERVICES, id)
+        await self._registry.states.set(call.tenant, id, UP)
+        return Response(204)
+
+    @_operation(
+        "GET /states",
+        "List the states that were set for services (the extension service-state)",
+        "A page of states, sorted by id.",
+        "ServiceStatePage",
+        query=_PAGE,
+    )
+    async def listStates(self, call: Call) -> Response:
+        page = await self._registry.states.list(call.tenant, call.query["marker"], call.query["limit"])
+        return Response(200, call.page(page))
+
+    @_operation(
+        "POST /services/{serviceId}/heartbeat",
+        "Send a heartbeat, with any token that was issued since the service was registered",
+        "The service has its full timeout again; the next heartbeat presents this token.",
+        "HeartbeatToken",
+        body=rules.HEARTBEAT_FIELDS,
+        needsStore=False,
+    )
     async def heartbeat(self, call: Call) -> Response:
         (token,) = call.fields()
-        id = validation.EXISTING_SERVICE_ID.value(call.argument)
+        id = rules.EXISTING_SERVICE_ID.value(call.argument)
         call.authorize(SERVICES, id)
         return Response(200, {"token": await self._registry.heartbeat(call.tenant, id, token)})
 
+    @_operation(
+        "POST /heartbeats",
+        "Send heartbeats of many services (the extension heartbeats); one that fails does not affect the others",
+        "The results, in the order of the request: a token or a fault for each heartbeat.",
+        "HeartbeatOutcomes",
+        body=rules.BATCH_FIELDS,
+        maximumBody=256 * 1024,
+        needsStore=False,
+    )
     async def heartbeats(self, call: Call) -> Response:
-        (entries,) = call.fields()
-        valid: list[tuple[str, str]] = []
-        locks: dict[int, tuple[str, str]] = {}
-        others: dict[int, str | Fault] = {}
-        isLimited = call.user.role.isLimited
-        for index, entry in enumerate(entries):
-            try:
-                heartbeat = validation.heartbeatOfBatch(entry)
-                if heartbeat is None:
-                    lock = validation.lockHeartbeatOfBatch(entry)
-                    call.authorize(LOCKS, lock[0])
-                    locks[index] = lock
-                    continue
-                if isLimited:
-                    call.authorize(SERVICES, heartbeat[0])
-                valid.append(heartbeat)
-            except Fault as fault:
-                others[index] = fault
-        taking = self._registry.heartbeats(call.tenant, valid)
-        if locks:
-            ofLocks = await self._registry.heartbeats(lockScope(call.tenant), locks.values())
-            others.update(zip(locks, ofLocks, strict=True))
-        outcomes = list(await taking)
-        for index in sorted(others):
-            outcomes.insert(index, others[index])
-        values = ", ".join(
-            [
-                # Neither the id of a service nor a token contains a character that JSON escapes.
-                f'{{"id": "{entry["id"]}", "token": "{outcome}"}}'
-                if isinstance(outcome, str) and "id" in entry
-                else _otherEntry(entry, outcome, call.record.txnId)
-                for entry, outcome in zip(entries, outcomes, strict=True)
-            ]
-        )
-        return Response(200, text=f'{{"values": [{values}]}}'.encode())
+        return await takeHeartbeats(self._registry, call)
 
+    @_operation(
+        "GET /prometheus",
+        "List services as targets for Prometheus's http_sd_configs (the extension prometheus-sd)",
+        "All targets at one moment; there are no pages.",
+        "PrometheusTargets",
+        query=(rules.TAG,),
+    )
     async def listPrometheusTargets(self, call: Call) -> Response:
-        page = await self._registry.list(call.tenant, None, sys.maxsize - 1, call.query["tag"], True)
-        services, groups = cast(Sequence[Service], page.values), list[str]()
-        for begin in range(0, len(services), TARGETS_IN_A_TURN):
-            if begin:
-                await self._registry.pause()
-            groups += map(inJSON, targetGroups(services[begin : begin + TARGETS_IN_A_TURN]))
-        return Response(200, text=f"[{', '.join(groups)}]".encode())
+        return await listTargets(self._registry, call.tenant, call.query["tag"])
 
     # -- configuration
 
+    @_operation(
+        "GET /configuration",
+        "List configuration values by key",
+        "A page of values, sorted by key.",
+        "ConfigurationPage",
+        query=(*_KEY_PAGE, rules.ETAGS),
+    )
     async def listValues(self, call: Call) -> Response:
         return await self._listValues(call, None)
 
+    @_operation(
+        "GET /configuration/{namespace}/",
+        "List the configuration values below a namespace, and the one that has its name",
+        "A page of values, sorted by key.",
+        "ConfigurationPage",
+        query=(*_KEY_PAGE, rules.ETAGS),
+    )
     async def listNamespace(self, call: Call) -> Response:
         # A namespace is written as a key is. "/" is the one that all qualified keys are in.
-        return await self._listValues(call, "/" if call.argument == "/" else validation.KEY.value(call.argument))
+        return await self._listValues(call, "/" if call.argument == "/" else rules.KEY.value(call.argument))
 
     async def _listValues(self, call: Call, namespace: str | None) -> Response:
         query = call.query
-        tagged = query["etags"] == "true"
         page = await self._registry.configuration.list(
-            call.tenant, query["marker"], query["limit"], namespace, tagged=tagged
+            call.tenant, query["marker"], query["limit"], namespace, tagged=query["etags"]
         )
         return Response(200, call.page(page))
 
+    @_operation(
+        "GET /configuration/{configurationId}",
+        "Get a configuration value",
+        "The value.",
+        "ConfigurationValue",
+        sends=_TAGGED,
+    )
     async def getValue(self, call: Call) -> Response:
-        found = await self._registry.configuration.get(call.tenant, validation.KEY.value(call.argument))
+        found = await self._registry.configuration.get(call.tenant, rules.KEY.value(call.argument))
         return Response(200, {"id": found.key, "value": found.value}, _tagged(found.position))
 
+    @_operation(
+        "PUT /configuration/{configurationId}",
+        "Set a configuration value",
+        "The value is set.",
+        body=rules.VALUE_FIELDS,
+        faults=("preconditionFailed", "limitReached"),
+        headers=_CONDITIONS,
+        sends=("Location", *_TAGGED),
+    )
     async def setValue(self, call: Call) -> Response:
-        key = validation.KEY.value(call.argument)
+        key = rules.KEY.value(call.argument)
         _, value = call.fields()
-        precondition = preconditionOf(call.record.request)
+        precondition = rules.preconditionOf(call.header)
         call.authorize(CONFIGURATION, key)
         position = await self._registry.configuration.set(call.tenant, key, value, precondition)
         return Response(204, headers={"Location": call.url(f"/configuration/{key}"), **_tagged(position)})
 
+    @_operation(
+        "DELETE /configuration/{configurationId}",
+        "Remove a configuration value",
+        "The value is removed.",
+        faults=("preconditionFailed",),
+        headers=_CONDITIONS,
+    )
     async def removeValue(self, call: Call) -> Response:
-        key = validation.KEY.value(call.argument)
-        precondition = preconditionOf(call.record.request)
+        key = rules.KEY.value(call.argument)
+        precondition = rules.preconditionOf(call.header)
         call.authorize(CONFIGURATION, key)
         await self._registry.configuration.remove(call.tenant, key, precondition)
         return Response(204)
 
     # -- events
 
+    @_operation(
+        "GET /events",
+        "List events, oldest first; with wait (the extension events-wait), wait for one that is newer than the marker",
+        "A page of events, oldest first, with the one that the marker names.",
+        "EventPage",
+        query=(rules.LIMIT, rules.EVENT_MARKER, rules.EVENT_TYPE, rules.WAIT, rules.EVENT_TYPES_WANTED),
+    )
     async def listEvents(self, call: Call) -> Response:
         limit, marker, seconds = (call.query[name] for name in ("limit", "marker", "wait"))
-        types = validation.eventTypes(call.query)
+        types = rules.eventTypes(call.query)
         marker = None if marker is None else marker.lower()
         if seconds is None:
             page = await self._registry.feed.list(call.tenant, marker, limit, types)
@@ -184,12 +351,89 @@ class Handlers(StateHandlers, LockHandlers, ConsoleHandlers):
         await call.authenticate()
         return Response(200, _eventPage(call, page))
 
+    @_operation(
+        f"GET {STREAM}",
+        "Get events as they happen (the extension event-stream)",
+        "Server-sent events until the connection ends.",
+        "EventStream",
+        query=(rules.EVENT_MARKER, rules.TAG, rules.EVENT_TYPES_WANTED),
+        mediaType="text/event-stream",
+    )
     async def streamEvents(self, call: Call) -> Response:
-        return await streamEvents(self._registry.feed, call.record, call.query, call.authenticate)
+        return await streamEvents(self._registry.feed, call)
+
+    # -- locks
+
+    @_operation(
+        "POST /locks",
+        "Acquire a lock, or wait for it; the same nonce while it is held is a heartbeat (the extension locks)",
+        "The lock is acquired; its first heartbeat presents this token.",
+        "AcquiredLock",
+        code=201,
+        body=rules.ACQUIRE_FIELDS,
+        faults=("lockHeld", "limitReached"),
+        links=_LOCK_LINKS,
+    )
+    async def acquireLock(self, call: Call) -> Response:
+        name, timeout, holder, nonce, wait, metadata = call.fields()
+        call.authorize(LOCKS, name)
+        if wait:
+            call.record.route = LOCK_WAITING
+            if call.record.isGone:
+                raise CancelledError()
+
+        async def check() -> None:
+            # The token may have ended while the request waited, or the user may no longer acquire locks.
+            (await call.authenticate()).role.check(LOCKS, name)
+
+        lock = NewLock(name, timeout, holder, nonce, metadata)
+        return Response(201, await self._registry.locks.acquire(call.tenant, lock, wait or 0, check))
+
+    @_operation(
+        "POST /locks/heartbeat",
+        "Send a heartbeat of a lock, with any token that was issued since the lock was acquired (the extension locks)",
+        "The lock has its full timeout again; the next heartbeat presents this token.",
+        "HeartbeatToken",
+        body=rules.LOCK_HEARTBEAT_FIELDS,
+        needsStore=False,
+    )
+    async def heartbeatLock(self, call: Call) -> Response:
+        name, token = call.fields()
+        call.authorize(LOCKS, name)
+        return Response(200, {"token": await self._registry.heartbeat(lockScope(call.tenant), name, token)})
+
+    @_operation(
+        "POST /locks/release",
+        "Release a lock by a token, or another's by force (the extension locks)",
+        "The lock is free; with force and without now, once its holder's timeout has passed.",
+        body=rules.RELEASE_FIELDS,
+    )
+    async def releaseLock(self, call: Call) -> Response:
+        name, token, isForced, isNow = call.fields()
+        if isNow and not isForced:
+            raise validationError("now", "Only with force")
+        if isForced and token is not None:
+            raise validationError("force", "Only without token")
+        if not isForced and token is None:
+            raise validationError("token", "Missing required key (token)")
+        call.authorize(LOCKS, name)
+        await self._registry.locks.release(call.tenant, name, token, bool(isNow))
+        return Response(204)
+
+    @_operation(
+        "GET /locks",
+        "List the locks that are held (the extension locks)",
+        "A page of locks, sorted by name.",
+        "LockPage",
+        query=(*_KEY_PAGE, rules.LOCK_NAME),
+    )
+    async def listLocks(self, call: Call) -> Response:
+        query = call.query
+        page = await self._registry.locks.list(call.tenant, query["marker"], query["limit"], query["name"])
+        return Response(200, call.page(page))
 
 
 def _tagged(position: int) -> dict[str, str]:
-    """The headers of a response with the value that has this position."""
     return {"ETag": etagAt(position), **NO_STORE}
 
 
@@ -208,12 +452,3 @@ def _asInVersion1(event: Mapping[str, Any]) -> Mapping[str, Any]:
     if "state" not in payload:
         return event
     return {**event, "payload": {name: value for name, value in payload.items() if name != "state"}}
-
-
-def _otherEntry(entry: Any, outcome: str | Fault, txnId: str) -> str:
-    """The result of an entry of a batch that is about a lock, or was refused, as JSON."""
-    # The id is repeated as it was sent, whether or not a service can have it.
-    kind = "lock" if validation.isOfLock(entry) else "id"
-    id = entry.get(kind) if isinstance(entry, dict) else None
-    result = {"token": outcome} if isinstance(outcome, str) else {"fault": faultBody(outcome, txnId)}
-    return inJSON({kind: id if isinstance(id, str) else None, **result})

@@ -139,13 +139,18 @@ def inJSON(body: Mapping[str, Any]) -> str:
     return _JSON.encode(body)
 
 
+def header(request: server.Request, name: bytes) -> str:
+    """The first header with this name; empty if there is none. Any bytes may come in it."""
+    return (request.requestHeaders.getRawHeaders(name) or [b""])[0].decode("latin-1")
+
+
 def baseUrl(request: server.Request) -> str:
     """
     The scheme and authority under which the client reached this registry, from its ``Host`` header; the local
     address if there is none that can be used.
     """
     scheme = "https" if request.isSecure() else "http"
-    host = (request.requestHeaders.getRawHeaders(b"Host") or [b""])[0].decode("latin-1")
+    host = header(request, b"Host")
     if not _HOST.fullmatch(host):
         address = request.getHost()
         if isinstance(address, IPv4Address):
@@ -170,8 +175,7 @@ def parseBody(request: server.Request) -> dict[str, Any]:
     raw: bytes = content.read()
     if not raw:
         return {}
-    contentType = (request.requestHeaders.getRawHeaders(b"Content-Type") or [b""])[0].decode("latin-1")
-    mediaType = contentType.partition(";")[0].strip()
+    mediaType = header(request, b"Content-Type").partition(";")[0].strip()
     if mediaType and mediaType.lower() != "application/json":
         raise unsupportedContentType(mediaType)
     try:

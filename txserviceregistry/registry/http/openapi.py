@@ -1,8 +1,8 @@
 """
 ``GET /openapi.json``: the API as an OpenAPI 3.1 document.
 
-Paths, parameters, bodies and responses come from the records of the operations
-(:mod:`~txserviceregistry.registry.http.operations`). Only the pages beside the API are described here.
+Paths, parameters, bodies and responses come from the records of the operations. Only the pages beside the API are
+described here.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import attrs
 from ..._version import __version__
 from ...util.faults import FAULT_TYPES
 from ..limits import RATE_HEADERS
-from . import schemas
-from .components import components, credentials, identityFault, objectOf, reference
+from .components import components, credentials, objectOf, reference
 from .messages import API, AUTH, EXTENSIONS
-from .operations import MAXIMUM_BODY, ROUTES, Operation
-from .schemas import Schema
+from .operations import MAXIMUM_BODY, Operation
+from .routes import ROUTES
+from .rules import Schema, schemaOf
+from .validation import LIMIT
 
 #: Where it is served.
 PATH = "/openapi.json"
@@ -47,10 +48,13 @@ class Page:
     faults: Sequence[str] = ()
 
 
+_TEXT: Schema = {"type": "string"}
 _HEALTH = objectOf(
-    store=objectOf(name={"type": "string"}, state={"type": "string"}),
-    uptime={"type": "number", "minimum": 0},
-    version={"type": "string"},
+    {
+        "store": objectOf({"name": _TEXT, "state": _TEXT}),
+        "uptime": {"type": "number", "minimum": 0},
+        "version": _TEXT,
+    }
 )
 
 _HEALTH_PAGE = Page(
@@ -67,14 +71,14 @@ PAGES: Mapping[str, Page] = {
     "/health/live": Page(
         "Check whether the registry's process responds",
         "It does.",
-        objectOf(state={"type": "string"}),
+        objectOf({"state": _TEXT}),
     ),
     "/metrics": Page(
         "Get the metrics for Prometheus (by default only from the registry's machine)",
         "The metrics in Prometheus's text format.",
-        {"type": "string"},
+        _TEXT,
         "text/plain",
-        {501: ("The package prometheus_client is not installed.", {"type": "string"})},
+        {501: ("The package prometheus_client is not installed.", _TEXT)},
         ["forbiddenError", "notFoundError"],
     ),
     PATH: Page("Get this description", "The API as an OpenAPI 3.1 document.", {"type": "object"}),
@@ -156,35 +160,31 @@ def description() -> Schema:
 
 
 def _operation(operation: Operation) -> Schema:
-    success = operation.success
     faults = [*_ALWAYS, *operation.faults]
-    headers = list(success.headers)
+    headers = list(operation.sends)
+    if LIMIT in operation.query:
+        faults.append("invalidLimit")
     if operation.method == "GET":
         faults.append("rateLimitReached")
         headers += RATE_HEADERS
-    schema = None if success.schema is None else reference("schemas", success.schema)
-    succeeded = _response(success.text, schema, headers, mediaType=success.mediaType)
-    if success.links:
-        succeeded["links"] = success.links
+    schema = None if operation.schema is None else reference("schemas", operation.schema)
+    succeeded = _response(operation.success, schema, headers, mediaType=operation.mediaType)
+    if operation.links:
+        succeeded["links"] = operation.links
     described: Schema = {
         "operationId": operation.name,
         "summary": operation.summary,
-        "responses": {str(success.code): succeeded, **_faults(faults, operation.limits.body)},
+        "responses": {str(operation.code): succeeded, **_faults(faults, operation.maximumBody)},
     }
     parameters = [("query", parameter) for parameter in operation.query]
     parameters += [("header", parameter) for parameter in operation.headers]
     if parameters:
         described["parameters"] = [
-            {
-                "name": parameter.name,
-                "in": place,
-                "description": parameter.summary,
-                "schema": schemas.ofText(parameter.rule),
-            }
-            for place, parameter in parameters
+            {"name": each.name, "in": place, "description": each.summary, "schema": each.schema()}
+            for place, each in parameters
         ]
     if operation.body is not None:
-        described["requestBody"] = _body(schemas.ofFields(operation.body))
+        described["requestBody"] = _body(schemaOf(operation.body))
     return described
 
 
@@ -196,8 +196,12 @@ def _authentication() -> Schema:
     )
     described["operationId"] = "authenticate"
     described["requestBody"] = _body(credentials())
-    described["responses"]["400"] = _response("The body has no valid credentials.", identityFault("badRequest", 400))
-    described["responses"]["401"] = _response("Wrong user name or API key.", identityFault("unauthorized", 401))
+    for code, kind, text in (
+        (400, "badRequest", "The body has no valid credentials."),
+        (401, "unauthorized", "Wrong user name or API key."),
+    ):
+        fault = objectOf({kind: objectOf({"code": {"const": code}, "message": _TEXT})})
+        described["responses"][str(code)] = _response(text, fault)
     described["responses"].update(_faults(["systemFailureError"], MAXIMUM_BODY))
     return described
 
@@ -246,13 +250,9 @@ def _fault(code: int, types: list[str], bodyLimit: int) -> Schema:
     if code == 503 or "rateLimitReached" in types:
         response["headers"]["Retry-After"] = reference("headers", "Retry-After")
     if code == 409:
-        holder = objectOf(
-            name={"type": "string"},
-            holder={"type": "string"},
-            fence={"type": "integer"},
-            seconds_left={"type": "number", "minimum": 0},
-        )
-        narrower.update(properties={**narrower["properties"], "lock": holder}, required=["lock"])
+        seconds = {"type": "number", "minimum": 0}
+        lock = objectOf({"name": _TEXT, "holder": _TEXT, "fence": {"type": "integer"}, "seconds_left": seconds})
+        narrower.update(properties={**narrower["properties"], "lock": lock}, required=["lock"])
     if code == 412:
         response["headers"].update({name: reference("headers", name) for name in ("ETag", "Cache-Control")})
     if code == 413:

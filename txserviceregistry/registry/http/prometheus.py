@@ -1,15 +1,16 @@
-"""
-Services as targets of Prometheus: what its ``http_sd_configs`` read.
-"""
+"""Services as targets of Prometheus: what its ``http_sd_configs`` read."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
 
-from ... import types
+from ...types import Service
 from ...util.addresses import Unusable, isEnabled, netloc, readAddress
+from ..core import Registry
+from .messages import Response, inJSON
 
 #: So many targets take about two milliseconds, after which other requests come first.
 TARGETS_IN_A_TURN = 200
@@ -19,7 +20,18 @@ _PREFIX = "__meta_service_registry_"
 _OTHERS = re.compile(r"[^A-Za-z0-9_]")
 
 
-def targetGroups(services: Iterable[types.Service]) -> Iterator[dict[str, Any]]:
+async def listTargets(registry: Registry, tenant: str, tag: str | None) -> Response:
+    """The target groups of all services at one moment, or of those with a tag."""
+    page = await registry.list(tenant, None, sys.maxsize - 1, tag, True)
+    services, groups = cast(Sequence[Service], page.values), list[str]()
+    for begin in range(0, len(services), TARGETS_IN_A_TURN):
+        if begin:
+            await registry.pause()
+        groups += map(inJSON, targetGroups(services[begin : begin + TARGETS_IN_A_TURN]))
+    return Response(200, text=f"[{', '.join(groups)}]".encode())
+
+
+def targetGroups(services: Iterable[Service]) -> Iterator[dict[str, Any]]:
     """
     The target group of each service that is to be scraped. Those without a valid address, those that are out, and those
     with ``status=disabled``, have none.

@@ -4,10 +4,9 @@ The API as a resource of twisted.web: the way of a request through the checks to
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
-from urllib.parse import parse_qsl
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
@@ -23,9 +22,8 @@ from ..limits import RateLimiter, ResourceLimits
 from ..stores.interfaces import StoreUnavailable, UserRecord
 from .admission import inTurn
 from .authentication import Authenticator, invalidToken
-from .call import Call
-from .consolehandlers import Console
-from .handlers import Handlers
+from .call import Call, sentQuery
+from .handlers import Console, Handlers
 from .messages import Response, closeAfterwards, faultResponse, parseBody, send
 from .operations import MAXIMUM_BODY, Operation
 from .requestlog import GONE, LOCK_WAITING, STREAM, WAITING, RequestLog, RequestRecord
@@ -34,7 +32,6 @@ from .statuspages import NO_PAGES, Pages
 
 # What the rate limit counts.
 _COUNTED = frozenset({b"GET", b"HEAD"})
-_NO_QUERY: tuple[Sequence[tuple[str, str]], Mapping[str, Any]] = ((), {})
 
 
 class ApiResource(Resource):
@@ -45,7 +42,6 @@ class ApiResource(Resource):
     :param identity: knows users and tokens.
     :param rateLimiter: counts GETs.
     :param limits: the same that the *registry* has.
-    :ivar requestLog: logs and counts requests.
     :ivar pages: see :mod:`~txserviceregistry.registry.http.statuspages`.
     :ivar vouchesFor: see :meth:`Authenticator.vouchesFor`.
     """
@@ -82,20 +78,17 @@ class ApiResource(Resource):
         self._handlers.console = console
 
     def render(self, request: Request) -> int:
-        """
-        Answer a request, for a plain Site.
-
-        :return: ``NOT_DONE_YET``: the response is sent from here, now or later.
-        """
-        self.answer(self.requestLog.begin(request))
+        """Answer a request, for a plain Site: the response is sent from here, now or later."""
+        self.answer(request)
         return NOT_DONE_YET
 
-    def answer(self, record: RequestRecord) -> None:
+    def answer(self, request: Request) -> None:
         """Answer a request, at once if all that it needs is in memory."""
+        record = self.requestLog.begin(request)
         answering = Deferred.fromCoroutine(self._answer(record))
         if not answering.called:
             record.isLate = True
-            record.request.notifyFinish().addErrback(lambda _: self._gone(record, answering))
+            request.notifyFinish().addErrback(lambda _: self._gone(record, answering))
 
     def _gone(self, record: RequestRecord, answering: Deferred[None]) -> None:
         # What the client had asked for is done all the same, unless it was only waiting.
@@ -104,7 +97,7 @@ class ApiResource(Resource):
             answering.cancel()
 
     async def _answer(self, record: RequestRecord) -> None:
-        txnId = record.txnId
+        request, txnId = record.request, record.txnId
         try:
             response = await self._outcome(record)
         except Fault as fault:
@@ -119,54 +112,56 @@ class ApiResource(Resource):
                 self._log.failure("Internal error while answering request {request}", request=record.name)
             response = faultResponse(internalError(), txnId)
         if record.isLate:
-            await inTurn(record.request)
+            await inTurn(request)
         if record.isGone:
             self.requestLog.end(record, GONE, response.code)
-            return
-        if record.request.startedWriting:
-            # An event stream, which ends later, or has ended.
-            if record.request.finished:
-                self.requestLog.end(record, 200)
-            else:
-                record.request.notifyFinish().addCallbacks(
-                    lambda _: self.requestLog.end(record, 200), lambda _: self.requestLog.end(record, GONE)
-                )
-            return
-        if record.headers:
-            response = attrs.evolve(response, headers={**response.headers, **record.headers})
+        elif not request.startedWriting:
+            if record.headers:
+                response = attrs.evolve(response, headers={**response.headers, **record.headers})
+            self.requestLog.end(record, self._send(record, response))
+        elif request.finished:
+            # An event stream that has ended.
+            self.requestLog.end(record, 200)
+        else:
+            request.notifyFinish().addCallbacks(
+                lambda _: self.requestLog.end(record, 200), lambda _: self.requestLog.end(record, GONE)
+            )
+
+    def _send(self, record: RequestRecord, response: Response) -> int:
         try:
-            send(record.request, response, txnId)
+            send(record.request, response, record.txnId)
         except Exception:
             self._log.failure("Cannot send the response to request {request}", request=record.name)
             if not record.request.startedWriting:
-                response = faultResponse(internalError(), txnId)
-                send(record.request, response, txnId)
-        self.requestLog.end(record, response.code)
+                response = faultResponse(internalError(), record.txnId)
+                send(record.request, response, record.txnId)
+        return response.code
 
     async def _outcome(self, record: RequestRecord) -> Response:
         request = record.request
         _checkSize(request)
         target = resolve(request.method, request.path)
-        record.route, record.object = target.route, target.argument
+        target.note(record)
         if not target.isApi:
-            if target.route == TOKENS:
-                return await self._authenticator.issueToken(request)
-            if self.console is not None and self.console.serves(request, target.path):
-                return await self.console.answer(record, target.path)
-            page = self.pages.get(target.path)
-            if page is None or request.method not in _COUNTED:
-                raise pageNotFound()
-            record.route = target.path
-            return await page(request)
-        operation = target.operation
-        if operation is not None and operation.isAudited:
-            record.change = operation.name
+            return await self._outside(record, target)
         body = parseBody(request)
         user = await self._authenticator.userOf(request)
         record.user, record.tenant = user.name, user.tenant
-        if target.tenant != user.tenant and (target.tenant or operation is None):
+        if target.tenant != user.tenant and (target.tenant or target.operation is None):
             raise invalidToken(request) if isTenant(target.tenant) else pageNotFound()
         return await self.operate(record, user, target, body, partial(self._authenticator.userOf, request))
+
+    async def _outside(self, record: RequestRecord, target: Target) -> Response:
+        request, path = record.request, target.path
+        if target.route == TOKENS:
+            return await self._authenticator.issueToken(request)
+        if self.console is not None and self.console.serves(request, path):
+            return await self.console.answer(record, path)
+        page = self.pages.get(path)
+        if page is None or request.method not in _COUNTED:
+            raise pageNotFound()
+        record.route = path
+        return await page(request)
 
     async def operate(
         self,
@@ -174,7 +169,7 @@ class ApiResource(Resource):
         user: UserRecord,
         target: Target,
         body: Mapping[str, Any],
-        authenticate: Callable[[], Awaitable[object]],
+        authenticate: Callable[[], Awaitable[UserRecord]],
     ) -> Response:
         """
         Answer a request of the API.
@@ -185,20 +180,14 @@ class ApiResource(Resource):
         request, operation, tenant = record.request, target.operation, user.tenant
         if operation is None:
             raise pageNotFound()
-        if operation.limits.needsStore and not self._registry.hasAccount(tenant):
+        if operation.needsStore and not self._registry.hasAccount(tenant):
             await self._registry.account(tenant)
-        used = 0
         if request.method in _COUNTED:
-            used = self._rateLimiter.used(tenant)
             record.headers = {**record.headers, **self._rateLimiter.headers(tenant)}
             self._rateLimiter.check(tenant)
-        parameters, query = _queryOf(operation, request) if operation.query else _NO_QUERY
-        return await operation.handler(
-            self._handlers,
-            Call(
-                record, user, tenant, target.argument, query, parameters, body, used, authenticate, operation.body or ()
-            ),
-        )
+        query = _queryOf(operation, request)
+        call = Call(record, user, tenant, target.argument, query, body, authenticate, operation.body or ())
+        return await operation.handler(self._handlers, call)
 
 
 def _checkSize(request: Request) -> None:
@@ -218,20 +207,15 @@ def _checkSize(request: Request) -> None:
             raise requestTooLarge(limit)
 
 
-def _queryOf(operation: Operation, request: Request) -> tuple[Sequence[tuple[str, str]], Mapping[str, Any]]:
-    """The query of a request as it was sent, and the values of the operation's parameters."""
-    text = request.uri.partition(b"?")[2].decode("latin-1")
-    if "%" in text or "+" in text:
-        # Bytes that are not UTF-8 become characters that no rule lets pass.
-        sent = parse_qsl(text, keep_blank_values=True, errors="surrogateescape")
-    else:
-        parts = [part.partition("=") for part in text.split("&") if part]
-        sent = [(name, value) for name, _, value in parts]
-    query = {
+def _queryOf(operation: Operation, request: Request) -> dict[str, Any]:
+    """The values of the operation's parameters."""
+    if not operation.query:
+        return {}
+    sent = sentQuery(request)
+    return {
         parameter.name: parameter.value(*[value for name, value in sent if name == parameter.name])
         for parameter in operation.query
     }
-    return sent, query
 
 
 def _forgetTraces(fault: Fault) -> None:

@@ -6,13 +6,21 @@ configuration key counts.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import attrs
 
 from ..faults import Fault, badRequest
+from .handlers import OPERATIONS
 from .messages import API, AUTH
-from .operations import MAXIMUM_BODY, ROUTES, Operation
+from .operations import MAXIMUM_BODY, Operation
+from .requestlog import RequestRecord
 
+#: The operations by path and method.
+ROUTES: Mapping[str, Mapping[str, Operation]] = {
+    path: {operation.method: operation for operation in OPERATIONS if operation.path == path}
+    for path in dict.fromkeys(operation.path for operation in OPERATIONS)
+}
 #: The one resource of the Auth API.
 TOKENS = AUTH + "/tokens"
 
@@ -47,6 +55,12 @@ class Target:
     tenant: str = ""
     operation: Operation | None = None
     argument: str = ""
+
+    def note(self, record: RequestRecord) -> None:
+        """Note what a request is about."""
+        record.route, record.object = self.route, self.argument
+        if self.operation is not None and self.operation.isAudited:
+            record.change = self.operation.name
 
 
 def resolve(method: bytes, raw: bytes) -> Target:
@@ -137,7 +151,7 @@ def targetOf(method: bytes, raw: bytes) -> Target:
 def bodyLimit(method: bytes, raw: bytes) -> int:
     """How many bytes of a body are too many for a request, known as soon as its first line is."""
     operation = targetOf(method, raw).operation
-    return MAXIMUM_BODY if operation is None else operation.limits.body
+    return MAXIMUM_BODY if operation is None else operation.maximumBody
 
 
 def _configuration(method: str, rest: str) -> tuple[str, str]:

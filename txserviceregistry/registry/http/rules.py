@@ -1,20 +1,20 @@
 """
-Rules for values: strings, numbers, lists and mappings, each with its bounds, and the reasons why a value breaks them.
-
-A rule is data: the description of the API (:mod:`~txserviceregistry.registry.http.schemas`) is made from the rules that
-check requests. Which field has which rule is in :mod:`~txserviceregistry.registry.http.validation`.
+Rules for values: what a field of a body or a parameter may be, the reasons why a value breaks a rule, and the JSON
+Schema (2020-12) of the values that follow it.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import attrs
 
 from ..faults import Fault, badParameter, validationError
+
+Schema: TypeAlias = dict[str, Any]
 
 
 class Invalid(Exception):
@@ -30,6 +30,9 @@ class Rule(Protocol):
         :raises Invalid: if it breaks the rule.
         """
 
+    def schema(self) -> Schema:
+        """The values that follow the rule in a body."""
+
 
 @attrs.frozen
 class Text:
@@ -37,7 +40,6 @@ class Text:
     A string.
 
     :ivar shortest: the least number of characters (code points).
-    :ivar longest: the greatest.
     :ivar pattern: what the whole string has to match; ``None`` for all characters that UTF-8 can express. It means the
         same to Python (with ``re.ASCII``) and to ECMAScript, the dialect of JSON Schema.
     """
@@ -61,6 +63,10 @@ class Text:
             raise Invalid("Invalid characters")
         return value
 
+    def schema(self) -> Schema:
+        schema = {"type": "string"} if self.pattern is None else matching(self.pattern)
+        return {**schema, "minLength": self.shortest, "maxLength": self.longest}
+
 
 @attrs.frozen
 class Number:
@@ -70,35 +76,32 @@ class Number:
     greatest: int
 
     def check(self, value: object) -> int:
-        number = self._integer(value)
+        number = _integer(value)
         if not self.least <= number <= self.greatest:
             raise Invalid(f"Value out of range ({self.least}..{self.greatest})")
         return number
 
-    def _integer(self, value: object) -> int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if isinstance(value, float) and math.isfinite(value) and value.is_integer():
-            return int(value)
-        if isinstance(value, str) and _NUMBER.fullmatch(value):
-            # A number that overflows is infinite: an integer out of every range.
-            number = max(-_HUGE, min(float(value), _HUGE))
-            if number.is_integer():
-                return int(number)
-        raise Invalid("Invalid integer")
+    def schema(self) -> Schema:
+        numbers = "|".join(_digits(self.least, self.greatest))
+        # Exponents and other white space are accepted too; no pattern can compare a number with an exponent.
+        return {"anyOf": [self.inText(), matching(rf" *\+?0*(?:{numbers})(?:\.0*)? *")]}
+
+    def inText(self) -> Schema:
+        """The values in a path or a query, where a number is written in digits, and in one way only."""
+        return {"type": "integer", "minimum": self.least, "maximum": self.greatest}
 
 
 @attrs.frozen
-class DeferredFields:
-    """
-    An object with these fields, or with those of *others*, which is checked later, by itself.
-    """
+class Unchecked:
+    """A value that is checked later, by itself."""
 
-    fields: tuple[Field, ...]
-    others: tuple[Field, ...]
+    described: Schema
 
     def check(self, value: object) -> object:
         return value
+
+    def schema(self) -> Schema:
+        return self.described
 
 
 @attrs.frozen
@@ -118,23 +121,24 @@ class Choice:
             raise Invalid(f"Invalid {self.what}: {given}. Valid {self.what}s are: {','.join(self.words)}")
         return value
 
+    def schema(self) -> Schema:
+        return {"type": "string", "enum": list(self.words)}
+
 
 @attrs.frozen
 class Words:
-    """
-    Some of a few words, separated by commas, or ``all``. An empty text is none of them.
-
-    :ivar choice: the words.
-    """
+    """Some of a few words, separated by commas, or ``all``; in a query."""
 
     choice: Choice
 
     def check(self, value: object) -> frozenset[str]:
-        if not isinstance(value, str):
-            raise Invalid("Not a string")
         if value == "all":
             return frozenset(self.choice.words)
-        return frozenset(map(self.choice.check, value.split(",")))
+        return frozenset(map(self.choice.check, str(value).split(",")))
+
+    def schema(self) -> Schema:
+        word = f"(?:{'|'.join(map(re.escape, self.choice.words))})"
+        return matching(f"|all|{word}(?:,{word})*")
 
 
 @attrs.frozen
@@ -149,6 +153,9 @@ class AnyOf:
             return self.first.check(value)
         except Invalid:
             return self.second.check(value)
+
+    def schema(self) -> Schema:
+        return {"anyOf": [self.first.schema(), self.second.schema()]}
 
 
 @attrs.frozen
@@ -165,6 +172,9 @@ class Items:
         _checkCount(len(value), self.most, self.least)
         check = self.element.check
         return tuple([check(element) for element in value])
+
+    def schema(self) -> Schema:
+        return {"type": "array", "items": self.element.schema(), "minItems": self.least, "maxItems": self.most}
 
 
 @attrs.frozen
@@ -191,16 +201,13 @@ class MappingOf:
         except Invalid as reason:
             raise Invalid(f"Value for key '{key}': {reason}")
 
+    def schema(self) -> Schema:
+        names, values = self.key.schema(), self.value.schema()
+        return {"type": "object", "propertyNames": names, "additionalProperties": values, "maxProperties": self.most}
 
-@attrs.frozen
+
 class TimeUUID:
-    """
-    The text of a version-1 UUID, in its canonical form, with letters of any case.
-
-    :cvar pattern: what the whole text matches.
-    """
-
-    pattern: ClassVar[str] = "[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-1[0-9A-Fa-f]{3}-[89abAB][0-9A-Fa-f]{3}-[0-9A-Fa-f]{12}"
+    """The text of a version-1 UUID, in its canonical form, with letters of any case."""
 
     def check(self, value: object) -> str:
         if not isinstance(value, str):
@@ -209,20 +216,14 @@ class TimeUUID:
             return value
         if not _UUID.fullmatch(value):
             raise Invalid("Invalid UUID")
-        if value[14] != "1":
-            raise Invalid("UUID is not version 1")
-        raise Invalid("Unsupported UUID variant")
+        raise Invalid("UUID is not version 1" if value[14] != "1" else "Unsupported UUID variant")
+
+    def schema(self) -> Schema:
+        return matching(_TIME_UUID.pattern)
 
 
-@attrs.frozen
 class AnyUUID:
-    """
-    The text of a UUID of any version, in its canonical form; letters become lower-case.
-
-    :cvar pattern: what the whole text matches.
-    """
-
-    pattern: ClassVar[str] = "[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+    """The text of a UUID of any version, in its canonical form; letters become lower-case."""
 
     def check(self, value: object) -> str:
         if not isinstance(value, str):
@@ -231,8 +232,10 @@ class AnyUUID:
             raise Invalid("Invalid UUID")
         return value.lower()
 
+    def schema(self) -> Schema:
+        return matching(_UUID.pattern)
 
-@attrs.frozen
+
 class Flag:
     """``true`` or ``false``."""
 
@@ -241,9 +244,14 @@ class Flag:
             raise Invalid("Not a boolean")
         return value
 
+    def schema(self) -> Schema:
+        return {"type": "boolean"}
 
-_TIME_UUID = re.compile(TimeUUID.pattern, re.ASCII)
-_UUID = re.compile(AnyUUID.pattern, re.ASCII)
+
+_UUID = re.compile("[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", re.ASCII)
+_TIME_UUID = re.compile(
+    "[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-1[0-9A-Fa-f]{3}-[89abAB][0-9A-Fa-f]{3}-[0-9A-Fa-f]{12}", re.ASCII
+)
 # Each character can match in one place only, so that no text takes long.
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", re.ASCII)
 _HUGE = 1e30
@@ -266,7 +274,6 @@ class Field:
 
     @property
     def isRequired(self) -> bool:
-        """Whether it must not be absent."""
         return self.default is None and not self.isOptional
 
     def value(self, body: Mapping[str, object]) -> Any:
@@ -287,11 +294,19 @@ class Field:
             raise validationError(self.name, f"Missing required key ({self.name})")
         return None if self.isOptional or self.default is None else self.default()
 
+    def schema(self) -> Schema:
+        schema = self.rule.schema()
+        if self.default is None:
+            return schema
+        default = self.default()
+        default = list(default) if isinstance(default, tuple) else default
+        return {**schema, "type": [schema["type"], "null"], "default": default}
+
 
 @attrs.frozen
 class Parameter:
     """
-    A parameter of a path or a query.
+    A parameter of a path or a query, or a header.
 
     :ivar summary: what it means, for the description of the API.
     :ivar default: the value of an absent parameter.
@@ -321,6 +336,46 @@ class Parameter:
             if self.refusal is not None:
                 raise self.refusal(given[0], str(reason))
             raise badParameter(self.name, str(reason))
+
+    def schema(self) -> Schema:
+        return self.rule.inText() if isinstance(self.rule, Number) else self.rule.schema()
+
+
+def schemaOf(fields: Sequence[Field]) -> Schema:
+    """An object with these fields; more of them are ignored."""
+    schema: Schema = {"type": "object", "properties": {field.name: field.schema() for field in fields}}
+    required = [field.name for field in fields if field.isRequired]
+    return {**schema, "required": required} if required else schema
+
+
+def matching(pattern: str) -> Schema:
+    """
+    A text of which the whole matches.
+
+    :param pattern: one that means the same to Python and to ECMAScript.
+    """
+    return {"type": "string", "pattern": f"^(?:{pattern})$"}
+
+
+def _integer(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        # A number that overflows is infinite: an integer out of every range.
+        value = max(-_HUGE, min(float(value), _HUGE))
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        return int(value)
+    raise Invalid("Invalid integer")
+
+
+def _digits(least: int, greatest: int) -> Iterator[str]:
+    """Patterns that together match the numbers of a range; each matches 1, 10, 100, … of them."""
+    while least <= greatest:
+        size = 1
+        while least and least % (size * 10) == 0 and least + size * 10 - 1 <= greatest:
+            size *= 10
+        yield f"{least // size}{'[0-9]' * (len(str(size)) - 1)}"
+        least += size
 
 
 def _checkCount(count: int, most: int, least: int = 0) -> None:

@@ -1,16 +1,11 @@
 """
-The rules for what clients send: which values a field, a path or a query may have.
-
-A rule is a :class:`~txserviceregistry.registry.http.rules.Field` of a body or a
-:class:`~txserviceregistry.registry.http.rules.Parameter`; an operation
-(:mod:`~txserviceregistry.registry.http.operations`) names those that it takes. The rules check requests and describe
-the API. The functions have the checks that a single rule can't express.
+The rules for what clients send in bodies, paths, queries and headers, and the checks that a single rule can't express.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import attrs
@@ -18,26 +13,26 @@ import attrs
 from ...types import State
 from ...util.fields import ETAGS as ETAG_LIST
 from ..faults import Fault, badHeader, badParameter, badRequest, invalidLimit, notFound, validationError
-from ..model import EVENT_TYPES, PLAIN_TYPES, ServiceChanges
+from ..model import EVENT_TYPES, PLAIN_TYPES, UNCONDITIONAL, Precondition, ServiceChanges
 from .rules import (
     AnyOf,
+    AnyUUID,
     Choice,
-    DeferredFields,
     Field,
-    Invalid,
+    Flag,
     Items,
     MappingOf,
     Number,
     Parameter,
     Text,
     TimeUUID,
+    Unchecked,
     Words,
+    schemaOf,
 )
 
 DEFAULT_LIMIT = 100
 MAXIMUM_LIMIT = 1000
-# How long a state may be set for: 30 days.
-MOST_SECONDS = 2_592_000
 BAD_MARKER = r"Marker contains invalid characters. Valid characters are: /^[a-z0-9\-:_\.\/]{0,255}$/i"
 
 _SERVICE_ID = Text(3, 65, r"[A-Za-z0-9_\-.]*")
@@ -48,27 +43,44 @@ _MARKER = Text(0, 255, r"[A-Za-z0-9\-:_./]*")
 
 # -- fields of bodies
 
-_ID = Field("id", _SERVICE_ID)
-_TOKEN = Field("token", TimeUUID())
+ID = Field("id", _SERVICE_ID)
+TOKEN = Field("token", TimeUUID())
+
+_METADATA = Field("metadata", MappingOf(Text(1, 255), Text(1, 255), most=20), default=dict)
+_NAME = Field("name", _KEY)
 
 SERVICE_FIELDS = (
-    _ID,
+    ID,
     Field("heartbeat_timeout", Number(3, 120)),
     Field("tags", Items(Text(1, 55), most=10), default=tuple),
-    Field("metadata", MappingOf(Text(1, 255), Text(1, 255), most=20), default=dict),
+    _METADATA,
 )
 CHANGE_FIELDS = tuple(attrs.evolve(field, isOptional=True) for field in SERVICE_FIELDS)
-HEARTBEAT_FIELDS = (_TOKEN,)
-# An invalid entry is refused in its own place of the response.
-_LOCK = Field("lock", _KEY)
-BATCH_FIELDS = (Field("heartbeats", Items(DeferredFields((_ID, _TOKEN), (_LOCK, _TOKEN)), most=1000, least=1)),)
+HEARTBEAT_FIELDS = (TOKEN,)
+LOCK = Field("lock", _KEY)
+_ENTRY = Unchecked({"anyOf": [schemaOf((ID, TOKEN)), schemaOf((LOCK, TOKEN))]})
+BATCH_FIELDS = (Field("heartbeats", Items(_ENTRY, most=1000, least=1)),)
 # A client may send a value's key in the body too, where it is ignored; but it has to be one.
 VALUE_FIELDS = (Field("id", _KEY, isOptional=True), Field("value", Text(1, 1024)))
-
 STATE_FIELDS = (
     Field("state", Choice("state", get_args(State))),
     Field("reason", Text(0, 255), default=str),
-    Field("expires_in", Number(1, MOST_SECONDS), isOptional=True),
+    Field("expires_in", Number(1, 30 * 86_400), isOptional=True),
+)
+ACQUIRE_FIELDS = (
+    _NAME,
+    Field("timeout", Number(3, 120)),
+    Field("holder", Text(0, 255), default=str),
+    Field("nonce", AnyUUID(), isOptional=True),
+    Field("wait", Number(0, 60), isOptional=True),
+    _METADATA,
+)
+LOCK_HEARTBEAT_FIELDS = (_NAME, TOKEN)
+RELEASE_FIELDS = (
+    _NAME,
+    attrs.evolve(TOKEN, isOptional=True),
+    Field("force", Flag(), isOptional=True),
+    Field("now", Flag(), isOptional=True),
 )
 
 # -- parameters of paths
@@ -81,14 +93,19 @@ PATH_PARAMETERS = (SERVICE_ID, KEY)
 
 # -- parameters of queries
 
-FLAG = Choice("value", ("true", "false"))
+_FLAG = Choice("value", ("true", "false"))
+_TAG = re.compile('"([^"]*)"')
+
+
+class _Flag(Parameter):
+    def value(self, *given: str) -> bool:
+        return bool(super().value(*given) == "true")
 
 
 class _Limit(Parameter):
     """The one parameter that may not be given twice."""
 
     def value(self, *given: str) -> int:
-        """See :meth:`Parameter.value`."""
         if not given:
             return DEFAULT_LIMIT
         if len(given) > 1 or not re.fullmatch(r"-?[0-9]+", given[0], re.ASCII):
@@ -130,12 +147,10 @@ EVENT_TYPES_WANTED = Parameter(
     refusal=_refuseEventQuery,
     ignoresEmpty=True,
 )
-ETAGS = Parameter("etags", FLAG, "Whether each value has its tag, as etag (the extension etag).", default="false")
-STATES = Parameter(
-    "states",
-    FLAG,
-    "Whether services that are not up have their state and state_reason (the extension service-state).",
-    default="false",
+LOCK_NAME = Parameter("name", _KEY, "Only the lock with this name.")
+ETAGS = _Flag("etags", _FLAG, "Whether each value has its tag, as etag (the extension etag).")
+STATES = _Flag(
+    "states", _FLAG, "Whether services that are not up have their state and state_reason (the extension service-state)."
 )
 WAIT = Parameter("wait", Number(1, 60), "The time to wait for an event that is newer than the marker, in seconds.")
 
@@ -186,31 +201,20 @@ def serviceChanges(body: Mapping[str, object], id: str) -> ServiceChanges:
     return ServiceChanges(*[field.value(body) for field in fields])
 
 
-def heartbeatOfBatch(entry: Any) -> tuple[str, str] | None:
+def preconditionOf(header: Callable[[bytes], str | None]) -> Precondition:
     """
-    The service id and the token of one heartbeat of a batch; ``None`` if it is one of a lock.
+    The precondition of a write (RFC 9110, 13.1). ``W/`` before a tag, which proxies that compress add, is ignored.
 
-    :raises Fault: if it is not an object, or for the first invalid field.
+    :param header: gives a header of the request.
+    :raises Fault: 400 if a header is malformed, or both are there.
     """
-    try:
-        return _ID.rule.check(entry[_ID.name]), _TOKEN.rule.check(entry[_TOKEN.name])
-    except (KeyError, TypeError, Invalid):
-        # The few that are invalid are checked again, with reasons.
-        pass
-    if not isinstance(entry, dict):
-        raise validationError("heartbeats", "Not a hash")
-    return None if isOfLock(entry) else (_ID.value(entry), _TOKEN.value(entry))
-
-
-def isOfLock(entry: Any) -> bool:
-    """Whether an entry of a batch is about a lock."""
-    return isinstance(entry, dict) and _LOCK.name in entry and _ID.name not in entry
-
-
-def lockHeartbeatOfBatch(entry: Mapping[str, object]) -> tuple[str, str]:
-    """
-    The name and the token of one heartbeat of a lock in a batch.
-
-    :raises Fault: for the first invalid field.
-    """
-    return _LOCK.value(entry), _TOKEN.value(entry)
+    match, noneMatch = header(b"If-Match"), header(b"If-None-Match")
+    if match is not None and noneMatch is not None:
+        raise badRequest("'If-Match' and 'If-None-Match' headers can't be combined", "Send only one of them")
+    if match is not None:
+        text = IF_MATCH.value(match)
+        return Precondition(True, None if text == "*" else frozenset(_TAG.findall(text)))
+    if noneMatch is not None:
+        IF_NONE_MATCH.value(noneMatch)
+        return Precondition(False)
+    return UNCONDITIONAL

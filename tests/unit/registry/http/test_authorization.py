@@ -8,7 +8,8 @@ from uuid import uuid1
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.http.operations import OPERATIONS, Operation
+from txserviceregistry.registry.http.handlers import OPERATIONS
+from txserviceregistry.registry.http.operations import Operation
 from txserviceregistry.registry.roles import KINDS, WRITE, Role
 
 from ..test_tenants import ARGUMENTS, BODIES

@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.registry.http.locks`: locks, as what a client sends and gets.
+Tests for :mod:`txserviceregistry.registry.http.handlers`: locks, as what a client sends and gets.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ from tests.unit.registry.http.test_statuspages import sourcesOf
 from tests.unit.registry.wire import KEY, USER, Api
 from txserviceregistry.registry import faults
 from txserviceregistry.registry.faults import Fault
-from txserviceregistry.registry.http import openapi, rules, schemas, validation
+from txserviceregistry.registry.http import components, openapi, rules, validation
+from txserviceregistry.registry.http.handlers import OPERATIONS
 from txserviceregistry.registry.http.health import Health
 from txserviceregistry.registry.http.messages import API, EXTENSIONS
-from txserviceregistry.registry.http.operations import OPERATIONS
 from txserviceregistry.registry.http.statuspages import StatusPages
 from txserviceregistry.registry.model import EVENT_TYPES
 from txserviceregistry.util.faults import FAULT_TYPES
@@ -176,7 +176,7 @@ class DocumentTests(SynchronousTestCase):
         """
         A type without an equivalent in JSON is an error.
         """
-        self.assertRaises(TypeError, schemas.ofType, bytes)
+        self.assertRaises(TypeError, components.ofType, bytes)
 
 
 class ServedTests(SynchronousTestCase):
@@ -269,8 +269,8 @@ class SchemaTests(SynchronousTestCase):
     a line feed at the end pass.)
     """
 
-    def agrees(self, rule: rules.Rule, value: Any, schema: schemas.Schema | None = None) -> None:
-        fits = Draft202012Validator(schema or schemas.ofRule(rule)).is_valid(value)
+    def agrees(self, rule: rules.Rule, value: Any, schema: rules.Schema | None = None) -> None:
+        fits = Draft202012Validator(schema or rule.schema()).is_valid(value)
         try:
             rule.check(value)
         except rules.Invalid:
@@ -300,7 +300,7 @@ class SchemaTests(SynchronousTestCase):
         """
         if isinstance(value, str) and "e" in value:
             # A pattern can't tell what such a number is: the schema leaves it out.
-            self.assertFalse(Draft202012Validator(schemas.ofRule(rules.Number(3, 120))).is_valid(value))
+            self.assertFalse(Draft202012Validator(rules.Number(3, 120).schema()).is_valid(value))
         elif value == value and value not in (float("inf"), float("-inf")):
             self.agrees(rules.Number(3, 120), value)
 
@@ -325,7 +325,7 @@ class SchemaTests(SynchronousTestCase):
         Whole bodies: what has to be there, and what may be ``null``.
         """
         for fields in (operation.body for operation in OPERATIONS if operation.name != "heartbeats" and operation.body):
-            fits = Draft202012Validator(schemas.ofFields(fields)).is_valid(body)
+            fits = Draft202012Validator(rules.schemaOf(fields)).is_valid(body)
             try:
                 for field in fields:
                     field.value(body)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.faults import Fault
-from txserviceregistry.registry.http import validation
+from txserviceregistry.registry.http import batches, validation
 from txserviceregistry.registry.model import NewService, ServiceChanges
 
 TOKEN = "a56b7c00-f7c2-11e1-a0d7-8d4d1d0b7f2e"
@@ -472,9 +472,9 @@ class AnythingTests(SynchronousTestCase):
         self.check(validation.serviceChanges, body, "web1")
         self.check(heartbeatToken, body)
         self.check(configurationValue, body)
-        self.check(validation.heartbeatOfBatch, body)
+        self.check(batches.heartbeatOf, body)
         for entry in self.check(heartbeats, body) or ():
-            self.check(validation.heartbeatOfBatch, entry)
+            self.check(batches.heartbeatOf, entry)
 
     @given(
         st.fixed_dictionaries(
