@@ -6,27 +6,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
+
 from .faults import Fault, limitReached, notFound, preconditionFailed
-from .limits import ResourceLimits
+from .feed import EventFeed
 from .model import UNCONDITIONAL, Page, Precondition
 from .stores.interfaces import IStore, LimitExceeded, NoSuchObject, PreconditionFailed, ValueRecord
-from .subscribers import Subscribers
 from .tasks import TaskOwner, available, owned
 
 
+@attrs.define(eq=False)
 class Configuration:
-    """
-    The configuration values of all tenants.
+    """The configuration values of all tenants; each may have a *maximum* of them."""
 
-    :param limits: how many values an account may have.
-    :param subscribers: are notified of changes.
-    """
-
-    def __init__(self, store: IStore, limits: ResourceLimits, subscribers: Subscribers, tasks: TaskOwner) -> None:
-        self._store = store
-        self._maximum = limits.configurationValue
-        self._subscribers = subscribers
-        self._tasks = tasks
+    _store: IStore
+    _feed: EventFeed
+    _tasks: TaskOwner
+    _maximum: int
 
     @owned
     async def list(
@@ -39,8 +35,7 @@ class Configuration:
         :param tagged: whether each has its tag, as ``etag``.
         """
         records = await available(self._store.listValues(tenant, marker, limit + 1, namespace))
-        nextMarker = records[limit].key if len(records) > limit else None
-        return Page([_shown(record, tagged) for record in records[:limit]], nextMarker)
+        return Page.of([_shown(record, tagged) for record in records], limit)
 
     @owned
     async def get(self, tenant: str, key: str) -> ValueRecord:
@@ -64,7 +59,7 @@ class Configuration:
             raise _refused(key, refusal.position)
         except LimitExceeded:
             raise limitReached("configuration_value", self._maximum)
-        self._subscribers.notify((tenant,), "configuration_value.update")
+        self._feed.notify((tenant,), "configuration_value.update")
         return position
 
     @owned
@@ -80,7 +75,7 @@ class Configuration:
             raise _refused(key, refusal.position)
         except NoSuchObject:
             raise notFound("ConfigurationValue", key)
-        self._subscribers.notify((tenant,), "configuration_value.remove")
+        self._feed.notify((tenant,), "configuration_value.remove")
 
 
 def etagAt(position: int) -> str:

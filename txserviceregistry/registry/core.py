@@ -17,6 +17,7 @@ from twisted.internet.task import deferLater
 
 from .. import types
 from ..util.deferred import returnsDeferred
+from .cluster import Cluster
 from .configuration import Configuration
 from .engine import Engine
 from .faults import limitReached, notFound, serviceExists
@@ -28,17 +29,11 @@ from .places import Places
 from .scopes import isLockScope
 from .servicelog import ServiceLog
 from .states import ServiceStates
-from .stores.interfaces import (
-    Account,
-    IStore,
-    LimitExceeded,
-    NoSuchObject,
-    ObjectExists,
-    ServiceRecord,
-)
+from .stores.interfaces import Account, IStore, LimitExceeded, NoSuchObject, ObjectExists, ServiceRecord
+from .stores.shared import ISharedStore
 from .stores.states import UP
-from .subscribers import Subscribers
-from .tasks import available, owned
+from .streams import EventStreams
+from .tasks import TaskOwner, Turns, available, owned
 
 
 class Registry:
@@ -55,13 +50,9 @@ class Registry:
     :param wallClock: seconds since the epoch.
     :param limits: how many objects an account may have.
     :param eventRetention: how long events are kept, in seconds; not less than :attr:`EventFeed.EVENTS_SHOWN`.
-    :param subscribers: the requests that wait for events; a default number of them may do so if not given.
-    :ivar configuration: the configuration values.
+    :param followers: places for requests that wait for events or locks; a default number if not given.
+    :param streams: places for event streams; a default number if not given.
     :param locks: what is to be done about locks after the restore of a backup.
-    :param streams: how many event streams there may be; a default number if not given.
-    :ivar feed: the events.
-    :ivar states: the states of services.
-    :ivar locks: the locks.
     :ivar heartbeat: see :meth:`Engine.heartbeat`; of a service, the scope is the tenant.
     :ivar heartbeats: see :meth:`Engine.takeHeartbeats`.
     :ivar lastSeen: see :meth:`Engine.lastSeen`.
@@ -75,51 +66,26 @@ class Registry:
         wallClock: Callable[[], float] = time.time,
         limits: ResourceLimits = ResourceLimits(),  # noqa: B008 (it is immutable)
         eventRetention: float = EVENT_RETENTION,
-        subscribers: Subscribers | None = None,
-        locks: LockOptions = LockOptions(),  # noqa: B008 (as above)
+        followers: Places | None = None,
         streams: Places | None = None,
+        locks: LockOptions = LockOptions(),  # noqa: B008 (as above)
     ) -> None:
         self._store = store
         self._clock = clock
-        self._wallClock = wallClock
         self._limits = limits
         self._accounts: dict[str, Account] = {}
-        self._subscribers = subscribers or Subscribers(clock)
-        self._engine = engine = Engine(store, clock=clock, wallClock=wallClock, subscribers=self._subscribers)
-        self._tasks, self._live, self._cluster = engine.tasks, engine.live, engine.cluster
-        self._deadlines = self._live.deadlines
-        self._changed = engine.changed
-        self.heartbeat, self.heartbeats = engine.heartbeat, engine.takeHeartbeats
-        self.lastSeen = engine.lastSeen
-        self.locks = Locks(
-            store.locks,
-            engine,
-            self._subscribers.places,
-            clock=clock,
-            wallClock=wallClock,
-            limits=limits,
-            options=locks,
-        )
-        self.configuration = Configuration(store, limits, self._subscribers, self._tasks)
-        self.feed = EventFeed(
-            store,
-            self.account,
-            self._subscribers,
-            streams or Places(10_000, 5_000),
-            clock=clock,
-            wallClock=wallClock,
-            tasks=self._tasks,
-            retention=eventRetention,
-        )
-        self.states = ServiceStates(
-            store,
-            lambda tenants: self._subscribers.notify(tenants, "service.state"),
-            clock=clock,
-            wallClock=wallClock,
-            tasks=self._tasks,
-            maximum=limits.service,
-            retention=eventRetention,
-        )
+        self._tasks = tasks = TaskOwner()
+        turns, self._followers = Turns(clock), followers or Places(5_000, 2_500)
+        shared = clock, wallClock, tasks, turns, eventRetention
+        openStreams = EventStreams(store, self.account, streams or Places(10_000, 5_000), *shared)
+        self.feed = EventFeed(store, self.account, self._followers, openStreams, *shared)
+        kind = Cluster if ISharedStore.providedBy(store) else Engine
+        self._engine = engine = kind(store, self.feed, tasks, clock, wallClock)
+        self._live, self._deadlines = engine.live, engine.live.deadlines
+        self.heartbeat, self.heartbeats, self.lastSeen = engine.heartbeat, engine.takeHeartbeats, engine.lastSeen
+        self.locks = Locks(store.locks, engine, self._followers, tasks, clock, wallClock, limits.lock, locks)
+        self.configuration = Configuration(store, self.feed, tasks, limits.configurationValue)
+        self.states = ServiceStates(store, self.feed, tasks, clock, wallClock, limits.service, eventRetention)
         self._registered = ServiceLog(clock, "Services registered")
         self._deregistered = ServiceLog(clock, "Services deregistered")
 
@@ -157,21 +123,21 @@ class Registry:
         counts = self._deadlines.count()
         return Figures(
             services={scope: count for scope, count in counts.items() if not isLockScope(scope)},
-            subscribers=self._subscribers.places.count,
+            subscribers=self._followers.count,
             streams=self.feed.streams.places.count,
             heartbeats=self._engine.heartbeats,
-            waiting=0 if self._cluster is None else self._cluster.waiting,
-            expirations=self._engine.expirations,
+            waiting=self._engine.waiting,
+            expirations=self._engine.expirations["service.timeout"],
             stalls=self._live.time.stalls,
             stalledSeconds=self._live.time.stalledSeconds,
             locks=sum(count for scope, count in counts.items() if isLockScope(scope)),
             acquisitions=self.locks.acquisitions,
-            lockExpirations=self._engine.lockExpirations,
+            lockExpirations=self._engine.expirations["lock.expire"],
         )
 
     def pause(self) -> Deferred[None]:
         """Fires in another turn of the reactor, between the parts of long work."""
-        return deferLater(self._clock, 0, lambda: None)
+        return deferLater(self._clock, 0)
 
     # -- accounts
 
@@ -237,8 +203,7 @@ class Registry:
         """A page of services by id, from *marker* on: all, or those with this *tag*; with their states if asked for."""
         hidden = self._live.hidden(tenant)
         records = await available(self._store.listServices(tenant, marker, limit + 1, tag, hidden, states))
-        nextMarker = records[limit].id if len(records) > limit else None
-        return Page([self._shown(tenant, record) for record in records[:limit]], nextMarker)
+        return Page.of([self._shown(tenant, record) for record in records], limit)
 
     def _shown(self, tenant: str, record: ServiceRecord) -> types.Service:
         state = self._deadlines.find(tenant, record.id, record.incarnation)
@@ -267,7 +232,7 @@ class Registry:
         if changes == ServiceChanges():
             return
         updating = self._store.updateService(tenant, id, state.incarnation, changes)
-        record = await self._engine.applied(state, self._changed((tenant,), updating, "service.update"))
+        record = await self._engine.applied(state, updating, "service.update")
         if self._deadlines.active(tenant, id) is not state:
             raise notFound("Service", id)
         if changes.heartbeatTimeout is not None:
@@ -280,7 +245,7 @@ class Registry:
     async def _remove(self, tenant: str, id: str) -> None:
         state = await self._engine.stateOf(tenant, id)
         removing = self._store.removeService(tenant, id, state.incarnation)
-        await self._engine.applied(state, self._changed((tenant,), removing, "service.remove"))
+        await self._engine.applied(state, removing, "service.remove")
         self._deadlines.forget(tenant, id, state.incarnation)
         self._deregistered.add(tenant, id)
         self._deregistered.flush()

@@ -7,65 +7,64 @@ known to :mod:`~txserviceregistry.registry.core` and :mod:`~txserviceregistry.re
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, fail, succeed
+import attrs
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from ..util.deferred import returnsDeferred
-from .cluster import Cluster
 from .expiry.deadlines import ServiceState
 from .expiry.livetable import LiveServices
 from .faults import Fault, notFound
+from .feed import EventFeed
 from .scopes import isLockScope, kindOf, tenantOf
-from .stores.interfaces import Expiration, IStore, LimitExceeded, NoSuchObject, ObjectExists
-from .stores.shared import ISharedStore
-from .subscribers import Subscribers
+from .stores.interfaces import Expiration, LimitExceeded, NoSuchObject, ObjectExists
 from .tasks import TaskOwner, available
 from .tokens import HeartbeatTokens, heartbeatRefused
 
 _T = TypeVar("_T")
 
 
+@attrs.define(eq=False, slots=False)
 class Engine:
     """
     The registrations of all scopes: their deadlines, heartbeats and expirations.
 
-    :param store: see :class:`~txserviceregistry.registry.core.Registry`, also for the rest.
-    :ivar tasks: owns what is under way; changes of one registration wait for each other, under the key ``(scope, id)``.
+    :param tasks: changes of one registration wait for each other there, under the key ``(scope, id)``.
     :ivar live: the registrations.
-    :ivar cluster: ``None`` unless other registries share the store.
     :ivar tokens: makes and checks heartbeat tokens, once the engine has been started.
     :ivar heartbeats: how many were taken.
-    :ivar expirations: how many services have expired, and
-    :ivar lockExpirations: how many locks.
+    :ivar waiting: how many heartbeats wait for the store.
+    :ivar expirations: how many registrations have expired, by the type of their event.
     """
 
-    #: How many pending expirations a new registration waits for that may have nothing to do with them.
-    FEW_PENDING = 100
+    # Whether this registry takes all heartbeats.
+    _isAuthoritative = True
 
-    def __init__(
-        self, store: IStore, *, clock: IReactorTime, wallClock: Callable[[], float], subscribers: Subscribers
-    ) -> None:
-        self._store = store
-        self._wallClock = wallClock
-        self._subscribers = subscribers
-        self.tokens: HeartbeatTokens
-        self.tasks = TaskOwner()
-        shared: Any = store if ISharedStore.providedBy(store) else None
+    _store: Any
+    _feed: EventFeed
+    _tasks: TaskOwner
+    _clock: IReactorTime
+    _wallClock: Callable[[], float]
+    live: LiveServices = attrs.field(init=False)
+    tokens: HeartbeatTokens = attrs.field(init=False)
+    heartbeats: int = attrs.field(init=False, default=0)
+    waiting: int = attrs.field(init=False, default=0)
+    expirations: Counter[str] = attrs.field(init=False, factory=Counter)
+
+    def __attrs_post_init__(self) -> None:
         self.live = LiveServices(
-            store, self._persist, clock=clock, wallClock=wallClock, tasks=self.tasks, isAuthoritative=shared is None
+            self._store,
+            self._persist,
+            clock=self._clock,
+            wallClock=self._wallClock,
+            tasks=self._tasks,
+            isAuthoritative=self._isAuthoritative,
         )
         self._deadlines = self.live.deadlines
-        self.cluster = (
-            None
-            if shared is None
-            else Cluster(shared, self.live, subscribers, clock, self.tasks, self._acknowledge, self._hasExpired)
-        )
-        self.heartbeats = 0
-        self.expirations = 0
-        self.lockExpirations = 0
 
     async def start(self) -> None:
         """
@@ -75,8 +74,6 @@ class Engine:
         """
         self.tokens = HeartbeatTokens(await self._store.secret(), self._wallClock)
         self.live.start([*await self._store.allServices(), *await self._store.locks.all()])
-        if self.cluster is not None:
-            await self.cluster.start()
 
     # -- changes
 
@@ -91,45 +88,46 @@ class Engine:
         """
         type = "lock.acquire" if isLockScope(scope) else "service.join"
         while True:
-            # Expired registrations hold ids and places in the limit that are free by the rules. A few are persisted in
-            # a moment; while there are many, only those wait that the store refuses.
-            if self.live.hidden(scope) and len(self.live.expirations) <= self.FEW_PENDING:
-                await self.live.expirations.nextGroup()
             try:
                 return await self.changed((tenantOf(scope),), create(), type)
             except (ObjectExists, LimitExceeded) as refusal:
-                if self.live.hidden(scope):
-                    # Some of them may have expired while the store was at it.
-                    await self.live.expirations.nextGroup()
-                    continue
                 isTaken = isinstance(refusal, ObjectExists)
-                if self.cluster is not None and await self.cluster.untilDecided(scope, id if isTaken else None):
-                    continue
-                if isTaken and self._deadlines.active(scope, id) is None:
-                    self.live.markUnsure(scope, id)
-                raise
+                if self.live.hidden(scope):
+                    # Expired registrations hold ids and places in the limit that are free by the rules.
+                    await self.live.expirations.nextGroup()
+                elif not await self.untilDecided(scope, id if isTaken else None):
+                    if isTaken and self._deadlines.active(scope, id) is None:
+                        self.live.markUnsure(scope, id)
+                    raise
             except Exception:
                 self.live.markUnsure(scope, id)
                 raise
 
+    async def untilDecided(self, scope: str, id: str | None) -> bool:
+        """
+        Wait for registrations of which it is not decided whether they have expired.
+
+        :param id: one of them; ``None`` for any of the scope.
+        :return: whether there was one, and it is decided.
+        """
+        return False
+
     async def stateOf(self, scope: str, id: str) -> ServiceState:
         """:raises Fault: 404 if there is no such registration."""
-        if self.cluster is not None:
-            # Another registry may have created it a moment ago.
-            await self.cluster.look(scope, id)
         state = self._deadlines.active(scope, id)
         if state is None:
             raise notFound(kindOf(scope), id)
         return state
 
-    async def applied(self, state: ServiceState, change: Awaitable[_T]) -> _T:
+    async def applied(self, state: ServiceState, change: Awaitable[_T], type: str | None) -> _T:
         """
         The result of a change of a registration; the store is right about what is there.
 
+        :param type: of the event that it makes; ``None`` for no event.
         :raises Fault: 404 if it is gone.
         """
         try:
-            return await change
+            return await self.changed((tenantOf(state.tenant),) if type else (), change, type)
         except NoSuchObject:
             self._deadlines.forget(state.tenant, state.id, state.incarnation)
             self.live.markUnsure(state.tenant, state.id)
@@ -138,10 +136,10 @@ class Engine:
             self.live.markUnsure(state.tenant, state.id)
             raise
 
-    async def changed(self, tenants: Collection[str], change: Awaitable[_T], type: str) -> _T:
-        """The result of a change that makes events of this *type* for *tenants*, whose subscribers are notified."""
+    async def changed(self, tenants: Collection[str], change: Awaitable[_T], type: str | None) -> _T:
+        """The result of a change that makes events of this *type* for *tenants*, which are notified."""
         result = await available(change)
-        self._subscribers.notify(tenants, type)
+        self._feed.notify(tenants, type)
         return result
 
     # -- heartbeats
@@ -156,92 +154,77 @@ class Engine:
 
     def heartbeat(self, scope: str, id: str, token: str) -> Deferred[str]:
         """
-        Take a heartbeat: the registration has a full timeout from now on. The store is not asked.
+        Take a heartbeat: the registration has a full timeout from now on.
 
         :param token: any token that was given out for this incarnation of it.
-        :return: fires, at once, with the next token.
+        :return: fires with the next token.
         :raises Fault: 404 if the registration is not there, or the token is not its own.
         """
-        if self.cluster is not None:
-            (outcome,) = self.cluster.take(scope, [(id, token)], self.tokens)
-            return succeed(outcome) if isinstance(outcome, str) else outcome
-        (taken,) = self._take(scope, [(id, token)])
-        return fail(taken) if isinstance(taken, Fault) else succeed(taken)
+        return self.takeHeartbeats(scope, [(id, token)]).addCallback(_only)
 
     def takeHeartbeats(self, scope: str, heartbeats: Iterable[tuple[str, str]]) -> Deferred[Sequence[str | Fault]]:
         """
         Take many heartbeats, each as if it had come alone, and all at the same moment.
 
         :param heartbeats: ids and tokens. An id may be there more than once.
-        :return: fires, at once, with the next token, or the fault that :meth:`heartbeat` would have raised, for each
-            in its order.
+        :return: fires with the next token, or the fault that :meth:`heartbeat` would have raised, for each in its
+            order: at once, unless other registries share the store.
         """
-        if self.cluster is not None:
-            return self.cluster.takeAll(scope, heartbeats, self.tokens)
-        return succeed(self._take(scope, heartbeats))
-
-    def _take(self, scope: str, heartbeats: Iterable[tuple[str, str]]) -> Sequence[str | Fault]:
-        lastSeen, now = _millisecondsUp(self._wallClock()), self._deadlines.now()
+        lastSeen, now = millisecondsUp(self._wallClock()), self._deadlines.now()
         states, following = self._deadlines.ofTenant(scope), self.tokens.following()
-        record = _ignore if isLockScope(scope) else self._store.recordLastSeen
+        # Locks are not shown with the time of their last heartbeat.
+        record = None if isLockScope(scope) else self._store.recordLastSeen
         outcomes: list[str | Fault] = []
         for id, token in heartbeats:
             state = states.get(id)
             if state is None or now >= state.deadline:
                 outcomes.append(notFound(kindOf(scope), id))
                 continue
-            if not state.proof:
-                state.proof = self.tokens.proof(scope, id, state.incarnation)
-            nextToken = following(state.proof, token)
+            nextToken = following(self._proof(state), token)
             if nextToken is None:
                 outcomes.append(heartbeatRefused(state, token))
                 continue
             state.heartbeat(now, lastSeen)
-            record(scope, id, state.incarnation, lastSeen)
+            if record is not None:
+                record(scope, id, state.incarnation, lastSeen)
             self.heartbeats += 1
             outcomes.append(nextToken)
-        return outcomes
+        return succeed(outcomes)
 
-    def _acknowledge(self, state: ServiceState) -> None:
-        lastSeen = _millisecondsUp(self._wallClock())
-        state.heartbeat(self._deadlines.now(), lastSeen)
-        self._deadlines.requeue(state)
-        self._store.recordLastSeen(state.tenant, state.id, state.incarnation, lastSeen)
-        self.heartbeats += 1
+    def _proof(self, state: ServiceState) -> str:
+        if not state.proof:
+            state.proof = self.tokens.proof(state.tenant, state.id, state.incarnation)
+        return state.proof
 
     # -- expirations
 
     @returnsDeferred
     async def _persist(self, expirations: Sequence[Expiration]) -> None:
-        locks = [each for each in expirations if isLockScope(each.tenant)]
-        services = [each for each in expirations if not isLockScope(each.tenant)] if locks else expirations
-        tenants = {tenantOf(each.tenant) for each in expirations}
-        if services:
-            await self.changed(tenants, self._store.expireServices(services), "service.timeout")
-            self._forget(services)
-            self.expirations += len(services)
-        if locks:
-            await self.changed(tenants, self._store.locks.expire(locks), "lock.expire")
-            self._forget(locks)
-            self.lockExpirations += len(locks)
-
-    def _forget(self, expirations: Iterable[Expiration]) -> None:
-        for each in expirations:
-            self._deadlines.forget(each.tenant, each.id, each.incarnation)
-
-    def _hasExpired(self, state: ServiceState) -> None:
-        isLock = isLockScope(state.tenant)
-        if isLock:
-            self.lockExpirations += 1
-        else:
-            self.expirations += 1
-        self._subscribers.notify((tenantOf(state.tenant),), "lock.expire" if isLock else "service.timeout")
+        for type, expire in (
+            ("service.timeout", self._store.expireServices),
+            ("lock.expire", self._store.locks.expire),
+        ):
+            group = [each for each in expirations if expirationType(each.tenant) == type]
+            if group:
+                await self.changed({tenantOf(each.tenant) for each in group}, expire(group), type)
+                for each in group:
+                    self._deadlines.forget(each.tenant, each.id, each.incarnation)
+                self.expirations[type] += len(group)
 
 
-def _ignore(scope: str, id: str, incarnation: str, lastSeen: int) -> None:
-    """Locks are not shown with the time of their last heartbeat."""
+def expirationType(scope: str) -> str:
+    """The type of the event of an expiration in this scope."""
+    return "lock.expire" if isLockScope(scope) else "service.timeout"
 
 
-def _millisecondsUp(seconds: float) -> int:
+def millisecondsUp(seconds: float) -> int:
+    """A moment in milliseconds, rounded up."""
     # By way of microseconds, the finest that the clock tells: 1.1 s times 1000 is a trifle more than 1100 ms.
     return -(-round(seconds * 1_000_000) // 1000)
+
+
+def _only(outcomes: Sequence[str | Fault]) -> str:
+    (outcome,) = outcomes
+    if isinstance(outcome, Fault):
+        raise outcome
+    return outcome

@@ -4,35 +4,37 @@ The event feed of a registry: pages of it, requests that wait for new events, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ..util.logs import Logger
 from .eventids import position, positionOf
-from .faults import Fault, badRequest
+from .faults import badRequest
 from .model import EVENT_TYPES, PLAIN_TYPES, Page
 from .places import Places
 from .stores.interfaces import Account, IStore, StoreUnavailable
 from .streams import EventStreams
-from .subscribers import Subscribers, Subscription
-from .tasks import TaskOwner, available, owned
+from .tasks import TaskOwner, Turns, available, owned
 
 _HOUR = 3600.0
 
 #: How long events are kept unless told otherwise, in seconds.
 EVENT_RETENTION = 30 * 24 * _HOUR
+#: What is said to a request for which there is no place.
+TOO_MANY_WAIT = "Too many requests are waiting; retry later, or without wait"
 
 
+@attrs.define(eq=False)
 class EventFeed:
     """
-    The feeds of all tenants.
+    The feeds of all tenants, and the requests that wait for their events.
 
     :param account: gives a tenant's account.
-    :param places: how many event streams there may be.
     :param retention: how long events are kept, in seconds; not less than :attr:`EVENTS_SHOWN`.
-    :ivar streams: the event streams.
+    :ivar places: for requests that wait.
     """
 
     #: How much of the events a feed without a marker shows, in seconds.
@@ -43,29 +45,19 @@ class EventFeed:
 
     _log = Logger()
 
-    def __init__(
-        self,
-        store: IStore,
-        account: Callable[[str], Deferred[Account]],
-        subscribers: Subscribers,
-        places: Places,
-        *,
-        clock: IReactorTime,
-        wallClock: Callable[[], float],
-        tasks: TaskOwner,
-        retention: float,
-    ) -> None:
-        self._store = store
-        self._account = account
-        self._subscribers = subscribers
-        self._clock = clock
-        self._wallClock = wallClock
-        self._tasks = tasks
-        self._retention = retention
-        self._dropping: IDelayedCall | None = None
-        self.streams = subscribers.streams = EventStreams(
-            store, account, places, clock=clock, wallClock=wallClock, tasks=tasks, retention=retention
-        )
+    _store: IStore
+    _account: Callable[[str], Deferred[Account]]
+    places: Places
+    streams: EventStreams
+    _clock: IReactorTime
+    _wallClock: Callable[[], float]
+    _tasks: TaskOwner
+    _turns: Turns
+    _retention: float
+    # By tenant what waits, and for which types of events.
+    _waiting: dict[str, dict[Deferred[bool], Collection[str]]] = attrs.field(init=False, factory=dict)
+    _isEnded: bool = attrs.field(init=False, default=False)
+    _dropping: IDelayedCall | None = attrs.field(init=False, default=None)
 
     def start(self) -> None:
         """Begin to drop old events."""
@@ -95,8 +87,7 @@ class EventFeed:
             await self.checkMarker(tenant, marker)
         wanted = None if types.issuperset(EVENT_TYPES) else types
         records = await available(self._store.listEvents(tenant, since, limit + 1, wanted))
-        nextMarker = records[limit].id if len(records) > limit else None
-        return Page([record.shown for record in records[:limit]], nextMarker)
+        return Page.of([record.shown for record in records], limit)
 
     async def checkMarker(self, tenant: str, marker: str) -> None:
         """
@@ -104,16 +95,17 @@ class EventFeed:
 
         :raises Fault: as :meth:`list`.
         """
-        refusal = self._refusal(position(marker), await self._account(tenant))
-        if refusal is not None and not await available(self._store.hasEvent(tenant, marker)):
-            raise refusal
-
-    def _refusal(self, since: int, account: Account) -> Fault | None:
+        since, created = position(marker), (await self._account(tenant)).created
         if since >= positionOf(self._wallClock()):
-            return badRequest("from parameter must be smaller than the current time")
-        if since < positionOf(account.created / 1000):
-            return badRequest("from parameter must be greater than or equal to the account creation date")
-        return None
+            refusal = "from parameter must be smaller than the current time"
+        elif since < positionOf(created / 1000):
+            refusal = "from parameter must be greater than or equal to the account creation date"
+        else:
+            return
+        if not await available(self._store.hasEvent(tenant, marker)):
+            raise badRequest(refusal)
+
+    # -- waiting
 
     async def wait(
         self, tenant: str, marker: str | None, limit: int, seconds: float, types: frozenset[str] = PLAIN_TYPES
@@ -123,36 +115,73 @@ class EventFeed:
         coroutine; cancelling what awaits it ends the waiting.
 
         :param seconds: after so long, or when :meth:`endWaiting` is called, the page is returned as it is.
-        :raises Fault: as :meth:`list`; 503 if nothing is new and there are too many subscribers.
+        :raises Fault: as :meth:`list`; 503 if nothing is new and too many requests wait.
         """
-        subscribers = self._subscribers
         latest = self._clock.seconds() + seconds
-        subscription: Subscription | None = None
+        hasPlace = False
         try:
             while True:
-                change = subscribers.wait(tenant, types)
+                # Before the feed is read: what happens meanwhile must not be missed.
+                change = self._change(tenant, types)
                 try:
                     page = await self.list(tenant, marker, limit, types)
-                    if self._clock.seconds() >= latest or _hasNews(page, marker):
+                    left = latest - self._clock.seconds()
+                    if left <= 0 or self._isEnded or _hasNews(page, marker):
                         return page
-                    if subscription is None:
-                        subscription = subscribers.subscribe(tenant, latest)
-                    subscription.change = change
-                    if not await change:
+                    if not hasPlace:
+                        self.places.take(tenant, TOO_MANY_WAIT)
+                        hasPlace = True
+                    if not await change.addTimeout(left, self._clock, onTimeoutCancel=_noNews):
                         return page
                 finally:
-                    subscribers.forget(tenant, change)
+                    self._forget(tenant, change)
+                await self._turns.take()
         finally:
-            if subscription is not None:
-                subscribers.unsubscribe(subscription)
+            if hasPlace:
+                self.places.give(tenant)
+
+    def _change(self, tenant: str, types: Collection[str]) -> Deferred[bool]:
+        """Fires with whether there may be new events of these types, or with ``False`` when waiting has ended."""
+        change: Deferred[bool] = Deferred()
+        self._waiting.setdefault(tenant, {})[change] = types
+        return change
+
+    def _forget(self, tenant: str, change: Deferred[bool]) -> None:
+        waiting = self._waiting.get(tenant, {})
+        waiting.pop(change, None)
+        if not waiting:
+            self._waiting.pop(tenant, None)
+
+    def notify(self, tenants: Iterable[str], type: str | None = None) -> None:
+        """These tenants have new events of a *type*, or of any types: let streams and those who wait have them."""
+        for tenant in tenants:
+            self.streams.notify(tenant)
+            for change, types in list(self._waiting.get(tenant, {}).items()):
+                if type is None or type in types:
+                    self._forget(tenant, change)
+                    change.callback(True)
+
+    def lose(self) -> None:
+        """
+        New events are not noticed here for a while: those who wait read the feed again, and streams end, so that
+        subscribers may go to another registry.
+        """
+        self.streams.endAll()
+        self.notify(list(self._waiting))
 
     def endWaiting(self) -> None:
         """
-        End the waiting of all subscribers: they get their page now, and later ones get theirs at once. Event streams
-        end.
+        End all waiting: those who wait get their page now, and later ones get theirs at once. Event streams end.
         """
-        self._subscribers.end()
+        self._isEnded = True
+        for waiting in list(self._waiting.values()):
+            for change in list(waiting):
+                if not change.called:
+                    change.callback(False)
         self.streams.end()
+        self._turns.stop()
+
+    # -- old events
 
     def _drop(self) -> None:
         self._dropping = self._clock.callLater(self.NEXT_DROP, self._drop)
@@ -169,6 +198,10 @@ class EventFeed:
             if dropped:
                 hours = f"{self._retention / _HOUR:g}"
                 self._log.info("Dropped {dropped} events older than {hours} hours", dropped=dropped, hours=hours)
+
+
+def _noNews(failure: object, seconds: float) -> bool:
+    return False
 
 
 def _hasNews(page: Page, marker: str | None) -> bool:

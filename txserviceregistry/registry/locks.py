@@ -12,20 +12,19 @@ from functools import partial
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from .engine import Engine
 from .expiry.deadlines import ServiceState
 from .faults import Fault, limitReached, lockHeld, notFound, systemFailure
-from .limits import ResourceLimits
+from .feed import TOO_MANY_WAIT
 from .model import Page
 from .places import Places
 from .scopes import isLockScope, lockScope, tenantOf
 from .stores.interfaces import LimitExceeded, NoSuchObject
 from .stores.locks import ILockStore, LockRecord, LockTaken, NewLock
-from .subscribers import Subscribers
-from .tasks import available, owned
+from .tasks import TaskOwner, available, owned
 
 
 @attrs.frozen
@@ -51,66 +50,86 @@ class _Waiter:
     A request that waits for a lock.
 
     :ivar nonce: of its acquisition.
-    :ivar isDue: whether the lock may be free, as far as is known.
     :ivar isReplaced: whether the same acquisition waits in a later request.
     :ivar hasPlace: whether it has one of the places for requests that wait.
     :ivar change: what it waits for now.
     """
 
     nonce: str | None
-    isDue: bool
     isReplaced: bool = False
     hasPlace: bool = False
-    change: Deferred[None] = attrs.Factory(Deferred)
+    change: Deferred[bool] = attrs.Factory(Deferred)
 
     def wake(self) -> None:
         """Let it look again."""
         if not self.change.called:
-            self.change.callback(None)
+            self.change.callback(True)
+
+
+@attrs.define(eq=False)
+class _Queue:
+    """
+    Those who wait for one lock: the first one comes next.
+
+    :ivar isDue: whether the lock may be free, as far as is known.
+    """
+
+    waiters: list[_Waiter] = attrs.Factory(list)
+    isDue: bool = True
+
+    def enter(self, nonce: str | None) -> _Waiter:
+        """Add one; a request that repeats an acquisition takes the place of the one that it repeats."""
+        waiter = _Waiter(nonce)
+        for number, earlier in enumerate(self.waiters):
+            if nonce is not None and earlier.nonce == nonce:
+                self.waiters[number] = waiter
+                earlier.isReplaced = True
+                earlier.wake()
+                return waiter
+        self.waiters.append(waiter)
+        return waiter
+
+    def isNext(self, waiter: _Waiter) -> bool:
+        """Whether it may try to acquire the lock now."""
+        return self.isDue and self.waiters[:1] == [waiter]
+
+    def proceed(self) -> None:
+        """Let the first one try, if the lock may be free."""
+        if self.isDue and self.waiters:
+            self.waiters[0].wake()
 
 
 async def _doNothing() -> None:
     pass
 
 
+@attrs.define(eq=False, slots=False)
 class Locks:
     """
     The locks of all tenants.
 
-    :param store: keeps them.
-    :param engine: their deadlines and heartbeats.
     :param places: for requests that wait.
-    :param limits: how many locks an account may have.
+    :param maximum: how many locks an account may have.
     :ivar acquisitions: how many were acquired.
     """
 
-    def __init__(
-        self,
-        store: ILockStore,
-        engine: Engine,
-        places: Places,
-        *,
-        clock: IReactorTime,
-        wallClock: Callable[[], float],
-        limits: ResourceLimits,
-        options: LockOptions,
-    ) -> None:
-        self.acquisitions = 0
-        self._store = store
-        self._engine = engine
-        self._tasks = engine.tasks
-        self._live = engine.live
-        self._deadlines = engine.live.deadlines
+    _store: ILockStore
+    _engine: Engine
+    _places: Places
+    _tasks: TaskOwner
+    _clock: IReactorTime
+    _wallClock: Callable[[], float]
+    _maximum: int
+    _options: LockOptions
+    acquisitions: int = attrs.field(init=False, default=0)
+    # By tenant and name.
+    _queues: dict[tuple[str, str], _Queue] = attrs.field(init=False, factory=dict)
+    _isEnded: bool = attrs.field(init=False, default=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._live, self._deadlines = self._engine.live, self._engine.live.deadlines
         self._deadlines.onForgotten = self._forgotten
-        self._places = places
-        self._clock = clock
-        self._wallClock = wallClock
-        self._maximum = limits.lock
-        self._options = options
-        self._heldBackUntil = clock.seconds() + options.heldBack
-        # By tenant and name, those who wait: the first one comes next.
-        self._waiting: dict[tuple[str, str], list[_Waiter]] = {}
-        self._isEnded = False
+        self._heldBackUntil = self._clock.seconds() + self._options.heldBack
 
     # -- acquiring
 
@@ -118,10 +137,8 @@ class Locks:
         self, tenant: str, lock: NewLock, wait: float = 0.0, check: Callable[[], Awaitable[None]] = _doNothing
     ) -> dict[str, Any]:
         """
-        Acquire a lock. A coroutine; cancelling what awaits it ends the waiting only.
-
-        Those who wait are served in the order in which they came. A request that repeats an acquisition takes the
-        place of the one that it repeats.
+        Acquire a lock. A coroutine; cancelling what awaits it ends the waiting only. Those who wait are served in the
+        order in which they came.
 
         :param lock: with the nonce of the present holder, it is a heartbeat of it.
         :param wait: seconds to wait while another holds it.
@@ -137,72 +154,49 @@ class Locks:
             return await self._try(tenant, lock)
         latest = self._clock.seconds() + wait
         key = tenant, lock.name
-        waiter, waiting = self._enter(key, lock)
+        queue = self._queues.setdefault(key, _Queue())
+        waiter = queue.enter(lock.nonce)
         try:
-            isRepeated = waiting[0] is not waiter and await self._isHeldBy(tenant, lock)
-            isLast = False
+            mustTry = queue.waiters[0] is not waiter and await self._isHeldBy(tenant, lock)
+            hasTime = True
             while True:
-                isLast = isLast or waiter.isReplaced
-                if isLast or isRepeated or (waiter.isDue and waiting[0] is waiter):
-                    isRepeated = waiter.isDue = False
-                    try:
-                        return await self._try(tenant, lock)
-                    except Fault as fault:
-                        if isLast or fault.type != "lockHeld":
-                            waiter.isDue = True
-                            raise
-                    except BaseException:
-                        # Whether it is free is for the next one to find out.
-                        waiter.isDue = True
-                        raise
-                if not waiter.isDue:
-                    isLast = not await self._wait(tenant, waiter, latest)
+                isLast = waiter.isReplaced or not hasTime
+                isNext = queue.isNext(waiter)
+                if not (mustTry or isLast or isNext):
+                    hasTime = await self._wait(tenant, waiter, latest)
                     await check()
+                    continue
+                mustTry, queue.isDue = False, queue.isDue and not isNext
+                try:
+                    return await self._try(tenant, lock)
+                except BaseException as error:
+                    isHeld = isinstance(error, Fault) and error.type == "lockHeld"
+                    # If that is not known, it is for the next one to find out.
+                    queue.isDue = queue.isDue or not isHeld
+                    if isLast or not isHeld:
+                        raise
         finally:
-            self._leave(key, waiter)
-
-    def _enter(self, key: tuple[str, str], lock: NewLock) -> tuple[_Waiter, list[_Waiter]]:
-        waiting = self._waiting.setdefault(key, [])
-        waiter = _Waiter(lock.nonce, isDue=not waiting)
-        for number, earlier in enumerate(waiting):
-            if lock.nonce is not None and earlier.nonce == lock.nonce:
-                waiter.isDue = earlier.isDue
-                waiting[number] = waiter
-                earlier.isReplaced = True
-                earlier.wake()
-                break
-        else:
-            waiting.append(waiter)
-        return waiter, waiting
-
-    def _leave(self, key: tuple[str, str], waiter: _Waiter) -> None:
-        if waiter.hasPlace:
-            self._places.give(key[0])
-        waiting = self._waiting.get(key, [])
-        if waiter in waiting:
-            waiting.remove(waiter)
-        if not waiting:
-            self._waiting.pop(key, None)
-        elif waiter.isDue or waiter.isReplaced:
-            self._letTry(*key)
+            if waiter.hasPlace:
+                self._places.give(tenant)
+            if waiter.isReplaced:
+                # The same acquisition may have been successful.
+                queue.isDue = True
+            else:
+                queue.waiters.remove(waiter)
+            queue.proceed()
+            if not queue.waiters and self._queues.get(key) is queue:
+                del self._queues[key]
 
     async def _wait(self, tenant: str, waiter: _Waiter, latest: float) -> bool:
         """Wait until it may be the waiter's turn; returns whether it has time left."""
         if self._isEnded:
             raise systemFailure("The registry is stopping")
-        if not waiter.hasPlace and not self._places.take(tenant):
-            details = "Too many requests are waiting; retry later, or without wait"
-            raise systemFailure(details, Subscribers.RETRY_AFTER)
-        waiter.hasPlace = True
-        left = latest - self._clock.seconds()
-        if left <= 0:
-            return False
+        if not waiter.hasPlace:
+            self._places.take(tenant, TOO_MANY_WAIT)
+            waiter.hasPlace = True
         waiter.change = Deferred()
-        try:
-            await waiter.change.addTimeout(left, self._clock)
-        except TimeoutError:
-            return False
-        return True
+        left = max(0.0, latest - self._clock.seconds())
+        return await waiter.change.addTimeout(left, self._clock, onTimeoutCancel=_timeIsOver)
 
     async def _isHeldBy(self, tenant: str, lock: NewLock) -> bool:
         """Whether this very acquisition was successful before."""
@@ -212,22 +206,17 @@ class Locks:
             return False
         return lock.nonce is not None and record.nonce == lock.nonce
 
-    def _letTry(self, tenant: str, name: str) -> None:
-        """A lock may be free: let the first one try who waits for it."""
-        waiting = self._waiting.get((tenant, name))
-        if waiting:
-            waiting[0].isDue = True
-            waiting[0].wake()
-
     def _forgotten(self, state: ServiceState) -> None:
-        if isLockScope(state.tenant):
-            self._letTry(tenantOf(state.tenant), state.id)
+        queue = self._queues.get((tenantOf(state.tenant), state.id))
+        if queue is not None and isLockScope(state.tenant):
+            queue.isDue = True
+            queue.proceed()
 
     def endWaiting(self) -> None:
         """End all waiting, now and in the future, with the fault 503."""
         self._isEnded = True
-        for waiting in list(self._waiting.values()):
-            for waiter in list(waiting):
+        for queue in list(self._queues.values()):
+            for waiter in list(queue.waiters):
                 waiter.wake()
 
     def _try(self, tenant: str, lock: NewLock) -> Deferred[dict[str, Any]]:
@@ -287,13 +276,14 @@ class Locks:
         scope = lockScope(tenant)
         state = await self._engine.stateOf(scope, name)
         if token is None and not isNow:
-            record = await self._engine.applied(state, available(self._store.force(tenant, name, state.incarnation)))
+            forcing = self._store.force(tenant, name, state.incarnation)
+            record: LockRecord = await self._engine.applied(state, forcing, None)
             self._live.track(record.summary(tenant))
             return
         if token is not None and self._engine.tokens.next(scope, name, state.incarnation, token) is None:
             raise notFound("HeartbeatMarker", token)
         releasing = self._store.release(tenant, name, state.incarnation, token is None)
-        await self._engine.applied(state, self._engine.changed((tenant,), releasing, "lock.release"))
+        await self._engine.applied(state, releasing, "lock.release")
         self._deadlines.forget(scope, name, state.incarnation)
 
     # -- reading
@@ -310,5 +300,9 @@ class Locks:
             except NoSuchObject:
                 records = []
             hidden = self._live.hidden(lockScope(tenant))
-        shown = [record.shown() for record in records[:limit] if record.incarnation not in hidden]
-        return Page(shown, records[limit].name if len(records) > limit else None)
+        shown = [record.shown() for record in records if record.incarnation not in hidden]
+        return Page.of(shown, limit, "name")
+
+
+def _timeIsOver(failure: object, seconds: float) -> bool:
+    return False

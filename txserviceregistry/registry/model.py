@@ -78,6 +78,11 @@ class Page:
     values: Sequence[Mapping[str, Any]]
     nextMarker: str | None
 
+    @classmethod
+    def of(cls, values: Sequence[Mapping[str, Any]], limit: int, key: str = "id") -> Page:
+        """The first *limit* of the values; a further one is there if the next page begins with it."""
+        return cls(values[:limit], values[limit][key] if len(values) > limit else None)
+
 
 @attrs.frozen
 class Figures:
@@ -85,16 +90,11 @@ class Figures:
     What a registry has done since it started, and what it has now.
 
     :ivar services: how many are registered, by tenant.
-    :ivar subscribers: how many requests wait for events.
-    :ivar streams: how many event streams are open.
+    :ivar subscribers: how many requests wait for events or locks.
     :ivar heartbeats: how many were taken, those of batches among them.
-    :ivar waiting: how many wait for the store now.
-    :ivar expirations: how many services expired.
-    :ivar stalls: how often the process stalled.
-    :ivar stalledSeconds: for how long, all together.
-    :ivar locks: how many locks are held.
-    :ivar acquisitions: how many locks were acquired.
-    :ivar lockExpirations: how many locks expired.
+    :ivar waiting: how many heartbeats wait for the store now.
+    :ivar stalls: how often the process stalled, *stalledSeconds* all together.
+    :ivar locks: how many are held.
     """
 
     services: Mapping[str, int]

@@ -6,6 +6,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+from .faults import systemFailure
+
+#: Seconds after which a request for which there was no place may be sent again.
+RETRY_AFTER = 5
+
 
 class Places:
     """
@@ -24,15 +29,18 @@ class Places:
         self._countOf: Counter[str] = Counter()
         self.count = 0
 
-    def take(self, tenant: str) -> bool:
-        """Take one for a request of a tenant; returns whether there was one."""
+    def take(self, tenant: str, refusal: str) -> None:
+        """
+        Take one for a request of a tenant.
+
+        :raises Fault: 503 with this *refusal*, if there is none left.
+        """
         if self.count >= self._most or self._countOf[tenant] >= self._mostOfTenant:
-            return False
-        if self._within is not None and not self._within.take(tenant):
-            return False
+            raise systemFailure(refusal, RETRY_AFTER)
+        if self._within is not None:
+            self._within.take(tenant, refusal)
         self._countOf[tenant] += 1
         self.count += 1
-        return True
 
     def give(self, tenant: str) -> None:
         """Give one back."""
@@ -42,7 +50,3 @@ class Places:
         self.count -= 1
         if self._within is not None:
             self._within.give(tenant)
-
-    def has(self, tenant: str) -> bool:
-        """Whether the tenant has one."""
-        return tenant in self._countOf

@@ -47,7 +47,6 @@ from .stores.interfaces import IStore, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore
 from .stores.shared import ISharedStore
 from .stores.sqlite.store import SqliteStore
-from .subscribers import Subscribers
 
 _T = TypeVar("_T")
 
@@ -245,7 +244,7 @@ class RegistryService(Service):
             wallClock=self._wallClock,
             limits=self._limits,
             eventRetention=self._eventRetention,
-            subscribers=Subscribers(self._reactor, followers),
+            followers=followers,
             streams=Places(connectionLimits.streams, connectionLimits.streamsPerTenant, held),
             locks=self._locks.heldBackFor(self._directory.heldBack(self._wallClock())),
         )

@@ -4,23 +4,25 @@ The states of services: an operator's word that a service gets no new work (``dr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
+import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ..util.logs import Logger
 from .faults import limitReached
+from .feed import EventFeed
 from .model import Page
 from .stores.interfaces import LimitExceeded, StoreUnavailable
 from .stores.states import UP, IStateStore, StateRecord
 from .tasks import TaskOwner, available, owned
 
 
+@attrs.define(eq=False, slots=False)
 class ServiceStates:
     """
     The states of all tenants' services.
 
-    :param notify: called with the tenants that have new events.
     :param maximum: how many records an account may have.
     :param retention: seconds after which a record is dropped whose id has no service.
     """
@@ -37,28 +39,21 @@ class ServiceStates:
 
     _log = Logger()
 
-    def __init__(
-        self,
-        store: IStateStore,
-        notify: Callable[[Collection[str]], None],
-        *,
-        clock: IReactorTime,
-        wallClock: Callable[[], float],
-        tasks: TaskOwner,
-        maximum: int,
-        retention: float,
-    ) -> None:
-        self._store = store
-        self._notify = notify
-        self._clock = clock
-        self._wallClock = wallClock
-        self._tasks = tasks
-        self._maximum = maximum
-        self._retention = retention
-        self._looking: IDelayedCall | None = None
-        self._nextDrop = clock.seconds() + self.DROP
-        self._nextLook = clock.seconds()
-        self._isStopped = False
+    _store: IStateStore
+    _feed: EventFeed
+    _tasks: TaskOwner
+    _clock: IReactorTime
+    _wallClock: Callable[[], float]
+    _maximum: int
+    _retention: float
+    _looking: IDelayedCall | None = attrs.field(init=False, default=None)
+    _nextLook: float = attrs.field(init=False, default=0.0)
+    _nextDrop: float = attrs.field(init=False)
+    _isStopped: bool = attrs.field(init=False, default=False)
+
+    @_nextDrop.default
+    def _firstDrop(self) -> float:
+        return self._clock.seconds() + self.DROP
 
     def start(self) -> None:
         """Begin to look for records that have ended."""
@@ -88,7 +83,7 @@ class ServiceStates:
         except LimitExceeded:
             raise limitReached("service_state", self._maximum)
         if hasChanged:
-            self._notify((tenant,))
+            self._feed.notify((tenant,), "service.state")
         self._lookAt(ends)
 
     @owned
@@ -100,8 +95,7 @@ class ServiceStates:
     async def list(self, tenant: str, marker: str | None, limit: int) -> Page:
         """A page of states by id, from *marker* on."""
         records = await available(self._store.listStates(tenant, marker, limit + 1))
-        nextMarker = records[limit].id if len(records) > limit else None
-        return Page([record.toJSON() for record in records[:limit]], nextMarker)
+        return Page.of([record.toJSON() for record in records], limit)
 
     def _look(self) -> None:
         self._looking = None
@@ -112,10 +106,11 @@ class ServiceStates:
         began = self._clock.seconds()
         try:
             tenants, next = await self._store.endStates()
-            self._notify(tenants)
+            self._feed.notify(tenants, "service.state")
             if self._clock.seconds() >= self._nextDrop:
                 self._nextDrop += self.DROP
-                self._notify(await self._store.dropStates(int((self._wallClock() - self._retention) * 1000)))
+                oldest = int((self._wallClock() - self._retention) * 1000)
+                self._feed.notify(await self._store.dropStates(oldest), "service.state")
         except StoreUnavailable:
             pass  # that is logged elsewhere
         except Exception:

@@ -6,24 +6,22 @@ wants it, a few in each turn of the reactor.
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ..util.logs import Logger
-from ..util.singleflight import SingleFlight
 from .eventids import isMoment, momentAt, position, positionOf
 from .faults import Fault, systemFailure
 from .model import EVENT_TYPES
 from .places import Places
 from .stores.interfaces import Account, EventRecord, NoSuchObject, ServiceRecord, StoreUnavailable
 from .stores.shared import ISharedStore
-from .tasks import TaskOwner, available
+from .tasks import TaskOwner, Turns, available
 
 #: Seconds from one ping to the next.
 PING = 15.0
@@ -31,10 +29,6 @@ PING = 15.0
 PAGE = 100
 #: Seconds that the store may take for them.
 PATIENCE = 10.0
-#: Seconds that streams may take of a turn of the reactor. Between two turns come heartbeats.
-SLICE = 0.002
-#: Seconds after which a request for which there was no place may be sent again.
-RETRY_AFTER = 5
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -55,6 +49,17 @@ def frame(type: str, id: str | None, data: str = "{}") -> bytes:
     return f"{head}event: {type}\ndata: {data}\n\n".encode()
 
 
+class _Place(NamedTuple):
+    """A place in a feed: after the event with this position and id, or after this moment."""
+
+    position: int
+    id: str
+
+    @classmethod
+    def moment(cls, position: int) -> _Place:
+        return cls(position, momentAt(position))
+
+
 @attrs.define(eq=False)
 class Stream:
     """
@@ -64,9 +69,9 @@ class Stream:
     :ivar tag: only events of services with this tag; ``None`` for all events.
     :ivar authenticate: raises a fault if the subscriber's token has ended.
     :ivar onEnd: called once when the stream is to be closed, unless its client closes it.
-    :ivar position: the position up to which everything has been written.
-    :ivar id: its id.
+    :ivar place: up to where everything has been written.
     :ivar isOver: whether it is closed, or to be closed.
+    :ivar isCatchingUp: whether it is written older events by itself.
     """
 
     tenant: str
@@ -75,9 +80,9 @@ class Stream:
     outlet: Outlet
     authenticate: Callable[[], Awaitable[object]]
     onEnd: Callable[[], object]
-    position: int = 0
-    id: str = ""
+    place: _Place = attrs.field(init=False)
     isOver: bool = False
+    isCatchingUp: bool = True
 
     def end(self) -> None:
         """Let the stream be closed."""
@@ -90,18 +95,20 @@ class _Event:
     """An event that has been read; *tags* are those of its service."""
 
     def __init__(self, record: EventRecord, tags: Collection[str]) -> None:
-        self.id = record.id
-        self.position = position(record.id)
+        self.place = _Place(position(record.id), record.id)
         self._record = record
         self._tags = tags
 
     def isFor(self, stream: Stream) -> bool:
-        return self._record.type in stream.types and (stream.tag is None or stream.tag in self._tags)
+        return (
+            self.place.position > stream.place.position
+            and self._record.type in stream.types
+            and (stream.tag is None or stream.tag in self._tags)
+        )
 
     @cached_property
     def frame(self) -> bytes:
-        record = self._record
-        return frame(record.type, record.id, _encode(record.shown))
+        return frame(self._record.type, self._record.id, _encode(self._record.shown))
 
 
 @attrs.define(eq=False)
@@ -109,100 +116,40 @@ class _Tail:
     """
     The end of a tenant's feed.
 
-    :ivar position: up to which everything has been read, and is written or being written to the *streams*.
-    :ivar id: its id.
-    :ivar members: all streams, those included that still catch up.
+    :ivar place: up to where everything has been read, and is written or being written to the *streams*.
     """
 
     tenant: str
-    position: int
-    id: str
+    place: _Place
     streams: dict[Stream, None] = attrs.Factory(dict)
-    members: dict[Stream, None] = attrs.Factory(dict)
     isDue: bool = False
     isRead: bool = False
-    isPinging: bool = False
     ping: IDelayedCall | None = None
+    isOver: bool = False
 
 
-class _Turns:
-    """Divides work between turns of the reactor."""
-
-    def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
-        self._began = 0.0
-        self._next: IDelayedCall | None = None
-        self._waiting: deque[Deferred[None]] = deque()
-        self._isStopped = False
-
-    async def take(self) -> None:
-        """Wait until there is time in a turn."""
-        while self._isSpent():
-            turn: Deferred[None] = Deferred()
-            self._waiting.append(turn)
-            await turn
-
-    def _isSpent(self) -> bool:
-        if self._isStopped:
-            return False
-        now = self._clock.seconds()
-        if self._next is None:
-            self._next = self._clock.callLater(0, self._turn)
-            self._began = now
-        return now - self._began >= SLICE
-
-    def _turn(self) -> None:
-        self._next = None
-        waiting, self._waiting = self._waiting, deque()
-        while waiting and not self._isSpent():
-            turn = waiting.popleft()
-            # One whose client has gone has been called.
-            if not turn.called:
-                turn.callback(None)
-        # They are before those that have had their turn and wait again.
-        self._waiting.extendleft(reversed(waiting))
-
-    def stop(self) -> None:
-        """Leave nothing on the reactor; what waits goes on."""
-        self._isStopped = True
-        if self._next is not None:
-            self._next.cancel()
-            self._turn()
-
-
+@attrs.define(eq=False)
 class EventStreams:
     """
     The streams of all tenants.
 
     :param account: gives a tenant's account.
-    :param places: how many streams there may be.
     :param retention: how long events are kept, in seconds.
+    :ivar places: for streams.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        store: Any,
-        account: Callable[[str], Deferred[Account]],
-        places: Places,
-        *,
-        clock: IReactorTime,
-        wallClock: Callable[[], float],
-        tasks: TaskOwner,
-        retention: float,
-    ) -> None:
-        self.places = places
-        self._store = store
-        self._account = account
-        self._clock = clock
-        self._wallClock = wallClock
-        self._tasks = tasks
-        self._retention = retention
-        self._tails: dict[str, _Tail] = {}
-        self._opening: SingleFlight[str, _Tail] = SingleFlight()
-        self._turns = _Turns(clock)
-        self._isEnded = False
+    _store: Any
+    _account: Callable[[str], Deferred[Account]]
+    places: Places
+    _clock: IReactorTime
+    _wallClock: Callable[[], float]
+    _tasks: TaskOwner
+    _turns: Turns
+    _retention: float
+    _tails: dict[str, _Tail] = attrs.field(init=False, factory=dict)
+    _isEnded: bool = attrs.field(init=False, default=False)
 
     def open(self, stream: Stream) -> None:
         """
@@ -212,8 +159,9 @@ class EventStreams:
         """
         if ISharedStore.providedBy(self._store) and not self._store.isValid:
             raise systemFailure("This node is not a valid member of the cluster")
-        if self._isEnded or not self.places.take(stream.tenant):
-            raise systemFailure("Too many event streams are open; retry later, or use wait", RETRY_AFTER)
+        if self._isEnded:
+            raise systemFailure("The registry is stopping")
+        self.places.take(stream.tenant, "Too many event streams are open; retry later, or use wait")
 
     def close(self, stream: Stream) -> None:
         """A stream is over: it was closed, or not begun."""
@@ -222,16 +170,14 @@ class EventStreams:
         tail = self._tails.get(stream.tenant)
         if tail is not None:
             tail.streams.pop(stream, None)
-            tail.members.pop(stream, None)
-            if not tail.members:
+            if not tail.streams:
                 self._drop(tail)
 
-    def notify(self, tenants: Iterable[str]) -> None:
-        """These tenants have new events."""
-        for tenant in tenants:
-            tail = self._tails.get(tenant)
-            if tail is not None:
-                self._follow(tail)
+    def notify(self, tenant: str) -> None:
+        """The tenant has new events."""
+        tail = self._tails.get(tenant)
+        if tail is not None:
+            self._follow(tail)
 
     def endAll(self) -> None:
         """Let all streams be closed: new events are not noticed here."""
@@ -242,19 +188,15 @@ class EventStreams:
         """Let all streams be closed, now and in the future."""
         self._isEnded = True
         self.endAll()
-        self._turns.stop()
 
     def _drop(self, tail: _Tail) -> None:
-        if self._tails.get(tail.tenant) is tail:
+        if not tail.isOver:
+            tail.isOver = True
             del self._tails[tail.tenant]
-        if tail.ping is not None:
-            tail.ping.cancel()
-            tail.ping = None
-        members = list(tail.members)
-        tail.members.clear()
-        tail.streams.clear()
-        for stream in members:
-            stream.end()
+            if tail.ping is not None:
+                tail.ping.cancel()
+            for stream in list(tail.streams):
+                stream.end()
 
     # -- one stream
 
@@ -267,36 +209,35 @@ class EventStreams:
         :return: whether nothing is missing. If not, the stream begins now.
         :raises Fault: 503, if the store is unavailable.
         """
-        tail = await available(self._opening.do(stream.tenant, lambda: self._tasks.start(self._open(stream.tenant))))
-        stream.position, stream.id = tail.position, tail.id
-        tail.members[stream] = None
-        if lastId.lower() == tail.id:
+        tenant = stream.tenant
+        tail = await available(self._tasks.serialized(("streams", tenant), lambda: self._tail(tenant)))
+        stream.place = tail.place
+        tail.streams[stream] = None
+        if lastId.lower() == tail.place.id:
             return True
         if lastId:
-            if not await self._isKnown(stream.tenant, lastId):
-                stream.position, stream.id = tail.position, tail.id
+            if not await self._isKnown(tenant, lastId):
+                stream.place = tail.place
                 return False
-            stream.position, stream.id = position(lastId), lastId
-        elif begin is not None and begin <= tail.position:
-            stream.position, stream.id = begin - 1, momentAt(begin - 1)
+            stream.place = _Place(position(lastId), lastId)
+        elif begin is not None and begin <= tail.place.position:
+            stream.place = _Place.moment(begin - 1)
         return True
 
-    async def _open(self, tenant: str) -> _Tail:
-        tail = self._tails.get(tenant)
-        if tail is not None:
-            return tail
-        id = await self._store.lastEvent(tenant)
-        if id is None:
-            # Whatever comes is newer, even if the wall clock is set back.
-            created = (await self._account(tenant)).created
-            tail = _Tail(tenant, 0, momentAt(positionOf(created / 1000)))
-        else:
-            tail = _Tail(tenant, position(id), id)
-        if self._isEnded:
-            raise StoreUnavailable("the registry is stopping")
-        self._tails[tenant] = tail
-        tail.ping = self._clock.callLater(PING, self._ping, tail)
-        return tail
+    async def _tail(self, tenant: str) -> _Tail:
+        if tenant not in self._tails:
+            id = await self._store.lastEvent(tenant)
+            if id is not None:
+                place = _Place(position(id), id)
+            else:
+                # Whatever comes is newer, even if the wall clock is set back.
+                created = positionOf((await self._account(tenant)).created / 1000)
+                place = _Place(0, momentAt(created))
+            if self._isEnded:
+                raise StoreUnavailable("the registry is stopping")
+            self._tails[tenant] = tail = _Tail(tenant, place)
+            tail.ping = self._clock.callLater(PING, self._ping, tail)
+        return self._tails[tenant]
 
     async def _isKnown(self, tenant: str, id: str) -> bool:
         try:
@@ -317,42 +258,33 @@ class EventStreams:
         :param isComplete: what :meth:`locate` has returned.
         """
         tail = self._tails.get(stream.tenant)
-        if tail is None or stream not in tail.members:
+        if tail is None or stream not in tail.streams:
             stream.end()
             return
         # A subscriber that gets the ping and not the reset must not believe that it has missed nothing.
-        first = frame("ping", stream.id if isComplete else None)
-        stream.outlet.write(b"retry: 2000\n\n" + first + (b"" if isComplete else frame("reset", stream.id)))
-        if stream.position < tail.position:
-            self._tasks.start(self._catchUp(stream, tail))
-        else:
-            tail.streams[stream] = None
+        first = frame("ping", stream.place.id if isComplete else None)
+        stream.outlet.write(b"retry: 2000\n\n" + first + (b"" if isComplete else frame("reset", stream.place.id)))
+        self._tasks.start(self._catchUp(stream, tail))
 
     async def _catchUp(self, stream: Stream, tail: _Tail) -> None:
         """Write what is older than the end of the feed."""
         try:
-            while stream.position < tail.position and not stream.isOver:
-                await self._catchUpPage(stream, tail)
+            while stream.place.position < tail.place.position and not stream.isOver:
+                end = tail.place
+                page = await self._read(stream.tenant, stream.place, stream.types)
+                if stream.isOver:
+                    return
+                stream.outlet.write(b"".join([each.frame for each in page if each.isFor(stream)]))
+                last = page[-1].place if page else end
+                stream.place = last if len(page) == PAGE else max(last, end)
+                await stream.outlet.drained()
+                await self._turns.take()
         except (StoreUnavailable, TimeoutError):
             stream.end()
         except Exception:
             self._log.failure("Cannot write an event stream (it is closed)")
             stream.end()
-        if not stream.isOver:
-            tail.streams[stream] = None
-
-    async def _catchUpPage(self, stream: Stream, tail: _Tail) -> None:
-        end, endId = tail.position, tail.id
-        page = await self._read(stream.tenant, stream.position, stream.types, stream.tag is not None)
-        if stream.isOver:
-            return
-        stream.outlet.write(_framesFor(stream, page))
-        if page:
-            stream.position, stream.id = page[-1].position, page[-1].id
-        if len(page) < PAGE and stream.position < end:
-            stream.position, stream.id = end, endId
-        await stream.outlet.drained()
-        await self._turns.take()
+        stream.isCatchingUp = False
 
     # -- all streams of a tenant
 
@@ -364,10 +296,12 @@ class EventStreams:
 
     async def _relay(self, tail: _Tail) -> None:
         try:
-            while tail.isDue:
+            while tail.isDue and not tail.isOver:
                 tail.isDue = False
-                while await self._relayPage(tail):
-                    pass
+                while page := await self._read(tail.tenant, tail.place):
+                    await self._relayPage(tail, page)
+                    if len(page) < PAGE:
+                        break
         except (StoreUnavailable, TimeoutError):
             self._drop(tail)
         except Exception:
@@ -376,39 +310,29 @@ class EventStreams:
         finally:
             tail.isRead = False
 
-    async def _relayPage(self, tail: _Tail) -> bool:
-        """Write a page of new events to all streams; returns whether there may be more."""
-        page = await self._read(
-            tail.tenant, tail.position, None, any(stream.tag is not None for stream in tail.members)
-        )
-        if not page:
-            return False
-        begin, end, endId = page[0].position, page[-1].position, page[-1].id
+    async def _relayPage(self, tail: _Tail, page: Sequence[_Event]) -> None:
         # From here on, a stream that still catches up does so to the end of this page.
-        tail.position, tail.id = end, endId
-        same: dict[tuple[frozenset[str], str | None], bytes] = {}
-        for stream in list(tail.streams):
+        tail.place = end = page[-1].place
+        same: dict[tuple[frozenset[str], str | None, _Place], bytes] = {}
+        for stream in [stream for stream in tail.streams if not stream.isCatchingUp]:
             await self._turns.take()
-            if stream not in tail.streams or stream.position >= end:
+            if stream.isOver or stream.place.position >= end.position:
                 continue
-            if stream.position >= begin:
-                data = _framesFor(stream, page)
-            else:
-                wanted = stream.types, stream.tag
-                data = same[wanted] if wanted in same else same.setdefault(wanted, _framesFor(stream, page))
-            stream.position, stream.id = end, endId
-            if data:
+            wanted = stream.types, stream.tag, stream.place
+            if wanted not in same:
+                same[wanted] = b"".join([each.frame for each in page if each.isFor(stream)])
+            stream.place = end
+            if data := same[wanted]:
                 stream.outlet.write(data)
-        return len(page) == PAGE
 
-    async def _read(self, tenant: str, after: int, types: frozenset[str] | None, needsTags: bool) -> Sequence[_Event]:
+    async def _read(self, tenant: str, after: _Place, types: frozenset[str] | None = None) -> Sequence[_Event]:
         wanted = None if types is None or types.issuperset(EVENT_TYPES) else types
-        reading = self._tasks.start(self._page(tenant, after + 1, wanted, needsTags))
+        reading = self._tasks.start(self._page(tenant, after.position + 1, wanted))
         return await reading.addTimeout(PATIENCE, self._clock)
 
-    async def _page(self, tenant: str, begin: int, types: frozenset[str] | None, needsTags: bool) -> Sequence[_Event]:
+    async def _page(self, tenant: str, begin: int, types: frozenset[str] | None) -> Sequence[_Event]:
         records = await self._store.listEvents(tenant, begin, PAGE, types)
-        return [_Event(each, await self._tagsOf(tenant, each) if needsTags else ()) for each in records]
+        return [_Event(each, await self._tagsOf(tenant, each)) for each in records]
 
     async def _tagsOf(self, tenant: str, record: EventRecord) -> Collection[str]:
         payload = record.payload
@@ -421,30 +345,20 @@ class EventStreams:
         return service.tags
 
     def _ping(self, tail: _Tail) -> None:
-        tail.ping = self._clock.callLater(PING, self._ping, tail)
+        tail.ping = None
         # Whether the store can be reached, a read shows.
         self._follow(tail)
-        if not tail.isPinging:
-            tail.isPinging = True
-            self._tasks.start(self._pingAll(tail))
+        self._tasks.start(self._pingAll(tail))
 
     async def _pingAll(self, tail: _Tail) -> None:
-        try:
-            await self._pingEach(tail)
-        finally:
-            tail.isPinging = False
-
-    async def _pingEach(self, tail: _Tail) -> None:
-        for stream in list(tail.streams):
+        for stream in [stream for stream in tail.streams if not stream.isCatchingUp]:
+            await self._turns.take()
             try:
-                await stream.authenticate()
+                if not stream.isOver:
+                    await stream.authenticate()
             except (Fault, StoreUnavailable):
                 stream.end()
-                continue
-            await self._turns.take()
-            if stream in tail.streams:
-                stream.outlet.write(frame("ping", stream.id))
-
-
-def _framesFor(stream: Stream, page: Sequence[_Event]) -> bytes:
-    return b"".join([each.frame for each in page if each.position > stream.position and each.isFor(stream)])
+            if not stream.isOver:
+                stream.outlet.write(frame("ping", stream.place.id))
+        if not tail.isOver:
+            tail.ping = self._clock.callLater(PING, self._ping, tail)

@@ -13,6 +13,7 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from ..util.logs import Logger
@@ -102,6 +103,51 @@ class TaskOwner:
             waiter.errback(Failure())
         else:
             waiter.callback(result)
+
+
+class Turns:
+    """Divides work between turns of the reactor. Between two turns come heartbeats."""
+
+    #: Seconds that the work may take of a turn.
+    SLICE = 0.002
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._began = 0.0
+        self._next: IDelayedCall | None = None
+        self._waiting: deque[Deferred[None]] = deque()
+        self._isStopped = False
+
+    async def take(self) -> None:
+        """Wait until there is time in a turn."""
+        while self._isSpent():
+            turn: Deferred[None] = Deferred()
+            self._waiting.append(turn)
+            await turn
+
+    def _isSpent(self) -> bool:
+        if self._isStopped:
+            return False
+        now = self._clock.seconds()
+        if self._next is None:
+            self._next = self._clock.callLater(0, self._turn)
+            self._began = now
+        return now - self._began >= self.SLICE
+
+    def _turn(self) -> None:
+        self._next = None
+        while self._waiting and not self._isSpent():
+            turn = self._waiting.popleft()
+            # One whose client has gone has been called.
+            if not turn.called:
+                turn.callback(None)
+
+    def stop(self) -> None:
+        """Leave nothing on the reactor; what waits goes on."""
+        self._isStopped = True
+        if self._next is not None:
+            self._next.cancel()
+            self._turn()
 
 
 class _Owning(Protocol):

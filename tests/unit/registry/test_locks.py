@@ -19,7 +19,6 @@ from txserviceregistry.registry.model import NewService
 from txserviceregistry.registry.places import Places
 from txserviceregistry.registry.scopes import lockScope
 from txserviceregistry.registry.stores.locks import NewLock
-from txserviceregistry.registry.subscribers import Subscribers
 
 NAME = "/billing/scheduler"
 SCOPE = lockScope(TENANT)
@@ -36,7 +35,7 @@ class LocksCase(RegistryCase):
     """
 
     options = LockOptions()
-    subscribers: Subscribers | None = None
+    followers: Places | None = None
 
     def started(self) -> Registry:
         self.locks = HeldStore(self.memory.locks)
@@ -47,7 +46,7 @@ class LocksCase(RegistryCase):
             wallClock=self.wallClock,
             limits=self.limits,
             locks=self.options,
-            subscribers=self.subscribers,
+            followers=self.followers,
         )
         self.successResultOf(registry.start())
         self.addCleanup(registry.stop)
@@ -467,7 +466,7 @@ class CrowdTests(LocksCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.subscribers = Subscribers(self.clock, Places(2))
+        self.followers = Places(2)
         self.registry = self.started()
 
     def test_oneTooMany(self) -> None:

@@ -14,13 +14,12 @@ from typing import Any
 import treq
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import Clock, LoopingCall
+from twisted.internet.task import LoopingCall
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent, HTTPConnectionPool
 
 from txserviceregistry.registry.model import EVENT_TYPES
 from txserviceregistry.registry.service import RegistryService
-from txserviceregistry.registry.subscribers import Subscribers, Subscription
 
 from .wire import Api, Connection, Reply, fired, requestBytes
 
@@ -291,84 +290,6 @@ class WaitingTests(SynchronousTestCase):
             api.clock.advance(0)
         self.assertEqual({self.reply(each).code for each in calls}, {200})
         self.assertEqual(len(reads), 1000)
-
-
-class SubscribersTests(SynchronousTestCase):
-    """
-    Which subscribers are notified, and when.
-    """
-
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.subscribers = Subscribers(self.clock)
-
-    def test_isNotifiedOnce(self) -> None:
-        """An event that comes while a subscriber is about to be notified causes no second notification."""
-        change = self.subscribers.wait("1")
-        self.subscribers.notify(["1"])
-        self.subscribers.notify(["1", "2"])
-        self.assertNoResult(change)
-        self.clock.advance(0)
-        self.assertTrue(self.successResultOf(change))
-
-    def test_cancelled(self) -> None:
-        """A subscriber that has been notified already can still be cancelled."""
-        due, waiting = self.subscribers.wait("1"), self.subscribers.wait("2")
-        self.subscribers.notify(["1"])
-        for change in (due, waiting):
-            change.cancel()
-            self.failureResultOf(change)
-
-    def subscription(self, latest: float) -> Subscription:
-        """A subscription that waits."""
-        subscription = self.subscribers.subscribe("1", latest)
-        subscription.change = self.subscribers.wait("1")
-        return subscription
-
-    def isOver(self, subscription: Subscription) -> bool:
-        """Whether what it waits for has come."""
-        assert subscription.change is not None
-        return subscription.change.called
-
-    def test_eachEndsInTime(self) -> None:
-        """Each ends in time, in whatever order they subscribed, and leaves no timer."""
-        latest = [7.0, 6 + 1 / 64, 9.0, 5 + 1 / 64, 8.0, 6.0]
-        subscriptions = [self.subscription(each) for each in latest]
-        answered: dict[Subscription, float] = {}
-        while len(answered) < len(subscriptions):
-            self.clock.advance(1 / 64)
-            for each in subscriptions:
-                if each not in answered and self.isOver(each):
-                    self.subscribers.unsubscribe(each)
-                    answered[each] = self.clock.seconds()
-        self.assertEqual([answered[each] for each in subscriptions], latest)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_endsWhileASubscriberReads(self) -> None:
-        """After the end nothing is left on the reactor, whatever the subscribers were doing."""
-        waits, readers = self.subscription(5), self.subscribers.subscribe("1", 60)
-        self.subscribers.end()
-        self.assertTrue(self.isOver(waits))
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-        late = self.subscription(5)
-        self.assertTrue(self.isOver(late))
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-        for each in (waits, readers, late):
-            self.subscribers.unsubscribe(each)
-        self.assertEqual(self.subscribers.places.count, 0)
-        self.clock.advance(0)
-        self.subscribers.notify(["2"])
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_end(self) -> None:
-        """At the end those that are due get the event, and the others that there is none."""
-        due, waiting = self.subscribers.wait("1"), self.subscribers.wait("2")
-        self.subscribers.notify(["1"])
-        self.subscribers.end()
-        self.assertTrue(self.successResultOf(due))
-        self.assertFalse(self.successResultOf(waiting))
-        self.assertFalse(self.successResultOf(self.subscribers.wait("1")))
-        self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
 class SocketTests(TestCase):

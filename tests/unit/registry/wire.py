@@ -29,7 +29,6 @@ from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.places import Places
 from txserviceregistry.registry.stores.memory import MemoryStore
-from txserviceregistry.registry.subscribers import Subscribers
 
 from .heldstore import HeldStore
 
@@ -166,9 +165,7 @@ class Api:
             clock=self.clock,
             wallClock=self.wallClock.seconds,
             limits=limits,
-            subscribers=Subscribers(
-                self.clock, Places(connectionLimits.followers, connectionLimits.followersPerTenant, held)
-            ),
+            followers=Places(connectionLimits.followers, connectionLimits.followersPerTenant, held),
             streams=Places(connectionLimits.streams, connectionLimits.streamsPerTenant, held),
         )
         fired(self.registry.start())
