@@ -112,6 +112,7 @@ class Transport:
         method: str,
         path: str,
         *,
+        query: Mapping[str, object] | None = None,
         body: object = None,
         timeout: float | None = None,
         isTraced: bool = False,
@@ -122,25 +123,26 @@ class Transport:
         Send a request to the registry.
 
         :param path: below the tenant's URL, encoded, beginning with a slash.
+        :param query: the parameters; those that are ``None`` are left out.
         :param body: the body, to be sent as JSON; ``None`` for none.
         :param timeout: seconds for all of it: queue, authentication, connecting, headers and body.
         :param isTraced: whether the caller finds out the outcome of a request that is not repeatable. Then the first of
             several servers has only its share of the *timeout*.
         :param whenLate: called when the *timeout* is over, with its Failure. The request runs on for as many seconds as
             it returns, and fails only then.
-        :param options: see :meth:`~txserviceregistry.http.messages.Request.make`.
+        :param options: of the :class:`~txserviceregistry.http.messages.Request`.
         :return: fires with the :class:`~txserviceregistry.http.messages.Response`, a 2xx. Fails with ``APIError`` for a
             fault of the API and any 5xx, ``MalformedResponse`` for any other response, ``ConnectionFailed``,
-            ``RequestTimedOut`` or ``AuthenticationFailed``, and with ``ValueError`` as ``Request.make`` does.
+            ``RequestTimedOut`` or ``AuthenticationFailed``, and with ``ValueError`` if an argument is not valid.
         """
         seconds = self.timeout if timeout is None else timeout
         if isTraced and whenLate is not None:
             # It is late when its share is over: the caller finds out the outcome while it runs on.
             seconds, isTraced = shareOf(seconds, max(1, self.servers)), False
         try:
-            request = Request.make(
+            request = Request(
                 method,
-                path,
+                pathOf(path, query),
                 self._clock,
                 self._stage,
                 seconds,
@@ -153,7 +155,7 @@ class Transport:
             return fail()
         if self._traceparent is not None:
             request.traceparent = validTraceparent(self._traceparent()) or ""
-        return request.inTime(self._clock, self._send(request, body))
+        return request.inTime(self._send(request, body))
 
     async def require(self, extension: str) -> None:
         """

@@ -23,7 +23,7 @@ from ..util.tries import NothingLeft, Race, TryIsLate
 from .agent import describeFailure
 from .bodies import BytesProducer, FixedHeaders, ResponseTooLarge, WholeResponse
 from .failover import Servers
-from .messages import NAME_SERVER, Lane, Request, Response
+from .messages import NAME_SERVER, Lane, Request, Response, pathOf
 from .pool import InsecureConnection, StaleConnection
 from .queueing import AgentClosed
 from .resolving import ResolvingTimedOut, stageOf
@@ -152,22 +152,28 @@ class JSONTransport:
         return any(_originOf(base.url) == _originOf(url) for base in self._bases)
 
     def request(
-        self, method: str, path: str, *, body: Any = None, timeout: float | None = None, **options: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, object] | None = None,
+        timeout: float | None = None,
+        **options: Any,
     ) -> Deferred[Response]:
         """
         Send a request.
 
         :param path: below the base URL, encoded, beginning with a slash.
-        :param body: the body, to be sent as JSON; ``None`` for none.
+        :param query: the parameters; those that are ``None`` are left out.
         :param timeout: seconds for all of it: queue, connecting, headers and body.
-        :param options: see :meth:`~txserviceregistry.http.messages.Request.make`.
+        :param options: of the :class:`~txserviceregistry.http.messages.Request`: its body, for example.
         :return: fires with the :class:`~txserviceregistry.http.messages.Response` of any status. Fails with
             ``ConnectionFailed``, ``RequestTimedOut``, or ``MalformedResponse`` for a 2xx without JSON and a truncated
             response.
         """
         seconds = self._timeout if timeout is None else timeout
-        request = Request.make(method, path, self._clock, self._stageAt, seconds, body=body, **options)
-        return request.inTime(self._clock, self.send(request))
+        request = Request(method, pathOf(path, query), self._clock, self._stageAt, seconds, **options)
+        return request.inTime(self.send(request))
 
     async def send(self, request: Request) -> Response:
         """Send a request to one server after the other, without a deadline."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Coroutine, Mapping
 from enum import IntEnum
 from typing import Any, TypeVar
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, urlencode, urljoin
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -69,12 +69,8 @@ def pathOf(path: str, query: Mapping[str, object] | None) -> str:
     :param path: encoded.
     :param query: the parameters; those that are ``None`` are left out.
     """
-    if not query:
-        return path
-    pairs = "&".join(
-        f"{quote(name, safe='')}={quote(str(value), safe='')}" for name, value in query.items() if value is not None
-    )
-    return f"{path}?{pairs}" if pairs else path
+    pairs = {name: value for name, value in (query or {}).items() if value is not None}
+    return f"{path}?{urlencode(pairs, safe='', quote_via=quote)}" if pairs else path
 
 
 def encodeJSON(body: object) -> bytes:
@@ -86,99 +82,62 @@ def encodeJSON(body: object) -> bytes:
         return json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, on_setattr=attrs.setters.NO_OP)
 class Request:
     """
-    A request, with all its tries.
+    A request, with all its tries. Its time begins when it is made.
 
     :ivar path: below the server's URL, encoded, with the query.
-    :ivar isRepeatable: whether it may be sent again when its outcome is unknown.
-    :ivar timeout: seconds for all of it.
-    :ivar deadline: the end of the *timeout*, in seconds of the clock.
+    :ivar stage: returns its stage at a URL, for error messages.
+    :ivar timeout: seconds for all of it; *wait* is added.
+    :ivar body: to be sent as JSON; ``None`` for none.
+    :ivar isRepeatable: whether it may be sent again when its outcome is unknown; by default a GET, PUT or DELETE.
     :ivar wait: seconds for which the server holds its response back; ``None`` if it does not.
     :ivar isTraced: whether the caller finds out the outcome of a request that is not repeatable.
     :ivar whenLate: called at the deadline.
-    :ivar stage: returns its stage at a URL, for error messages.
     :ivar header: one more header, its name and its value; ``None`` for none.
+    :ivar deadline: the end of the *timeout*, in seconds of the clock.
     :ivar token: the auth token, a secret; empty for none.
     :ivar url: the URL of the last try.
     :ivar leave: called at the deadline: later requests go to another server first.
     :ivar traceparent: the header of this name; empty for none.
+    :raises ValueError: if *timeout* or *wait* is not a number from 0 on, or *body* can't be JSON.
     """
 
     method: str
     path: str
-    body: bytes | None
-    isRepeatable: bool
-    timeout: float
-    deadline: float
-    wait: float | None
-    lane: Lane
-    isTraced: bool
-    whenLate: WhenLate | None
+    _clock: IReactorTime
     stage: Callable[[str], str]
+    timeout: float
+    body: bytes | None = attrs.field(default=None, converter=attrs.converters.optional(encodeJSON))
+    isRepeatable: bool = attrs.field(alias="repeatable", kw_only=True)
+    wait: float | None = None
+    lane: Lane = Lane.ORDINARY
+    isTraced: bool = False
+    whenLate: WhenLate | None = None
     header: tuple[bytes, bytes] | None = None
-    token: str = attrs.field(default="", repr=False)
-    url: str = ""
-    leave: Callable[[], object] = lambda: None
-    traceparent: str = ""
+    deadline: float = attrs.field(init=False)
+    token: str = attrs.field(init=False, default="", repr=False)
+    url: str = attrs.field(init=False, default="")
+    leave: Callable[[], object] = attrs.field(init=False, default=lambda: None)
+    traceparent: str = attrs.field(init=False, default="")
 
-    @classmethod
-    def make(
-        cls,
-        method: str,
-        path: str,
-        clock: IReactorTime,
-        stage: Callable[[str], str],
-        timeout: float,
-        *,
-        query: Mapping[str, object] | None = None,
-        body: Any = None,
-        repeatable: bool | None = None,
-        wait: float | None = None,
-        lane: Lane = Lane.ORDINARY,
-        isTraced: bool = False,
-        whenLate: WhenLate | None = None,
-        header: tuple[bytes, bytes] | None = None,
-    ) -> Request:
-        """
-        A request whose time begins now.
+    @isRepeatable.default
+    def _isIdempotent(self) -> bool:
+        return self.method != "POST"
 
-        :param query: see :func:`pathOf`.
-        :param body: to be sent as JSON; ``None`` for none.
-        :param repeatable: by default a GET, PUT or DELETE is.
-        :param wait: is added to the *timeout*.
-        :raises ValueError: if *timeout* or *wait* is not a number from 0 on, or *body* can't be JSON.
-        """
-        if not (isinstance(timeout, float) and 0.0 <= timeout <= LONGEST_INTERVAL):
-            timeout = boundedNumber(timeout, 0.0, LONGEST_INTERVAL)
-        if wait is not None:
-            timeout += boundedNumber(wait, 0.0, LONGEST_INTERVAL)
-        content = None
-        if body is not None:
-            content = encodeJSON(body)
-        isRepeatable = method != "POST" if repeatable is None else repeatable
-        return cls(
-            method,
-            pathOf(path, query),
-            content,
-            isRepeatable,
-            timeout,
-            clock.seconds() + timeout,
-            wait,
-            lane,
-            isTraced,
-            whenLate,
-            stage,
-            header,
-        )
+    def __attrs_post_init__(self) -> None:
+        self.timeout = boundedNumber(self.timeout, 0.0, LONGEST_INTERVAL)
+        if self.wait is not None:
+            self.timeout += boundedNumber(self.wait, 0.0, LONGEST_INTERVAL)
+        self.deadline = self._clock.seconds() + self.timeout
 
     @property
     def asked(self) -> str:
         """The method and the URL."""
         return f"{self.method} {self.url or self.path}"
 
-    def inTime(self, clock: IReactorTime, work: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
+    def inTime(self, work: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
         """
         Do *work* until the deadline.
 
@@ -195,16 +154,14 @@ class Request:
             whenLate, self.whenLate = self.whenLate, None
             more = 0.0 if whenLate is None else whenLate(self._timedOut())
             self.timeout += more
-            if done.called:
-                return
-            if more > 0:
-                call = clock.callLater(more, tooLate)
-                return
-            isTooLate = True
-            done.cancel()
+            if more > 0 and not done.called:
+                call = self._clock.callLater(more, tooLate)
+            elif not done.called:
+                isTooLate = True
+                done.cancel()
 
         # Deferred.addTimeout costs twice as much.
-        call = clock.callLater(self.timeout, tooLate)
+        call = self._clock.callLater(self.timeout, tooLate)
 
         def over(result: Any) -> Any:
             if isTooLate:

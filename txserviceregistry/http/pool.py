@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import attrs
@@ -27,6 +27,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IClientRequest, IResponse
 from zope.interface import implementer
 
+from ..util.addresses import netloc
 from ..util.deferred import cancelWith
 from ..util.listeners import Listeners
 from ..util.logs import Logger
@@ -40,6 +41,8 @@ IDLE_TIMEOUT = 45.0
 #: A peer that does not answer the orderly end of a TLS connection for so many seconds is cut off.
 CLOSE_GRACE = 1.0
 
+# The most servers whose endpoints are kept: more than any registry has.
+_MOST_SERVERS = 100
 
 # What a URI consists of that can be sent as it is.
 _PLAIN = re.compile(rb"[!-~]+")
@@ -78,7 +81,6 @@ class _Connection(_HTTP11):
         self._isSecure = False
         self._whenLost: Waiters[None] = Waiters()
         self.isLost = False
-        self.isGiven = False
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -145,23 +147,6 @@ class _Connection(_HTTP11):
 class _ConnectionFactory(Factory):
     noisy = False
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        connections: set[_Connection],
-        quiescentCallback: Callable[[Any], None],
-        streams: bool,
-    ) -> None:
-        self._clock = clock
-        self._streams = streams
-        self._connections = connections
-        self._quiescentCallback = quiescentCallback
-
-    def buildProtocol(self, addr: object) -> _Connection:
-        connection = _Connection(self._clock, self._quiescentCallback, self._streams)
-        self._connections.add(connection)
-        return connection
-
 
 class ConnectionPool(HTTPConnectionPool):
     """
@@ -191,20 +176,28 @@ class ConnectionPool(HTTPConnectionPool):
 
     # Twisted has a class there.
     def _factory(self, quiescentCallback: Callable[[Any], None], metadata: str) -> Any:  # type: ignore[override]
-        """Makes the connections."""
         self._known = {connection for connection in self._known if not connection.isLost}
-        return _ConnectionFactory(self._clock, self._known, quiescentCallback, self._streams)
 
-    def getConnection(self, key: Hashable, endpoint: IStreamClientEndpoint) -> Deferred[Any]:
-        """See HTTPConnectionPool."""
-        given: Deferred[Any] = super().getConnection(key, endpoint)
-        isKnown = given.called and isinstance(given.result, _Connection) and given.result.isGiven
-        return given if isKnown else given.addCallback(self._isNew, key)
+        def connection() -> _Connection:
+            made = _Connection(self._clock, quiescentCallback, self._streams)
+            self._known.add(made)
+            return made
 
-    def _isNew(self, connection: _Connection, key: Hashable) -> _Connection:
-        connection.isGiven = True
-        transport: Any = connection.transport
-        self._hasAddress(key, str(transport.getHost().host))
+        factory = _ConnectionFactory()
+        factory.protocol = connection
+        return factory
+
+    def _newConnection(self, key: Hashable, endpoint: IStreamClientEndpoint) -> Deferred[Any]:
+        return super()._newConnection(key, endpoint).addCallback(self._connected, key)
+
+    def _connected(self, connection: Any, key: Hashable) -> Any:
+        transport = connection.transport
+        address = str(transport.getHost().host)
+        if self._addresses.get(key) != address:
+            self._addresses[key] = address
+            scheme, host, port = cast("tuple[bytes, bytes, int]", key)
+            url = f"{scheme.decode('ascii')}://{netloc(host.decode('ascii'), port)}/"
+            self._addressListeners.call(url, address)
         return connection
 
     def localAddress(self, url: str) -> str | None:
@@ -220,15 +213,6 @@ class ConnectionPool(HTTPConnectionPool):
         :return: a function that ends it.
         """
         return self._addressListeners.add(listener)
-
-    def _hasAddress(self, key: Hashable, address: str) -> None:
-        if self._addresses.get(key) == address:
-            return
-        self._addresses[key] = address
-        scheme, host, port = cast("tuple[bytes, bytes, int]", key)
-        name = host.decode("ascii")
-        url = f"{scheme.decode('ascii')}://{f'[{name}]' if ':' in name else name}:{port}/"
-        self._addressListeners.call(url, address)
 
     def close(self) -> Deferred[None]:
         """
@@ -292,15 +276,11 @@ class PooledAgent:
     :param pool: its pool.
     """
 
-    #: The most servers whose endpoints are kept: more than any registry has.
-    _MOST = 100
-
     def __init__(self, agent: IAgent, endpoints: IAgentEndpointFactory, pool: HTTPConnectionPool) -> None:
         self._agent = agent
         self._endpoints = endpoints
         self._pool = pool
-        # By the beginnings of URIs: the pool's key for a server, and its endpoint.
-        self._targets: dict[tuple[bytes, bytes], tuple[tuple[bytes, bytes, int], IStreamClientEndpoint]] = {}
+        self._targetOf = lru_cache(maxsize=_MOST_SERVERS)(self._find)
 
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
@@ -314,15 +294,10 @@ class PooledAgent:
             or not _PLAIN.fullmatch(uri)
         ):
             return self._agent.request(method, uri, headers, bodyProducer)
-        target = self._targets.get((pieces[0], pieces[2]))
-        if target is None:
-            try:
-                target = self._find(uri)
-            except SchemeNotSupported:
-                return fail(Failure())
-            if len(self._targets) >= self._MOST:
-                self._targets.clear()
-            self._targets[pieces[0], pieces[2]] = target
+        try:
+            target = self._targetOf(b"%b//%b/" % (pieces[0], pieces[2]))
+        except SchemeNotSupported:
+            return fail()
         request = _Request(method, uri, b"/" + pieces[3], headers, bodyProducer, self._pool.persistent)
 
         connecting: Deferred[Any] = self._pool.getConnection(*target)
@@ -332,6 +307,7 @@ class PooledAgent:
             return cast(Any, connection).request(request)  # type: ignore[no-any-return] # Twisted has no types there
         return connecting.addCallback(lambda connection: connection.request(request))
 
-    def _find(self, uri: bytes) -> tuple[tuple[bytes, bytes, int], IStreamClientEndpoint]:
-        parsed = URI.fromBytes(uri)
+    def _find(self, origin: bytes) -> tuple[tuple[bytes, bytes, int], IStreamClientEndpoint]:
+        """The pool's key for a server, and its endpoint."""
+        parsed = URI.fromBytes(origin)
         return (parsed.scheme, parsed.host, parsed.port), self._endpoints.endpointForURI(parsed)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
@@ -45,12 +45,8 @@ class _Job:
         self.result: Deferred[IResponse] = Deferred(lambda _: self.end(CancelledError()))
 
     def start(self) -> None:
-        try:
-            sent: Deferred[Any] = self._send()
-        except Exception:
-            sent = fail(Failure())
-        self._sent = sent
-        sent.addBoth(self._arrived)
+        self._sent = maybeDeferred(self._send)
+        self._sent.addBoth(self._arrived)
 
     def _arrived(self, result: Any) -> Deferred[None] | None:
         if not isinstance(result, (WholeResponse, Failure)):
@@ -91,19 +87,10 @@ class _Origin:
         self._look: IDelayedCall | None = None
 
     def enter(self, job: _Job) -> None:
-        if not self.waiting and not self._starting and len(self.active) < self._slots:
-            self._starting = True
-            try:
-                self._start(job)
-            finally:
-                self._starting = False
-            if self.waiting:
-                self.startWaiting()
-            return
         self.waiting[job] = None
         if job.isUrgent:
             self._urgent[job] = None
-        self.startWaiting()
+        self._startWaiting()
 
     def leave(self, job: _Job) -> None:
         self.waiting.pop(job, None)
@@ -112,20 +99,31 @@ class _Origin:
             self._look.cancel()
             self._look = None
 
-    def _start(self, job: _Job) -> None:
-        self.active.add(job)
-        if self._clock is not None:
-            job.began = self._clock.seconds()
-        job.start()
+    def release(self, job: _Job) -> None:
+        self.active.discard(job)
+        self._startWaiting()
+
+    def _startWaiting(self) -> None:
+        # Requests that have a response at once (in memory) come back here while they start: one loop is enough.
+        if self._starting:
+            return
+        self._starting = True
+        try:
+            while (job := self._next()) is not None:
+                self.leave(job)
+                self.active.add(job)
+                if self._clock is not None:
+                    job.began = self._clock.seconds()
+                job.start()
+        finally:
+            self._starting = False
 
     def _next(self) -> _Job | None:
         if len(self.active) < self._slots:
             return next(iter(self.waiting), None)
-        if not self._urgent:
-            return None
         # Requests that hang must not delay urgent ones. One urgent request at a time needs no slot. More of them need
         # none if the active requests may hang.
-        if not any(job.isUrgent for job in self.active) or self._hangs():
+        if self._urgent and (not any(job.isUrgent for job in self.active) or self._hangs()):
             return next(iter(self._urgent))
         return None
 
@@ -145,24 +143,7 @@ class _Origin:
 
     def _lookAgain(self) -> None:
         self._look = None
-        self.startWaiting()
-
-    def release(self, job: _Job) -> None:
-        self.active.discard(job)
-        if self.waiting:
-            self.startWaiting()
-
-    def startWaiting(self) -> None:
-        # Requests that have a response at once (in memory) come back here while they start: one loop is enough.
-        if self._starting:
-            return
-        self._starting = True
-        try:
-            while (job := self._next()) is not None:
-                self.leave(job)
-                self._start(job)
-        finally:
-            self._starting = False
+        self._startWaiting()
 
 
 @implementer(IAgent)

@@ -7,18 +7,19 @@ connection to a host name, and so heartbeats.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+import socket
 from collections.abc import Callable, Sequence
-from socket import gaierror
-from threading import Lock, Thread
-from typing import Any, cast
+from functools import partial
+from threading import Thread
+from typing import Any
 from weakref import WeakKeyDictionary
 
+import attrs
 from twisted.internet._resolver import GAIResolver  # what reactors have by default; there is no public name for it
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IAddress, IHostnameResolver, IHostResolution, IResolutionReceiver
-from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from ..util.deferred import cancelWith
@@ -38,14 +39,9 @@ _LONGEST_LOOKUP = 30.0
 
 # The most host names whose addresses are remembered: more than a client connects to.
 _MOST_NAMES = 1000
-# The most lookups under way at once, in a thread each.
-_MOST_THREADS = 20
 
 #: The beginning of the stage of a request that waits for addresses.
 RESOLVING = "resolving the host name"
-
-#: A host name and a port.
-_Key = tuple[str, int]
 
 
 class ResolvingTimedOut(ConnectTimeout):
@@ -58,66 +54,30 @@ class ResolvingTimedOut(ConnectTimeout):
         return str(self.args[0])
 
 
-class _Threads:
-    """
-    Runs lookups in a daemon thread each, which ends with its lookup. A lookup that hangs delays neither others nor the
-    end of the process.
-    """
+class _Threads(ThreadPool):
+    """Lookups that hang delay neither others, up to the number of threads, nor the end of the process."""
 
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._free = _MOST_THREADS
-        self._waiting: deque[Callable[[], None]] = deque()
-
-    def callInThreadWithCallback(
-        self, onResult: Callable[[bool, Any], None], function: Callable[..., Any], *arguments: Any
-    ) -> None:
-        """See Twisted's ThreadPool."""
-
-        def work() -> None:
-            try:
-                result = function(*arguments)
-            except Exception as error:
-                # Twisted handles only gaierror. A name that can't be encoded raises another error.
-                onResult(False, Failure(error if isinstance(error, gaierror) else gaierror(str(error))))
-            else:
-                onResult(True, result)
-
-        with self._lock:
-            if not self._free:
-                self._waiting.append(work)
-                return
-            self._free -= 1
-        Thread(target=self._run, args=(work,), name="resolving a host name", daemon=True).start()
-
-    def _run(self, work: Callable[[], None]) -> None:
-        while True:
-            work()
-            with self._lock:
-                if not self._waiting:
-                    self._free += 1
-                    return
-                work = self._waiting.popleft()
+    threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment] # makes threads, as the class does
 
 
-_threads = _Threads()
+_threads = _Threads(minthreads=0, maxthreads=20, name="resolving host names")
+# It makes no thread before the first lookup.
+_threads.start()
+
+
+def _getaddrinfo(*args: Any) -> Any:
+    try:
+        return socket.getaddrinfo(*args)
+    except UnicodeError as error:
+        # A name that can't be encoded. Twisted expects no other error than this.
+        raise socket.gaierror(str(error))
 
 
 @implementer(IResolutionReceiver)
-class _Lookup:
-    """
-    One lookup of one host name, and the Deferreds that wait for it.
+class _Receiver:
+    """Collects the addresses that one lookup finds."""
 
-    :ivar seconds: another lookup may begin beside this one after so many.
-    :ivar waiting: the Deferreds that wait, shared by the lookups that run beside each other.
-    """
-
-    def __init__(
-        self, began: float, seconds: float, waiting: Waiters[None], done: Callable[[Sequence[IAddress]], None]
-    ) -> None:
-        self.began = began
-        self.seconds = seconds
-        self.waiting = waiting
+    def __init__(self, done: Callable[[Sequence[IAddress]], None]) -> None:
         self._done = done
         self._found: list[IAddress] = []
 
@@ -133,6 +93,25 @@ class _Lookup:
         self._done(self._found)
 
 
+@attrs.define(eq=False)
+class _Name:
+    """
+    A host name.
+
+    :ivar outage: that of its lookups, while its last known addresses are used.
+    :ivar known: its last known addresses.
+    :ivar waiting: the Deferreds that wait for its lookups, which run beside each other; ``None`` if there is none.
+    :ivar began: when the last of these began.
+    :ivar seconds: another one begins after so many.
+    """
+
+    outage: Outage
+    known: Sequence[IAddress] = ()
+    waiting: Waiters[None] | None = None
+    began: float = 0.0
+    seconds: float = 0.0
+
+
 class HostNames:
     """
     The host names that are connected to over one reactor.
@@ -144,14 +123,12 @@ class HostNames:
     _log = Logger()
 
     def __init__(self) -> None:
-        self._known: OrderedDict[_Key, Sequence[IAddress]] = OrderedDict()
-        self._underWay: dict[_Key, _Lookup] = {}
-        # Of names whose last known addresses are used.
-        self._outages: dict[_Key, Outage] = {}
+        # By host and port, the one that was used last at the end.
+        self._names: dict[tuple[str, int], _Name] = {}
 
     def isResolving(self, host: str) -> bool:
         """Whether requests to this *host* wait for its addresses, of which none is known."""
-        return any(key[0] == host and key not in self._known for key in self._underWay)
+        return any(key[0] == host and not name.known for key, name in self._names.items())
 
     def resolve(self, reactor: Any, host: str, port: int) -> Deferred[Sequence[IAddress]]:
         """
@@ -160,58 +137,53 @@ class HostNames:
         :param reactor: whose resolver is used, if the application has installed one.
         :return: fires with the addresses; with none if there are none. May be cancelled.
         """
-        key = (host, port)
-        lookup = self._underWay.get(key)
-        if lookup is None or reactor.seconds() - lookup.began >= lookup.seconds:
-            lookup = self._lookUp(reactor, key, lookup)
-        if key not in self._underWay:
-            # It is complete.
-            return succeed(self._known.get(key, ()))
-        left = lookup.began + PATIENCE - reactor.seconds()
-        if key in self._known and left <= 0:
+        key = host, port
+        name = self._names.pop(key) if key in self._names else self._newName(reactor, host)
+        self._names[key] = name
+        if len(self._names) > _MOST_NAMES:
+            del self._names[next(iter(self._names))]
+        if name.waiting is None or reactor.seconds() - name.began >= name.seconds:
+            self._lookUp(reactor, key, name)
+        waiting = name.waiting
+        if waiting is None:
+            # The lookup is complete.
+            return succeed(name.known)
+        left = name.began + PATIENCE - reactor.seconds()
+        if name.known and left <= 0:
             if left <= PATIENCE - _SLOW:
-                self._isStale(reactor, key)
-            return succeed(self._known[key])
-        waiter = lookup.waiting.wait()
-        if key in self._known:
-            cancelWith(reactor.callLater(left, lookup.waiting.fire, None, [waiter]), waiter)
-        return waiter.addCallback(lambda _: self._known.get(key, ()))
+                name.outage.failed()
+            return succeed(name.known)
+        waiter = waiting.wait()
+        if name.known:
+            cancelWith(reactor.callLater(left, waiting.fire, None, [waiter]), waiter)
+        return waiter.addCallback(lambda _: name.known)
 
-    def _lookUp(self, reactor: Any, key: _Key, hanging: _Lookup | None) -> _Lookup:
+    def _newName(self, reactor: Any, host: str) -> _Name:
+        begins = "Host name {host} did not resolve; its last known addresses are used. Check the name server"
+        ends = "Host name {host} resolved again, after {seconds:.1f} s"
+        return _Name(Outage(self._log, reactor, begins, ends, host=host))
+
+    def _lookUp(self, reactor: Any, key: tuple[str, int], name: _Name) -> None:
+        name.seconds = _LONGEST_LOOKUP if name.waiting is None else 2 * name.seconds
+        name.began = reactor.seconds()
+        waiting = name.waiting = name.waiting or Waiters()
+
         def done(found: Sequence[IAddress]) -> None:
-            current = self._underWay.get(key)
-            if current is None or current.waiting is not waiting:
+            if name.waiting is not waiting:
                 # Another one that ran beside it was first.
                 return
-            del self._underWay[key]
+            name.waiting = None
             if found:
-                self._keep(key, found)
-            elif key in self._known:
-                self._isStale(reactor, key)
+                name.known = tuple(found)
+                name.outage.succeeded()
+            elif name.known:
+                name.outage.failed()
+            else:
+                self._names.pop(key, None)
             waiting.fire(None)
 
-        waiting: Waiters[None] = Waiters() if hanging is None else hanging.waiting
-        seconds = _LONGEST_LOOKUP if hanging is None else 2 * hanging.seconds
-        lookup = self._underWay[key] = _Lookup(reactor.seconds(), seconds, waiting, done)
         host, port = key
-        _resolverOf(reactor).resolveHostName(lookup, host, portNumber=port)
-        return lookup
-
-    def _keep(self, key: _Key, found: Sequence[IAddress]) -> None:
-        self._known[key] = tuple(found)
-        self._known.move_to_end(key)
-        if len(self._known) > _MOST_NAMES:
-            self._outages.pop(self._known.popitem(last=False)[0], None)
-        outage = self._outages.pop(key, None)
-        if outage is not None:
-            outage.succeeded()
-
-    def _isStale(self, reactor: Any, key: _Key) -> None:
-        if key not in self._outages:
-            begins = "Host name {host} did not resolve; its last known addresses are used. Check the name server"
-            ends = "Host name {host} resolved again, after {seconds:.1f} s"
-            self._outages[key] = Outage(self._log, reactor, begins, ends, host=key[0])
-        self._outages[key].failed()
+        _resolverOf(reactor).resolveHostName(_Receiver(done), host, portNumber=port)
 
 
 # By reactor: all clients in a process share the addresses.
@@ -237,4 +209,4 @@ def _resolverOf(reactor: Any) -> IHostnameResolver:
     installed: IHostnameResolver = reactor.nameResolver
     if type(installed) is not GAIResolver:
         return installed
-    return GAIResolver(reactor, lambda: cast(Any, _threads))
+    return GAIResolver(reactor, lambda: _threads, _getaddrinfo)  # type: ignore[arg-type] # it takes what it is given

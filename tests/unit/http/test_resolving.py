@@ -4,12 +4,13 @@ Host names: own threads, the last known addresses, and what is reported while a 
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Sequence
 from socket import AF_INET, SOCK_STREAM, gaierror
 from typing import Any
 
-from twisted.internet import _resolver, reactor
+from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IHostnameResolver
@@ -238,10 +239,6 @@ class UnknownTests(SlowNamesTestCase):
 class ThreadTests(TestCase):
     """The system's resolver, on a real reactor."""
 
-    def patchLookups(self, lookUp: Any) -> None:
-        self.patch(_resolver, "getaddrinfo", lookUp)
-        self.patch(_resolver.GAIResolver.__init__, "__defaults__", (None, lookUp))
-
     async def test_busyReactorThreads(self) -> None:
         """A host name is resolved while every thread of the reactor's pool is busy."""
         threads = getattr(reactor, "getThreadPool")().max  # noqa: B009 # the reactor's type has no such name
@@ -272,7 +269,7 @@ class ThreadTests(TestCase):
                 raise gaierror("no such name")
             return [(AF_INET, SOCK_STREAM, 6, "", ("192.0.2.1", port))]
 
-        self.patchLookups(lookUp)
+        self.patch(socket, "getaddrinfo", lookUp)
         hanging = hostNames(reactor).resolve(reactor, "hangs.test", 80)
         try:
             for number in range(30):
