@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +34,6 @@ from ..errors import InvalidSettings
 from ..util.files import absolutePath
 from ..util.reloading import Reloaded, stampOf
 from .certificates import namesOf, ownerOf, whyNotNow
-
-# The most hosts whose contexts are kept.
-_MOST_HOSTS = 20
 
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 
@@ -122,86 +118,26 @@ class CertificateRefused(TLSError):
         return self._text
 
 
-@implementer(IOpenSSLClientConnectionCreator)
-class _Verified:
-    """
-    TLS with a server that proves to be *hostname*.
+class _Connection(Connection):
+    """One TLS connection, with the host for which its certificate must be valid."""
 
-    OpenSSL verifies the chain, and service_identity the name. Twisted's ``optionsForClientTLS`` is not used: its errors
-    do not say which certificate is invalid, and some releases (such as 26.10) accept one without host names for any
-    host.
-    """
-
-    def __init__(self, hostname: bytes, trust: _TrustFiles, caFile: str | None, own: _OwnFiles | None) -> None:
-        self._host = hostname.decode("ascii").strip("[]")
-        self._isAddress = isIPAddress(self._host) or isIPv6Address(self._host)
-        self._trust = trust
-        self._caFile = caFile
-        self._own = own
-        self._context: Any = None
-        self._madeOf: tuple[_Trust, PrivateCertificate | None] | None = None
-
-    def clientConnectionForTLS(self, tlsProtocol: Any) -> Connection:
-        connection = Connection(self._currentContext(), None)
-        connection.set_app_data(tlsProtocol)
-        if not self._isAddress:
-            connection.set_tlsext_host_name(self._host.encode("ascii"))
-        return connection
-
-    def _currentContext(self) -> Any:
-        trust, own = self._trust.current(), None if self._own is None else self._own.current()
-        if self._madeOf is None or self._madeOf[0] is not trust or self._madeOf[1] is not own:
-            shown = {} if own is None else {"privateKey": own.privateKey.original, "certificate": own.original}
-            self._context = CertificateOptions(trustRoot=trust.root, **shown).getContext()
-            self._context.set_verify(VERIFY_PEER, self._verify)
-            self._madeOf = trust, own
-        return self._context
-
-    def _verify(self, connection: Connection, certificate: X509, error: int, depth: int, isGood: int) -> bool:
-        """
-        Called with each certificate of the chain, the server's own last, and with OpenSSL's number of its error.
-
-        :raises CertificateRefused: which ends the handshake, and fails the connection.
-        """
-        try:
-            seen = certificate.to_cryptography()
-            if not isGood:
-                self._trust.suspect()
-                text = _refused(seen, error, depth, self._caFile)
-                if self._trust.problem is not None:
-                    text += f" (the previous content of the file is in use: {self._trust.problem})"
-                raise CertificateRefused(text)
-            if depth == 0:
-                self._verifyName(seen)
-        except CertificateRefused:
-            raise
-        except Exception as problem:
-            raise CertificateRefused(f"its certificate can't be read: {problem}. Replace it")
-        return True
-
-    def _verifyName(self, certificate: x509.Certificate) -> None:
-        try:
-            if self._isAddress:
-                verify_certificate_ip_address(certificate, self._host)
-            else:
-                verify_certificate_hostname(certificate, self._host)
-        except (VerificationError, UnreadableNames):
-            raise CertificateRefused(_wrongName(certificate, self._host))
+    def __init__(self, context: Any, host: str) -> None:
+        super().__init__(context, None)
+        self.host = host
+        if not _isAddress(host):
+            self.set_tlsext_host_name(host.encode("ascii"))
 
 
 @implementer(IOpenSSLClientConnectionCreator)
-class _Unverified:
-    """TLS with any server."""
+@attrs.frozen
+class _Connections:
+    """TLS connections to one host."""
 
-    def __init__(self, hostname: bytes) -> None:
-        self._hostname = hostname
-        self._context = CertificateOptions(verify=False).getContext()
+    _host: str
+    _context: Callable[[], Any]
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> Connection:
-        connection = Connection(self._context, None)
-        connection.set_app_data(tlsProtocol)
-        connection.set_tlsext_host_name(self._hostname)
-        return connection
+        return _Connection(self._context(), self._host)
 
 
 @implementer(IPolicyForHTTPS)
@@ -210,24 +146,80 @@ class TLSPolicy:
     How certificates are verified, and which client certificate is shown. Files that have changed are read again before
     the next connection; open connections stay as they are.
 
-    :param make: makes connections to a host.
-    :param files: the files that they are made from.
+    OpenSSL verifies the chain, and service_identity the name. Twisted's ``optionsForClientTLS`` is not used: its errors
+    do not say which certificate is invalid, and some releases (such as 26.10) accept one without host names for any
+    host.
+
+    :param trust: the certificates to trust; ``None`` to verify nothing.
+    :param caFile: their file, for messages.
+    :param own: the client certificate.
     """
 
-    def __init__(
-        self, make: Callable[[bytes], IOpenSSLClientConnectionCreator], files: Sequence[Reloaded[Any, Any]] = ()
-    ) -> None:
-        self._make = lru_cache(maxsize=_MOST_HOSTS)(make)
-        self._files = files
+    def __init__(self, trust: _TrustFiles | None, caFile: str | None = None, own: _OwnFiles | None = None) -> None:
+        self._trust = trust
+        self._caFile = caFile
+        self._own = own
+        self._context: Any = None
+        self._madeOf: tuple[_Trust | None, PrivateCertificate | None] | None = None
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
         """See IPolicyForHTTPS."""
-        return self._make(hostname)
+        return _Connections(hostname.decode("ascii").strip("[]"), self._currentContext)
 
     def reload(self) -> None:
         """Read all files now, whether or not they seem to have changed."""
-        for each in self._files:
-            each.reload()
+        for each in (self._trust, self._own):
+            if each is not None:
+                each.reload()
+
+    def _currentContext(self) -> Any:
+        trust = None if self._trust is None else self._trust.current()
+        own = None if self._own is None else self._own.current()
+        if self._madeOf is None or self._madeOf[0] is not trust or self._madeOf[1] is not own:
+            shown = {} if own is None else {"privateKey": own.privateKey.original, "certificate": own.original}
+            options: Any = {"verify": False} if trust is None else {"trustRoot": trust.root, **shown}
+            self._context = CertificateOptions(**options).getContext()
+            if trust is not None:
+                self._context.set_verify(VERIFY_PEER, self._verify)
+            self._madeOf = trust, own
+        return self._context
+
+    def _verify(self, connection: _Connection, certificate: X509, error: int, depth: int, isGood: int) -> bool:
+        """
+        Called with each certificate of the chain, the server's own last, and with OpenSSL's number of its error.
+
+        :raises CertificateRefused: which ends the handshake, and fails the connection.
+        """
+        try:
+            seen = certificate.to_cryptography()
+            if not isGood:
+                raise CertificateRefused(_refused(seen, error, depth, self._caFile) + self._problem())
+            if depth == 0:
+                _verifyName(seen, connection.host)
+        except CertificateRefused:
+            raise
+        except Exception as problem:
+            raise CertificateRefused(f"its certificate can't be read: {problem}. Replace it")
+        return True
+
+    def _problem(self) -> str:
+        """The end of the message about an invalid certificate. The files are read again for the next connection."""
+        assert self._trust is not None
+        self._trust.suspect()
+        problem = self._trust.problem
+        return "" if problem is None else f" (the previous content of the file is in use: {problem})"
+
+
+def _isAddress(host: str) -> bool:
+    return isIPAddress(host) or isIPv6Address(host)
+
+
+def _verifyName(certificate: x509.Certificate, host: str) -> None:
+    verify = verify_certificate_ip_address if _isAddress(host) else verify_certificate_hostname
+    try:
+        verify(certificate, host)
+    except (VerificationError, UnreadableNames):
+        raise CertificateRefused(_wrongName(certificate, host))
 
 
 def tlsPolicy(
@@ -250,10 +242,10 @@ def tlsPolicy(
     :raises InvalidSettings: if a file can't be read, or its content is invalid.
     """
     if not verify:
-        return TLSPolicy(_Unverified)
+        return TLSPolicy(None)
     own = None if certFile is None or keyFile is None else _ownFiles(certFile, keyFile)
     trust = _systemTrust() if caFile is None else _trustIn(caFile, caSource)
-    return TLSPolicy(lambda host: _Verified(host, trust, caFile, own), [trust] if own is None else [trust, own])
+    return TLSPolicy(trust, caFile, own)
 
 
 def _absolute(path: str) -> str:
@@ -263,20 +255,21 @@ def _absolute(path: str) -> str:
         raise InvalidSettings(str(error)) from None
 
 
+def _read(path: str, name: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidSettings(f"{name} can't be read: {error.strerror}")
+
+
 def _trustIn(caFile: str, source: str | None) -> _TrustFiles:
     path = _absolute(caFile)
     name = f"{source}: the CA file {caFile}" if source else f"The CA file {caFile}"
 
-    def read() -> bytes:
-        try:
-            return Path(path).read_bytes()
-        except OSError as error:
-            raise InvalidSettings(f"{name} can't be read: {error.strerror}")
-
     def make(text: bytes) -> _Trust:
         return _Trust(trustRootFromCertificates(_certificatesIn(text, name)))
 
-    return Reloaded(f"CA file {caFile}", [path], read, make)
+    return Reloaded(f"CA file {caFile}", [path], lambda: _read(path, name), make)
 
 
 def _certificatesIn(text: bytes, name: str) -> list[Certificate]:
@@ -334,15 +327,6 @@ def _whyNoBundle(paths: Sequence[str]) -> str | None:
 def _ownFiles(certFile: str, keyFile: str) -> _OwnFiles:
     names = {_absolute(each): each for each in (certFile, keyFile)}
 
-    def read() -> list[bytes]:
-        texts = []
-        for path, name in names.items():
-            try:
-                texts.append(Path(path).read_bytes())
-            except OSError as error:
-                raise InvalidSettings(f"{name} can't be read: {error.strerror}")
-        return texts
-
     def make(texts: list[bytes]) -> PrivateCertificate:
         try:
             made: PrivateCertificate = PrivateCertificate.loadPEM(b"\n".join(texts))
@@ -353,6 +337,9 @@ def _ownFiles(certFile: str, keyFile: str) -> _OwnFiles:
     def whyNot(made: PrivateCertificate) -> str | None:
         wrong = whyNotNow(made.original.to_cryptography())
         return None if wrong is None else f"the certificate in {certFile} {wrong}"
+
+    def read() -> list[bytes]:
+        return [_read(path, name) for path, name in names.items()]
 
     return Reloaded(f"Client certificate {certFile}", list(names), read, make, whyNot=whyNot)
 
