@@ -46,10 +46,12 @@ _NAMES: dict[str, tuple[str, tuple[str, str] | None]] = {
 }
 
 # The options that each section of an INI file may have. Other sections belong to other programs.
-_OPTIONS: dict[str, list[str]] = {}
-for _, _place in _NAMES.values():
-    if _place is not None:
-        _OPTIONS.setdefault(_place[0], []).append(_place[1])
+_OPTIONS = {
+    "credentials": ["username", "api_key"],
+    "api": ["url"],
+    "auth_api": ["url"],
+    "ssl": ["verify", "ca_file"],
+}
 
 # The environment variables that name files and folders.
 _PATHS = ("RAXSR_RAXRC", "RAXSR_DATA_DIR")
@@ -61,14 +63,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 @attrs.frozen
 class _Setting:
-    """
-    A value and its source.
+    """A value, which may be a secret, its source for messages, and the file that it comes from."""
 
-    :ivar source: for messages: an argument, an environment variable, or a file and a line number.
-    :ivar path: the file, if it comes from one.
-    """
-
-    # It may be a secret.
     value: str = attrs.field(repr=False)
     source: str
     path: Path | None = None
@@ -104,18 +100,6 @@ class Settings:
     readAgain: Callable[[], Settings] | None = attrs.field(default=None, eq=False, repr=False)
 
 
-def _orDefault(environ: Mapping[str, str] | None, home: Path | None) -> tuple[Mapping[str, str], Path | None]:
-    """The environment, and the user's home directory if there is one."""
-    environ = os.environ if environ is None else environ
-    if home is not None or environ.get("HOME"):
-        return environ, home or Path(environ["HOME"])
-    try:
-        return environ, Path.home()
-    except RuntimeError:
-        # Neither HOME nor a passwd entry, as in a container that runs as a bare user id.
-        return environ, None
-
-
 def defaultDataDir(environ: Mapping[str, str] | None = None, home: Path | None = None) -> Path:
     """
     The data directory of the registry of this machine: ``RAXSR_DATA_DIR``, else ``$XDG_STATE_HOME/txserviceregistry``,
@@ -125,23 +109,13 @@ def defaultDataDir(environ: Mapping[str, str] | None = None, home: Path | None =
     :param home: the user's home directory; by default the one in the environment.
     :raises InvalidSettings: if the user has no home directory, and the environment names no other one.
     """
-    found = _dataDirIn(*_orDefault(environ, home))
+    found = _Lookup({}, environ, home).dataDir
     if found is None:
         raise InvalidSettings(
             "No default data directory: this user has no home directory (HOME is not set, and there is no passwd "
             "entry). Give --data-dir, or set RAXSR_DATA_DIR"
         )
     return found
-
-
-def _dataDirIn(environ: Mapping[str, str], home: Path | None) -> Path | None:
-    if environ.get("RAXSR_DATA_DIR"):
-        return Path(environ["RAXSR_DATA_DIR"])
-    state = environ.get("XDG_STATE_HOME", "")
-    # The XDG specification: ignore relative paths.
-    if os.path.isabs(state):
-        return Path(state) / "txserviceregistry"
-    return None if home is None else home / ".local" / "state" / "txserviceregistry"
 
 
 def parseUrls(text: str | Iterable[str], source: str) -> tuple[str, ...]:
@@ -183,21 +157,25 @@ def authUrlFor(baseUrl: str) -> str:
     return f"{parts.scheme}://{parts.netloc}/v2.0"
 
 
+def _homeIn(environ: Mapping[str, str]) -> Path | None:
+    if environ.get("HOME"):
+        return Path(environ["HOME"])
+    try:
+        return Path.home()
+    except RuntimeError:
+        # Neither HOME nor a passwd entry, as in a container that runs as a bare user id.
+        return None
+
+
+@attrs.define
 class _IniFile:
-    """
-    An INI file, which is read when a value is first needed.
+    """An INI file, which is read when a value is first needed."""
 
-    :param mustExist: whether a missing file is an error.
-    :param isReadAgain: whether it was read before. A pipe, for example, may give its text only once: to read it again
-        could take forever.
-    """
-
-    def __init__(self, path: Path, *, mustExist: bool, isReadAgain: bool) -> None:
-        self.path = path
-        self._mustExist = mustExist
-        self._isReadAgain = isReadAgain
-        self._parser: configparser.ConfigParser | None = None
-        self._lines: list[str] = []
+    path: Path
+    _mustExist: bool
+    _isReadAgain: bool
+    _parser: configparser.ConfigParser | None = attrs.field(init=False, default=None)
+    _lines: list[str] = attrs.field(init=False, factory=list)
 
     def get(self, name: str) -> _Setting | None:
         place = _NAMES[name][1]
@@ -213,6 +191,7 @@ class _IniFile:
     def _read(self) -> configparser.ConfigParser:
         parser = configparser.ConfigParser(interpolation=None, default_section="")
         try:
+            # A pipe, for example, may give its text only once: to read it again could take forever.
             if self._isReadAgain and not stat.S_ISREG(self.path.stat().st_mode):
                 raise InvalidSettings(f"{self.path} can't be read again: not a regular file")
             text = self.path.read_text("utf-8-sig")
@@ -256,33 +235,38 @@ class _IniFile:
 
 class _Lookup:
     """
-    The places of settings, in their order.
+    The places of settings, in their order; see :func:`readSettings`.
 
-    :param explicit: the values that were given.
-    :param tls: whether anything about TLS is needed.
-    :param isReadAgain: whether the settings were read before.
+    :ivar dataDir: the data directory of the registry of this machine; ``None`` without a home directory.
     """
 
     def __init__(
         self,
         explicit: Mapping[str, str | None],
-        environ: Mapping[str, str],
+        environ: Mapping[str, str] | None,
         home: Path | None,
         *,
         tls: bool = True,
         isReadAgain: bool = False,
     ) -> None:
         self._explicit = explicit
-        self._environ = environ
-        self._home = home
+        self._environ = environ = os.environ if environ is None else environ
+        self._home = home or _homeIn(environ)
         self._tls = tls
-        named = environ.get("RAXSR_RAXRC")
-        # Without a home directory, the files in it do not exist.
-        path = Path(named) if named else None if home is None else home / ".raxrc"
-        self._file = _IniFile(path, mustExist=bool(named), isReadAgain=isReadAgain) if path else None
-        dataDir = _dataDirIn(environ, home)
-        self._local = _IniFile(dataDir / "raxrc", mustExist=False, isReadAgain=isReadAgain) if dataDir else None
         self._sources: dict[str, str] = {}
+        state = environ.get("XDG_STATE_HOME", "")
+        if environ.get("RAXSR_DATA_DIR"):
+            self.dataDir: Path | None = Path(environ["RAXSR_DATA_DIR"])
+        elif os.path.isabs(state):
+            # The XDG specification: ignore relative paths.
+            self.dataDir = Path(state) / "txserviceregistry"
+        else:
+            self.dataDir = self._home and self._home / ".local" / "state" / "txserviceregistry"
+        named = environ.get("RAXSR_RAXRC")
+        path = Path(named) if named else self._home and self._home / ".raxrc"
+        # Without a home directory, the files in it do not exist.
+        self._file = None if path is None else _IniFile(path, bool(named), isReadAgain)
+        self._local = None if self.dataDir is None else _IniFile(self.dataDir / "raxrc", False, isReadAgain)
 
     def get(self, name: str, *, local: bool = True) -> _Setting | None:
         """Find a value; *local* says whether the registry of this machine may give it."""
@@ -317,9 +301,8 @@ class _Lookup:
             withheld = _whyNotLocal(self._local, user, [*base, *auth])
             key = None if withheld else key
         if user is None or key is None:
-            missing = " and no ".join(
-                name for name, setting in (("username", user), ("API key", key)) if setting is None
-            )
+            needed = {"username": user, "API key": key}
+            missing = " and no ".join(name for name, setting in needed.items() if setting is None)
             files = [str(file.path) for file in (self._file, self._local) if file is not None]
             raise InvalidSettings(
                 f"No {missing} for {(base or auth)[0]}. Set RAXSR_USERNAME and RAXSR_API_KEY, or start "
@@ -400,7 +383,7 @@ def readSettings(
     }
     texts = {"username": username, "apiKey": apiKey, "region": region, "caFile": caFile}
     explicit = {**texts, **urls, "verify": None if verify is None else str(verify)}
-    return _Lookup(explicit, *_orDefault(environ, home), tls=tls).read()
+    return _Lookup(explicit, environ, home, tls=tls).read()
 
 
 def namesRegistry(environ: Mapping[str, str] | None = None, home: Path | None = None) -> bool:
@@ -412,7 +395,7 @@ def namesRegistry(environ: Mapping[str, str] | None = None, home: Path | None = 
     :param home: the user's home directory; by default the one in the environment.
     :raises InvalidSettings: if a file can't be used.
     """
-    found = _Lookup({}, *_orDefault(environ, home))
+    found = _Lookup({}, environ, home)
     return any(found.get(name, local=False) for name in ("baseUrl", "authUrl", "username", "apiKey"))
 
 

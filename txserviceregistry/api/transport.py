@@ -34,9 +34,8 @@ from ..http.jsontransport import TIMEOUT, USER_AGENT, ClientClosed, JSONTranspor
 from ..http.messages import NO_REGISTRY, Lane, Request, Response, WhenLate, pathOf, segment
 from ..util.deferred import cancelWith, returnsDeferred
 from ..util.faults import faultIn
-from ..util.parsing import parseRetryAfter
+from ..util.parsing import parseRetryAfter, validTraceparent
 from ..util.redaction import redacted
-from ..util.tracing import validTraceparent
 from ..util.waiters import Waiters
 from .session import IAuthenticator, Session, refusesToken
 from .shapes import readHolder

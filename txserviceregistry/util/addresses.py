@@ -16,9 +16,8 @@ from .fields import HOST_KEYS, PORT_KEYS
 HOST = re.compile(r"(?:(?![/?#@\[\]\\])[!-~])+")
 _PORT = re.compile(r"[0-9]{1,5}")
 _HIGHEST_PORT = 65535
-
-HIGHEST_WEIGHT = 1000
-DEFAULT_WEIGHT = 100
+_HIGHEST_WEIGHT = 1000
+_DEFAULT_WEIGHT = 100
 _WEIGHT = re.compile(r"[0-9]{1,4}", re.ASCII)
 
 
@@ -27,11 +26,7 @@ class Unusable(ValueError):
 
 
 def readAddress(metadata: Mapping[str, str]) -> tuple[str, int]:
-    """
-    A service's host, which is a name or an IP address without brackets, and its port.
-
-    :raises Unusable: if it has no valid address.
-    """
+    """A service's host, which is a name or an IP address without brackets, and its port, or :class:`Unusable`."""
     host = _first(metadata, HOST_KEYS)
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -56,8 +51,8 @@ def isEnabled(metadata: Mapping[str, str]) -> bool:
 def weightOf(metadata: Mapping[str, str]) -> int:
     """The weight of a service, from 0 to 1000: 100 unless its metadata have a valid one."""
     text = metadata.get("weight", "")
-    isValid = _WEIGHT.fullmatch(text) and int(text) <= HIGHEST_WEIGHT
-    return int(text) if isValid else DEFAULT_WEIGHT
+    isValid = _WEIGHT.fullmatch(text) and int(text) <= _HIGHEST_WEIGHT
+    return int(text) if isValid else _DEFAULT_WEIGHT
 
 
 def takesWork(service: Service) -> bool:

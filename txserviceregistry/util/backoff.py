@@ -22,14 +22,14 @@ class Backoff:
         self.failures = 0
 
     def next(self) -> float:
-        """Count one more failure; seconds to wait before the next try."""
+        """Seconds to wait after one more failure."""
         self.failures += 1
         if self.failures == 1:
             return 0.0
-        # The exponent is bounded, for a failure that lasts for years must not end in an overflow.
+        # A failure that lasts for years must not end in an overflow.
         full = min(self._maximum, self._base * 2.0 ** min(self.failures - 2, 32))
         return full * (1.0 - 0.5 * self._random())
 
     def reset(self) -> None:
-        """Begin again: the last try went well."""
+        """Begin again: the last try succeeded."""
         self.failures = 0

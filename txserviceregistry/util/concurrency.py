@@ -1,7 +1,4 @@
-"""
-A limit on concurrent requests with priorities: for thousands of heartbeats to a registry, and a registry's requests to
-etcd.
-"""
+"""A limit on concurrent requests with priorities: for heartbeats to a registry, and its requests to etcd."""
 
 from __future__ import annotations
 
@@ -13,28 +10,24 @@ from twisted.internet.defer import Deferred, succeed
 
 class PrioritySemaphore:
     """
-    A limited number of requests at a time; the others wait, and the one with the nearest deadline is next.
+    Up to *most* requests at a time; the others wait, and the one with the nearest deadline is next.
 
     The timeout of a request begins when it is sent. Of ten thousand that are sent together, all would time out while
-    they wait for each other, and would be retried together. The timeout of those that wait here has not begun.
-
-    :param most: how many at a time: enough to keep the connections busy, and few enough to be answered well within the
-        timeout of a request.
+    they wait for each other, and would be retried together.
     """
 
     def __init__(self, most: int = 100) -> None:
         self._free = most
         self._isGiving = False
-        self._waiting: list[tuple[float, int, Deferred[None]]] = []
         # Requests with the same deadline keep their order.
+        self._waiting: list[tuple[float, int, Deferred[None]]] = []
         self._order = count()
 
     def take(self, deadline: float) -> Deferred[None]:
         """
-        Wait for a place.
+        Wait for a place, to be given back. May be cancelled.
 
         :param deadline: in seconds of one clock for all; infinity for none.
-        :return: fires with ``None`` when there is one; :meth:`give` it back then. May be cancelled before.
         """
         if self._free and not self._isGiving:
             self._free -= 1

@@ -14,14 +14,8 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-def returnsDeferred(
-    function: Callable[_P, Coroutine[Deferred[Any], Any, _T]],
-) -> Callable[_P, Deferred[_T]]:
-    """
-    Let a coroutine function return a Deferred, which starts at once, like every other function of Twisted.
-
-    Cancelling the Deferred cancels whatever the coroutine awaits at that moment.
-    """
+def returnsDeferred(function: Callable[_P, Coroutine[Deferred[Any], Any, _T]]) -> Callable[_P, Deferred[_T]]:
+    """Let a coroutine function return a Deferred: it starts at once, and cancelling cancels what it awaits."""
 
     @wraps(function)
     def asDeferred(*args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
@@ -43,8 +37,8 @@ def cancelWith(call: IDelayedCall, work: Deferred[_T]) -> Deferred[_T]:
 
 def waitFor(work: Deferred[_T]) -> Deferred[_T]:
     """
-    One waiter's own Deferred for *work* with another owner: it fires as *work* does, and cancelling it leaves
-    *work* alone. (When two coroutines await one Deferred, cancelling one gives the other ``None``.)
+    One waiter's own Deferred for *work* with another owner: cancelling it leaves *work* alone. (When two coroutines
+    await one Deferred, cancelling one gives the other ``None``.)
     """
     waiter: Deferred[_T] = Deferred()
 

@@ -30,12 +30,7 @@ KEY_RULE = "3 to 170 characters of a-z A-Z 0-9 _ - ., after namespaces of 3 to 5
 
 
 def checkedId(serviceId: Any) -> str:
-    """
-    The id of a service.
-
-    :raises TypeError: if it is not a string.
-    :raises ValueError: if no service can have it.
-    """
+    """The id of a service, or ``TypeError`` or ``ValueError``."""
     right = f"a service's id is a string of {ID_RULE}"
     if not isinstance(serviceId, str):
         raise TypeError(f"serviceId is {serviceId!r}, but {right}")
@@ -45,12 +40,7 @@ def checkedId(serviceId: Any) -> str:
 
 
 def checkedTimeout(heartbeatTimeout: Any) -> int:
-    """
-    A heartbeat timeout, in seconds.
-
-    :raises TypeError: if it is not a number.
-    :raises ValueError: if it is not in :data:`HEARTBEAT_TIMEOUTS`.
-    """
+    """A heartbeat timeout, in seconds, or ``TypeError`` or ``ValueError``."""
     wrong = f"heartbeatTimeout is {heartbeatTimeout!r}, but it has to be a whole number of seconds from 3 to 120"
     if not isinstance(heartbeatTimeout, (int, float)):
         raise TypeError(wrong)
@@ -61,11 +51,7 @@ def checkedTimeout(heartbeatTimeout: Any) -> int:
 
 
 def checkedTags(tags: Any) -> list[str]:
-    """
-    Tags.
-
-    :raises TypeError: if they are not strings, or are a single string.
-    """
+    """Tags, or ``TypeError`` if they are not strings, or are a single string."""
     if isinstance(tags, (str, bytes)) or not isinstance(tags, Iterable):
         raise TypeError(f"tags is {tags!r}, but it has to be a list of strings, such as ['www']")
     checked = list(tags)
@@ -76,11 +62,7 @@ def checkedTags(tags: Any) -> list[str]:
 
 
 def checkedHealthCheck(check: Any) -> Any:
-    """
-    A health check, or ``None``.
-
-    :raises TypeError: if it can't be called, such as the result of a call.
-    """
+    """A health check or ``None``, or ``TypeError`` if it can't be called."""
     if check is not None and not callable(check):
         raise TypeError(
             f"check is {type(check).__name__}, but it has to be a function: check=healthy, not check=healthy()"
@@ -89,11 +71,7 @@ def checkedHealthCheck(check: Any) -> Any:
 
 
 def checkedMetadata(metadata: Any) -> dict[str, str]:
-    """
-    Metadata; an empty dict for ``None``.
-
-    :raises TypeError: if they are not a mapping of strings to strings.
-    """
+    """Metadata, ``{}`` for ``None``, or ``TypeError`` if they are not a mapping of strings to strings."""
     if metadata is None:
         return {}
     if not isinstance(metadata, Mapping):

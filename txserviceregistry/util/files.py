@@ -24,7 +24,7 @@ else:
 
     def lockFile(descriptor: int) -> None:
         """
-        Lock an open file until it is closed; the system closes it with the process.
+        Lock an open file until it is closed, as it is at the end of the process.
 
         :raises BlockingIOError: if another process has it, or another descriptor of this one.
         :raises OSError: if the file system has no locks.
@@ -34,9 +34,8 @@ else:
 
 def absolutePath(path: str) -> str:
     """
-    A path that does not depend on the working directory, with the home directory for a ``~``.
-
-    :raises ValueError: if there is no such home directory; the text says so.
+    A path that does not depend on the working directory, with the home directory for a ``~``; ``ValueError`` if there
+    is none.
     """
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
@@ -93,24 +92,11 @@ def _resemble(descriptor: int, like: os.stat_result) -> None:
 
 
 class WriteOutage(Outage):
-    """
-    Logs once when a file can't be written any more, and once when it can.
-
-    :param path: the file.
-    :param log: the log.
-    :param clock: the reactor.
-    :param loss: the consequence, as a clause.
-    """
+    """Logs once when a file can't be written any more, and once when it can; *loss* is the consequence, as a clause."""
 
     def __init__(self, path: str, log: Logger, clock: IReactorTime, loss: str) -> None:
-        super().__init__(
-            log,
-            clock,
-            "File {path} can't be written: {reason}. Until it can, {loss}",
-            "File {path} is written again",
-            path=path,
-            loss=loss,
-        )
+        begins = "File {path} can't be written: {reason}. Until it can, {loss}"
+        super().__init__(log, clock, begins, "File {path} is written again", path=path, loss=loss)
 
     def notWritten(self, error: OSError) -> None:
         """Writing the file failed; see :meth:`failed`."""

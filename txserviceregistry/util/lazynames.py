@@ -10,13 +10,10 @@ from typing import Any
 
 def lazyNames(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """
-    A package's ``__getattr__`` and ``__dir__``.
+    A package's ``__getattr__`` and ``__dir__``. Assign them below ``if not TYPE_CHECKING``, so that type checkers
+    report names that do not exist.
 
-    Assign them below ``if not TYPE_CHECKING``, so that type checkers report names that do not exist.
-
-    :param package: the package's ``__name__``.
-    :param homes: by public name, the module that defines it, relative to the package. These modules can be used as
-        attributes of the package too.
+    :param homes: by public name, the module that defines it. These modules are attributes of the package too.
     """
     module = sys.modules[package]
 

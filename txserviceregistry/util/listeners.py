@@ -1,6 +1,4 @@
-"""
-Functions to call when something happens.
-"""
+"""Functions to call when something happens."""
 
 from __future__ import annotations
 
@@ -14,9 +12,8 @@ _P = ParamSpec("_P")
 
 class Listeners(Generic[_P]):
     """
-    Functions to call when something happens, in the order in which they were added. Each may add and end others.
+    Functions to call in the order in which they were added. Each may add and end others.
 
-    :param log: gets the exceptions that they raise.
     :param what: what they listen to, for the log: "changes of the directory".
     """
 
@@ -29,11 +26,7 @@ class Listeners(Generic[_P]):
         self._entries: dict[object, Callable[_P, object]] = {}
 
     def add(self, listener: Callable[_P, object]) -> Callable[[], None]:
-        """
-        Call *listener* from now on.
-
-        :return: a function that ends it. It may be called more than once.
-        """
+        """Call *listener* from now on, until the function that is returned is called."""
         key = object()
         self._entries[key] = listener
 
@@ -54,9 +47,6 @@ class Listeners(Generic[_P]):
 
     def call(self, *args: _P.args, **kwargs: _P.kwargs) -> None:
         """Call all of them. What one raises is logged, and the others are called all the same."""
-        if not self._entries:
-            # The usual case: 0.08 instead of 0.32 us.
-            return
         for listener in self:
             try:
                 listener(*args, **kwargs)

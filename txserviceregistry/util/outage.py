@@ -1,6 +1,4 @@
-"""
-Outages in the log: one line when something begins to fail, and one when it works again.
-"""
+"""Outages in the log: one line when something begins to fail, and one when it works again."""
 
 from __future__ import annotations
 
@@ -17,8 +15,6 @@ class Outage:
     """
     Something that can fail for a while: one line is logged when that begins, and one when it ends.
 
-    :param log: the log.
-    :param clock: tells how long it lasts.
     :param begins: the first line, for example ``Event feed unreachable (retrying): {reason}``. Its values are *values*
         and those given to :meth:`failed`.
     :param ends: the second line; ``None`` for none. It has the values of the first one, those given to
@@ -58,11 +54,10 @@ class Outage:
 
     def failed(self, failure: Failure | None = None, *, isCertain: bool = False, **values: object) -> None:
         """
-        It failed.
+        It failed; *values* are for the log.
 
         :param failure: an unexpected error. It is logged with its traceback, and begins an outage at once.
         :param isCertain: whether another try can't succeed, so that an outage begins at once.
-        :param values: for the log.
         """
         self._failed = now = self._clock.seconds()
         if self.isOn:
@@ -81,11 +76,7 @@ class Outage:
             self._log.failure(self._begins, failure, self._level, **self._values)
 
     def succeeded(self, **values: object) -> None:
-        """
-        It succeeded.
-
-        :param values: for the log.
-        """
+        """It succeeded; *values* are for the log."""
         now = self._clock.seconds()
         if self.isOn and not self._isCalm and now - self._failed < self._calm:
             return

@@ -22,10 +22,7 @@ class UnsafePath(PermissionError):
 
 
 def isPrivileged() -> bool:
-    """
-    Whether this process can change the files of all users: root runs it, and not in a user namespace without other
-    users.
-    """
+    """Whether this process can change all users' files: root runs it, not in a user namespace without other users."""
     if not hasattr(os, "geteuid") or os.geteuid() != _ROOT:
         return False
     try:
@@ -37,10 +34,9 @@ def isPrivileged() -> bool:
 
 def controllingUser(path: str | os.PathLike[str]) -> int:
     """
-    The user besides root who can change where *path* leads: the owner of the first directory or symbolic link in it
-    that is not root's. The part that does not exist is left out.
+    The id of the user besides root who can change where *path* leads, 0 if there is none: the owner of the first
+    directory or symbolic link in it that is not root's. The part that does not exist is left out.
 
-    :return: the user's id; 0 if it is root alone.
     :raises UnsafePath: if it is more than one user.
     :raises OSError: if a directory on the way can't be read.
     """
@@ -105,7 +101,5 @@ def checkPath(path: str | os.PathLike[str]) -> None:
     :raises UnsafePath: if another user can.
     :raises OSError: if a directory on the way can't be read.
     """
-    if isPrivileged():
-        user = controllingUser(path)
-        if user != _ROOT:
-            raise UnsafePath(os.fspath(path), f"user {user} can change where it leads, and this process is root's")
+    if isPrivileged() and (user := controllingUser(path)) != _ROOT:
+        raise UnsafePath(os.fspath(path), f"user {user} can change where it leads, and this process is root's")

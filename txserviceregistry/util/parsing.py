@@ -1,5 +1,5 @@
 r"""
-The formats of values on the command line, in endpoint strings and in files of options.
+The formats of values on the command line, in endpoint strings, in files of options and in headers.
 
 Tags and metadata are ``a,b`` and ``key=value,key=value``: a comma separates; ``\,`` is a comma and ``\\`` a backslash,
 and any other backslash stands for itself. A duration is ``90s``, ``15m``, ``24h`` or ``30d``, or a plain number of
@@ -8,6 +8,7 @@ seconds; a rate is a number and a duration, ``500000/24h``.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -20,6 +21,7 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LARGEST_COUNT = 2**31 - 1
 _LONG_INTEGER = 10**20
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?", re.ASCII)
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 
 #: The longest timeout, interval or pause that makes sense in a program, in seconds.
 LONGEST_INTERVAL = 36_500 * 86_400.0
@@ -39,8 +41,7 @@ def parseTags(text: str) -> list[str]:
 def parseMetadata(text: str) -> dict[str, str]:
     """
     Pairs of a key and a value, separated by commas. A key ends at the first ``=``; its value may hold more of them.
-
-    :raises ValueError: if a piece is not a pair, or a key occurs twice.
+    ``ValueError`` if a piece is not a pair, or a key occurs twice.
     """
     pairs: dict[str, str] = {}
     for piece in _pieces(text):
@@ -64,23 +65,14 @@ def formatMetadata(metadata: Mapping[str, str]) -> str:
 
 
 def parseCount(text: str, least: int = 0, most: int = _LARGEST_COUNT) -> int:
-    """
-    A whole number, in digits.
-
-    :raises ValueError: if it is not one, or less than *least* or more than *most*.
-    """
+    """A whole number from *least* to *most*, in digits, or ``ValueError``."""
     if not _COUNT.fullmatch(text) or not least <= int(text) <= most:
         raise ValueError(f"{text!r} is not a whole number from {least} to {most}")
     return int(text)
 
 
 def parseDuration(text: str, least: str = "0s", most: str = "36500d") -> float:
-    """
-    A duration, in seconds: ``90``, ``90s``, ``1.5m``, ``24h``, ``30d``.
-
-    :param least: the shortest that is allowed, in the same form; *most* the longest.
-    :raises ValueError: if it is not one, or out of these bounds.
-    """
+    """A duration (``90``, ``90s``, ``1.5m``, ``24h``, ``30d``) in seconds; ``ValueError`` if out of the bounds."""
     seconds = _seconds(text)
     if not _seconds(least) <= seconds <= _seconds(most):
         raise ValueError(f"{text!r} is not a duration from {least} to {most}")
@@ -89,32 +81,32 @@ def parseDuration(text: str, least: str = "0s", most: str = "36500d") -> float:
 
 def boundedNumber(value: object, least: float, most: float) -> float:
     """
-    A number that comes from outside (a file, an argument, a response), if arithmetic can rely on it.
-
-    :param value: a number, or any text that Python reads as one.
-    :raises ValueError: if it is not one, is not finite, or is not from *least* to *most*.
+    A number that comes from outside (a file, an argument, a response), or any text that Python reads as one.
+    ``ValueError`` if it is not one, is not finite, or is not from *least* to *most*.
     """
-    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except (ValueError, OverflowError):
-            pass
-        else:
-            # Nothing is true of "not a number".
-            if least <= number <= most:
-                return number
+    try:
+        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    # Nothing is true of "not a number".
+    if least <= number <= most:
+        return number
     raise ValueError(f"{_shown(value)} is not a number from {least:g} to {most:g}")
 
 
 def parseRetryAfter(text: str | None) -> float | None:
     """
-    The header ``Retry-After``, in seconds, and no more than :data:`LONGEST_RETRY_AFTER`.
-
-    :return: ``None`` if it is not there or is not a decimal number. (It may be a date, which the API never sends.)
+    The header ``Retry-After`` in seconds, at most :data:`LONGEST_RETRY_AFTER`; ``None`` if it is not there or not a
+    decimal number. (It may be a date, which the API never sends.)
     """
     if text is None or not _SECONDS.fullmatch(text.strip()):
         return None
     return min(float(text), LONGEST_RETRY_AFTER)
+
+
+def validTraceparent(text: object) -> str | None:
+    """The W3C header ``traceparent``, which names the trace that a request belongs to; ``None`` if it is not valid."""
+    return text if isinstance(text, str) and _TRACEPARENT.fullmatch(text) else None
 
 
 def _shown(value: object) -> str:
@@ -126,10 +118,8 @@ def _shown(value: object) -> str:
 
 def parseRate(text: str) -> tuple[int | None, float]:
     """
-    A rate: how many in which time. ``500000/24h``, ``100/1m``, ``10/s``; ``off`` means without a limit.
-
-    :return: the number, ``None`` for ``off``, and the time in seconds.
-    :raises ValueError: if it is not one, or if the time is not from a second to 366 days.
+    A rate: how many (``None`` for ``off``) in which time, in seconds. ``500000/24h``, ``100/1m``, ``10/s``.
+    ``ValueError`` if it is not one, or the time is not from a second to 366 days.
     """
     if text == "off":
         return None, 86_400.0

@@ -18,11 +18,8 @@ _END = r"(?![^\W_])"
 
 def redacted(text: str, secrets: Iterable[str], replacement: str = "…") -> str:
     """
-    *text* without secrets. A secret of less than 16 characters is not removed from within a word: a token that is
-    ``bad`` leaves ``badRequest`` as it is.
-
-    :param secrets: as they are written in the text; see :func:`encodings`.
-    :param replacement: takes the place of each.
+    *text* without secrets, as they are written in it (:func:`encodings`). A secret of less than 16 characters is not
+    removed from within a word: a token that is ``bad`` leaves ``badRequest`` as it is.
     """
     # The longest first, because others may be part of it.
     found = sorted({secret for secret in secrets if secret and secret in text}, key=len, reverse=True)

@@ -18,10 +18,7 @@ _Made = TypeVar("_Made")
 
 
 def stampOf(path: str) -> tuple[int, ...] | None:
-    """
-    A value that changes when a file is replaced or written, also behind symbolic links; ``None`` if there is no such
-    file, or its status can't be read.
-    """
+    """A value that changes when a file is replaced or written, also behind links; ``None`` if there is none."""
     try:
         found = os.stat(path)
     except OSError:
@@ -50,7 +47,6 @@ class Reloaded(Generic[_Text, _Made]):
 
     :param name: the subject of log lines.
     :param paths: the files. The first time, they may be pipes.
-    :param read: reads them.
     :param make: makes the value from the result of *read*.
     :param whyNot: why a value can't be used at this time. Such a value does not replace one that can.
     :param seconds: monotonic time.
@@ -113,19 +109,16 @@ class Reloaded(Generic[_Text, _Made]):
         # Invalid files raise many exceptions, none of which may end a connection.
         except Exception as error:
             if self.problem is None:
-                self._log.warn(
-                    "{name} can't be reloaded: {reason} (the previous content stays in use)",
-                    name=self.name,
-                    reason=str(error),
-                )
+                warning = "{name} can't be reloaded: {reason} (the previous content stays in use)"
+                self._log.warn(warning, name=self.name, reason=str(error))
             self.problem = str(error)
             return
-        hadProblem, self.problem = self.problem is not None, None
+        problem, self.problem = self.problem, None
         if made is not self._made:
             self._text, self._made = text, made
             self._log.info("{name} reloaded", name=self.name)
             self.onChange()
-        elif hadProblem:
+        elif problem is not None:
             self._log.info("{name} can be used again, and has not changed", name=self.name)
 
     def _refuseStreams(self) -> None:

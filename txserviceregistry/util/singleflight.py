@@ -33,10 +33,7 @@ class BoundedCache(dict[_K, _T]):
 
 
 class SingleFlight(Generic[_K, _T]):
-    """
-    Work that several callers want at the same time and that is done once. Each caller has a Deferred of its own:
-    cancelling one leaves the others.
-    """
+    """Work that several callers want at the same time and that is done once. Each has a Deferred of its own."""
 
     def __init__(self) -> None:
         self._waiting: dict[_K, Waiters[_T]] = {}
@@ -46,11 +43,7 @@ class SingleFlight(Generic[_K, _T]):
         return len(self._waiting)
 
     def do(self, key: _K, work: Callable[[], Deferred[_T]]) -> Deferred[_T]:
-        """
-        :param key: work with the same key is done once.
-        :param work: begins the work, unless it is under way.
-        :return: fires with the result of the work.
-        """
+        """The result of *work*, which is begun unless work with the same *key* is under way."""
         if key in self._waiting:
             return self._waiting[key].wait()
         waiters = self._waiting[key] = Waiters()

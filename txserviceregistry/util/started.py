@@ -13,10 +13,6 @@ def notRunning(service: Service) -> NotRunning:
 
 
 def checkRunning(service: Service, isRunning: bool) -> None:
-    """
-    Check, before something waits for a service, that it is running or the child of a service that will start it.
-
-    :raises NotRunning: if it is neither.
-    """
+    """Raise that error, before something waits for a service that is not running and has no parent to start it."""
     if not isRunning and service.parent is None:
         raise notRunning(service)

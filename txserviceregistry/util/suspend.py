@@ -16,10 +16,7 @@ _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 def machineSuspended() -> float:
-    """
-    The seconds for which this machine has been suspended since it was started: CLOCK_BOOTTIME minus CLOCK_MONOTONIC. 0
-    on a platform without CLOCK_BOOTTIME.
-    """
+    """The seconds for which this machine has been suspended since it was started; 0 where that is not known."""
     if _BOOTTIME is None:
         return 0.0
     return time.clock_gettime(_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
@@ -34,7 +31,6 @@ class SuspendWatch:
     """
     Checks every :data:`TICK` seconds whether the machine was suspended, while there is a listener.
 
-    :param clock: the reactor.
     :param suspended: returns the seconds for which the machine has been suspended in all.
     :param resumed: called before the listeners.
     """
@@ -63,9 +59,7 @@ class SuspendWatch:
         self._at = 0.0
 
     def add(self, listener: Callable[[float], object]) -> None:
-        """
-        Call *listener* whenever the machine was suspended, with the seconds for which the clock stood still.
-        """
+        """Call *listener* whenever the machine was suspended, with the seconds for which the clock stood still."""
         self._listeners[listener] = None
         if self._call is None:
             self._see()
@@ -74,8 +68,8 @@ class SuspendWatch:
         """Stop calling *listener*. Does nothing if it is not a listener."""
         self._listeners.pop(listener, None)
         if not self._listeners and self._call is not None:
-            call, self._call = self._call, None
-            call.cancel()
+            self._call.cancel()
+            self._call = None
 
     def _see(self) -> None:
         self._total, self._at = self._suspended(), self._clock.seconds()

@@ -32,24 +32,15 @@ _MOST_LATE = 5
 
 def patienceFor(left: float, heartbeatTimeout: float) -> float:
     """
-    Seconds after which a try is late, and the next one may begin beside it: a third of those to the deadline.
-
-    :param left: seconds to the deadline.
-    :param heartbeatTimeout: seconds from one deadline to the next.
+    Seconds after which a try is late, and the next one may begin beside it: a third of those *left* to the deadline.
     """
-    if left <= 0:
-        return min(_LONGEST_AFTER, heartbeatTimeout / 3)
-    # Faster than max(), for each heartbeat of a batch.
-    return left / 3 if left > 3 * SHORTEST_TRY else SHORTEST_TRY
+    return min(_LONGEST_AFTER, heartbeatTimeout / 3) if left <= 0 else max(left / 3, SHORTEST_TRY)
 
 
 def delayBefore(delay: float, left: float, shortest: float = SHORTEST_TRY) -> float:
     """
-    Seconds to wait before the next try: *delay*, but at most a quarter of those to the deadline. With a third for each
-    try, that leaves room for two tries.
-
-    :param left: seconds to the deadline; from the deadline on, *delay* is not shortened.
-    :param shortest: seconds that it is not shortened below.
+    Seconds to wait before the next try: *delay*, but at most a quarter of those *left* to the deadline. With a third
+    for each try, that leaves room for two tries. From the deadline on, *delay* is not shortened.
     """
     return min(delay, max(left / 4, shortest)) if left > 0 else delay
 
@@ -95,8 +86,6 @@ class Race(Generic[_T]):
     """
     Tries of one thing by one coroutine, which waits for one at a time: the first that succeeds counts, and the others
     are cancelled.
-
-    :param clock: times the tries.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -122,11 +111,7 @@ class Race(Generic[_T]):
         return cancelWith(self._clock.callLater(patience, lambda: waiter.errback(TryIsLate())), waiter)
 
     def rest(self) -> Deferred[_T]:
-        """
-        Wait for those that run on.
-
-        :return: fires with the first result. Fails with :class:`NothingLeft` when there is none.
-        """
+        """Wait for the first result of those that run on; fails with :class:`NothingLeft` when there is none."""
         return self._wait(None) if self._running else fail(NothingLeft())
 
     def _wait(self, work: Deferred[_T] | None) -> Deferred[_T]:

@@ -1,6 +1,4 @@
-"""
-Many Deferreds for one event.
-"""
+"""Many Deferreds for one event."""
 
 from __future__ import annotations
 
@@ -13,10 +11,6 @@ from twisted.python.failure import Failure
 _T = TypeVar("_T")
 
 
-def _doNothing() -> None:
-    """Cancelling one waiter concerns nothing else."""
-
-
 class Waiters(Generic[_T]):
     """
     Deferreds that wait for the same event. Each has one owner, who may cancel it.
@@ -26,7 +20,7 @@ class Waiters(Generic[_T]):
 
     __slots__ = ("_abandoned", "_waiting")
 
-    def __init__(self, abandoned: Callable[[], object] = _doNothing) -> None:
+    def __init__(self, abandoned: Callable[[], object] = lambda: None) -> None:
         self._abandoned = abandoned
         self._waiting: dict[Deferred[_T], None] = {}
 
@@ -37,12 +31,7 @@ class Waiters(Generic[_T]):
         return waiter
 
     def fire(self, outcome: _T | Failure, among: Iterable[Deferred[_T]] | None = None) -> None:
-        """
-        Fire those that wait, in the order in which they began. The ones that begin meanwhile wait for the next time.
-
-        :param outcome: what they fire with.
-        :param among: only these, if they still wait.
-        """
+        """Fire those that wait, or only those *among* that do. Those that begin meanwhile wait for the next time."""
         fired = [waiter for waiter in (self if among is None else among) if waiter in self._waiting]
         for waiter in fired:
             del self._waiting[waiter]

@@ -14,7 +14,7 @@ import attrs
 from twisted.internet.interfaces import IAddress
 from twisted.web.server import Request
 
-from ...util.tracing import validTraceparent
+from ...util.parsing import validTraceparent
 from ..limits import NO_HEADERS
 from ..statistics import RequestStatistics
 from .accesslog import Access, LogFile
