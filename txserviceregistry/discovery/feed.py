@@ -170,8 +170,7 @@ class EventsFeed(Subscriber):
             cursor = await self._cursorAt(quietAt) or cursor
         self._progress = progress = progress.movedTo(cursor, now)
         if now - quietAt > (SHOWN if cursor.marker is None else RETENTION):
-            with run.callingOut():
-                self._reportGap()
+            self._reportGap()
         self._save(progress)
 
     async def _cursorAt(self, quietAt: float) -> Cursor | None:
@@ -204,8 +203,7 @@ class EventsFeed(Subscriber):
             events = progress.cursor.newer(page)
             if progress.isGap(page, self._wallClock()):
                 progress = progress.afterGap()
-                with run.callingOut():
-                    self._reportGap()
+                self._reportGap()
         received = self._wallClock()
         if not events:
             self._progress = progress.emptied(received)
@@ -236,8 +234,7 @@ class EventsFeed(Subscriber):
         for listener in self._listeners:
             self._isDelivering = True
             try:
-                with run.callingOut():
-                    delivering = maybeDeferred(listener, cast(FeedEvent, {**event, **mark}))
+                delivering = maybeDeferred(listener, cast(FeedEvent, {**event, **mark}))
                 await delivering
             except CancelledError:
                 if run.isStopping:

@@ -196,8 +196,7 @@ class Mirror(Subscriber, Generic[_T]):
         cursor = self._cursor
         if cursor is not None and self._isCurrent and self._secondsToListing() > 0.0:
             events = await self._nextEvents(cursor)
-            with run.callingOut():
-                self._apply(events)
+            self._apply(events)
             return
         missed: list[Event] = []
         if cursor is None:
@@ -245,11 +244,10 @@ class Mirror(Subscriber, Generic[_T]):
             refresh = _BLIND_REFRESH if refresh is None else min(refresh, _BLIND_REFRESH)
         interval = max(_SAFE_REFRESH if refresh is None else refresh, (now - began) / _LISTING_SHARE)
         self._nextListing = now + interval * (1.0 - _JITTER * self._random())
-        with run.callingOut():
-            self._replace(items, {key: self._decisive(its) for key, its in self._byKey([*missed, *events]).items()})
-            self._isCurrent = True
-            self._saveSoon()
-            self._becomeReady(now)
+        self._replace(items, {key: self._decisive(its) for key, its in self._byKey([*missed, *events]).items()})
+        self._isCurrent = True
+        self._saveSoon()
+        self._becomeReady(now)
 
     def _byKey(self, events: Iterable[Event]) -> dict[str, list[Event]]:
         byKey: dict[str, list[Event]] = {}

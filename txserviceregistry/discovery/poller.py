@@ -5,27 +5,34 @@ does not work with one request at a time.
 
 from __future__ import annotations
 
+import json
 import random as randomModule
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, get_args
-from weakref import WeakKeyDictionary
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, get_args
 
-from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
+from ..api.eventstream import EventStream
+from ..api.shapes import readEvent
 from ..api.transport import EVENT_STREAM, EVENT_TYPES, EVENTS_WAIT
 from ..errors import BadRequest, ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError, ServiceRegistryError
 from ..types import Event, EventType, PlainEventType
+from ..util.backoff import Backoff
 from ..util.deferred import returnsDeferred
 from ..util.listeners import Listeners
 from ..util.logs import Logger
 from ..util.waiters import Waiters
-from .cursor import Cursor, StaleCursor, isMarkerRefused, ticksOf
-from .stream import EventTail
+from .cursor import Cursor, Following, StaleCursor, isMarkerRefused, ticksOf
+from .task import BackgroundTask
 
 if TYPE_CHECKING:
     from ..client import Client
+
+_T = TypeVar("_T")
 
 #: Seconds for which the registry is asked to hold its response back. A longer wait means fewer requests, and more time
 #: until a connection that hangs is noticed.
@@ -44,26 +51,74 @@ PLAIN: frozenset[str] = frozenset(get_args(PlainEventType))
 # A request that waits may fail this way where others succeed: at a proxy, or at a registry without capacity to wait.
 _MAYBE_OF_WAITING = (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError)
 
-_log = Logger()
+#: Seconds to the first ping of a new stream.
+FIRST_PING = 5.0
+#: Seconds without a byte after which a stream is dead; pings come every 15 s.
+SILENCE = 35.0
+#: Seconds until a stream is tried again that could not be opened.
+RETRY = 600.0
+# Seconds until one is tried again that was live before: at first, and how often before it counts as one that could not
+# be opened. One that was live for so long begins anew.
+_PAUSE = 1.0
+_TRIES = 8
+_LONG = 60.0
+# The most events that are kept for subscribers that are behind.
+_KEPT = 1000
 
 
-class _SharedRequest:
-    """A request that several subscribers wait for; *abandoned* is called when none of them does any more."""
+class _Stream(Enum):
+    """CLOSED → OPENING → LIVE, and from each of them to CLOSED."""
 
-    def __init__(self, cursor: Cursor, abandoned: Callable[[], None]) -> None:
-        self.cursor = cursor
-        self.waiters: Waiters[list[Event] | None] = Waiters(abandoned)
-        self.quietListeners: Listeners[[]] = Listeners(_log, "a quiet event feed")
-        self.work: Deferred[None] | None = None
+    CLOSED = "there is no stream"
+    OPENING = "no ping has come so far"
+    LIVE = "events come as they happen"
+
+
+class _Span:
+    """
+    The events after a place, without a gap.
+
+    Only the ids of its events and of its beginning are known to be in it: a registry that was restored from a backup
+    has lost other ones.
+    """
+
+    def __init__(self, begin: Cursor) -> None:
+        self.end = begin
+        self._events: list[Event] = []
+        # By id, how many of all events come before the place after it.
+        self._places = {begin.marker.lower(): 0} if begin.seen and begin.marker is not None else {}
+        self._count = 0
+
+    def add(self, event: Event) -> None:
+        self._count += 1
+        self._events.append(event)
+        self.end = Cursor.after(event)
+        self._places[event["id"].lower()] = self._count
+        if len(self._events) > _KEPT:
+            # The dropped event itself is still a place; the one before is not.
+            del self._events[0], self._places[next(iter(self._places))]
+
+    def after(self, cursor: Cursor, isComplete: bool) -> Following | None:
+        """
+        The events after a place; ``None`` if they are not all known.
+
+        :param isComplete: whether the feed is known to have nothing between that place and the beginning of the span.
+        """
+        before = self._places.get((cursor.marker or "").lower())
+        if before is not None:
+            return Following(self._events[before - self._count + len(self._events) :])
+        if not isComplete:
+            return None
+        ticks = ticksOf(cursor.marker) or 0
+        return Following(event for event in self._events if (ticksOf(event["id"]) or 0) > ticks)
 
 
 class EventPoller:
     """
     Reads the event feed for all subscribers of one client.
 
-    They share one event stream (:class:`~txserviceregistry.discovery.stream.EventTail`). Where the registry has none,
-    or it can't be opened, they share one request, which waits for events after the cursor with which it began. A
-    subscriber with another cursor reads on its own until nothing newer is there, and then waits with the others.
+    They share one event stream. Where the registry has none, or it can't be opened, they share one request that waits.
+    Both extend one span of the feed. A subscriber at another place reads on its own until nothing newer is there.
 
     :param client: makes the requests.
     :param types: only events of these types; those that version 1.0 does not have are left out where the registry does
@@ -71,7 +126,10 @@ class EventPoller:
     :param interval: seconds from one request to the next where the registry can't wait.
     :param random: gives numbers from 0 to 1.
     :ivar respondedAt: when the last valid response came, by the client's clock; ``None`` before the first.
+    :ivar resets: how often the registry has said that events may be missing in its event stream.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -82,29 +140,37 @@ class EventPoller:
         random: Callable[[], float] = randomModule.random,
     ) -> None:
         self.respondedAt: float | None = None
+        self.resets = 0
         self._client = client
         self._wanted = frozenset(types)
         self._interval = interval
         self._random = random
-        self._shared: _SharedRequest | None = None
-        self._tail = EventTail(client, self._types, self._streamIsLive, self._responded, random)
         self._users = 0
-        # Whether the last request has failed, or there was none: the next one does not wait.
-        self._isUnsure = True
-        self._hasFailed = False
+        self._span = _Span(Cursor())
+        # Fire with whether there are events; with None when a stream begins or ends.
+        self._waiters: Waiters[bool | None] = Waiters(self._stopPolling)
+        self._quietListeners: Listeners[[]] = Listeners(self._log, "a quiet event feed")
+        self._polling: BackgroundTask | None = None
         # How many requests that wait have failed in a row where others succeeded, and until when no other one is sent.
         self._refusedWaits = 0
         self._pollUntil = 0.0
-
-    @property
-    def resets(self) -> int:
-        """How often the registry has said that events may be missing in its event stream."""
-        return self._tail.resets
+        # Whether the last request has failed.
+        self._hasFailed = False
+        self._state = _Stream.CLOSED
+        self._stream: EventStream | None = None
+        self._timer: IDelayedCall | None = None
+        self._openedAt = 0.0
+        self._backoff = Backoff(_PAUSE, RETRY, random)
+        # When a stream may be opened again, and whether it could not be opened the last time.
+        self._notBefore = 0.0
+        self._isBlocked = False
+        # The id of the last event or ping of a stream.
+        self._lastId: str | None = None
 
     @property
     def isLive(self) -> bool:
         """Whether events come by an event stream, which says if any may be missing."""
-        return self._tail.isLive
+        return self._state is _Stream.LIVE
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -115,7 +181,8 @@ class EventPoller:
         finally:
             self._users -= 1
             if not self._users:
-                self._tail.close()
+                self._endStream(0.0)
+                self._lastId = None
 
     @returnsDeferred
     async def after(
@@ -132,53 +199,39 @@ class EventPoller:
             marker, or if there were more *resets*, and otherwise as :meth:`EventsClient.list
             <txserviceregistry.api.events.EventsClient.list>` does. It may be cancelled.
         """
-        # The beginning of the tail up to which the feed is known to have nothing newer.
-        quiet: object = None
+        # The span up to whose beginning, or end if it is not live, the feed is known to have nothing newer.
+        quiet: _Span | None = None
         while True:
             if resets not in (None, self.resets):
                 raise StaleCursor("The registry says that events may be missing")
-            shared = self._shared
-            if self._tail.isLive:
-                span = self._tail.span
-                events = self._tail.after(cursor, span is quiet)
-                if events is None:
-                    page = await self.read(cursor)
-                    if not cursor.isQuiet(page):
-                        return page
-                    quiet = span
-                    onQuiet()
-                elif events:
-                    return events
-                else:
-                    isNews = await self._tail.next()
-                    self._isUnsure = isNews is None
-                    if isNews is False:
-                        onQuiet()
-                continue
-            if self._tail.isAwaited and shared is None:
-                await self._tail.next()
-                continue
-            if shared is not None and shared.cursor != cursor:
+            span = self._span
+            events = span.after(cursor, self.isLive and span is quiet)
+            if events:
+                return events
+            if not self._isOpening and events is None and span is not quiet:
                 page = await self.read(cursor)
                 if not cursor.isQuiet(page):
                     return page
+                if not self.isLive and self._polling is None:
+                    self._span = span = _Span(cursor)
+                quiet = span
                 onQuiet()
-                if shared is not self._shared:
-                    # There were events meanwhile, maybe.
-                    continue
-            elif shared is None:
-                shared = _SharedRequest(cursor, self._abandon)
-            forget = shared.quietListeners.add(onQuiet)
+                continue
+            forget = self._quietListeners.add(onQuiet)
+            waiter = self._waiters.wait()
             try:
-                joined = await self._join(shared)
+                if not self._isOpening and not self.isLive:
+                    self._startPolling()
+                areEvents = await waiter
             except StaleCursor:
-                if shared.cursor == cursor:
+                if cursor == span.end:
                     raise
-            else:
-                if joined is not None and shared.cursor == cursor:
-                    return joined
+                areEvents = True
             finally:
                 forget()
+            if areEvents and not self.isLive:
+                # Only its own page shows whether a place outside the span is stale.
+                quiet = None
 
     @returnsDeferred
     async def readToEnd(self, cursor: Cursor, into: list[Event]) -> Cursor:
@@ -202,8 +255,10 @@ class EventPoller:
     @returnsDeferred
     async def read(self, cursor: Cursor, wait: int | None = None) -> list[Event]:
         """One page, the event of the *cursor* included, after at most *wait* seconds. Fails as :meth:`after` does."""
+        types = self._types
+        type = next(iter(self._wanted)) if types is None and len(self._wanted) == 1 and self._wanted <= PLAIN else None
         try:
-            page = await self._client.events.list(cursor.marker, PAGE, self._type, wait=wait, types=self._namedTypes)
+            page = await self._client.events.list(cursor.marker, PAGE, type, wait=wait, types=types)
         except BadRequest as error:
             if isMarkerRefused(error, cursor):
                 raise StaleCursor(str(error)) from error
@@ -216,86 +271,61 @@ class EventPoller:
         if events and marker is not None and (ticksOf(events[0]["id"]) or 0) < marker:
             # Otherwise the same page, sent again and again, would count as new events each time.
             raise MalformedResponse("A page of events begins before the marker that it was requested with")
-        self._responded()
+        self.respondedAt = self._client.clock.seconds()
         if self._hasFailed:
             self._hasFailed = False
-            self._tail.retrySoon()
+            self._notBefore = 0.0
+            self._backoff.reset()
         if self._users and EVENT_STREAM in self._client.extensions:
-            self._tail.open()
+            self._openStream()
         return events
 
-    def _responded(self) -> None:
-        self.respondedAt = self._client.clock.seconds()
-
     @property
-    def _namedTypes(self) -> list[str] | None:
+    def _types(self) -> list[str] | None:
         """The types that a request names; ``None`` where the registry only has those of version 1.0."""
         return sorted(self._wanted) if EVENT_TYPES in self._client.extensions else None
 
-    @property
-    def _type(self) -> str | None:
-        """The type that a request names instead."""
-        return next(iter(self._wanted)) if len(self._wanted) == 1 and self._wanted <= PLAIN else None
-
-    def _types(self) -> str | None:
-        named = self._namedTypes
-        return None if named is None else ",".join(named)
-
-    # -- the stream
-
-    def _streamIsLive(self) -> None:
-        """Let those that wait with the shared request wait for the stream instead."""
-        shared, self._shared = self._shared, None
-        if shared is not None:
-            if shared.work is not None:
-                # It may be running now.
-                self._client.clock.callLater(0, shared.work.cancel)
-            shared.waiters.fire(None)
-
     # -- the shared request
 
-    def _join(self, shared: _SharedRequest) -> Deferred[list[Event] | None]:
-        waiter = shared.waiters.wait()
-        if self._shared is None:
-            self._shared = shared
-            shared.work = Deferred.fromCoroutine(self._work(shared))
-            if self._shared is not shared:
-                # It has ended already, or was abandoned before there was something to cancel.
-                shared.work.cancel()
-        return waiter
+    def _startPolling(self) -> None:
+        """Ask for what comes after the span, while it is waited for."""
+        if self._polling is None:
+            self._polling = BackgroundTask()
+            self._polling.begin(self._poll)
 
-    def _abandon(self) -> None:
-        shared, self._shared = self._shared, None
-        if shared is not None and shared.work is not None:
-            shared.work.cancel()
+    def _stopPolling(self) -> None:
+        polling, self._polling = self._polling, None
+        if polling is not None:
+            polling.stop()
 
-    async def _work(self, shared: _SharedRequest) -> None:
-        outcome: list[Event] | Failure | None = []
-        isFirst = True
+    async def _poll(self, task: BackgroundTask) -> None:
+        span = self._span
+        page: list[Event] = []
+        outcome: bool | Failure = True
         try:
-            while self._shared is shared:
-                outcome = page = await self._request(shared.cursor, isFirst)
-                self._isUnsure = isFirst = False
-                if not shared.cursor.isQuiet(page):
+            while not task.isStopping:
+                page = await self._nextPage(span.end)
+                if not span.end.isQuiet(page):
                     break
-                shared.quietListeners.call()
-                if self._tail.isAwaited:
-                    outcome = None
+                self._quietListeners.call()
+                if self._isOpening:
                     break
         except Exception:
             outcome = Failure()
-        if self._shared is shared:
-            self._isUnsure = isinstance(outcome, Failure)
-            self._shared = None
-            shared.waiters.fire(outcome)
+        if task.isStopping:
+            return
+        self._polling = None
+        if isinstance(outcome, Failure) or span.end.isStale(page):
+            # Each subscriber reads on its own, which shows whether its own place is stale.
+            self._span = _Span(Cursor())
+        for event in span.end.newer(page):
+            span.add(event)
+        self._waiters.fire(outcome)
 
-    async def _request(self, cursor: Cursor, isFirst: bool) -> list[Event]:
-        if self._isUnsure:
-            return await self.read(cursor)
+    async def _nextPage(self, cursor: Cursor) -> list[Event]:
         began = self._client.clock.seconds()
         if EVENTS_WAIT not in self._client.extensions or began < self._pollUntil:
-            if not isFirst:
-                await self._client.pause(self._interval * (1.0 - 0.2 * self._random()))
+            await self._client.pause(self._interval * (1.0 - 0.2 * self._random()))
             return await self.read(cursor)
         try:
             page = await self.read(cursor, WAIT)
@@ -311,14 +341,109 @@ class EventPoller:
             await self._client.pause(_EARLY)
         return page
 
+    # -- the stream
 
-_pollers: WeakKeyDictionary[Client, dict[frozenset[str], EventPoller]] = WeakKeyDictionary()
+    @property
+    def _isOpening(self) -> bool:
+        """Whether there will most likely be a stream in a moment."""
+        return self._state is _Stream.OPENING and not self._isBlocked
+
+    def _openStream(self) -> None:
+        """Open a stream, if it is time for that. The registry has just responded."""
+        now = self._client.clock.seconds()
+        if self._state is not _Stream.CLOSED or now < self._notBefore:
+            return
+        self._state = _Stream.OPENING
+        self._openedAt = now
+        self._watch(FIRST_PING)
+        types = self._types
+        stream = self._client.events.streams.open(self, None if types is None else ",".join(types), self._lastId)
+        if self._state is not _Stream.CLOSED:
+            self._stream = stream
+
+    def received(self) -> None:
+        """See StreamListener."""
+        if self.isLive:
+            self._watch(SILENCE)
+
+    def happened(self, type: str, id: str | None, data: str) -> None:
+        """See StreamListener."""
+        if type == "ping" and id is None:
+            # A reset follows.
+            return
+        if id is None or ticksOf(id) is None:
+            self._fail("an event has no valid id")
+            return
+        wasLive = self.isLive
+        self.respondedAt = self._client.clock.seconds()
+        if type == "reset":
+            self.resets += self._lastId is not None
+        self._lastId = id
+        if type == "reset" or not wasLive:
+            # Subscribers read on their own what comes before.
+            self._span = _Span(Cursor(id, True))
+            self._state = _Stream.LIVE
+            self._isBlocked = False
+            self._watch(SILENCE)
+            self._stopPolling()
+            self._waiters.fire(None)
+        elif type == "ping":
+            self._quietListeners.call()
+        else:
+            try:
+                self._span.add(readEvent(json.loads(data)))
+            except (ValueError, RecursionError) as error:
+                self._fail(str(error))
+            else:
+                self._waiters.fire(True)
+
+    def ended(self) -> None:
+        """See StreamListener."""
+        self._isBlocked = not self.isLive
+        now = self._client.clock.seconds()
+        if self.isLive and now - self._openedAt >= _LONG:
+            self._backoff.reset()
+        mayTry = self._lastId is not None and self._backoff.failures < _TRIES
+        self._endStream(now + (self._backoff.next() if mayTry else RETRY))
+
+    def _watch(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._client.clock.callLater(seconds, self._silent)
+
+    def _silent(self) -> None:
+        self._timer = None
+        self.ended()
+
+    def _fail(self, reason: str) -> None:
+        self._log.debug("The event stream is malformed: {reason}", reason=reason)
+        self._state = _Stream.OPENING
+        self.ended()
+
+    def _endStream(self, notBefore: float) -> None:
+        stream, self._stream = self._stream, None
+        timer, self._timer = self._timer, None
+        wasOpen = self._state is not _Stream.CLOSED
+        self._state = _Stream.CLOSED
+        self._notBefore = notBefore
+        if stream is not None:
+            stream.close()
+        if timer is not None:
+            timer.cancel()
+        if wasOpen and self._polling is None:
+            self._span = _Span(Cursor())
+            self._waiters.fire(None)
 
 
 def pollerOf(client: Client, types: Collection[str] = WATCHED) -> EventPoller:
     """The :class:`EventPoller` of a client for some types of events: the same for all that are in :data:`WATCHED`."""
     wanted = WATCHED if WATCHED.issuperset(types) else frozenset(types)
-    pollers = _pollers.setdefault(client, {})
-    if wanted not in pollers:
-        pollers[wanted] = EventPoller(client, types=wanted)
-    return pollers[wanted]
+    return sharedBy(client, wanted, partial(EventPoller, client, types=wanted))
+
+
+def sharedBy(client: Client, key: object, make: Callable[[], _T]) -> _T:
+    """What the subscribers of a client share: made when it is first used, and garbage with the client."""
+    shared: dict[object, _T] = vars(client).setdefault("_sharedBySubscribers", {})
+    if key not in shared:
+        shared[key] = make()
+    return shared[key]

@@ -47,7 +47,7 @@ class Subscriber(Service):
     # can't be written, as a clause.
     what = ""
     outageBegins = ""
-    outageEnds = ""
+    outageEnds: str | None = None
     fileLoss = ""
 
     def __init__(
@@ -100,8 +100,7 @@ class Subscriber(Service):
         if self._running is not None:
             return
         self._running = run = BackgroundTask(self._ending)
-        with run.callingOut():
-            self._load()
+        self._load()
         run.begin(self._run).addErrback(
             lambda failure: self._log.failure("Updates of the {what} ended", failure, what=self.what)
         )
@@ -131,8 +130,7 @@ class Subscriber(Service):
                 # Not every cancellation is a stop: a client that is closed cancels its requests.
                 delay = self._backoff.next()
             except StaleCursor:
-                with run.callingOut():
-                    self._positionLost()
+                self._positionLost()
                 delay = self._backoff.next()
             except ServiceRegistryError as error:
                 delay = self._backoff.next()

@@ -4,8 +4,8 @@ BackgroundTask: background work from its start to its stop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -22,7 +22,7 @@ class BackgroundTask:
     coroutine finds that in :attr:`isStopping` after the listener has returned.
 
     :param previous: a run that was stopped and may not be over yet; this one waits for its end.
-    :ivar isStopping: whether it was stopped. The work checks it after each :meth:`callingOut`, and after each failure.
+    :ivar isStopping: whether it was stopped. The work checks it after each call of listeners, and after each failure.
     """
 
     def __init__(self, previous: BackgroundTask | None = None) -> None:
@@ -30,14 +30,10 @@ class BackgroundTask:
         self._previous = previous
         self._over: Deferred[None] = Deferred()
         self._work: Deferred[None] | None = None
-        self._callsOut = 0
+        self._coroutine: Any = None
 
     def begin(self, work: Callable[[BackgroundTask], Coroutine[Deferred[Any], Any, None]]) -> Deferred[None]:
         """Start the work; fires when it is over, and fails if it failed for another reason than a stop."""
-        self._work = Deferred.fromCoroutine(self._go(work))
-        if self.isStopping:
-            # It was stopped before there was something to cancel.
-            self._work.cancel()
 
         def over(result: Failure | None) -> Failure | None:
             self._over.callback(None)
@@ -45,6 +41,11 @@ class BackgroundTask:
                 return None
             return result
 
+        self._coroutine = self._go(work)
+        self._work = Deferred.fromCoroutine(self._coroutine)
+        if self.isStopping:
+            # It was stopped before there was something to cancel.
+            self._work.cancel()
         return self._work.addBoth(over)
 
     async def _go(self, work: Callable[[BackgroundTask], Coroutine[Deferred[Any], Any, None]]) -> None:
@@ -54,18 +55,9 @@ class BackgroundTask:
         if not self.isStopping:
             await work(self)
 
-    @contextmanager
-    def callingOut(self) -> Iterator[None]:
-        """A context in which listeners are called, which may stop the run."""
-        self._callsOut += 1
-        try:
-            yield
-        finally:
-            self._callsOut -= 1
-
     def stop(self, *, patiently: bool = False) -> Deferred[None]:
         """End it, *patiently* if what it waits for is not to be cancelled; fires when it is over."""
         self.isStopping = True
-        if not patiently and self._work is not None and not self._callsOut:
+        if not patiently and self._work is not None and inspect.getcoroutinestate(self._coroutine) == "CORO_SUSPENDED":
             self._work.cancel()
         return waitFor(self._over)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from typing import Any
+from weakref import ref
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakeagent import Proxy
 from txserviceregistry import Client
-from txserviceregistry.discovery import poller
+from txserviceregistry.discovery import Directory, poller
 from txserviceregistry.discovery.cursor import Cursor, StaleCursor
 from txserviceregistry.discovery.poller import EventPoller, pollerOf
 from txserviceregistry.errors import ConnectionFailed, MalformedResponse
@@ -57,6 +59,20 @@ class PollerTests(SynchronousTestCase):
         new = self.happen()
         for waiter in waiting:
             self.assertEqual([event["id"] for event in position.newer(self.successResultOf(waiter))], [new])
+
+    def test_garbageWithTheClient(self) -> None:
+        """What subscribers share does not keep a client that is not used any more."""
+        client = self.fake.client()
+        directory = Directory(client)
+        directory.startService()
+        self.fake.flush()
+        self.successResultOf(directory.stopService())
+        self.successResultOf(client.close())
+        self.fake.advance(60)
+        dropped = ref(client)
+        del client, directory
+        gc.collect()
+        self.assertIsNone(dropped())
 
     def test_anotherCursor(self) -> None:
         """A subscriber that is behind gets the missing events at once; then it waits with the others."""

@@ -14,7 +14,7 @@ from twisted.web.client import ResponseDone
 from txserviceregistry import Client
 from txserviceregistry.api.eventstream import EventStream
 from txserviceregistry.discovery import ConfigurationWatcher, EventsFeed
-from txserviceregistry.discovery.stream import FIRST_PING, RETRY, SILENCE
+from txserviceregistry.discovery.poller import FIRST_PING, RETRY, SILENCE
 
 from .directorycase import DirectoryTestCase
 
