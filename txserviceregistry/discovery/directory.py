@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 from ..api.shapes import readService
 from ..api.transport import EVENT_TYPES
 from ..types import Event, Service
-from ..util.listeners import Listeners
 from .mirror import Mirror
-from .settling import Settling
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -35,7 +33,6 @@ _KINDS: dict[str, Change] = {
     "service.remove": "remove",
     "service.timeout": "timeout",
 }
-_UPDATES = frozenset(type for type, kind in _KINDS.items() if kind == "update")
 
 
 class Directory(Mirror[Service]):
@@ -81,9 +78,8 @@ class Directory(Mirror[Service]):
         """
         if tag is not None and not isinstance(tag, str):
             raise TypeError(f"tag is {tag!r}, but it has to be a string: a Directory has one tag, or all services")
-        super().__init__(client, refresh=refresh, path=path, random=random, wallClock=wallClock)
+        super().__init__(client, refresh, path, random, wallClock)
         self.tag = tag
-        self._listeners: Listeners[[Change, Service]] = Listeners(self._log, "services")
         self._ofTag: dict[str, dict[str, Service]] = {}
         # The results of forTag: as long as no service of the tag changes, it returns the same object.
         self._given: dict[str, tuple[Service, ...]] = {}
@@ -130,10 +126,7 @@ class Directory(Mirror[Service]):
             when nothing has changed for so long; at most four times as long after the first change, and at a stop.
         :return: a function that ends it.
         """
-        if settle is None:
-            return self._listeners.add(listener)
-        settling = Settling(self._clock, settle, listener)
-        return settling.until(self._listeners.add(settling.add), self._ends)
+        return self._listen(listener, settle)
 
     # -- Mirror
 
@@ -175,17 +168,13 @@ class Directory(Mirror[Service]):
             listed = self._after(event, listed)
         return listed
 
-    def _decisive(self, events: Sequence[Event]) -> Event:
-        # An update after a new registration is part of that.
-        return next((event for event in reversed(events) if event["type"] not in _UPDATES), events[-1])
-
     def _differ(self, old: Service, new: Service) -> bool:
         return {**old, "last_seen": None} != {**new, "last_seen": None}
 
     def _checked(self, key: str, value: Any) -> Service:
         return self._valueOf(readService(value))
 
-    def _changed(self, key: str, old: Service | None, new: Service | None, event: Event | None) -> None:
+    def _changed(self, key: str, old: Service | None, new: Service | None, events: Sequence[Event]) -> None:
         for tag in old["tags"] if old is not None else ():
             self._given.pop(tag, None)
             others = self._ofTag.get(tag, {})
@@ -195,12 +184,13 @@ class Directory(Mirror[Service]):
         for tag in new["tags"] if new is not None else ():
             self._given.pop(tag, None)
             self._ofTag.setdefault(tag, {})[key] = cast(Service, new)
+        # An update after a new registration is part of that.
+        kinds = [kind for event in events if (kind := _KINDS[event["type"]]) != "update"]
         if new is None:
-            kind = _KINDS.get(event["type"], "remove") if event is not None else "remove"
-            self._listeners.call("timeout" if kind == "timeout" else "remove", cast(Service, old))
+            self._listeners.call("timeout" if kinds[-1:] == ["timeout"] else "remove", old)
         elif old is None:
             self._listeners.call("join", new)
-        elif event is not None and event["type"] == "service.join":
+        elif kinds[-1:] == ["join"]:
             # The end of the old one was not seen.
             self._listeners.call("remove", old)
             self._listeners.call("join", new)

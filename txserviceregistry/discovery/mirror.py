@@ -1,8 +1,5 @@
 """
 Mirror: a copy in memory of something that is in the registry, kept current by the event feed.
-
-Directory and ConfigurationWatcher are mirrors. They share the order in which items and events are requested and
-applied, so that the copy equals a full listing whenever nothing is changing.
 """
 
 from __future__ import annotations
@@ -22,6 +19,7 @@ from ..util.parsing import LATEST, LONGEST_INTERVAL, boundedNumber
 from ..util.started import notRunning
 from ..util.waiters import Waiters
 from .cursor import Cursor, StaleCursor
+from .settling import Settling
 from .subscriber import Subscriber
 from .task import BackgroundTask
 
@@ -34,10 +32,8 @@ _T = TypeVar("_T")
 _LISTING_SHARE = 0.01
 
 # Seconds between two listings as long as no event of the feed is known: no response for events would show then that the
-# registry has lost its data.
+# registry has lost its data, and nothing but an event stream would show it.
 _BLIND_REFRESH = 60.0
-
-# Seconds between two listings where nothing but an event stream shows that.
 _SAFE_REFRESH = 600.0
 
 # Each interval between listings is shorter by up to this part, so that clients that start together spread out.
@@ -50,7 +46,7 @@ _FILE_VERSION = 1
 
 class Mirror(Subscriber, Generic[_T]):
     """
-    The copy.
+    The copy, which equals a full listing whenever nothing is changing.
 
     First everything is listed, then events are applied. The place in the feed is taken before the listing, and the
     events from there to its end are applied to the listing before anything shows it, so that no change is missed.
@@ -58,6 +54,8 @@ class Mirror(Subscriber, Generic[_T]):
     counts.
 
     Listeners may do anything, stopping it included.
+
+    :ivar version: grows with every change.
     """
 
     outageBegins = "The {what} are stale (retrying): {reason}"
@@ -67,40 +65,34 @@ class Mirror(Subscriber, Generic[_T]):
     def __init__(
         self,
         client: Client,
-        *,
         refresh: float | None,
         path: str | os.PathLike[str] | None,
         random: Callable[[], float],
         wallClock: Callable[[], float],
     ) -> None:
-        """
-        :param refresh: seconds after which everything is listed again; ``None`` for :meth:`_defaultRefresh`.
-        :raises ValueError: if *refresh* is not a finite number of 0 or more.
-        """
         super().__init__(client, path, random, wallClock)
-        #: Grows with every change.
         self.version = 0
         self._refresh = None if refresh is None else boundedNumber(refresh, 0.0, LONGEST_INTERVAL)
         self._items: dict[str, _T] = {}
         # The place in the feed up to which events were applied.
         self._cursor: Cursor | None = None
-        # The poller's count of resets when everything was listed.
+        # The poller's count of resets when everything was listed, and when it is to be listed again.
         self._resets = 0
+        self._nextListing = 0.0
         # When the copy was last known to equal the registry; by the clock, which a file's age may lie before.
         self._currentAt: float | None = None
         self._isCurrent = False
         self._readiness: Waiters[None] = Waiters()
-        # When everything is to be listed again, by the clock.
-        self._nextListing = math.inf
         self._saving: IDelayedCall | None = None
+        self._listeners: Listeners[...] = Listeners(self._log, self.what)
         # Called after each stop, when there are no more changes.
         self._ends: Listeners[[]] = Listeners(self._log, "a stop")
 
     # -- what a kind of mirror defines
 
-    def _defaultRefresh(self) -> float | None:
-        """Seconds after which everything is listed again; ``None`` if every change has an event."""
-        return None
+    def _defaultRefresh(self) -> float:
+        """Seconds after which everything is listed again; infinity if every change has an event."""
+        return math.inf
 
     def _list(self) -> AsyncIterator[Any]:
         """All items, page by page, from the registry and never from a cache."""
@@ -128,16 +120,16 @@ class Mirror(Subscriber, Generic[_T]):
         read = self._read(events[-1])
         return None if read is None else read[1]
 
-    def _decisive(self, events: Sequence[Event]) -> Event:
-        """The one of a key's events, in order, that says best what has happened."""
-        return events[-1]
-
     def _differ(self, old: _T, new: _T) -> bool:
         """Whether a value has changed, for listeners."""
         return old != new
 
-    def _changed(self, key: str, old: _T | None, new: _T | None, event: Event | None) -> None:
-        """Something has changed, and :attr:`version` has grown. Must not raise."""
+    def _changed(self, key: str, old: _T | None, new: _T | None, events: Sequence[Event]) -> None:
+        """
+        Call the listeners: something has changed.
+
+        :param events: those that may have led to it, in order; none after a listing without events.
+        """
         raise NotImplementedError
 
     # -- what can be asked
@@ -171,6 +163,24 @@ class Mirror(Subscriber, Generic[_T]):
             raise notRunning(self)
         return self._items
 
+    def _listen(
+        self, listener: Callable[..., object], settle: float | None, isWanted: Callable[..., bool] = lambda *_: True
+    ) -> Callable[[], None]:
+        """Call *listener* with the changes that are wanted; returns a function that ends it."""
+        settling = None if settle is None else Settling(self._clock, settle, listener)
+        call = listener if settling is None else settling.add
+        forget = self._listeners.add(lambda *change: call(*change) if isWanted(*change) else None)
+        if settling is None:
+            return forget
+        forgetEnds = self._ends.add(settling.flush)
+
+        def end() -> None:
+            forget()
+            forgetEnds()
+            settling.drop()
+
+        return end
+
     # -- Subscriber
 
     def _load(self) -> None:
@@ -178,7 +188,8 @@ class Mirror(Subscriber, Generic[_T]):
         if found is not None:
             items, age = found
             self._replace(items, {})
-            self._becomeReady(self._clock.seconds() - age)
+            self._currentAt = self._clock.seconds() - age
+            self._readiness.fire(None)
 
     def stopService(self) -> Deferred[None]:
         return super().stopService().addBoth(lambda _: self._ends.call())
@@ -194,9 +205,9 @@ class Mirror(Subscriber, Generic[_T]):
 
     async def _step(self, run: BackgroundTask) -> None:
         cursor = self._cursor
-        if cursor is not None and self._isCurrent and self._secondsToListing() > 0.0:
-            events = await self._nextEvents(cursor)
-            self._apply(events)
+        left = self._nextListing - self._clock.seconds()
+        if cursor is not None and self._isCurrent and left > 0.0:
+            self._apply(await self._nextEvents(cursor, left))
             return
         missed: list[Event] = []
         if cursor is None:
@@ -204,7 +215,7 @@ class Mirror(Subscriber, Generic[_T]):
         elif not self._isCurrent:
             # The listing has what happened while the feed was unreachable, but maybe not what happens from here on.
             cursor = await self._poller.readToEnd(cursor, missed)
-        await self._listAll(run, cursor, missed)
+        await self._listAll(cursor, missed)
 
     def _positionLost(self) -> None:
         self._log.info("The event feed no longer has the last event: listing all {what} again", what=self.what)
@@ -218,7 +229,7 @@ class Mirror(Subscriber, Generic[_T]):
 
     # -- keeping current
 
-    async def _listAll(self, run: BackgroundTask, cursor: Cursor, missed: Iterable[Event]) -> None:
+    async def _listAll(self, cursor: Cursor, missed: Sequence[Event]) -> None:
         """
         List everything, and make the copy equal to it.
 
@@ -233,21 +244,21 @@ class Mirror(Subscriber, Generic[_T]):
         events: list[Event] = []
         self._cursor = await self._poller.readToEnd(cursor, events)
         for key, its in self._byKey(events).items():
-            merged = self._merge(items.get(key), its)
-            if merged is None:
-                items.pop(key, None)
-            else:
+            merged = self._merge(items.pop(key, None), its)
+            if merged is not None:
                 items[key] = merged
         now = self._clock.seconds()
-        refresh = self._refreshSeconds
-        if not self._cursor.seen and not self._poller.isLive:
-            refresh = _BLIND_REFRESH if refresh is None else min(refresh, _BLIND_REFRESH)
-        interval = max(_SAFE_REFRESH if refresh is None else refresh, (now - began) / _LISTING_SHARE)
+        refresh = self._defaultRefresh() if self._refresh is None else self._refresh
+        isLive = self._poller.isLive
+        if not self._cursor.seen and (math.isinf(refresh) or not isLive):
+            refresh = min(refresh, _SAFE_REFRESH if isLive else _BLIND_REFRESH)
+        interval = max(refresh, (now - began) / _LISTING_SHARE)
         self._nextListing = now + interval * (1.0 - _JITTER * self._random())
-        self._replace(items, {key: self._decisive(its) for key, its in self._byKey([*missed, *events]).items()})
+        self._replace(items, self._byKey([*missed, *events]))
         self._isCurrent = True
         self._saveSoon()
-        self._becomeReady(now)
+        self._currentAt = now
+        self._readiness.fire(None)
 
     def _byKey(self, events: Iterable[Event]) -> dict[str, list[Event]]:
         byKey: dict[str, list[Event]] = {}
@@ -257,20 +268,10 @@ class Mirror(Subscriber, Generic[_T]):
                 byKey.setdefault(read[0], []).append(event)
         return byKey
 
-    @property
-    def _refreshSeconds(self) -> float | None:
-        return self._defaultRefresh() if self._refresh is None else self._refresh
-
-    def _secondsToListing(self) -> float:
-        if self._refreshSeconds is None and self._cursor is not None and self._cursor.seen:
-            return math.inf
-        return self._nextListing - self._clock.seconds()
-
-    async def _nextEvents(self, cursor: Cursor) -> list[Event]:
+    async def _nextEvents(self, cursor: Cursor, left: float) -> list[Event]:
         """The next events, or none when it is time for a listing."""
-        left = self._secondsToListing()
         coming = self._poller.after(cursor, resets=None if cursor.seen else self._resets)
-        page = await (coming if math.isinf(left) else coming.addTimeout(left, self._clock, lambda _, seconds: None))
+        page = await coming.addTimeout(min(left, LONGEST_INTERVAL), self._clock, lambda _, seconds: None)
         if page is None:
             return []
         if cursor.isStale(page):
@@ -283,30 +284,22 @@ class Mirror(Subscriber, Generic[_T]):
             self._cursor = Cursor.after(event)
             read = self._read(event)
             if read is not None:
-                self._put(*read, event)
+                self._put(*read, [event])
 
-    def _put(self, key: str, new: _T | None, event: Event | None) -> None:
+    def _put(self, key: str, new: _T | None, events: Sequence[Event]) -> None:
         old = self._items.get(key)
         if new is None:
             self._items.pop(key, None)
         else:
             self._items[key] = new
-        if old is None and new is None:
-            return
-        if old is None or new is None or self._differ(old, new):
+        if new is not old and (old is None or new is None or self._differ(old, new)):
             self.version += 1
             self._saveSoon()
-            self._changed(key, old, new, event)
+            self._changed(key, old, new, events)
 
-    def _replace(self, items: Mapping[str, _T], events: Mapping[str, Event]) -> None:
-        for key in [key for key in self._items if key not in items]:
-            self._put(key, None, events.get(key))
-        for key, item in items.items():
-            self._put(key, item, events.get(key))
-
-    def _becomeReady(self, currentAt: float) -> None:
-        self._currentAt = currentAt
-        self._readiness.fire(None)
+    def _replace(self, items: Mapping[str, _T], events: Mapping[str, Sequence[Event]]) -> None:
+        for key in [*(key for key in self._items if key not in items), *items]:
+            self._put(key, items.get(key), events.get(key, ()))
 
     # -- the file
 

@@ -58,19 +58,3 @@ class Settling:
             call.cancel()
         changes, self._changes = self._changes, []
         return changes
-
-    def until(self, forget: Callable[[], None], ends: Listeners[[]]) -> Callable[[], None]:
-        """
-        Hand over at each of the *ends* what is there then.
-
-        :param forget: ends the calls of :meth:`add`.
-        :return: a function that ends all of it.
-        """
-        forgetEnds = ends.add(self.flush)
-
-        def end() -> None:
-            forget()
-            forgetEnds()
-            self.drop()
-
-        return end

@@ -7,17 +7,15 @@ from __future__ import annotations
 import os
 import random as randomModule
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import attrs
 
 from ..api.shapes import readConfigurationValue
 from ..types import Event
-from ..util.listeners import Listeners
 from .iteration import ItemQueue
 from .mirror import Mirror
-from .settling import Settling
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -76,9 +74,8 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         :param random: gives numbers from 0 to 1.
         :param wallClock: seconds since the epoch.
         """
-        super().__init__(client, refresh=None, path=path, random=random, wallClock=wallClock)
+        super().__init__(client, None, path, random, wallClock)
         self.namespace = None if namespace is None else _normal(namespace)
-        self._listeners: Listeners[[ConfigurationChange]] = Listeners(self._log, "configuration values")
 
     def __repr__(self) -> str:
         return f"<ConfigurationWatcher of {len(self._items)} values below {self.namespace or '/'}>"
@@ -114,7 +111,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
             four times as long after the first change, and at a stop.
         :return: a function that ends it.
         """
-        return self._on(listener, lambda key: True, settle)
+        return self._listen(listener, settle)
 
     def onKey(
         self, key: str, listener: Callable[[str | None], None], *, settle: float | None = None
@@ -131,7 +128,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         def changed(found: Any) -> None:
             listener((found if settle is None else found[-1]).new)
 
-        return self._on(changed, lambda each: each == key, settle)
+        return self._listen(changed, settle, lambda change: change.key == key)
 
     @overload
     def onNamespace(self, namespace: str, listener: Callable[[ConfigurationChange], None]) -> Callable[[], None]: ...
@@ -153,15 +150,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         :return: a function that ends it.
         """
         within = _normal(namespace)
-        return self._on(listener, lambda key: _isWithin(key, within), settle)
-
-    def _on(
-        self, listener: Callable[[Any], None], isWanted: Callable[[str], bool], settle: float | None
-    ) -> Callable[[], None]:
-        settling = None if settle is None else Settling(self._clock, settle, listener)
-        call = listener if settling is None else settling.add
-        end = self._listeners.add(lambda change: call(change) if isWanted(change.key) else None)
-        return end if settling is None else settling.until(end, self._ends)
+        return self._listen(listener, settle, lambda change: _isWithin(change.key, within))
 
     def changes(self) -> AsyncIterator[ConfigurationChange]:
         """
@@ -193,7 +182,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
     def _checked(self, key: str, value: Any) -> str:
         return self._valueOf(readConfigurationValue({"id": key, "value": value}))
 
-    def _changed(self, key: str, old: str | None, new: str | None, event: Event | None) -> None:
+    def _changed(self, key: str, old: str | None, new: str | None, events: Sequence[Event]) -> None:
         self._listeners.call(ConfigurationChange(key, old, new))
 
 
