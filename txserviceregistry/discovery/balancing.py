@@ -72,8 +72,9 @@ class Balancer:
             raise ValueError(f"near takes {' and '.join(_AREAS)} only, not {', '.join(near or ())}")
         self.ejections = Ejections(clock)
         self._suspects = suspects
-        # The versions of the services and the ejections' epoch of the last refresh.
-        self._state = (-1, -1, -1)
+        # The versions of the services, and the ejected instances, of the last refresh.
+        self._versions = (-1, -1)
+        self._ejected: frozenset[Key] | None = None
         self._services: Sequence[Service] | None = None
         self._read: dict[str, tuple[Service, Instance | None]] = {}
         self._tiers: list[list[Instance]] = []
@@ -98,7 +99,7 @@ class Balancer:
             return self.strategy.pick(self._first)
         left = [[one for one in tier if one.key not in tried] for tier in self._tiers]
         for tier in left:
-            healthy = self.ejections.without(tier)
+            healthy = self._healthy(tier)
             if healthy:
                 return self.strategy.pick(healthy)
         return min((one for tier in left for one in tier), key=self.ejections.lastFailure, default=None)
@@ -108,18 +109,23 @@ class Balancer:
         return NoServiceAvailable(self.tag, self.directory.stale, reasons, self.unusable)
 
     def _refresh(self) -> None:
-        suspects = self._suspects
-        version = 0 if suspects is None else suspects.version
-        state = (self.directory.version, version, self.ejections.currentEpoch())
-        if state == self._state:
-            return
-        services = (suspects or self.directory).forTag(self.tag)
-        # The same tuple means the same services: the change was one of another tag.
-        if services is not self._services or not isinstance(services, tuple):
-            self._services = services
-            self._readAll(services)
-        self._state = state
-        self._first = next(filter(None, map(self.ejections.without, self._tiers)), [])
+        source = self._suspects or self.directory
+        versions = (self.directory.version, source.version)
+        if versions != self._versions:
+            services = source.forTag(self.tag)
+            # The same tuple means the same services: the change was one of another tag.
+            if services is not self._services or not isinstance(services, tuple):
+                self._services = services
+                self._readAll(services)
+                self._ejected = None
+            self._versions = versions
+        ejected = self.ejections.ejected()
+        if ejected != self._ejected:
+            self._ejected = ejected
+            self._first = next(filter(None, map(self._healthy, self._tiers)), [])
+
+    def _healthy(self, tier: Sequence[Instance]) -> list[Instance]:
+        return [one for one in tier if one.key not in (self._ejected or ())]
 
     def _readAll(self, services: Sequence[Service]) -> None:
         before, self._read = self._read, {}

@@ -5,7 +5,7 @@ Outlier ejection: instances that could not be connected to are not picked for a 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
@@ -37,8 +37,6 @@ class Ejections:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._failures: dict[Key, _Failures] = {}
-        self._nextEnd = math.inf
-        self._epoch = 0
 
     def failed(self, instance: Instance) -> None:
         """*instance* could not be connected to."""
@@ -50,27 +48,15 @@ class Ejections:
             end = now + min(FIRST_EJECTION * 2.0 ** min(count, 62), LONGEST_EJECTION)
             count += 1
         self._failures[instance.key] = _Failures(count, now, end)
-        self._nextEnd = min(self._nextEnd, end)
-        self._epoch += 1
 
     def succeeded(self, instance: Instance) -> None:
         """*instance* could be connected to."""
-        if self._failures.pop(instance.key, None) is not None:
-            self._epoch += 1
+        self._failures.pop(instance.key, None)
 
-    def currentEpoch(self) -> int:
-        """A number that grows whenever an instance is ejected or may be picked again."""
+    def ejected(self) -> frozenset[Key]:
+        """The instances that are ejected now."""
         now = self._clock.seconds()
-        if now >= self._nextEnd:
-            self._epoch += 1
-            self._nextEnd = min((one.end for one in self._failures.values() if one.end > now), default=math.inf)
-        return self._epoch
-
-    def without(self, instances: Sequence[Instance]) -> list[Instance]:
-        """Those of *instances* that are not ejected."""
-        now = self._clock.seconds()
-        ejected = {key for key, failures in self._failures.items() if failures.end > now}
-        return [one for one in instances if one.key not in ejected] if ejected else list(instances)
+        return frozenset(key for key, failures in self._failures.items() if failures.end > now)
 
     def lastFailure(self, instance: Instance) -> float:
         """When *instance* failed last; minus infinity if it has not."""

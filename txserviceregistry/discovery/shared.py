@@ -6,9 +6,7 @@ last reference to them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorCore
@@ -28,8 +26,8 @@ class Reference:
     def __init__(self, shared: _Shared, directory: Directory | None) -> None:
         self.client = shared.client
         self.directory = directory
+        self.leave: Callable[[], object] = lambda: None
         self._shared = shared
-        self._leave: Callable[[], object] | None = None
 
     @property
     def isOver(self) -> bool:
@@ -38,12 +36,7 @@ class Reference:
 
     def onEnd(self, leave: Callable[[], object]) -> None:
         """Before everything is closed while this reference lasts, call *leave*, and wait for its Deferred."""
-        self._leave = leave
-
-    def leave(self) -> Deferred[object]:
-        """Do what has to be done before the client is closed; what fails is logged."""
-        left: Deferred[object] = succeed(None) if self._leave is None else maybeDeferred(self._leave)
-        return left.addErrback(_logFailure)
+        self.leave = leave
 
     def release(self) -> Deferred[None]:
         """End it, once or more often; fires when everything that is closed because of it is closed."""
@@ -53,12 +46,17 @@ class Reference:
 class _Shared:
     """One client, and one directory while a reference needs it."""
 
-    def __init__(self, client: Client, onEnd: Callable[[Deferred[None]], None]) -> None:
-        self.client = client
+    def __init__(self, reactor: Any, key: object, settings: Settings) -> None:
+        self.key = key
+        self.client = Client(reactor=reactor, settings=settings)
         self.ending: Deferred[None] | None = None
-        self._onEnd = onEnd
+        self._reactor = reactor
         self._references: list[Reference] = []
         self._directory: Directory | None = None
+        self._trigger: Any = None
+        if IReactorCore.providedBy(reactor):
+            # A twistd application stops its servers in the same phase; those are waited for.
+            self._trigger = reactor.addSystemEventTrigger("before", "shutdown", self.end)
 
     def acquire(self, hasDirectory: bool) -> Reference:
         if hasDirectory and self._directory is None:
@@ -82,18 +80,24 @@ class _Shared:
 
     def end(self) -> Deferred[None]:
         """Close everything, after all references have left."""
-        self.ending = ending = Deferred[None]()
-        self._onEnd(ending)
-        self._end().chainDeferred(ending)
-        return waitFor(ending)
+        if self.ending is None:
+            self.ending = Deferred()
+            self._end().chainDeferred(self.ending)
+        return waitFor(self.ending)
 
     @returnsDeferred
     async def _end(self) -> None:
+        def failed(failure: Any) -> None:
+            _log.failure("Closing a shared client failed", failure)
+
         try:
-            await gatherResults([reference.leave() for reference in self._references])
+            await gatherResults([maybeDeferred(each.leave).addErrback(failed) for each in self._references])
             await self._stopDirectory()
         finally:
-            await self.client.close()
+            try:
+                await self.client.close()
+            finally:
+                self._forget()
 
     @returnsDeferred
     async def _stopDirectory(self) -> None:
@@ -101,67 +105,20 @@ class _Shared:
         if directory is not None:
             await directory.stopService()
 
-
-def _logFailure(failure: Any) -> None:
-    _log.failure("Closing a shared client failed", failure)
-
-
-class _OnReactor:
-    """All that is shared on one reactor."""
-
-    def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
-        self._open: dict[tuple[object, ...], _Shared] = {}
-        self._ending: list[Deferred[None]] = []
-        self._trigger: Any = None
-        if IReactorCore.providedBy(reactor):
-            # A twistd application stops its servers in the same phase; those are waited for.
-            self._trigger = reactor.addSystemEventTrigger("before", "shutdown", self.close)
-
-    def acquire(self, settings: Settings, hasDirectory: bool) -> Reference:
-        key = (
-            settings.username,
-            # A client rereads the key in a file.
-            settings.raxrcPath or settings.apiKey,
-            settings.baseUrls,
-            settings.authUrls,
-            settings.region,
-            settings.verify,
-            settings.caFile,
-        )
-        if key not in self._open:
-            self._open[key] = _Shared(Client(reactor=self._reactor, settings=settings), partial(self._ends, key))
-        return self._open[key].acquire(hasDirectory)
-
-    @returnsDeferred
-    async def close(self) -> None:
-        for shared in list(self._open.values()):
-            shared.end().addErrback(_logFailure)
-        await gatherResults([waitFor(ending) for ending in list(self._ending)])
-
-    def _ends(self, key: tuple[object, ...], ending: Deferred[None]) -> None:
-        def ended(result: Any) -> Any:
-            self._ending.remove(ending)
-            if not self._open and not self._ending:
-                self._forget()
-            return result
-
-        del self._open[key]
-        self._ending.append(ending)
-        ending.addBoth(ended)
-
     def _forget(self) -> None:
-        _reactors.pop(self._reactor, None)
-        trigger, self._trigger = self._trigger, None
-        if trigger is not None:
+        _open[self._reactor].remove(self)
+        if not _open[self._reactor]:
+            del _open[self._reactor]
+        if self._trigger is not None:
             try:
-                self._reactor.removeSystemEventTrigger(trigger)
+                self._reactor.removeSystemEventTrigger(self._trigger)
             except (KeyError, ValueError):
                 # The shutdown has begun, and has removed it.
                 pass
 
 
-_reactors: WeakKeyDictionary[Any, _OnReactor] = WeakKeyDictionary()
+# By reactor, those that are not closed yet.
+_open: dict[Any, list[_Shared]] = {}
 
 
 def acquire(reactor: Any, *, hasDirectory: bool = False) -> Reference:
@@ -171,13 +128,26 @@ def acquire(reactor: Any, *, hasDirectory: bool = False) -> Reference:
     :raises InvalidSettings: if a setting can't be used, or there are no credentials.
     """
     settings = readSettings()
-    onReactor = _reactors.get(reactor) or _OnReactor(reactor)
-    reference = onReactor.acquire(settings, hasDirectory)
-    _reactors[reactor] = onReactor
-    return reference
+    key = (
+        settings.username,
+        # A client rereads the key in a file.
+        settings.raxrcPath or settings.apiKey,
+        settings.baseUrls,
+        settings.authUrls,
+        settings.region,
+        settings.verify,
+        settings.caFile,
+    )
+    for shared in _open.get(reactor, ()):
+        if shared.key == key and shared.ending is None:
+            return shared.acquire(hasDirectory)
+    shared = _Shared(reactor, key, settings)
+    _open.setdefault(reactor, []).append(shared)
+    return shared.acquire(hasDirectory)
 
 
-def closeShared(reactor: Any = None) -> Deferred[None]:
+@returnsDeferred
+async def closeShared(reactor: Any = None) -> None:
     """
     Close what endpoint strings share, at the end of a test that has used such strings. (A reactor that shuts down does
     it by itself.)
@@ -190,5 +160,4 @@ def closeShared(reactor: Any = None) -> Deferred[None]:
     """
     if reactor is None:
         from twisted.internet import reactor
-    onReactor = _reactors.get(reactor)
-    return succeed(None) if onReactor is None else onReactor.close()
+    await gatherResults([shared.end() for shared in list(_open.get(reactor, ()))])

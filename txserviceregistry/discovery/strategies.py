@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import random as randomModule
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from heapq import heapify, heappop, heappush
 from itertools import accumulate
 from types import MappingProxyType
 
@@ -70,7 +70,8 @@ class RoundRobin(_Stateless):
         if candidates is self._candidates:
             position = self._position + 1
         elif self._last is None:
-            position = _drawn(candidates, self._random)
+            # Another source of numbers than random.random may give exactly 1.
+            position = min(int(self._random() * len(candidates)), len(candidates) - 1)
         else:
             # After other candidates, the next one is the one whose id follows the last one's.
             position = bisect_right(candidates, self._last, key=lambda one: one.id)
@@ -116,66 +117,38 @@ class LeastConnections:
     :param random: gives numbers from 0 to 1; breaks ties.
     """
 
-    # A heap of (load, turn, random number, position in the candidates). An entry whose turn is not the instance's last
-    # one is outdated, and dropped when it comes to the top. Looking at all candidates took 60 times as long for 1,000.
     def __init__(self, random: Callable[[], float] = randomModule.random) -> None:
         self._random = random
-        self._uses: dict[Key, int] = {}
-        self._candidates: Sequence[Instance] = ()
-        self._positions: dict[Key, int] = {}
+        self._uses: Counter[Key] = Counter()
+        # For each candidate, the number of the change after which its uses have been the same.
         self._turns: dict[Key, int] = {}
-        self._heap: list[tuple[float, int, float, int]] = []
         self._turn = 0
+        self._candidates: Sequence[Instance] = ()
 
     def pick(self, candidates: Sequence[Instance]) -> Instance:
-        if candidates is not self._candidates or len(self._heap) > 4 * len(candidates) + 64:
-            self._arrange(candidates)
-        while True:
-            _, turn, _, position = self._heap[0]
-            instance = candidates[position]
-            if self._turns[instance.key] == turn:
-                return instance
-            heappop(self._heap)
+        if candidates is not self._candidates:
+            self._candidates = candidates
+            self._turns = {one.key: self._turns.get(one.key, 0) for one in candidates}
+        return min(candidates, key=self._rank)
 
     def began(self, instance: Instance) -> None:
-        self._change(instance, +1)
+        self._change(instance.key, +1)
 
     def ended(self, instance: Instance) -> None:
-        self._change(instance, -1)
+        self._change(instance.key, -1)
 
-    def _arrange(self, candidates: Sequence[Instance]) -> None:
-        turns = {instance.key: self._turns.get(instance.key, 0) for instance in candidates}
-        self._candidates = candidates
-        self._turns = turns
-        self._positions = {instance.key: position for position, instance in enumerate(candidates)}
-        self._heap = [
-            (self._load(instance), turns[instance.key], self._random(), position)
-            for position, instance in enumerate(candidates)
-        ]
-        heapify(self._heap)
+    def _rank(self, instance: Instance) -> tuple[float, int, float]:
+        """How much an instance is used once it is picked, in proportion to its weight; then what breaks ties."""
+        load = (self._uses[instance.key] + 1) / max(instance.weight, 1)
+        return load, self._turns[instance.key], self._random()
 
-    def _change(self, instance: Instance, difference: int) -> None:
-        key = instance.key
-        uses = self._uses.get(key, 0) + difference
-        if uses > 0:
-            self._uses[key] = uses
-        else:
-            self._uses.pop(key, None)
-        position = self._positions.get(key)
-        if position is not None:
+    def _change(self, key: Key, difference: int) -> None:
+        self._uses[key] += difference
+        if self._uses[key] <= 0:
+            del self._uses[key]
+        if key in self._turns:
             self._turn += 1
             self._turns[key] = self._turn
-            # No other entry has this turn.
-            heappush(self._heap, (self._load(self._candidates[position]), self._turn, 0.0, position))
-
-    def _load(self, instance: Instance) -> float:
-        """How much an instance is used once it is picked, in proportion to its weight."""
-        return (self._uses.get(instance.key, 0) + 1) / max(instance.weight, 1)
-
-
-def _drawn(candidates: Sequence[Instance], random: Callable[[], float]) -> int:
-    # A number of exactly 1 is not in random.random's range, but may be in another's.
-    return min(int(random() * len(candidates)), len(candidates) - 1)
 
 
 #: The strategies by name.

@@ -7,7 +7,6 @@ still reach them must not stop using them (Envoy calls this panic mode).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from weakref import finalize, ref
 
@@ -68,9 +67,9 @@ class Suspects:
         self._listeners: Listeners[[Change, Service]] = Listeners(self._log, "services and suspects")
         # By tag and id, those that have expired and not returned, and when, the earliest first.
         self._expired: dict[str, dict[str, tuple[float, Service]]] = {}
-        # The tags that have suspects: all of their expired services. For each suspect, how many of its tags these are.
+        # The tags that have suspects, which are all of their expired services; and these by id.
         self._panicking: set[str] = set()
-        self._uses: Counter[str] = Counter()
+        self._suspects: dict[str, Service] = {}
         # The results of forTag for these tags, each with the directory's result that it is made of.
         self._given: dict[str, tuple[Sequence[Service], tuple[Service, ...]]] = {}
         if self._threshold:
@@ -85,7 +84,7 @@ class Suspects:
 
     def services(self) -> list[Service]:
         """All services, and all suspects, by id. Raises as the directory does."""
-        return _merged(self._directory.services(), *map(self._suspects, self._panicking))
+        return _merged(self._directory.services(), self._suspects.values())
 
     def forTag(self, tag: str) -> Sequence[Service]:
         """The services with the *tag*, and its suspects, by id. Raises as the directory does."""
@@ -94,12 +93,13 @@ class Suspects:
             return present
         given = self._given.get(tag)
         if given is None or given[0] is not present:
-            given = self._given[tag] = present, tuple(_merged(present, self._suspects(tag)))
+            suspects = (service for _, service in self._expired[tag].values())
+            given = self._given[tag] = present, tuple(_merged(present, suspects))
         return given[1]
 
     def isSuspect(self, id: str) -> bool:
         """Whether the service with this id has expired, and stays in use."""
-        return id in self._uses
+        return id in self._suspects
 
     def onChange(self, listener: Callable[[Change, Service], None]) -> Callable[[], None]:
         """
@@ -108,32 +108,35 @@ class Suspects:
         """
         return self._listeners.add(listener) if self._threshold else self._directory.onChange(listener)
 
-    def _suspects(self, tag: str) -> list[Service]:
-        return [service for _, service in self._expired[tag].values()]
-
     def _changed(self, change: Change, service: Service) -> None:
         self.version += 1
         id = service["id"]
-        self._uses.pop(id, None)
+        self._suspects.pop(id, None)
         tags = {tag for tag, expired in self._expired.items() if expired.pop(id, None) is not None}
+        tags |= self._panicking.intersection(service["tags"])
         if change == "timeout":
             tags.update(service["tags"])
             for tag in set(service["tags"]):
                 self._expired.setdefault(tag, {})[id] = self._clock.seconds(), service
-                self._uses.update([id] if tag in self._panicking else [])
-        tags.update(set(service["tags"]) & self._panicking)
-        effects: list[tuple[Change, Service]] = []
+            if self._panicking.intersection(service["tags"]):
+                self._suspects[id] = service
         for tag in tags:
             self._given.pop(tag, None)
-            effects += self._judge(tag)
-        if id not in self._uses:
+        before = self._suspects
+        haveChanged = [self._judge(tag) for tag in tags]
+        if any(haveChanged):
+            self._suspects = {id: service for tag in self._panicking for id, (_, service) in self._expired[tag].items()}
+        if id not in self._suspects:
             self._listeners.call(change, service)
-        for effect in effects:
-            if effect[1]["id"] != id:
-                self._listeners.call(*effect)
+        if self._suspects is not before:
+            after = self._suspects
+            for other in [one for one in after.values() if one["id"] not in before and one["id"] != id]:
+                self._listeners.call("join", other)
+            for other in [one for one in before.values() if one["id"] not in after and one["id"] != id]:
+                self._listeners.call("timeout", other)
 
-    def _judge(self, tag: str) -> list[tuple[Change, Service]]:
-        """Begin or end to use the expired services of a tag. Returns what that changes."""
+    def _judge(self, tag: str) -> bool:
+        """Begin or end to use the expired services of a tag; whether that has changed."""
         expired, isPanicking = self._expired[tag], tag in self._panicking
         now = self._clock.seconds()
         while expired and not isPanicking:
@@ -143,7 +146,6 @@ class Suspects:
             del expired[id]
         total = len(expired) + len(self._directory.forTag(tag))
         isMuch = len(expired) > self._threshold * total
-        ids, effects = list(expired), [service for _, service in expired.values()]
         if isMuch and not isPanicking and len(expired) >= FEWEST:
             self._panicking.add(tag)
             self._log.warn(
@@ -153,21 +155,20 @@ class Suspects:
                 total=total,
                 tag=tag,
             )
-            self._uses.update(ids)
-            return [("join", service) for service in effects if self._uses[service["id"]] == 1]
+            return True
         if isMuch or (expired and not isPanicking):
-            return []
+            return False
         del self._expired[tag]
-        if not isPanicking:
-            return []
-        self._panicking.discard(tag)
-        self._log.info(
-            "Enough services with tag {tag} are registered again; {count} suspects dropped", tag=tag, count=len(expired)
-        )
-        self._uses = +(self._uses - Counter(ids))
-        return [("timeout", service) for service in effects if service["id"] not in self._uses]
+        if isPanicking:
+            self._panicking.discard(tag)
+            self._log.info(
+                "Enough services with tag {tag} are registered again; {count} suspects dropped",
+                tag=tag,
+                count=len(expired),
+            )
+        return isPanicking
 
 
-def _merged(*lists: Iterable[Service]) -> list[Service]:
-    byId = {service["id"]: service for services in reversed(lists) for service in services}
+def _merged(present: Iterable[Service], suspects: Iterable[Service]) -> list[Service]:
+    byId = {service["id"]: service for services in (suspects, present) for service in services}
     return [byId[id] for id in sorted(byId)]

@@ -139,14 +139,14 @@ class EjectionTests(BalancingTestCase):
         for _ in range(8):
             ejections.failed(one)
             began = self.clock.seconds()
-            while not ejections.without([one]):
+            while one.key in ejections.ejected():
                 self.clock.advance(0.5)
             lengths.append(self.clock.seconds() - began)
         self.assertEqual(lengths, [1, 2, 4, 8, 16, 32, 60, 60])
         ejections.succeeded(one)
         ejections.failed(one)
         self.clock.advance(1)
-        self.assertEqual(ejections.without([one]), [one])
+        self.assertEqual(ejections.ejected(), frozenset())
 
     def test_failuresTogetherAreOne(self) -> None:
         """Ten connections that are refused at the same time are one failure, not ten in a row."""
@@ -154,7 +154,7 @@ class EjectionTests(BalancingTestCase):
         for _ in range(10):
             ejections.failed(one)
         self.clock.advance(1)
-        self.assertEqual(ejections.without([one]), [one])
+        self.assertEqual(ejections.ejected(), frozenset())
 
     def test_comesBack(self) -> None:
         """The others are picked meanwhile; then it is picked again, and a success ends the row of failures."""
