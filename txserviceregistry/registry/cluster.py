@@ -19,10 +19,10 @@ from ..util.deferred import returnsDeferred
 from ..util.singleflight import SingleFlight
 from .engine import Engine, expirationType, millisecondsUp
 from .expiry.deadlines import ServiceState
+from .expiry.livetable import readSummary
 from .faults import Fault, notFound, systemFailure
 from .scopes import kindOf, tenantOf
 from .stores.interfaces import NoSuchObject, ServiceSummary
-from .stores.locks import readSummary
 from .stores.shared import IStoreListener
 from .tasks import available
 from .tokens import heartbeatRefused

@@ -83,7 +83,7 @@ class Registry:
         self._engine = engine = kind(store, self.feed, tasks, clock, wallClock)
         self._live, self._deadlines = engine.live, engine.live.deadlines
         self.heartbeat, self.heartbeats, self.lastSeen = engine.heartbeat, engine.takeHeartbeats, engine.lastSeen
-        self.locks = Locks(store.locks, engine, self._followers, tasks, clock, wallClock, limits.lock, locks)
+        self.locks = Locks(store, engine, self._followers, tasks, clock, wallClock, limits.lock, locks)
         self.configuration = Configuration(store, self.feed, tasks, limits.configurationValue)
         self.states = ServiceStates(store, self.feed, tasks, clock, wallClock, limits.service, eventRetention)
         self._registered = ServiceLog(clock, "Services registered")

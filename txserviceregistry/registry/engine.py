@@ -73,7 +73,7 @@ class Engine:
         :raises StoreUnavailable: if the store can't be read.
         """
         self.tokens = HeartbeatTokens(await self._store.secret(), self._wallClock)
-        self.live.start([*await self._store.allServices(), *await self._store.locks.all()])
+        self.live.start([*await self._store.allServices(), *await self._store.allLocks()])
 
     # -- changes
 
@@ -202,7 +202,7 @@ class Engine:
     async def _persist(self, expirations: Sequence[Expiration]) -> None:
         for type, expire in (
             ("service.timeout", self._store.expireServices),
-            ("lock.expire", self._store.locks.expire),
+            ("lock.expire", self._store.expireLocks),
         ):
             group = [each for each in expirations if expirationType(each.tenant) == type]
             if group:

@@ -19,11 +19,10 @@ from .engine import Engine
 from .expiry.deadlines import ServiceState
 from .faults import Fault, limitReached, lockHeld, notFound, systemFailure
 from .feed import TOO_MANY_WAIT
-from .model import Page
+from .model import NewLock, Page
 from .places import Places
 from .scopes import isLockScope, lockScope, tenantOf
-from .stores.interfaces import LimitExceeded, NoSuchObject
-from .stores.locks import ILockStore, LockRecord, LockTaken, NewLock
+from .stores.interfaces import IStore, LimitExceeded, LockRecord, LockTaken, NoSuchObject
 from .tasks import TaskOwner, available, owned
 
 
@@ -113,7 +112,7 @@ class Locks:
     :ivar acquisitions: how many were acquired.
     """
 
-    _store: ILockStore
+    _store: IStore
     _engine: Engine
     _places: Places
     _tasks: TaskOwner
@@ -201,7 +200,7 @@ class Locks:
     async def _isHeldBy(self, tenant: str, lock: NewLock) -> bool:
         """Whether this very acquisition was successful before."""
         try:
-            record: LockRecord = await available(self._store.get(tenant, lock.name))
+            record = await available(self._store.getLock(tenant, lock.name))
         except NoSuchObject:
             return False
         return lock.nonce is not None and record.nonce == lock.nonce
@@ -230,7 +229,7 @@ class Locks:
             fence = max(now, self._options.fenceFrom)
             try:
                 record = await self._engine.create(
-                    scope, lock.name, partial(self._store.acquire, tenant, lock, self._maximum, now, fence)
+                    scope, lock.name, partial(self._store.acquireLock, tenant, lock, self._maximum, now, fence)
                 )
             except LimitExceeded:
                 raise limitReached("lock", self._maximum)
@@ -276,13 +275,13 @@ class Locks:
         scope = lockScope(tenant)
         state = await self._engine.stateOf(scope, name)
         if token is None and not isNow:
-            forcing = self._store.force(tenant, name, state.incarnation)
-            record: LockRecord = await self._engine.applied(state, forcing, None)
+            forcing = self._store.forceLock(tenant, name, state.incarnation)
+            record = await self._engine.applied(state, forcing, None)
             self._live.track(record.summary(tenant))
             return
         if token is not None and self._engine.tokens.next(scope, name, state.incarnation, token) is None:
             raise notFound("HeartbeatMarker", token)
-        releasing = self._store.release(tenant, name, state.incarnation, token is None)
+        releasing = self._store.releaseLock(tenant, name, state.incarnation, token is None)
         await self._engine.applied(state, releasing, "lock.release")
         self._deadlines.forget(scope, name, state.incarnation)
 
@@ -293,10 +292,10 @@ class Locks:
         """A page of locks by name, from *marker* on: all, or the one with this *name*."""
         hidden = self._live.hidden(lockScope(tenant))
         if name is None:
-            records = await available(self._store.list(tenant, marker, limit + 1, hidden))
+            records = await available(self._store.listLocks(tenant, marker, limit + 1, hidden))
         else:
             try:
-                records = [await available(self._store.get(tenant, name))]
+                records = [await available(self._store.getLock(tenant, name))]
             except NoSuchObject:
                 records = []
             hidden = self._live.hidden(lockScope(tenant))

@@ -44,6 +44,23 @@ class ServiceChanges:
 
 
 @attrs.frozen
+class NewLock:
+    """
+    A lock to be acquired.
+
+    :ivar timeout: the heartbeat timeout, in seconds.
+    :ivar holder: who acquires it, for people.
+    :ivar nonce: names this acquisition; ``None`` if it has no name.
+    """
+
+    name: str
+    timeout: int
+    holder: str = ""
+    nonce: str | None = None
+    metadata: Mapping[str, str] = attrs.field(factory=dict, converter=dict)
+
+
+@attrs.frozen
 class Precondition:
     """
     What must be true of a configuration value before a write. Its *position* is that of its last change in the feed.

@@ -13,8 +13,8 @@ from ..util.logs import Logger
 from .faults import limitReached
 from .feed import EventFeed
 from .model import Page
-from .stores.interfaces import LimitExceeded, StoreUnavailable
-from .stores.states import UP, IStateStore, StateRecord
+from .stores.interfaces import IStore, LimitExceeded, StoreUnavailable
+from .stores.states import UP, StateRecord
 from .tasks import TaskOwner, available, owned
 
 
@@ -39,7 +39,7 @@ class ServiceStates:
 
     _log = Logger()
 
-    _store: IStateStore
+    _store: IStore
     _feed: EventFeed
     _tasks: TaskOwner
     _clock: IReactorTime

@@ -23,12 +23,12 @@ from txserviceregistry.registry.stores.etcd.votes import Registration, Status
 from txserviceregistry.registry.stores.interfaces import (
     Expiration,
     IStore,
+    LockRecord,
     NoSuchObject,
     ServiceRecord,
     ServiceSummary,
     StoreUnavailable,
 )
-from txserviceregistry.registry.stores.locks import ILockStore, LockRecord
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.shared import ISharedStore, IStoreListener
 
@@ -142,7 +142,7 @@ class MemoryKeys:
                 node.statusChanged(name, member.status)
 
         memory = self._shared.memory
-        every = gatherResults([memory.allServices(), memory.locks.all()])
+        every = gatherResults([memory.allServices(), memory.allLocks()])
         return self._store.reached(lambda: every.addCallback(lambda each: loaded([*each[0], *each[1]])))
 
     def renew(self, name: str) -> Deferred[bool]:
@@ -192,51 +192,10 @@ class MemoryKeys:
             tenant, incarnation = registration
             expiration = Expiration(tenant, shared.names[registration], incarnation, evidence.timestamp)
             isLock = isLockScope(tenant)
-            expiring = self._store.locks.expire if isLock else self._store.expireServices
+            expiring = self._store.expireLocks if isLock else self._store.expireServices
             return expiring([expiration]).addCallback(lambda _: True)
 
         return self._store.reached(expire)
-
-
-class SharedMemoryLocks(proxyForInterface(ILockStore, "_locks")):  # type: ignore[misc]  # it makes a class
-    """One registry's view of the locks."""
-
-    def __init__(self, store: SharedMemoryStore, shared: SharedMemory) -> None:
-        super().__init__(shared.memory.locks)
-        self._store = store
-        self._shared = shared
-
-    def acquire(self, tenant: str, *rest: Any) -> Deferred[LockRecord]:
-        def acquired(record: LockRecord) -> LockRecord:
-            self._store.created(record.summary(tenant), "lock.acquire")
-            return record
-
-        return self._store.reached(lambda: self._locks.acquire(tenant, *rest).addCallback(acquired))
-
-    def get(self, tenant: str, name: str) -> Deferred[LockRecord]:
-        return self._store.reached(lambda: self._locks.get(tenant, name))
-
-    def force(self, tenant: str, name: str, incarnation: str) -> Deferred[LockRecord]:
-        def forced(record: LockRecord) -> LockRecord:
-            self._shared.tell(lambda store: store.listener.appeared(record.summary(tenant)))
-            return record
-
-        return self._store.reached(lambda: self._locks.force(tenant, name, incarnation).addCallback(forced))
-
-    def release(self, tenant: str, name: str, incarnation: str, isForced: bool) -> Deferred[None]:
-        releasing = self._locks.release
-        return self._store.reached(
-            lambda: releasing(tenant, name, incarnation, isForced).addCallback(
-                self._store.gone, lockScope(tenant), name, incarnation
-            )
-        )
-
-    def expire(self, expirations: Sequence[Expiration]) -> Deferred[None]:
-        def expired(result: None) -> None:
-            for each in expirations:
-                self._store.gone(None, each.tenant, each.id, each.incarnation)
-
-        return self._store.reached(lambda: self._locks.expire(expirations).addCallback(expired))
 
 
 @implementer(ISharedStore)
@@ -248,16 +207,10 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
     def __init__(self, shared: SharedMemory) -> None:
         super().__init__(shared.memory)
         self._shared = shared
-        self._locks = SharedMemoryLocks(self, shared)
         self.listener: Any = None
         self.node: Any = None
         self.isCutOff = False
         self.isNew = True
-
-    @property
-    def locks(self) -> SharedMemoryLocks:
-        """Its own view, where the proxy would set the attribute of the store that is shared."""
-        return self._locks
 
     def open(self) -> Deferred[None]:
         """What is shared is open already."""
@@ -331,6 +284,37 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
                 self.gone(None, each.tenant, each.id, each.incarnation)
 
         return self.reached(lambda: self._memory.expireServices(expirations).addCallback(expired))
+
+    def acquireLock(self, tenant: str, *rest: Any) -> Deferred[LockRecord]:
+        def acquired(record: LockRecord) -> LockRecord:
+            self.created(record.summary(tenant), "lock.acquire")
+            return record
+
+        return self.reached(lambda: self._memory.acquireLock(tenant, *rest).addCallback(acquired))
+
+    def getLock(self, tenant: str, name: str) -> Deferred[LockRecord]:
+        return self.reached(lambda: self._memory.getLock(tenant, name))
+
+    def forceLock(self, tenant: str, name: str, incarnation: str) -> Deferred[LockRecord]:
+        def forced(record: LockRecord) -> LockRecord:
+            self._shared.tell(lambda store: store.listener.appeared(record.summary(tenant)))
+            return record
+
+        return self.reached(lambda: self._memory.forceLock(tenant, name, incarnation).addCallback(forced))
+
+    def releaseLock(self, tenant: str, name: str, incarnation: str, isForced: bool) -> Deferred[None]:
+        return self.reached(
+            lambda: self._memory.releaseLock(tenant, name, incarnation, isForced).addCallback(
+                self.gone, lockScope(tenant), name, incarnation
+            )
+        )
+
+    def expireLocks(self, expirations: Sequence[Expiration]) -> Deferred[None]:
+        def expired(result: None) -> None:
+            for each in expirations:
+                self.gone(None, each.tenant, each.id, each.incarnation)
+
+        return self.reached(lambda: self._memory.expireLocks(expirations).addCallback(expired))
 
     def setValue(self, tenant: str, *rest: Any) -> Deferred[int]:
         def kept(position: int) -> int:

@@ -11,8 +11,8 @@ from twisted.internet.defer import Deferred
 from tests.unit.registry.test_cluster import ClusterCase, T
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.faults import Fault
+from txserviceregistry.registry.model import NewLock
 from txserviceregistry.registry.scopes import lockScope
-from txserviceregistry.registry.stores.locks import NewLock
 
 SCOPE = lockScope(T)
 NAME = "/billing/scheduler"

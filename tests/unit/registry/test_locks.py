@@ -9,16 +9,14 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs, formatEvent
 
-from tests.unit.registry.heldstore import HeldStore
 from tests.unit.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.locks import LockOptions
-from txserviceregistry.registry.model import NewService
+from txserviceregistry.registry.model import NewLock, NewService
 from txserviceregistry.registry.places import Places
 from txserviceregistry.registry.scopes import lockScope
-from txserviceregistry.registry.stores.locks import NewLock
 
 NAME = "/billing/scheduler"
 SCOPE = lockScope(TENANT)
@@ -30,16 +28,12 @@ def nonce(number: int) -> str:
 
 
 class LocksCase(RegistryCase):
-    """
-    :ivar locks: the store's locks, whose answers can be held back.
-    """
+    """A registry with locks."""
 
     options = LockOptions()
     followers: Places | None = None
 
     def started(self) -> Registry:
-        self.locks = HeldStore(self.memory.locks)
-        self.store.locks = self.locks
         registry = Registry(
             self.store,  # type: ignore[arg-type]  # it passes everything on
             clock=self.clock,
@@ -124,12 +118,12 @@ class AcquireTests(LocksCase):
     def test_expires(self) -> None:
         """Without heartbeats a lock is free at its deadline, also while the expiration can't be persisted."""
         token, first = self.acquire()
-        self.locks.breakDown("expire", RuntimeError("not now"))
+        self.store.breakDown("expireLocks", RuntimeError("not now"))
         self.pass_(15)
         self.assertMissing(self.heartbeat(token))
         self.assertEqual(self.listed(), [])
         self.assertMissing(self.registry.locks.release(TENANT, NAME, token))
-        self.locks.repair("expire")
+        self.store.repair("expireLocks")
         with capturedLogs() as logs:
             _, second = self.acquire(2)
         self.assertGreater(second, first)
@@ -169,14 +163,14 @@ class AcquireTests(LocksCase):
 
     def test_lostResponses(self) -> None:
         """What the store did without a response is found out: a lock without a known holder expires."""
-        self.locks.loseAnswer("acquire")
+        self.store.loseAnswer("acquireLock")
         self.assertUnavailable(self.asking())
         token, fence = self.acquire()
-        self.locks.loseAnswer("release")
+        self.store.loseAnswer("releaseLock")
         self.assertUnavailable(self.registry.locks.release(TENANT, NAME, token))
         self.pass_(1)
         self.assertMissing(self.heartbeat(token))
-        self.locks.loseAnswer("acquire")
+        self.store.loseAnswer("acquireLock")
         self.assertUnavailable(self.asking(2))
         self.pass_(1)
         self.assertHeld(self.asking(3), "holder2", fence + 1000, 14.25)
@@ -328,7 +322,7 @@ class WaitTests(LocksCase):
             self.assertGreater(acquired["fence"], fence)
             fence = acquired["fence"]
         # The first request, the first one that had to wait, and one for each hand-over.
-        self.assertEqual(self.locks.calls["acquire"], 102)
+        self.assertEqual(self.store.calls["acquireLock"], 102)
 
     def test_atExpiration(self) -> None:
         """The first who waits gets the lock when it expires, a full timeout long."""
@@ -370,7 +364,7 @@ class WaitTests(LocksCase):
         """If the first one goes while the store is asked for it, the next one finds out whether the lock is free."""
         token, _ = self.acquire()
         first, second = self.asking(2, wait=60), self.asking(3, wait=60)
-        held = self.locks.hold("acquire")
+        held = self.store.hold("acquireLock")
         self.release(token)
         first.addErrback(lambda _: None)
         first.cancel()
@@ -382,20 +376,20 @@ class WaitTests(LocksCase):
         """The first one is told that the store has failed, and the next one is not forgotten."""
         token, _ = self.acquire()
         first, second = self.asking(2, wait=60), self.asking(3, wait=60)
-        held = self.locks.hold("acquire")
+        held = self.store.hold("acquireLock")
         self.release(token)
         held.pop(0).refuse()
         self.assertUnavailable(first)
-        self.locks.pass_("acquire")
+        self.store.pass_("acquireLock")
         held.pop(0).release()
         self.successResultOf(second)
 
     def test_releasedWhileItTries(self) -> None:
         """A release that comes while the store refuses is not missed."""
         token, _ = self.acquire()
-        held = self.locks.hold("acquire", acts=True)
+        held = self.store.hold("acquireLock", acts=True)
         waiting = self.asking(2, wait=60)
-        self.locks.pass_("acquire")
+        self.store.pass_("acquireLock")
         releasing = self.registry.locks.release(TENANT, NAME, token)
         held.pop().release()
         self.successResultOf(releasing)
@@ -418,10 +412,10 @@ class WaitTests(LocksCase):
         """If the first request is granted while it is repeated, the second one is answered in the same way."""
         token, _ = self.acquire()
         lost = self.asking(2, wait=60)
-        held = self.locks.hold("acquire", acts=True)
+        held = self.store.hold("acquireLock", acts=True)
         self.release(token)
         again = self.asking(2, wait=60)
-        self.locks.pass_("acquire")
+        self.store.pass_("acquireLock")
         held.pop().release()
         self.assertEqual(self.successResultOf(lost), self.successResultOf(again))
 
@@ -430,10 +424,10 @@ class WaitTests(LocksCase):
         token, _ = self.acquire()
         self.acquire(2, name="/billing/other")
         other = self.asking(3, wait=60, name="/billing/other")
-        calls = self.locks.calls["acquire"]
+        calls = self.store.calls["acquireLock"]
         self.release(token)
         self.assertNoResult(other)
-        self.assertEqual(self.locks.calls["acquire"], calls)
+        self.assertEqual(self.store.calls["acquireLock"], calls)
 
     def test_end(self) -> None:
         """When the registry stops, those who wait are told so, and nothing is left."""

@@ -12,11 +12,22 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ...util.logs import Logger
+from ..scopes import isLockScope, tenantOf
 from ..stores.interfaces import Expiration, IStore, NoSuchObject, ServiceSummary, StoreUnavailable
-from ..stores.locks import readSummary
 from ..tasks import TaskOwner
 from .deadlines import REFUSED, Deadlines, ServiceState, StallTolerantClock
 from .expirations import ExpirationQueue, MassExpiryWarning
+
+
+async def readSummary(store: IStore, scope: str, id: str) -> ServiceSummary:
+    """
+    A service or a lock as the store has it.
+
+    :raises NoSuchObject: if there is none.
+    """
+    if isLockScope(scope):
+        return (await store.getLock(tenantOf(scope), id)).summary(tenantOf(scope))
+    return (await store.getService(scope, id)).summary(scope)
 
 
 class LiveServices:

@@ -14,11 +14,10 @@ from ..configuration import etagAt
 from ..core import Registry
 from ..faults import NO_STORE, pageNotFound, validationError
 from ..limits import RateLimiter, ResourceLimits
-from ..model import NewService, Page
+from ..model import NewLock, NewService, Page
 from ..roles import CONFIGURATION, LOCKS, SERVICES
 from ..scopes import lockScope
 from ..stores.interfaces import UserRecord
-from ..stores.locks import NewLock
 from ..stores.states import UP
 from . import validation as rules
 from .batches import takeHeartbeats

@@ -4,7 +4,8 @@ The interface of stores, in terms of the registry's rules.
 A store keeps what :class:`~txserviceregistry.registry.core.Registry` decides, and makes each of its operations atomic
 in its own way: a change and its event are kept together or not at all. The Deferred of an operation that changes
 something fires only when the change is durable, as far as the store can make it so. A store does not know deadlines:
-the registry says which services have expired (``hidden``, ``expireServices``).
+the registry says which services have expired (``hidden``, ``expireServices``). Moments are in milliseconds since the
+epoch unless something else is said.
 
 The store makes the event ids: version-1 UUIDs that grow strictly within a tenant, in the order in which the changes
 become visible, whatever the wall clock does. A service's *incarnation* is the id of its join event.
@@ -17,12 +18,13 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
-from zope.interface import Attribute
+from zope.interface import Attribute, Interface
 
-from ..model import UNCONDITIONAL, NewService, Precondition, ServiceChanges
+from ..model import UNCONDITIONAL, NewLock, NewService, Precondition, ServiceChanges
 from ..roles import WRITE, Role
+from ..scopes import lockScope
 from ..statistics import StoreStatistics
-from .states import IStateStore, StateRecord
+from .states import StateRecord
 
 
 class StoreError(Exception):
@@ -42,11 +44,7 @@ class LimitExceeded(StoreError):
 
 
 class PreconditionFailed(StoreError):
-    """
-    A precondition does not allow the write.
-
-    :ivar position: the value's; ``None`` if there is none.
-    """
+    """A precondition does not allow the write. Its *position* is the value's; ``None`` if there is none."""
 
     def __init__(self, position: int | None) -> None:
         super().__init__(position)
@@ -59,9 +57,8 @@ class StoreUnavailable(StoreError):
 
 class StoreRefused(StoreError):
     """
-    What is there can't be used: it is not a store, it is damaged, or it is one of a newer release.
-
-    It has been left as it was. The text is one line that names it and says what is wrong.
+    What is there can't be used: it is not a store, it is damaged, or it is one of a newer release. It has been left as
+    it was. The text is one line that names it and says what is wrong.
     """
 
 
@@ -72,7 +69,7 @@ class ServiceRecord:
 
     :ivar incarnation: the id of the service's join event, which is unique.
     :ivar heartbeatTimeout: in seconds.
-    :ivar lastSeen: milliseconds since the epoch, possibly older than the truth; ``None`` before the first heartbeat.
+    :ivar lastSeen: possibly older than the truth; ``None`` before the first heartbeat.
     :ivar state: the state of the id at the same moment, where it is known; ``None`` also if it has no record.
     """
 
@@ -118,7 +115,7 @@ class ServiceSummary:
 
 @attrs.frozen(slots=True)
 class Expiration:
-    """A service whose deadline has passed, at *timestamp* (milliseconds since the epoch)."""
+    """A service whose deadline has passed, at *timestamp*."""
 
     tenant: str
     id: str
@@ -128,7 +125,7 @@ class Expiration:
 
 @attrs.frozen(slots=True)
 class EventRecord:
-    """An event of the feed. *timestamp* is in milliseconds since the epoch; the rest is as in the API."""
+    """An event of the feed, as in the API."""
 
     id: str
     timestamp: int
@@ -152,7 +149,7 @@ class ValueRecord:
 
 @attrs.frozen(slots=True)
 class Account:
-    """A tenant's account; *created* is in milliseconds since the epoch."""
+    """A tenant's account."""
 
     tenant: str
     created: int
@@ -181,7 +178,57 @@ class TokenRecord:
     expires: float
 
 
-class IStore(IStateStore):
+@attrs.frozen(kw_only=True)
+class LockRecord(NewLock):
+    """
+    A lock as it is stored. All locks are held: a name without a holder has no record.
+
+    :ivar incarnation: the id of the event with which it was acquired: unique among all that belong to the tenant.
+    :ivar fence: greater than that of any lock that the tenant acquired before.
+    :ivar acquired: when.
+    :ivar isForced: whether its holder's heartbeats are refused, so that it expires.
+    """
+
+    incarnation: str
+    fence: int
+    acquired: int
+    isForced: bool = False
+
+    @classmethod
+    def of(cls, new: NewLock, incarnation: str, fence: int, acquired: int) -> LockRecord:
+        """A new lock's record."""
+        given = attrs.asdict(new, recurse=False)
+        return cls(**given, incarnation=incarnation, fence=fence, acquired=acquired)
+
+    def summary(self, tenant: str) -> ServiceSummary:
+        """What the registry keeps in memory of the lock, which is *tenant*'s."""
+        return ServiceSummary(lockScope(tenant), self.name, self.incarnation, self.timeout, None, self.isForced)
+
+    def shown(self) -> dict[str, Any]:
+        """As clients see it, neither token nor nonce; also the payload of ``lock.acquire``."""
+        return {
+            "name": self.name,
+            "holder": self.holder,
+            "fence": self.fence,
+            "timeout": self.timeout,
+            "acquired_at": self.acquired,
+            "metadata": dict(self.metadata),
+        }
+
+    def ended(self) -> dict[str, Any]:
+        """The payload of ``lock.release`` and ``lock.expire``."""
+        return {**self.shown(), "forced": self.isForced}
+
+
+class LockTaken(ObjectExists):
+    """The lock is held, as its *record* says."""
+
+    def __init__(self, record: LockRecord) -> None:
+        super().__init__(record.name)
+        self.record = record
+
+
+class IStore(Interface):
     """
     A place where a registry keeps its state.
 
@@ -192,14 +239,11 @@ class IStore(IStateStore):
 
     name: str = Attribute("What the store is called on the command line: ``memory``, ``sqlite``, …")
     statistics: StoreStatistics = Attribute("What the store counts of its own work.")
-    locks: Any = Attribute("The locks: an :class:`~txserviceregistry.registry.stores.locks.ILockStore`.")
 
     def open() -> Deferred[None]:
         """
-        Make the store ready; called once, on a running reactor, before anything else.
-
-        :raises StoreRefused: if what is there can't be this store's data.
-        :raises StoreUnavailable: if it can't be reached now.
+        Make the store ready; called once, on a running reactor, before anything else. Fails with :class:`StoreRefused`
+        if what is there can't be this store's data, :class:`StoreUnavailable` if it can't be reached now.
         """
 
     def close() -> Deferred[None]:
@@ -207,15 +251,12 @@ class IStore(IStateStore):
 
     def probe() -> Deferred[None]:
         """
-        Write as much as an operation does, durably, and read it: nothing that any other operation would notice.
-
-        :raises StoreUnavailable: if the store can't be written and read now, or refuses what others write.
+        Write as much as an operation does, durably, and read it: nothing that any other operation would notice. Fails
+        with :class:`StoreUnavailable` also if the store refuses what others write.
         """
 
     def secret() -> Deferred[bytes]:
         """The registry's secret, 32 random bytes that the store made when it was new. Keys are derived from it."""
-
-    # -- accounts
 
     def account(tenant: str) -> Deferred[Account]:
         """The tenant's account, which is created here, with the store's time, if it is new."""
@@ -232,12 +273,7 @@ class IStore(IStateStore):
         """
 
     def getService(tenant: str, id: str, states: bool = False) -> Deferred[ServiceRecord]:
-        """
-        One service.
-
-        :param states: whether to read its state too.
-        :raises NoSuchObject: if there is none.
-        """
+        """One service, with its state if *states* are asked for; fails with :class:`NoSuchObject` if there is none."""
 
     def listServices(
         tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str], states: bool = False
@@ -251,18 +287,12 @@ class IStore(IStateStore):
 
     def updateService(tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> Deferred[ServiceRecord]:
         """
-        Change a service, and add a ``service.update`` event if this changes anything.
-
-        :return: fires with the service as it is then.
-        :raises NoSuchObject: if the service, or this incarnation of it, is gone.
+        Change a service, and add a ``service.update`` event if this changes anything. Fires with the service as it is
+        then; fails with :class:`NoSuchObject` if this incarnation is gone.
         """
 
     def removeService(tenant: str, id: str, incarnation: str) -> Deferred[ServiceRecord]:
-        """
-        Remove the service and add its ``service.remove`` event.
-
-        :raises NoSuchObject: if the service, or this incarnation of it, is gone.
-        """
+        """Remove a service, with its ``service.remove`` event; :class:`NoSuchObject` if this incarnation is gone."""
 
     def expireServices(expirations: Sequence[Expiration]) -> Deferred[None]:
         """
@@ -278,6 +308,74 @@ class IStore(IStateStore):
 
     def allServices() -> Deferred[list[ServiceSummary]]:
         """All services of all tenants, for the registry's start."""
+
+    # -- the states of services. A record whose end has come is not returned, but stays until a change or endStates().
+
+    def setState(tenant: str, record: StateRecord, maximum: int) -> Deferred[bool]:
+        """
+        Set the record of an id, or remove it (a record that :attr:`StateRecord.isDefault`), with an event for each
+        change.
+
+        :param maximum: how many records the tenant may have.
+        :return: fires with whether anything has changed.
+        :raises LimitExceeded: if the id has no record and the tenant has *maximum* records already.
+        """
+
+    def getState(tenant: str, id: str) -> Deferred[StateRecord]:
+        """The record of an id; one without a reason if there is none."""
+
+    def listStates(tenant: str, marker: str | None, count: int) -> Deferred[list[StateRecord]]:
+        """Up to *count* records by id, from *marker* on."""
+
+    def endStates() -> Deferred[tuple[Collection[str], int | None]]:
+        """
+        End the records whose end has come, each with one event. Fires with the tenants that have new events, and with
+        when the next record ends.
+        """
+
+    def dropStates(before: int) -> Deferred[Collection[str]]:
+        """
+        Drop the records whose ids have had no service since *before*, with an event for each. That an id has no service
+        is noted by the first call that finds it so. Fires with the tenants that have new events.
+        """
+
+    # -- locks
+
+    def acquireLock(tenant: str, lock: NewLock, maximum: int, now: int, fence: int) -> Deferred[LockRecord]:
+        """
+        Add a lock and its ``lock.acquire`` event.
+
+        :param maximum: how many locks the tenant may have.
+        :param fence: the least fence that it may have; it also exceeds the last one of the tenant.
+        :raises LockTaken: if the name is taken.
+        :raises LimitExceeded: if the tenant has *maximum* locks already (a taken name is reported first).
+        """
+
+    def getLock(tenant: str, name: str) -> Deferred[LockRecord]:
+        """:raises NoSuchObject: if there is none."""
+
+    def listLocks(tenant: str, marker: str | None, count: int, hidden: Collection[str]) -> Deferred[list[LockRecord]]:
+        """Up to *count* locks by name, from *marker* on, without those whose incarnation is in *hidden*."""
+
+    def forceLock(tenant: str, name: str, incarnation: str) -> Deferred[LockRecord]:
+        """Set ``isForced`` of a lock; fails with :class:`NoSuchObject` if this incarnation is gone."""
+
+    def releaseLock(tenant: str, name: str, incarnation: str, isForced: bool) -> Deferred[None]:
+        """
+        Remove a lock and add its ``lock.release`` event.
+
+        :param isForced: whether it is not its holder who releases it.
+        :raises NoSuchObject: if this incarnation is gone.
+        """
+
+    def expireLocks(expirations: Sequence[Expiration]) -> Deferred[None]:
+        """
+        Remove those of the locks that are there still (same incarnation), and add a ``lock.expire`` event for each,
+        with the expiration's timestamp. The tenant of an expiration is the scope of its locks.
+        """
+
+    def allLocks() -> Deferred[list[ServiceSummary]]:
+        """All locks of all tenants, for the registry's start."""
 
     # -- configuration
 
@@ -306,10 +404,8 @@ class IStore(IStateStore):
 
     def removeValue(tenant: str, key: str, precondition: Precondition = UNCONDITIONAL) -> Deferred[None]:
         """
-        Remove a value and add its ``configuration_value.remove`` event.
-
-        :raises PreconditionFailed: as :meth:`setValue`.
-        :raises NoSuchObject: if there is none.
+        Remove a value, with its ``configuration_value.remove`` event. Fails with :class:`PreconditionFailed` as
+        :meth:`setValue`, or :class:`NoSuchObject` if there is none.
         """
 
     # -- events
@@ -333,7 +429,7 @@ class IStore(IStateStore):
     def dropEvents(before: int) -> Deferred[int]:
         """Drop the events before this position, of all tenants; fires with how many there were."""
 
-    # -- identity
+    # -- users. All that name a user fail with NoSuchObject if there is none.
 
     def addUser(name: str, keyHash: str, tenant: str | None, role: Role = WRITE) -> Deferred[UserRecord]:
         """
@@ -345,28 +441,16 @@ class IStore(IStateStore):
         """
 
     def replaceUserKey(name: str, keyHash: str) -> Deferred[UserRecord]:
-        """
-        Give a user another key; all of the user's auth tokens end.
-
-        :raises NoSuchObject: if there is no such user.
-        """
+        """Give a user another key; all of the user's auth tokens end."""
 
     def changeRole(name: str, role: Role) -> Deferred[UserRecord]:
-        """
-        Give a user another role; the user's auth tokens stay valid.
-
-        :raises NoSuchObject: if there is no such user.
-        """
+        """Give a user another role; the user's auth tokens stay valid."""
 
     def removeUser(name: str) -> Deferred[None]:
-        """
-        Remove a user, and all of the user's auth tokens.
-
-        :raises NoSuchObject: if there is no such user.
-        """
+        """Remove a user, and all of the user's auth tokens."""
 
     def getUser(name: str) -> Deferred[UserRecord]:
-        """:raises NoSuchObject: if there is none."""
+        """One user."""
 
     def listUsers() -> Deferred[list[UserRecord]]:
         """All users by name."""
@@ -375,10 +459,7 @@ class IStore(IStateStore):
         """Add an auth token, and drop those that have ended."""
 
     def getToken(tokenHash: str) -> Deferred[tuple[TokenRecord, UserRecord]]:
-        """
-        :return: fires with the token, and its user at the same moment.
-        :raises NoSuchObject: if there is none.
-        """
+        """An auth token, and its user at the same moment; fails with :class:`NoSuchObject` if there is none."""
 
     def removeToken(tokenHash: str) -> Deferred[bool]:
         """Remove an auth token. Fires with whether it was there: of requests at the same time, one removes it."""

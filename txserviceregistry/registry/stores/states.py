@@ -4,12 +4,10 @@ The states of services, as stores keep them: records that operators set for ids,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
-from zope.interface import Interface
 
 UP = "up"
 
@@ -53,42 +51,3 @@ def stateEvents(old: StateRecord, new: StateRecord, now: int) -> Iterator[tuple[
         yield {**before.toJSON(), "old_state": old.state}, old.ends
     if new != before:
         yield {**new.toJSON(), "old_state": before.state}, now
-
-
-class IStateStore(Interface):
-    """
-    What a store does with the states of services; see :class:`IStore`. A record whose end has come is no longer
-    returned, but stays until :meth:`endStates` or a change ends it, with an event.
-    """
-
-    def setState(tenant: str, record: StateRecord, maximum: int) -> Deferred[bool]:
-        """
-        Set the record of an id, or remove it (a record that :attr:`StateRecord.isDefault`), with an event for each
-        change.
-
-        :param maximum: how many records the tenant may have.
-        :return: fires with whether anything has changed.
-        :raises LimitExceeded: if the id has no record and the tenant has *maximum* records already.
-        """
-
-    def getState(tenant: str, id: str) -> Deferred[StateRecord]:
-        """The record of an id; one without a reason if there is none."""
-
-    def listStates(tenant: str, marker: str | None, count: int) -> Deferred[list[StateRecord]]:
-        """Up to *count* records by id, from *marker* on."""
-
-    def endStates() -> Deferred[tuple[Collection[str], int | None]]:
-        """
-        End the records whose end has come, each with one event.
-
-        :return: fires with the tenants that have new events, and with when the next record ends, in milliseconds since
-            the epoch.
-        """
-
-    def dropStates(before: int) -> Deferred[Collection[str]]:
-        """
-        Drop the records whose ids have had no service since *before* (milliseconds since the epoch), with an event for
-        each. That an id has no service is noted by the first call that finds it so.
-
-        :return: fires with the tenants that have new events.
-        """

@@ -7,11 +7,9 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any
 
-from zope.interface.verify import verifyObject
-
+from txserviceregistry.registry.model import NewLock
 from txserviceregistry.registry.scopes import lockScope
-from txserviceregistry.registry.stores.interfaces import Expiration, LimitExceeded, NoSuchObject
-from txserviceregistry.registry.stores.locks import ILockStore, LockRecord, LockTaken, NewLock
+from txserviceregistry.registry.stores.interfaces import Expiration, LimitExceeded, LockRecord, LockTaken, NoSuchObject
 
 NAME = "/billing/scheduler"
 
@@ -26,10 +24,10 @@ class LockSuite:
         now = int(self.now * 1000)
         fence = more.pop("fence", now)
         lock = NewLock(name, more.pop("timeout", 15), **more)
-        return await self.store.locks.acquire(tenant, lock, maximum, now, fence)
+        return await self.store.acquireLock(tenant, lock, maximum, now, fence)
 
     async def names(self, marker: str | None = None, count: int = 100, hidden: Any = (), tenant: str = "1") -> Any:
-        return [one.name for one in await self.store.locks.list(tenant, marker, count, hidden)]
+        return [one.name for one in await self.store.listLocks(tenant, marker, count, hidden)]
 
     async def lockFeed(self) -> list[tuple[str, Any, Any]]:
         """The events of locks: types, names, and whether a lock ended by force."""
@@ -46,21 +44,17 @@ class LockSuite:
             return error
         raise AssertionError(f"{kind.__name__} was expected, but it returned {result!r}")
 
-    def test_providesTheInterfaceOfLocks(self):
-        """A store has every operation of ILockStore, with its arguments."""
-        verifyObject(ILockStore, self.store.locks)
-
     async def test_lockIsKept(self):
         """A lock that was acquired is there as it was acquired, and its event has what clients see of it."""
         nonce = "b3b7a8f4-6d5e-4a8f-9d66-7b6a5a3e2f10"
         lock = await self.acquire(holder="höst/1 €", nonce=nonce, metadata={"zone": "é"})
-        self.assertEqual(await self.store.locks.get("1", NAME), lock)
+        self.assertEqual(await self.store.getLock("1", NAME), lock)
         self.assertEqual((lock.timeout, lock.holder, lock.nonce, lock.isForced), (15, "höst/1 €", nonce, False))
         self.assertEqual((lock.metadata, lock.acquired, lock.fence), ({"zone": "é"}, *[int(self.now * 1000)] * 2))
         (event,) = [each for each in await self.store.listEvents("1", 0, 9, None) if each.type == "lock.acquire"]
         self.assertEqual(event.id, lock.incarnation)
         self.assertEqual(dict(event.payload), lock.shown())
-        self.assertEqual(await self.store.locks.all(), [lock.summary("1")])
+        self.assertEqual(await self.store.allLocks(), [lock.summary("1")])
         self.assertEqual(await self.store.allServices(), [])
 
     async def test_lockIsTaken(self):
@@ -79,7 +73,7 @@ class LockSuite:
         self.now -= 3600
         third = await self.acquire("/third/name")
         self.assertEqual((second.fence, third.fence), (first.fence + 1, first.fence + 2))
-        await self.store.locks.release("1", NAME, first.incarnation, False)
+        await self.store.releaseLock("1", NAME, first.incarnation, False)
         self.assertEqual((await self.acquire()).fence, first.fence + 3)
         self.assertEqual((await self.acquire("/fourth/name", fence=10**15)).fence, 10**15)
         self.assertEqual((await self.acquire("/fifth/name")).fence, 10**15 + 1)
@@ -88,13 +82,13 @@ class LockSuite:
     async def test_release(self):
         """A lock that is released is gone, with an event; another incarnation of it is not touched."""
         first = await self.acquire()
-        await self.store.locks.release("1", NAME, first.incarnation, False)
-        await self.lockRaises(NoSuchObject, self.store.locks.get("1", NAME))
-        await self.lockRaises(NoSuchObject, self.store.locks.release("1", NAME, first.incarnation, False))
+        await self.store.releaseLock("1", NAME, first.incarnation, False)
+        await self.lockRaises(NoSuchObject, self.store.getLock("1", NAME))
+        await self.lockRaises(NoSuchObject, self.store.releaseLock("1", NAME, first.incarnation, False))
         second = await self.acquire(maximum=1)
-        await self.lockRaises(NoSuchObject, self.store.locks.release("1", NAME, first.incarnation, False))
-        await self.lockRaises(NoSuchObject, self.store.locks.force("1", NAME, first.incarnation))
-        await self.store.locks.release("1", NAME, second.incarnation, True)
+        await self.lockRaises(NoSuchObject, self.store.releaseLock("1", NAME, first.incarnation, False))
+        await self.lockRaises(NoSuchObject, self.store.forceLock("1", NAME, first.incarnation))
+        await self.store.releaseLock("1", NAME, second.incarnation, True)
         self.assertEqual(
             await self.lockFeed(),
             [
@@ -108,22 +102,22 @@ class LockSuite:
     async def test_force(self):
         """A lock that is ended by force stays, and is marked."""
         lock = await self.acquire(nonce="b3b7a8f4-6d5e-4a8f-9d66-7b6a5a3e2f10")
-        forced = await self.store.locks.force("1", NAME, lock.incarnation)
-        self.assertEqual(await self.store.locks.get("1", NAME), forced)
+        forced = await self.store.forceLock("1", NAME, lock.incarnation)
+        self.assertEqual(await self.store.getLock("1", NAME), forced)
         self.assertTrue(forced.isForced)
         self.assertEqual((forced.fence, forced.nonce), (lock.fence, lock.nonce))
-        self.assertEqual(await self.store.locks.all(), [forced.summary("1")])
+        self.assertEqual(await self.store.allLocks(), [forced.summary("1")])
 
     async def test_lockExpires(self):
         """The incarnations that are still there expire, each with an event at the time of its expiration."""
         lock = await self.acquire()
         gone = await self.acquire("/other/name")
-        await self.store.locks.release("1", gone.name, gone.incarnation, False)
+        await self.store.releaseLock("1", gone.name, gone.incarnation, False)
         again = await self.acquire("/other/name")
-        await self.store.locks.expire(
+        await self.store.expireLocks(
             [Expiration(lockScope("1"), each.name, each.incarnation, 1_700_000_123_456) for each in (lock, gone, lock)]
         )
-        self.assertEqual(await self.store.locks.all(), [again.summary("1")])
+        self.assertEqual(await self.store.allLocks(), [again.summary("1")])
         event = (await self.store.listEvents("1", 0, 99, None))[-1]
         self.assertEqual((event.type, event.timestamp), ("lock.expire", 1_700_000_123_456))
         self.assertEqual(dict(event.payload), {**lock.shown(), "forced": False})

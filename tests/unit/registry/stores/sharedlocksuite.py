@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from txserviceregistry.registry.model import NewLock
 from txserviceregistry.registry.scopes import lockScope
-from txserviceregistry.registry.stores.interfaces import NoSuchObject
-from txserviceregistry.registry.stores.locks import LockRecord, LockTaken, NewLock
+from txserviceregistry.registry.stores.interfaces import LockRecord, LockTaken, NoSuchObject
 
 T = "1"
 SCOPE = lockScope(T)
@@ -28,7 +28,7 @@ class SharedLockSuite:
     ticks: Callable[..., Any]
 
     async def acquireLock(self, store: Any, timeout: int = 30, fence: int = 1) -> LockRecord:
-        return await store.locks.acquire(T, NewLock(NAME, timeout, holder="me"), 10, 1, fence)
+        return await store.acquireLock(T, NewLock(NAME, timeout, holder="me"), 10, 1, fence)
 
     async def lockTypes(self, store: Any) -> list[str]:
         return [each.type for each in await store.listEvents(T, 0, 100, None)]
@@ -36,12 +36,12 @@ class SharedLockSuite:
     async def test_everyChangeOfALockIsAtOnceThereForAll(self) -> None:
         """What one has been told is done, another one reads in the same moment; fences grow over all."""
         made = await self.acquireLock(self.a)
-        assert await self.b.locks.get(T, NAME) == made
+        assert await self.b.getLock(T, NAME) == made
         await self.refuses(LockTaken, self.acquireLock(self.b))
-        await self.b.locks.force(T, NAME, made.incarnation)
-        assert (await self.a.locks.get(T, NAME)).isForced
-        await self.b.locks.release(T, NAME, made.incarnation, False)
-        await self.refuses(NoSuchObject, self.a.locks.get(T, NAME))
+        await self.b.forceLock(T, NAME, made.incarnation)
+        assert (await self.a.getLock(T, NAME)).isForced
+        await self.b.releaseLock(T, NAME, made.incarnation, False)
+        await self.refuses(NoSuchObject, self.a.getLock(T, NAME))
         assert (await self.acquireLock(self.b)).fence == made.fence + 1
 
     async def test_notifiesAllOfChangesOfLocks(self) -> None:
@@ -50,10 +50,10 @@ class SharedLockSuite:
         for number in range(2):
             await self.notifies(number, "appeared", NAME, made.incarnation, 30)
             await self.notifies(number, "eventAdded", T, "lock.acquire")
-        await self.b.locks.force(T, NAME, made.incarnation)
+        await self.b.forceLock(T, NAME, made.incarnation)
         for number in range(2):
             await self.notifies(number, "forced", NAME, made.incarnation)
-        await self.b.locks.release(T, NAME, made.incarnation, False)
+        await self.b.releaseLock(T, NAME, made.incarnation, False)
         for number in range(2):
             await self.notifies(number, "vanished", NAME, made.incarnation)
 
@@ -71,7 +71,7 @@ class SharedLockSuite:
         await self.ticks(lambda: any(("expired", made.incarnation) in each.heard for each in self.listeners))
         assert sum(("expired", made.incarnation) in each.heard for each in self.listeners) == 1
         assert await self.lockTypes(self.b) == ["lock.acquire", "lock.expire"]
-        assert await self.b.locks.list(T, None, 10, ()) == []
+        assert await self.b.listLocks(T, None, 10, ()) == []
 
     async def test_aTouchKeepsALock(self) -> None:
         """A heartbeat that arrives while a vote about a lock is under way is admitted, and the lock does not expire."""

@@ -7,15 +7,14 @@ They are registrations of the scope of their tenant's locks (:mod:`~txservicereg
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import attrs
-from zope.interface import implementer
 
+from ...model import NewLock
 from ...scopes import lockScope, tenantOf
-from ..interfaces import LimitExceeded, NoSuchObject, ServiceSummary
-from ..locks import ILockStore, LockRecord, LockTaken, NewLock
+from ..interfaces import LimitExceeded, LockRecord, LockTaken, NoSuchObject, ServiceSummary
 from .batches import Transaction
 from .gateway import PAGE, KeyValue, Urgency, endOf
 from .services import EtcdServices
@@ -155,22 +154,3 @@ def _bytes(position: int | None, record: LockRecord) -> bytes:
     kept = attrs.asdict(record, filter=attrs.filters.include(*_FIELDS))
     # Tags make it a registration like that of a service.
     return json.dumps({"v": 1, "position": position, "tags": (), **kept}, separators=(",", ":")).encode("ascii")
-
-
-@implementer(ILockStore)
-class EtcdLocks:
-    """
-    See :class:`ILockStore`.
-
-    :param locks: have the operations.
-    :param operation: makes an operation of a store out of one of them.
-    """
-
-    def __init__(self, locks: LockRegistrations, operation: Callable[[Any], Any]) -> None:
-        self.acquire = operation(locks.acquire)
-        self.get = operation(locks.read)
-        self.list = operation(locks.page)
-        self.force = operation(locks.force)
-        self.release = operation(locks.release)
-        self.expire = operation(locks.expireAll)
-        self.all = operation(locks.all)

@@ -71,7 +71,7 @@ class EtcdStates:
         return found, records, revision
 
     async def set(self, tenant: str, record: StateRecord, maximum: int) -> bool:
-        """See :meth:`IStateStore.setState`."""
+        """See :meth:`IStore.setState`."""
         key = self.key(tenant, record.id)
 
         def change(transaction: Transaction) -> bool:
@@ -99,12 +99,12 @@ class EtcdStates:
         return bool(events)
 
     async def get(self, tenant: str, id: str) -> StateRecord:
-        """See :meth:`IStateStore.getState`."""
+        """See :meth:`IStore.getState`."""
         found = await self._etcd.get(self.key(tenant, id))
         return _record(id, None if found is None else found.value).at(self._milliseconds())
 
     async def list(self, tenant: str, marker: str | None, count: int) -> list[StateRecord]:
-        """See :meth:`IStateStore.listStates`."""
+        """See :meth:`IStore.listStates`."""
         prefix, now = self.key(tenant, ""), self._milliseconds()
         begin = prefix + (marker or "")
         records: list[StateRecord] = []
@@ -116,7 +116,7 @@ class EtcdStates:
             begin = found[-1].key + "\0"
 
     async def end(self) -> tuple[Collection[str], int | None]:
-        """See :meth:`IStateStore.endStates`."""
+        """See :meth:`IStore.endStates`."""
         now = self._milliseconds()
         kept = [(*self._nameOf(each), each.value) for each in await self._etcd.all(f"{self._prefix}states/")]
         ended: set[str] = set()
@@ -136,7 +136,7 @@ class EtcdStates:
         return await self._batches.do(tenant, [key], remove)
 
     async def drop(self, before: int) -> Collection[str]:
-        """See :meth:`IStateStore.dropStates`."""
+        """See :meth:`IStore.dropStates`."""
         names = [self._nameOf(each) for each in await self._etcd.all(f"{self._prefix}states/")]
         changes = [
             self._batches.do(

@@ -55,7 +55,7 @@ from .events import EtcdEvents
 from .gateway import TRY, Compare, Etcd, EtcdError, User, put, reading
 from .keys import NodeKeys, available
 from .layout import openLayout
-from .locks import EtcdLocks, LockRegistrations
+from .locks import LockRegistrations
 from .node import Node
 from .services import EtcdServices
 from .states import EtcdStates
@@ -146,7 +146,6 @@ class EtcdStore:
         self._services = EtcdServices(self._etcd, self._batches, reactor, prefix, self._ids)
         self._services.states = self._states
         self._lockRegistrations = LockRegistrations(self._etcd, self._batches, reactor, prefix, self._ids)
-        self.locks = EtcdLocks(self._lockRegistrations, _operation)
         self._values = EtcdValues(self._etcd, self._batches, prefix)
         self._events = EtcdEvents(self._etcd, prefix, self._ids)
         self._users = EtcdUsers(self._etcd, prefix, wallClock)
@@ -171,6 +170,13 @@ class EtcdStore:
         self.listStates = _operation(self._states.list)
         self.endStates = _operation(self._states.end)
         self.dropStates = _operation(self._states.drop)
+        self.acquireLock = _operation(self._lockRegistrations.acquire)
+        self.getLock = _operation(self._lockRegistrations.read)
+        self.listLocks = _operation(self._lockRegistrations.page)
+        self.forceLock = _operation(self._lockRegistrations.force)
+        self.releaseLock = _operation(self._lockRegistrations.release)
+        self.expireLocks = _operation(self._lockRegistrations.expireAll)
+        self.allLocks = _operation(self._lockRegistrations.all)
         self.getValue = _operation(self._values.get)
         self.listValues = _operation(self._values.list)
         self.setValue = _operation(self._values.set)

@@ -13,6 +13,8 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import chain
 from urllib.parse import quote
 
 from ... import eventids
@@ -128,6 +130,23 @@ def connect(path: str, *, readOnly: bool = False) -> sqlite3.Connection:
     except BaseException:
         connection.close()
         raise
+    return connection
+
+
+@cache
+def _pattern(migrations: Sequence[Sequence[str]]) -> sqlite3.Connection:
+    """A database in memory with the tables and indices that these migrations make, for any thread."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    for statement in chain.from_iterable(migrations):
+        connection.execute(statement)
+    return connection
+
+
+def connectToMemory() -> sqlite3.Connection:
+    """A connection to a new store in memory, for any thread."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=256, check_same_thread=False)
+    _pattern(MIGRATIONS).backup(connection)
+    _addConstants(connection)
     return connection
 
 
@@ -316,16 +335,21 @@ def _migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]
         for statements in migrations[version:]:
             for statement in statements:
                 connection.execute(statement)
-        connection.executemany(
-            "INSERT OR IGNORE INTO meta (name, value) VALUES (?, ?)",
-            [("secret", secrets.token_bytes(32)), ("tail", eventids.newTail()), ("last_position", 0)],
-        )
+        _addConstants(connection)
         connection.execute(f"PRAGMA user_version = {len(migrations)}")
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _addConstants(connection: sqlite3.Connection) -> None:
+    """What each store has of its own."""
+    connection.executemany(
+        "INSERT OR IGNORE INTO meta (name, value) VALUES (?, ?)",
+        [("secret", secrets.token_bytes(32)), ("tail", eventids.newTail()), ("last_position", 0)],
+    )
 
 
 def checkFile(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> int:
@@ -386,16 +410,9 @@ def _look(path: str, migrations: Sequence[Sequence[str]]) -> int:
 
 def _checkNames(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:
     """Check that there are the tables and indices that these versions have made."""
-    pattern = sqlite3.connect(":memory:")
-    try:
-        for statements in migrations:
-            for statement in statements:
-                pattern.execute(statement)
-        query = "SELECT type, name FROM sqlite_master"
-        for missing in sorted({*pattern.execute(query)} - {*connection.execute(query)}):
-            raise sqlite3.DatabaseError("the {} {} is missing".format(*missing))
-    finally:
-        pattern.close()
+    query = "SELECT type, name FROM sqlite_master"
+    for missing in sorted({*_pattern(migrations).execute(query)} - {*connection.execute(query)}):
+        raise sqlite3.DatabaseError("the {} {} is missing".format(*missing))
 
 
 def _checkLog(connection: sqlite3.Connection, path: str, log: str) -> None:

@@ -10,16 +10,16 @@ from typing import Any
 
 import attrs
 
+from ...model import NewLock
 from ...scopes import tenantOf
-from ..interfaces import Expiration, LimitExceeded, NoSuchObject, ServiceSummary
-from ..locks import LockRecord, LockTaken, NewLock
+from ..interfaces import Expiration, LimitExceeded, LockRecord, LockTaken, NoSuchObject, ServiceSummary
 from .database import EVENT_TYPES, Database, asBytes, asJson, asText
 
 _FIELDS = "SELECT name, timeout, holder, nonce, metadata, incarnation, fence, acquired, is_forced FROM locks"
 
 
 class LockTables(Database):
-    """Locks. The methods are the operations of :class:`ILockStore`."""
+    """Locks. The methods are the operations of :class:`IStore`."""
 
     def acquireLock(self, tenant: str, lock: NewLock, maximum: int, now: int, fence: int) -> LockRecord:
         row = self._one(f"{_FIELDS} WHERE tenant = ? AND name = ?", tenant, lock.name)
@@ -49,10 +49,8 @@ class LockTables(Database):
 
     def _lock(self, row: Sequence[Any]) -> LockRecord:
         name, timeout, holder, nonce, metadata, position, fence, acquired, isForced = row
-        incarnation = self._ids.idAt(position)
-        return LockRecord(
-            *(name, timeout, asText(holder), nonce, json.loads(metadata), incarnation, fence, acquired, bool(isForced))
-        )
+        new = NewLock(name, timeout, asText(holder), nonce, json.loads(metadata))
+        return attrs.evolve(LockRecord.of(new, self._ids.idAt(position), fence, acquired), isForced=bool(isForced))
 
     def getLock(self, tenant: str, name: str, incarnation: str | None = None) -> LockRecord:
         row = self._one(f"{_FIELDS} WHERE tenant = ? AND name = ?", tenant, name)
@@ -96,6 +94,6 @@ class LockTables(Database):
                 continue
             self._addEvents([(tenant, self._ids.next(), each.timestamp, type, asJson(record.ended()))])
 
-    def allLocks(self) -> Sequence[ServiceSummary]:
+    def allLocks(self) -> list[ServiceSummary]:
         rows = self._execute(_FIELDS.replace("SELECT", "SELECT tenant,"))
         return [self._lock(row[1:]).summary(row[0]) for row in rows]

@@ -19,7 +19,7 @@ def _record(id: str, state: str, reason: bytes, ends: int | None) -> StateRecord
 
 
 class States(Database):
-    """The states of services. The methods are the operations of :class:`IStateStore`, or parts of them."""
+    """The states of services. The methods are the operations of :class:`IStore`, or parts of them."""
 
     def setState(self, tenant: str, record: StateRecord, maximum: int) -> bool:
         old = self._state(tenant, record.id)

@@ -1,9 +1,9 @@
 """
 The store that keeps everything in one SQLite file: the default.
 
-Here operations are handed to the thread that reads (:mod:`~txserviceregistry.registry.stores.sqlite.threads`) or the
-one that writes (:mod:`~txserviceregistry.registry.stores.sqlite.writer`). What they do is in
-:mod:`~txserviceregistry.registry.stores.sqlite.tables`; :mod:`~txserviceregistry.registry.stores.sqlite.file` makes,
+Operations (:mod:`~txserviceregistry.registry.stores.sqlite.operations`) are handed to the thread that reads
+(:mod:`~txserviceregistry.registry.stores.sqlite.threads`) or the one that writes
+(:mod:`~txserviceregistry.registry.stores.sqlite.writer`). :mod:`~txserviceregistry.registry.stores.sqlite.file` makes,
 checks and opens the file.
 """
 
@@ -12,75 +12,43 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import partial, wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ....util.deferred import returnsDeferred
 from ....util.logs import Logger
-from ...model import UNCONDITIONAL, NewService, Precondition
 from ...statistics import StoreStatistics
-from ..interfaces import Account, Expiration, IStore, ServiceRecord, StoreUnavailable
+from ..interfaces import IStore, StoreUnavailable
 from . import file as sqlitefile
 from .claim import FileClaim
-from .lockstore import SqliteLocks
 from .log import LogSize
+from .operations import TableStore, chunks
 from .services import LastSeen
-from .tables import Tables
+from .tables import Tables, Together
 from .threads import Checkpointer, Reader, ThreadedReactor
 from .writer import Writer
 
-_P = ParamSpec("_P")
+_C = TypeVar("_C")
 _T = TypeVar("_T")
 
 #: Seconds that the time of a heartbeat is kept in memory before it is written.
 _LAST_SEEN_DELAY = 5.0
-
-#: Parts of large operations, small enough that an operation which comes in between waits a few milliseconds.
+#: How many are written in one part, after which other operations have their turn.
 _LAST_SEENS_PER_CHUNK = 128
-_EXPIRATIONS_PER_CHUNK = 200
-_EVENTS_PER_CHUNK = 500
-
-
-def _chunks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _reason(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
-def _reads(
-    operation: Callable[Concatenate[Tables, _P], _T],
-) -> Callable[Concatenate[SqliteStore, _P], Deferred[_T]]:
-    """An operation of the store, which the reader does."""
-
-    @wraps(operation)
-    def read(self: SqliteStore, /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
-        return self._reader.submit(lambda tables: operation(tables, *args, **kwargs))
-
-    return read
-
-
-def _writes(
-    operation: Callable[Concatenate[Tables, _P], _T],
-) -> Callable[Concatenate[SqliteStore, _P], Deferred[_T]]:
-    """An operation of the store, which the writer does."""
-
-    @wraps(operation)
-    def write(self: SqliteStore, /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
-        return self._writer.submit(lambda tables: operation(tables, *args, **kwargs))
-
-    return write
-
-
 @implementer(IStore)
-class SqliteStore:
+class SqliteStore(TableStore):
     """
     See the module. All writes go through one thread and are answered after their commit; commits that arrive together
     are one. Other processes may read and write the file at the same time. Nothing is opened before :meth:`open`.
@@ -117,7 +85,6 @@ class SqliteStore:
         self._checkpointer = Checkpointer(reactor, self._connect)
         self._logSize = LogSize(self._path, reactor, self._writer, self._checkpointer, self.statistics)
         self._writer.logSeen = self._logSize.seen
-        self.locks = SqliteLocks(self._reader, self._writer)
         self._isPrepared = False
         self._lastSeen: dict[tuple[str, str, str], int] = {}
         self._lastSeenCall: IDelayedCall | None = None
@@ -176,38 +143,16 @@ class SqliteStore:
         if self._writer.refusesChanges:
             raise StoreUnavailable("the store accepts a probe, but refused all recent changes")
 
-    secret = _reads(Tables.secret)
+    def _read(self, operation: Callable[[Tables], _T]) -> Deferred[_T]:
+        return self._reader.submit(operation)
 
-    @returnsDeferred
-    async def account(self, tenant: str) -> Account:
-        found = await self._reader.submit(lambda tables: tables.findAccount(tenant))
-        if found is None:
-            found = await self._writer.submit(lambda tables: tables.makeAccount(tenant))
-        return found
+    def _write(self, operation: Callable[[Tables], _T], *, background: bool = False) -> Deferred[_T]:
+        return self._writer.submit(operation, background=background)
 
-    # -- services
+    def _writeAmong(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
+        return self._writer.submitOneOfMany(together, change)
 
-    def createService(self, tenant: str, service: NewService, maximum: int) -> Deferred[ServiceRecord]:
-        return self._writer.submitOneOfMany(Tables.createServices, (tenant, service, maximum))
-
-    getService = _reads(Tables.getService)
-    listServices = _reads(Tables.listServices)
-    updateService = _writes(Tables.updateService)
-    removeService = _writes(Tables.removeService)
-    allServices = _reads(Tables.allServices)
-
-    @returnsDeferred
-    async def expireServices(self, expirations: Sequence[Expiration]) -> None:
-        # Many are persisted in parts, between which other operations have their turn.
-        isLarge = len(expirations) > _EXPIRATIONS_PER_CHUNK
-        parts = [
-            self._writer.submit(partial(Tables.expireServices, expirations=part), background=isLarge)
-            for part in _chunks(expirations, _EXPIRATIONS_PER_CHUNK)
-        ]
-        for succeeded, result in await DeferredList(parts, consumeErrors=True):
-            if not succeeded:
-                assert isinstance(result, Failure)
-                result.raiseException()
+    # -- the times of heartbeats
 
     def recordLastSeen(self, tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
         if self._writer.isRunning:
@@ -226,7 +171,7 @@ class SqliteStore:
         self._lastSeenCall = None
         seen: list[LastSeen] = list(self._lastSeen.items())
         self._lastSeen.clear()
-        for part in _chunks(seen, _LAST_SEENS_PER_CHUNK):
+        for part in chunks(seen, _LAST_SEENS_PER_CHUNK):
             written = self._writer.submit(partial(Tables.recordLastSeen, seen=part), background=True)
             self._lastSeenParts += 1
             written.addErrback(self._lastSeenNotWritten, part).addBoth(self._lastSeenPartEnded)
@@ -243,58 +188,3 @@ class SqliteStore:
         self._lastSeenParts -= 1
         if self._lastSeen and self._lastSeenCall is None and self._writer.isRunning:
             self._writeLastSeenLater()
-
-    # -- the states of services
-
-    setState = _writes(Tables.setState)
-    getState = _reads(Tables.getState)
-    listStates = _reads(Tables.listStates)
-    dropStates = _writes(Tables.dropStates)
-
-    @returnsDeferred
-    async def endStates(self) -> tuple[Collection[str], int | None]:
-        over, next = await self._reader.submit(Tables.overStates)
-        changed: set[str] = set()
-        for part in _chunks(over, _EXPIRATIONS_PER_CHUNK):
-            changed |= await self._writer.submit(partial(Tables.endStates, names=part))
-        return changed, next
-
-    # -- configuration
-
-    getValue = _reads(Tables.getValue)
-    listValues = _reads(Tables.listValues)
-    removeValue = _writes(Tables.removeValue)
-
-    def setValue(
-        self, tenant: str, key: str, value: str, maximum: int, precondition: Precondition = UNCONDITIONAL
-    ) -> Deferred[int]:
-        return self._writer.submitOneOfMany(Tables.setValues, (tenant, key, value, maximum, precondition))
-
-    # -- events
-
-    listEvents = _reads(Tables.listEvents)
-    lastEvent = _reads(Tables.lastEvent)
-    hasEvent = _reads(Tables.hasEvent)
-
-    @returnsDeferred
-    async def dropEvents(self, before: int) -> int:
-        # Many are dropped in parts, between which other operations have their turn. If one fails, the earlier ones are
-        # done, and the operation can be repeated.
-        dropped = 0
-        for tenant in await self._reader.submit(lambda tables: tables.tenantsWithEvents()):
-            drop = partial(Tables.dropEvents, tenant=tenant, before=before, count=_EVENTS_PER_CHUNK)
-            while part := await self._writer.submit(drop, background=True):
-                dropped += part
-        return dropped
-
-    # -- identity
-
-    addUser = _writes(Tables.addUser)
-    replaceUserKey = _writes(Tables.replaceUserKey)
-    changeRole = _writes(Tables.changeRole)
-    removeUser = _writes(Tables.removeUser)
-    getUser = _reads(Tables.getUser)
-    listUsers = _reads(Tables.listUsers)
-    addToken = _writes(Tables.addToken)
-    getToken = _reads(Tables.getToken)
-    removeToken = _writes(Tables.removeToken)

@@ -14,7 +14,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
@@ -25,11 +25,10 @@ from ....util.logs import Logger
 from ....util.outage import Outage
 from ....util.waiters import Waiters
 from ...statistics import Histogram, StoreStatistics
-from ..interfaces import StoreError, StoreUnavailable
-from .tables import Tables
+from ..interfaces import StoreUnavailable
+from .tables import Tables, Together
 
 _T = TypeVar("_T")
-_C = TypeVar("_C")
 
 #: Errors that say something about the file, not about an operation.
 FILE_ERRORS = (sqlite3.Error, OSError)
@@ -41,10 +40,6 @@ _CALM_SECONDS = 60.0
 
 class ThreadedReactor(IReactorTime, IReactorFromThreads):
     """The part of a reactor that the store uses."""
-
-
-#: Does the same for many at once, each described by a value; returns what became of each.
-Together: TypeAlias = Callable[[Tables, Sequence[_C]], Sequence[_T | StoreError]]
 
 
 @attrs.define(eq=False)

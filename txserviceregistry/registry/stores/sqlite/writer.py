@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred
 
 from ...statistics import StoreStatistics
-from ..interfaces import StoreError, StoreUnavailable
+from ..interfaces import StoreUnavailable
 from .file import BUSY_SECONDS, LOG_BYTES, OpenFiles
-from .tables import Tables
-from .threads import FILE_ERRORS, Job, Outcome, Reader, ThreadedReactor, Together, Worker
+from .tables import Tables, Together, alone
+from .threads import FILE_ERRORS, Job, Outcome, Reader, ThreadedReactor, Worker
 
 _T = TypeVar("_T")
 _C = TypeVar("_C")
@@ -95,14 +95,7 @@ class Writer(Worker):
             fails if that can't be said of each: then they are made one by one.
         :return: as :meth:`submit`.
         """
-
-        def alone(tables: Tables) -> _T:
-            (outcome,) = together(tables, [change])
-            if isinstance(outcome, StoreError):
-                raise outcome
-            return outcome
-
-        return self._take(Job(alone, self._reactor.seconds(), together=together, change=change))
+        return self._take(Job(alone(together, change), self._reactor.seconds(), together=together, change=change))
 
     @property
     def refusesChanges(self) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from twisted.trial.unittest import TestCase
 
 from tests.unit.registry.stores.test_stores import HandReactor
-from txserviceregistry.registry.stores.locks import LockTaken, NewLock
+from txserviceregistry.registry.model import NewLock
+from txserviceregistry.registry.stores.interfaces import LockTaken
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 
 NAME = "/billing/scheduler"
@@ -26,16 +27,16 @@ class LockFileTests(TestCase):
     async def test_fencesGrowAcrossRestarts(self):
         """A file that is opened again has its locks, and goes on from the greatest fence if the clock is behind."""
         store = await self.opened()
-        lock = await store.locks.acquire("1", NewLock(NAME, 15, "me", None, {"a": "é"}), 10, 5_000, 5_000)
-        other = await store.locks.acquire("1", NewLock("/other/name", 15), 10, 5_000, 5_000)
-        await store.locks.release("1", "/other/name", other.incarnation, False)
-        await store.locks.force("1", NAME, lock.incarnation)
+        lock = await store.acquireLock("1", NewLock(NAME, 15, "me", None, {"a": "é"}), 10, 5_000, 5_000)
+        other = await store.acquireLock("1", NewLock("/other/name", 15), 10, 5_000, 5_000)
+        await store.releaseLock("1", "/other/name", other.incarnation, False)
+        await store.forceLock("1", NAME, lock.incarnation)
         await store.close()
         store = await self.opened()
-        kept = await store.locks.get("1", NAME)
+        kept = await store.getLock("1", NAME)
         self.assertEqual((kept.fence, kept.holder, kept.metadata, kept.isForced), (5_000, "me", {"a": "é"}, True))
-        self.assertEqual(await store.locks.all(), [kept.summary("1")])
+        self.assertEqual(await store.allLocks(), [kept.summary("1")])
         with self.assertRaises(LockTaken):
-            await store.locks.acquire("1", NewLock(NAME, 15), 10, 1, 1)
-        again = await store.locks.acquire("1", NewLock("/other/name", 15), 10, 1, 1)
+            await store.acquireLock("1", NewLock(NAME, 15), 10, 1, 1)
+        again = await store.acquireLock("1", NewLock("/other/name", 15), 10, 1, 1)
         self.assertEqual(again.fence, 5_002)
