@@ -1,9 +1,8 @@
 """
-The access log: a line of JSON for each request; and how this and the audit log are written.
+How the access log and the audit log are written: a line of JSON for each request.
 
-A line never has a token or a value, and of the URL only the path, because a query may contain anything. Lines are
-gathered for a second and written by a thread of their own, so that no request waits for a disk or a pipe. Lines that
-can't be written are lost.
+Lines are gathered for a second and written by a thread of their own, so that no request waits for a disk or a pipe.
+Lines that can't be written are lost.
 """
 
 from __future__ import annotations
@@ -11,14 +10,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import Thread
-from typing import Any, Protocol
+from typing import Any
 
-import attrs
 from twisted.internet.defer import Deferred, TimeoutError, succeed
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import LogLevel
 from twisted.python.threadpool import ThreadPool
@@ -35,61 +33,10 @@ STDOUT = "-"
 FLUSH_SECONDS = 1.0
 #: How many lines may wait to be written; more of them are lost.
 MOST_WAITING = 50_000
-#: How many bytes of a path are logged.
-LONGEST_PATH = 2_000
 #: Seconds that the end of a registry waits for its last lines.
 END_SECONDS = 2.0
 
-_STDOUT_FILE = 1
 _TOO_SLOW = "writing is too slow"
-
-
-class Entry(Protocol):
-    """The content of a line."""
-
-    def line(self) -> str:
-        """The line, without its end. Whatever a client sends is escaped: all of it is printable ASCII."""
-
-
-@attrs.frozen(slots=True)
-class Access:
-    """
-    The content of a line of the access log.
-
-    :ivar moment: when the request was answered, in seconds since the epoch.
-    :ivar user: empty if the request was not authenticated; so is the tenant.
-    :ivar path: as the client wrote it.
-    :ivar seconds: how long the response took, from the moment that the request was there.
-    :ivar traceparent: the trace that the request belongs to, if the client has named one.
-    """
-
-    moment: float
-    address: IAddress
-    user: str
-    tenant: str
-    method: bytes
-    path: bytes
-    code: int
-    seconds: float
-    txnId: str
-    traceparent: str | None = None
-
-    def line(self) -> str:
-        """See :class:`Entry`."""
-        found = {
-            "time": timeText(self.moment),
-            "client": getattr(self.address, "host", None),
-            "user": self.user or None,
-            "tenant": self.tenant or None,
-            "method": _text(self.method),
-            "path": _text(self.path),
-            "code": self.code,
-            "milliseconds": round(self.seconds * 1000, 3),
-            "txnId": self.txnId,
-        }
-        if self.traceparent is not None:
-            found["traceparent"] = self.traceparent
-        return json.dumps(found)
 
 
 def timeText(moment: float) -> str:
@@ -98,8 +45,9 @@ def timeText(moment: float) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{milliseconds:03d}Z"
 
 
-def _text(raw: bytes) -> str | None:
-    return raw[:LONGEST_PATH].decode("utf-8", "backslashreplace") or None
+def lineOf(moment: float, fields: Mapping[str, Any]) -> str:
+    """A line, without its end. Whatever a client sends is escaped: all of it is printable ASCII."""
+    return json.dumps({"time": timeText(moment), **fields})
 
 
 class _File:
@@ -110,17 +58,17 @@ class _File:
 
     def __init__(self, target: str) -> None:
         self._target = target
-        self._file: int | None = _STDOUT_FILE if target == STDOUT else None
+        self._file: int | None = 1 if target == STDOUT else None
         self._isTorn = False
 
-    def write(self, entries: Sequence[Entry]) -> None:
+    def write(self, lines: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
         """
         :raises OSError: if not all could be written.
         """
         file = self._opened()
         # After half a line, whatever follows begins on a line of its own.
-        data = b"\n" if self._isTorn and entries else b""
-        data += "".join([entry.line() + "\n" for entry in entries]).encode("ascii")
+        data = b"\n" if self._isTorn and lines else b""
+        data += "".join([lineOf(*line) + "\n" for line in lines]).encode("ascii")
         try:
             while data:
                 written = os.write(file, data)
@@ -155,95 +103,6 @@ class _File:
             return False
 
 
-class LogFile:
-    """
-    Writes a log.
-
-    :param target: the path of a file, which is added to; or ``-`` for the standard output.
-    :param clock: the reactor.
-    :param thread: where it is written; it ends with the log.
-    :param name: what it is called.
-    :ivar lost: how many lines could not be written.
-    """
-
-    _log = Logger()
-
-    def __init__(self, target: str, clock: IReactorTime, thread: LogThread, name: str = "access log") -> None:
-        self.lost = 0
-        self._clock = clock
-        self._thread = thread
-        self._file = _File(target)
-        self._name = name
-        self._waiting: list[Entry] = []
-        self._next: IDelayedCall | None = None
-        self._writing: Deferred[None] = succeed(None)
-        self._isStopped = False
-        self._outage = Outage(
-            self._log,
-            clock,
-            "The {name} {target} can't be written: {reason}. Requests go on; its lines are lost",
-            "The {name} {target} can be written again; {lost} of its lines are lost",
-            level=LogLevel.error,
-            name=name,
-            target=target,
-        )
-
-    def start(self) -> None:
-        """Open the file, so that a file that can't be written is logged at once."""
-        self._flush()
-
-    def add(self, entry: Entry) -> None:
-        """Write a line, within a second or so."""
-        if len(self._waiting) >= MOST_WAITING:
-            self.lost += 1
-            self._outage.failed(reason=_TOO_SLOW)
-            return
-        self._waiting.append(entry)
-        self._schedule()
-
-    @returnsDeferred
-    async def stop(self) -> None:
-        """
-        :return: fires when all lines are written and the file is closed, or after two seconds.
-        """
-        self._isStopped = True
-        if self._next is not None:
-            self._next.cancel()
-            self._next = None
-        try:
-            await waitFor(Deferred.fromCoroutine(self._finish())).addTimeout(END_SECONDS, self._clock)
-        except TimeoutError:
-            self._outage.failed(reason=_TOO_SLOW)
-
-    def _schedule(self) -> None:
-        if self._next is None and self._writing.called and not self._isStopped:
-            self._next = self._clock.callLater(FLUSH_SECONDS, self._flush)
-
-    def _flush(self) -> None:
-        self._next = None
-        self._writing = Deferred.fromCoroutine(self._write())
-        self._writing.addCallback(lambda _: self._schedule() if self._waiting else None)
-
-    async def _write(self) -> None:
-        entries, self._waiting = self._waiting, []
-        try:
-            await self._thread.run(partial(self._file.write, entries))
-        except OSError as error:
-            self.lost += len(entries)
-            self._outage.failed(reason=error.strerror or str(error))
-        except Exception:
-            self.lost += len(entries)
-            self._log.failure("Internal error while writing the {name}", name=self._name)
-        else:
-            self._outage.succeeded(lost=self.lost)
-
-    async def _finish(self) -> None:
-        await waitFor(self._writing)
-        await self._write()
-        await self._thread.run(self._file.close)
-        self._thread.stop()
-
-
 class LogThread:
     """A thread for one log. It keeps no process from ending, though writing to a pipe may never return."""
 
@@ -262,3 +121,92 @@ class LogThread:
     def stop(self) -> None:
         """End; nothing is under way any more."""
         self._pool.stop()
+
+
+class LogFile:
+    """
+    Writes a log.
+
+    :param target: the path of a file, which is added to; or ``-`` for the standard output.
+    :param thread: where it is written; it ends with the log.
+    :ivar lost: how many lines could not be written.
+    """
+
+    _log = Logger()
+
+    def __init__(self, target: str, clock: IReactorTime, thread: LogThread, name: str = "access log") -> None:
+        self.lost = 0
+        self._clock = clock
+        self._thread = thread
+        self._file = _File(target)
+        self._name = name
+        self._waiting: list[tuple[float, Mapping[str, Any]]] = []
+        self._next: IDelayedCall | None = None
+        self._writing: Deferred[None] = succeed(None)
+        self._isStopped = False
+        self._outage = Outage(
+            self._log,
+            clock,
+            "The {name} {target} can't be written: {reason}. Requests go on; its lines are lost",
+            "The {name} {target} can be written again; {lost} of its lines are lost",
+            level=LogLevel.error,
+            name=name,
+            target=target,
+        )
+
+    def start(self) -> None:
+        """Open the file, so that a file that can't be written is logged at once."""
+        self._flush()
+
+    def add(self, moment: float, fields: Mapping[str, Any]) -> None:
+        """Write a line with these fields, and the moment in seconds since the epoch, within a second or so."""
+        if len(self._waiting) >= MOST_WAITING:
+            self._lose(1, _TOO_SLOW)
+            return
+        self._waiting.append((moment, fields))
+        self._schedule()
+
+    @returnsDeferred
+    async def stop(self) -> None:
+        """
+        :return: fires when all lines are written and the file is closed, or after two seconds.
+        """
+        self._isStopped = True
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        try:
+            await waitFor(Deferred.fromCoroutine(self._finish())).addTimeout(END_SECONDS, self._clock)
+        except TimeoutError:
+            self._outage.failed(reason=_TOO_SLOW)
+
+    def _schedule(self) -> None:
+        if self._waiting and self._next is None and self._writing.called and not self._isStopped:
+            self._next = self._clock.callLater(FLUSH_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        self._next = None
+        self._writing = Deferred.fromCoroutine(self._write())
+        self._writing.addCallback(lambda _: self._schedule())
+
+    async def _write(self) -> None:
+        lines, self._waiting = self._waiting, []
+        try:
+            await self._thread.run(partial(self._file.write, lines))
+        except OSError as error:
+            self._lose(len(lines), error.strerror or str(error))
+        except Exception:
+            self.lost += len(lines)
+            self._log.failure("Internal error while writing the {name}", name=self._name)
+        else:
+            self._outage.succeeded(lost=self.lost)
+
+    def _lose(self, count: int, reason: str) -> None:
+        self.lost += count
+        self._outage.failed(reason=reason)
+
+    async def _finish(self) -> None:
+        await waitFor(self._writing)
+        await self._write()
+        await self._thread.run(self._file.close)
+        self._thread.stop()

@@ -1,5 +1,6 @@
 """
-The requests that are answered: each is counted, and added to the access log and the audit log.
+The requests that are answered: each is counted, and added to the access log and, if it changes something, to the audit
+log. A line never has a token or a value, and of the URL only the path, because a query may contain anything.
 
 What is refused before it is a whole request (a body that is too large, invalid HTTP) is counted too.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import attrs
 from twisted.internet.interfaces import IAddress
@@ -17,8 +19,7 @@ from twisted.web.server import Request
 from ...util.parsing import validTraceparent
 from ..limits import NO_HEADERS
 from ..statistics import RequestStatistics
-from .accesslog import Access, LogFile
-from .auditlog import Change
+from .accesslog import LogFile
 
 #: The route of all paths that are no resource.
 OTHER = "other"
@@ -31,9 +32,11 @@ STREAM = "/events/stream"
 #: The code, as in nginx, of a request whose client was gone before it could be answered.
 GONE = 499
 
+# How many bytes of a path are logged, and how many characters of an id or key: all of one that is valid.
+_LONGEST_PATH = 2_000
+_LONGEST_OBJECT = 500
 # Any text can be a method. These are counted under their names where the route is OTHER.
 _METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"})
-_OTHER_METHOD = b"other"
 
 
 def newTxnId() -> str:
@@ -85,8 +88,6 @@ class RequestLog:
     """
     Counts every response, and adds it to the access log and the audit log.
 
-    :param accessLog: ``None`` for none.
-    :param auditLog: ``None`` for none.
     :param seconds: what times are measured with; monotonic.
     :param wallClock: seconds since the epoch, for the log.
     :ivar statistics: counts them.
@@ -117,41 +118,70 @@ class RequestLog:
         :param result: the code that the response has, or would have if the client were not gone, if that is another.
         """
         request, seconds = record.request, self._seconds() - record.started
-        self._add(request.method, record.route, code, seconds)
-        moment, user, tenant, txnId = self._wallClock(), record.user, record.tenant, record.txnId
+        self._count(request.method, record.route, code, seconds)
+        user, tenant, txnId = record.user or None, record.tenant or None, record.txnId
         if self._accessLog is not None:
-            address = request.getClientAddress()
-            self._accessLog.add(
-                Access(
-                    moment,
-                    address,
-                    user,
-                    tenant,
-                    request.method,
-                    request.path,
-                    code,
-                    seconds,
-                    txnId,
-                    record.traceparent,
-                )
+            fields = accessFields(
+                request.getClientAddress(), request.method, request.path, code, txnId, user, tenant, seconds
             )
+            trace = record.traceparent
+            self._accessLog.add(self._wallClock(), fields if trace is None else {**fields, "traceparent": trace})
         if self._auditLog is not None and record.change:
-            self._auditLog.add(Change(moment, user, tenant, record.change, record.object, result or code, txnId))
+            change = {
+                "user": user,
+                "tenant": tenant,
+                "operation": record.change,
+                "object": record.object[:_LONGEST_OBJECT] or None,
+                "result": result or code,
+                "txnId": txnId,
+            }
+            self._auditLog.add(self._wallClock(), change)
 
     def refused(self, method: bytes, path: bytes, route: str, address: IAddress, code: int, txnId: str) -> None:
         """
         Something was refused before it was a request.
 
-        :param method: as far as it is known; empty if it is not.
-        :param path: the same.
+        :param method: as far as it is known; empty if it is not. So is the path.
         :param route: see :class:`RequestRecord`.
         """
-        self._add(method, route, code, 0.0)
+        self._count(method, route, code, 0.0)
         if self._accessLog is not None:
-            self._accessLog.add(Access(self._wallClock(), address, "", "", method, path, code, 0.0, txnId))
+            self._accessLog.add(self._wallClock(), accessFields(address, method, path, code, txnId))
 
-    def _add(self, method: bytes, route: str, code: int, seconds: float) -> None:
+    def _count(self, method: bytes, route: str, code: int, seconds: float) -> None:
         if not route:
             route = OTHER
-            method = method if method in _METHODS else _OTHER_METHOD
+            method = method if method in _METHODS else b"other"
         self.statistics.add(method, route, code, seconds)
+
+
+def accessFields(
+    address: IAddress,
+    method: bytes,
+    path: bytes,
+    code: int,
+    txnId: str,
+    user: str | None = None,
+    tenant: str | None = None,
+    seconds: float = 0.0,
+) -> dict[str, Any]:
+    """
+    The content of a line of the access log.
+
+    :param path: as the client wrote it.
+    :param seconds: how long the response took, from the moment that the request was there.
+    """
+    return {
+        "client": getattr(address, "host", None),
+        "user": user,
+        "tenant": tenant,
+        "method": _text(method),
+        "path": _text(path),
+        "code": code,
+        "milliseconds": round(seconds * 1000, 3),
+        "txnId": txnId,
+    }
+
+
+def _text(raw: bytes) -> str | None:
+    return raw[:_LONGEST_PATH].decode("utf-8", "backslashreplace") or None

@@ -18,14 +18,14 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from txserviceregistry.registry.http.accesslog import MOST_WAITING, Access, LogFile, LogThread
+from txserviceregistry.registry.http.accesslog import MOST_WAITING, LogFile, LogThread, lineOf
+from txserviceregistry.registry.http.requestlog import accessFields
 
 NOW = 1_767_225_600.0625
 
 
-def access(path: bytes = b"/v1.0/1234/services", **fields: Any) -> Access:
+def access(path: bytes = b"/v1.0/1234/services", **fields: Any) -> tuple[float, dict[str, Any]]:
     values: dict[str, Any] = {
-        "moment": NOW,
         "address": IPv4Address("TCP", "192.0.2.1", 4711),
         "user": "joe",
         "tenant": "1234",
@@ -35,7 +35,7 @@ def access(path: bytes = b"/v1.0/1234/services", **fields: Any) -> Access:
         "seconds": 0.0012345,
         "txnId": "abc",
     }
-    return Access(**{**values, **fields})
+    return NOW, accessFields(**{**values, **fields})
 
 
 class LineTests(SynchronousTestCase):
@@ -44,7 +44,7 @@ class LineTests(SynchronousTestCase):
     def test_fields(self) -> None:
         """It is JSON, with the time in UTC, and milliseconds."""
         self.assertEqual(
-            json.loads(access().line()),
+            json.loads(lineOf(*access())),
             {
                 "time": "2026-01-01T00:00:00.062Z",
                 "client": "192.0.2.1",
@@ -60,19 +60,19 @@ class LineTests(SynchronousTestCase):
 
     def test_whatIsNotKnownIsNull(self) -> None:
         """An unknown user, tenant, method or path, and the host of a client on a UNIX socket, are null."""
-        found = json.loads(access(b"", user="", tenant="", method=b"", address=UNIXAddress(None)).line())
+        found = json.loads(lineOf(*access(b"", user=None, tenant=None, method=b"", address=UNIXAddress(None))))
         self.assertEqual([found[name] for name in ("user", "tenant", "method", "path", "client")], [None] * 5)
 
     def test_nothingForgesALine(self) -> None:
         """Whatever bytes a client sends, a line is one line of printable ASCII."""
         for path in (b'/"}\r\n{"time": "x"}', bytes(range(256)), "/\u2028\u0085é".encode(), b"/\x1b[31m"):
-            text = access(path, method=path).line()
+            text = lineOf(*access(path, method=path))
             self.assertTrue(text.isascii() and text.isprintable(), text)
             json.loads(text)
 
     def test_longPathsAreCut(self) -> None:
         """A path of 16 KB does not make a line of 16 KB."""
-        self.assertLess(len(access(b"/" + b"x" * 16_000).line()), 2_500)
+        self.assertLess(len(lineOf(*access(b"/" + b"x" * 16_000))), 2_500)
 
 
 class _Thread(LogThread):
@@ -124,13 +124,13 @@ class AccessLogTests(SynchronousTestCase):
 
     def test_writesWithinASecond(self) -> None:
         """Lines are in the file after a second, in their order; between requests nothing is left on the reactor."""
-        self.log.add(access(b"/a"))
-        self.log.add(access(b"/b"))
+        self.log.add(*access(b"/a"))
+        self.log.add(*access(b"/b"))
         self.assertEqual(self.paths(), [])
         self.clock.advance(1)
         self.assertEqual(self.paths(), ["/a", "/b"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.log.add(access(b"/c"))
+        self.log.add(*access(b"/c"))
         self.clock.advance(1)
         self.assertEqual(self.paths(), ["/a", "/b", "/c"])
 
@@ -140,16 +140,16 @@ class AccessLogTests(SynchronousTestCase):
 
     def test_addsToWhatIsThere(self) -> None:
         """A registry that starts again goes on with the same file."""
-        self.log.add(access(b"/a"))
+        self.log.add(*access(b"/a"))
         self.successResultOf(self.log.stop())
         log = self.newLog(str(self.path))
-        log.add(access(b"/b"))
+        log.add(*access(b"/b"))
         self.successResultOf(log.stop())
         self.assertEqual(self.paths(), ["/a", "/b"])
 
     def test_stopWritesWhatWaits(self) -> None:
         """No line is lost at the end, and nothing is left on the reactor."""
-        self.log.add(access(b"/a"))
+        self.log.add(*access(b"/a"))
         self.successResultOf(self.log.stop())
         self.assertEqual(self.paths(), ["/a"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -157,11 +157,11 @@ class AccessLogTests(SynchronousTestCase):
 
     def test_canBeRotatedByMovingItAway(self) -> None:
         """A file that is moved away, or removed, is made anew by the next lines: no signal is needed."""
-        self.log.add(access(b"/a"))
+        self.log.add(*access(b"/a"))
         self.clock.advance(1)
         moved = self.path.with_suffix(".1")
         self.path.rename(moved)
-        self.log.add(access(b"/b"))
+        self.log.add(*access(b"/b"))
         self.clock.advance(1)
         self.assertEqual(self.paths(), ["/b"])
         self.assertEqual(len(moved.read_text().splitlines()), 1)
@@ -171,11 +171,11 @@ class AccessLogTests(SynchronousTestCase):
         self.path.unlink()
         self.path.mkdir()
         for _ in range(3):
-            self.log.add(access(b"/lost"))
+            self.log.add(*access(b"/lost"))
             self.clock.advance(1)
         self.assertEqual((self.log.lost, self.messages), (3, [LogLevel.error]))
         self.path.rmdir()
-        self.log.add(access(b"/kept"))
+        self.log.add(*access(b"/kept"))
         self.clock.advance(1)
         self.assertEqual(self.paths(), ["/kept"])
         self.assertEqual(self.messages, [LogLevel.error, LogLevel.info])
@@ -192,11 +192,11 @@ class AccessLogTests(SynchronousTestCase):
             return written
 
         patched = self.patch(os, "write", fill)
-        self.log.add(access(b"/torn"))
+        self.log.add(*access(b"/torn"))
         self.clock.advance(1)
         patched.restore()
         self.assertEqual(self.messages, [LogLevel.error])
-        self.log.add(access(b"/whole"))
+        self.log.add(*access(b"/whole"))
         self.clock.advance(1)
         torn, whole = self.path.read_text().splitlines()
         self.assertEqual(len(torn), 50)
@@ -205,10 +205,10 @@ class AccessLogTests(SynchronousTestCase):
     def test_aTargetThatHangs(self) -> None:
         """While a write hangs so many lines are kept and no more, and the end waits for it for two seconds only."""
         self.thread.held = []
-        self.log.add(access(b"/first"))
+        self.log.add(*access(b"/first"))
         self.clock.advance(1)
         for _ in range(MOST_WAITING + 5):
-            self.log.add(access(b"/more"))
+            self.log.add(*access(b"/more"))
         self.assertEqual(self.log.lost, 5)
         self.assertEqual(self.messages, [LogLevel.error])
         ending = self.log.stop()
@@ -221,9 +221,9 @@ class AccessLogTests(SynchronousTestCase):
     def test_linesThatComeWhileOneIsWritten(self) -> None:
         """They are written after it, a second later."""
         self.thread.held = []
-        self.log.add(access(b"/a"))
+        self.log.add(*access(b"/a"))
         self.clock.advance(1)
-        self.log.add(access(b"/b"))
+        self.log.add(*access(b"/b"))
         self.thread.release()
         self.assertEqual(self.paths(), ["/a"])
         self.clock.advance(1)
@@ -231,7 +231,7 @@ class AccessLogTests(SynchronousTestCase):
 
     def test_aDefectIsLogged(self) -> None:
         """A line that can't be made is a defect: it is logged, and requests go on."""
-        self.log.add(access(moment=float("nan")))
+        self.log.add(float("nan"), {})
         self.clock.advance(1)
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
         self.assertEqual(self.log.lost, 1)
@@ -246,7 +246,7 @@ class LogThreadTests(TestCase):
         log = LogFile(str(path), reactor, LogThread(reactor))  # type: ignore[arg-type]  # it is one
         log.start()
         for number in range(1000):
-            log.add(access(b"/%d" % number))
+            log.add(*access(b"/%d" % number))
         await log.stop()
         self.assertEqual(len(path.read_text().splitlines()), 1000)
 
@@ -260,7 +260,7 @@ class LogThreadTests(TestCase):
         try:
             log = LogFile("-", reactor, LogThread(reactor))  # type: ignore[arg-type]  # it is one
             log.start()
-            log.add(access(b"/a"))
+            log.add(*access(b"/a"))
             await log.stop()
             os.fstat(1)
         finally:

@@ -8,8 +8,8 @@ import json
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.web.server import Request
 
-from txserviceregistry.registry.http.requestlog import RequestRecord
 from txserviceregistry.registry.identity.identity import InvalidToken
 
 from ..wire import Connection, requestBytes
@@ -23,9 +23,9 @@ class QueueTests(LimitsCase):
         """Every request takes a fiftieth of a second from now on."""
         answer = self.api.resource.answer
 
-        def slowly(record: RequestRecord) -> None:
+        def slowly(request: Request) -> None:
             self.api.clock.rightNow += 0.02
-            answer(record)
+            answer(request)
 
         self.patch(self.api.resource, "answer", slowly)
 
