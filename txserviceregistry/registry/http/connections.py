@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 import resource
-from collections import Counter
 from collections.abc import Callable
 from itertools import islice, takewhile
 from typing import Protocol
@@ -19,6 +18,7 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 
+from ...util.deferred import cancelWith
 from ...util.logs import Logger
 from ...util.waiters import Waiters
 
@@ -110,14 +110,14 @@ class Evictable(Protocol):
 
     :ivar peer: see :func:`peerOf`.
     :ivar isKnown: whether it has brought a request with a valid token, or valid credentials.
-    :ivar hasUnread: whether something has come that has not been read so far.
     """
 
     peer: str
     isKnown: bool
 
     @property
-    def hasUnread(self) -> bool: ...
+    def hasUnread(self) -> bool:
+        """Whether something has come that has not been read so far."""
 
     def evict(self) -> None:
         """Close at once."""
@@ -129,53 +129,35 @@ class Evictable(Protocol):
         """Called after so many seconds without a request: close, unless one is coming in."""
 
 
-class _Waiting:
-    """Connections that could be closed without harm to a request, those that have waited longest first."""
+class _Group:
+    """
+    Connections, all or those of one peer.
+
+    :ivar count: how many there are.
+    :ivar waiting: those that could be closed without harm to a request, and since when: of unauthenticated clients, and
+        of known ones. A dict keeps the order in which things came; and what comes again, comes last.
+    """
 
     def __init__(self) -> None:
-        # By connection, since when. A dict keeps the order in which things came; and what comes again, comes last.
-        self.unauthenticated: dict[Evictable, float] = {}
-        self.known: dict[Evictable, float] = {}
+        self.count = 0
+        self.waiting: tuple[dict[Evictable, float], dict[Evictable, float]] = {}, {}
 
     def add(self, connection: Evictable, now: float) -> None:
-        (self.known if connection.isKnown else self.unauthenticated)[connection] = now
+        self.waiting[connection.isKnown][connection] = now
 
     def discard(self, connection: Evictable) -> None:
-        self.unauthenticated.pop(connection, None)
-        self.known.pop(connection, None)
+        for waiting in self.waiting:
+            waiting.pop(connection, None)
 
-    def __contains__(self, connection: Evictable) -> bool:
-        return connection in self.unauthenticated or connection in self.known
-
-    def __bool__(self) -> bool:
-        return bool(self.unauthenticated or self.known)
-
-    def idle(self, latest: float) -> list[Evictable]:
-        """The connections that have waited since a moment that is not after *latest*."""
-        return [
-            connection
-            for waiting in (self.unauthenticated, self.known)
-            for connection, _ in takewhile(lambda item: item[1] <= latest, waiting.items())
-        ]
-
-    def first(self) -> float:
-        """Since when the one waits that has waited longest; there is one."""
-        return min(next(iter(waiting.values())) for waiting in (self.unauthenticated, self.known) if waiting)
-
-    def victim(self, count: int) -> Evictable | None:
+    def victim(self) -> Evictable | None:
         """
         The connection to close first; never one with unread input. A known one only if at least half of all
         connections are known ones that wait: what unauthenticated clients have sent may keep theirs from being closed.
-
-        :param count: how many connections there are in all.
         """
-        candidates = self.unauthenticated
-        if not candidates and 2 * len(self.known) >= count:
-            candidates = self.known
-        for connection in islice(candidates, CANDIDATES):
-            if not connection.hasUnread:
-                return connection
-        return None
+        candidates, known = self.waiting
+        if not candidates and 2 * len(known) >= self.count:
+            candidates = known
+        return next((each for each in islice(candidates, CANDIDATES) if not each.hasUnread), None)
 
 
 class Connections:
@@ -186,8 +168,6 @@ class Connections:
     others, or have just come. When the unfinished requests of unauthenticated clients take too much memory, the
     connection with the oldest one is closed. Connections that wait for too long are closed in any case.
 
-    :param limits: how many there may be.
-    :param clock: the reactor.
     :param onEmpty: called when the last one is gone.
     :ivar evictions: how many had to go since the start.
     """
@@ -198,11 +178,10 @@ class Connections:
         self.limits = limits
         self.clock = clock
         self._onEmpty = onEmpty
-        self._all: set[Evictable] = set()
+        self._connections: set[Evictable] = set()
         self._drained: Waiters[None] = Waiters()
-        self._byPeer: Counter[str] = Counter()
-        self._waiting = _Waiting()
-        self._waitingByPeer: dict[str, _Waiting] = {}
+        self._all = _Group()
+        self._ofPeer: dict[str, _Group] = {}
         # One timer for all that wait: for the one that has waited longest.
         self._idleCall: IDelayedCall | None = None
         # The bytes of unfinished requests of unauthenticated clients, the oldest request first.
@@ -215,16 +194,18 @@ class Connections:
     @property
     def count(self) -> int:
         """How many there are."""
-        return len(self._all)
+        return self._all.count
 
     def opened(self, connection: Evictable) -> None:
         """There is a new one, from which nothing has come so far."""
-        self._all.add(connection)
-        self._byPeer[connection.peer] += 1
-        if self._byPeer[connection.peer] > self.limits.perClient:
-            self._makeRoom(self._waitingByPeer.get(connection.peer), connection, self._byPeer[connection.peer])
+        self._connections.add(connection)
+        ofPeer = self._ofPeer.setdefault(connection.peer, _Group())
+        for group in (self._all, ofPeer):
+            group.count += 1
+        if ofPeer.count > self.limits.perClient:
+            self._makeRoom(ofPeer, connection)
         elif self.count > self.limits.connections:
-            self._makeRoom(self._waiting, connection, self.count)
+            self._makeRoom(self._all, connection)
         else:
             self.waits(connection)
 
@@ -232,11 +213,13 @@ class Connections:
         """One is gone."""
         self.answers(connection)
         self.keeps(connection, 0)
-        self._all.discard(connection)
-        self._byPeer[connection.peer] -= 1
-        if not self._byPeer[connection.peer]:
-            del self._byPeer[connection.peer]
-        if not self._all:
+        self._connections.discard(connection)
+        ofPeer = self._ofPeer[connection.peer]
+        for group in (self._all, ofPeer):
+            group.count -= 1
+        if not ofPeer.count:
+            del self._ofPeer[connection.peer]
+        if not self.count:
             if self._idleCall is not None:
                 self._idleCall.cancel()
                 self._idleCall = None
@@ -251,57 +234,48 @@ class Connections:
         :param endWaiting: ends the waiting of requests, whose responses then say that the connection ends.
         :return: fires when no connection is left.
         """
-        if not self._all:
+        if not self.count:
             endWaiting()
             return succeed(None)
         drained = self._drained.wait()
         abort = self.clock.callLater(seconds, self._abort)
-        for connection in list(self._all):
+        for connection in list(self._connections):
             connection.endSoon()
         endWaiting()
-
-        def done(result: None) -> None:
-            if abort.active():
-                abort.cancel()
-
-        return drained.addCallback(done)
+        return cancelWith(abort, drained)
 
     def _abort(self) -> None:
-        for connection in list(self._all):
+        for connection in list(self._connections):
             connection.evict()
 
     def waits(self, connection: Evictable) -> None:
         """Nothing is being answered on it."""
         now = self.clock.seconds()
-        self._waiting.add(connection, now)
+        self._all.add(connection, now)
+        self._ofPeer[connection.peer].add(connection, now)
         if self._idleCall is None:
             self._idleCall = self.clock.callLater(self.limits.idleSeconds, self._closeIdle)
-        ofPeer = self._waitingByPeer.get(connection.peer)
-        if ofPeer is None:
-            ofPeer = self._waitingByPeer[connection.peer] = _Waiting()
-        ofPeer.add(connection, now)
+
+    def answers(self, connection: Evictable) -> None:
+        """A request has come in whole and is being answered, or what has come waits for its turn."""
+        self._all.discard(connection)
+        self._ofPeer[connection.peer].discard(connection)
 
     def _closeIdle(self) -> None:
         self._idleCall = None
         now = self.clock.seconds()
-        for connection in self._waiting.idle(now - self.limits.idleSeconds):
-            if connection in self._waiting:  # closing another one may have closed it
-                # It may take a while to close, or a request may be coming in.
-                self._waiting.discard(connection)
-                self._waiting.add(connection, now)
-                connection.timeoutConnection()
-        if self._waiting and self._idleCall is None:
-            delay = self._waiting.first() + self.limits.idleSeconds - now
+        latest = now - self.limits.idleSeconds
+        for waiting in self._all.waiting:
+            for connection in [each for each, _ in takewhile(lambda item: item[1] <= latest, waiting.items())]:
+                if connection in waiting:  # closing another one may have closed it
+                    # It may take a while to close, or a request may be coming in.
+                    self._all.discard(connection)
+                    self._all.add(connection, now)
+                    connection.timeoutConnection()
+        since = [next(iter(waiting.values())) for waiting in self._all.waiting if waiting]
+        if since and self._idleCall is None:
+            delay = min(since) + self.limits.idleSeconds - now
             self._idleCall = self.clock.callLater(max(0.0, delay), self._closeIdle)
-
-    def answers(self, connection: Evictable) -> None:
-        """A request has come in whole and is being answered, or what has come waits for its turn."""
-        self._waiting.discard(connection)
-        ofPeer = self._waitingByPeer.get(connection.peer)
-        if ofPeer is not None:
-            ofPeer.discard(connection)
-            if not ofPeer:
-                del self._waitingByPeer[connection.peer]
 
     def keeps(self, connection: Evictable, size: int) -> None:
         """Note the size of the unfinished request on the connection of an unauthenticated client."""
@@ -319,8 +293,8 @@ class Connections:
                 kept=self._allKept,
             )
 
-    def _makeRoom(self, waiting: _Waiting | None, newcomer: Evictable, count: int) -> None:
-        victim = None if waiting is None else waiting.victim(count)
+    def _makeRoom(self, group: _Group, newcomer: Evictable) -> None:
+        victim = group.victim()
         if victim is None:
             victim = newcomer
         else:
@@ -332,7 +306,7 @@ class Connections:
             "Too many connections ({count}, of which {ofPeer} from {peer}): {evicted} closed",
             count=self.count,
             peer=newcomer.peer,
-            ofPeer=self._byPeer[newcomer.peer],
+            ofPeer=self._ofPeer[newcomer.peer].count,
         )
 
     def _evict(self, victim: Evictable, why: str, **figures: object) -> None:

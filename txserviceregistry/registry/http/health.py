@@ -23,19 +23,16 @@ OK = "ok"
 UNAVAILABLE = "unavailable"
 SILENT = "not answering"
 
-#: How long the result of a probe is used, in seconds.
+#: How long the result of a probe is used, and how long the page waits for one, in seconds.
 BELIEF = 1.0
-#: How long the page waits for a probe, in seconds.
 PATIENCE = 2.0
 
 
 class Health:
     """
-    The health of a registry.
+    The health of a registry. The uptime counts from now.
 
     :param store: its store, open.
-    :param clock: the reactor; its seconds should be monotonic (:mod:`txserviceregistry.clock`). The uptime counts from
-        now.
     """
 
     _log = Logger()
@@ -47,17 +44,16 @@ class Health:
         self._probing: SingleFlight[str, str] = SingleFlight()
         self._found: tuple[str, float] | None = None
 
-    def report(self) -> Deferred[dict[str, Any]]:
+    @returnsDeferred
+    async def report(self) -> dict[str, Any]:
         """
         :return: fires with the health of the registry now, or less than a second ago, as JSON; within two seconds.
         """
-        return self._state().addCallback(
-            lambda state: {
-                "store": {"name": self._store.name, "state": state},
-                "uptime": round(self._clock.seconds() - self._started, 3),
-                "version": __version__,
-            }
-        )
+        return {
+            "store": {"name": self._store.name, "state": await self._state()},
+            "uptime": round(self._clock.seconds() - self._started, 3),
+            "version": __version__,
+        }
 
     def _state(self) -> Deferred[str]:
         if self._found is not None and 0 <= self._clock.seconds() - self._found[1] < BELIEF:

@@ -1,16 +1,15 @@
 """
-Metrics: what a registry counts, in the words of Prometheus.
+Metrics: what a registry counts, in the words of Prometheus, translated at the moment that it is asked for.
 
-Everything is translated at the moment that it is asked for. Needs prometheus_client, which the extra ``metrics``
-brings; nothing else of the registry imports this module before it is asked for metrics.
+Needs prometheus_client, which the extra ``metrics`` brings: only the page of metrics imports this module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
+from typing import Any
 
-from cryptography import x509
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -31,13 +30,11 @@ CONTENT_TYPE: str = CONTENT_TYPE_LATEST
 #: So many tenants, those with the most services, have a line of their own: there may be any number of them.
 MOST_TENANTS = 100
 
-_PREFIX = "service_registry_"
+_PREFIX = "service_registry"
 
 
 class Metrics:
-    """
-    The metrics of one registry.
-    """
+    """The metrics of one registry."""
 
     def __init__(self, sources: Sources) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
@@ -62,62 +59,62 @@ class _RegistryCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Called by prometheus_client each time that it is asked."""
-        sources = self._sources
-        yield InfoMetricFamily(
-            _PREFIX.removesuffix("_"), "The registry.", {"version": __version__, "store": sources.store}
-        )
+        sources, identity = self._sources, self._sources.identity
+        yield InfoMetricFamily(_PREFIX, "The registry.", {"version": __version__, "store": sources.store})
         yield from _requests(sources.requests)
         yield _gauge("connections", "Connections that are open.", sources.connections())
         yield _counter("evictions", "Connections that were closed to make room for others.", sources.evictions())
-        yield _waited(sources.waited())
-        yield _counter("logins_refused", "Logins refused because too many waited.", sources.identity.overloaded)
+        yield _family(
+            CounterMetricFamily,
+            "unauthenticated_waits",
+            "Times that work for clients without a valid token had to wait for its turn.",
+            ["kind"],
+            (([kind], count) for kind, count in sources.waited().items()),
+        )
+        yield _counter("logins_refused", "Logins refused because too many waited.", identity.overloaded)
         yield from _figures(sources.figures())
         yield from _store(sources.storeStatistics)
-        yield _counter("tokens_issued", "New auth tokens.", sources.identity.issued)
-        yield _counter("authentications_failed", "Wrong users or API keys.", sources.identity.failed)
+        yield _counter("tokens_issued", "New auth tokens.", identity.issued)
+        yield _counter("authentications_failed", "Wrong users or API keys.", identity.failed)
         yield _counter("access_log_lost", "Lines that the access log could not write.", sources.accessLogLost())
         yield _counter("audit_log_lost", "Lines that the audit log could not write.", sources.auditLogLost())
-        yield _certificates(sources.certificates())
-
-
-def _waited(waited: Mapping[str, int]) -> Metric:
-    family = CounterMetricFamily(
-        _PREFIX + "unauthenticated_waits",
-        "Times that work for clients without a valid token had to wait for its turn.",
-        labels=["kind"],
-    )
-    for kind, count in waited.items():
-        family.add_metric([kind], count)
-    return family
+        yield _family(
+            GaugeMetricFamily,
+            "tls_expiry_timestamp_seconds",
+            "When the TLS certificate in use expires, in seconds since the epoch.",
+            ["file"],
+            (([path], each.not_valid_after_utc.timestamp()) for path, each in sources.certificates().items()),
+        )
 
 
 def _requests(statistics: RequestStatistics) -> Iterator[Metric]:
-    requests = CounterMetricFamily(_PREFIX + "requests", "Requests answered.", labels=["method", "route", "code"])
-    seconds = HistogramMetricFamily(
-        _PREFIX + "request_seconds",
-        "Time from the arrival of a whole request to its response.",
-        labels=["method", "route"],
+    routes = [([method.decode("ascii"), route], one) for (method, route), one in sorted(statistics.routes.items())]
+    yield _family(
+        CounterMetricFamily,
+        "requests",
+        "Requests answered.",
+        ["method", "route", "code"],
+        (([*labels, str(code)], count) for labels, one in routes for code, count in sorted(one.codes.items())),
     )
-    for (method, route), one in sorted(statistics.routes.items()):
-        labels = [method.decode("ascii"), route]
-        for code, count in sorted(one.codes.items()):
-            requests.add_metric([*labels, str(code)], count)
-        seconds.add_metric(labels, _buckets(one.seconds), one.seconds.total)
-    yield requests
-    yield seconds
+    yield _family(
+        HistogramMetricFamily,
+        "request_seconds",
+        "Time from the arrival of a whole request to its response.",
+        ["method", "route"],
+        ((labels, *_buckets(one.seconds)) for labels, one in routes),
+    )
 
 
 def _figures(figures: Figures) -> Iterator[Metric]:
-    yield _gauge("services", "Registered services.", sum(figures.services.values()))
-    tenants = GaugeMetricFamily(
-        _PREFIX + "tenant_services",
-        f"Registered services, by tenant: the {MOST_TENANTS} tenants that have the most.",
-        labels=["tenant"],
-    )
     largest = sorted(figures.services.items(), key=lambda item: (-item[1], item[0]))
-    for tenant, count in largest[:MOST_TENANTS]:
-        tenants.add_metric([tenant], count)
-    yield tenants
+    yield _gauge("services", "Registered services.", sum(figures.services.values()))
+    yield _family(
+        GaugeMetricFamily,
+        "tenant_services",
+        f"Registered services, by tenant: the {MOST_TENANTS} tenants that have the most.",
+        ["tenant"],
+        (([tenant], count) for tenant, count in largest[:MOST_TENANTS]),
+    )
     yield _gauge("followers", "Requests that wait for events.", figures.subscribers)
     yield _gauge("streams", "Open event streams.", figures.streams)
     yield _counter("heartbeats", "Heartbeats taken, alone or in batches.", figures.heartbeats)
@@ -130,57 +127,52 @@ def _figures(figures: Figures) -> Iterator[Metric]:
     yield _counter("stalled_seconds", "Total duration of stalls, in seconds.", figures.stalledSeconds)
 
 
-def _store(statistics: StoreStatistics) -> Iterator[Metric]:
-    up = GaugeMetricFamily(
-        _PREFIX + "store_up", "Whether the store could be read or written the last time.", labels=["operation"]
+def _store(store: StoreStatistics) -> Iterator[Metric]:
+    yield _family(
+        GaugeMetricFamily,
+        "store_up",
+        "Whether the store could be read or written the last time.",
+        ["operation"],
+        [(["read"], store.isReadable), (["write"], store.isWritable)],
     )
-    seconds = HistogramMetricFamily(
-        _PREFIX + "store_seconds",
+    yield _family(
+        HistogramMetricFamily,
+        "store_seconds",
         "Time from an operation of the store to its result.",
-        labels=["operation"],
+        ["operation"],
+        [(["read"], *_buckets(store.reads)), (["write"], *_buckets(store.writes))],
     )
-    for operation, isUp, times in (
-        ("read", statistics.isReadable, statistics.reads),
-        ("write", statistics.isWritable, statistics.writes),
-    ):
-        up.add_metric([operation], isUp)
-        seconds.add_metric([operation], _buckets(times), times.total)
-    yield up
-    yield seconds
-    commits = HistogramMetricFamily(_PREFIX + "store_commit_operations", "Operations that shared a commit.")
-    commits.add_metric([], _buckets(statistics.commits), statistics.commits.total)
-    yield commits
-    wal = GaugeMetricFamily(_PREFIX + "store_wal_bytes", "Size of the write-ahead log of the sqlite store.")
-    if statistics.walBytes is not None:
-        wal.add_metric([], statistics.walBytes)
-    yield wal
-    votes = GaugeMetricFamily(
-        _PREFIX + "votes", "Services whose expiration this node of a cluster has put to the vote."
+    yield _family(
+        HistogramMetricFamily,
+        "store_commit_operations",
+        "Operations that shared a commit.",
+        [],
+        [([], *_buckets(store.commits))],
     )
-    if statistics.votes is not None:
-        votes.add_metric([], statistics.votes())
-    yield votes
+    yield _gauge("store_wal_bytes", "Size of the write-ahead log of the sqlite store.", store.walBytes)
+    votes = None if store.votes is None else store.votes()
+    yield _gauge("votes", "Services whose expiration this node of a cluster has put to the vote.", votes)
 
 
-def _certificates(certificates: Mapping[str, x509.Certificate]) -> Metric:
-    expiry = GaugeMetricFamily(
-        _PREFIX + "tls_expiry_timestamp_seconds",
-        "When the TLS certificate in use expires, in seconds since the epoch.",
-        labels=["file"],
-    )
-    for path, certificate in certificates.items():
-        expiry.add_metric([path], certificate.not_valid_after_utc.timestamp())
-    return expiry
-
-
-def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+def _buckets(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
     ends = [*(format(bound, "g") for bound in histogram.bounds), "+Inf"]
-    return list(zip(ends, accumulate(histogram.counts), strict=True))
+    return list(zip(ends, accumulate(histogram.counts), strict=True)), histogram.total
 
 
-def _gauge(name: str, help: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(_PREFIX + name, help, value)
+def _gauge(name: str, help: str, value: float | None) -> Metric:
+    return _family(GaugeMetricFamily, name, help, [], [] if value is None else [([], value)])
 
 
-def _counter(name: str, help: str, value: float) -> CounterMetricFamily:
-    return CounterMetricFamily(_PREFIX + name, help, value)
+def _counter(name: str, help: str, value: float) -> Metric:
+    return _family(CounterMetricFamily, name, help, [], [([], value)])
+
+
+def _family(kind: Any, name: str, help: str, labels: Sequence[str], samples: Iterable[Sequence[Any]]) -> Metric:
+    """
+    :param samples: the values of the labels and what belongs to them.
+    """
+    family = kind(f"{_PREFIX}_{name}", help, labels=labels)
+    for sample in samples:
+        family.add_metric(*sample)
+    metric: Metric = family
+    return metric

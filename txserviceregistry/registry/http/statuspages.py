@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -17,7 +16,7 @@ from twisted.internet.interfaces import IAddress
 from twisted.web.server import Request
 
 from ..._version import installCommand
-from ..faults import forbidden
+from ..faults import NO_STORE, forbidden
 from ..statistics import Sources
 from . import openapi
 from .health import OK, Health
@@ -47,48 +46,45 @@ class StatusPages:
     """
     The pages of a registry.
 
-    :param health: of this registry.
-    :param sources: of this registry's metrics; there is no page of them if there are none.
     :param audience: who may have the metrics: :data:`ANYWHERE`, :data:`LOOPBACK` or :data:`OFF`.
     :ivar pages: their handlers, by path.
     """
 
-    def __init__(self, health: Health, sources: Sources | None = None, audience: str = LOOPBACK) -> None:
+    def __init__(self, health: Health, sources: Sources, audience: str = LOOPBACK) -> None:
         self._health = health
+        self._sources = sources
         self._audience = audience
-        self._translated: Metrics | None = None
+        self._metrics: Metrics | None = None
         pages: dict[str, Callable[[Request], Awaitable[Response]]] = {
             "/health": self._getHealth,
             "/health/ready": self._getHealth,
             "/health/live": self._getLife,
             openapi.PATH: self._getDescription,
         }
-        if sources is not None and audience != OFF:
-            pages["/metrics"] = partial(self._getMetrics, sources)
-        self.pages: Pages = MappingProxyType(pages)
+        if audience != OFF:
+            pages["/metrics"] = self._getMetrics
+        self.pages: Pages = pages
 
     async def _getHealth(self, request: Request) -> Response:
         report = await self._health.report()
-        # A cache must not repeat it later.
-        return Response(200 if report["store"]["state"] == OK else 503, report, {"Cache-Control": "no-store"})
+        return Response(200 if report["store"]["state"] == OK else 503, report, NO_STORE)
 
     async def _getLife(self, request: Request) -> Response:
         # That it responds is the news.
-        return Response(200, {"state": "alive"}, {"Cache-Control": "no-store"})
+        return Response(200, {"state": "alive"}, NO_STORE)
 
     async def _getDescription(self, request: Request) -> Response:
         return Response(200, text=openapi.document(baseUrl(request)))
 
-    async def _getMetrics(self, sources: Sources, request: Request) -> Response:
+    async def _getMetrics(self, request: Request) -> Response:
         if self._audience != ANYWHERE and not _isOnThisMachine(request.getClientAddress()):
             raise forbidden("Metrics are available only on the registry's machine (see its option --metrics)")
         try:
             from .metrics import CONTENT_TYPE, Metrics
         except ImportError:
             return Response(501, headers={"Content-Type": "text/plain; charset=utf-8"}, text=_NOT_INSTALLED)
-        if self._translated is None:
-            self._translated = Metrics(sources)
-        return Response(200, headers={"Content-Type": CONTENT_TYPE}, text=self._translated.text())
+        self._metrics = self._metrics or Metrics(self._sources)
+        return Response(200, headers={"Content-Type": CONTENT_TYPE}, text=self._metrics.text())
 
 
 def _isOnThisMachine(address: IAddress) -> bool:
