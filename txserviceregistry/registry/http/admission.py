@@ -26,7 +26,6 @@ class AdmissionQueue:
     addresses, each half is divided between its addresses, and the share of an address between its connections. A client
     for which little work has been done is served before clients for which much has been done.
 
-    :param clock: the reactor.
     :ivar waited: how many works had to wait since the start.
     """
 
@@ -125,10 +124,6 @@ class Admission:
     """
     The queues of unauthenticated clients, and the addresses at which a client has authenticated recently. During a
     flood from elsewhere a share of the queues is reserved for these addresses.
-
-    :param clock: the reactor.
-    :ivar requests: the queue of requests.
-    :ivar handshakes: the queue of TLS handshakes.
     """
 
     #: Seconds for which an address stays known after the last connection of an authenticated client.
@@ -141,16 +136,13 @@ class Admission:
         self._seen: BoundedCache[str, float] = BoundedCache()
 
     def remember(self, peer: str) -> None:
-        """An authenticated client is at this address."""
         self._seen.put(peer, self._clock.seconds())
 
     def isKnown(self, peer: str) -> bool:
-        """Whether the address is known."""
         seen = self._seen.get(peer)
         return seen is not None and self._clock.seconds() - seen < self.SECONDS
 
     def stop(self) -> None:
-        """All connections are gone: leave nothing on the reactor."""
         self.requests.stop()
         self.handshakes.stop()
 
@@ -170,7 +162,6 @@ class Client:
 
     @property
     def origin(self) -> Origin:
-        """The origin of its requests."""
         self._number = self._number or next(_numbers)
         return Origin(self.peer, self._number, self.admission.isKnown(self.peer))
 

@@ -1,9 +1,6 @@
 """
 A connection of a client, and its requests while they come in: how much time and memory they may take, in which order
 requests are answered, and how a connection ends.
-
-Which connections are closed when there are too many is in :mod:`txserviceregistry.registry.http.connections`, what has
-to wait in :mod:`txserviceregistry.registry.http.admission`.
 """
 
 from __future__ import annotations
@@ -49,9 +46,7 @@ _LOGIN = b"POST " + AUTH.encode()
 
 
 class ApiRequest(server.Request):
-    """
-    A request whose body is refused as soon as it is known to be too large, by its length or while it comes in.
-    """
+    """A request whose body is refused as soon as it is known to be too large, by its length or while it comes in."""
 
     channel: ApiChannel
     _isRefused = False
@@ -60,7 +55,6 @@ class ApiRequest(server.Request):
     _target = b""
 
     def gotLength(self, length: int | None) -> None:
-        """Called when the headers are there, with the ``Content-Length``."""
         # Twisted would put a large body, or one without a length, into a temporary file. All that is taken here has
         # room in memory.
         server.Request.gotLength(self, 0)
@@ -72,7 +66,6 @@ class ApiRequest(server.Request):
             self._refuse()
 
     def handleContentChunk(self, data: bytes) -> None:
-        """Called with each piece of the body."""
         self._received += len(data)
         if self._isRefused:
             if self._received > DISCARD_BYTES:
@@ -85,13 +78,12 @@ class ApiRequest(server.Request):
                 self.channel.keeps(self._received)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """Called when the whole request is there."""
         self._target = path if path.startswith(b"/") else routes.originForm(path)
         if not self._isRefused:
             # Twisted would take the query apart, into what nothing here uses.
             server.Request.requestReceived(self, command, self._target.partition(b"?")[0], version)
             return
-        self.method, self.uri, self.path, self.clientproto = command, self._target, self._target, version
+        self.method = command
         self.channel.requestArrived()
         self.finish()  # type: ignore[no-untyped-call]  # Twisted's own
 
@@ -118,9 +110,7 @@ class ApiRequest(server.Request):
 
 
 class _State(Enum):
-    """
-    The states of a connection: NEW → READING ⇄ ANSWERING, and from each of them to GONE.
-    """
+    """The states of a connection: NEW → READING ⇄ ANSWERING, and from each of them to GONE."""
 
     NEW = "nothing has come so far"
     READING = "no request has come in whole that is not answered"
@@ -132,9 +122,6 @@ class ApiChannel(Client, HTTPChannel):
     """
     A connection, which takes a bounded part of the registry's time and memory. Each request has to come in within a
     while, and each response has to be read.
-
-    :ivar resource: the API.
-    :ivar connections: sees to it that there are not too many.
     """
 
     resource: ApiResource
@@ -154,18 +141,17 @@ class ApiChannel(Client, HTTPChannel):
     _isClogged = False
     _deadline: IDelayedCall | None = None
     # Twisted asks for both with every request.
-    _host: IAddress | None = None
-    _peer: IAddress | None = None
+    _host: IAddress
+    _peer: IAddress
 
     def connectionMade(self) -> None:
-        """Called when a client has connected."""
         HTTPChannel.connectionMade(self)
-        self.peer = peerOf(self.transport.getPeer())
+        self._host, self._peer = self.transport.getHost(), self.transport.getPeer()
+        self.peer = peerOf(self._peer)
         self.endAfter(self.connections.limits.requestSeconds, self.loseConnection)
         self.connections.opened(self)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's own has no annotations
-        """Called when the connection is gone."""
         self._state = _State.GONE
         if self.isKnown:
             self.admission.remember(self.peer)
@@ -174,7 +160,6 @@ class ApiChannel(Client, HTTPChannel):
         self.connections.closed(self)
 
     def dataReceived(self, data: bytes) -> None:
-        """Called with what the client sends."""
         if self._held is not None:
             self._held += data
             if self.resource.vouchesFor(self._held):
@@ -194,15 +179,15 @@ class ApiChannel(Client, HTTPChannel):
             self.spend(partial(self._take, data))
 
     def _enterQueue(self, go: Callable[[], None]) -> None:
+        def served() -> None:
+            if self._state is not _State.GONE:
+                if self._state is not _State.ANSWERING:
+                    self.connections.waits(self)
+                self.spend(go)
+
         # A whole request may be waiting, and the connection of such a request is never closed to make room.
         self.connections.answers(self)
-        self.admission.requests.enter(self.origin, partial(self._served, go))
-
-    def _served(self, go: Callable[[], None]) -> None:
-        if self._state is not _State.GONE:
-            if self._state is not _State.ANSWERING:
-                self.connections.waits(self)
-            self.spend(go)
+        self.admission.requests.enter(self.origin, served)
 
     def _takeHeld(self) -> None:
         held, self._held = self._held, None
@@ -251,7 +236,6 @@ class ApiChannel(Client, HTTPChannel):
         self.connections.answers(self)
 
     def requestDone(self, request: HTTPRequest) -> None:
-        """Called when a request has been answered."""
         if self._state is _State.ANSWERING:
             self._state = _State.READING
         if self._body:
@@ -292,29 +276,21 @@ class ApiChannel(Client, HTTPChannel):
         HTTPChannel.loseConnection(self)
 
     def getHost(self) -> IAddress:
-        """The address that the client has connected to."""
-        if self._host is None:
-            self._host = HTTPChannel.getHost(self)
         return self._host
 
     def getPeer(self) -> IAddress:
-        """The address of the client."""
-        if self._peer is None:
-            self._peer = HTTPChannel.getPeer(self)
         return self._peer
 
     def timeoutConnection(self) -> None:
-        """See :class:`~txserviceregistry.registry.http.connections.Evictable`."""
         if self._deadline is None:
             self.loseConnection()
 
     def evict(self) -> None:
-        """Close at once."""
         self.transport.abortConnection()
 
     @property
     def hasUnread(self) -> bool:
-        """Whether something has come that has not been read so far, though the connection is being read."""
+        """See :class:`~txserviceregistry.registry.http.connections.Evictable`."""
         transport = self.transport
         while hasattr(transport, "transport"):
             transport = transport.transport  # below TLS
@@ -328,13 +304,14 @@ class ApiChannel(Client, HTTPChannel):
 
     def endAfter(self, seconds: float, end: Callable[[], None]) -> None:
         """Call *end* after so many seconds, unless the request is there whole before that."""
+
+        def ends() -> None:
+            self._deadline = None
+            end()
+
         self._inTime()
         if self._state is not _State.GONE:
-            self._deadline = self.connections.clock.callLater(seconds, self._ends, end)
-
-    def _ends(self, end: Callable[[], None]) -> None:
-        self._deadline = None
-        end()
+            self._deadline = self.connections.clock.callLater(seconds, ends)
 
     def _inTime(self) -> None:
         deadline, self._deadline = self._deadline, None
@@ -350,17 +327,17 @@ class ApiChannel(Client, HTTPChannel):
 
     def bodyLimit(self) -> int:
         """How many bytes are too many for the body of the request whose headers have just come."""
-        # Twisted hands its first line over with the last byte of its body. (If Twisted ever keeps the line under other
-        # names, a batch of heartbeats may be as large as everything else.)
         return routes.bodyLimit(*self._asked())
 
     def noticeRefusal(self, code: int, txnId: str) -> None:
         """What has been coming in was refused before it was a request."""
         method, path = self._asked()
         route = routes.targetOf(method, path).route
-        self.resource.requestLog.refused(method, path, route, self.transport.getPeer(), code, txnId)
+        self.resource.requestLog.refused(method, path, route, self._peer, code, txnId)
 
     def _asked(self) -> tuple[bytes, bytes]:
+        # Twisted hands the first line of a request over with the last byte of its body. (If Twisted ever keeps the line
+        # under other names, a batch of heartbeats may be as large as everything else.)
         target = routes.originForm(getattr(self, "_path", b""))
         return getattr(self, "_command", b""), target.partition(b"?")[0]
 
@@ -372,7 +349,6 @@ class ApiChannel(Client, HTTPChannel):
             self.loseConnection()
 
     def headerReceived(self, line: bytes) -> bool:
-        """Called with each line of the head but the first."""
         try:
             return bool(HTTPChannel.headerReceived(self, line))
         except ValueError:
@@ -381,7 +357,6 @@ class ApiChannel(Client, HTTPChannel):
             return False
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        """Called when a line of the head is longer than any is taken."""
         self._respondToBadRequestAndDisconnect()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
