@@ -109,8 +109,13 @@ class _Transport(StringTransportWithDisconnection):
 class Connection:
     """A connection to an :class:`Api`, without a socket."""
 
-    def __init__(self, api: Api, peer: IAddress = IPv4Address("TCP", "127.0.0.1", 54321)) -> None:  # noqa: B008 (immutable)
-        self.transport = _Transport(hostAddress=IPv4Address("TCP", "127.0.0.1", 8880), peerAddress=peer)
+    def __init__(
+        self,
+        api: Api,
+        peer: IAddress = IPv4Address("TCP", "127.0.0.1", 54321),  # noqa: B008 (it is immutable)
+        host: IAddress = IPv4Address("TCP", "127.0.0.1", 8880),  # noqa: B008 (as above)
+    ) -> None:
+        self.transport = _Transport(hostAddress=host, peerAddress=peer)
         self.protocol = api.site.buildProtocol(None)
         self.transport.protocol = self.protocol
         self.protocol.makeConnection(self.transport)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 from cryptography import x509
@@ -46,6 +46,7 @@ BACKLOG = 1_000
 
 _EXAMPLE = "ssl:8443:privateKey=key.pem:certKey=cert.pem"
 _NAMES = ("port", "privateKey", "certKey", "extraCertChain", "interface", "backlog")
+_NUMBERS = {"port": "", "backlog": str(BACKLOG)}
 _LOOPBACK = ("127.0.0.1", "::1")
 
 
@@ -53,59 +54,31 @@ class EndpointError(ValueError):
     """An endpoint string can't be used; the text, one line, says why."""
 
 
-@attrs.frozen
-class ServerCertificate:
+# A certificate, and the same with its key and the intermediate certificates.
+_Loaded: TypeAlias = tuple[x509.Certificate, CertificateOptions]
+
+
+def _load(files: Mapping[str, str]) -> Reloaded[dict[str, bytes], _Loaded]:
     """
-    The certificate of a listener.
+    Read the certificate of a listener and its key, now and whenever the files have changed.
 
-    :ivar options: the same with its key and the intermediate certificates.
+    :param files: their paths, by the names of the endpoint string's arguments.
+    :raises EndpointError: if they can't be used.
     """
+    # The working directory may be another one when they are read again.
+    paths = {name: os.path.abspath(path) for name, path in files.items()}
+    shown = files["certKey"]
 
-    certificate: x509.Certificate
-    options: CertificateOptions
+    def read() -> dict[str, bytes]:
+        return {name: _read(name, path, files[name]) for name, path in paths.items()}
 
-
-@attrs.frozen
-class CertificateFiles:
-    """
-    The files of a listener's certificate, as the endpoint string names them.
-
-    :ivar certificate: may be the same file as the *key*.
-    :ivar intermediates: the file with the intermediate certificates, if they have one of their own.
-    """
-
-    key: str
-    certificate: str
-    intermediates: str | None = None
-
-    def load(self) -> Reloaded[dict[str, bytes], ServerCertificate]:
-        """
-        Read the files, now and whenever they have changed.
-
-        :raises EndpointError: if they can't be used.
-        """
-        names = {"certKey": self.certificate, "privateKey": self.key}
-        if self.intermediates is not None:
-            names["extraCertChain"] = self.intermediates
-        # The working directory may be another one when they are read again.
-        paths = {name: os.path.abspath(path) for name, path in names.items()}
-
-        def read() -> dict[str, bytes]:
-            return {name: _read(name, path, names[name]) for name, path in paths.items()}
-
-        def whyNot(made: ServerCertificate) -> str | None:
-            wrong = whyNotNow(made.certificate)
-            return None if wrong is None else f"the certificate in {self.certificate} {wrong}"
-
-        return Reloaded(f"TLS certificate {self.certificate}", list(paths.values()), read, self._made, whyNot=whyNot)
-
-    def _made(self, texts: dict[str, bytes]) -> ServerCertificate:
-        own, *intermediates = _certificates("certKey", self.certificate, texts["certKey"])
-        if self.intermediates is not None:
-            intermediates = _certificates("extraCertChain", self.intermediates, texts["extraCertChain"])
-        text, key = _privateKey(self.key, texts["privateKey"])
+    def make(texts: dict[str, bytes]) -> _Loaded:
+        own, *intermediates = _certificates("certKey", shown, texts["certKey"])
+        if "extraCertChain" in files:
+            intermediates = _certificates("extraCertChain", files["extraCertChain"], texts["extraCertChain"])
+        text, key = _privateKey(files["privateKey"], texts["privateKey"])
         if key.public_key() != own.public_key():
-            raise EndpointError(f"the private key in {self.key} does not match the certificate in {self.certificate}")
+            raise EndpointError(f"the private key in {files['privateKey']} does not match the certificate in {shown}")
         options = CertificateOptions(
             privateKey=load_privatekey(FILETYPE_PEM, text),
             certificate=X509.from_cryptography(own),
@@ -116,8 +89,14 @@ class CertificateFiles:
         try:
             options.getContext()
         except TLSError as error:
-            raise EndpointError(f"OpenSSL refused the certificate in {self.certificate}: {_reasonOf(error)}")
-        return ServerCertificate(own, options)
+            raise EndpointError(f"OpenSSL refused the certificate in {shown}: {_reasonOf(error)}")
+        return own, options
+
+    def whyNot(loaded: _Loaded) -> str | None:
+        wrong = whyNotNow(loaded[0])
+        return None if wrong is None else f"the certificate in {shown} {wrong}"
+
+    return Reloaded(f"TLS certificate {shown}", list(paths.values()), read, make, whyNot=whyNot)
 
 
 @implementer(IOpenSSLServerConnectionCreator)
@@ -132,20 +111,20 @@ class TLSEndpoint(SSL4ServerEndpoint):
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, port: int, files: CertificateFiles, backlog: int, interface: str) -> None:
-        self._loaded = files.load()
+    def __init__(self, reactor: Any, port: int, files: Mapping[str, str], backlog: int, interface: str) -> None:
+        self._loaded = _load(files)
         self._loaded.onChange = self._changed
         super().__init__(reactor, port, self, backlog, interface)  # type: ignore[no-untyped-call] # Twisted's own
         self._plain = TCP4ServerEndpoint(reactor, port, backlog, interface)
         self.onChange: Callable[[], object] = lambda: None
-        self.path = files.certificate
-        self._keyPath = files.key
+        self.path = files["certKey"]
+        self._keyPath = files["privateKey"]
         self._bound = interface
 
     @property
     def certificate(self) -> x509.Certificate:
         """The server's own, as new connections get it."""
-        return self._loaded.current().certificate
+        return self._loaded.current()[0]
 
     def reload(self) -> None:
         """Read the files now, whether or not they seem to have changed."""
@@ -157,7 +136,7 @@ class TLSEndpoint(SSL4ServerEndpoint):
 
     def serverConnectionForTLS(self, protocol: object) -> Connection:
         """See :class:`~twisted.internet.interfaces.IOpenSSLServerConnectionCreator`."""
-        return Connection(self._loaded.current().options.getContext(), None)
+        return Connection(self._loaded.current()[1].getContext(), None)
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
         """
@@ -170,7 +149,7 @@ class TLSEndpoint(SSL4ServerEndpoint):
         return listening
 
     def _warn(self) -> None:
-        certificate = self._loaded.current().certificate
+        certificate = self.certificate
         wrong = whyNotNow(certificate)
         if wrong is not None:
             self._log.warn("Certificate {path} {wrong}; clients will refuse it", path=self.path, wrong=wrong)
@@ -240,17 +219,14 @@ def _isAddress(name: str) -> bool:
 
 def _tlsEndpoint(reactor: Any, description: str) -> TLSEndpoint:
     arguments = _argumentsOf(description)
-    keyPath = arguments.get("privateKey")
-    if keyPath is None:
+    files: dict[str, str] = {
+        name: arguments[name] for name in ("certKey", "privateKey", "extraCertChain") if name in arguments
+    }
+    if "privateKey" not in files:
         raise EndpointError(f"missing argument privateKey=, the file with the private key; example: {_EXAMPLE}")
-    certificatePath = arguments.get("certKey", keyPath)
-    return TLSEndpoint(
-        reactor,
-        _number(arguments, "port", None),
-        CertificateFiles(keyPath, certificatePath, arguments.get("extraCertChain")),
-        _number(arguments, "backlog", BACKLOG),
-        arguments.get("interface", ""),
-    )
+    files.setdefault("certKey", files["privateKey"])
+    port, backlog = (_number(name, arguments.get(name, default)) for name, default in _NUMBERS.items())
+    return TLSEndpoint(reactor, port, files, backlog, arguments.get("interface", ""))
 
 
 def _argumentsOf(description: str) -> dict[str, str]:
@@ -266,8 +242,7 @@ def _argumentsOf(description: str) -> dict[str, str]:
     return arguments
 
 
-def _number(arguments: dict[str, str], name: str, default: int | None) -> int:
-    text = arguments.get(name, "" if default is None else str(default))
+def _number(name: str, text: str) -> int:
     if not re.fullmatch("[0-9]{1,5}", text):
         raise EndpointError(f"invalid {name} {text!r}: not a number; example: {_EXAMPLE}")
     return int(text)

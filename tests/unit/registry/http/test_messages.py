@@ -303,8 +303,7 @@ class HostTests(FramingCase):
             (IPv6Address("TCP", "fe80::1%eth0", 8880), "http://[fe80::1]:8880"),
             (UNIXAddress(b"/tmp/socket"), "http://localhost"),
         ]:
-            self.connection = Connection(self.api)
-            self.connection.transport.hostAddr = address
+            self.connection = Connection(self.api, host=address)
             self.assertEqual(self.location(None), url)
 
     def test_secure(self) -> None:
