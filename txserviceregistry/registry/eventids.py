@@ -13,25 +13,22 @@ from collections.abc import Callable
 
 #: The position of 1970-01-01.
 _UNIX_EPOCH = 0x01B21DD213814000
-
 _UNITS_PER_SECOND = 10_000_000
-
 #: The largest time that a version-1 UUID can hold.
-_LAST_POSITION = (1 << 60) - 1
+LAST_POSITION = (1 << 60) - 1
 
 _VARIANT = 0x8000
 _CLOCK_SEQUENCE_BITS = 14
 _NODE_BITS = 48
 #: The bit that sets a random node apart from every real network address (RFC 4122, 4.5).
 _MULTICAST = 1 << 40
+#: The tail of ids that no event has: they are places between events.
+_MOMENT = "8000-000000000000"
 
 
 def positionOf(seconds: float) -> int:
     """The position of a moment, in seconds since 1970, within what a UUID can hold."""
-    position = int(seconds * _UNITS_PER_SECOND) + _UNIX_EPOCH
-    if 0 <= position <= _LAST_POSITION:
-        return position
-    return 0 if position < 0 else _LAST_POSITION
+    return min(max(0, int(seconds * _UNITS_PER_SECOND) + _UNIX_EPOCH), LAST_POSITION)
 
 
 def secondsAt(position: int) -> float:
@@ -47,13 +44,15 @@ def position(text: str) -> int:
     return parsed.time
 
 
-#: The tail of ids that no event has: they are places between events.
-_MOMENT = "8000-000000000000"
+def uuidAt(position: int, tail: str) -> str:
+    """The text of a version-1 UUID."""
+    time = f"{position:015x}"
+    return f"{time[7:]}-{time[3:7]}-1{time[:3]}-{tail}"
 
 
 def momentAt(position: int) -> str:
     """An id for a *position* at which there need not be an event."""
-    return EventIds(float, _MOMENT).idAt(position)
+    return uuidAt(position, _MOMENT)
 
 
 def isMoment(id: str) -> bool:
@@ -62,9 +61,7 @@ def isMoment(id: str) -> bool:
 
 
 def newTail(randbits: Callable[[int], int] = secrets.randbits) -> str:
-    """
-    The last two groups of a store's event ids: variant and clock sequence, and a node that is not a network address.
-    """
+    """The end of a store's event ids: variant and clock sequence, and a node that is not a network address."""
     sequence = _VARIANT | randbits(_CLOCK_SEQUENCE_BITS)
     return f"{sequence:04x}-{_MULTICAST | randbits(_NODE_BITS):012x}"
 
@@ -75,7 +72,6 @@ class EventIds:
 
     :param wallClock: seconds since 1970.
     :param tail: see :func:`newTail`.
-    :param last: the last position that was made before.
     :ivar last: the last position that was made.
     """
 
@@ -91,16 +87,10 @@ class EventIds:
 
     def idAt(self, position: int) -> str:
         """The id of the event at *position*."""
-        time = f"{position:015x}"
-        return f"{time[7:]}-{time[3:7]}-1{time[:3]}-{self._tail}"
+        return uuidAt(position, self._tail)
 
     def owned(self, id: str) -> int | None:
-        """
-        The position in an id that may have been made here.
-
-        :param id: any text; its case does not matter.
-        :return: ``None`` for an id that was surely never made here.
-        """
+        """The position in any text that may be an id made here, in any case; ``None`` if it surely is not."""
         text = id.lower()
         try:
             found = int(text[15:18] + text[9:13] + text[:8], 16)

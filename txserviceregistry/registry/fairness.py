@@ -53,8 +53,20 @@ class FairQueue(Generic[_T]):
     """
 
     def __init__(self) -> None:
-        self._root: _Level[_T] = _Level()
         self._count = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        # Of the last level.
+        self._items: deque[_T] = deque()
+        self._now = 0.0
+        # The work done for each party that has had more than the virtual time.
+        self._ends: dict[Hashable, float] = {}
+        self._pruneAt = 64
+        # The parties with items, by start tag; and what each of them has in the queue.
+        self._heap: list[tuple[float, int, Hashable]] = []
+        self._order = count()
+        self._waiting: dict[Hashable, FairQueue[_T]] = {}
 
     def __len__(self) -> int:
         """How many items wait."""
@@ -63,7 +75,14 @@ class FairQueue(Generic[_T]):
     def add(self, path: _Path, item: _T) -> None:
         """Put an item into the queue."""
         self._count += 1
-        self._root.add(path, item)
+        if not path:
+            self._items.append(item)
+            return
+        party = path[0]
+        if party not in self._waiting:
+            self._waiting[party] = FairQueue()
+            self._push(party, max(self._now, self._ends.get(party, 0.0)))
+        self._waiting[party].add(path[1:], item)
 
     def pop(self, mayGo: Callable[[_Path], bool] = _always) -> tuple[_Path, _T] | None:
         """
@@ -72,97 +91,52 @@ class FairQueue(Generic[_T]):
         :param mayGo: whether items whose paths begin with the given one may be taken now.
         :return: the item with its path; ``None`` if no item may be taken.
         """
-        return self._take(mayGo, last=False)
+        return self._take((), mayGo, last=False)
 
     def dropLast(self) -> tuple[_Path, _T] | None:
         """Remove the item that would be served last; ``None`` if the queue is empty."""
-        return self._take(_always, last=True)
+        return self._take((), _always, last=True)
 
-    def charge(self, path: _Path, cost: float) -> None:
-        """Account for work done for *path*, whether or not it was for an item of this queue."""
-        if self._count and cost > 0:
-            self._root.charge(path, cost)
-
-    def _take(self, mayGo: Callable[[_Path], bool], *, last: bool) -> tuple[_Path, _T] | None:
-        taken = self._root.take((), mayGo, last) if self._count else None
-        if taken is not None:
-            self._count -= 1
-            if not self._count:
-                # With an empty queue there is no order to keep. This also forgets clients that are gone.
-                self._root = _Level()
-        return taken
-
-
-class _Level(Generic[_T]):
-    """The parties of one level. Each has a level of its own; on the innermost level each has items."""
-
-    def __init__(self) -> None:
-        self._now = 0.0
-        # The work done for each party that has had more than the virtual time.
-        self._ends: dict[Hashable, float] = {}
-        self._pruneAt = 64
-        # The parties with items, by start tag; and their items.
-        self._heap: list[tuple[float, int, Hashable]] = []
-        self._order = count()
-        self._waiting: dict[Hashable, _Level[_T] | deque[_T]] = {}
-
-    def add(self, path: _Path, item: _T) -> None:
-        party, rest = path[0], path[1:]
-        inside = self._waiting.get(party)
-        if inside is None:
-            inside = self._waiting[party] = _Level() if rest else deque()
-            self._push(party)
-        if isinstance(inside, deque):
-            inside.append(item)
-        else:
-            inside.add(rest, item)
-
-    def take(
-        self, above: tuple[Hashable, ...], mayGo: Callable[[_Path], bool], last: bool
-    ) -> tuple[tuple[Hashable, ...], _T] | None:
-        kept: list[tuple[float, int, Hashable]] = []
-        taken = None
+    def _take(
+        self, above: tuple[Hashable, ...], mayGo: Callable[[_Path], bool], *, last: bool
+    ) -> tuple[_Path, _T] | None:
+        taken: tuple[_Path, _T] | None = None
+        if self._items:
+            taken = above, self._items.pop() if last else self._items.popleft()
+        kept = []
         while self._heap and taken is None:
             entry = self._popLast() if last else self._popFirst()
-            taken = self._takeOf(entry[2], above, mayGo, last)
-            if entry[2] in self._waiting:
+            path = (*above, entry[2])
+            inside = self._waiting[entry[2]]
+            if mayGo(path):
+                taken = inside._take(path, mayGo, last=last)
+            if inside:
                 kept.append(entry)
+            else:
+                del self._waiting[entry[2]]
             if taken is not None and not last:
                 self._now = max(self._now, entry[0])
         for entry in kept:
             heappush(self._heap, entry)
-        return taken
-
-    def _takeOf(
-        self, party: Hashable, above: tuple[Hashable, ...], mayGo: Callable[[_Path], bool], last: bool
-    ) -> tuple[tuple[Hashable, ...], _T] | None:
-        path = (*above, party)
-        if not mayGo(path):
-            return None
-        inside = self._waiting[party]
-        if isinstance(inside, deque):
-            taken = path, inside.pop() if last else inside.popleft()
-            isEmpty = not inside
-        else:
-            found = inside.take(path, mayGo, last)
-            if found is None:
-                return None
-            taken = found
-            isEmpty = not inside._waiting
-        if isEmpty:
-            del self._waiting[party]
+        if taken is not None:
+            self._count -= 1
+            if not self._count:
+                # With an empty queue there is no order to keep. This also forgets clients that are gone.
+                self._reset()
         return taken
 
     def charge(self, path: _Path, cost: float) -> None:
+        """Account for work done for *path*, whether or not it was for an item of this queue."""
+        if not (path and self._count and cost > 0):
+            return
         party = path[0]
         self._ends[party] = max(self._now, self._ends.get(party, 0.0)) + cost
         # The virtual time also advances for parties that wait: otherwise a party that has been served would wait as
         # long as new ones arrive. It advances half as fast as each of them is served, so that the party that has had
         # the least keeps its lead until its turn.
         self._now += cost / (2 * (len(self._waiting) + 1))
-        inside = self._waiting.get(party)
-        if inside is not None and not isinstance(inside, deque):
-            inside.charge(path[1:], cost)
+        if party in self._waiting:
+            self._waiting[party].charge(path[1:], cost)
         if len(self._ends) > self._pruneAt:
             self._ends = {name: end for name, end in self._ends.items() if end > self._now}
             if len(self._ends) > REMEMBERED_PARTIES:
@@ -176,7 +150,7 @@ class _Level(Generic[_T]):
             end = self._ends.get(entry[2], 0.0)
             if end <= entry[0]:
                 return entry
-            heappush(self._heap, (end, next(self._order), entry[2]))
+            self._push(entry[2], end)
 
     def _popLast(self) -> tuple[float, int, Hashable]:
         entry = max(self._heap)
@@ -184,5 +158,5 @@ class _Level(Generic[_T]):
         heapify(self._heap)
         return entry
 
-    def _push(self, party: Hashable) -> None:
-        heappush(self._heap, (max(self._now, self._ends.get(party, 0.0)), next(self._order), party))
+    def _push(self, party: Hashable, tag: float) -> None:
+        heappush(self._heap, (tag, next(self._order), party))

@@ -35,12 +35,6 @@ class ResourceLimits:
     lock: int = 10_000
 
 
-class _Usage(dict[int, int]):
-    """By part of the window, oldest first, the number of GETs of one account; and their sum."""
-
-    total = 0
-
-
 class RateLimiter:
     """
     Counts the GETs of each account within a sliding window.
@@ -72,7 +66,8 @@ class RateLimiter:
         self._limit = limit
         self._window = window
         self._width = window / self.BUCKETS
-        self._usage: dict[str, _Usage] = {}
+        # The GETs of each account, by part of the window, oldest first.
+        self._usage: dict[str, dict[int, int]] = {}
         self._current = self._bucket()
 
     def check(self, tenant: str) -> None:
@@ -84,18 +79,17 @@ class RateLimiter:
         if self._limit is None:
             return
         usage = self._usageOf(tenant)
-        if usage.total >= self._limit:
+        if sum(usage.values()) >= self._limit:
             raise rateLimitReached(
                 f'Limit of {self._limit} requests in {self._window:.15g} seconds for path "{PATHS}" has been reached',
                 self._retryAfter(usage),
             )
         usage[self._current] = usage.get(self._current, 0) + 1
-        usage.total += 1
         self._usage[tenant] = usage
 
     def used(self, tenant: str) -> int:
         """How many GETs of *tenant* count now."""
-        return self._usageOf(tenant).total
+        return sum(self._usageOf(tenant).values())
 
     def usage(self, used: int) -> dict[str, dict[str, int | str]]:
         """
@@ -115,7 +109,7 @@ class RateLimiter:
         return {
             "X-Ratelimit-Path-Regex": PATHS,
             "X-Ratelimit-Limit": str(self._limit),
-            "X-Ratelimit-Used": str(usage.total),
+            "X-Ratelimit-Used": str(sum(usage.values())),
             "X-Ratelimit-Window": f"{self._window:.15g} seconds",
             # The original's spelling. In a sliding window this is when the oldest counted request leaves it.
             "Reply-After": str(math.ceil(self._wallClock() + self._retryAfter(usage))),
@@ -131,18 +125,18 @@ class RateLimiter:
         decimals = 1 if isExact else max(2 - math.floor(math.log10(hours)), 1)
         return f"{hours:.{decimals}f} hours"
 
-    def _retryAfter(self, usage: _Usage) -> int:
+    def _retryAfter(self, usage: dict[int, int]) -> int:
         if not usage:
             return math.ceil(self._window)
         return math.ceil((next(iter(usage)) + self.BUCKETS + 1) * self._width - self._seconds())
 
-    def _usageOf(self, tenant: str) -> _Usage:
+    def _usageOf(self, tenant: str) -> dict[int, int]:
         now = self._bucket()
         if now != self._current:
             self._current = now
             for name, usage in list(self._usage.items()):
                 for bucket in [each for each in usage if each < now - self.BUCKETS]:
-                    usage.total -= usage.pop(bucket)
+                    del usage[bucket]
                 if not usage:
                     del self._usage[name]
-        return self._usage.get(tenant, _Usage())
+        return self._usage.get(tenant, {})

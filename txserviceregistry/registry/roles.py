@@ -48,22 +48,21 @@ class Role:
     :ivar services: beginnings of service ids.
     :ivar configuration: configuration keys; the keys below them in the tree match too. The empty one matches all keys.
     :ivar locks: beginnings of the names of locks.
-    :ivar isLimited: whether there is something that it may not change.
     """
 
     name: str = attrs.field(default="write", validator=attrs.validators.in_(NAMES))
     services: tuple[str, ...] = attrs.field(default=(), converter=_texts)
     configuration: tuple[str, ...] = attrs.field(default=(), converter=_texts)
     locks: tuple[str, ...] = attrs.field(default=(), converter=_texts)
-    isLimited: bool = attrs.field(init=False, repr=False)
-
-    @isLimited.default
-    def _limited(self) -> bool:
-        return self.name == "read" or any(self.prefixes().values())
 
     def __attrs_post_init__(self) -> None:
         if self.name == "read" and any(self.prefixes().values()):
             raise ValueError("the role read changes nothing, so that it takes no prefixes")
+
+    @property
+    def isLimited(self) -> bool:
+        """Whether there is something that it may not change."""
+        return self.name == "read" or bool(self.services or self.configuration or self.locks)
 
     def prefixes(self) -> Mapping[str, Sequence[str]]:
         """The prefixes of each kind."""
@@ -79,15 +78,11 @@ class Role:
         return key.startswith(prefixes)
 
     def check(self, kind: str, key: str) -> None:
-        """
-        :raises Fault: 403 if it may not change this object.
-        """
-        if not self.mayChange(kind, key):
-            raise forbidden(self._refusal())
-
-    def _refusal(self) -> str:
+        """:raises Fault: 403 if it may not change this object."""
+        if self.mayChange(kind, key):
+            return
         if self.name == "read":
-            return "This user may only read (its role is read)"
+            raise forbidden("This user may only read (its role is read)")
         parts = []
         for kind, prefixes in self.prefixes().items():
             if prefixes:
@@ -95,14 +90,14 @@ class Role:
                 shown = ", ".join(f'"{prefix}"' for prefix in prefixes[:_MOST_SHOWN])
                 where = "below" if kind == CONFIGURATION else "that begin with"
                 parts.append(f"{kind} {where} {shown}{more}")
-        return f"This user may only change {'; '.join(parts)}"
+        raise forbidden(f"This user may only change {'; '.join(parts)}")
 
     def asJson(self) -> dict[str, Any]:
         """The role for a store: what is not the default."""
         return {
             field.name: getattr(self, field.name)
             for field in attrs.fields(Role)
-            if field.init and getattr(self, field.name) != field.default
+            if getattr(self, field.name) != field.default
         }
 
 

@@ -12,6 +12,7 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any, TypeVar
 
+import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
@@ -29,7 +30,6 @@ from .console.sessions import Sessions
 from .core import Registry
 from .datadir import DataDirectory, DataDirectoryError
 from .feed import EVENT_RETENTION
-from .firstuser import firstCredentials, makeFirstUser
 from .http.accesslog import LogFile, LogThread
 from .http.connections import ConnectionLimits, availableFiles
 from .http.health import Health
@@ -38,12 +38,13 @@ from .http.requestlog import RequestLog
 from .http.resource import ApiResource
 from .http.server import ApiSite
 from .http.statuspages import LOOPBACK, StatusPages
+from .identity.apikeys import newKey
 from .identity.identity import Identity, InvalidUser
 from .limits import RateLimiter, ResourceLimits
 from .locks import LockOptions
 from .places import Places
 from .statistics import Sources
-from .stores.interfaces import IStore, StoreRefused, StoreUnavailable
+from .stores.interfaces import IStore, ObjectExists, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore
 from .stores.shared import ISharedStore
 from .stores.sqlite.store import SqliteStore
@@ -52,6 +53,9 @@ _T = TypeVar("_T")
 
 #: Where a registry listens unless told otherwise: on this machine only.
 DEFAULT_LISTEN = "tcp:8880:interface=127.0.0.1"
+
+#: The name of the user of a new registry.
+FIRST_USER = "local"
 
 #: How long requests that are under way may still take when the registry stops, and all of the stopping, in seconds.
 DRAIN_SECONDS = 1.0
@@ -62,6 +66,7 @@ class StartFailed(Exception):
     """The registry can't start; the text, one line, says why."""
 
 
+@attrs.define(eq=False, slots=False)
 class RegistryService(Service):
     """
     A registry: data directory, store, identity, rules and listeners. They start in this order and end in the opposite
@@ -95,53 +100,36 @@ class RegistryService(Service):
     name = "registry"
     _log = Logger()
 
-    def __init__(
-        self,
-        reactor: Any,
-        *,
-        dataDir: str | os.PathLike[str],
-        store: str | Callable[[], IStore] = "sqlite",
-        endpoints: Sequence[str | IStreamServerEndpoint] = (DEFAULT_LISTEN,),
-        limits: ResourceLimits = ResourceLimits(),  # noqa: B008 (it is immutable)
-        locks: LockOptions = LockOptions(),  # noqa: B008 (as above)
-        rateLimit: int | None = 500_000,
-        rateWindow: float = 86_400.0,
-        connectionLimits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (as above)
-        tokenLifetime: float = 86_400.0,
-        eventRetention: float = EVENT_RETENTION,
-        metrics: str = LOOPBACK,
-        accessLog: str | os.PathLike[str] | None = None,
-        auditLog: str | os.PathLike[str] | None = None,
-        consoleNames: Collection[str] | None = (),
-        wallClock: Callable[[], float] = time.time,
-    ) -> None:
-        self.urls: list[str] = []
-        self.hasCredentials = False
-        self.health: Health | None = None
-        self._reactor = reactor
-        self._directory = DataDirectory(Path(dataDir))
-        self._store = store
-        self._endpoints = endpoints
-        self._limits = limits
-        self._locks = locks
-        self._connectionLimits = connectionLimits
-        self._rateLimit = rateLimit
-        self._rateWindow = rateWindow
-        self._tokenLifetime = tokenLifetime
-        self._eventRetention = eventRetention
-        self._metrics = metrics
-        self._accessLog = accessLog
-        self._auditLog = auditLog
-        self._consoleNames = consoleNames
-        self._wallClock = wallClock
-        # The names and functions of what has to be ended, in the opposite order.
-        self._endings: list[tuple[str, Callable[[], object]]] = []
-        self._starting: Deferred[None] | None = None
-        self._outcome: list[IListeningPort] | StartFailed | None = None
-        self._waiting: Waiters[list[IListeningPort]] = Waiters()
-        # Each endpoint, and the port that it has made.
-        self._listening: list[tuple[IStreamServerEndpoint, IListeningPort]] = []
-        self._unheard: IDelayedCall | None = None
+    _reactor: Any
+    _dataDir: str | os.PathLike[str]
+    _store: str | Callable[[], IStore] = "sqlite"
+    _endpoints: Sequence[str | IStreamServerEndpoint] = (DEFAULT_LISTEN,)
+    _limits: ResourceLimits = ResourceLimits()  # noqa: RUF009 (it is immutable)
+    _locks: LockOptions = LockOptions()  # noqa: RUF009 (as above)
+    _rateLimit: int | None = 500_000
+    _rateWindow: float = 86_400.0
+    _connectionLimits: ConnectionLimits = ConnectionLimits()  # noqa: RUF009 (as above)
+    _tokenLifetime: float = 86_400.0
+    _eventRetention: float = EVENT_RETENTION
+    _metrics: str = LOOPBACK
+    _accessLog: str | os.PathLike[str] | None = None
+    _auditLog: str | os.PathLike[str] | None = None
+    _consoleNames: Collection[str] | None = ()
+    _wallClock: Callable[[], float] = time.time
+    urls: list[str] = attrs.field(init=False, factory=list)
+    hasCredentials: bool = attrs.field(init=False, default=False)
+    health: Health | None = attrs.field(init=False, default=None)
+    # The names and functions of what has to be ended, in the opposite order.
+    _endings: list[tuple[str, Callable[[], object]]] = attrs.field(init=False, factory=list)
+    _starting: Deferred[None] | None = attrs.field(init=False, default=None)
+    _outcome: list[IListeningPort] | StartFailed | None = attrs.field(init=False, default=None)
+    _waiting: Waiters[list[IListeningPort]] = attrs.field(init=False, factory=Waiters)
+    # Each endpoint, and the port that it has made.
+    _listening: list[tuple[IStreamServerEndpoint, IListeningPort]] = attrs.field(init=False, factory=list)
+    _unheard: IDelayedCall | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self._directory = DataDirectory(Path(self._dataDir))
 
     @staticmethod
     def runsOver(dataDir: str | os.PathLike[str]) -> bool:
@@ -222,7 +210,7 @@ class RegistryService(Service):
         isNew = self._isNewStore()
         if isNew and self._store == "sqlite":
             # First the file, then the store: a crash in between must not leave a registry without credentials.
-            firstCredentials(self._directory)
+            self._firstCredentials()
         await store.open()
         if ISharedStore.providedBy(store):
             isNew = store.isNew
@@ -233,7 +221,7 @@ class RegistryService(Service):
             tokenLifetime=self._tokenLifetime,
             hasher=self._inThread,
         )
-        await makeFirstUser(identity, self._directory, isNew=isNew)
+        await self._makeFirstUser(identity, isNew=isNew)
         self.hasCredentials = self._directory.credentials() is not None
         connectionLimits = self._possibleLimits()
         held = Places(connectionLimits.held)
@@ -289,6 +277,35 @@ class RegistryService(Service):
         for endpoint in self._secureEndpoints():
             endpoint.onChange = self._certificateChanged
         return ports
+
+    def _firstCredentials(self) -> tuple[str, str]:
+        """The name and the API key in the ``raxrc``, which get there if they are not."""
+        credentials = self._directory.credentials()
+        if credentials is None:
+            credentials = FIRST_USER, newKey()
+            self._directory.keepCredentials(*credentials)
+        return credentials
+
+    async def _makeFirstUser(self, identity: Identity, *, isNew: bool) -> None:
+        """
+        Make a user with the credentials in the ``raxrc``, in a store without users. The users of an older store whose
+        credentials are not there were removed, which is not undone.
+        """
+        if await identity.listUsers():
+            return
+        areThere = self._directory.credentials() is not None
+        if not (isNew or areThere):
+            self._log.warn("No users exist; all requests will be rejected (service-registry-users add creates one)")
+            return
+        name, key = self._firstCredentials()
+        try:
+            await identity.addUser(name, key=key)
+        except ObjectExists:
+            # Another registry over the same store has added it, with another key.
+            if not areThere:
+                self._directory.forgetCredentials()
+        else:
+            self._log.info("Created user {user}; the API key is in {raxrc}", user=name, raxrc=self.raxrcPath)
 
     def _publishUrls(self) -> None:
         """

@@ -29,9 +29,8 @@ class ServiceLog:
         self._text = f"{what}: {{names}}"
         self._named: list[str] = []
         self._count = 0
-        self._written = float("-inf")
+        self._next = float("-inf")
         self._writing: IDelayedCall | None = None
-        self._stopped = False
 
     def add(self, tenant: str, id: str) -> None:
         """Note a service. The line follows after :meth:`flush`."""
@@ -41,25 +40,24 @@ class ServiceLog:
 
     def flush(self) -> None:
         """Log what was added, as soon as a second has passed since the last line."""
-        if self._writing is not None or self._stopped or not self._count:
-            return
-        wait = self._written + self.INTERVAL - self._clock.seconds()
-        if wait > 0:
-            self._writing = self._clock.callLater(wait, self._write)
-        else:
-            self._write()
+        if self._writing is None:
+            wait = self._next - self._clock.seconds()
+            if wait > 0:
+                self._writing = self._clock.callLater(wait, self._write)
+            else:
+                self._write()
 
     def stop(self) -> None:
-        """Log the rest now, and again each time that this is called."""
-        self._stopped = True
+        """Log the rest now, and leave nothing on the reactor."""
         if self._writing is not None:
             self._writing.cancel()
-        if self._count:
-            self._write()
+        self._write()
 
     def _write(self) -> None:
         self._writing = None
-        self._written = self._clock.seconds()
+        if not self._count:
+            return
+        self._next = self._clock.seconds() + self.INTERVAL
         more = self._count - len(self._named)
         names = ", ".join(self._named) + (f" and {more} more" if more else "")
         self._log.info(self._text, names=names, count=self._count)

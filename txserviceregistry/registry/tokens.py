@@ -8,12 +8,11 @@ from collections.abc import Callable
 from hashlib import blake2b
 from hmac import compare_digest
 
-from .eventids import position, positionOf
+from .eventids import LAST_POSITION, position, positionOf, uuidAt
 from .expiry.deadlines import REFUSED, ServiceState
 from .faults import Fault, notFound
 from .scopes import kindOf
 
-_LATEST = (1 << 60) - 1
 # The first digit of a tail: of the four bits of the MAC's two are the variant of the UUID (RFC 4122).
 _FIRST_DIGITS = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
 
@@ -37,30 +36,25 @@ class HeartbeatTokens:
 
     def first(self, tenant: str, id: str, incarnation: str) -> str:
         """The token in the response to a registration."""
-        return self._text(0, self.proof(tenant, id, incarnation))
+        return uuidAt(positionOf(self._wallClock()), self.proof(tenant, id, incarnation))
 
     def initial(self, tenant: str, id: str, incarnation: str) -> str:
         """A token that is the same each time; no other is as old."""
-        return _head(f"{position(incarnation):015x}") + self.proof(tenant, id, incarnation)
+        return uuidAt(position(incarnation), self.proof(tenant, id, incarnation))
 
     def next(self, tenant: str, id: str, incarnation: str, presented: str) -> str | None:
-        """
-        The token in the response to a heartbeat.
-
-        :param presented: the heartbeat's token, the text of a version-1 UUID in any case
-            (:mod:`txserviceregistry.registry.http.validation` checks that).
-        :return: ``None`` if it was never given out for this incarnation of the service.
-        """
+        """The token in the response to a single heartbeat; see :meth:`following`."""
         return self.following()(self.proof(tenant, id, incarnation), presented)
 
     def following(self) -> Callable[[str, str], str | None]:
         """
         For many heartbeats at the same moment.
 
-        :return: is called with a service's :meth:`proof` and the presented token, and does what :meth:`next` does.
+        :return: is called with a service's :meth:`proof` and the heartbeat's token, the text of a version-1 UUID in any
+            case, and returns the next token; ``None`` if the token was never given out for this incarnation.
         """
-        now = f"{positionOf(self._wallClock()):015x}"
-        head = _head(now)
+        now = positionOf(self._wallClock())
+        digits, head = f"{now:015x}", uuidAt(now, "")
 
         def following(proof: str, presented: str) -> str | None:
             presented = presented.lower()
@@ -68,7 +62,10 @@ class HeartbeatTokens:
                 return None
             # Numbers with the same count of digits are in the same order as their texts.
             time = presented[15:18] + presented[9:13] + presented[:8]
-            return head + proof if time < now else self._text(int(time, 16) + 1, proof)
+            if time < digits:
+                return head + proof
+            # Past the end of a UUID's time, in the year 5236, a token stays as it is, and is accepted.
+            return uuidAt(min(int(time, 16) + 1, LAST_POSITION), proof)
 
         return following
 
@@ -80,21 +77,9 @@ class HeartbeatTokens:
         digits = mac.hexdigest()
         return f"{_FIRST_DIGITS[digits[0]]}{digits[1:4]}-{digits[4:]}"
 
-    def _text(self, earliest: int, proof: str) -> str:
-        time = positionOf(self._wallClock())
-        if time < earliest:
-            # Past the end of a UUID's time, in the year 5236, a token stays as it is, and is accepted.
-            time = min(earliest, _LATEST)
-        return _head(f"{time:015x}") + proof
-
 
 def heartbeatRefused(state: ServiceState, token: str) -> Fault:
     """The fault for a heartbeat whose token is not one of the registration's, or whose registration takes none."""
     if state.proof == REFUSED:
         return notFound(kindOf(state.tenant), state.id)
     return notFound("HeartbeatMarker", token)
-
-
-def _head(digits: str) -> str:
-    """A token without its proof, from the digits of its time."""
-    return f"{digits[7:]}-{digits[3:7]}-1{digits[:3]}-"

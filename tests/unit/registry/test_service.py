@@ -366,7 +366,7 @@ class RegistryServiceTests(TestCase):
         lines: list[str] = []
 
         def observe(event: Any) -> None:
-            if event.get("log_namespace", "").endswith(("RegistryService", "firstuser")):
+            if event.get("log_namespace", "").endswith("RegistryService"):
                 lines.append(formatEvent(event))
 
         globalLogPublisher.addObserver(observe)
