@@ -276,6 +276,23 @@ class StreamTests(SynchronousTestCase):
         left = [call for call in self.api.clock.getDelayedCalls() if "streams" in repr(call)]
         self.assertEqual(left, [])
 
+    def test_endsBeforeItHasBegun(self) -> None:
+        """A stream that must end while its place is looked for is refused, and its place is free."""
+        self.api.create("web1")
+        first = self.lastEvent()["id"]
+        self.api.create("web2")
+        looked: Deferred[bool] = Deferred()
+        self.patch(self.api.store, "hasEvent", lambda *args: looked)
+        other, connection = Reader(self.api), Connection(self.api)
+        named = {"X-Auth-Token": self.api.token, "Last-Event-ID": first}
+        connection.send(requestBytes("GET", STREAM, None, named))
+        self.assertEqual(self.api.registry.figures().streams, 2)
+        self.api.registry.feed.streams.endAll()
+        looked.callback(True)
+        self.assertTrue(connection.transport.value().startswith(b"HTTP/1.1 503 "))
+        self.assertFalse(other.isOpen)
+        self.assertEqual(self.api.registry.figures().streams, 0)
+
     def test_endsWhenTheStoreIsUnavailable(self) -> None:
         """A registry that does not reach its store ends its streams within a ping, and begins none."""
         reader = Reader(self.api)

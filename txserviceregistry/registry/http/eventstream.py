@@ -18,6 +18,7 @@ from ...util.waiters import Waiters
 from ..eventids import position
 from ..feed import EventFeed
 from ..limits import NO_HEADERS
+from ..stores.interfaces import StoreUnavailable
 from ..streams import Stream
 from . import validation
 from .call import Call
@@ -136,7 +137,8 @@ async def streamEvents(feed: EventFeed, call: Call) -> Response:
 
     def end() -> None:
         streams.close(stream)
-        outlet.end()
+        if request.startedWriting:
+            outlet.end()
 
     stream = Stream(call.tenant, validation.eventTypes(query), query["tag"], outlet, call.authenticate, end)
     streams.open(stream)
@@ -144,9 +146,12 @@ async def streamEvents(feed: EventFeed, call: Call) -> Response:
         isComplete = await streams.locate(stream, None if marker is None else position(marker), lastId)
         if record.isGone:
             raise CancelledError()
+        if stream.isOver:
+            raise StoreUnavailable("all event streams were closed")
         outlet.begin(head, record.txnId)
     except BaseException:
-        streams.close(stream)
+        if not stream.isOver:
+            streams.close(stream)
         raise
     record.headers = NO_HEADERS
     request.notifyFinish().addErrback(lambda _: streams.close(stream))
