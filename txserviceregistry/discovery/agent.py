@@ -18,8 +18,8 @@ from zope.interface import implementer
 
 from ..http.agent import httpAgent
 from ..http.tls import tlsPolicy
-from .attempt import BalancedRequest, Connections
-from .balancing import Balancer
+from .attempt import BalancedRequest
+from .balancing import Balancer, tryEach
 from .directory import Directory
 from .endpoints import CONNECT_TIMEOUT, checkedConnectTimeout
 from .suspects import THRESHOLD, Suspects
@@ -92,7 +92,7 @@ class RegistryAgent:
             pool = self._ownPool = HTTPConnectionPool(reactor)
             pool.maxPersistentPerHost = _KEPT_CONNECTIONS
             pool.cachedConnectionTimeout = _KEPT_SECONDS  # type: ignore[assignment] # as good as an int
-        self._connections = Connections(reactor, policy, timeout, pool)
+        self._policy, self._timeout, self._pool = policy, timeout, pool
         self._elsewhere = httpAgent(reactor, policy, timeout, pool)
         self._balancers: dict[str, Balancer] = {}
         # Invalid options are reported now, not with the first request.
@@ -129,8 +129,11 @@ class RegistryAgent:
             return fail(SchemeNotSupported(f"{uri!r}: {error}"))
         if target is None:
             return self._elsewhere.request(method, uri, headers, bodyProducer)
-        balancer = self._balancer(target.tag)
-        return BalancedRequest(self._connections, target, balancer, method, headers, bodyProducer).send()
+        balancer, headers = self._balancer(target.tag), headers or Headers()
+        request = BalancedRequest(
+            self._reactor, self._policy, self._timeout, self._pool, target, balancer, method, headers, bodyProducer
+        )
+        return tryEach(balancer, request.attempt, timeout=self._timeout)
 
     def _balancer(self, tag: str) -> Balancer:
         balancer = self._balancers.get(tag)

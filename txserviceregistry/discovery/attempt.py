@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 from OpenSSL.SSL import Error as TLSError
 from service_identity import VerificationError
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, maybeDeferred
 from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IConsumer, IProtocol, IStreamClientEndpoint
@@ -23,7 +23,7 @@ from zope.interface import implementer
 from ..http.agent import endpointTo
 from ..http.bodies import BytesProducer, Collector
 from ..util.deferred import returnsDeferred
-from .balancing import Balancer, TryNext, tryEach
+from .balancing import Balancer, TryNext
 from .endpoints import WatchedProtocol
 from .instances import Instance
 from .target import Target
@@ -34,78 +34,57 @@ _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE
 _KEPT_BODY = 64 * 1024
 
 
-@attrs.frozen
-class Connections:
-    """How instances are connected to, each within *timeout* seconds."""
+@attrs.define
+class BalancedRequest:
+    """A request to a tag, which may take several attempts, each within *timeout* seconds to connect."""
 
     reactor: Any
     policy: IPolicyForHTTPS
     timeout: float
     pool: HTTPConnectionPool
+    target: Target
+    balancer: Balancer
+    method: bytes
+    headers: Headers
+    body: IBodyProducer | None
+    _kept: bytes | None = None
 
-    def endpointFor(self, instance: Instance, isTLS: bool) -> IStreamClientEndpoint:
-        endpoint = endpointTo(self.reactor, instance.host, instance.port, self.timeout)
-        if not isTLS:
-            return endpoint
-        return wrapClientTLS(self.policy.creatorForNetloc(instance.tlsName.encode("ascii"), instance.port), endpoint)
-
-
-class BalancedRequest:
-    """A request to a tag, with as many attempts as it takes."""
-
-    def __init__(
-        self,
-        connections: Connections,
-        target: Target,
-        balancer: Balancer,
-        method: bytes,
-        headers: Headers | None,
-        body: IBodyProducer | None,
-    ) -> None:
-        self._connections = connections
-        self._target = target
-        self._balancer = balancer
-        self._method = method
-        self._headers = headers or Headers()
-        self._body = body
-        self._mayRepeat = method in _IDEMPOTENT
-        self._kept: bytes | None = None
-
-    def send(self) -> Deferred[IResponse]:
-        """Send it. Fails as :func:`~txserviceregistry.discovery.balancing.tryEach` does."""
-        return tryEach(self._balancer, self._attempt, timeout=self._connections.timeout)
-
-    async def _attempt(self, instance: Instance) -> IResponse:
+    async def attempt(self, instance: Instance) -> IResponse:
+        """Send it to one instance; see :func:`~txserviceregistry.discovery.balancing.tryEach`."""
         await self._keepBody()
-        connections, target = self._connections, self._target
-        endpoint = connections.endpointFor(instance, target.isTLS)
-        watch = _Watch(endpoint, self._body if self._kept is None else BytesProducer(self._kept))
-        headers = self._headers.copy()
+        target = self.target
+        endpoint = endpointTo(self.reactor, instance.host, instance.port, self.timeout)
+        if target.isTLS:
+            creator = self.policy.creatorForNetloc(instance.tlsName.encode("ascii"), instance.port)
+            endpoint = wrapClientTLS(creator, endpoint)
+        watch = _Watch(endpoint, self.body if self._kept is None else BytesProducer(self._kept))
+        headers = self.headers.copy()
         if not headers.hasHeader(b"Host"):
             headers.setRawHeaders(b"Host", [target.hostFor(instance)])
-        agent = Agent.usingEndpointFactory(connections.reactor, watch, connections.pool)
-        self._balancer.strategy.began(instance)
-        use = ExitStack()
-        use.callback(self._balancer.strategy.ended, instance)
-        try:
-            response: IResponse = await agent.request(self._method, target.uriFor(instance), headers, watch.body)
-        except Exception as error:
-            use.close()
-            if watch.isUnsent(error):
-                raise TryNext(_described(error, instance))
-            canRepeat = self._mayRepeat and (self._kept is not None or not watch.isBodyBegun)
-            if canRepeat and _isConnectionLost(error):
-                raise TryNext(error, wasReached=True)
-            raise
-        self._balancer.ejections.succeeded(instance)
+        agent = Agent.usingEndpointFactory(self.reactor, watch, self.pool)
+        with ExitStack() as use:
+            self.balancer.strategy.began(instance)
+            use.callback(self.balancer.strategy.ended, instance)
+            try:
+                response: IResponse = await agent.request(self.method, target.uriFor(instance), headers, watch.body)
+            except Exception as error:
+                if watch.isUnsent(error):
+                    raise TryNext(_described(error, instance))
+                canRepeat = self.method in _IDEMPOTENT and (self._kept is not None or not watch.isBodyBegun)
+                if canRepeat and _isConnectionLost(error):
+                    raise TryNext(error, wasReached=True)
+                raise
+            # It ends when the body has been read.
+            use = use.pop_all()
+        self.balancer.ejections.succeeded(instance)
         locations = response.headers.getRawHeaders(b"Location")
         if locations:
             response.headers.setRawHeaders(b"Location", [target.redirected(locations[0], instance)])
         return _Response(response, use)
 
     async def _keepBody(self) -> None:
-        body = self._body
-        if body is None or self._kept is not None or not self._mayRepeat:
+        body = self.body
+        if body is None or self._kept is not None or self.method not in _IDEMPOTENT:
             return
         if body.length is not UNKNOWN_LENGTH and body.length <= _KEPT_BODY:
             kept = Collector()
