@@ -6,26 +6,18 @@ import random as randomModule
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred
 
 from ..discovery.task import BackgroundTask
 from ..errors import LockHeld, ServiceRegistryError
-from ..http.jsontransport import ClientClosed
-from ..util.backoff import Backoff
+from ..util.deferred import returnsDeferred
 from ..util.listeners import Listeners
-from ..util.logs import Logger
-from ..util.outage import Outage
 from .lock import Held, Lock
-from .tenure import Tenure
+from .tenure import Contender, Tenure
 from .watch import lockWatchOf
 
 if TYPE_CHECKING:
     from ..client import Client
-
-# Seconds until a process that has led competes again, so that others are first; and longer while it keeps failing.
-_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 
 
 class Leadership(Tenure):
@@ -36,7 +28,7 @@ class Leadership(Tenure):
         self.end()
 
 
-class Election(Service):
+class Election(Contender):
     """
     Competes for a leadership, and leads when it has won it::
 
@@ -50,7 +42,8 @@ class Election(Service):
     process competes again only after it has ended. A stop ends ``lead`` too, then releases the leadership.
     """
 
-    _log = Logger()
+    impossible = "Election {name} is not possible (retrying): {reason}"
+    broken = "Election {name} ended"
 
     def __init__(
         self,
@@ -72,20 +65,14 @@ class Election(Service):
         :param random: gives numbers from 0 to 1.
         :raises ValueError: if *timeout* is not valid.
         """
-        self._name = name
-        self._lock = Lock(client, name, timeout, holder, random=random)
-        self._client = client
+        super().__init__(client, Lock(client, name, timeout, holder, random=random), name, random)
         self._lead = lead
-        self._random = random
         self._leader: str | None = None
         # The fence of the last leader that is known: what is about earlier ones comes too late.
         self._fence = 0
         self._listeners: Listeners[[str | None]] = Listeners(self._log, f"the leader of {name}")
         self._forget: Callable[[], None] | None = None
-        self._task: BackgroundTask | None = None
         self._leadership: Leadership | None = None
-        # What may be cancelled while this process does not lead.
-        self._waiting: Deferred[Any] | None = None
 
     def __repr__(self) -> str:
         return f"<Election {self._name!r}: {'leads' if self.isLeading else 'does not lead'}>"
@@ -110,21 +97,13 @@ class Election(Service):
         :return: a function that ends it.
         """
         forget = self._listeners.add(listener)
-        if self.running:
-            self._watch()
+        self._watch()
         return forget
-
-    # -- IService
 
     def startService(self) -> None:
         """Begin to compete. Never fails."""
-        if self.running:
-            return
-        Service.startService(self)
-        self._task = BackgroundTask(self._task)
-        self._task.begin(self._run).addErrback(self._broken)
-        if self._listeners:
-            self._watch()
+        super().startService()
+        self._watch()
 
     def stopService(self) -> Deferred[None]:
         """
@@ -132,66 +111,25 @@ class Election(Service):
 
         :return: fires when ``lead`` has ended, and the leadership is released.
         """
-        Service.stopService(self)
-        if self._forget is not None:
-            forget, self._forget = self._forget, None
+        forget, self._forget = self._forget, None
+        if forget is not None:
             forget()
-        if self._task is None:
-            return succeed(None)
-        ended = self._task.stop(patiently=True)
+        stopped = super().stopService()
         if self._leadership is not None:
             self._leadership.end()
-        elif self._waiting is not None:
-            self._waiting.cancel()
-        return ended
+        return stopped
 
     # -- inside
 
-    async def _run(self, task: BackgroundTask) -> None:
-        backoff = Backoff(_PAUSE, _LONGEST_PAUSE, self._random)
-        outage = Outage(
-            self._log, self._client.clock, "Election {name} is not possible (retrying): {reason}", name=self._name
-        )
-        delay = 0.0
-        while not task.isStopping:
-            try:
-                if delay:
-                    await self._wait(self._client.pause(delay))
-                held = await self._wait(self._acquire())
-                outage.succeeded()
-                if task.isStopping:
-                    await held.release()
-                    return
-                if await self._leadWith(held):
-                    backoff.reset()
-                    backoff.next()
-            except CancelledError:
-                pass
-            except ClientClosed:
-                return
-            except ServiceRegistryError as error:
-                outage.failed(reason=str(error))
-            delay = max(_PAUSE / 2, backoff.next())
-
-    async def _wait(self, waiting: Deferred[Any]) -> Any:
-        self._waiting = waiting
+    @returnsDeferred
+    async def _acquire(self) -> Held:
         try:
-            return await waiting
-        finally:
-            self._waiting = None
+            return await self._lock.acquire(0)
+        except LockHeld as error:
+            self._setLeader(error.holder, error.fence)
+        return await self._lock.acquire()
 
-    def _acquire(self) -> Deferred[Held]:
-        async def acquire() -> Held:
-            try:
-                return await self._lock.acquire(0)
-            except LockHeld as error:
-                self._setLeader(error.holder, error.fence)
-            return await self._lock.acquire()
-
-        return Deferred.fromCoroutine(acquire())
-
-    async def _leadWith(self, held: Held) -> bool:
-        """Lead until the end of it; returns whether nothing has failed."""
+    async def _hold(self, task: BackgroundTask, held: Held) -> bool:
         self._leadership = leadership = Leadership(held)
         self._log.info("This process leads {name}, fence {fence}", name=self._name, fence=held.fence)
         self._setLeader(self._lock.holder, held.fence)
@@ -206,9 +144,6 @@ class Election(Service):
             self._log.info("This process does not lead {name} any more", name=self._name)
             self._setLeader(None, held.fence)
 
-    def _broken(self, failure: Failure) -> None:
-        self._log.failure("Election {name} ended", failure, name=self._name)
-
     def _setLeader(self, leader: str | None, fence: int | None) -> None:
         if fence is not None and fence < self._fence:
             return
@@ -218,7 +153,7 @@ class Election(Service):
             self._listeners.call(leader)
 
     def _watch(self) -> None:
-        if self._forget is None:
+        if self.running and self._listeners and self._forget is None:
             self._forget = lockWatchOf(self._client).add(self._happened)
 
     def _happened(self, type: str, payload: Any) -> None:
@@ -226,6 +161,6 @@ class Election(Service):
             self._client.locks.get(self._name).addCallbacks(
                 lambda lock: self._setLeader(lock["holder"], lock["fence"]),
                 lambda failure: failure.trap(ServiceRegistryError),
-            ).addErrback(self._broken)
+            ).addErrback(self._failed)
         elif payload["name"] == self._name:
             self._setLeader(payload["holder"] if type == "lock.acquire" else None, payload["fence"])

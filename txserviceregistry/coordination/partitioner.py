@@ -15,22 +15,17 @@ from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults, succeed
+from twisted.internet.defer import Deferred, DeferredLock, DeferredSemaphore, gatherResults
 from twisted.internet.interfaces import IDelayedCall
-from twisted.python.failure import Failure
 
 from ..discovery.settling import Settling
 from ..discovery.task import BackgroundTask
 from ..errors import LockHeld, ServiceRegistryError
 from ..http.jsontransport import ClientClosed
-from ..util.backoff import Backoff
 from ..util.deferred import returnsDeferred
 from ..util.listeners import Listeners
-from ..util.logs import Logger
-from ..util.outage import Outage
 from .lock import Held, Lock
-from .tenure import Tenure
+from .tenure import Contender, Tenure
 from .watch import lockWatchOf
 
 if TYPE_CHECKING:
@@ -72,7 +67,7 @@ class Assignment(Tenure):
         self.item = item
 
 
-class Partitioner(Service):
+class Partitioner(Contender):
     """
     Shares items with the other members of a group, each of which runs a partitioner with the same items::
 
@@ -89,7 +84,8 @@ class Partitioner(Service):
     another member only after what *assigned* has returned was cancelled and has ended.
     """
 
-    _log = Logger()
+    impossible = "Partitioning of {name} is not possible (retrying): {reason}"
+    broken = "Partitioning of {name} failed unexpectedly"
 
     def __init__(
         self,
@@ -118,24 +114,17 @@ class Partitioner(Service):
         """
         self.items = frozenset(items)
         self._group = group.rstrip("/")
-        self._client = client
-        self._assigned = assigned
-        self._timeout = timeout
-        self._random = random
         self._id = uuid.uuid4().hex
         self._itemsDigest = _digest(*sorted(self.items)).hex()
-        name, metadata = f"{self._group}/member.{self._id}", {"items": self._itemsDigest}
-        self._membership = Lock(client, name, timeout, member, metadata=metadata, random=random)
+        lock, metadata = f"{self._group}/member.{self._id}", {"items": self._itemsDigest}
+        super().__init__(client, Lock(client, lock, timeout, member, metadata=metadata, random=random), group, random)
+        self._assigned = assigned
+        self._timeout = timeout
         self._locks = {self._nameOf(item): item for item in self.items}
         self._settling = Settling(client.clock, settle, lambda _: self._settled())
         self._places = DeferredSemaphore(_AT_ONCE)
         self._failures: Listeners[[str | None]] = Listeners(self._log, f"errors of {group}")
-        self._outage = Outage(
-            self._log, client.clock, "Partitioning of {group} is not possible (retrying): {reason}", group=group
-        )
-        self._task: BackgroundTask | None = None
-        self._waiting: Deferred[Any] | None = None
-        self._forget: Callable[[], None] = lambda: None
+        self._listing = DeferredLock()
         self._retryCall: IDelayedCall | None = None
         #: Why items do not move at the moment; ``None`` if they do.
         self.error: str | None = None
@@ -148,7 +137,6 @@ class Partitioner(Service):
         self._working: dict[str, Deferred[None]] = {}
         # Items that became free while they were asked for; and whether the members have to be listed.
         self._freed: set[str] = set()
-        self._isListing = False
         self._mustList = False
 
     def __repr__(self) -> str:
@@ -167,37 +155,15 @@ class Partitioner(Service):
         """
         return self._failures.add(listener)
 
-    # -- IService
-
-    def startService(self) -> None:
-        """Join the group. Never fails."""
-        if self.running:
-            return
-        Service.startService(self)
-        self._task = BackgroundTask(self._task)
-        self._task.begin(self._run).addErrback(self._broken)
-
-    def stopService(self) -> Deferred[None]:
-        """
-        Leave the group.
-
-        :return: fires when what *assigned* has returned has ended for each item, and all items are released.
-        """
-        Service.stopService(self)
-        if self._task is None:
-            return succeed(None)
-        ended = self._task.stop(patiently=True)
-        if self._waiting is not None:
-            self._waiting.cancel()
-        return ended
+    # -- Contender
 
     async def _run(self, task: BackgroundTask) -> None:
         self._clear()
-        self._forget = lockWatchOf(self._client).add(self._happened)
+        forget = lockWatchOf(self._client).add(self._happened)
         try:
-            await self._beMember(task)
+            await super()._run(task)
         finally:
-            self._forget()
+            forget()
             self._settling.drop()
             if self._retryCall is not None:
                 self._retryCall.cancel()
@@ -205,35 +171,12 @@ class Partitioner(Service):
             self._follow(set())
             await gatherResults(list(self._working.values()))
 
-    async def _beMember(self, task: BackgroundTask) -> None:
-        backoff = Backoff(1.0, 30.0, self._random)
-        while not task.isStopping:
-            try:
-                held = await self._wait(self._membership.acquire())
-                self._outage.succeeded()
-                backoff.reset()
-                try:
-                    if not task.isStopping:
-                        await self._wait(held.lost)
-                finally:
-                    await held.release()
-            except CancelledError:
-                pass
-            except ClientClosed:
-                return
-            except ServiceRegistryError as error:
-                self._outage.failed(reason=str(error))
-                try:
-                    await self._wait(self._client.pause(max(1.0, backoff.next())))
-                except (CancelledError, ClientClosed):
-                    pass
-
-    async def _wait(self, waiting: Deferred[Any]) -> Any:
-        self._waiting = waiting
+    async def _hold(self, task: BackgroundTask, held: Held) -> bool:
         try:
-            return await waiting
+            await task.wait(held.lost)
         finally:
-            self._waiting = None
+            await held.release()
+        return True
 
     # -- the members
 
@@ -249,26 +192,24 @@ class Partitioner(Service):
     def _settled(self) -> None:
         """No member has come or gone for a while."""
         self._mustList = True
-        if not self._isListing:
-            self._isListing = True
-            self._list().addErrback(self._broken)
+        self._listing.run(self._list).addErrback(self._failed)
 
     @returnsDeferred
     async def _list(self) -> None:
+        if not self._mustList:
+            return
+        self._mustList = False
         try:
-            while self._mustList:
-                self._mustList = False
-                members = await self._members()
-                if self._id in members:
-                    self._changed(members)
+            members = await self._members()
         except ClientClosed:
-            pass
+            return
         except ServiceRegistryError as error:
             self._mustList = True
             self._outage.failed(reason=str(error))
             self._retryLater()
-        finally:
-            self._isListing = False
+            return
+        if self._id in members:
+            self._changed(members)
 
     async def _members(self) -> Mapping[str, str | None]:
         """The digests of the items of each member."""
@@ -319,10 +260,10 @@ class Partitioner(Service):
             del working[item]
             done.callback(None)
 
-        Deferred.fromCoroutine(self._own(item)).addErrback(self._broken).addCallback(over)
+        Deferred.fromCoroutine(self._own(item)).addErrback(self._failed).addCallback(over)
 
     async def _own(self, item: str) -> None:
-        lock = Lock(self._client, self._nameOf(item), self._timeout, self._membership.holder, random=self._random)
+        lock = Lock(self._client, self._nameOf(item), self._timeout, self._lock.holder, random=self._random)
         while item in self._plan:
             self._freed.discard(item)
             try:
@@ -362,6 +303,3 @@ class Partitioner(Service):
             self._settled()
         for item in sorted(self._plan - self._owned.keys()):
             self._work(item)
-
-    def _broken(self, failure: Failure) -> None:
-        self._log.failure("Partitioning of {group} failed unexpectedly", failure, group=self._group)

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from ..util.deferred import waitFor
+
+_T = TypeVar("_T")
 
 
 class BackgroundTask:
@@ -31,6 +33,7 @@ class BackgroundTask:
         self._over: Deferred[None] = Deferred()
         self._work: Deferred[None] | None = None
         self._coroutine: Any = None
+        self._waiting: Deferred[Any] | None = None
 
     def begin(self, work: Callable[[BackgroundTask], Coroutine[Deferred[Any], Any, None]]) -> Deferred[None]:
         """Start the work; fires when it is over, and fails if it failed for another reason than a stop."""
@@ -55,9 +58,20 @@ class BackgroundTask:
         if not self.isStopping:
             await work(self)
 
+    async def wait(self, waiting: Deferred[_T]) -> _T:
+        """Wait for what a patient stop cancels, too."""
+        self._waiting = waiting
+        try:
+            return await waiting
+        finally:
+            self._waiting = None
+
     def stop(self, *, patiently: bool = False) -> Deferred[None]:
-        """End it, *patiently* if what it waits for is not to be cancelled; fires when it is over."""
+        """End it; *patiently*: cancel a :meth:`wait` and nothing else. Fires when it is over."""
         self.isStopping = True
-        if not patiently and self._work is not None and inspect.getcoroutinestate(self._coroutine) == "CORO_SUSPENDED":
+        if patiently:
+            if self._waiting is not None:
+                self._waiting.cancel()
+        elif self._work is not None and inspect.getcoroutinestate(self._coroutine) == "CORO_SUSPENDED":
             self._work.cancel()
         return waitFor(self._over)
