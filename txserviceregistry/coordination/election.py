@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred
 
 from ..discovery.task import BackgroundTask
-from ..errors import LockHeld, ServiceRegistryError
+from ..errors import UNKNOWN_OUTCOME, LockHeld, ServiceRegistryError
 from ..util.deferred import returnsDeferred
 from ..util.listeners import Listeners
 from .lock import Held, Lock
@@ -127,6 +127,9 @@ class Election(Contender):
             return await self._lock.acquire(0)
         except LockHeld as error:
             self._setLeader(error.holder, error.fence)
+        except UNKNOWN_OUTCOME:
+            # The next call retries that.
+            pass
         return await self._lock.acquire()
 
     async def _hold(self, task: BackgroundTask, held: Held) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, TimeoutError
 from twisted.internet.interfaces import IDelayedCall
 
-from ..errors import UNKNOWN_OUTCOME, LockHeld, NotFound, RateLimited, ServiceRegistryError, isUnknown
+from ..errors import UNKNOWN_OUTCOME, LockHeld, NotFound, RateLimited, ServerError, ServiceRegistryError, isUnknown
 from ..http.jsontransport import ClientClosed
 from ..util.backoff import Backoff
 from ..util.deferred import returnsDeferred, waitFor
@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 
 # The longest time that the registry holds back its response to a request for a lock, in seconds.
 _LONGEST_WAIT = 60
-# Seconds between two tries of a registry that is unreachable; the first one is made at once.
-_SHORTEST_RETRY, _LONGEST_RETRY = 0.2, 5.0
+# Seconds between two tries while the registry is unreachable; the first one is made at once. Soon after an outage all
+# wait at the registry again, so that a release hands over at once.
+_SHORTEST_RETRY, _LONGEST_RETRY = 0.2, 0.5
+# The same where a server refuses requests.
+_LONGEST_REFUSAL = 5.0
 # Seconds between two requests that the registry refuses although it should wait.
 _SHORTEST_POLL = 1.0
 # Seconds that a release may take. A lock that could not be released expires.
@@ -212,7 +215,8 @@ class Lock:
     async def _acquire(self, nonce: str, end: float) -> Held | None:
         """One acquisition; ``None`` if it was lost before it could be used."""
         clock = self._client.clock
-        backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, self._random)
+        unreachable = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, self._random)
+        refused = Backoff(_SHORTEST_RETRY, _LONGEST_REFUSAL, self._random)
         outage = Outage(self._log, clock, _REQUESTS_FAIL, _REQUESTS_SUCCEED, after=2, name=self.name)
         while True:
             left = max(0.0, end - clock.seconds())
@@ -228,7 +232,8 @@ class Lock:
                 )
             except LockHeld:
                 outage.succeeded()
-                backoff.reset()
+                unreachable.reset()
+                refused.reset()
                 if clock.seconds() >= end:
                     raise
                 # A server that did not wait must not be asked without a pause.
@@ -238,6 +243,7 @@ class Lock:
                 if not isPassing or clock.seconds() >= end:
                     raise
                 outage.failed(reason=str(error))
+                backoff = refused if isinstance(error, (ServerError, RateLimited)) else unreachable
                 delay = max(backoff.next(), getattr(error, "retryAfter", None) or 0.0)
                 await self._client.pause(min(delay, max(0.0, end - clock.seconds())))
             else:

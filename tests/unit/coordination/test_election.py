@@ -169,6 +169,20 @@ class ElectionTests(CoordinationTestCase):
         self.fake.advance(80)
         self.assertEqual((self.first.cancelled, sum(self.leading())), (1, 1))
 
+    def test_startsDuringAnOutage(self) -> None:
+        """A process that starts while the registry is unreachable competes as soon as it is reachable again."""
+        self.fake.stop()
+        third = Member(self.newClient(), "third")
+        third.election.startService()
+        self.addCleanup(third.election.stopService)
+        self.fake.advance(25)
+        self.first.election.stopService()
+        self.second.election.stopService()
+        self.fake.advance(5)
+        self.fake.start(keepData=False)
+        self.fake.advance(0.6)
+        self.assertTrue(third.election.isLeading)
+
     def test_aClientThatIsClosedEndsIt(self) -> None:
         """When its client is closed, the work is cancelled and nothing is left on the reactor."""
         self.first.client.close()

@@ -109,6 +109,21 @@ class LockTests(CoordinationTestCase):
         self.fake.advance(30)
         self.assertTrue(held.isValid)
 
+    def test_waitsAgainSoonAfterAnOutage(self) -> None:
+        """However long an outage takes, half a second after it a release hands over at once."""
+        for seconds in (2.0, 6.5):
+            held = self.held()
+            waiting = Lock(self.newClient(), NAME, 10, "second", random=lambda: 0.0).acquire()
+            self.fake.advance(1)
+            self.fake.stop()
+            self.fake.advance(seconds)
+            self.fake.start()
+            self.fake.advance(0.6)
+            self.assertTrue(held.isValid)
+            held.release()
+            self.fake.advance(0.05)
+            self.result(self.successResultOf(waiting).release())
+
     def test_isNotValidAfterAStop(self) -> None:
         """After a stop of the process, or a suspend of the machine, the lock is not valid before any timer fires."""
         held = self.held()
