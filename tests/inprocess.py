@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import locale
 import os
 import sys
 import tempfile
@@ -73,8 +72,6 @@ def _alone(arguments: Sequence[str], environment: Mapping[str, str], folder: str
         stack.callback(time.tzset)
         stack.enter_context(mock.patch.dict(os.environ, environment, clear=True))
         time.tzset()
-        # Which cliff sets.
-        stack.callback(locale.setlocale, locale.LC_ALL, locale.setlocale(locale.LC_ALL))
         stack.callback(os.chdir, before)
         os.chdir(folder)
         yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +11,7 @@ from .._version import __version__
 from ..errors import InvalidSettings
 from ..registry.datadir import DataDirectory
 from ..settings import defaultDataDir
-from .outcome import UsageError, undecodable
+from .outcome import UsageError, typeOf, undecodable
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -45,18 +44,6 @@ class ArgumentParser(argparse.ArgumentParser):
         if problem is not None:
             raise UsageError(problem)
         return self.parse_args()
-
-
-def typeOf(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """The type of an argument for argparse, whose *parse* raises ``ValueError`` with a text for the user."""
-
-    def parsed(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parsed
 
 
 def dataDirectory(options: argparse.Namespace) -> DataDirectory:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 from ..errors import ServiceRegistryError
 from ..util.escaping import escaped
@@ -73,3 +75,15 @@ def didYouMean(word: str, known: Iterable[str]) -> str:
     """A sentence that suggests known words that are similar to *word*, or nothing."""
     close = get_close_matches(word, list(known), n=2, cutoff=0.6)
     return f". Did you mean {' or '.join(close)}?" if close else ""
+
+
+def typeOf(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The type of an argument for argparse, whose *parse* raises ``ValueError`` with a text for the user."""
+
+    def parsed(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parsed

@@ -28,10 +28,10 @@ from ..registry.roles import KINDS, NAMES, Role, checkPrefix
 from ..registry.stores.interfaces import IStore, NoSuchObject, ObjectExists, StoreError, StoreRefused, StoreUnavailable
 from ..registry.stores.sqlite.store import SqliteStore
 from ..util.escaping import escaped
-from .arguments import ArgumentParser, dataDirectory, typeOf
+from .arguments import ArgumentParser, dataDirectory
 from .console import checkOutput, dropOutput, runConsole, show, tell, whyNotWritten
 from .options import Option
-from .outcome import CommandFailed, UsageError
+from .outcome import CommandFailed, UsageError, typeOf
 from .privileges import becomeOwner
 from .running import runReactor
 from .stores import ETCD, ETCD_OPTIONS, checkStore, etcdStore

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
-
-from cliff.command import Command
-from cliff.display import DisplayCommandBase
-from cliff.lister import Lister
-from cliff.show import ShowOne
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from inspect import cleandoc
+from typing import TYPE_CHECKING, Any
 
 from ...errors import MalformedResponse, NotFound
 from ...util.escaping import escaped
-from ..console import useUTF8
-from ..outcome import CommandFailed, UsageError, didYouMean
-from .output import FOLLOWED_FORMATS, FOR_PEOPLE, FORMATS, Column, rowWriter
-from .parser import Parser
+from ..console import tell, useUTF8
+from ..outcome import CommandFailed, UsageError, didYouMean, oneLine
+from .output import FOLLOWED_FORMATS, FOR_PEOPLE, FORMATS, Column, addFormats, rowWriter, write
+from .parser import GlobalParser, Parser
 
 if TYPE_CHECKING:
     from ...client import Client
-    from .app import Raxsr
+
+NAME = "raxsr"
 
 # The registry's largest page.
 _LARGEST_PAGE = 1000
@@ -34,60 +33,116 @@ _REFRESH = 0.2
 _Page = Callable[[str | None, int | None], Awaitable[Any]]
 
 
-class RaxsrCommand(Command):
+class Program:
     """
-    A command.
+    What all commands have in common.
+
+    :ivar parser: the parser of the options of every command.
+    :ivar options: those that are given.
+    :ivar log: takes lines for ``--log-file``, if it is given.
+    """
+
+    options: argparse.Namespace
+    log: Callable[[str], None] | None = None
+
+    def __init__(self, parser: GlobalParser) -> None:
+        self.parser = parser
+
+    def complain(self, text: str) -> None:
+        """Write an error, in one line."""
+        self._write(text, quiet=False)
+
+    def note(self, text: str) -> None:
+        """Write something that is good to know and not a result."""
+        self._write(text, quiet=self.options.quiet)
+
+    def _write(self, text: str, quiet: bool) -> None:
+        line = f"{NAME}: {oneLine(text)}"
+        if not quiet:
+            tell(line)
+        if self.log is not None:
+            self.log(line)
+
+
+class RaxsrCommand:
+    """
+    A command. Its help is the class's docstring.
 
     :ivar example: a command line, for the help.
-    :ivar kind: what the command's ID names, for the error when the registry does not have it.
+    :ivar idOf: what its ID is, for the help, if it has one.
+    :ivar kind: what the ID names, for the error when the registry does not have it.
+    :ivar paged: what the pages of its result have, for ``--limit``, ``--all`` and ``--marker``.
     """
 
-    app: Raxsr
     example = ""
+    idOf = ""
     kind = ""
+    paged = ""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
 
     def addArguments(self, parser: Parser) -> None:
-        """Add the command's arguments to *parser*."""
+        """Add the command's arguments, after its ID, to *parser*."""
+
+    def complete(self, parsed: argparse.Namespace) -> None:
+        """Check and complete the arguments; raises :class:`UsageError`."""
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
         """
         Send the command's requests.
 
-        :return: what :meth:`take_action` shows: here, the line that confirms what was done.
+        :return: what :meth:`run` shows: here, the line that confirms what was done.
         """
         raise NotImplementedError
 
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+    @classmethod
+    def description(cls) -> str:
+        """What the command does, the first line in short."""
+        return cleandoc(cls.__doc__ or "")
+
+    def parser(self, name: str) -> Parser:
+        """The parser of the command's arguments."""
         parser = Parser(
-            prog=prog_name,
-            description=self.get_description(),
-            epilog=f"Example: {self.example}" if self.example else None,
+            prog=f"{NAME} {name}",
+            description=self.description(),
+            epilog=f"Example: {self.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             # --help is one of the options of every command.
             add_help=False,
         )
-        parser.furtherOptions = list(self.app.parser._option_string_actions)
+        parser.furtherOptions = list(self.program.parser._option_string_actions)
+        if self.idOf:
+            given = parser.add_mutually_exclusive_group(required=True)
+            given.add_argument("id", nargs="?", default=argparse.SUPPRESS, metavar="ID", help=f"the {self.idOf}")
+            given.add_argument("--id", metavar="ID", help="the same, as an option")
         self.addArguments(parser)
+        if self.paged:
+            amount = parser.add_mutually_exclusive_group()
+            shown = f"at most N {self.paged}, 1 to {_LARGEST_PAGE} (default: 100)"
+            amount.add_argument("--limit", type=_pageSize, metavar="N", help=shown)
+            amount.add_argument("--all", action="store_true", help=f"all {self.paged}, page by page")
+            parser.add_argument("--marker", metavar="ID", help="begin at the one with this id")
         return parser
 
     def hasOutput(self, parsed: argparse.Namespace) -> bool:
         """Whether the command writes to the standard output."""
-        return not self.app.options.quiet
+        return not self.program.options.quiet
 
-    def take_action(self, parsed: argparse.Namespace) -> Any:
-        """Run the command."""
+    def run(self, parsed: argparse.Namespace) -> int | None:
+        """Run the command, and return its exit code; ``None`` for 0."""
         self.say(self.ask(parsed))
+        return None
 
     def ask(self, parsed: argparse.Namespace) -> Any:
         """Run the reactor for as long as :meth:`perform` takes, and return its result."""
         # This import takes most of the time of a start.
         from .running import withClient
 
-        self.progress = Progress(self.app.stderr, self.app.stderr.isatty() and not self.app.options.quiet)
+        options = self.program.options
+        self.progress = Progress(sys.stderr.isatty() and not options.quiet)
         try:
-            return withClient(
-                self.app.options, self.app.stderr, lambda client: self.perform(client, parsed), self.app.log
-            )
+            return withClient(options, lambda client: self.perform(client, parsed), self.program.log)
         except NotFound:
             if not self.kind:
                 raise
@@ -97,18 +152,8 @@ class RaxsrCommand(Command):
 
     def say(self, text: str) -> None:
         """Confirm what was done."""
-        if not self.app.options.quiet:
-            print(escaped(text), file=self.app.stdout)
-
-    async def onePageOrAll(self, parsed: argparse.Namespace, what: str, page: _Page) -> list[Any]:
-        """The values of one page, or of all, as the options of :func:`addPaging` say. *what* names them."""
-        if parsed.all:
-            return [value async for value in self.allPages(what, page, parsed.marker)]
-        one = await page(parsed.marker, parsed.limit)
-        following = one["metadata"]["next_marker"]
-        if following is not None:
-            self.app.note(f"there are more {what}: --all shows all, --marker {following} shows the next page")
-        return list(one["values"])
+        if not self.program.options.quiet:
+            print(escaped(text))
 
     async def allPages(self, what: str, page: _Page, marker: str | None = None) -> AsyncIterator[Any]:
         """The values of all pages from *marker* on. *what* names them."""
@@ -127,17 +172,7 @@ class RaxsrCommand(Command):
             marker = following
 
 
-# The help of options that cliff adds, where its own is wrong or hard to read.
-_HELP = {
-    "formatter": "the output format (default: table)",
-    "columns": "show this column; may be given several times (default: all)",
-    "sort_columns": "sort by this column; by a second one where the first is equal",
-    "quote_mode": "the values to quote in CSV (default: nonnumeric)",
-    "noindent": "write JSON on one line",
-}
-
-
-class _Displaying(DisplayCommandBase[Any], RaxsrCommand):
+class _Displaying(RaxsrCommand):
     """
     A command whose result has columns.
 
@@ -146,41 +181,57 @@ class _Displaying(DisplayCommandBase[Any], RaxsrCommand):
     :ivar alone: the column that ``-f value`` shows if none are chosen; ``None`` for all.
     """
 
+    formats: Sequence[str] = FORMATS
     columns: Mapping[str, Column] = {}
     important: Sequence[str] = ()
     alone: str | None = None
+    isSortable = False
 
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser = super().get_parser(prog_name)
-        for action in parser._actions:
-            action.help = _HELP.get(action.dest, action.help)
+    def parser(self, name: str) -> Parser:
+        parser = super().parser(name)
+        group = parser.add_argument_group("output formatters", "output formatter options")
+        several: dict[str, Any] = {"action": "append", "default": []}
+        group.add_argument(
+            *("-f", "--format"),
+            dest="formatter",
+            choices=sorted(self.formats),
+            default="table",
+            help="the output format (default: table)",
+        )
+        shown = "show this column; may be given several times (default: all)"
+        group.add_argument("-c", "--column", dest="columns", metavar="COLUMN", help=shown, **several)
+        addFormats(parser)
+        if self.isSortable:
+            shown = "sort by this column; by a second one where the first is equal"
+            group.add_argument("--sort-column", dest="sortColumns", metavar="SORT_COLUMN", help=shown, **several)
+            direction = group.add_mutually_exclusive_group()
+            for each in ("ascending", "descending"):
+                shown = f"sort the column(s) in {each} order"
+                direction.add_argument(f"--sort-{each}", action="store_const", dest="order", const=each, help=shown)
         return parser
 
     def hasOutput(self, parsed: argparse.Namespace) -> bool:
         return True
 
-    def row(self, record: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The cells of something that the registry has, in the order of :attr:`columns`."""
-        return tuple(column.cell(record[name]) for name, column in self.columns.items())
-
-    def _load_formatter_plugins(self) -> Any:
-        return FORMATS
-
-    def run(self, parsed_args: argparse.Namespace) -> int:
-        if parsed_args.formatter != "table":
+    def run(self, parsed: argparse.Namespace) -> int | None:
+        if parsed.formatter != "table":
             useUTF8()
-        if self.alone is not None and parsed_args.formatter == "value" and not parsed_args.columns:
-            parsed_args.columns = [self.alone]
-        # Not every cliff knows columns by other words than their own.
-        for asked in ("columns", "sort_columns"):
-            if hasattr(parsed_args, asked):
-                setattr(parsed_args, asked, [self._column(word) for word in getattr(parsed_args, asked)])
+        asked = {self.named(word) for word in parsed.columns}
+        if not asked and parsed.formatter == "value" and self.alone is not None:
+            asked = {self.alone}
+        self.chosen = [name for name in self.columns if name in asked or not asked]
+        self.headings = [self.columns[name].heading if parsed.formatter in FOR_PEOPLE else name for name in self.chosen]
         # Columns that are chosen are not left out.
-        parsed_args.importance = [] if parsed_args.columns else [self.columns[name].heading for name in self.important]
-        parsed_args.note = self.app.note
-        return super().run(parsed_args)
+        parsed.importance = [] if asked else [self.columns[name].heading for name in self.important]
+        parsed.note = self.program.note
+        self.show(parsed)
+        return None
 
-    def _column(self, word: str) -> str:
+    def show(self, parsed: argparse.Namespace) -> None:
+        """Show the result."""
+        raise NotImplementedError
+
+    def named(self, word: str) -> str:
         """The name of the column with this name or heading, in any case."""
         for name, column in self.columns.items():
             if _simplified(word) in (name, _simplified(column.heading)):
@@ -188,70 +239,85 @@ class _Displaying(DisplayCommandBase[Any], RaxsrCommand):
         hint = didYouMean(word.lower(), self.columns) or "."
         raise UsageError(f"unknown column {word!r}{hint} Choose from: {', '.join(self.columns)}")
 
-    def _generate_columns_and_selector(self, parsed_args: Any, column_names: Any) -> Any:
-        names, selector = super()._generate_columns_and_selector(parsed_args, column_names)
-        if parsed_args.formatter in FOR_PEOPLE:
-            names = [self.columns[name].heading for name in names]
-        return names, selector
+    def cell(self, record: Mapping[str, Any], name: str) -> Any:
+        """A cell of something that the registry has."""
+        return self.columns[name].cell(record[name])
+
+    def row(self, record: Mapping[str, Any]) -> list[Any]:
+        """The cells of the columns that are shown."""
+        return [self.cell(record, name) for name in self.chosen]
 
 
 def _simplified(column: str) -> str:
     return column.strip().lower().replace(" ", "_")
 
 
-class ListCommand(_Displaying, Lister):
+class ListCommand(_Displaying):
     """A command that shows a list: :meth:`perform` returns records."""
 
-    def take_action(self, parsed: argparse.Namespace) -> Any:
-        return list(self.columns), list(map(self.row, self.ask(parsed)))
+    isSortable = True
+
+    def show(self, parsed: argparse.Namespace) -> None:
+        names = [self.named(word) for word in parsed.sortColumns]
+        records = list(self.ask(parsed))
+        for name in reversed(names):
+
+            def rank(record: Mapping[str, Any], name: str = name) -> Any:
+                cell = self.cell(record, name)
+                return cell is None, cell
+
+            records.sort(key=rank, reverse=parsed.order == "descending")
+        write(parsed.formatter, self.headings, list(map(self.row, records)), sys.stdout, parsed)
+
+    async def onePageOrAll(self, parsed: argparse.Namespace, page: _Page) -> list[Any]:
+        """The values of one page, or of all, as the options say."""
+        if parsed.all:
+            return [value async for value in self.allPages(self.paged, page, parsed.marker)]
+        one = await page(parsed.marker, parsed.limit)
+        following = one["metadata"]["next_marker"]
+        if following is not None:
+            more = f"--all shows all, --marker {following} shows the next page"
+            self.program.note(f"there are more {self.paged}: {more}")
+        return list(one["values"])
 
 
-class ShowCommand(_Displaying, ShowOne):
+class ShowCommand(_Displaying):
     """A command that shows one object: :meth:`perform` returns its record."""
 
-    def take_action(self, parsed: argparse.Namespace) -> Any:
-        return list(self.columns), self.row(self.ask(parsed))
+    def show(self, parsed: argparse.Namespace) -> None:
+        write(parsed.formatter, self.headings, [self.row(self.ask(parsed))], sys.stdout, parsed, isOne=True)
 
 
 class FollowCommand(_Displaying):
     """A command that shows records as they come: :meth:`perform` goes on until it is cancelled."""
 
-    formatter_namespace = ""
-    formatter_default = "table"
+    formats = FOLLOWED_FORMATS
 
-    def _load_formatter_plugins(self) -> Any:
-        return FOLLOWED_FORMATS
-
-    def take_action(self, parsed: argparse.Namespace) -> Any:
+    def show(self, parsed: argparse.Namespace) -> None:
         self.ask(parsed)
-        return list(self.columns), ()
 
     def writer(self, parsed: argparse.Namespace) -> Callable[[Mapping[str, Any]], None]:
         """Write what comes before the first row; the result writes a record."""
-        columns, selector = self._generate_columns_and_selector(parsed, list(self.columns))
         widths = {column.heading: column.width for column in self.columns.values()}
-        writeRow = rowWriter(parsed.formatter, columns, widths, self.app.stdout, parsed)
+        writeRow = rowWriter(parsed.formatter, self.headings, widths, sys.stdout, parsed)
+        return lambda record: writeRow(self.row(record))
 
-        def write(record: Mapping[str, Any]) -> None:
-            row = self.row(record)
-            writeRow(row if selector is None else list(self._compress_iterable(row, selector)))
 
-        return write
-
-    def produce_output(self, parsed_args: argparse.Namespace, column_names: Sequence[str], data: Any) -> int:
-        return 0
+@contextmanager
+def explainedToken(owner: str) -> Iterator[None]:
+    """Raise :class:`CommandFailed` if the token of a request is not that of *owner*."""
+    try:
+        yield
+    except NotFound as error:
+        if "HeartbeatMarker" not in error.details:
+            raise
+        raise CommandFailed(f"the token does not belong to the {owner}") from None
 
 
 class Progress:
-    """
-    Shows the progress of long work on one line of a terminal, and removes it at the end.
+    """Shows the progress of long work on one line of a terminal, if it is *enabled*, and removes it at the end."""
 
-    :param stream: the terminal.
-    :param enabled: whether anything is shown.
-    """
-
-    def __init__(self, stream: TextIO, enabled: bool) -> None:
-        self._stream = stream
+    def __init__(self, enabled: bool) -> None:
         self._enabled = enabled
         self._next = time.monotonic() + _FIRST_PROGRESS
         self._width = 0
@@ -261,15 +327,13 @@ class Progress:
         now = time.monotonic()
         if self._enabled and now >= self._next:
             self._next = now + _REFRESH
-            self._stream.write(f"\r{text.ljust(self._width)}")
-            self._stream.flush()
+            print(f"\r{text.ljust(self._width)}", end="", file=sys.stderr, flush=True)
             self._width = len(text)
 
     def done(self) -> None:
         """Remove the line."""
         if self._width:
-            self._stream.write(f"\r{' ' * self._width}\r")
-            self._stream.flush()
+            print(f"\r{' ' * self._width}\r", end="", file=sys.stderr, flush=True)
             self._width = 0
 
 
@@ -277,18 +341,3 @@ def _pageSize(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= _LARGEST_PAGE:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_LARGEST_PAGE}")
     return int(text)
-
-
-def addPaging(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add ``--limit``, ``--marker`` and ``--all`` for a list of *what*."""
-    amount = parser.add_mutually_exclusive_group()
-    amount.add_argument("--limit", type=_pageSize, metavar="N", help=f"at most N {what}, 1 to 1000 (default: 100)")
-    amount.add_argument("--all", action="store_true", help=f"all {what}, page by page")
-    parser.add_argument("--marker", metavar="ID", help="begin at the one with this id")
-
-
-def addId(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add an id that can be given with ``--id`` or without."""
-    given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("id", nargs="?", default=argparse.SUPPRESS, metavar="ID", help=f"the {what}")
-    given.add_argument("--id", metavar="ID", help="the same, as an option")

@@ -7,11 +7,14 @@ The script contains all commands and options, so that pressing a key starts no P
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import sys
+from typing import Any, TypeVar
 
-from .app import COMMANDS
-from .base import RaxsrCommand
+from .base import NAME, RaxsrCommand
+from .main import COMMANDS, load
 from .parser import Parser
+
+_Parser = TypeVar("_Parser", bound=argparse.ArgumentParser)
 
 # shtab's script for zsh registers itself in an eval only, and when compinit has run.
 _ZSH = """autoload -U +X compinit && compinit
@@ -35,13 +38,15 @@ class Complete(RaxsrCommand):
     def addArguments(self, parser: Parser) -> None:
         parser.add_argument("--shell", choices=("bash", "zsh"), default="bash", help="the shell (default: bash)")
 
-    def take_action(self, parsed: argparse.Namespace) -> None:
+    def run(self, parsed: argparse.Namespace) -> int | None:
         import shtab
 
-        parser = argparse.ArgumentParser(self.app.NAME, parents=[_withFiles(self.app.parser)], add_help=False)
-        self._addCommands(parser, [self.app.parser])
+        common = self.program.parser
+        parser = argparse.ArgumentParser(NAME, parents=[_withFiles(common)], add_help=False)
+        self._addCommands(parser, [common])
         script = shtab.complete(parser, parsed.shell)
-        self.app.stdout.write(_ZSH.replace("@SCRIPT@", script) if parsed.shell == "zsh" else f"{script}\n")
+        sys.stdout.write(_ZSH.replace("@SCRIPT@", script) if parsed.shell == "zsh" else f"{script}\n")
+        return None
 
     def _addCommands(self, parser: argparse.ArgumentParser, common: list[argparse.ArgumentParser]) -> None:
         """
@@ -56,19 +61,18 @@ class Complete(RaxsrCommand):
             if action and resource not in resources:
                 added = subparsers.add_parser(resource, parents=common, add_help=False, help=f"commands of {resource}")
                 resources[resource] = added.add_subparsers()
-            command = self.app.command_manager.commands[name].load()(self.app, self.app.options)
-            own = [_withFiles(command.get_parser(name))] if common and name != "help" else []
+            command = load(name)(self.program)
             leaf = resources.get(resource, subparsers).add_parser(
                 action or resource,
-                parents=[*own, *common],
+                parents=[*([_withFiles(command.parser(name))] if common and name != "help" else []), *common],
                 add_help=False,
-                help=command.get_description().partition("\n")[0],
+                help=command.description().partition("\n")[0],
             )
             if common and name == "help":
                 self._addCommands(leaf, [])
 
 
-def _withFiles(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+def _withFiles(parser: _Parser) -> _Parser:
     import shtab
 
     for action in parser._actions:

@@ -1,22 +1,35 @@
-"""``raxsr events list``: what has happened. (:mod:`.follow` shows events as they happen.)"""
+"""``raxsr events``: what has happened, and what happens."""
 
 from __future__ import annotations
 
 import argparse
+import random
 from collections import deque
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, get_args
 
 from ...api.transport import EVENT_TYPES
+from ...errors import (
+    AuthenticationFailed,
+    ConnectionFailed,
+    MalformedResponse,
+    RateLimited,
+    RequestTimedOut,
+    ServerError,
+    ServiceRegistryError,
+)
 from ...types import EventType, PlainEventType
+from ...util.backoff import Backoff
 from ..outcome import CommandFailed
-from .base import ListCommand, addPaging
+from .base import FollowCommand, ListCommand
 from .output import Column, Payload, Timestamp
 from .parser import Parser
 
 if TYPE_CHECKING:
     from ...client import Client
+    from ...types import Event
 
-COLUMNS = {
+_COLUMNS = {
     "id": Column("Event ID", width=36),
     "timestamp": Column("Timestamp", Timestamp, width=19),
     "type": Column("Event Type", width=26),
@@ -25,15 +38,22 @@ COLUMNS = {
 
 # How many events a list shows without --limit: the API's own number.
 _DEFAULT_LIMIT = 100
+# Seconds from one request to the next where the registry can't wait for events.
+_INTERVAL = 1.0
+# Seconds between two tries while the registry is unreachable.
+_SHORTEST_RETRY = 0.5
+_LONGEST_RETRY = 5.0
+
+_GAP = "the registry no longer has the last event: events may be missing"
+_TEMPORARY = (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError, RateLimited)
 
 
-def addType(parser: Parser) -> None:
-    """Add ``--type``."""
+def _addType(parser: Parser) -> None:
     types = get_args(EventType)
     parser.add_argument("--type", choices=types, metavar="TYPE", help=f"only events of this type: {', '.join(types)}")
 
 
-async def typesOf(client: Client, type: str | None) -> list[str] | None:
+async def _typesOf(client: Client, type: str | None) -> list[str] | None:
     """
     The types of events that ``--type`` names; ``None`` without it.
 
@@ -56,21 +76,21 @@ class List(ListCommand):
     """
 
     example = "raxsr events list --type service.timeout --limit 10"
-    columns = COLUMNS
+    columns = _COLUMNS
     important = ("payload", "id")
+    paged = "events"
 
     def addArguments(self, parser: Parser) -> None:
-        addType(parser)
-        addPaging(parser, "events")
+        _addType(parser)
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        types = await typesOf(client, parsed.type)
+        types = await _typesOf(client, parsed.type)
 
         async def page(marker: str | None, limit: int | None) -> Any:
             return await client.events.list(marker, limit, parsed.type, types=types)
 
         if parsed.all or parsed.marker is not None:
-            return (await self.onePageOrAll(parsed, "events", page))[::-1]
+            return (await self.onePageOrAll(parsed, page))[::-1]
         # The first page has the oldest events.
         count = 0
         newest: deque[Any] = deque(maxlen=parsed.limit or _DEFAULT_LIMIT)
@@ -78,5 +98,101 @@ class List(ListCommand):
             newest.append(event)
             count += 1
         if count > len(newest):
-            self.app.note(f"there are {count - len(newest)} older events in the last hour: --all shows all")
+            self.program.note(f"there are {count - len(newest)} older events in the last hour: --all shows all")
         return reversed(newest)
+
+
+class Follow(FollowCommand):
+    """
+    Show events as they happen, until Ctrl-C.
+
+    With -f json each event is one object on one line. The command goes on when the registry is restarted.
+    """
+
+    example = "raxsr events follow --type service.timeout -f json"
+    columns = _COLUMNS
+
+    def addArguments(self, parser: Parser) -> None:
+        _addType(parser)
+        parser.add_argument("--since", metavar="MARKER", help="begin at the event with this id (default: new events)")
+
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        types = await _typesOf(client, parsed.type)
+        await follow(client, types, parsed.since, self.program.note, lambda: self.writer(parsed))
+
+
+async def follow(
+    client: Client,
+    types: Collection[str] | None,
+    since: str | None,
+    note: Callable[[str], None],
+    begin: Callable[[], Callable[[Event], None]],
+) -> None:
+    """
+    Show each event once and in order, until it is cancelled.
+
+    :param types: only events of these types; ``None`` for those of version 1.0.
+    :param since: the id of the first event; ``None`` for new events.
+    :param begin: called after the first request; returns the function that shows an event.
+    :raises ServiceRegistryError: if the first request fails, or a later one for a reason that is not temporary.
+    """
+    from ...discovery.cursor import Cursor, StaleCursor
+    from ...discovery.poller import PAGE, PLAIN, EventPoller
+
+    clock = client.clock
+    poller = EventPoller(client, types=PLAIN if types is None else types, interval=_INTERVAL)
+    backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, random.random)
+    lostAt: float | None = None
+
+    def reached() -> None:
+        nonlocal lostAt
+        backoff.reset()
+        if lostAt is not None:
+            note(f"registry reachable again after {clock.seconds() - lostAt:.0f} s")
+            lostAt = None
+
+    cursor = Cursor(since)
+    events: list[Event] = []
+    if since is None:
+        try:
+            cursor = await poller.readToEnd(cursor, [])
+        except StaleCursor:
+            raise MalformedResponse("The event feed does not have the event that it ended with a moment ago") from None
+    else:
+        type = None if types is None else next(iter(types))
+        events = (await client.events.list(since, PAGE, type, types=types))["values"]
+    show = begin()
+    with poller.used():
+        while True:
+            for event in events:
+                show(event)
+                cursor = cursor.after(event)
+            events = []
+            try:
+                page = await poller.after(cursor, reached)
+            except StaleCursor:
+                note(_GAP)
+                cursor = Cursor()
+                continue
+            except ServiceRegistryError as error:
+                if not _isTemporary(error, client):
+                    raise
+                if lostAt is None:
+                    lostAt = clock.seconds()
+                    note(f"registry unreachable, retrying: {error}")
+                least = (error.retryAfter or _INTERVAL) if isinstance(error, RateLimited) else 0.0
+                await client.pause(max(backoff.next(), least))
+                continue
+            reached()
+            if cursor.isStale(page):
+                note(_GAP)
+            events = cursor.newer(page)
+            if not events:
+                cursor = Cursor(cursor.marker)
+
+
+def _isTemporary(error: ServiceRegistryError, client: Client) -> bool:
+    if isinstance(error, AuthenticationFailed):
+        # The file of the credentials may get a new key.
+        return client.settings.raxrcPath is not None
+    return isinstance(error, _TEMPORARY)

@@ -53,7 +53,43 @@ def environmentOf(namespace: str, values: Mapping[str, str], allowed: Collection
     return environment
 
 
-class Execute(RaxsrCommand):
+class RunningCommand(RaxsrCommand):
+    """
+    A command that runs another program, whose words follow ``--``.
+
+    :ivar usage: the options, for the help.
+    """
+
+    usage = ""
+
+    def addArguments(self, parser: Parser) -> None:
+        parser.usage = f"%(prog)s {self.usage} -- COMMAND [ARGUMENT]…"
+        parser.takesCommand = True
+
+    def hasOutput(self, parsed: argparse.Namespace) -> bool:
+        # The output is the program's.
+        return False
+
+    def run(self, parsed: argparse.Namespace) -> int | None:
+        if not parsed.command:
+            raise UsageError("give the command to run, and its arguments, after --")
+
+        # This imports Twisted, which help does not need.
+        from ..wrapper.process import CantStart, findProgram
+
+        try:
+            # In the user's PATH, which the values of exec may change.
+            return self.runProgram(os.path.abspath(findProgram(parsed.command[0])), parsed)
+        except CantStart as error:
+            self.program.complain(str(error))
+            return error.exitCode
+
+    def runProgram(self, program: str, parsed: argparse.Namespace) -> int:
+        """Run the *program*, and return its exit code."""
+        raise NotImplementedError
+
+
+class Execute(RunningCommand):
     """
     Run a command with the values of a namespace as environment variables.
 
@@ -65,60 +101,33 @@ class Execute(RaxsrCommand):
     """
 
     example = "raxsr configuration exec --namespace /production/cassandra -- /opt/cassandra/bin/cassandra -f"
+    usage = "--namespace NAMESPACE [--allow VARIABLE]… [--require]"
 
     def addArguments(self, parser: Parser) -> None:
-        parser.usage = "%(prog)s --namespace NAMESPACE [--allow VARIABLE]… [--require] -- COMMAND [ARGUMENT]…"
-        parser.takesCommand = True
+        super().addArguments(parser)
         addNamespace(parser, required=True)
-        parser.add_argument(
-            "--allow",
-            action="append",
-            default=[],
-            metavar="VARIABLE",
-            help="set this environment variable although it decides which code runs; may be given several times",
-        )
-        parser.add_argument(
-            "--require", action="store_true", help="run nothing if there are no values below the namespace"
-        )
-
-    def hasOutput(self, parsed: argparse.Namespace) -> bool:
-        # The output is the command's.
-        return False
+        shown = "set this environment variable although it decides which code runs; may be given several times"
+        parser.add_argument("--allow", action="append", default=[], metavar="VARIABLE", help=shown)
+        shown = "run nothing if there are no values below the namespace"
+        parser.add_argument("--require", action="store_true", help=shown)
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
         return await allValues(self, client, parsed.namespace)
 
-    def take_action(self, parsed: argparse.Namespace) -> int:
-        namespace, command = parsed.namespace, parsed.command
-        if not command:
-            raise UsageError("give the command to run, and its arguments, after --")
-
-        # This imports Twisted, which help does not need.
-        from ..wrapper.process import CantStart, findProgram
-
-        try:
-            # In the user's PATH, which the values may change.
-            program = os.path.abspath(findProgram(command[0]))
-        except CantStart as error:
-            self.app.complain(str(error))
-            return error.exitCode
-
-        environment = environmentOf(namespace, self.ask(parsed), parsed.allow)
+    def runProgram(self, program: str, parsed: argparse.Namespace) -> int:
+        environment = environmentOf(parsed.namespace, self.ask(parsed), parsed.allow)
         if not environment:
-            nothing = f"there are no configuration values below {namespace}"
+            nothing = f"there are no configuration values below {parsed.namespace}"
             if parsed.require:
                 raise CommandFailed(f"{nothing}. Nothing was run (--require)")
-            self.app.note(f"{nothing}: the command runs without them")
-        return self._become(program, command, {**os.environ, **environment})
-
-    def _become(self, program: str, command: list[str], environment: Mapping[str, str]) -> int:
+            self.program.note(f"{nothing}: the command runs without them")
         sys.stdout.flush()
         sys.stderr.flush()
         # Python ignores these two, and the program would inherit that.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         try:
-            os.execve(program, command, environment)
+            os.execve(program, parsed.command, {**os.environ, **environment})
         except (OSError, ValueError) as error:
-            self.app.complain(f"{command[0]} can't be run: {getattr(error, 'strerror', None) or error}")
+            self.program.complain(f"{parsed.command[0]} can't be run: {getattr(error, 'strerror', None) or error}")
             return _NOT_EXECUTABLE

@@ -1,18 +1,22 @@
-"""``raxsr locks``: show the locks that are held, and end them."""
+"""``raxsr locks`` and ``raxsr lock``: show locks, end them, and run a command while holding one."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 from typing import TYPE_CHECKING, Any
 
-from ...errors import NotFound
-from ..outcome import CommandFailed, UsageError
-from .base import ListCommand, RaxsrCommand, ShowCommand, addId, addPaging
+from ...errors import LockHeld
+from ..outcome import UsageError
+from .base import ListCommand, RaxsrCommand, ShowCommand, explainedToken
+from .execute import RunningCommand
 from .output import Column, Metadata, Text, Timestamp
 from .parser import Parser
 
 if TYPE_CHECKING:
     from ...client import Client
+    from ...coordination import Held
 
 _COLUMNS = {
     "name": Column("Name"),
@@ -23,6 +27,11 @@ _COLUMNS = {
     "metadata": Column("Metadata", Metadata),
 }
 
+# As flock and other programs have it: a failure that is temporary (EX_TEMPFAIL).
+_HELD = 75
+# The part of the timeout that a command has to end in when its lock was lost.
+_GRACE = 0.05
+
 
 class List(ListCommand):
     """Show the locks that are held."""
@@ -30,12 +39,10 @@ class List(ListCommand):
     example = "raxsr locks list -f json"
     columns = _COLUMNS
     important = ("holder", "acquired_at", "timeout", "fence")
-
-    def addArguments(self, parser: Parser) -> None:
-        addPaging(parser, "locks")
+    paged = "locks"
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        return await self.onePageOrAll(parsed, "locks", client.locks.list)
+        return await self.onePageOrAll(parsed, client.locks.list)
 
 
 class Get(ShowCommand):
@@ -43,10 +50,8 @@ class Get(ShowCommand):
 
     example = "raxsr locks get /billing/scheduler"
     columns = _COLUMNS
+    idOf = "lock's name"
     kind = "lock"
-
-    def addArguments(self, parser: Parser) -> None:
-        addId(parser, "lock's name")
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
         return await client.locks.get(parsed.id)
@@ -62,19 +67,18 @@ class Release(RaxsrCommand):
     """
 
     example = "raxsr locks release /billing/scheduler --force"
+    idOf = "lock's name"
     kind = "lock"
 
     def addArguments(self, parser: Parser) -> None:
-        addId(parser, "lock's name")
         how = parser.add_mutually_exclusive_group(required=True)
         how.add_argument("--token", metavar="TOKEN", help="a token of the lock")
         how.add_argument("--force", action="store_true", help="end another's lock")
         parser.add_argument("--now", action="store_true", help="with --force: do not wait for the holder's timeout")
 
-    def take_action(self, parsed: argparse.Namespace) -> Any:
+    def complete(self, parsed: argparse.Namespace) -> None:
         if parsed.now and not parsed.force:
             raise UsageError("--now can only be given with --force")
-        super().take_action(parsed)
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
         name = parsed.id
@@ -83,10 +87,82 @@ class Release(RaxsrCommand):
             if not parsed.now:
                 return f'Lock "{name}" takes no more heartbeats: it is free when its timeout has passed'
         else:
-            try:
+            with explainedToken(f'lock "{name}"'):
                 await client.locks.release(name, parsed.token)
-            except NotFound as error:
-                if "HeartbeatMarker" not in error.details:
-                    raise
-                raise CommandFailed(f'the token does not belong to the lock "{name}"') from None
         return f'Lock "{name}" has been released'
+
+
+class Lock(RunningCommand):
+    """
+    Run a command while holding a lock, which at most one process at a time holds.
+
+    The command has raxsr's streams, and the fence of the lock in SERVICE_REGISTRY_FENCE. The exit code is the command's
+    own, 128 + N after signal N, and 75 if another holds the lock with --nonblock or until --wait is over. When the lock
+    is lost, the command gets SIGTERM, and SIGKILL before another process can hold the lock; the exit code is 1 then.
+    """
+
+    example = "raxsr lock /billing/report --nonblock -- /opt/billing/report --daily"
+    usage = "NAME [--nonblock | --wait SECONDS] [--timeout SECONDS]"
+    idOf = "lock's name"
+
+    def addArguments(self, parser: Parser) -> None:
+        super().addArguments(parser)
+        how = parser.add_mutually_exclusive_group()
+        how.add_argument("-n", "--nonblock", action="store_true", help="do not wait for the lock")
+        how.add_argument("-w", "--wait", type=float, metavar="SECONDS", help="wait for the lock no longer than this")
+        parser.add_argument(
+            "--timeout",
+            type=int,
+            default=15,
+            metavar="SECONDS",
+            help="3 to 120 (default: 15): another can hold the lock so many seconds after raxsr was killed",
+        )
+
+    def runProgram(self, program: str, parsed: argparse.Namespace) -> int:
+        try:
+            code: int = self.ask(parsed)
+        except LockHeld as error:
+            holder = f" by {error.holder}" if error.holder else ""
+            self.program.complain(f'the lock "{parsed.id}" is held{holder}. The command was not run')
+            return _HELD
+        return code
+
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        from ...coordination import Lock
+
+        try:
+            lock = Lock(client, parsed.id, parsed.timeout)
+        except ValueError as error:
+            raise UsageError(f"--timeout: {error}") from None
+        if parsed.wait is not None and not parsed.wait >= 0:
+            raise UsageError("--wait must be 0 seconds or more")
+        async with await lock.acquire(0 if parsed.nonblock else parsed.wait) as held:
+            return await self._run(client, held, parsed)
+
+    async def _run(self, client: Client, held: Held, parsed: argparse.Namespace) -> int:
+        from twisted.internet.defer import CancelledError
+        from twisted.internet.threads import deferToThread
+
+        from ...util.deferred import waitFor
+        from ..wrapper.process import exitCode, startChild
+
+        environment = {**os.environb, b"SERVICE_REGISTRY_FENCE": str(held.fence).encode()}
+        child = startChild(parsed.command, environment, frozenset())
+        deferToThread(os.waitpid, child.pid, 0).addCallback(lambda ended: child.ended.callback(ended[1]))
+        losses: list[str] = []
+
+        def lost(reason: str) -> None:
+            losses.append(reason)
+            self.program.complain(f'the lock "{parsed.id}" was lost: {reason}. The command is ended')
+            child.signal(signal.SIGTERM)
+            client.clock.callLater(parsed.timeout * _GRACE, child.signal, signal.SIGKILL)
+
+        held.lost.addCallback(lost)
+        while True:
+            try:
+                status = await waitFor(child.ended)
+            except CancelledError:
+                # A signal has reached raxsr. The lock is held until the command has ended.
+                child.signal(signal.SIGTERM)
+            else:
+                return 1 if losses else exitCode(status)

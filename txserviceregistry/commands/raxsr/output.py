@@ -15,25 +15,17 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from types import SimpleNamespace
-from typing import Any, TextIO, TypeVar
+from typing import Any, Literal, TextIO
 
 import attrs
-from cliff.columns import FormattableColumn
-from cliff.formatters.base import ListFormatter, SingleFormatter
-from cliff.formatters.commaseparated import CSVLister
-from cliff.formatters.json_format import JSONFormatter
-from cliff.formatters.value import ValueFormatter
-from cliff.formatters.yaml_format import YAMLFormatter
 
 from ...util.parsing import formatMetadata, formatTags
 from ..outcome import printable
 
-_T = TypeVar("_T")
 _Names = Sequence[str]
-_Rows = Iterable[Sequence[Any]]
+_Rows = Sequence[Sequence[Any]]
 
 # The least width of a column that is fitted to the terminal.
 _NARROWEST = 12
@@ -41,89 +33,87 @@ _NARROWEST = 12
 # The first characters of a formula in a spreadsheet, which skips white space.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
+_QUOTE_MODES: dict[str, Literal[0, 1, 2, 3]] = {
+    "all": csv.QUOTE_ALL,
+    "minimal": csv.QUOTE_MINIMAL,
+    "none": csv.QUOTE_NONE,
+    "nonnumeric": csv.QUOTE_NONNUMERIC,
+}
 
-class Cell(FormattableColumn[_T]):
-    """
-    A value that is written differently for people and for programs.
 
-    :ivar wraps: whether a table may break it into several lines. Ids are never broken, so they can be copied.
-    """
+class Text:
+    """A value that is written differently for people and for programs; here, a text of any length or ``None``."""
 
-    wraps = False
+    #: Whether a table may break it into several lines. Ids are never broken, so they can be copied.
+    wraps = True
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def machine(self) -> Any:
+        """The value for JSON and YAML."""
+        return self.value
 
     def flat(self) -> str | None:
         """The value as one text, for the formats without lists and objects."""
-        value = self.machine_readable()
+        value = self.machine()
         return None if value is None else str(value)
 
     def plain(self) -> str:
         """The value for ``-f value``."""
         return str(self.flat())
 
-    def human_readable(self) -> str:
+    def human(self) -> str:
         """The value for people."""
         return self.flat() or ""
 
-    def __lt__(self, other: object) -> bool:
-        return isinstance(other, Cell) and self._order() < other._order()
-
-    def _order(self) -> Any:
-        return self.flat() or ""
+    def __lt__(self, other: Text) -> bool:
+        return (self.flat() or "") < (other.flat() or "")
 
 
-class Timestamp(Cell[Any]):
+class Timestamp(Text):
     """A moment in milliseconds since the epoch, or ``None`` for never: local time for people, else ISO 8601 in UTC."""
 
-    def machine_readable(self) -> str | None:
-        if self._value is None:
+    wraps = False
+
+    def machine(self) -> str | None:
+        if self.value is None:
             return None
-        moment = datetime.fromtimestamp(self._value / 1000, timezone.utc)
+        moment = datetime.fromtimestamp(self.value / 1000, timezone.utc)
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def plain(self) -> str:
-        return self.machine_readable() or "never"
+        return self.machine() or "never"
 
-    def human_readable(self) -> str:
-        return self.plain() if self._value is None else f"{datetime.fromtimestamp(self._value / 1000):%F %T}"
-
-
-class Text(Cell[Any]):
-    """A text of any length, or ``None``."""
-
-    wraps = True
+    def human(self) -> str:
+        return "never" if self.value is None else f"{datetime.fromtimestamp(self.value / 1000):%F %T}"
 
 
-class Tags(Cell[Sequence[str]]):
+class Tags(Text):
     """A service's tags, in flat formats as ``--tags`` reads them."""
 
-    wraps = True
-
     def flat(self) -> str:
-        return formatTags(self._value)
+        return formatTags(self.value)
 
-    def human_readable(self) -> str:
-        return ", ".join(self._value)
+    def human(self) -> str:
+        return ", ".join(self.value)
 
 
-class Metadata(Cell[Mapping[str, str]]):
+class Metadata(Text):
     """A service's metadata, in flat formats as ``--metadata`` reads it."""
 
-    wraps = True
-
     def flat(self) -> str:
-        return formatMetadata(self._value)
+        return formatMetadata(self.value)
 
-    def human_readable(self) -> str:
-        return ", ".join(f"{key}={value}" for key, value in self._value.items())
+    def human(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in self.value.items())
 
 
-class Payload(Cell[Mapping[str, Any]]):
+class Payload(Text):
     """An event's payload, in flat formats as JSON."""
 
-    wraps = True
-
     def flat(self) -> str:
-        return json.dumps(self._value, ensure_ascii=False)
+        return json.dumps(self.value, ensure_ascii=False)
 
 
 @attrs.frozen
@@ -141,140 +131,88 @@ class Column:
     width: int = 0
 
 
-def _flat(row: Iterable[Any]) -> list[Any]:
-    return [cell.flat() if isinstance(cell, Cell) else cell for cell in row]
+def _human(cell: object) -> str:
+    return printable(cell.human() if isinstance(cell, Text) else str(cell))
 
 
-def _plain(row: Iterable[Any]) -> list[Any]:
-    return [cell.plain() if isinstance(cell, Cell) else cell for cell in row]
+def _object(names: _Names, row: Sequence[Any]) -> dict[str, Any]:
+    return {name: cell.machine() if isinstance(cell, Text) else cell for name, cell in zip(names, row, strict=True)}
 
 
-class _Table(ListFormatter, SingleFormatter):
+# -- the formats
+
+
+def writeTable(names: _Names, rows: _Rows, stdout: TextIO, options: Any, isOne: bool = False) -> None:
     """
-    Tables. On a terminal they are made to fit: texts are broken between words, then columns are left out, and then
-    words are broken. In a pipe they are not changed.
+    A table. On a terminal it is made to fit: texts are broken between words, then columns are left out, and then words
+    are broken. In a pipe it is not changed.
     """
+    # The import is slow, and not needed for any other format.
+    from prettytable import PrettyTable
 
-    def add_argument_group(self, parser: argparse.ArgumentParser) -> None:
-        group = parser.add_argument_group("table formatter")
-        group.add_argument("--max-width", type=int, default=0, metavar="N", help="fit tables into so many characters")
-        group.add_argument("--fit-width", action="store_true", help="fit tables into the terminal, also in a pipe")
-        # Empty tables are always printed; the option is for scripts that other tools were written for.
-        group.add_argument("--print-empty", action="store_true", help=argparse.SUPPRESS)
+    texts = [[_human(cell) for cell in row] for row in rows]
+    kept: Sequence[int] = range(len(names))
+    width = options.max_width if options.max_width > 0 else _terminalWidth(options.fit_width)
+    if width:
+        important = [] if isOne else [names.index(name) for name in options.importance]
+        kept = _fit(names, rows, texts, important, width)
+        leftOut = [name for column, name in enumerate(names) if column not in kept]
+        if leftOut:
+            options.note(f"the terminal is too narrow for {', '.join(leftOut)}: choose columns with -c, or use -f json")
+    table = PrettyTable([names[column] for column in kept])
+    table.align = "l"
+    for column in kept:
+        if not isOne and rows and all(isinstance(row[column], int) for row in rows):
+            table.align[names[column]] = "r"
+    table.add_rows([[row[column] for column in kept] for row in texts])
+    print(table.get_string(), file=stdout)
 
-    def emit_list(self, column_names: _Names, data: _Rows, stdout: TextIO, parsed_args: Any) -> None:
-        self._emit(column_names, [list(row) for row in data], stdout, parsed_args, range(len(column_names)))
 
-    def emit_one(self, column_names: _Names, data: Sequence[Any], stdout: TextIO, parsed_args: Any) -> None:
-        rows = [[name, value] for name, value in zip(column_names, data, strict=True)]
-        self._emit(("Field", "Value"), rows, stdout, parsed_args, ())
-
-    def _emit(self, names: _Names, rows: list[list[Any]], stdout: TextIO, options: Any, numeric: Iterable[int]) -> None:
-        # The import is slow, and not needed for any other format.
-        from prettytable import PrettyTable
-
-        texts = [[self.text(cell) for cell in row] for row in rows]
-        kept = list(range(len(names)))
-        width = options.max_width if options.max_width > 0 else self._terminalWidth(options.fit_width)
-        if width:
-            columns = [
-                _Width.of(name, [row[column] for row in rows], [row[column] for row in texts])
-                for column, name in enumerate(names)
-            ]
-            important = [names.index(name) for name in options.importance]
-            kept = _keep(columns, important, width)
-            for column in _fit(columns, kept, width):
-                for row in texts:
-                    row[column] = _broken(row[column], columns[column].now)
-            leftOut = [name for column, name in enumerate(names) if column not in kept]
-            if leftOut:
-                options.note(
-                    f"the terminal is too narrow for {', '.join(leftOut)}: choose columns with -c, or use -f json"
-                )
-        table = PrettyTable([names[column] for column in kept])
-        table.align = "l"
-        for column in kept:
-            if column in numeric and rows and all(isinstance(row[column], int) for row in rows):
-                table.align[names[column]] = "r"
-        table.add_rows([[row[column] for column in kept] for row in texts])
-        print(table.get_string(), file=stdout)
-
-    @staticmethod
-    def text(cell: object) -> str:
-        """A cell for people."""
-        return printable(cell.human_readable() if isinstance(cell, FormattableColumn) else str(cell))
-
-    @staticmethod
-    def _terminalWidth(always: bool) -> int:
-        if not always and not sys.stdout.isatty():
-            return 0
+def _terminalWidth(always: bool) -> int:
+    if always or sys.stdout.isatty():
         for stream in (sys.__stdout__, sys.__stderr__):
             try:
                 return os.get_terminal_size(stream.fileno()).columns if stream is not None else 0
             except OSError:
                 # The other one may be a terminal.
                 continue
-        return 0
+    return 0
 
 
-@attrs.define
-class _Width:
+def _fit(names: _Names, rows: _Rows, texts: list[list[str]], important: Sequence[int], width: int) -> list[int]:
     """
-    How wide a column is.
-
-    :ivar now: its present width.
-    :ivar whole: the least width that breaks no word.
-    :ivar least: the least width.
+    Fit *texts* into a *width*, and return the columns that are kept. Of the *important* ones, the last may be left out
+    first.
     """
+    present, whole, least = [], [], []
+    for column, name in enumerate(names):
+        cells = [row[column] for row in texts]
+        present.append(max([len(name), *(len(line) for text in cells for line in text.split("\n"))]))
+        if any(isinstance(row[column], Text) and row[column].wraps for row in rows):
+            least.append(min(present[column], max(len(name), _NARROWEST)))
+            whole.append(max([least[column], *(len(word) for text in cells for word in text.split())]))
+        else:
+            least.append(present[column])
+            whole.append(present[column])
 
-    now: int
-    whole: int
-    least: int
+    def fits(columns: Sequence[int], widths: Sequence[int]) -> bool:
+        return sum(widths[column] for column in columns) <= width - 3 * len(columns) - 1
 
-    @classmethod
-    def of(cls, name: str, cells: Sequence[Any], texts: Sequence[str]) -> _Width:
-        """The width of a column of these *cells*, and the *texts* that are written for them."""
-        now = max([len(name), *(len(line) for text in texts for line in text.split("\n"))])
-        if not any(isinstance(cell, Cell) and cell.wraps for cell in cells):
-            return cls(now, now, now)
-        least = min(now, max(len(name), _NARROWEST))
-        return cls(now, max([least, *(len(word) for text in texts for word in text.split())]), least)
-
-    def bound(self, breaksWords: bool) -> int:
-        """How narrow it can become."""
-        return self.least if breaksWords else self.whole
-
-
-def _space(columns: int, width: int) -> int:
-    """The width that a table has for the texts of so many columns."""
-    return width - 3 * columns - 1
-
-
-def _keep(columns: Sequence[_Width], important: Sequence[int], width: int) -> list[int]:
-    """The columns that fit without a broken word, of which *important* may be left out, the last one first."""
-    kept = [column for column in range(len(columns)) if column not in important]
+    kept = [column for column in range(len(names)) if column not in important]
     for column in important:
-        more = [*kept, column]
-        if sum(columns[each].whole for each in more) <= _space(len(more), width):
-            kept = more
-    return sorted(kept)
-
-
-def _fit(columns: Sequence[_Width], kept: Sequence[int], width: int) -> list[int]:
-    """
-    Make columns narrower, the widest one first, until all fit or all have their least width: first by breaking between
-    words, then within them. The result is the columns that are narrower now.
-    """
-    narrowed = set()
-    for breaksWords in (False, True):
-        while sum(columns[column].now for column in kept) > _space(len(kept), width):
-            wide = [column for column in kept if columns[column].now > columns[column].bound(breaksWords)]
-            if not wide:
-                break
-            widest = max(wide, key=lambda column: columns[column].now)
-            columns[widest].now -= 1
-            narrowed.add(widest)
-    return sorted(narrowed)
+        if fits([*kept, column], whole):
+            kept.append(column)
+    kept.sort()
+    widths = list(present)
+    # Between words if that is enough, else within them; always the widest column.
+    for bound in (whole, least):
+        while not fits(kept, widths) and (wide := [column for column in kept if widths[column] > bound[column]]):
+            widths[max(wide, key=lambda column: widths[column])] -= 1
+    for column in kept:
+        if widths[column] < present[column]:
+            for row in texts:
+                row[column] = _broken(row[column], widths[column])
+    return kept
 
 
 def _broken(text: str, width: int) -> str:
@@ -283,50 +221,95 @@ def _broken(text: str, width: int) -> str:
     return "\n".join(part for parts in lines for part in parts)
 
 
-class _CSV(CSVLister, SingleFormatter):
-    def emit_list(self, column_names: _Names, data: _Rows, stdout: TextIO, parsed_args: Any) -> None:
-        # cliff's own doubles each backslash, which few readers of CSV expect.
-        writer = csv.writer(stdout, quoting=self.QUOTE_MODES[parsed_args.quote_mode], lineterminator="\n")
-        writer.writerow(column_names)
-        writer.writerows([_asText(cell) for cell in _flat(row)] for row in data)
-
-    def emit_one(self, column_names: _Names, data: Sequence[Any], stdout: TextIO, parsed_args: Any) -> None:
-        self.emit_list(column_names, [data], stdout, parsed_args)
+def _writeCSV(names: _Names, rows: _Rows, stdout: TextIO, options: Any, isOne: bool) -> None:
+    writer = csv.writer(stdout, quoting=_QUOTE_MODES[options.quote_mode], lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([_harmless(cell.flat() if isinstance(cell, Text) else cell) for cell in row] for row in rows)
 
 
-def _asText(cell: Any) -> Any:
+def _harmless(cell: Any) -> Any:
     # A spreadsheet computes a formula, which may send the content of other cells to a server.
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
-class _Value(ValueFormatter):
-    def emit_list(self, column_names: _Names, data: _Rows, stdout: TextIO, parsed_args: Any) -> None:
-        super().emit_list(column_names, map(_plain, data), stdout, parsed_args)
-
-    def emit_one(self, column_names: _Names, data: Sequence[Any], stdout: TextIO, parsed_args: Any) -> None:
-        super().emit_one(column_names, _plain(data), stdout, parsed_args)
+def _writeJSON(names: _Names, rows: _Rows, stdout: TextIO, options: Any, isOne: bool) -> None:
+    records = [_object(names, row) for row in rows]
+    json.dump(records[0] if isOne else records, stdout, indent=None if options.noindent else 2)
+    stdout.write("\n")
 
 
-class _HTML(ListFormatter, SingleFormatter):
+def _writeYAML(names: _Names, rows: _Rows, stdout: TextIO, options: Any, isOne: bool) -> None:
+    # The import is slow.
+    import yaml
+
+    records = [_object(names, row) for row in rows]
+    # One object is in the order of its columns.
+    yaml.safe_dump(records[0] if isOne else records, stdout, default_flow_style=False, sort_keys=not isOne)
+
+
+def _writeValues(names: _Names, rows: _Rows, stdout: TextIO, options: Any, isOne: bool) -> None:
+    for row in rows:
+        cells = (cell.plain() if isinstance(cell, Text) else str(cell) for cell in row)
+        print(*cells, sep="\n" if isOne else " ", file=stdout)
+
+
+def _writeHTML(names: _Names, rows: _Rows, stdout: TextIO, options: Any, isOne: bool) -> None:
     """A table for a browser, with the texts of tables."""
 
-    def add_argument_group(self, parser: argparse.ArgumentParser) -> None:
-        pass
+    def line(tag: str, cells: Iterable[Any]) -> str:
+        return f"<tr>{''.join(f'<{tag}>{html.escape(_human(cell))}</{tag}>' for cell in cells)}</tr>"
 
-    def emit_list(self, column_names: _Names, data: _Rows, stdout: TextIO, parsed_args: Any) -> None:
-        print("<table>\n<thead>", file=stdout)
-        print(self._row("th", column_names), file=stdout)
-        print("</thead>\n<tbody>", file=stdout)
-        for row in data:
-            print(self._row("td", row), file=stdout)
-        print("</tbody>\n</table>", file=stdout)
+    body = [line("td", row) for row in rows]
+    print(
+        "<table>\n<thead>", line("th", names), "</thead>\n<tbody>", *body, "</tbody>\n</table>", sep="\n", file=stdout
+    )
 
-    def emit_one(self, column_names: _Names, data: Sequence[Any], stdout: TextIO, parsed_args: Any) -> None:
-        self.emit_list(("Field", "Value"), zip(column_names, data, strict=True), stdout, parsed_args)
 
-    @staticmethod
-    def _row(tag: str, cells: Iterable[Any]) -> str:
-        return f"<tr>{''.join(f'<{tag}>{html.escape(_Table.text(cell))}</{tag}>' for cell in cells)}</tr>"
+# Without a format for shells, whose output would run a $(…) in a value.
+_FORMATS = {
+    "table": writeTable,
+    "csv": _writeCSV,
+    "json": _writeJSON,
+    "yaml": _writeYAML,
+    "value": _writeValues,
+    "html": _writeHTML,
+}
+#: The names of the formats of ``-f``.
+FORMATS = tuple(_FORMATS)
+#: The formats for rows that come one by one. A table of HTML needs an end.
+FOLLOWED_FORMATS = FORMATS[:-1]
+#: The formats in which columns have headings; in all others they have their names in the API.
+FOR_PEOPLE = ("table", "html")
+
+
+def addFormats(parser: argparse.ArgumentParser) -> None:
+    """Add the options of single formats."""
+    table = parser.add_argument_group("table formatter")
+    table.add_argument("--max-width", type=int, default=0, metavar="N", help="fit tables into so many characters")
+    table.add_argument("--fit-width", action="store_true", help="fit tables into the terminal, also in a pipe")
+    # Empty tables are always printed; the option is for scripts that other tools were written for.
+    table.add_argument("--print-empty", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument_group("CSV Formatter").add_argument(
+        "--quote",
+        choices=sorted(_QUOTE_MODES),
+        dest="quote_mode",
+        default="nonnumeric",
+        help="the values to quote in CSV (default: nonnumeric)",
+    )
+    json = parser.add_argument_group("json formatter")
+    json.add_argument("--noindent", action="store_true", help="write JSON on one line")
+
+
+def write(format: str, names: _Names, rows: _Rows, stdout: TextIO, options: Any, *, isOne: bool = False) -> None:
+    """
+    Write rows, or one object.
+
+    :param options: the options of :func:`addFormats`; *importance*, the headings of columns that a table may leave out,
+        the most important one first; and *note*, which takes a text for the user.
+    """
+    if isOne and format in FOR_PEOPLE:
+        names, rows = ("Field", "Value"), list(zip(names, rows[0], strict=True))
+    _FORMATS[format](names, rows, stdout, options, isOne)
 
 
 def rowWriter(
@@ -338,64 +321,26 @@ def rowWriter(
     :param widths: the least widths of the columns of a table.
     :param options: the formats' options.
     """
-    formatter = FORMATS[format].obj
 
-    def writeTable(texts: Sequence[str]) -> None:
+    def writeLine(texts: Sequence[str]) -> None:
         padded = [text.ljust(widths.get(name, 0)) for name, text in zip(columns, texts, strict=True)]
         print("  ".join(padded).rstrip(), file=stdout)
 
-    def write(row: Sequence[Any]) -> None:
+    def writeRow(row: Sequence[Any]) -> None:
         if format == "table":
-            writeTable([_Table.text(cell).replace("\n", " ") for cell in row])
+            writeLine([_human(cell).replace("\n", " ") for cell in row])
         elif format == "json":
-            values = [cell.machine_readable() if isinstance(cell, FormattableColumn) else cell for cell in row]
-            print(json.dumps(dict(zip(columns, values, strict=True))), file=stdout)
+            print(json.dumps(_object(columns, row)), file=stdout)
         else:
             rows = io.StringIO()
-            formatter.emit_list(columns, [row], rows, options)
+            write(format, columns, [row], rows, options)
             # The header of CSV has been written.
             stdout.write(rows.getvalue().partition("\n")[2] if format == "csv" else rows.getvalue())
         stdout.flush()
 
     if format == "table":
-        writeTable(columns)
+        writeLine(columns)
     elif format == "csv":
-        formatter.emit_list(columns, [], stdout, options)
+        write(format, columns, [], stdout, options)
     stdout.flush()
-    return write
-
-
-class Formats:
-    """
-    Formats by their names, as cliff uses its plugins. Searching all installed packages for plugins would take longer
-    than all the rest of a help text.
-    """
-
-    def __init__(self, formatters: Mapping[str, ListFormatter]) -> None:
-        self._plugins = {name: SimpleNamespace(obj=formatter) for name, formatter in formatters.items()}
-
-    def names(self) -> list[str]:
-        return list(self._plugins)
-
-    def __iter__(self) -> Iterator[SimpleNamespace]:
-        return iter(self._plugins.values())
-
-    def __getitem__(self, name: str) -> SimpleNamespace:
-        return self._plugins[name]
-
-
-#: The formats of ``-f``, without cliff's format for shells, whose output runs a ``$(…)`` in a value.
-FORMATS = Formats(
-    {
-        "table": _Table(),
-        "csv": _CSV(),
-        "json": JSONFormatter(),
-        "yaml": YAMLFormatter(),
-        "value": _Value(),
-        "html": _HTML(),
-    }
-)
-#: The formats for rows that come one by one. A table of HTML needs an end.
-FOLLOWED_FORMATS = Formats({name: FORMATS[name].obj for name in FORMATS.names() if name != "html"})
-#: The formats in which columns have headings; in all others they have their names in the API.
-FOR_PEOPLE = ("table", "html")
+    return writeRow

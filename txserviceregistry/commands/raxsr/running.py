@@ -1,12 +1,20 @@
-"""A client with the settings of a command line, for as long as a command needs it."""
+"""A client with the settings of a command line, for as long as a command needs it, and the log of its requests."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TextIO, TypeVar
+from typing import Any, TypeVar
 
+from twisted.internet.defer import Deferred
 from twisted.logger import globalLogBeginner
+from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
 
 from ...client import Client
 from ...clock import useMonotonic
@@ -18,20 +26,30 @@ from ...errors import (
     MalformedResponse,
     RequestTimedOut,
 )
+from ...http.agent import httpAgent
+from ...http.bodies import BytesProducer, WholeResponse
+from ...http.jsontransport import TIMEOUT
+from ...http.pool import ConnectionPool
+from ...http.tls import tlsPolicy
 from ...settings import Settings
+from ...util.escaping import escaped
+from ...util.redaction import encodings, redacted
 from ..optionsettings import inOptions, settingsOf
 from ..outcome import CommandFailed, UsageError
 from ..running import runReactor
-from .requestlog import LogTarget, loggingAgent
 
 _T = TypeVar("_T")
+# Takes a line about a request or a response, and its body.
+_Log = Callable[[str, str], None]
+
+_REDACTED = "***"
+# The members of JSON objects whose values are secret.
+_SECRET_MEMBERS = {"apikey", "api_key", "password", "token"}
+_MAX_CONNECTIONS = 2
 
 
 def withClient(
-    options: argparse.Namespace,
-    stderr: TextIO,
-    work: Callable[[Client], Awaitable[_T]],
-    log: Callable[[str], None] | None = None,
+    options: argparse.Namespace, work: Callable[[Client], Awaitable[_T]], log: Callable[[str], None] | None = None
 ) -> _T:
     """
     Run the reactor for as long as *work* takes, and return its result. A process can do that once.
@@ -43,23 +61,31 @@ def withClient(
     """
     from twisted.internet import reactor
 
-    settings = findSettings(options)
-    targets = [LogTarget(log, True)] if log is not None else []
-    if options.debug or options.verbose:
-        hasBodies = options.debug or options.verbose > 1
-        targets.append(LogTarget(lambda line: print(line, file=stderr, flush=True), hasBodies))
+    try:
+        settings = settingsOf(vars(options))
+    except InvalidSettings as error:
+        raise UsageError(str(error)) if str(error).startswith("--") else error from None
+    shows = options.debug or options.verbose
+
+    def write(line: str, body: str) -> None:
+        for text in filter(None, (line, body)):
+            if log is not None:
+                log(text)
+            if shows and (text is line or options.debug or options.verbose > 1):
+                print(text, file=sys.stderr, flush=True)
+
     useMonotonic(reactor)
     # Errors are raised, and not logged.
     globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
 
     async def working() -> _T:
-        agent = loggingAgent(reactor, settings, targets) if targets else None
+        agent = RequestLoggingAgent(reactor, settings, write) if shows or log is not None else None
         try:
             async with Client(reactor=reactor, settings=settings, agent=agent) as client:
                 return await work(client)
         finally:
             if agent is not None:
-                await agent.close()
+                await agent.pool.close()
 
     try:
         return runReactor(reactor, working)
@@ -67,9 +93,8 @@ def withClient(
         if isinstance(error, APIError) and not error.doubt:
             raise
         urls = {"baseUrl": settings.baseUrls, "authUrl": settings.authUrls}
-        raise _withSources(
-            error, settings, {name: f"the URL {', '.join(each)}" for name, each in urls.items()}
-        ) from None
+        names = {name: f"the URL {', '.join(each)}" for name, each in urls.items()}
+        raise _withSources(error, settings, names) from None
     except AuthenticationFailed as error:
         raise _withSources(error, settings, {"username": "the username", "apiKey": "the API key"}) from None
 
@@ -85,16 +110,61 @@ def _withSources(error: Exception, settings: Settings, names: Mapping[str, str])
     return CommandFailed(f"{text}{' ' if text.endswith('?') else '. '}{sources[:1].upper()}{sources[1:]}")
 
 
-def findSettings(options: argparse.Namespace) -> Settings:
+@implementer(IAgent)
+class RequestLoggingAgent:
     """
-    The settings; options come before all other sources.
+    An agent like the client's own, which logs each request and each response, with secrets redacted.
 
-    :raises UsageError: if an option is invalid.
-    :raises InvalidSettings: if another setting is, or there are no credentials.
+    :ivar pool: its connections.
     """
-    try:
-        return settingsOf(vars(options))
-    except InvalidSettings as error:
-        if str(error).startswith("--"):
-            raise UsageError(str(error)) from None
-        raise
+
+    def __init__(self, reactor: Any, settings: Settings, write: _Log) -> None:
+        self.pool = ConnectionPool(reactor, _MAX_CONNECTIONS)
+        policy = tlsPolicy(settings.verify, settings.caFile, caSource=settings.sources.get("caFile"))
+        self._agent = httpAgent(reactor, policy, TIMEOUT / max(1, len(settings.baseUrls)), self.pool)
+        self._write = write
+        self._secrets = encodings(settings.apiKey)
+
+    def request(
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
+    ) -> Deferred[IResponse]:
+        request = f"{method.decode('ascii')} {uri.decode('ascii')}"
+        began = time.monotonic()
+        self._log(">", request, bodyProducer.body if isinstance(bodyProducer, BytesProducer) else b"")
+
+        def taken() -> str:
+            return f"after {(time.monotonic() - began) * 1000:.0f} ms"
+
+        def succeeded(response: Any) -> Any:
+            body = response.body if isinstance(response, WholeResponse) else b""
+            self._log("<", f"{response.code} {taken()}, {request}", body)
+            return response
+
+        def failed(failure: Failure) -> Failure:
+            self._log("<", f"no response {taken()}, {request}: {type(failure.value).__name__}", b"")
+            return failure
+
+        return self._agent.request(method, uri, headers, bodyProducer).addCallbacks(succeeded, failed)
+
+    def _log(self, mark: str, line: str, body: bytes) -> None:
+        try:
+            text = json.dumps(self._withoutSecrets(json.loads(body)), ensure_ascii=False) if body else ""
+        except (ValueError, RecursionError):
+            text = body.decode("utf-8", "replace")
+        shown = (each and f"{mark} {escaped(redacted(each, self._secrets, _REDACTED))}" for each in (line, text))
+        self._write(*shown)
+
+    def _withoutSecrets(self, value: Any, secret: bool = False) -> Any:
+        """*value* with secrets redacted, which are remembered: they may follow in another place."""
+        if isinstance(value, dict):
+            # The Auth API's token is an object with more members than its id.
+            return {
+                name: self._withoutSecrets(member, name.lower() in _SECRET_MEMBERS or (secret and name == "id"))
+                for name, member in value.items()
+            }
+        if isinstance(value, list):
+            return [self._withoutSecrets(member) for member in value]
+        if secret and isinstance(value, str):
+            self._secrets |= encodings(value)
+            return _REDACTED
+        return value

@@ -1,17 +1,18 @@
-"""``raxsr services``: list, register, heartbeat, update and remove services."""
+"""``raxsr services``: list, register, heartbeat, update and remove services, and take them out of use."""
 
 from __future__ import annotations
 
 import argparse
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import NotFound, ServiceExists
 from ...util.fields import ID_RULE
-from ...util.parsing import parseMetadata, parseTags
+from ...util.parsing import parseDuration, parseMetadata, parseTags
 from ..outcome import CommandFailed, UsageError
-from .base import ListCommand, RaxsrCommand, ShowCommand, addId, addPaging
-from .output import Column, Metadata, Tags, Timestamp
+from .base import ListCommand, RaxsrCommand, ShowCommand, explainedToken
+from .output import Column, Metadata, Tags, Text, Timestamp
 from .parser import Parser
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ COLUMNS = {
     "tags": Column("Tags", Tags),
     "metadata": Column("Metadata", Metadata),
 }
+_NO_STATES = "this registry has no states of services. Use: raxsr services update ID --add-metadata status=disabled"
 
 
 def _addFields(parser: Parser, timeoutDefault: int | None) -> None:
@@ -59,13 +61,10 @@ def _words(texts: list[str]) -> list[str]:
 
 
 def _pairs(option: str, texts: list[str]) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for text in texts:
-        try:
-            pairs.update(parseMetadata(text))
-        except ValueError as error:
-            raise UsageError(f"{option}: {error}") from None
-    return pairs
+    try:
+        return {key: value for text in texts for key, value in parseMetadata(text).items()}
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
 
 
 class List(ListCommand):
@@ -74,15 +73,15 @@ class List(ListCommand):
     example = "raxsr services list --tag www -f json"
     columns = COLUMNS
     important = ("metadata", "tags", "last_seen", "heartbeat_timeout")
+    paged = "services"
 
     def addArguments(self, parser: Parser) -> None:
         parser.add_argument("--tag", metavar="TAG", help="only services with this tag")
-        addPaging(parser, "services")
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
         services = client.services
         page = services.list if parsed.tag is None else partial(services.listForTag, parsed.tag)
-        return await self.onePageOrAll(parsed, "services", page)
+        return await self.onePageOrAll(parsed, page)
 
 
 class Get(ShowCommand):
@@ -90,10 +89,8 @@ class Get(ShowCommand):
 
     example = "raxsr services get web1"
     columns = COLUMNS
+    idOf = "service's id"
     kind = "service"
-
-    def addArguments(self, parser: Parser) -> None:
-        addId(parser, "service's id")
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
         return await client.services.get(parsed.id)
@@ -109,10 +106,13 @@ class Create(ShowCommand):
 
     example = "raxsr services create web1 --heartbeat-timeout 60 --tags www,api --metadata port=8000,host=10.0.0.1"
     columns = {name: COLUMNS[name] for name in ("id", "heartbeat_timeout")} | {"token": Column("Token")}
+    idOf = f"service's id, {ID_RULE}"
 
     def addArguments(self, parser: Parser) -> None:
-        addId(parser, f"service's id, {ID_RULE}")
         _addFields(parser, 30)
+
+    def complete(self, parsed: argparse.Namespace) -> None:
+        parsed.fields = _fields(parsed)
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
         id, timeout = parsed.id, parsed.heartbeatTimeout
@@ -124,10 +124,6 @@ class Create(ShowCommand):
             ) from None
         return {"id": id, "heartbeat_timeout": timeout, **body}
 
-    def take_action(self, parsed: argparse.Namespace) -> Any:
-        parsed.fields = _fields(parsed)
-        return super().take_action(parsed)
-
 
 class Heartbeat(ShowCommand):
     """
@@ -138,21 +134,16 @@ class Heartbeat(ShowCommand):
 
     example = "raxsr services heartbeat web1 --token 2d7ff6e8-c8e9-11f0-8de9-0242ac120002 -f value -c token"
     columns = {"id": COLUMNS["id"], "token": Column("Token")}
+    idOf = "service's id"
     kind = "service"
 
     def addArguments(self, parser: Parser) -> None:
-        addId(parser, "service's id")
-        parser.add_argument(
-            "--token", required=True, metavar="TOKEN", help="the token that its creation or last heartbeat has shown"
-        )
+        shown = "the token that its creation or last heartbeat has shown"
+        parser.add_argument("--token", required=True, metavar="TOKEN", help=shown)
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        try:
+        with explainedToken(f'service "{parsed.id}"'):
             return {"id": parsed.id, **await client.services.heartbeat(parsed.id, parsed.token)}
-        except NotFound as error:
-            if "HeartbeatMarker" not in error.details:
-                raise
-            raise CommandFailed(f'the token does not belong to the service "{parsed.id}"') from None
 
 
 class Update(RaxsrCommand):
@@ -165,10 +156,10 @@ class Update(RaxsrCommand):
     """
 
     example = r"raxsr services update web1 --tags www --metadata status=disabled,note=down\, for now"
+    idOf = "service's id"
     kind = "service"
 
     def addArguments(self, parser: Parser) -> None:
-        addId(parser, "service's id")
         _addFields(parser, None)
         for option, metavar, what in (
             ("--add-tags", "TAG,…", "tags to add"),
@@ -178,7 +169,7 @@ class Update(RaxsrCommand):
         ):
             parser.add_argument(option, action="append", default=[], metavar=metavar, help=what)
 
-    def take_action(self, parsed: argparse.Namespace) -> Any:
+    def complete(self, parsed: argparse.Namespace) -> None:
         parsed.fields = _fields(parsed)
         if parsed.heartbeatTimeout is not None:
             parsed.fields["heartbeat_timeout"] = parsed.heartbeatTimeout
@@ -196,7 +187,6 @@ class Update(RaxsrCommand):
                 raise UsageError(f"--{name} replaces all: it can't be given with --add-{name} or --remove-{name}")
         if not parsed.fields and not parsed.amendments:
             raise UsageError("nothing to change: give --heartbeat-timeout, --tags or --metadata")
-        super().take_action(parsed)
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
         changes = dict(parsed.fields)
@@ -215,11 +205,85 @@ class Remove(RaxsrCommand):
     """Remove a service."""
 
     example = "raxsr services remove web1"
+    idOf = "service's id"
     kind = "service"
-
-    def addArguments(self, parser: Parser) -> None:
-        addId(parser, "service's id")
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
         await client.services.remove(parsed.id)
         return f'Service "{parsed.id}" has been removed'
+
+
+class Drain(RaxsrCommand):
+    """
+    Let a service have no new work; existing connections go on.
+
+    The state belongs to the ID. It survives restarts of the service, and may be set before it is registered.
+    """
+
+    example = 'raxsr services drain web1 --reason "rack move" --for 10m'
+    idOf = "service's id"
+    state = "drain"
+    done = "gets no new work"
+
+    def addArguments(self, parser: Parser) -> None:
+        shown = "why, for other operators; up to 255 characters"
+        parser.add_argument("--reason", default="", metavar="TEXT", help=shown)
+        shown = "up again after this time: 90s, 10m, 24h, up to 30d"
+        parser.add_argument("--for", dest="duration", metavar="TIME", help=shown)
+
+    def complete(self, parsed: argparse.Namespace) -> None:
+        parsed.seconds = None
+        if parsed.duration is not None:
+            try:
+                parsed.seconds = math.ceil(parseDuration(parsed.duration, "1s", "30d"))
+            except ValueError as error:
+                raise UsageError(f"--for: {error}") from None
+
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        try:
+            await client.services.setState(parsed.id, self.state, parsed.reason, expiresIn=parsed.seconds)
+        except NotFound:
+            raise CommandFailed(_NO_STATES) from None
+        limit = "" if parsed.duration is None else f" for {parsed.duration}"
+        return f'Service "{parsed.id}" {self.done}{limit}'
+
+
+class Out(Drain):
+    """
+    Let a service receive no traffic.
+
+    Clients send it nothing new, and Prometheus does not scrape it. The state belongs to the ID. It survives
+    restarts of the service, and may be set before it is registered.
+    """
+
+    example = 'raxsr services out web1 --reason "broken disk"'
+    state = "out"
+    done = "receives no traffic"
+
+
+class Up(Drain):
+    """Let a service be used again. A reason stays with it."""
+
+    example = "raxsr services up web1"
+    state = "up"
+    done = "is up"
+
+
+class States(ListCommand):
+    """Show the states that were set for services."""
+
+    example = "raxsr services states -f json"
+    columns = {
+        "id": Column("Service ID"),
+        "state": Column("State"),
+        "expires_at": Column("Ends", Timestamp),
+        "reason": Column("Reason", Text),
+    }
+    important = ("state", "reason", "expires_at")
+    paged = "states"
+
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        try:
+            return await self.onePageOrAll(parsed, client.services.listStates)
+        except NotFound:
+            raise CommandFailed(_NO_STATES) from None

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...util.parsing import boundedNumber, parseDuration
-from ..outcome import CommandFailed, UsageError, printable
+from ..outcome import CommandFailed, UsageError, printable, typeOf
 from .base import RaxsrCommand
 from .parser import Parser
 
 if TYPE_CHECKING:
     from ...client import Client
+    from ...templates.keeper import Job
 
 _DEFAULT_WAIT = "1s:10s"
 
@@ -47,7 +49,7 @@ class Template(RaxsrCommand):
         )
         parser.add_argument(
             "--wait",
-            type=_wait,
+            type=typeOf(_wait),
             default=_wait(_DEFAULT_WAIT),
             metavar="QUIET:LONGEST",
             help="render when nothing has changed for QUIET, and at the latest LONGEST after a change "
@@ -55,7 +57,7 @@ class Template(RaxsrCommand):
         )
         parser.add_argument(
             "--panic-threshold",
-            type=_threshold,
+            type=typeOf(partial(boundedNumber, least=0.0, most=1.0)),
             default=0.5,
             metavar="PART",
             help="when a larger part of a tag's services than this, 0 to 1, expires at once, they stay in use "
@@ -63,31 +65,35 @@ class Template(RaxsrCommand):
         )
         parser.add_argument("--once", action="store_true", help="make each file once, and end")
         parser.add_argument("--dry-run", action="store_true", help="show what would change, and change and run nothing")
-        parser.add_argument(
-            "--allow-empty", action="store_true", help="render a template also if a tag in it has no service left"
-        )
+        shown = "render a template also if a tag in it has no service left"
+        parser.add_argument("--allow-empty", action="store_true", help=shown)
 
     def hasOutput(self, parsed: argparse.Namespace) -> bool:
         return bool(parsed.dry_run)
+
+    def complete(self, parsed: argparse.Namespace) -> None:
+        if len(parsed.check) > 1 and len(parsed.check) != len(parsed.templates):
+            raise UsageError("give one --check, or one for each template")
+
+    def run(self, parsed: argparse.Namespace) -> int | None:
+        self.ask(parsed)
+        return None
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
         # Help does not need these, which take a while.
         from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
-        from ...templates.keeper import Job, TemplateKeeper
-        from ...templates.rendering import Renderer, TemplateFailed
+        from ...templates.keeper import TemplateKeeper
+        from ...templates.rendering import TemplateFailed
 
-        jobs = [
-            Job(source, Renderer(source, allowEmpty=parsed.allow_empty), destination)
-            for source, destination in self._destinations(parsed)
-        ]
         quiet, longest = parsed.wait
+        jobs = _jobs(parsed)
         keeper = TemplateKeeper(client, jobs, quiet=quiet, longest=longest, panicThreshold=parsed.panic_threshold)
 
         def observe(event: LogEvent) -> None:
             level = event.get("log_level", LogLevel.info)
             if str(event.get("log_namespace", "")).startswith("txserviceregistry.") and level >= LogLevel.info:
-                (self.app.complain if level >= LogLevel.warn else self.app.note)(formatEvent(event))
+                (self.program.complain if level >= LogLevel.warn else self.program.note)(formatEvent(event))
 
         # It is a function, which has the only method of the interface.
         observer: Any = observe
@@ -99,62 +105,45 @@ class Template(RaxsrCommand):
         finally:
             globalLogPublisher.removeObserver(observer)
 
-    def take_action(self, parsed: argparse.Namespace) -> Any:
-        if len(parsed.check) > 1 and len(parsed.check) != len(parsed.templates):
-            raise UsageError("give one --check, or one for each template")
-        self.ask(parsed)
 
-    def _destinations(self, parsed: argparse.Namespace) -> list[tuple[str, Any]]:
-        """The source of each template, and what is made of it."""
-        from ...templates.target import Target
+def _jobs(parsed: argparse.Namespace) -> list[Job]:
+    """Each template, and what is made of it."""
+    from ...templates.keeper import Job
+    from ...templates.rendering import Renderer
+    from ...templates.target import Target
 
-        checks = parsed.check * len(parsed.templates) if len(parsed.check) == 1 else parsed.check
-        found = []
-        for number, text in enumerate(parsed.templates):
-            source, _, rest = text.partition(":")
-            destination, _, reload = rest.partition(":")
-            if not source or not destination:
-                raise UsageError(f"{text!r} is not SOURCE:DESTINATION or SOURCE:DESTINATION:RELOAD COMMAND")
-            if not os.path.isfile(source):
-                raise UsageError(f"there is no template {source}")
-            target = Target(destination, checks[number] if checks else None, reload or None)
-            found.append((source, _Preview(self, target) if parsed.dry_run else target))
-        return found
+    checks = parsed.check or [None]
+    jobs = []
+    for number, text in enumerate(parsed.templates):
+        source, _, rest = text.partition(":")
+        destination, _, reload = rest.partition(":")
+        if not source or not destination:
+            raise UsageError(f"{text!r} is not SOURCE:DESTINATION or SOURCE:DESTINATION:RELOAD COMMAND")
+        if not os.path.isfile(source):
+            raise UsageError(f"there is no template {source}")
+        target: Any = Target(destination, checks[number % len(checks)], reload or None)
+        made = _Preview(target) if parsed.dry_run else target
+        jobs.append(Job(source, Renderer(source, allowEmpty=parsed.allow_empty), made))
+    return jobs
 
 
 class _Preview:
     """Shows what would be put into a file."""
 
-    def __init__(self, command: Template, target: Any) -> None:
-        self._command = command
+    def __init__(self, target: Any) -> None:
         self._target = target
 
     async def put(self, text: str) -> bool:
-        old = self._target.content()
-        lines = difflib.unified_diff(
-            (old or "").splitlines(True),
-            text.splitlines(True),
-            self._target.path if old is not None else os.devnull,
-            self._target.path,
-        )
-        for line in lines:
-            print(printable(line.rstrip("\n")), file=self._command.app.stdout)
+        path, old = self._target.path, self._target.content()
+        before = os.devnull if old is None else path
+        for line in difflib.unified_diff((old or "").splitlines(True), text.splitlines(True), before, path):
+            print(printable(line.rstrip("\n")))
         return False
-
-
-def _threshold(text: str) -> float:
-    try:
-        return boundedNumber(text, 0.0, 1.0)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _wait(text: str) -> tuple[float, float]:
     quiet, colon, longest = text.partition(":")
-    try:
-        found = parseDuration(quiet), parseDuration(longest if colon else quiet)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    found = parseDuration(quiet), parseDuration(longest if colon else quiet)
     if found[0] > found[1]:
-        raise argparse.ArgumentTypeError(f"{text!r}: QUIET is longer than LONGEST")
+        raise ValueError(f"{text!r}: QUIET is longer than LONGEST")
     return found

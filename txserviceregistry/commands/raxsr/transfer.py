@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +28,8 @@ class _Transfer(RaxsrCommand):
 
     def addArguments(self, parser: Parser) -> None:
         parser.add_argument("file", metavar="FILE", help="a file of YAML or JSON; - for stdin or stdout")
-        parser.add_argument(
-            "--format", choices=FORMATS, help="the file's format (default: by its extension, yaml for -)"
-        )
+        shown = "the file's format (default: by its extension, yaml for -)"
+        parser.add_argument("--format", choices=FORMATS, help=shown)
         self.addPlace(parser)
         parser.add_argument("--dry-run", dest="dryRun", action="store_true", help="only show what would change")
 
@@ -41,7 +43,7 @@ class _Transfer(RaxsrCommand):
     def show(self, old: Mapping[str, str], new: Mapping[str, str], *, removing: bool) -> None:
         """Show what would change."""
         for line in _differences(old, new, removing):
-            print(escaped(line), file=self.app.stdout)
+            print(escaped(line))
         self.say(f"Without --dry-run: {_summary(old, new, removing)}")
 
 
@@ -61,7 +63,7 @@ class Import(_Transfer):
         addNamespace(place, help="set keys without a leading slash below this namespace, such as /production/cassandra")
         place.add_argument("--root", action="store_true", help="set keys without a slash at the top, in no namespace")
 
-    def take_action(self, parsed: argparse.Namespace) -> Any:
+    def run(self, parsed: argparse.Namespace) -> int | None:
         path = parsed.file
         format = formatOf(path, parsed.format)
         parsed.values = parseValues(readText(path), format, path, parsed.namespace, root=parsed.root)
@@ -70,6 +72,7 @@ class Import(_Transfer):
             self.show(old, parsed.values, removing=False)
         else:
             self.say(f"Configuration values: {_summary(old, parsed.values, False)}")
+        return None
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
         new: Mapping[str, str] = parsed.values
@@ -99,33 +102,28 @@ class Export(_Transfer):
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
         return await allValues(self, client, parsed.namespace)
 
-    def take_action(self, parsed: argparse.Namespace) -> Any:
+    def run(self, parsed: argparse.Namespace) -> int | None:
         path = parsed.file
         format = formatOf(path, parsed.format)
         new = self.ask(parsed)
         if parsed.dryRun:
-            self.show(self._present(path, format), new, removing=True)
+            old = {} if path == STANDARD or _isMissing(path) else parseValues(readText(path), format, path, None)
+            self.show(old, new, removing=True)
         elif path == STANDARD:
             useUTF8()
-            self.app.stdout.write(formatValues(new, format))
+            sys.stdout.write(formatValues(new, format))
         else:
             writeText(path, formatValues(new, format))
             self.say(f"Configuration values: {len(new)} written to {path}")
+        return None
 
-    @staticmethod
-    def _present(path: str, format: str) -> dict[str, str]:
-        """The values that the file has now."""
-        if path == STANDARD:
-            return {}
-        try:
-            with open(path):
-                pass
-        except FileNotFoundError:
-            return {}
-        except OSError:
-            # Reading it fails with the reason.
-            pass
-        return parseValues(readText(path), format, path, None)
+
+def _isMissing(path: str) -> bool:
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno == errno.ENOENT
+    return False
 
 
 def _differences(old: Mapping[str, str], new: Mapping[str, str], removing: bool) -> Iterator[str]:

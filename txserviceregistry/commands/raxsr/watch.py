@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IDelayedCall
 from .base import FollowCommand
 from .configuration import COLUMNS as VALUE_COLUMNS
 from .configuration import addNamespace
-from .output import FORMATS, Column
+from .output import Column, writeTable
 from .parser import Parser
 from .services import COLUMNS as SERVICE_COLUMNS
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ...client import Client
     from ...discovery import ConfigurationWatcher, Directory
     from ...discovery.directory import Change
+
+_Show = Callable[[Mapping[str, Any]], None]
 
 # Seconds from one drawing of the table to the next, at least; and how often the age of data is looked at.
 _REDRAW = 0.25
@@ -41,7 +43,7 @@ class _Watch(FollowCommand):
         """What it has."""
         raise NotImplementedError
 
-    def follow(self, source: Any, show: Callable[[Mapping[str, Any]], None]) -> None:
+    def follow(self, source: Any, show: _Show) -> None:
         """Let *show* be called with a record of each change."""
         raise NotImplementedError
 
@@ -51,7 +53,7 @@ class _Watch(FollowCommand):
         source = self.source(client, parsed)
         table: _Table | None = None
         if parsed.formatter == "table" and sys.stdout.isatty():
-            table = _Table(client, source, lambda: self._draw(source, parsed))
+            table = _Table(client, source, lambda: self._draw(source))
             redraw = table.redraw
             self.follow(source, lambda _: redraw())
         else:
@@ -64,17 +66,14 @@ class _Watch(FollowCommand):
                 table.stop()
             await source.stopService()
 
-    def _draw(self, source: Any, parsed: argparse.Namespace) -> None:
-        columns, selector = self._generate_columns_and_selector(parsed, list(self.columns))
+    def _draw(self, source: Any) -> None:
         rows = [self.row({"change": "", **record}) for record in self.records(source)]
-        if selector is not None:
-            rows = [tuple(self._compress_iterable(row, selector)) for row in rows]
         options = SimpleNamespace(max_width=0, fit_width=False, importance=[], note=lambda _: None)
-        self.app.stdout.write(_HOME)
-        FORMATS["table"].obj.emit_list(columns, rows, self.app.stdout, options)
+        sys.stdout.write(_HOME)
+        writeTable(self.headings, rows, sys.stdout, options)
         if source.stale:
-            print(f"not current for {source.stale:.0f} s", file=self.app.stdout)
-        self.app.stdout.flush()
+            print(f"not current for {source.stale:.0f} s")
+        sys.stdout.flush()
 
 
 class _Table:
@@ -85,7 +84,7 @@ class _Table:
         self._source = source
         self._draw = draw
         self._next: IDelayedCall | None = None
-        self._look: IDelayedCall | None = self._clock.callLater(0, self._looked)
+        self._look: IDelayedCall = self._clock.callLater(0, self._looked)
 
     def redraw(self) -> None:
         """Draw the table soon."""
@@ -130,7 +129,7 @@ class Services(_Watch):
     def records(self, source: Directory) -> Iterable[Mapping[str, Any]]:
         return [dict(service) for service in source.services()]
 
-    def follow(self, source: Directory, show: Callable[[Mapping[str, Any]], None]) -> None:
+    def follow(self, source: Directory, show: _Show) -> None:
         def changed(change: Change, service: Any) -> None:
             show({**service, "change": change})
 
@@ -159,7 +158,7 @@ class Configuration(_Watch):
     def records(self, source: ConfigurationWatcher) -> Iterable[Mapping[str, Any]]:
         return [{"id": key, "value": source[key]} for key in source]
 
-    def follow(self, source: ConfigurationWatcher, show: Callable[[Mapping[str, Any]], None]) -> None:
+    def follow(self, source: ConfigurationWatcher, show: _Show) -> None:
         source.onChange(
             lambda change: show(
                 {"change": "remove" if change.new is None else "set", "id": change.key, "value": change.new}

@@ -66,9 +66,9 @@ class ProgramTests(RaxsrProcessTestCase):
         self.assertEqual(ran.stderr.decode().splitlines(), ["raxsr: can't write the output: No space left on device"])
 
     async def test_withoutTheExtra(self) -> None:
-        """Where cliff is not installed, one line says what to install."""
+        """Where a package of the extra is not installed, one line says what to install."""
         code = (
-            "import sys; sys.modules['cliff'] = None\n"
+            "import sys; sys.modules['prettytable'] = None; sys.argv[1:] = ['services', 'list']\n"
             "from txserviceregistry.commands.raxsr.main import main; sys.exit(main())"
         )
         ran = await deferToThread(

@@ -11,7 +11,7 @@ from twisted.web.iweb import IAgent
 
 from tests.fakeagent import Proxy
 from txserviceregistry import Client
-from txserviceregistry.commands.raxsr.follow import follow
+from txserviceregistry.commands.raxsr.events import follow
 from txserviceregistry.errors import AuthenticationFailed, BadRequest
 from txserviceregistry.settings import readSettings
 from txserviceregistry.testing import FakeRegistry

@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.commands.raxsr.output import FORMATS, Metadata, Tags, Text
+from txserviceregistry.commands.raxsr.output import Metadata, Tags, Text, writeTable
 
 NAMES = ("Service ID", "Seconds", "Tags", "Metadata")
 IMPORTANCE = ("Metadata", "Tags", "Seconds")
@@ -24,7 +24,7 @@ class TableTests(SynchronousTestCase):
         stdout = io.StringIO()
         importance = [name for name in IMPORTANCE if name in names]
         options = argparse.Namespace(max_width=width, fit_width=False, importance=importance, note=self.notes.append)
-        FORMATS["table"].obj.emit_list(names, rows, stdout, options)
+        writeTable(names, rows, stdout, options)
         return stdout.getvalue().splitlines()
 
     def row(self, tags: Sequence[str], **metadata: str) -> Sequence[Any]:
