@@ -42,10 +42,7 @@ _MOST_SEEN = 60
 
 class Console:
     """
-    Answers the requests of the console.
-
-    :param resource: answers requests of the API.
-    :param names: the names under which the console is served, beside those of the loopback and its own address.
+    Answers the requests of the console, which is served under these *names*, those of the loopback and its address.
     """
 
     def __init__(
@@ -75,11 +72,7 @@ class Console:
         }
 
     async def makeLink(self, user: UserRecord, root: str) -> dict[str, Any]:
-        """
-        A link that opens the page as this user, once, as JSON.
-
-        :param root: the registry's URL.
-        """
+        """A link that opens the page as this user, once, as JSON; *root* is the registry's URL."""
         link = await self._sessions.issueLink(user)
         return {"href": f"{root}{_ROOT}/#once={link}", "expires_in": int(LINK_LIFETIME)}
 
@@ -90,11 +83,7 @@ class Console:
         return path == _ROOT or path.startswith(_ROOT + "/")
 
     async def answer(self, record: RequestRecord, path: str) -> Response:
-        """
-        Answer a request that is for the console.
-
-        :raises Fault: if it is refused.
-        """
+        """Answer a request that is for the console; raises a fault if it is refused."""
         request = record.request
         record.headers = assets.HEADERS
         record.route = _ROOT

@@ -19,16 +19,7 @@ _SECONDS = 10.0
 
 
 class Overview:
-    """
-    Describes the registry.
-
-    :param registry: the rules.
-    :param store: its store.
-    :param health: of this node.
-    :param requests: the requests that were answered.
-    :param clock: the reactor.
-    :param wallClock: seconds since the epoch.
-    """
+    """Describes the registry."""
 
     def __init__(
         self,

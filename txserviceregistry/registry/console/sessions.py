@@ -32,13 +32,7 @@ LINK_LIFETIME = 60.0
 
 @attrs.frozen
 class Session:
-    """
-    A session.
-
-    :ivar cookie: the secret that the browser keeps.
-    :ivar secret: the secret that the page keeps.
-    :ivar expires: when it ends, in seconds since the epoch.
-    """
+    """A session: the secret in the cookie, the secret of the page, and when it ends, in seconds since the epoch."""
 
     user: UserRecord
     expires: float
@@ -47,14 +41,7 @@ class Session:
 
 
 class Sessions:
-    """
-    The sessions of all users.
-
-    :param store: keeps them; is open.
-    :param clock: the reactor.
-    :param wallClock: seconds since the epoch.
-    :param randomBytes: a source of so many random bytes, good enough for secrets.
-    """
+    """The sessions of all users."""
 
     def __init__(
         self,
@@ -77,12 +64,7 @@ class Sessions:
         return Session(user, expires, cookie, secret)
 
     async def find(self, cookie: str, secret: str) -> Session:
-        """
-        The session with these secrets.
-
-        :raises InvalidToken: if there is none, or it has ended.
-        :raises StoreUnavailable: if the store is unavailable and the session was not seen before.
-        """
+        """The session with these secrets; raises InvalidToken if there is none, or it has ended."""
         record, user = await self._get(_hash("session", cookie, secret))
         if cookie.rpartition(".")[2] != _roleDigest(user.role):
             raise InvalidToken()
@@ -100,11 +82,7 @@ class Sessions:
         return link
 
     async def redeem(self, link: str) -> UserRecord:
-        """
-        The user to whom a link was issued. It is spent, whatever follows.
-
-        :raises InvalidToken: if it is unknown, spent or too old.
-        """
+        """The user to whom a link was issued; it is spent. Raises InvalidToken if it is unknown, spent or too old."""
         linkHash = _hash("link", link)
         _, user = await self._get(linkHash)
         # Of several requests at the same time, on any node, one removes it.

@@ -62,9 +62,7 @@ class _File:
         self._isTorn = False
 
     def write(self, lines: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
-        """
-        :raises OSError: if not all could be written.
-        """
+        """Raises OSError if not all could be written."""
         file = self._opened()
         # After half a line, whatever follows begins on a line of its own.
         data = b"\n" if self._isTorn and lines else b""
@@ -113,9 +111,7 @@ class LogThread:
         self._pool.start()
 
     def run(self, work: Callable[[], None]) -> Deferred[None]:
-        """
-        :return: fires when *work* has been done in the thread, after all that was given before.
-        """
+        """Do *work* in the thread, after all that was given before."""
         return deferToThreadPool(self._reactor, self._pool, work)
 
     def stop(self) -> None:
@@ -168,9 +164,7 @@ class LogFile:
 
     @returnsDeferred
     async def stop(self) -> None:
-        """
-        :return: fires when all lines are written and the file is closed, or after two seconds.
-        """
+        """Write all lines and close the file, in two seconds at most."""
         self._isStopped = True
         if self._next is not None:
             self._next.cancel()

@@ -31,12 +31,6 @@ _OWN_SITES = frozenset({b"same-origin", b"none"})
 
 
 class Authenticator:
-    """
-    Authenticates requests.
-
-    :param identity: knows users and tokens.
-    """
-
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
 
@@ -80,11 +74,7 @@ class Authenticator:
             raise invalidToken(request)
 
     async def issueToken(self, request: Request) -> Response:
-        """
-        Answer a ``POST /tokens``, also where it fails.
-
-        :raises Overloaded: if too many API keys are waiting to be checked.
-        """
+        """Answer a ``POST /tokens``, also where it fails; raises Overloaded as above."""
         try:
             username, key = credentials(parseBody(request))
         except Fault as fault:

@@ -39,20 +39,15 @@ class Call:
 
     def fields(self) -> list[Any]:
         """
-        The values of the operation's fields in the body, in their order.
-
-        :raises Fault: for the first invalid one.
+        The values of the operation's fields in the body, in their order; raises the fault of the first invalid one.
         """
         return [field.value(self.body) for field in self._fields]
 
     def authorize(self, kind: str, key: str) -> None:
         """
-        Check that the user may change an object. Each handler that changes one calls this, after the checks of the body
-        and before it looks whether the object exists.
-
-        :param kind: one of :data:`~txserviceregistry.registry.roles.KINDS`.
-        :param key: the object's id, key or name.
-        :raises Fault: 403 if the user may not.
+        Check that the user may change an object of this kind (:data:`~txserviceregistry.registry.roles.KINDS`), or raise
+        the fault 403. Each handler that changes one calls this, after the checks of the body and before it looks
+        whether the object exists.
         """
         self.record.object = key
         self.user.role.check(kind, key)

@@ -14,7 +14,7 @@ from ..identity.identity import TENANT
 from ..limits import PATHS, RATE_HEADERS
 from . import validation
 from .keystone import CATALOG, CREDENTIALS, REGION
-from .rules import Schema, TimeUUID, matching
+from .rules import TIME_UUID, Schema, matching
 
 _TEXT: Schema = {"type": "string"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
@@ -55,11 +55,7 @@ assert set(RATE_HEADERS) <= _HEADERS.keys()
 
 
 def reference(kind: str, name: str) -> Schema:
-    """
-    A reference to a component.
-
-    :param kind: ``schemas``, ``parameters`` or ``headers``.
-    """
+    """A reference to one of the ``schemas``, ``parameters`` or ``headers``."""
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
@@ -88,11 +84,7 @@ def listOf(items: Schema, **more: int) -> Schema:
 
 
 def ofType(hint: Any) -> Schema:
-    """
-    The values of a type: of a TypedDict or of what one is made of.
-
-    :raises TypeError: for any other.
-    """
+    """The values of a type: of a TypedDict or of what one is made of."""
     if hint in _PLAIN:
         return dict(_PLAIN[hint])
     if is_typeddict(hint):
@@ -119,7 +111,7 @@ def _object(hint: Any, **properties: Schema) -> Schema:
 
 
 def _schemas() -> dict[str, Schema]:
-    id, key, token = validation.SERVICE_ID.schema(), validation.KEY.schema(), TimeUUID().schema()
+    id, key, token = validation.SERVICE_ID.schema(), validation.KEY.schema(), TIME_UUID.schema
     faultType = {**_TEXT, "enum": list(FAULT_TYPES)}
     faultCode = {"type": "integer", "enum": sorted(set(FAULT_TYPES.values()))}
     event = _object(types.Event, id=token, payload={"type": "object"})

@@ -105,12 +105,7 @@ def peerOf(address: IAddress) -> str:
 
 
 class Evictable(Protocol):
-    """
-    A connection.
-
-    :ivar peer: see :func:`peerOf`.
-    :ivar isKnown: whether it has brought a request with a valid token, or valid credentials.
-    """
+    """A connection; *isKnown* is whether it has brought a request with a valid token, or valid credentials."""
 
     peer: str
     isKnown: bool

@@ -34,11 +34,7 @@ _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X
 
 @implementer(IPushProducer)
 class _Outlet:
-    """
-    The connection of a stream. What its transport does not take is kept here, and bounded.
-
-    :param request: the request.
-    """
+    """The connection of a stream. What its transport does not take is kept here, and bounded."""
 
     __slots__ = ("_drained", "_held", "_isClogged", "_isDirect", "_request", "_size", "_transport")
 
@@ -119,11 +115,7 @@ class _Outlet:
 
 
 async def streamEvents(feed: EventFeed, call: Call) -> Response:
-    """
-    Answer a request for the stream.
-
-    :return: what is left to be sent: the head for a HEAD; nothing of it once the stream has been begun.
-    """
+    """Answer a request for the stream. Returns the head, which is sent already unless it is for a HEAD."""
     record, query, streams = call.record, call.query, feed.streams
     request, marker = record.request, query["marker"]
     lastId = header(request, b"Last-Event-ID").strip()

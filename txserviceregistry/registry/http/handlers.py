@@ -75,14 +75,7 @@ def _operation(
 
 
 class Handlers:
-    """
-    The handlers of all operations.
-
-    :param registry: the rules; has been started.
-    :param rateLimiter: counts GETs.
-    :param limits: how many objects an account may have; the same that the *registry* has.
-    :ivar console: the console, if there is one.
-    """
+    """The handlers of all operations; *limits* are those that the *registry* has."""
 
     def __init__(self, registry: Registry, rateLimiter: RateLimiter, limits: ResourceLimits) -> None:
         self._registry = registry

@@ -83,12 +83,6 @@ class _HandshakingFactory(TLSMemoryBIOFactory):
 
 
 def handshakingFactory(contextFactory: Any, factory: IProtocolFactory) -> IProtocolFactory:
-    """
-    The factory that a TLS listener serves.
-
-    :param contextFactory: key and certificate, as Twisted's ``listenSSL`` takes them.
-    :param factory: is served over TLS. Only handshakes of an
-        :class:`~txserviceregistry.registry.http.server.ApiSite` wait in a queue.
-    """
+    """The factory that a TLS listener serves. Only handshakes of an ApiSite wait in a queue."""
     make = _HandshakingFactory if isinstance(factory, ApiSite) else TLSMemoryBIOFactory
     return make(contextFactory, False, factory)

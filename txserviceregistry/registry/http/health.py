@@ -29,11 +29,7 @@ PATIENCE = 2.0
 
 
 class Health:
-    """
-    The health of a registry. The uptime counts from now.
-
-    :param store: its store, open.
-    """
+    """The health of a registry over this store, which is open. The uptime counts from now."""
 
     _log = Logger()
 
@@ -46,9 +42,7 @@ class Health:
 
     @returnsDeferred
     async def report(self) -> dict[str, Any]:
-        """
-        :return: fires with the health of the registry now, or less than a second ago, as JSON; within two seconds.
-        """
+        """Fires with the health of the registry now, or less than a second ago, as JSON; within two seconds."""
         return {
             "store": {"name": self._store.name, "state": await self._state()},
             "uptime": round(self._clock.seconds() - self._started, 3),

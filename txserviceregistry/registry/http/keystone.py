@@ -31,9 +31,7 @@ _EXPIRES_ZONE = timezone(timedelta(hours=-6))
 
 def credentials(body: Mapping[str, Any]) -> tuple[str, str]:
     """
-    The user's name and API key in the body of a ``POST /tokens``.
-
-    :raises Fault: 400, whose message names what was expected.
+    The user's name and API key in the body of a ``POST /tokens``; or the fault 400, which names what was expected.
     """
     auth = body.get("auth")
     if not isinstance(auth, dict):
@@ -53,11 +51,7 @@ def credentials(body: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def access(token: IssuedToken, url: str) -> dict[str, Any]:
-    """
-    The response to valid credentials.
-
-    :param url: of the tenant, without a slash at the end.
-    """
+    """The response to valid credentials; *url* is that of the tenant, without a slash at the end."""
     expires = datetime.fromtimestamp(token.expires, _EXPIRES_ZONE).strftime(_EXPIRES)
     endpoint = {"tenantId": token.tenant, "publicURL": url}
     regional = {"region": REGION, **endpoint}

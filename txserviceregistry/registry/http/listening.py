@@ -63,7 +63,6 @@ def _load(files: Mapping[str, str]) -> Reloaded[dict[str, bytes], _Loaded]:
     Read the certificate of a listener and its key, now and whenever the files have changed.
 
     :param files: their paths, by the names of the endpoint string's arguments.
-    :raises EndpointError: if they can't be used.
     """
     # The working directory may be another one when they are read again.
     paths = {name: os.path.abspath(path) for name, path in files.items()}
@@ -139,11 +138,7 @@ class TLSEndpoint(SSL4ServerEndpoint):
         return Connection(self._loaded.current()[1].getContext(), None)
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
-        """
-        Listen, and warn if clients will refuse the certificate or other users can read the key.
-
-        :return: fires with the port.
-        """
+        """Listen, and warn if clients will refuse the certificate or other users can read the key."""
         self._warn()
         listening: Deferred[IListeningPort] = self._plain.listen(handshakingFactory(self, protocolFactory))
         return listening
@@ -169,9 +164,8 @@ class TLSEndpoint(SSL4ServerEndpoint):
 
     def hostFor(self, address: str) -> str:
         """
-        The host under which programs on this machine reach the listener so that the certificate is for it.
-
-        :param address: where they reach it.
+        The host under which programs on this machine reach an address of the listener so that the certificate is for
+        it.
         """
         names = namesOf(self.certificate)
         if address in names:
@@ -289,11 +283,8 @@ def _privateKey(path: str, text: bytes) -> tuple[bytes, Any]:
 @attrs.frozen
 class Listener:
     """
-    A port as programs on this machine see it.
-
-    :ivar root: its URL, without a path.
-    :ivar isLocal: whether it is reached on loopback, without TLS.
-    :ivar ownAuthority: see :attr:`TLSEndpoint.ownAuthority`.
+    A port as programs on this machine see it: its URL, without a path; whether it is reached on loopback, without TLS;
+    and :attr:`TLSEndpoint.ownAuthority`.
     """
 
     root: str
@@ -302,10 +293,7 @@ class Listener:
 
 
 def listenerOf(endpoint: IStreamServerEndpoint, port: IListeningPort) -> Listener | None:
-    """
-    :param endpoint: made the *port*.
-    :return: ``None`` if the port has no address of its own.
-    """
+    """The *port* that an endpoint has made; ``None`` if it has no address of its own."""
     address = port.getHost()
     if not isinstance(address, (IPv4Address, IPv6Address)):
         return None

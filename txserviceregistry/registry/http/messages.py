@@ -37,18 +37,13 @@ EXTENSIONS: tuple[str, ...] = (
 )
 _EXTENSIONS = ", ".join(EXTENSIONS).encode("ascii")
 
-_JSON = json.JSONEncoder(ensure_ascii=False)
+#: A body as it is sent.
+inJSON = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def _refuseConstant(name: str) -> None:
-    raise invalidBody(f"{name} is not valid JSON")
-
-
-_PARSER = json.JSONDecoder(parse_constant=_refuseConstant)
-_JSON_TYPE = b"application/json; charset=UTF-8"
 # The lines in the head of every response, and of those in JSON.
 _LINES = b"Date: %%b\r\nX-Response-Id: %%b\r\nX-Service-Registry-Extensions: %b\r\n" % _EXTENSIONS
-_JSON_LINES = b"%bContent-Type: %b\r\n" % (_LINES, _JSON_TYPE)
+_JSON_LINES = _LINES + b"Content-Type: application/json; charset=UTF-8\r\n"
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
 
@@ -57,10 +52,10 @@ class Response:
     """
     The response to a request.
 
-    :ivar body: sent as JSON; ``None`` for no body.
+    :ivar body: sent as JSON.
     :ivar headers: more headers, by name; several values are lines of their own.
-    :ivar isStream: whether what follows the head has no length and no end before that of the connection.
     :ivar text: sent instead of a body, as it is: JSON already, unless the headers name its ``Content-Type``.
+    :ivar isStream: whether what follows the head has no length and no end before that of the connection.
     """
 
     code: int
@@ -77,7 +72,6 @@ def faultBody(fault: Fault, txnId: str) -> dict[str, Any]:
 
 
 def faultResponse(fault: Fault, txnId: str) -> Response:
-    """The response with a fault."""
     return Response(fault.code, faultBody(fault, txnId), fault.headers)
 
 
@@ -100,12 +94,7 @@ def write(request: server.Request, response: Response, txnId: str) -> None:
 def inBytes(
     response: Response, txnId: str, version: bytes = b"HTTP/1.1", *, mustClose: bool = False, isHead: bool = False
 ) -> bytes:
-    """
-    A whole response as it goes over the wire.
-
-    :param mustClose: whether it says that it ends the connection.
-    :param isHead: whether to leave out its body.
-    """
+    """A whole response as it goes over the wire; *mustClose* is whether it says that it ends the connection."""
     body = response.text if response.body is None else inJSON(response.body).encode()
     isJson = body is not None and "Content-Type" not in response.headers
     parts = [
@@ -134,11 +123,6 @@ def _date(seconds: int) -> bytes:
     return date
 
 
-def inJSON(body: Mapping[str, Any]) -> str:
-    """A body as it is sent."""
-    return _JSON.encode(body)
-
-
 def header(request: server.Request, name: bytes) -> str:
     """The first header with this name; empty if there is none. Any bytes may come in it."""
     return (request.requestHeaders.getRawHeaders(name) or [b""])[0].decode("latin-1")
@@ -162,14 +146,16 @@ def baseUrl(request: server.Request) -> str:
     return f"{scheme}://{host}"
 
 
-# -- bodies
+def _refuseConstant(name: str) -> None:
+    raise invalidBody(f"{name} is not valid JSON")
+
+
+_PARSER = json.JSONDecoder(parse_constant=_refuseConstant)
 
 
 def parseBody(request: server.Request) -> dict[str, Any]:
     """
-    The JSON object that a request brings; an empty one if it has no body.
-
-    :raises Fault: if the body is not declared as JSON, or is not a JSON object.
+    The JSON object that a request brings, empty if it has no body; or the fault for one that is not a JSON object.
     """
     content: Any = request.content
     raw: bytes = content.read()

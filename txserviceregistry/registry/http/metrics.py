@@ -168,9 +168,7 @@ def _counter(name: str, help: str, value: float) -> Metric:
 
 
 def _family(kind: Any, name: str, help: str, labels: Sequence[str], samples: Iterable[Sequence[Any]]) -> Metric:
-    """
-    :param samples: the values of the labels and what belongs to them.
-    """
+    """Metrics of one name; each sample has the values of the labels and what belongs to them."""
     family = kind(f"{_PREFIX}_{name}", help, labels=labels)
     for sample in samples:
         family.add_metric(*sample)

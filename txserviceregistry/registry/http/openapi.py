@@ -111,11 +111,7 @@ _FAULT_TEXTS = {
 
 
 def document(baseUrl: str) -> bytes:
-    """
-    The description, ready to be sent.
-
-    :param baseUrl: scheme and authority under which the client reached the registry.
-    """
+    """The description, ready to be sent; *baseUrl* is under which the client reached the registry."""
     servers = json.dumps({"servers": [{"url": baseUrl}]})
     return f"{servers[:-1]}, {_text()[1:]}".encode()
 

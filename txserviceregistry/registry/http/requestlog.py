@@ -89,7 +89,6 @@ class RequestLog:
     Counts every response, and adds it to the access log and the audit log.
 
     :param seconds: what times are measured with; monotonic.
-    :param wallClock: seconds since the epoch, for the log.
     :ivar statistics: counts them.
     """
 
@@ -112,11 +111,7 @@ class RequestLog:
         return RequestRecord(request, newTxnId(), self._seconds())
 
     def end(self, record: RequestRecord, code: int, result: int | None = None) -> None:
-        """
-        It is answered.
-
-        :param result: the code that the response has, or would have if the client were not gone, if that is another.
-        """
+        """It is answered; *result* is the code that the response would have if the client were not gone."""
         request, seconds = record.request, self._seconds() - record.started
         self._count(request.method, record.route, code, seconds)
         user, tenant, txnId = record.user or None, record.tenant or None, record.txnId
@@ -138,12 +133,7 @@ class RequestLog:
             self._auditLog.add(self._wallClock(), change)
 
     def refused(self, method: bytes, path: bytes, route: str, address: IAddress, code: int, txnId: str) -> None:
-        """
-        Something was refused before it was a request.
-
-        :param method: as far as it is known; empty if it is not. So is the path.
-        :param route: see :class:`RequestRecord`.
-        """
+        """Something was refused before it was a request. What is not known of it is empty."""
         self._count(method, route, code, 0.0)
         if self._accessLog is not None:
             self._accessLog.add(self._wallClock(), accessFields(address, method, path, code, txnId))
@@ -165,12 +155,7 @@ def accessFields(
     tenant: str | None = None,
     seconds: float = 0.0,
 ) -> dict[str, Any]:
-    """
-    The content of a line of the access log.
-
-    :param path: as the client wrote it.
-    :param seconds: how long the response took, from the moment that the request was there.
-    """
+    """The content of a line of the access log. The seconds count from when the whole request was there."""
     return {
         "client": getattr(address, "host", None),
         "user": user,

@@ -38,11 +38,7 @@ class ApiResource(Resource):
     """
     All paths: the registry at ``/v1.0``, the Auth API at ``/v2.0``, and the pages beside the API.
 
-    :param registry: the rules; has been started.
-    :param identity: knows users and tokens.
-    :param rateLimiter: counts GETs.
     :param limits: the same that the *registry* has.
-    :ivar pages: see :mod:`~txserviceregistry.registry.http.statuspages`.
     :ivar vouchesFor: see :meth:`Authenticator.vouchesFor`.
     """
 
@@ -171,12 +167,7 @@ class ApiResource(Resource):
         body: Mapping[str, Any],
         authenticate: Callable[[], Awaitable[UserRecord]],
     ) -> Response:
-        """
-        Answer a request of the API.
-
-        :param user: who sends it.
-        :param authenticate: see :class:`Call`.
-        """
+        """Answer a request of the API that this user sends; *authenticate* is that of :class:`Call`."""
         request, operation, tenant = record.request, target.operation, user.tenant
         if operation is None:
             raise pageNotFound()
@@ -192,10 +183,7 @@ class ApiResource(Resource):
 
 def _checkSize(request: Request) -> None:
     """
-    Refuse what an :class:`~txserviceregistry.registry.http.server.ApiSite` refuses while it comes in, for a request
-    that was read whole (by a plain Site).
-
-    :raises Fault: if the body is too large.
+    Refuse the body that an ApiSite refuses while it comes in, for a request that was read whole (by a plain Site).
     """
     content: Any = request.content
     size: int = content.seek(0, 2)

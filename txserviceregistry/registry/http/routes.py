@@ -64,12 +64,7 @@ class Target:
 
 
 def resolve(method: bytes, raw: bytes) -> Target:
-    """
-    Find the target of a request.
-
-    :param raw: its path as it came.
-    :raises Fault: if the path has a broken escape, or is not UTF-8.
-    """
+    """Find the target of a request; the fault 400 if the path has a broken escape, or is not UTF-8."""
     path = decodePath(raw)
     if path == API or path.startswith(API + "/"):
         # A base URL with a slash too many (``/v1.0//1234``) is tolerated.
@@ -85,11 +80,8 @@ def resolve(method: bytes, raw: bytes) -> Target:
 
 def match(method: str, path: str) -> tuple[Operation | None, str]:
     """
-    The operation of a path below the tenant, and its argument. Paths of the original protocol may end with a slash too
-    many, except in configuration, where it has a meaning.
-
-    :param path: decoded.
-    :return: ``None`` if the path is not a resource or does not take the method.
+    The operation of a decoded path below the tenant, if there is one, and its argument. Paths of the original protocol
+    may end with a slash too many, except in configuration, where it has a meaning.
     """
     if method == "HEAD":
         method = "GET"
@@ -121,11 +113,7 @@ def originForm(target: bytes) -> bytes:
 
 
 def decodePath(raw: bytes) -> str:
-    """
-    The path of a request, without its escapes: ``%2F`` is a slash like any other.
-
-    :raises Fault: if an escape is broken, or if what comes out is not UTF-8.
-    """
+    """The path of a request, without its escapes: ``%2F`` is a slash like any other."""
     try:
         if b"%" not in raw:
             return raw.decode("utf-8")

@@ -1,6 +1,7 @@
 """
 Rules for values: what a field of a body or a parameter may be, the reasons why a value breaks a rule, and the JSON
-Schema (2020-12) of the values that follow it.
+Schema (2020-12) of the values that follow it. A pattern means the same to Python (with ``re.ASCII``) and to ECMAScript,
+the dialect of JSON Schema.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -21,237 +22,172 @@ class Invalid(Exception):
     """A value breaks a rule; the text is the reason, in the words of the API."""
 
 
-class Rule(Protocol):
-    """A rule for a value."""
-
-    def check(self, value: object) -> Any:
-        """
-        :return: the value that *value* stands for.
-        :raises Invalid: if it breaks the rule.
-        """
-
-    def schema(self) -> Schema:
-        """The values that follow the rule in a body."""
-
-
 @attrs.frozen
-class Text:
+class Rule:
     """
-    A string.
+    A rule for a value.
 
-    :ivar shortest: the least number of characters (code points).
-    :ivar pattern: what the whole string has to match; ``None`` for all characters that UTF-8 can express. It means the
-        same to Python (with ``re.ASCII``) and to ECMAScript, the dialect of JSON Schema.
+    :ivar check: returns the value that a value stands for, or raises :class:`Invalid`.
+    :ivar schema: the values that follow the rule in a body.
+    :ivar inText: the same in a path or a query, if it differs.
     """
 
-    shortest: int
-    longest: int
-    pattern: str | None = None
-    # Looking up the compiled pattern by its text would cost a heartbeat as much as its other checks.
-    _compiled: re.Pattern[str] | None = attrs.field(init=False, eq=False, repr=False)
+    check: Callable[[object], Any]
+    schema: Schema
+    inText: Schema | None = None
 
-    @_compiled.default
-    def _compile(self) -> re.Pattern[str] | None:
-        return None if self.pattern is None else re.compile(self.pattern, re.ASCII)
 
-    def check(self, value: object) -> str:
+def text(shortest: int, longest: int, pattern: str | None = None) -> Rule:
+    """A string of so many characters (code points); without a *pattern* of all that UTF-8 can express."""
+    matches = _isUnicode if pattern is None else re.compile(pattern, re.ASCII).fullmatch
+
+    def check(value: object) -> str:
         if not isinstance(value, str):
             raise Invalid("Not a string")
-        if not self.shortest <= len(value) <= self.longest:
-            raise Invalid(f"String is not in range ({self.shortest}..{self.longest})")
-        if not (_isUnicode(value) if self._compiled is None else self._compiled.fullmatch(value)):
+        if not shortest <= len(value) <= longest:
+            raise Invalid(f"String is not in range ({shortest}..{longest})")
+        if not matches(value):
             raise Invalid("Invalid characters")
         return value
 
-    def schema(self) -> Schema:
-        schema = {"type": "string"} if self.pattern is None else matching(self.pattern)
-        return {**schema, "minLength": self.shortest, "maxLength": self.longest}
+    schema = {"type": "string"} if pattern is None else matching(pattern)
+    return Rule(check, {**schema, "minLength": shortest, "maxLength": longest})
 
 
-@attrs.frozen
-class Number:
+def number(least: int, greatest: int) -> Rule:
     """An integer, as ``30`` or ``30.0``, or as text that reads as one: ``"30"``, ``" 030"``, ``"3e1"``. No boolean."""
 
-    least: int
-    greatest: int
+    def check(value: object) -> int:
+        found = _integer(value)
+        if not least <= found <= greatest:
+            raise Invalid(f"Value out of range ({least}..{greatest})")
+        return found
 
-    def check(self, value: object) -> int:
-        number = _integer(value)
-        if not self.least <= number <= self.greatest:
-            raise Invalid(f"Value out of range ({self.least}..{self.greatest})")
-        return number
-
-    def schema(self) -> Schema:
-        numbers = "|".join(_digits(self.least, self.greatest))
-        # Exponents and other white space are accepted too; no pattern can compare a number with an exponent.
-        return {"anyOf": [self.inText(), matching(rf" *\+?0*(?:{numbers})(?:\.0*)? *")]}
-
-    def inText(self) -> Schema:
-        """The values in a path or a query, where a number is written in digits, and in one way only."""
-        return {"type": "integer", "minimum": self.least, "maximum": self.greatest}
+    digits = "|".join(_digits(least, greatest))
+    # In a path or a query a number is written in digits, and in one way only. In a body, exponents and other white
+    # space are accepted too; no pattern can compare a number with an exponent.
+    inText = {"type": "integer", "minimum": least, "maximum": greatest}
+    return Rule(check, {"anyOf": [inText, matching(rf" *\+?0*(?:{digits})(?:\.0*)? *")]}, inText)
 
 
-@attrs.frozen
-class Unchecked:
+def unchecked(schema: Schema) -> Rule:
     """A value that is checked later, by itself."""
-
-    described: Schema
-
-    def check(self, value: object) -> object:
-        return value
-
-    def schema(self) -> Schema:
-        return self.described
+    return Rule(lambda value: value, schema)
 
 
-@attrs.frozen
-class Choice:
-    """
-    One of a few words.
+def choice(what: str, words: Sequence[str]) -> Rule:
+    """One of a few words; *what* is the name of such a word, for the reason."""
 
-    :ivar what: the name of such a word, for the reason.
-    """
-
-    what: str
-    words: tuple[str, ...]
-
-    def check(self, value: object) -> str:
-        if not isinstance(value, str) or value not in self.words:
+    def check(value: object) -> str:
+        if not isinstance(value, str) or value not in words:
             given = _printable(str(value))
-            raise Invalid(f"Invalid {self.what}: {given}. Valid {self.what}s are: {','.join(self.words)}")
+            raise Invalid(f"Invalid {what}: {given}. Valid {what}s are: {','.join(words)}")
         return value
 
-    def schema(self) -> Schema:
-        return {"type": "string", "enum": list(self.words)}
+    return Rule(check, {"type": "string", "enum": list(words)})
 
 
-@attrs.frozen
-class Words:
-    """Some of a few words, separated by commas, or ``all``; in a query."""
+def someOf(what: str, words: Sequence[str]) -> Rule:
+    """Some of a few words in a query, separated by commas, or ``all``."""
+    one = choice(what, words)
 
-    choice: Choice
+    def check(value: object) -> frozenset[str]:
+        return frozenset(words) if value == "all" else frozenset(map(one.check, str(value).split(",")))
 
-    def check(self, value: object) -> frozenset[str]:
-        if value == "all":
-            return frozenset(self.choice.words)
-        return frozenset(map(self.choice.check, str(value).split(",")))
-
-    def schema(self) -> Schema:
-        word = f"(?:{'|'.join(map(re.escape, self.choice.words))})"
-        return matching(f"|all|{word}(?:,{word})*")
+    word = f"(?:{'|'.join(map(re.escape, words))})"
+    return Rule(check, matching(f"|all|{word}(?:,{word})*"))
 
 
-@attrs.frozen
-class AnyOf:
+def anyOf(first: Rule, second: Rule) -> Rule:
     """A value that follows one rule or another. The reason is the second one's."""
 
-    first: Rule
-    second: Rule
-
-    def check(self, value: object) -> Any:
+    def check(value: object) -> Any:
         try:
-            return self.first.check(value)
+            return first.check(value)
         except Invalid:
-            return self.second.check(value)
+            return second.check(value)
 
-    def schema(self) -> Schema:
-        return {"anyOf": [self.first.schema(), self.second.schema()]}
+    return Rule(check, {"anyOf": [first.schema, second.schema]})
 
 
-@attrs.frozen
-class Items:
+def items(element: Rule, most: int, least: int = 0) -> Rule:
     """An array. The reason why an element is invalid is the element's own."""
+    checkElement = element.check
 
-    element: Rule
-    most: int
-    least: int = 0
-
-    def check(self, value: object) -> tuple[Any, ...]:
+    def check(value: object) -> tuple[Any, ...]:
         if not isinstance(value, list):
             raise Invalid("Not an array")
-        _checkCount(len(value), self.most, self.least)
-        check = self.element.check
-        return tuple([check(element) for element in value])
+        _checkCount(len(value), most, least)
+        return tuple([checkElement(each) for each in value])
 
-    def schema(self) -> Schema:
-        return {"type": "array", "items": self.element.schema(), "minItems": self.least, "maxItems": self.most}
+    return Rule(check, {"type": "array", "items": element.schema, "minItems": least, "maxItems": most})
 
 
-@attrs.frozen
-class MappingOf:
+def mapping(key: Rule, value: Rule, most: int) -> Rule:
     """A JSON object with free keys."""
 
-    key: Rule
-    value: Rule
-    most: int
+    def pair(name: str, each: object) -> tuple[str, Any]:
+        try:
+            checked = key.check(name)
+        except Invalid as reason:
+            raise Invalid(f"Key {_printable(name)}: {reason}")
+        try:
+            return checked, value.check(each)
+        except Invalid as reason:
+            raise Invalid(f"Value for key '{name}': {reason}")
 
-    def check(self, value: object) -> dict[str, Any]:
-        if not isinstance(value, dict):
+    def check(given: object) -> dict[str, Any]:
+        if not isinstance(given, dict):
             raise Invalid("Not a hash")
-        _checkCount(len(value), self.most)
-        return dict([self._pair(key, each) for key, each in value.items()])
+        _checkCount(len(given), most)
+        return dict([pair(name, each) for name, each in given.items()])
 
-    def _pair(self, key: str, value: object) -> tuple[str, Any]:
-        try:
-            name = self.key.check(key)
-        except Invalid as reason:
-            raise Invalid(f"Key {_printable(key)}: {reason}")
-        try:
-            return name, self.value.check(value)
-        except Invalid as reason:
-            raise Invalid(f"Value for key '{key}': {reason}")
-
-    def schema(self) -> Schema:
-        names, values = self.key.schema(), self.value.schema()
-        return {"type": "object", "propertyNames": names, "additionalProperties": values, "maxProperties": self.most}
+    schema = {"propertyNames": key.schema, "additionalProperties": value.schema, "maxProperties": most}
+    return Rule(check, {"type": "object", **schema})
 
 
-class TimeUUID:
-    """The text of a version-1 UUID, in its canonical form, with letters of any case."""
-
-    def check(self, value: object) -> str:
-        if not isinstance(value, str):
-            raise Invalid("Not a string")
-        if _TIME_UUID.fullmatch(value):
-            return value
-        if not _UUID.fullmatch(value):
-            raise Invalid("Invalid UUID")
-        raise Invalid("UUID is not version 1" if value[14] != "1" else "Unsupported UUID variant")
-
-    def schema(self) -> Schema:
-        return matching(_TIME_UUID.pattern)
-
-
-class AnyUUID:
-    """The text of a UUID of any version, in its canonical form; letters become lower-case."""
-
-    def check(self, value: object) -> str:
-        if not isinstance(value, str):
-            raise Invalid("Not a string")
-        if not _UUID.fullmatch(value):
-            raise Invalid("Invalid UUID")
-        return value.lower()
-
-    def schema(self) -> Schema:
-        return matching(_UUID.pattern)
-
-
-class Flag:
-    """``true`` or ``false``."""
-
-    def check(self, value: object) -> bool:
-        if not isinstance(value, bool):
-            raise Invalid("Not a boolean")
-        return value
-
-    def schema(self) -> Schema:
-        return {"type": "boolean"}
+def matching(pattern: str) -> Schema:
+    """A text of which the whole matches."""
+    return {"type": "string", "pattern": f"^(?:{pattern})$"}
 
 
 _UUID = re.compile("[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", re.ASCII)
 _TIME_UUID = re.compile(
     "[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-1[0-9A-Fa-f]{3}-[89abAB][0-9A-Fa-f]{3}-[0-9A-Fa-f]{12}", re.ASCII
 )
+
+
+def _checkTimeUUID(value: object) -> str:
+    if not isinstance(value, str):
+        raise Invalid("Not a string")
+    if _TIME_UUID.fullmatch(value):
+        return value
+    if not _UUID.fullmatch(value):
+        raise Invalid("Invalid UUID")
+    raise Invalid("UUID is not version 1" if value[14] != "1" else "Unsupported UUID variant")
+
+
+def _checkUUID(value: object) -> str:
+    if not isinstance(value, str):
+        raise Invalid("Not a string")
+    if not _UUID.fullmatch(value):
+        raise Invalid("Invalid UUID")
+    return value.lower()
+
+
+def _checkFlag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise Invalid("Not a boolean")
+    return value
+
+
+#: The text of a version-1 UUID, in its canonical form, with letters of any case.
+TIME_UUID = Rule(_checkTimeUUID, matching(_TIME_UUID.pattern))
+#: The text of a UUID of any version, in its canonical form; letters become lower-case.
+ANY_UUID = Rule(_checkUUID, matching(_UUID.pattern))
+#: ``true`` or ``false``.
+FLAG = Rule(_checkFlag, {"type": "boolean"})
+
 # Each character can match in one place only, so that no text takes long.
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", re.ASCII)
 _HUGE = 1e30
@@ -295,7 +231,7 @@ class Field:
         return None if self.isOptional or self.default is None else self.default()
 
     def schema(self) -> Schema:
-        schema = self.rule.schema()
+        schema = self.rule.schema
         if self.default is None:
             return schema
         default = self.default()
@@ -323,9 +259,8 @@ class Parameter:
 
     def value(self, *given: str) -> Any:
         """
-        The parameter's value.
+        The parameter's value, of which the request may have several: the first counts.
 
-        :param given: each value that the request has for it; the first counts.
         :raises Fault: if it breaks its rule.
         """
         if not given or (self.ignoresEmpty and not given[0]):
@@ -338,7 +273,7 @@ class Parameter:
             raise badParameter(self.name, str(reason))
 
     def schema(self) -> Schema:
-        return self.rule.inText() if isinstance(self.rule, Number) else self.rule.schema()
+        return self.rule.inText or self.rule.schema
 
 
 def schemaOf(fields: Sequence[Field]) -> Schema:
@@ -346,15 +281,6 @@ def schemaOf(fields: Sequence[Field]) -> Schema:
     schema: Schema = {"type": "object", "properties": {field.name: field.schema() for field in fields}}
     required = [field.name for field in fields if field.isRequired]
     return {**schema, "required": required} if required else schema
-
-
-def matching(pattern: str) -> Schema:
-    """
-    A text of which the whole matches.
-
-    :param pattern: one that means the same to Python and to ECMAScript.
-    """
-    return {"type": "string", "pattern": f"^(?:{pattern})$"}
 
 
 def _integer(value: object) -> int:
@@ -383,10 +309,10 @@ def _checkCount(count: int, most: int, least: int = 0) -> None:
         raise Invalid(f"Object needs to have between {least} and {most} items")
 
 
-def _isUnicode(text: str) -> bool:
+def _isUnicode(value: str) -> bool:
     # JSON can spell half of a surrogate pair, which neither UTF-8 nor a store can express.
-    return text.isascii() or _SURROGATE.search(text) is None
+    return value.isascii() or _SURROGATE.search(value) is None
 
 
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def _printable(value: str) -> str:
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -19,15 +19,7 @@ ACCEPTS = 10
 
 
 class ApiSite(server.Site):
-    """
-    Serves the API to real connections: one resource to every path.
-
-    :param resource: the API.
-    :param reactor: for timeouts.
-    :param limits: what clients may take.
-    :ivar admission: the queues of unauthenticated clients.
-    :ivar connections: sees to it that there are not too many.
-    """
+    """Serves the API to real connections: one resource to every path."""
 
     protocol = ApiChannel  # type: ignore[assignment]  # Twisted names a private wrapper that switches to HTTP/2
     requestFactory = ApiRequest

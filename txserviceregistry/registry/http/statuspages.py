@@ -43,12 +43,7 @@ No metrics: prometheus_client is not installed. Install it where the registry ru
 
 
 class StatusPages:
-    """
-    The pages of a registry.
-
-    :param audience: who may have the metrics: :data:`ANYWHERE`, :data:`LOOPBACK` or :data:`OFF`.
-    :ivar pages: their handlers, by path.
-    """
+    """The handlers of the pages, by path; the *audience* may have the metrics."""
 
     def __init__(self, health: Health, sources: Sources, audience: str = LOOPBACK) -> None:
         self._health = health
