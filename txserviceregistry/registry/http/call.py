@@ -45,7 +45,7 @@ class Call:
 
     def authorize(self, kind: str, key: str) -> None:
         """
-        Check that the user may change an object of this kind (:data:`~txserviceregistry.registry.roles.KINDS`), or raise
+        Check that the user may change an object of this kind (see :mod:`txserviceregistry.registry.roles`), or raise
         the fault 403. Each handler that changes one calls this, after the checks of the body and before it looks
         whether the object exists.
         """

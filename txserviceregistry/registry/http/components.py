@@ -16,10 +16,10 @@ from . import validation
 from .keystone import CATALOG, CREDENTIALS, REGION
 from .rules import TIME_UUID, Schema, matching
 
-_TEXT: Schema = {"type": "string"}
+TEXT: Schema = {"type": "string"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _PLAIN: Mapping[Any, Schema] = {
-    str: _TEXT,
+    str: TEXT,
     int: {"type": "integer"},
     float: {"type": "number"},
     type(None): {"type": "null"},
@@ -28,14 +28,14 @@ _PLAIN: Mapping[Any, Schema] = {
 
 _PARAMETERS: Mapping[str, tuple[str, Schema]] = {
     "tenant": ("The number of the account.", matching(TENANT)),
-    "namespace": ("A namespace, which is written as a key is; the slash that it begins with may be left out.", _TEXT),
+    "namespace": ("A namespace, which is written as a key is; the slash that it begins with may be left out.", TEXT),
     **{each.name: (each.summary, each.schema()) for each in validation.PATH_PARAMETERS},
 }
 # What each header means, its values, and whether it is always there.
 _HEADERS: Mapping[str, tuple[str, Schema, bool]] = {
-    "X-Response-Id": ("The id of the request, which is the txnId of a fault.", _TEXT, True),
-    "X-Service-Registry-Extensions": ("The extensions of the registry.", _TEXT, True),
-    "Location": ("The URL of the object that was created or changed.", {**_TEXT, "format": "uri"}, True),
+    "X-Response-Id": ("The id of the request, which is the txnId of a fault.", TEXT, True),
+    "X-Service-Registry-Extensions": ("The extensions of the registry.", TEXT, True),
+    "Location": ("The URL of the object that was created or changed.", {**TEXT, "format": "uri"}, True),
     "ETag": ("The tag of the value; absent if there is no value.", matching('"[0-9]+"'), False),
     "Cache-Control": ("No cache may keep the response.", {"const": "no-store"}, True),
     "WWW-Authenticate": ("The URL of the Auth API, and the other schemes.", matching('Keystone uri="[^"]*".*'), True),
@@ -97,7 +97,7 @@ def ofType(hint: Any) -> Schema:
     if origin is dict:
         return {"type": "object", "additionalProperties": ofType(arguments[1])}
     if origin is Literal:
-        return {**_TEXT, "enum": list(arguments)}
+        return {**TEXT, "enum": list(arguments)}
     if origin is UnionType:
         return {"type": [ofType(each)["type"] for each in arguments]}
     raise TypeError(f"no schema for {hint!r}")
@@ -112,7 +112,7 @@ def _object(hint: Any, **properties: Schema) -> Schema:
 
 def _schemas() -> dict[str, Schema]:
     id, key, token = validation.SERVICE_ID.schema(), validation.KEY.schema(), TIME_UUID.schema
-    faultType = {**_TEXT, "enum": list(FAULT_TYPES)}
+    faultType = {**TEXT, "enum": list(FAULT_TYPES)}
     faultCode = {"type": "integer", "enum": sorted(set(FAULT_TYPES.values()))}
     event = _object(types.Event, id=token, payload={"type": "object"})
     # The client's cache adds "stale" to the metadata of a page, never a registry.
@@ -126,7 +126,7 @@ def _schemas() -> dict[str, Schema]:
         "ConsoleLink": ofType(types.ConsoleLink),
         "Event": {**event, "oneOf": _payloads()},
         "EventPage": _pageOf("Event"),
-        "EventStream": _TEXT,
+        "EventStream": TEXT,
         "Fault": _object(types.FaultBody, type=faultType, code=faultCode),
         "HeartbeatOutcomes": _outcomes(token),
         "HeartbeatToken": _object(types.HeartbeatToken, token=token),
@@ -137,12 +137,12 @@ def _schemas() -> dict[str, Schema]:
         "PrometheusTargets": listOf(
             objectOf(
                 {
-                    "targets": listOf(_TEXT, minItems=1, maxItems=1),
-                    "labels": {"type": "object", "additionalProperties": _TEXT},
+                    "targets": listOf(TEXT, minItems=1, maxItems=1),
+                    "labels": {"type": "object", "additionalProperties": TEXT},
                 }
             )
         ),
-        "Service": _object(types.Service, id=id, state={**_TEXT, "enum": ["drain", "out"]}),
+        "Service": _object(types.Service, id=id, state={**TEXT, "enum": ["drain", "out"]}),
         "ServicePage": _pageOf("Service"),
         "ServiceState": ofType(types.ServiceState),
         "ServiceStatePage": _pageOf("ServiceState"),
@@ -155,12 +155,12 @@ def _payloads() -> list[Schema]:
     optional = {"state": service.pop("state")}
     del service["last_seen"], service["state_reason"]
     lock = ofType(types.Lock)["properties"]
-    state = {**ofType(types.ServiceState)["properties"], "old_state": {**_TEXT, "enum": [*get_args(types.State)]}}
-    value = {"configuration_value_id": _TEXT, "old_value": _TEXT}
-    changed = {"configuration_value_id": _TEXT, "old_value": {"type": ["string", "null"]}, "new_value": _TEXT}
+    state = {**ofType(types.ServiceState)["properties"], "old_state": {**TEXT, "enum": [*get_args(types.State)]}}
+    value = {"configuration_value_id": TEXT, "old_value": TEXT}
+    changed = {"configuration_value_id": TEXT, "old_value": {"type": ["string", "null"]}, "new_value": TEXT}
     found = {
         ("service.join", "service.remove", "service.timeout"): objectOf(service, **optional),
-        ("service.update",): objectOf({**service, "changed": listOf(_TEXT)}, old_tags=listOf(_TEXT), **optional),
+        ("service.update",): objectOf({**service, "changed": listOf(TEXT)}, old_tags=listOf(TEXT), **optional),
         ("service.state",): objectOf(state),
         ("lock.acquire",): objectOf(lock),
         ("lock.release", "lock.expire"): objectOf({**lock, "forced": {"type": "boolean"}}),
@@ -180,14 +180,14 @@ def _outcomes(token: Schema) -> Schema:
     outcomes = [
         each
         for kind in ("id", "lock")
-        for each in (objectOf({kind: _TEXT, "token": token}), objectOf({kind: sent, "fault": fault}))
+        for each in (objectOf({kind: TEXT, "token": token}), objectOf({kind: sent, "fault": fault}))
     ]
     return objectOf({"values": listOf({"oneOf": outcomes}, minItems=1)})
 
 
 def credentials() -> Schema:
     """The body of a ``POST /tokens``."""
-    text = {**_TEXT, "minLength": 1}
+    text = {**TEXT, "minLength": 1}
     kinds = {kind: objectOf({"username": text, key: text}) for kind, key in CREDENTIALS.items()}
     auth = {"type": "object", "properties": kinds, "anyOf": [{"required": [kind]} for kind in kinds]}
     return objectOf({"auth": auth})
@@ -195,7 +195,7 @@ def credentials() -> Schema:
 
 def _access() -> Schema:
     number = matching(TENANT)
-    endpoint = {"tenantId": number, "publicURL": {**_TEXT, "format": "uri"}}
+    endpoint = {"tenantId": number, "publicURL": {**TEXT, "format": "uri"}}
     regional = {"region": {"const": REGION}, **endpoint}
     entries = [
         objectOf(
@@ -208,7 +208,7 @@ def _access() -> Schema:
         for name, type, hasRegion in CATALOG
     ]
     expires = matching(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.000-06:00")
-    token = {"id": _TEXT, "expires": expires, "tenant": objectOf({"id": number, "name": number})}
-    user = {"id": _TEXT, "name": _TEXT, "roles": {"type": "array"}}
+    token = {"id": TEXT, "expires": expires, "tenant": objectOf({"id": number, "name": number})}
+    user = {"id": TEXT, "name": TEXT, "roles": {"type": "array"}}
     catalog = listOf({"oneOf": entries}, minItems=len(entries))
     return objectOf({"access": objectOf({"token": objectOf(token), "user": objectOf(user), "serviceCatalog": catalog})})

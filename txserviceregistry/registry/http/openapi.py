@@ -1,8 +1,6 @@
 """
-``GET /openapi.json``: the API as an OpenAPI 3.1 document.
-
-Paths, parameters, bodies and responses come from the records of the operations. Only the pages beside the API are
-described here.
+``GET /openapi.json``: the API as an OpenAPI 3.1 document, made from the records of the operations. Only the pages
+beside the API are described here.
 """
 
 from __future__ import annotations
@@ -11,91 +9,23 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-import attrs
-
 from ..._version import __version__
 from ...util.faults import FAULT_TYPES
 from ..limits import RATE_HEADERS
-from .components import components, credentials, objectOf, reference
-from .messages import API, AUTH, EXTENSIONS
+from .components import TEXT, components, credentials, objectOf, reference
+from .messages import API, EXTENSIONS
 from .operations import MAXIMUM_BODY, Operation
-from .routes import ROUTES
+from .routes import ROUTES, TOKENS
 from .rules import Schema, schemaOf
 from .validation import LIMIT
 
 #: Where it is served.
 PATH = "/openapi.json"
 
-
-@attrs.frozen
-class Page:
-    """
-    The description of a page beside the API.
-
-    :ivar summary: what it does.
-    :ivar success: what its response means when all is well.
-    :ivar schema: of that response.
-    :ivar mediaType: of that response.
-    :ivar others: responses beside 200 of the same media type: by code, a text and a schema.
-    :ivar faults: the types of its faults, beside those that all pages have.
-    """
-
-    summary: str
-    success: str
-    schema: Schema
-    mediaType: str = "application/json"
-    others: Mapping[int, tuple[str, Schema]] = attrs.field(factory=dict)
-    faults: Sequence[str] = ()
-
-
-_TEXT: Schema = {"type": "string"}
-_HEALTH = objectOf(
-    {
-        "store": objectOf({"name": _TEXT, "state": _TEXT}),
-        "uptime": {"type": "number", "minimum": 0},
-        "version": _TEXT,
-    }
-)
-
-_HEALTH_PAGE = Page(
-    "Check whether the registry can serve requests",
-    "The registry can serve requests.",
-    _HEALTH,
-    others={503: ("The registry can't serve all requests: its store can't be read or written.", _HEALTH)},
-)
-
-#: The pages beside the API, by path.
-PAGES: Mapping[str, Page] = {
-    "/health": _HEALTH_PAGE,
-    "/health/ready": _HEALTH_PAGE,
-    "/health/live": Page(
-        "Check whether the registry's process responds",
-        "It does.",
-        objectOf({"state": _TEXT}),
-    ),
-    "/metrics": Page(
-        "Get the metrics for Prometheus (by default only from the registry's machine)",
-        "The metrics in Prometheus's text format.",
-        _TEXT,
-        "text/plain",
-        {501: ("The package prometheus_client is not installed.", _TEXT)},
-        ["forbiddenError", "notFoundError"],
-    ),
-    PATH: Page("Get this description", "The API as an OpenAPI 3.1 document.", {"type": "object"}),
-}
-
 # The faults that every operation can have, and those that every request can. A path can name what does not exist, if
 # only a page.
-_ALWAYS = (
-    "badRequest",
-    "unauthorizedError",
-    "forbiddenError",
-    "requestTooLargeError",
-    "internalError",
-    "systemFailureError",
-    "notFoundError",
-)
 _ANYWHERE = ("badRequest", "requestTooLargeError", "internalError")
+_ALWAYS = (*_ANYWHERE, "unauthorizedError", "forbiddenError", "systemFailureError", "notFoundError")
 
 _FAULT_TEXTS = {
     400: "The request is invalid, or a limit is reached.",
@@ -104,7 +34,6 @@ _FAULT_TEXTS = {
     404: "The object or the path does not exist.",
     409: "Another holds the lock.",
     412: "The value does not fit the request's If-Match or If-None-Match.",
-    413: "The body is too large.",
     500: "Internal error.",
     503: "The store is unreachable, or the registry is overloaded.",
 }
@@ -123,13 +52,13 @@ def _text() -> str:
 
 def description() -> Schema:
     """The description as an OpenAPI document, but for its ``servers``."""
-    paths: dict[str, Schema] = {path: {"get": _page(page)} for path, page in PAGES.items()}
-    paths[AUTH + "/tokens"] = {"post": _authentication()}
+    paths: dict[str, Schema] = {path: {"get": page} for path, page in PAGES.items()}
+    paths[TOKENS] = {"post": _authentication()}
     for path, methods in ROUTES.items():
         names = ["tenant", *(part[1:-1] for part in path.split("/") if part.startswith("{"))]
         paths[f"{API}/{{tenant}}{path}"] = {
             "parameters": [reference("parameters", name) for name in names],
-            **{method.lower(): _operation(operation) for method, operation in methods.items()},
+            **{method.lower(): _described(operation) for method, operation in methods.items()},
         }
     return {
         "openapi": "3.1.0",
@@ -152,10 +81,7 @@ def description() -> Schema:
     }
 
 
-# -- operations
-
-
-def _operation(operation: Operation) -> Schema:
+def _described(operation: Operation) -> Schema:
     faults = [*_ALWAYS, *operation.faults]
     headers = list(operation.sends)
     if LIMIT in operation.query:
@@ -185,34 +111,34 @@ def _operation(operation: Operation) -> Schema:
 
 
 def _authentication() -> Schema:
-    described = _outside(
+    described = _open(
         "Get an auth token for a user's name and API key",
         "The token, when it expires, and the URLs of the account's API.",
         reference("schemas", "Access"),
+        faults=["systemFailureError"],
     )
-    described["operationId"] = "authenticate"
-    described["requestBody"] = _body(credentials())
     for code, kind, text in (
         (400, "badRequest", "The body has no valid credentials."),
         (401, "unauthorized", "Wrong user name or API key."),
     ):
-        fault = objectOf({kind: objectOf({"code": {"const": code}, "message": _TEXT})})
+        fault = objectOf({kind: objectOf({"code": {"const": code}, "message": TEXT})})
         described["responses"][str(code)] = _response(text, fault)
-    described["responses"].update(_faults(["systemFailureError"], MAXIMUM_BODY))
-    return described
+    return {**described, "operationId": "authenticate", "requestBody": _body(credentials())}
 
 
-def _page(page: Page) -> Schema:
-    described = _outside(page.summary, page.success, page.schema, page.mediaType)
-    for code, (text, schema) in page.others.items():
-        described["responses"][str(code)] = _response(text, schema, mediaType=page.mediaType)
-    described["responses"].update(_faults(page.faults, MAXIMUM_BODY))
-    return described
-
-
-def _outside(summary: str, success: str, schema: Schema, mediaType: str = "application/json") -> Schema:
-    """An operation that needs no token."""
-    responses = {"200": _response(success, schema, mediaType=mediaType), **_faults(_ANYWHERE, MAXIMUM_BODY)}
+def _open(
+    summary: str,
+    success: str,
+    schema: Schema,
+    mediaType: str = "application/json",
+    faults: Sequence[str] = (),
+    others: Mapping[str, str] | None = None,
+) -> Schema:
+    """An operation that needs no token; *others* are the texts of responses beside 200, by code."""
+    responses = {
+        code: _response(text, schema, mediaType=mediaType) for code, text in {"200": success, **(others or {})}.items()
+    }
+    responses.update(_faults([*_ANYWHERE, *faults], MAXIMUM_BODY))
     return {"summary": summary, "security": [], "responses": responses}
 
 
@@ -233,24 +159,53 @@ def _response(
 def _faults(types: Sequence[str], bodyLimit: int) -> dict[str, Schema]:
     """The responses that are faults of these types, by code."""
     ofCode: dict[int, list[str]] = {}
-    for type in dict.fromkeys(types):
+    for type in types:
         ofCode.setdefault(FAULT_TYPES[type], []).append(type)
     return {str(code): _fault(code, found, bodyLimit) for code, found in ofCode.items()}
 
 
 def _fault(code: int, types: list[str], bodyLimit: int) -> Schema:
     narrower: Schema = {"properties": {"type": {"enum": types}, "code": {"const": code}}}
-    response = _response(_FAULT_TEXTS[code], {"allOf": [reference("schemas", "Fault"), narrower]})
+    headers: list[str] = []
     if code == 401:
-        response["headers"]["WWW-Authenticate"] = reference("headers", "WWW-Authenticate")
+        headers.append("WWW-Authenticate")
     if code == 503 or "rateLimitReached" in types:
-        response["headers"]["Retry-After"] = reference("headers", "Retry-After")
+        headers.append("Retry-After")
     if code == 409:
         seconds = {"type": "number", "minimum": 0}
-        lock = objectOf({"name": _TEXT, "holder": _TEXT, "fence": {"type": "integer"}, "seconds_left": seconds})
+        lock = objectOf({"name": TEXT, "holder": TEXT, "fence": {"type": "integer"}, "seconds_left": seconds})
         narrower.update(properties={**narrower["properties"], "lock": lock}, required=["lock"])
     if code == 412:
-        response["headers"].update({name: reference("headers", name) for name in ("ETag", "Cache-Control")})
-    if code == 413:
-        response["description"] = f"The body has {bodyLimit} bytes or more."
-    return response
+        headers += ["ETag", "Cache-Control"]
+    text = f"The body has {bodyLimit} bytes or more." if code == 413 else _FAULT_TEXTS[code]
+    return _response(text, {"allOf": [reference("schemas", "Fault"), narrower]}, headers)
+
+
+_HEALTH = _open(
+    "Check whether the registry can serve requests",
+    "The registry can serve requests.",
+    objectOf(
+        {
+            "store": objectOf({"name": TEXT, "state": TEXT}),
+            "uptime": {"type": "number", "minimum": 0},
+            "version": TEXT,
+        }
+    ),
+    others={"503": "The registry can't serve all requests: its store can't be read or written."},
+)
+
+#: The descriptions of the pages beside the API, by path.
+PAGES: Mapping[str, Schema] = {
+    "/health": _HEALTH,
+    "/health/ready": _HEALTH,
+    "/health/live": _open("Check whether the registry's process responds", "It does.", objectOf({"state": TEXT})),
+    "/metrics": _open(
+        "Get the metrics for Prometheus (by default only from the registry's machine)",
+        "The metrics in Prometheus's text format.",
+        TEXT,
+        "text/plain",
+        ["forbiddenError", "notFoundError"],
+        {"501": "The package prometheus_client is not installed."},
+    ),
+    PATH: _open("Get this description", "The API as an OpenAPI 3.1 document.", {"type": "object"}),
+}
