@@ -40,22 +40,18 @@ class Registry:
     """
     The rules, for all tenants of one registry.
 
-    Every method fails with a :class:`~txserviceregistry.registry.faults.Fault` where a rule is broken, and with the
-    fault 503 while the store is unavailable. Cancelling a Deferred ends the waiting only: what the store was asked to
+    Every method fails with a :class:`.Fault` where a rule is broken, and with the fault 503 while the store is
+    unavailable. Cancelling a Deferred ends the waiting only: what the store was asked to
     change is seen through, so that deadlines and store agree. A service is hidden from its deadline on; its expiration
     is persisted soon after. Every change names the *incarnation* of the service that it is about.
 
     :param store: is open, and stays open until the registry has stopped.
     :param clock: the reactor; its seconds should be monotonic (:mod:`txserviceregistry.clock`).
     :param wallClock: seconds since the epoch.
-    :param limits: how many objects an account may have.
-    :param eventRetention: how long events are kept, in seconds; not less than :attr:`EventFeed.EVENTS_SHOWN`.
-    :param followers: places for requests that wait for events or locks; a default number if not given.
-    :param streams: places for event streams; a default number if not given.
-    :param locks: what is to be done about locks after the restore of a backup.
-    :ivar heartbeat: see :meth:`Engine.heartbeat`; of a service, the scope is the tenant.
-    :ivar heartbeats: see :meth:`Engine.takeHeartbeats`.
-    :ivar lastSeen: see :meth:`Engine.lastSeen`.
+    :param eventRetention: in seconds; not less than :attr:`EventFeed.EVENTS_SHOWN`.
+    :param followers: places for requests that wait for events or locks.
+    :param streams: places for event streams.
+    :ivar heartbeat: :meth:`Engine.heartbeat`; of a service, the scope is the tenant. Also *heartbeats*, *lastSeen*.
     """
 
     def __init__(

@@ -8,7 +8,8 @@ from __future__ import annotations
 import configparser
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import attrs
@@ -26,48 +27,51 @@ class DataDirectoryError(Exception):
     """The data directory can't be used; the text, one line, says why."""
 
 
+@contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """Report an OSError as a :class:`DataDirectoryError`: *what* could not be done."""
+    try:
+        yield
+    except OSError as error:
+        raise DataDirectoryError(f"can't {what}: {error.strerror}")
+
+
 @attrs.define
 class DataDirectory:
-    """The directory at *path*. Methods that can't read or write it raise :class:`DataDirectoryError`."""
+    """
+    The directory at *path*. Methods that can't read or write it raise :class:`DataDirectoryError`.
+
+    :ivar raxrcPath: the file with URLs and credentials.
+    :ivar storePath: the file of the sqlite store.
+    :ivar certificatePath: the registry's self-signed certificate, for the programs on this machine.
+    """
 
     path: Path = attrs.field(converter=Path)
+    raxrcPath: Path = attrs.field(init=False)
+    storePath: Path = attrs.field(init=False)
+    certificatePath: Path = attrs.field(init=False)
+    _lockPath: Path = attrs.field(init=False)
+    _restoredPath: Path = attrs.field(init=False)
     _lock: int | None = attrs.field(default=None, init=False)
     _isLost: bool = attrs.field(default=False, init=False)
 
-    @property
-    def raxrcPath(self) -> Path:
-        """The file with URLs and credentials."""
-        return self.path / "raxrc"
-
-    @property
-    def storePath(self) -> Path:
-        """The file of the sqlite store."""
-        return self.path / "registry.sqlite"
-
-    @property
-    def certificatePath(self) -> Path:
-        """The registry's self-signed certificate, for the programs on this machine."""
-        return self.path / "certificate.pem"
-
-    @property
-    def _restoredPath(self) -> Path:
-        return self.path / "registry.restored"
-
-    @property
-    def _lockPath(self) -> Path:
-        return self.path / "registry.lock"
+    def __attrs_post_init__(self) -> None:
+        self.raxrcPath = self.path / "raxrc"
+        self.storePath = self.path / "registry.sqlite"
+        self.certificatePath = self.path / "certificate.pem"
+        self._lockPath = self.path / "registry.lock"
+        self._restoredPath = self.path / "registry.restored"
 
     def make(self) -> None:
         """Make the directory if it is not there, for its owner only, and :meth:`checkOwners`."""
-        try:
-            self.checkOwners()
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Another user may have been quicker.
-            self.checkOwners()
-        except FileExistsError:
-            raise DataDirectoryError(f"the data directory {self.path} is a file; choose a directory")
-        except OSError as error:
-            raise self._unwritable(error)
+        self.checkOwners()
+        with self._writing():
+            try:
+                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except FileExistsError:
+                raise DataDirectoryError(f"the data directory {self.path} is a file; choose a directory")
+        # Another user may have been quicker.
+        self.checkOwners()
 
     def checkOwners(self) -> None:
         """
@@ -76,24 +80,21 @@ class DataDirectory:
         :raises DataDirectoryError: if this process is root's and another user controls the directory, or the one to
             which the store's file is a symbolic link: root would follow the links that this user puts there.
         """
-        try:
-            checkPath(self.path)
-            if self.storePath.is_symlink():
-                checkPath(self.storePath)
-        except UnsafePath as error:
-            raise DataDirectoryError(
-                f"root can't use the data directory {self.path} safely: {error.filename}: {error.strerror}; run this "
-                "as the directory's owner"
-            )
-        except OSError as error:
-            raise self._unwritable(error)
+        with self._writing():
+            try:
+                checkPath(self.path)
+                if self.storePath.is_symlink():
+                    checkPath(self.storePath)
+            except UnsafePath as error:
+                raise DataDirectoryError(
+                    f"root can't use the data directory {self.path} safely: {error.filename}: {error.strerror}; run "
+                    "this as the directory's owner"
+                )
 
     def hasStore(self) -> bool:
         """Whether there is a file of the sqlite store, or a log that has changes."""
-        try:
+        with _reported(f"read the data directory {self.path}"):
             return sqlitefile.isThere(str(self.storePath))
-        except OSError as error:
-            raise DataDirectoryError(f"can't read the data directory {self.path}: {error.strerror}")
 
     def open(self) -> None:
         """:meth:`make` the directory and lock it for this process; fails if another registry uses it."""
@@ -105,10 +106,8 @@ class DataDirectory:
             self._lock = self._takeLock()
 
     def _takeLock(self) -> int:
-        try:
+        with self._writing():
             lock = os.open(self._lockPath, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise self._unwritable(error)
         try:
             lockFile(lock)
         except OSError:
@@ -151,6 +150,20 @@ class DataDirectory:
         if lock is not None:
             os.close(lock)
 
+    def isTaken(self) -> bool:
+        """Whether a registry, of whatever process, uses the directory now."""
+        try:
+            lock = os.open(self._lockPath, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return False
+        try:
+            lockFile(lock)
+        except OSError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
     def holdBack(self) -> None:
         """Let no lock be acquired for :data:`HELD_BACK` seconds after the next start: the store has been restored."""
         self._replace(self._restoredPath, "")
@@ -174,20 +187,6 @@ class DataDirectory:
             raise DataDirectoryError(f"can't read or remove {self._restoredPath}: {error}")
         return 0.0
 
-    def isTaken(self) -> bool:
-        """Whether a registry, of whatever process, uses the directory now."""
-        try:
-            lock = os.open(self._lockPath, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
-            return False
-        try:
-            lockFile(lock)
-        except OSError:
-            return True
-        finally:
-            os.close(lock)
-        return False
-
     def credentials(self) -> tuple[str, str] | None:
         """User name and API key in the ``raxrc``, or ``None`` if it has none."""
         raxrc = self._read()
@@ -195,13 +194,13 @@ class DataDirectory:
         key = raxrc.get("credentials", "api_key", fallback="")
         return (name, key) if name and key else None
 
-    def keepCredentials(self, name: str, key: str) -> None:
-        """Write user name and API key to the ``raxrc``."""
+    def keepCredentials(self, name: str | None, key: str | None) -> None:
+        """Write user name and API key to the ``raxrc``; the rest stays."""
         self._change({("credentials", "username"): name, ("credentials", "api_key"): key})
 
     def forgetCredentials(self) -> None:
         """Remove user name and API key from the ``raxrc``; the rest stays."""
-        self._change({("credentials", "username"): None, ("credentials", "api_key"): None})
+        self.keepCredentials(None, None)
 
     def keepUrls(self, url: str, authUrl: str, certificate: bytes | None = None) -> None:
         """
@@ -222,18 +221,13 @@ class DataDirectory:
     def _read(self) -> configparser.ConfigParser:
         raxrc = configparser.ConfigParser(interpolation=None)
         try:
-            raxrc.read_string(self.raxrcPath.read_text("utf-8"))
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise DataDirectoryError(f"can't read {self.raxrcPath}: {error.strerror}")
+            with _reported(f"read {self.raxrcPath}"):
+                if self.raxrcPath.exists():
+                    raxrc.read_string(self.raxrcPath.read_text("utf-8"))
         except (configparser.Error, UnicodeError):
             # The parser's text repeats the line in question, which may hold a key.
             raise DataDirectoryError(f"{self.raxrcPath} is not a valid INI file; correct it, or move it away")
         return raxrc
-
-    def _unwritable(self, error: OSError) -> DataDirectoryError:
-        return DataDirectoryError(f"can't write to the data directory {self.path}: {error.strerror}")
 
     def _change(self, settings: Mapping[tuple[str, str], str | None]) -> None:
         raxrc = self._read()
@@ -249,7 +243,8 @@ class DataDirectory:
             self._replace(self.raxrcPath, text.getvalue())
 
     def _replace(self, path: Path, text: str) -> None:
-        try:
+        with _reported(f"write {path}"):
             replaceFile(path, text, isDurable=True)
-        except OSError as error:
-            raise DataDirectoryError(f"can't write {path}: {error.strerror}")
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return _reported(f"write to the data directory {self.path}")

@@ -8,9 +8,10 @@ import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from errno import EADDRINUSE
+from functools import partial
 from itertools import starmap
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 from twisted.application.service import Service
@@ -48,8 +49,6 @@ from .stores.interfaces import IStore, ObjectExists, StoreRefused, StoreUnavaila
 from .stores.memory import MemoryStore
 from .stores.shared import ISharedStore
 from .stores.sqlite.store import SqliteStore
-
-_T = TypeVar("_T")
 
 #: Where a registry listens unless told otherwise: on this machine only.
 DEFAULT_LISTEN = "tcp:8880:interface=127.0.0.1"
@@ -207,7 +206,8 @@ class RegistryService(Service):
         self._endings.append(("the data directory", self._directory.close))
         store = self._makeStore()
         self._endings.append(("the store", store.close))
-        isNew = self._isNewStore()
+        # Other stores than a registry's own file are new if they have no users.
+        isNew = self._store != "sqlite" or not self._directory.hasStore()
         if isNew and self._store == "sqlite":
             # First the file, then the store: a crash in between must not leave a registry without credentials.
             self._firstCredentials()
@@ -219,7 +219,7 @@ class RegistryService(Service):
             clock=self._reactor,
             wallClock=self._wallClock,
             tokenLifetime=self._tokenLifetime,
-            hasher=self._inThread,
+            hasher=partial(deferToThreadPool, self._reactor, self._reactor.getThreadPool()),
         )
         await self._makeFirstUser(identity, isNew=isNew)
         self.hasCredentials = self._directory.credentials() is not None
@@ -382,13 +382,6 @@ class RegistryService(Service):
             guard=self._directory.hold,
             exclusive=True,
         )
-
-    def _inThread(self, work: Callable[[], _T], /) -> Deferred[_T]:
-        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work)
-
-    def _isNewStore(self) -> bool:
-        # Other stores than a registry's own file are new if they have no users.
-        return self._store != "sqlite" or not self._directory.hasStore()
 
     async def _listen(self, endpoint: IStreamServerEndpoint, site: ApiSite) -> IListeningPort:
         try:

@@ -7,6 +7,7 @@ What a registry counts while it works: plain numbers, because counting comes wit
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 
 import attrs
@@ -35,8 +36,9 @@ class Histogram:
     counts: list[int] = attrs.field(init=False)
     total: float = attrs.field(init=False, default=0.0)
 
-    def __attrs_post_init__(self) -> None:
-        self.counts = [0] * (len(self.bounds) + 1)
+    @counts.default
+    def _none(self) -> list[int]:
+        return [0] * (len(self.bounds) + 1)
 
     def add(self, value: float) -> None:
         """Count a value."""
@@ -46,34 +48,25 @@ class Histogram:
 
 @attrs.define
 class RouteStatistics:
-    """
-    The requests of one method for one route.
+    """How many requests of one method for one route there were, by status code, and how long their responses took."""
 
-    :ivar codes: how many there were, by status code.
-    :ivar seconds: how long their responses took.
-    """
-
-    codes: dict[int, int] = attrs.field(factory=dict)
+    codes: Counter[int] = attrs.field(factory=Counter)
     seconds: Histogram = attrs.field(factory=lambda: Histogram(REQUEST_SECONDS))
 
 
 @attrs.define
 class RequestStatistics:
     """
-    The requests that got a response.
-
-    :ivar routes: by method and route. Paths that clients make up must be given one name before they come here.
+    The requests that got a response, by method and route. Paths that clients make up must be given one name before
+    they come here.
     """
 
-    routes: dict[tuple[bytes, str], RouteStatistics] = attrs.field(factory=dict)
+    routes: defaultdict[tuple[bytes, str], RouteStatistics] = attrs.field(factory=lambda: defaultdict(RouteStatistics))
 
     def add(self, method: bytes, route: str, code: int, seconds: float) -> None:
         """Count a response, and the time that it took."""
-        statistics = self.routes.get((method, route))
-        if statistics is None:
-            statistics = self.routes[(method, route)] = RouteStatistics()
-        codes = statistics.codes
-        codes[code] = codes.get(code, 0) + 1
+        statistics = self.routes[method, route]
+        statistics.codes[code] += 1
         statistics.seconds.add(seconds)
 
 
@@ -123,13 +116,10 @@ class Sources:
     Where the metrics come from; functions are called each time.
 
     :ivar store: the store's name.
-    :ivar figures: of the registry's rules.
-    :ivar connections: how many are open.
-    :ivar evictions: how many were closed to make room.
+    :ivar connections: how many are open; *evictions*: how many were closed to make room.
     :ivar waited: how often work for unauthenticated clients had to wait, by kind: ``request``, ``handshake``,
         ``login``.
-    :ivar accessLogLost: how many lines the access log has lost.
-    :ivar auditLogLost: how many lines the audit log has lost.
+    :ivar accessLogLost: how many lines were lost.
     :ivar certificates: those that the listeners show, by their files.
     """
 

@@ -32,7 +32,6 @@ class TaskOwner:
     _log = Logger()
 
     def __init__(self) -> None:
-        self._running = 0
         # What waits, for each key that is busy.
         self._queues: dict[Hashable, deque[Callable[[], _Steps[None]]]] = {}
         self._idle: Waiters[None] = Waiters()
@@ -43,10 +42,7 @@ class TaskOwner:
 
         :return: fires with what it returns, or fails as it fails.
         """
-        waiter: Deferred[_T] = Deferred()
-        self._running += 1
-        Deferred.fromCoroutine(self._finishAlone(steps, waiter))
-        return waiter
+        return self.serialized(object(), lambda: steps)
 
     def serialized(self, key: Hashable, steps: Callable[[], _Steps[_T]]) -> Deferred[_T]:
         """
@@ -55,13 +51,10 @@ class TaskOwner:
         :return: as :meth:`start`.
         """
         waiter: Deferred[_T] = Deferred()
-        queue = self._queues.get(key)
-        if queue is not None:
-            queue.append(lambda: self._finish(steps(), waiter))
-        else:
-            self._queues[key] = deque()
-            self._running += 1
-            Deferred.fromCoroutine(self._workThrough(key, steps, waiter))
+        isFree = key not in self._queues
+        self._queues.setdefault(key, deque()).append(lambda: self._finish(steps(), waiter))
+        if isFree:
+            Deferred.fromCoroutine(self._workThrough(key))
         return waiter
 
     def isBusy(self, key: Hashable) -> bool:
@@ -70,28 +63,18 @@ class TaskOwner:
 
     def whenIdle(self) -> Deferred[None]:
         """Fires when no coroutine runs."""
-        return self._idle.wait() if self._running else succeed(None)
+        return self._idle.wait() if self._queues else succeed(None)
 
-    def _ended(self) -> None:
-        self._running -= 1
-        if not self._running:
-            self._idle.fire(None)
-
-    async def _finishAlone(self, steps: _Steps[_T], waiter: Deferred[_T]) -> None:
-        await self._finish(steps, waiter)
-        self._ended()
-
-    async def _workThrough(self, key: Hashable, first: Callable[[], _Steps[_T]], waiter: Deferred[_T]) -> None:
-        await self._finish(first(), waiter)
-        # A loop, because a chain of Deferreds that fire each other overflows the stack when hundreds wait.
+    async def _workThrough(self, key: Hashable) -> None:
         queue = self._queues[key]
+        # A loop, because a chain of Deferreds that fire each other overflows the stack when hundreds wait.
         while queue:
             await queue.popleft()()
         del self._queues[key]
-        self._ended()
+        if not self._queues:
+            self._idle.fire(None)
 
     async def _finish(self, steps: _Steps[_T], waiter: Deferred[_T]) -> None:
-        """Run a coroutine and fire its waiter; this never fails."""
         try:
             result = await steps
         except Fault as fault:
