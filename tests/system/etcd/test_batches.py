@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from tests.system.etcd.etcds import newPrefix, sharedEtcd
 from tests.system.faults.proxy import Proxy
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK, EtcdCase
-from txserviceregistry.registry.stores.etcd.batches import GROUP, Batches, Transaction
+from txserviceregistry.registry.stores.etcd.batches import GROUP, Batches, Transaction, eventsIn
 from txserviceregistry.registry.stores.etcd.gateway import Etcd, endOf, put
 from txserviceregistry.registry.stores.interfaces import LimitExceeded, StoreUnavailable
 
@@ -62,7 +62,7 @@ class GroupsTests(EtcdCase):
         """The positions of all events."""
         below = f"{self.prefix}events/{T}/"
         found, _ = await self.asked.range(below, endOf(below))
-        return [int(each.key.rpartition("/")[2], 16) for each in found]
+        return [event["position"] for each in found for event in eventsIn(each)]
 
     async def transactions(self) -> int:
         """How many there have been; no other test runs beside this one."""

@@ -4,26 +4,27 @@ How a tenant's changes are made in etcd: in groups, each one transaction, guarde
 The clock is a key that every change of the tenant's objects sets. It holds the position of the tenant's last event, so
 that event ids grow strictly whichever node makes them, and how many objects there are. A group whose guard fails has
 lost to another node's group: it is worked out again over what is there now. So that nodes do not starve each other,
-all changes that wait together go together.
+all changes that wait together go together. The events of a group share a key.
 """
 
 from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
+from ....util.waiters import Waiters
 from ...eventids import positionOf
 from ...model import PLAIN_TYPES
 from ...scopes import tenantOf
 from ..interfaces import StoreUnavailable
-from .gateway import Compare, Etcd, KeyValue, Revision, Txn, Urgency, deletion, put, reading
+from .gateway import Compare, Etcd, KeyValue, Revision, Txn, Urgency, deletion, jsonBytes, put, reading
 
 _T = TypeVar("_T")
 
@@ -41,10 +42,7 @@ class TenantClock:
     What a tenant's clock holds.
 
     :ivar last: the position of the last event.
-    :ivar services: how many services there are,
-    :ivar values: how many configuration values,
-    :ivar locks: how many locks, and
-    :ivar states: how many records of states.
+    :ivar services: how many services there are, and likewise *values*, *locks*, and records of *states*.
     :ivar fence: the greatest fence of a lock so far.
     """
 
@@ -58,57 +56,49 @@ class TenantClock:
     @classmethod
     def of(cls, found: KeyValue | None) -> TenantClock:
         """The clock as it is kept; a new one if there is none."""
-        if found is None:
-            return cls()
-        kept = json.loads(found.value)
-        counts = (kept.get(name, 0) for name in ("locks", "states", "fence"))
-        return cls(kept["last"], kept["services"], kept["values"], *counts)
+        kept = {} if found is None else json.loads(found.value)
+        kept.pop("v", None)
+        return cls(**kept)
 
     def toBytes(self) -> bytes:
         """As it is kept."""
-        return json.dumps({"v": 1, **attrs.asdict(self)}, separators=(",", ":")).encode("ascii")
-
-
-def eventKey(prefix: str, tenant: str, type: str, position: int) -> str:
-    """The key of an event."""
-    kind = "events" if type in PLAIN_TYPES else "moreevents"
-    return f"{prefix}{kind}/{tenant}/{position:016x}"
+        return jsonBytes({"v": 1, **attrs.asdict(self)})
 
 
 class Postponed(Exception):
     """A change has to be part of a later group."""
 
 
+@attrs.define(eq=False)
 class Transaction:
     """
     The tenant's objects as they are, and the changes that a group is about to make to them.
 
     :ivar clock: the tenant's clock; a change of it is a change like any other.
     :ivar revision: at which the group was made; 0 before that.
+    :ivar missed: the keys that steps have looked at and that are not there.
     """
 
-    def __init__(
-        self,
-        found: Mapping[str, KeyValue],
-        clock: TenantClock,
-        wallClock: Callable[[], float],
-        eventKey: Callable[[str, int], str],
-    ) -> None:
-        self.clock = clock
-        self.revision = 0
-        self._found = found
-        self._wallClock = wallClock
-        self._eventKey = eventKey
-        self._changes: dict[str, bytes | None] = {}
-        self._guards: dict[str, Compare] = {}
-        self._size = 0
+    clock: TenantClock
+    _found: Mapping[str, KeyValue]
+    _wallClock: Callable[[], float]
+    revision: int = 0
+    missed: set[str] = attrs.Factory(set)
+    _changes: dict[str, bytes | None] = attrs.Factory(dict)
+    _guards: dict[str, Compare] = attrs.Factory(dict)
+    # The kinds of the events' keys, the positions, and the events as they are kept.
+    _events: list[tuple[str, int, bytes]] = attrs.Factory(list)
+    _size: int = 0
 
     def get(self, key: str) -> bytes | None:
         """The value of a key that the step has named; ``None`` if it is not there."""
         if key in self._changes:
             return self._changes[key]
         found = self._found.get(key)
-        return None if found is None else found.value
+        if found is None:
+            self.missed.add(key)
+            return None
+        return found.value
 
     def isChanged(self, key: str) -> bool:
         """Whether the group is about to change this key."""
@@ -146,16 +136,17 @@ class Transaction:
 
     def addEvent(self, type: str, payload: Mapping[str, Any], timestamp: int | None = None) -> int:
         """
-        Put an event.
+        Add an event.
 
         :param timestamp: in milliseconds since the epoch; now if not given.
         :return: its position.
         """
-        self.clock.last = max(positionOf(self._wallClock()), self.clock.last + 1)
+        position = self.clock.last = max(positionOf(self._wallClock()), self.clock.last + 1)
         moment = int(self._wallClock() * 1000) if timestamp is None else timestamp
-        event = {"v": 1, "timestamp": moment, "type": type, "payload": payload}
-        self.put(self._eventKey(type, self.clock.last), json.dumps(event, separators=(",", ":")).encode("ascii"))
-        return self.clock.last
+        event = jsonBytes({"position": position, "timestamp": moment, "type": type, "payload": payload})
+        self._events.append(("events" if type in PLAIN_TYPES else "moreevents", position, event))
+        self._size += len(event)
+        return position
 
     def attempt(self, act: Callable[[Transaction], _T]) -> _T:
         """
@@ -163,25 +154,41 @@ class Transaction:
 
         :raises Postponed: if they are too large for a transaction with others.
         """
-        before = self._changes.copy(), self._guards.copy(), self._size, attrs.evolve(self.clock)
+        before = attrs.evolve(self.clock), self._changes.copy(), self._guards.copy(), self._events.copy(), self._size
         try:
             outcome = act(self)
-            if before[0] and self._size > LARGEST:
+            if before[-1] and self._size > LARGEST:
                 raise Postponed(act)
             return outcome
         except Exception:
-            self._changes, self._guards, self._size, self.clock = before
+            self.clock, self._changes, self._guards, self._events, self._size = before
             raise
 
-    @property
-    def operations(self) -> list[dict[str, Any]]:
+    def operations(self, prefix: str, tenant: str) -> list[dict[str, Any]]:
         """The changes, as etcd takes them."""
-        return [deletion(key) if change is None else put(key, change) for key, change in self._changes.items()]
+        made = [deletion(key) if change is None else put(key, change) for key, change in self._changes.items()]
+        for kind in dict.fromkeys(kind for kind, _, _ in self._events):
+            events = [(position, event) for of, position, event in self._events if of == kind]
+            value = b'{"v":2,"events":[%s]}' % b",".join(event for _, event in events)
+            made.append(put(f"{prefix}{kind}/{tenant}/{events[-1][0]:016x}", value))
+        return made
 
     @property
-    def compares(self) -> list[Compare]:
+    def compares(self) -> Collection[Compare]:
         """The guards, as etcd takes them."""
-        return list(self._guards.values())
+        return self._guards.values()
+
+
+def lastPosition(found: KeyValue) -> int:
+    """The position of the last event in a key."""
+    return int(found.key.rpartition("/")[2], 16)
+
+
+def eventsIn(found: KeyValue) -> Iterator[dict[str, Any]]:
+    """The events that share a key, in their order: position, timestamp, type and payload."""
+    kept = json.loads(found.value)
+    # An early release kept each under a key of its own.
+    yield from kept.get("events") or [{**kept, "position": lastPosition(found)}]
 
 
 @attrs.frozen(eq=False)
@@ -203,31 +210,27 @@ class Step(Generic[_T]):
     done: Deferred[_T] = attrs.Factory(Deferred)
 
 
+@attrs.define(eq=False)
 class Batches:
     """
     Makes the changes of all tenants.
 
-    :param etcd: where to.
-    :param clock: for the patience.
-    :param wallClock: seconds since the epoch.
-    :param prefix: what all keys begin with, a slash at its end.
     :ivar process: the name of this process's groups, which no other one has or had.
     """
 
-    def __init__(
-        self, etcd: Etcd, clock: IReactorTime, wallClock: Callable[[], float], prefix: str, process: str
-    ) -> None:
-        self._etcd = etcd
-        self._clock = clock
-        self._wallClock = wallClock
-        self._prefix = prefix
-        self.process = process
-        # By tenant, as long as there are any.
-        self._waiting: dict[str, deque[Step[Any]]] = {}
-        self._number = 0
-        # The tenants' clocks, as far as they are known.
-        self._clocks: dict[str, KeyValue] = {}
-        self._idle: list[Deferred[None]] = []
+    _etcd: Etcd
+    _clock: IReactorTime
+    _wallClock: Callable[[], float]
+    _prefix: str
+    process: str
+    # By tenant, as long as there are any.
+    _waiting: dict[str, deque[Step[Any]]] = attrs.Factory(dict)
+    # How many groups are under way, or are being reported.
+    _groups: int = 0
+    _number: int = 0
+    # The tenants' clocks, as far as they are known.
+    _clocks: dict[str, KeyValue] = attrs.Factory(dict)
+    _idle: Waiters[None] = attrs.Factory(Waiters)
 
     def do(
         self, tenant: str, reads: Collection[str], act: Callable[[Transaction], _T], isNew: bool = False
@@ -243,70 +246,77 @@ class Batches:
         if waiting is None:
             waiting = self._waiting[tenant] = deque()
             # The next turn: what comes in this one goes along.
-            self._clock.callLater(0, lambda: Deferred.fromCoroutine(self._work(tenant, waiting)))
+            self._clock.callLater(0, self._next, tenant, waiting)
         waiting.append(step)
         return step.done
 
     def whenIdle(self) -> Deferred[None]:
         """Fires when no change is under way."""
-        idle: Deferred[None] = Deferred()
-        if self._waiting:
-            self._idle.append(idle)
-        else:
-            idle.callback(None)
-        return idle
+        return self._idle.wait() if self._waiting or self._groups else succeed(None)
+
+    def clockChanged(self, tenant: str, now: KeyValue) -> None:
+        """A tenant's clock is known to have been changed."""
+        before = self._clocks.get(tenant)
+        if before is None or before.modified < now.modified:
+            self._clocks[tenant] = now
+
+    def _next(self, tenant: str, waiting: deque[Step[Any]]) -> None:
+        Deferred.fromCoroutine(self._work(tenant, waiting))
 
     async def _work(self, tenant: str, waiting: deque[Step[Any]]) -> None:
-        while waiting:
-            steps = [waiting.popleft() for _ in range(min(GROUP, len(waiting)))]
-            outcomes: Sequence[Any]
-            try:
-                outcomes = await self._group(tenant, steps)
-            except Exception as error:
-                outcomes = [error] * len(steps)
-            done = list(zip(steps, outcomes, strict=True))
-            waiting.extendleft(step for step, outcome in reversed(done) if isinstance(outcome, Postponed))
-            for step, outcome in done:
-                if isinstance(outcome, Postponed):
-                    continue
-                if isinstance(outcome, Exception):
-                    step.done.errback(outcome)
-                else:
-                    step.done.callback(outcome)
-        del self._waiting[tenant]
-        if not self._waiting:
-            idle, self._idle = self._idle, []
-            for each in idle:
-                each.callback(None)
+        """Make one group, begin with the next one, and fire what waits for this one."""
+        self._groups += 1
+        steps = [waiting.popleft() for _ in range(min(GROUP, len(waiting)))]
+        try:
+            outcomes = await self._group(tenant, steps)
+        except Exception as error:
+            outcomes = [error] * len(steps)
+        done = list(zip(steps, outcomes, strict=True))
+        waiting.extendleft(step for step, outcome in reversed(done) if isinstance(outcome, Postponed))
+        if waiting:
+            self._next(tenant, waiting)
+        else:
+            del self._waiting[tenant]
+        # What follows a change is done while etcd works on the next group, whose request leaves with the next turn.
+        for _ in range(2):
+            await deferLater(self._clock, 0)
+        for step, outcome in done:
+            if isinstance(outcome, Postponed):
+                continue
+            if isinstance(outcome, Exception):
+                step.done.errback(outcome)
+            else:
+                step.done.callback(outcome)
+        self._groups -= 1
+        if not self._waiting and not self._groups:
+            self._idle.fire(None)
 
     async def _group(self, tenant: str, steps: Sequence[Step[Any]]) -> list[Any]:
+        """Make changes in one transaction; their outcomes, which may be exceptions."""
         clockKey = f"{self._prefix}clocks/{tenant}"
         commitKey = f"{self._prefix}commits/{tenant}/{self.process}"
         keys = [clockKey, commitKey, *dict.fromkeys(key for step in steps for key in step.reads)]
-        reads = [reading(key) for key in keys]
         clock = self._clocks.get(tenant)
         # New objects need not be looked for first: the transaction fails if one of them exists.
         isAssumed = clock is not None and all(step.isNew for step in steps)
-        found = {clockKey: clock} if clock is not None and isAssumed else await self._read(reads)
+        found = {clockKey: clock} if clock is not None and isAssumed else await self._read(keys)
         while True:
-            transaction = Transaction(
-                found, TenantClock.of(found.get(clockKey)), self._wallClock, partial(eventKey, self._prefix, tenant)
-            )
+            transaction = Transaction(TenantClock.of(found.get(clockKey)), found, self._wallClock)
             outcomes = [_attempt(transaction, step) for step in steps]
             if isAssumed and any(isinstance(outcome, Exception) for outcome in outcomes):
-                isAssumed, found = False, await self._read(reads)
+                isAssumed, found = False, await self._read(keys)
                 continue
-            changes = transaction.operations
+            changes = transaction.operations(self._prefix, tenant)
             if not changes:
                 return outcomes
             self._number += 1
             number = str(self._number).encode("ascii")
             clockValue, revision = transaction.clock.toBytes(), transaction.modified(clockKey)
-            absent = keys[2:] if isAssumed else ()
+            absent = transaction.missed if isAssumed else ()
             done = await self._etcd.txn(
                 [Compare(clockKey, revision), *transaction.compares, *(Compare(key, 0) for key in absent)],
                 [*changes, put(clockKey, clockValue), put(commitKey, number)],
-                reads[:2] if isAssumed else reads,
+                [reading(key) for key in (keys[:2] if isAssumed else keys)],
                 urgency=Urgency.pressing,
             )
             if done.succeeded:
@@ -331,16 +341,10 @@ class Batches:
                 raise lost
             if isAssumed:
                 # One of the objects exists.
-                isAssumed, found = False, await self._read(reads)
+                isAssumed, found = False, await self._read(keys)
 
-    def clockChanged(self, tenant: str, now: KeyValue) -> None:
-        """A tenant's clock is known to have been changed."""
-        before = self._clocks.get(tenant)
-        if before is None or before.modified < now.modified:
-            self._clocks[tenant] = now
-
-    async def _read(self, reads: Sequence[Mapping[str, Any]]) -> Mapping[str, KeyValue]:
-        return _found(await self._etcd.txn((), reads, urgency=Urgency.pressing))
+    async def _read(self, keys: Collection[str]) -> Mapping[str, KeyValue]:
+        return _found(await self._etcd.txn((), [reading(key) for key in keys], urgency=Urgency.pressing))
 
 
 def _found(done: Txn) -> Mapping[str, KeyValue]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from heapq import merge
+from operator import itemgetter
 
 from ...model import PLAIN_TYPES
 from ..interfaces import EventRecord
-from .batches import TenantClock
+from .batches import TenantClock, eventsIn, lastPosition
 from .eventids import TenantIds
 from .gateway import PAGE, Compare, Etcd, deletion, endOf, reading
 
@@ -38,29 +39,31 @@ class EtcdEvents:
     async def list(self, tenant: str, position: int, count: int, types: Collection[str] | None) -> list[EventRecord]:
         isPlain = types is not None and PLAIN_TYPES.issuperset(types)
         prefixes = self._prefixes(tenant)[: 1 if isPlain else 2]
-        isWhole = types is None or (isPlain and PLAIN_TYPES.issubset(types))
         idAt = self._ids.of(tenant).idAt
         events: list[EventRecord] = []
+        # Keys in a page: each has one event at least, and those of a group up to some dozens.
+        size = 16
         while True:
-            size = min(PAGE, count - len(events)) if isWhole else PAGE
             # At one revision, so that no event is skipped.
             done = await self._etcd.txn(
                 (), [reading(f"{prefix}{position:016x}", endOf(prefix), size) for prefix in prefixes]
             )
-            found = [[(int(each.key.rpartition("/")[2], 16), each.value) for each in kept or ()] for kept in done.found]
+            pages = [kept or [] for kept in done.found]
             # What lies behind the end of a page that is full may be incomplete.
-            last = min((page[-1][0] for page in found if len(page) == size), default=None)
-            for at, value in merge(*found):
+            ends = [lastPosition(page[-1]) for page in pages if len(page) == size]
+            last = min(ends, default=None)
+            found = ((event for key in page for event in eventsIn(key)) for page in pages)
+            for each in merge(*found, key=itemgetter("position")):
+                at, type = each["position"], each["type"]
                 if last is not None and at > last:
                     break
-                kept = json.loads(value)
-                if types is None or kept["type"] in types:
-                    events.append(EventRecord(idAt(at), kept["timestamp"], kept["type"], kept["payload"]))
+                if at >= position and (types is None or type in types):
+                    events.append(EventRecord(idAt(at), each["timestamp"], type, each["payload"]))
                     if len(events) == count:
                         return events
             if last is None:
                 return events
-            position = last + 1
+            position, size = last + 1, min(PAGE, 4 * size)
 
     async def last(self, tenant: str) -> str | None:
         clock = TenantClock.of(await self._etcd.get(f"{self._prefix}clocks/{tenant}"))
@@ -70,8 +73,9 @@ class EtcdEvents:
         position = self._ids.of(tenant).owned(id)
         if position is None:
             return False
-        done = await self._etcd.txn((), [reading(f"{prefix}{position:016x}") for prefix in self._prefixes(tenant)])
-        return any(done.found)
+        prefixes = self._prefixes(tenant)
+        done = await self._etcd.txn((), [reading(f"{each}{position:016x}", endOf(each), 1) for each in prefixes])
+        return any(each["position"] == position for kept in done.found for key in kept or () for each in eventsIn(key))
 
     async def drop(self, before: int) -> int:
         """
@@ -89,7 +93,7 @@ class EtcdEvents:
                     if not found:
                         break
                     await self._etcd.txn((), [deletion(prefix, found[-1].key + "\0")])
-                    dropped += len(found)
+                    dropped += sum(1 for each in found for _ in eventsIn(each))
         await self._forgetNodes()
         _, revision = await self._etcd.range(f"{self._prefix}meta")
         if self._compactTo:

@@ -10,6 +10,7 @@ The facts are etcd's own: its API reference of 3.4 and 3.5, ``rpc.proto`` and ``
 
 from __future__ import annotations
 
+import json
 import secrets
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
@@ -153,6 +154,11 @@ def encode(text: str | bytes) -> str:
     """A key or a value as it travels."""
     # A user may have any name, half of a surrogate pair included.
     return b64encode(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text).decode("ascii")
+
+
+def jsonBytes(value: object) -> bytes:
+    """JSON without spaces, as values are kept."""
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 def endOf(prefix: str) -> str:

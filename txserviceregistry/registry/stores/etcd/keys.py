@@ -16,7 +16,7 @@ from ....util.logs import Logger
 from ...scopes import isLockScope, tenantOf
 from ..interfaces import StoreUnavailable
 from ..shared import IStoreListener
-from .batches import Batches
+from .batches import Batches, eventsIn
 from .eventids import TenantIds
 from .gateway import Compare, Etcd, EtcdError, KeyValue, Revision, Urgency, newLease, put
 from .locks import LockRegistrations
@@ -211,4 +211,5 @@ class NodeKeys:
         elif kind == "clocks" and not change.isDeleted:
             self._batches.clockChanged(rest, change.now)
         elif kind in ("events", "moreevents") and not change.isDeleted:
-            self._listener.eventAdded(rest.partition("/")[0], json.loads(change.now.value)["type"])
+            for type in {event["type"] for event in eventsIn(change.now)}:
+                self._listener.eventAdded(rest.partition("/")[0], type)

@@ -36,6 +36,8 @@ class EtcdStates:
 
     def inTransaction(self, transaction: Transaction, tenant: str, id: str) -> StateRecord | None:
         """The record of an id whose key the step reads, unless it is over."""
+        if not transaction.clock.states:
+            return None
         record = _record(id, transaction.get(self.key(tenant, id))).at(self._milliseconds())
         return None if record.isDefault else record
 
@@ -161,7 +163,7 @@ class EtcdStates:
 
     def used(self, transaction: Transaction, tenant: str, id: str) -> None:
         """Note that there is a service with this id, whose key of the state the step reads."""
-        value = transaction.get(self.key(tenant, id))
+        value = transaction.get(self.key(tenant, id)) if transaction.clock.states else None
         if value is not None and json.loads(value)["unused"] is not None:
             transaction.put(self.key(tenant, id), _value(_record(id, value)))
 
