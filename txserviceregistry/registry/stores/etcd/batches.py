@@ -4,7 +4,8 @@ How a tenant's changes are made in etcd: in groups, each one transaction, guarde
 The clock is a key that every change of the tenant's objects sets. It holds the position of the tenant's last event, so
 that event ids grow strictly whichever node makes them, and how many objects there are. A group whose guard fails has
 lost to another node's group: it is worked out again over what is there now. So that nodes do not starve each other,
-all changes that wait together go together. The events of a group share a key.
+all changes that wait together go together, and nodes that make changes of one tenant take turns. The events of a group
+share a key.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, TimeoutError, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
@@ -34,6 +35,9 @@ GROUP = 40
 LARGEST = 1_000_000
 #: Seconds that a group goes on trying while other nodes are always quicker.
 PATIENCE = 8.0
+#: Seconds for which a process that has made changes of a tenant is expected to make more, and those of a turn at most.
+ACTIVE = 1.0
+TURN = 0.1
 
 
 @attrs.define
@@ -231,6 +235,11 @@ class Batches:
     # The tenants' clocks, as far as they are known.
     _clocks: dict[str, KeyValue] = attrs.Factory(dict)
     _idle: Waiters[None] = attrs.Factory(Waiters)
+    # When each process has made a group last, by tenant, in their order.
+    _commits: dict[str, dict[str, float]] = attrs.Factory(dict)
+    _committed: Waiters[None] = attrs.Factory(Waiters)
+    # Seconds that a transaction takes, on average.
+    _turn: float = 0.0
 
     def do(
         self, tenant: str, reads: Collection[str], act: Callable[[Transaction], _T], isNew: bool = False
@@ -260,12 +269,37 @@ class Batches:
         if before is None or before.modified < now.modified:
             self._clocks[tenant] = now
 
+    def committed(self, tenant: str, process: str) -> None:
+        """A process has made a group of a tenant's changes."""
+        commits = self._commits.setdefault(tenant, {})
+        commits.pop(process, None)
+        commits[process] = self._clock.seconds()
+        self._committed.fire(None)
+
+    async def _untilTurn(self, tenant: str) -> None:
+        """Let the processes go first that are between the last one and this one: of groups at once all but one fail."""
+        begun = self._clock.seconds()
+        while (left := begun + self._turn * self._before(tenant) - self._clock.seconds()) > 0:
+            try:
+                await self._committed.wait().addTimeout(left, self._clock)
+            except TimeoutError:
+                return
+
+    def _before(self, tenant: str) -> int:
+        """How many processes have a turn before this one."""
+        since = self._clock.seconds() - ACTIVE
+        recent = [process for process, at in self._commits.get(tenant, {}).items() if at > since]
+        order = sorted({*recent, self.process})
+        last = recent[-1] if recent else self.process
+        return (order.index(self.process) - order.index(last) - 1) % len(order)
+
     def _next(self, tenant: str, waiting: deque[Step[Any]]) -> None:
         Deferred.fromCoroutine(self._work(tenant, waiting))
 
     async def _work(self, tenant: str, waiting: deque[Step[Any]]) -> None:
         """Make one group, begin with the next one, and fire what waits for this one."""
         self._groups += 1
+        await self._untilTurn(tenant)
         steps = [waiting.popleft() for _ in range(min(GROUP, len(waiting)))]
         try:
             outcomes = await self._group(tenant, steps)
@@ -313,14 +347,17 @@ class Batches:
             number = str(self._number).encode("ascii")
             clockValue, revision = transaction.clock.toBytes(), transaction.modified(clockKey)
             absent = transaction.missed if isAssumed else ()
+            sent = self._clock.seconds()
             done = await self._etcd.txn(
                 [Compare(clockKey, revision), *transaction.compares, *(Compare(key, 0) for key in absent)],
                 [*changes, put(clockKey, clockValue), put(commitKey, number)],
                 [reading(key) for key in (keys[:2] if isAssumed else keys)],
                 urgency=Urgency.pressing,
             )
+            self._turn += (min(TURN, self._clock.seconds() - sent) - self._turn) / 8
             if done.succeeded:
                 transaction.revision = done.revision
+                self.committed(tenant, self.process)
                 self.clockChanged(tenant, KeyValue(clockKey, clockValue, 0, done.revision, 0))
             else:
                 # If the answer was lost it was sent again, and failed then: what it did the first time, the key shows

@@ -210,6 +210,10 @@ class NodeKeys:
             self._kinds[kind].seenChanged(change.now)
         elif kind == "clocks" and not change.isDeleted:
             self._batches.clockChanged(rest, change.now)
+        elif kind == "commits" and not change.isDeleted:
+            tenant, _, process = rest.partition("/")
+            if process != self._batches.process:
+                self._batches.committed(tenant, process)
         elif kind in ("events", "moreevents") and not change.isDeleted:
             for type in {event["type"] for event in eventsIn(change.now)}:
                 self._listener.eventAdded(rest.partition("/")[0], type)

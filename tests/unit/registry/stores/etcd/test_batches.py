@@ -1,0 +1,115 @@
+"""
+When groups of changes are sent to etcd, over one that a test answers for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.registry.statistics import StoreStatistics
+from txserviceregistry.registry.stores.etcd.batches import ACTIVE, TURN, Batches
+from txserviceregistry.registry.stores.etcd.gateway import KeyValue, Txn
+
+T = "7"
+#: Seconds that a transaction takes.
+TAKES = 0.02
+
+
+class _Etcd:
+    """Transactions that wait for their responses."""
+
+    def __init__(self) -> None:
+        self.statistics = StoreStatistics()
+        self.asked: list[Deferred[Txn]] = []
+
+    def txn(self, *arguments: Any, **options: Any) -> Deferred[Txn]:
+        self.asked.append(Deferred())
+        return self.asked[-1]
+
+
+class TurnTests(SynchronousTestCase):
+    """One of the nodes that make changes of a tenant; its name is between those of two others."""
+
+    def setUp(self) -> None:
+        self.clock, self.etcd = Clock(), _Etcd()
+        self.batches = Batches(self.etcd, self.clock, lambda: 1e9, "/", "b")  # type: ignore[arg-type]  # what it uses
+        self.batches.clockChanged(T, KeyValue(f"/clocks/{T}", b'{"v":1}', 1, 1, 0))
+        self.made: list[int] = []
+        # So it knows how long a transaction takes.
+        for _ in range(50):
+            self.change()
+            self.clock.advance(TAKES)
+            self.respond()
+
+    def change(self) -> None:
+        done = self.batches.do(T, (), lambda draft: draft.addEvent("service.join", {}), isNew=True)
+        done.addCallback(self.made.append)
+        self.clock.pump([0, 0])
+
+    def respond(self) -> None:
+        self.etcd.asked.pop().callback(Txn(True, 2, []))
+        self.clock.pump([0, 0, 0])
+
+    def test_aNodeThatIsAloneWaitsForNoOther(self) -> None:
+        """Each group follows the one before, and what waits for that one fires while this one is under way."""
+        self.change()
+        self.change()
+        self.assertEqual((len(self.etcd.asked), len(self.made)), (1, 50))
+        self.respond()
+        self.assertEqual((len(self.etcd.asked), len(self.made)), (1, 51))
+
+    def test_theOthersHaveTheirTurns(self) -> None:
+        """After its own group it waits for two others to make theirs; after the one before it, for none."""
+        self.batches.committed(T, "c")
+        self.batches.committed(T, "a")
+        self.change()
+        self.assertEqual(len(self.etcd.asked), 1)
+        self.respond()
+        self.change()
+        self.assertEqual(self.etcd.asked, [])
+        self.batches.committed(T, "c")
+        self.clock.advance(0)
+        self.assertEqual(self.etcd.asked, [])
+        self.batches.committed(T, "a")
+        self.assertEqual(len(self.etcd.asked), 1)
+
+    def test_itDoesNotWaitForLong(self) -> None:
+        """Others that have nothing to do cost a node two transactions' time, and nothing after a second."""
+        self.batches.committed(T, "a")
+        self.batches.committed(T, "c")
+        self.batches.committed(T, "b")
+        self.change()
+        self.clock.advance(TAKES)
+        self.assertEqual(self.etcd.asked, [])
+        self.clock.advance(TAKES)
+        self.respond()
+        self.clock.advance(ACTIVE)
+        self.change()
+        self.assertEqual(len(self.etcd.asked), 1)
+
+    def test_aTurnIsNotLongerWhereEtcdIsSlow(self) -> None:
+        """What etcd takes for a transaction may be seconds; the wait for a turn is a tenth of one."""
+        for _ in range(50):
+            self.change()
+            self.clock.advance(10 * TURN)
+            self.respond()
+        self.batches.committed(T, "a")
+        self.batches.committed(T, "b")
+        self.change()
+        self.assertEqual(self.etcd.asked, [])
+        self.clock.advance(TURN)
+        self.assertEqual(len(self.etcd.asked), 1)
+
+    def test_theEndIsAwaited(self) -> None:
+        """A store that closes waits until the last group has been reported."""
+        self.change()
+        idle = self.batches.whenIdle()
+        self.etcd.asked.pop().callback(Txn(True, 2, []))
+        self.assertNoResult(idle)
+        self.clock.pump([0, 0, 0])
+        self.assertEqual(len(self.made), 51)
+        self.successResultOf(idle)
