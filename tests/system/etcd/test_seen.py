@@ -10,8 +10,8 @@ from tests.system.etcd.troubled import TroubledAgent
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK
 from txserviceregistry.registry.model import NewService, ServiceChanges
 from txserviceregistry.registry.stores.etcd.batches import Batches
-from txserviceregistry.registry.stores.etcd.eventids import TenantIds
 from txserviceregistry.registry.stores.etcd.gateway import encode
+from txserviceregistry.registry.stores.etcd.part import TenantIds
 from txserviceregistry.registry.stores.etcd.services import EtcdServices
 from txserviceregistry.registry.stores.etcd.states import EtcdStates
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
@@ -45,9 +45,8 @@ class SeenTests(EtcdStoreCase):
     async def test_everyFiveMinutes(self) -> None:
         """Of a service that is seen all the time, one time in five minutes is written."""
         clock, batches = Clock(), Batches(self.asked, CLOCK, lambda: 1e9, self.prefix, "a")
-        ids = TenantIds(lambda: 1e9)
-        services = EtcdServices(self.asked, batches, clock, self.prefix, ids)
-        services.states = EtcdStates(self.asked, batches, lambda: 0, self.prefix)
+        part = (self.asked, batches, self.prefix, TenantIds(lambda: 1e9), clock, lambda: 1e9)
+        services = EtcdServices(*part, EtcdStates(*part))
         made = await services.create(T, NewService("web", 30), 10)
         written: list[int] = []
         for second in range(0, 1000, 10):

@@ -10,32 +10,27 @@ from collections.abc import Collection
 from heapq import merge
 from operator import itemgetter
 
+import attrs
+
+from ....util.deferred import returnsDeferred
 from ...model import PLAIN_TYPES
 from ..interfaces import EventRecord
 from .batches import TenantClock, eventsIn, lastPosition
-from .eventids import TenantIds
-from .gateway import PAGE, Compare, Etcd, deletion, endOf, reading
+from .gateway import PAGE, Compare, after, deletion, endOf, reading
+from .part import Part
 
 
-class EtcdEvents:
-    """
-    The events of all tenants.
+@attrs.define(eq=False)
+class EtcdEvents(Part):
+    """The events of all tenants."""
 
-    :param etcd: where they are.
-    :param prefix: of all keys.
-    :param ids: the tenants' event ids.
-    """
-
-    def __init__(self, etcd: Etcd, prefix: str, ids: TenantIds) -> None:
-        self._etcd = etcd
-        self._prefix = prefix
-        self._ids = ids
-        self._compactTo = 0
+    _compactTo: int = 0
 
     def _prefixes(self, tenant: str) -> tuple[str, str]:
         """Of the keys of the tenant's events: plain ones, and others."""
         return f"{self._prefix}events/{tenant}/", f"{self._prefix}moreevents/{tenant}/"
 
+    @returnsDeferred
     async def list(self, tenant: str, position: int, count: int, types: Collection[str] | None) -> list[EventRecord]:
         isPlain = types is not None and PLAIN_TYPES.issuperset(types)
         prefixes = self._prefixes(tenant)[: 1 if isPlain else 2]
@@ -65,10 +60,12 @@ class EtcdEvents:
                 return events
             position, size = last + 1, min(PAGE, 4 * size)
 
+    @returnsDeferred
     async def last(self, tenant: str) -> str | None:
         clock = TenantClock.of(await self._etcd.get(f"{self._prefix}clocks/{tenant}"))
         return self._ids.of(tenant).idAt(clock.last) if clock.last else None
 
+    @returnsDeferred
     async def has(self, tenant: str, id: str) -> bool:
         position = self._ids.of(tenant).owned(id)
         if position is None:
@@ -77,6 +74,7 @@ class EtcdEvents:
         done = await self._etcd.txn((), [reading(f"{each}{position:016x}", endOf(each), 1) for each in prefixes])
         return any(each["position"] == position for kept in done.found for key in kept or () for each in eventsIn(key))
 
+    @returnsDeferred
     async def drop(self, before: int) -> int:
         """
         See :meth:`IStore.dropEvents`.
@@ -92,7 +90,7 @@ class EtcdEvents:
                     found, _ = await self._etcd.range(prefix, end, PAGE)
                     if not found:
                         break
-                    await self._etcd.txn((), [deletion(prefix, found[-1].key + "\0")])
+                    await self._etcd.txn((), [deletion(prefix, after(found[-1]))])
                     dropped += sum(1 for each in found for _ in eventsIn(each))
         await self._forgetNodes()
         _, revision = await self._etcd.range(f"{self._prefix}meta")

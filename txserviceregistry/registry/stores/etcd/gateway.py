@@ -1,11 +1,8 @@
 """
-etcd as a JSON API over HTTP: what the etcd store asks of it, through its own v3 gateway.
+etcd as a JSON API over HTTP, through its own v3 gateway (API reference of 3.4 and 3.5, ``rpc.proto``, ``kv.proto``).
 
-Here keys and values are text and bytes, numbers are numbers, and a leader's failure or a dropped connection
-costs a second try that callers do not notice. What the keys mean is
-:mod:`~txserviceregistry.registry.stores.etcd.store`'s business.
-
-The facts are etcd's own: its API reference of 3.4 and 3.5, ``rpc.proto`` and ``kv.proto``.
+Keys and values are text and bytes here, and a leader's failure or a dropped connection costs a second try that callers
+do not notice.
 """
 
 from __future__ import annotations
@@ -76,28 +73,23 @@ def newLease() -> int:
     return secrets.randbits(62) | 1
 
 
-class EtcdError(Exception):
+class EtcdError(StoreUnavailable):
     """
-    etcd refused.
+    etcd refused, for a reason that may pass.
 
     :ivar code: a code of gRPC: 5 for what is not there, 9 for what can't be done as things are, 11 for a revision that
         has been compacted.
     """
 
     def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
+        super().__init__(f"etcd refuses: {message}")
         self.code = code
+        self.message = message
 
 
 @attrs.frozen
 class KeyValue:
-    """
-    A key with its value.
-
-    :ivar created: the revision that made it.
-    :ivar modified: the revision that changed it last.
-    :ivar lease: the lease that it goes with; 0 for none.
-    """
+    """A key with its value, the revisions that created it and changed it last, and its lease (0: none)."""
 
     key: str
     value: bytes
@@ -116,11 +108,8 @@ class Revision(Enum):
 @attrs.frozen
 class Compare:
     """
-    A condition of a transaction: the key is as it was.
-
-    :ivar revision: of its last change; 0 for a key that does not exist.
-    :ivar target: which revision is compared.
-    :ivar end: the condition is about every key from *key* up to this one; about *key* alone if it is ``None``.
+    A condition of a transaction: the key has this *revision* (0: it does not exist), and so has every key up to *end*,
+    if that is given.
     """
 
     key: str
@@ -138,11 +127,8 @@ class Compare:
 @attrs.frozen
 class Txn:
     """
-    What a transaction did.
-
-    :ivar succeeded: whether its conditions held.
-    :ivar revision: etcd's revision then.
-    :ivar found: what was read, by operation: a list of keys for each that reads, ``None`` for the others.
+    What a transaction did: whether its conditions held, etcd's revision then, and by operation what was read (``None``
+    for those that do not read).
     """
 
     succeeded: bool
@@ -166,6 +152,11 @@ def endOf(prefix: str) -> str:
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
+def after(found: KeyValue) -> str:
+    """The first key that may follow this one."""
+    return found.key + "\0"
+
+
 def put(key: str, value: bytes, lease: int = 0) -> dict[str, Any]:
     """An operation of a transaction: set a key."""
     return {"request_put": {"key": encode(key), "value": encode(value), "lease": str(lease)}}
@@ -186,18 +177,11 @@ def deletion(key: str, end: str | None = None) -> dict[str, Any]:
 
 def reading(key: str, end: str | None = None, limit: int = 0, revision: int = 0) -> dict[str, Any]:
     """
-    An operation of a transaction: read a key, or up to *limit* of those from it up to *end* (0: all).
-
-    :param revision: read them as they were at this revision (0: now).
+    An operation of a transaction: read a key, or up to *limit* of those from it up to *end* (0: all), as they were at a
+    *revision* (0: now).
     """
-    query: dict[str, Any] = {"key": encode(key)}
-    if end is not None:
-        query["range_end"] = encode(end)
-    if limit:
-        query["limit"] = str(limit)
-    if revision:
-        query["revision"] = str(revision)
-    return {"request_range": query}
+    query = {"key": encode(key), "limit": str(limit), "revision": str(revision)}
+    return {"request_range": query if end is None else {**query, "range_end": encode(end)}}
 
 
 def keyValue(found: Mapping[str, Any]) -> KeyValue:
@@ -256,6 +240,7 @@ class _UserAgent:
         return self._agent.request(method, uri, headers, bodyProducer)
 
 
+@attrs.frozen(eq=False)
 class Etcd:
     """
     A cluster of etcd.
@@ -265,7 +250,6 @@ class Etcd:
     does no harm.
 
     :param transport: JSON over HTTP to the members.
-    :param clock: for the pauses.
     :param user: in whose name the *transport* sends; ``None`` where etcd asks for no user.
     :param gate: is called before anything is asked; raises :class:`StoreUnavailable` if nothing may be.
     :param onContact: is called with the time (the clock's) at which a request was sent that has been answered by a
@@ -275,25 +259,14 @@ class Etcd:
     :ivar statistics: counts the transactions: those that change something as writes, the others as reads.
     """
 
-    def __init__(
-        self,
-        transport: JSONTransport,
-        clock: IReactorTime,
-        *,
-        user: User | None = None,
-        gate: Callable[[], None] = lambda: None,
-        onContact: Callable[[float], None] = lambda sent: None,
-        statistics: StoreStatistics | None = None,
-        turns: PrioritySemaphore | None = None,
-    ) -> None:
-        self._transport = transport
-        self._clock = clock
-        self._user = user
-        self._gate = gate
-        self._onContact = onContact
-        self.statistics = statistics or StoreStatistics()
-        self._turns = turns
-        self._authenticating: SingleFlight[None, None] = SingleFlight()
+    _transport: JSONTransport
+    _clock: IReactorTime
+    _user: User | None = attrs.field(default=None, kw_only=True)
+    _gate: Callable[[], None] = attrs.field(default=lambda: None, kw_only=True)
+    _onContact: Callable[[float], None] = attrs.field(default=lambda sent: None, kw_only=True)
+    statistics: StoreStatistics = attrs.field(factory=StoreStatistics, kw_only=True)
+    _turns: PrioritySemaphore | None = attrs.field(default=None, kw_only=True)
+    _authenticating: SingleFlight[None, None] = attrs.field(factory=SingleFlight, init=False)
 
     @returnsDeferred
     async def txn(
@@ -316,7 +289,7 @@ class Etcd:
         asked = self._clock.seconds()
         try:
             answer = await self._ask(_TXN, body, patience, urgency)
-        except (StoreUnavailable, EtcdError) as error:
+        except StoreUnavailable as error:
             self._count(isWrite, asked, isinstance(error, EtcdError) and error.code in _OF_WHAT_WAS_ASKED)
             raise
         self._count(isWrite, asked, True)
@@ -359,7 +332,7 @@ class Etcd:
             everything += found
             if len(found) < PAGE:
                 return everything
-            begin = found[-1].key + "\0"
+            begin = after(found[-1])
 
     @returnsDeferred
     async def get(self, key: str) -> KeyValue | None:
@@ -437,11 +410,14 @@ class Etcd:
             self._gate()
             try:
                 return await self._inTurn(path, body, urgency)
-            except (ServiceRegistryError, EtcdError) as error:
-                if isinstance(error, EtcdError) and error.code not in _PASSING:
+            except EtcdError as error:
+                if error.code not in _PASSING:
                     raise
-                if self._clock.seconds() + PAUSE >= end:
-                    raise StoreUnavailable(f"etcd: {error}") from None
+                reason = error.message
+            except ServiceRegistryError as error:
+                reason = str(error)
+            if self._clock.seconds() + PAUSE >= end:
+                raise StoreUnavailable(f"etcd: {reason}")
             await deferLater(self._clock, PAUSE)
 
     async def _inTurn(self, path: str, body: Any, urgency: Urgency) -> Any:
@@ -479,7 +455,7 @@ class Etcd:
                 int(fault.get("code", _UNAVAILABLE)),
                 str(fault.get("message") or fault.get("error") or f"HTTP {response.status}"),
             )
-            isOld = error.code == _INVALID and _OLD_TOKEN in str(error)
+            isOld = error.code == _INVALID and _OLD_TOKEN in error.message
             if not (isOld or error.code == _UNAUTHENTICATED) or self._user is None or isSecond:
                 raise error
             if self._user.token == token:

@@ -5,9 +5,11 @@ What a node reads and writes in etcd for its membership, and the watch by which 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
+import attrs
+from twisted.internet.defer import Deferred
 from twisted.web.iweb import IAgent
 from zope.interface import implementer
 
@@ -17,26 +19,18 @@ from ...scopes import isLockScope, tenantOf
 from ..interfaces import StoreUnavailable
 from ..shared import IStoreListener
 from .batches import Batches, eventsIn
-from .eventids import TenantIds
-from .gateway import Compare, Etcd, EtcdError, KeyValue, Revision, Urgency, newLease, put
-from .locks import LockRegistrations
+from .gateway import Compare, Etcd, EtcdError, KeyValue, Revision, Urgency, jsonBytes, newLease, put
+from .locks import EtcdLocks
 from .node import Evidence, INodeKeys, Joined, Node
+from .part import TenantIds
+from .registrations import Registrations
 from .services import EtcdServices
 from .votes import Registration, Status
 from .watch import Change, Watch
 
-_T = TypeVar("_T")
-
-
-async def available(result: Awaitable[_T]) -> _T:
-    """What etcd responds; what it refuses, it refuses for reasons that may pass."""
-    try:
-        return await result
-    except EtcdError as error:
-        raise StoreUnavailable(f"etcd refuses: {error}") from None
-
 
 @implementer(INodeKeys)
+@attrs.define(eq=False)
 class NodeKeys:
     """
     See the module.
@@ -45,42 +39,26 @@ class NodeKeys:
     :param agent: sends the request of a watch.
     :param urls: etcd's members; the watch goes to one after the other.
     :param prefix: of all keys.
-    :param batches: makes the changes.
-    :param services: the services.
-    :param locks: the locks.
-    :param ids: the tenants' event ids.
-    :param listener: is notified of changes.
     :ivar node: the node.
     """
 
     _log = Logger()
+    node: Node = attrs.field(init=False)
+    _etcd: Etcd
+    _agent: IAgent
+    _urls: Sequence[str]
+    _prefix: str
+    _batches: Batches
+    _services: EtcdServices
+    _locks: EtcdLocks
+    _ids: TenantIds
+    _listener: IStoreListener
+    _leases: dict[str, int] = attrs.field(factory=dict, init=False)
+    _watch: Watch | None = attrs.field(default=None, init=False)
+    _loads: int = attrs.field(default=0, init=False)
 
-    def __init__(
-        self,
-        etcd: Etcd,
-        agent: IAgent,
-        urls: Sequence[str],
-        prefix: str,
-        batches: Batches,
-        services: EtcdServices,
-        locks: LockRegistrations,
-        ids: TenantIds,
-        listener: IStoreListener,
-    ) -> None:
-        self.node: Node
-        self._etcd = etcd
-        self._agent = agent
-        self._urls = urls
-        self._prefix = prefix
-        self._batches = batches
-        self._services = services
-        self._locks = locks
-        self._kinds = {"services": services, "seen": services, "locks": locks, "seen-locks": locks}
-        self._ids = ids
-        self._listener = services.listener = locks.listener = listener
-        self._leases: dict[str, int] = {}
-        self._watch: Watch | None = None
-        self._loads = 0
+    def __attrs_post_init__(self) -> None:
+        self._services.listener = self._locks.listener = self._listener
 
     # -- the node's key
 
@@ -89,7 +67,7 @@ class NodeKeys:
 
     def _put(self, name: str, status: Status) -> dict[str, Any]:
         kept = {**status.toJSON(self._positionOf), "commits": self._batches.process}
-        return put(self._key(name), json.dumps(kept, separators=(",", ":")).encode("ascii"), self._leases[name])
+        return put(self._key(name), jsonBytes(kept), self._leases[name])
 
     def _positionOf(self, registration: Registration) -> int:
         tenant, incarnation = registration
@@ -100,17 +78,16 @@ class NodeKeys:
     @returnsDeferred
     async def join(self, name: str, seconds: int, status: Status) -> Joined:
         self._leases = {name: newLease()}
-        granted = await available(self._etcd.grant(self._leases[name], seconds))
+        granted = await self._etcd.grant(self._leases[name], seconds)
         condition = Compare(self._key(name), 0, Revision.created)
         changes = [self._put(name, status), put(f"{self._prefix}joins", b"1")]
-        done = await available(self._etcd.txn([condition], changes, patience=0))
+        done = await self._etcd.txn([condition], changes, patience=0)
         if not done.succeeded:
             raise StoreUnavailable("etcd: the name of a new node is taken")
         return Joined(done.revision, granted)
 
-    @returnsDeferred
-    async def renew(self, name: str) -> bool:
-        return await available(self._etcd.keepAlive(self._leases[name]))
+    def renew(self, name: str) -> Deferred[bool]:
+        return self._etcd.keepAlive(self._leases[name])
 
     @returnsDeferred
     async def publish(self, name: str, created: int, status: Status) -> bool:
@@ -121,27 +98,25 @@ class NodeKeys:
             # Its lease has ended, and the key with it.
             if error.code == 5:
                 return False
-            raise StoreUnavailable(f"etcd refuses: {error}") from None
+            raise
         return done.succeeded
 
-    @returnsDeferred
-    async def leave(self, name: str) -> None:
+    def leave(self, name: str) -> Deferred[None]:
         self.stopWatching()
-        await available(self._etcd.revoke(self._leases[name], patience=0))
+        return self._etcd.revoke(self._leases[name], patience=0)
 
     # -- services and locks
 
-    def _kind(self, registration: Registration) -> EtcdServices:
+    def _kind(self, registration: Registration) -> Registrations:
         return self._locks if isLockScope(registration[0]) else self._services
 
     @returnsDeferred
     async def touch(self, registration: Registration) -> bool:
-        return await available(self._kind(registration).touch(registration))
+        return await self._kind(registration).touch(registration)
 
     @returnsDeferred
     async def expire(self, name: str, created: int, registration: Registration, evidence: Evidence) -> bool:
-        expiring = self._kind(registration).expire(self._key(name), created, registration, evidence)
-        return await available(expiring)
+        return await self._kind(registration).expireByVote(self._key(name), created, registration, evidence)
 
     def seen(self, registration: Registration) -> int:
         return self._kind(registration).touchedAt(registration)
@@ -153,12 +128,11 @@ class NodeKeys:
         self.stopWatching()
         self._loads += 1
         number = self._loads
-        _, revision = await available(self._etcd.range(f"{self._prefix}meta", urgency=Urgency.vital))
+        joins, revision = await self._etcd.range(f"{self._prefix}joins", urgency=Urgency.vital)
         records, seen, locks, seenLocks, nodes = [
-            await available(self._etcd.all(self._prefix + kind, revision=revision, urgency=Urgency.vital))
+            await self._etcd.all(self._prefix + kind, revision=revision, urgency=Urgency.vital)
             for kind in ("services/", "seen/", "locks/", "seen-locks/", "nodes/")
         ]
-        joins, _ = await available(self._etcd.range(f"{self._prefix}joins", revision=revision, urgency=Urgency.vital))
         if number != self._loads:
             raise StoreUnavailable("everything is being read for a later membership")
         registrations = [*self._services.load(records, seen, revision), *self._locks.load(locks, seenLocks, revision)]
@@ -194,26 +168,30 @@ class NodeKeys:
             return None
 
     def _changed(self, change: Change) -> None:
-        kind, _, rest = change.now.key[len(self._prefix) :].partition("/")
-        if kind == "nodes":
+        now = change.now
+        kind, _, rest = now.key[len(self._prefix) :].partition("/")
+        registrations = self._locks if kind in ("locks", "seen-locks") else self._services
+        if kind in ("services", "locks"):
             if change.isDeleted:
-                self.node.nodeGone(rest)
+                registrations.recordDeleted(now, change.before)
             else:
-                self.node.statusChanged(rest, self._statusOf(change.now))
+                registrations.recordChanged(now)
+        elif kind == "nodes" and change.isDeleted:
+            self.node.nodeGone(rest)
+        elif change.isDeleted:
+            return
+        elif kind == "nodes":
+            self.node.statusChanged(rest, self._statusOf(now))
         elif kind == "joins":
-            self.node.joins = change.now.modified
-        elif kind in ("services", "locks") and change.isDeleted:
-            self._kinds[kind].recordDeleted(change.now, change.before)
-        elif kind in ("services", "locks"):
-            self._kinds[kind].recordChanged(change.now)
-        elif kind in ("seen", "seen-locks") and not change.isDeleted:
-            self._kinds[kind].seenChanged(change.now)
-        elif kind == "clocks" and not change.isDeleted:
-            self._batches.clockChanged(rest, change.now)
-        elif kind == "commits" and not change.isDeleted:
+            self.node.joins = now.modified
+        elif kind in ("seen", "seen-locks"):
+            registrations.seenChanged(now)
+        elif kind == "clocks":
+            self._batches.clockChanged(rest, now)
+        elif kind == "commits":
             tenant, _, process = rest.partition("/")
             if process != self._batches.process:
                 self._batches.committed(tenant, process)
-        elif kind in ("events", "moreevents") and not change.isDeleted:
-            for type in {event["type"] for event in eventsIn(change.now)}:
+        elif kind in ("events", "moreevents"):
+            for type in {event["type"] for event in eventsIn(now)}:
                 self._listener.eventAdded(rest.partition("/")[0], type)

@@ -14,8 +14,8 @@ What the keys below the prefix are:
 ``locks/T/NAME``                a lock's record, and
 ``seen-locks/T/NAME``           its touches
 ``values/T/KEY``                a configuration value
-``events/T/POSITION``           an event of version 1.0, and
-``moreevents/T/POSITION``       an event of another type
+``events/T/POSITION``           events of version 1.0 up to this position, and
+``moreevents/T/POSITION``       events of other types
 ``users/NAME`` ``tokens/HASH``  :mod:`~txserviceregistry.registry.stores.etcd.users`
 ``joins``                       written by every node that joins
 ``nodes/NODE``                  a node's status, with a lease: :mod:`~txserviceregistry.registry.stores.etcd.node`
@@ -30,8 +30,8 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Container, Coroutine, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Container, Sequence
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.web.iweb import IAgent, IPolicyForHTTPS
@@ -50,21 +50,18 @@ from ...statistics import StoreStatistics
 from ..interfaces import Account, StoreUnavailable
 from ..shared import ISharedStore, IStoreListener
 from .batches import Batches
-from .eventids import TenantIds
 from .events import EtcdEvents
-from .gateway import TRY, Compare, Etcd, EtcdError, User, put, reading
-from .keys import NodeKeys, available
+from .gateway import TRY, Compare, Etcd, User, put, reading
+from .keys import NodeKeys
 from .layout import openLayout
-from .locks import LockRegistrations
+from .locks import EtcdLocks
 from .node import Node
+from .part import TenantIds
 from .services import EtcdServices
 from .states import EtcdStates
 from .users import EtcdUsers
 from .values import EtcdValues
 from .watch import watchingAgent
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 #: What all keys begin with unless told otherwise.
 DEFAULT_PREFIX = "/txserviceregistry/"
@@ -73,11 +70,6 @@ DEFAULT_PREFIX = "/txserviceregistry/"
 _CONNECTIONS = 8
 #: Seconds without a response of etcd after which requests are refused at once.
 _GIVE_UP = 3.0
-
-
-def _operation(method: Callable[_P, Coroutine[Deferred[Any], Any, _T]]) -> Callable[_P, Deferred[_T]]:
-    """An operation of the store, which a part of it does."""
-    return returnsDeferred(lambda *args, **kwargs: available(method(*args, **kwargs)))
 
 
 @implementer(ISharedStore)
@@ -142,13 +134,13 @@ class EtcdStore:
         )
         self._ids = TenantIds(wallClock)
         self._batches = Batches(self._etcd, reactor, wallClock, prefix, secrets.token_hex(8))
-        self._states = EtcdStates(self._etcd, self._batches, lambda: int(wallClock() * 1000), prefix)
-        self._services = EtcdServices(self._etcd, self._batches, reactor, prefix, self._ids)
-        self._services.states = self._states
-        self._lockRegistrations = LockRegistrations(self._etcd, self._batches, reactor, prefix, self._ids)
-        self._values = EtcdValues(self._etcd, self._batches, prefix)
-        self._events = EtcdEvents(self._etcd, prefix, self._ids)
-        self._users = EtcdUsers(self._etcd, prefix, wallClock)
+        part = (self._etcd, self._batches, prefix, self._ids, reactor, wallClock)
+        self._states = EtcdStates(*part)
+        self._services = EtcdServices(*part, states=self._states)
+        self._locks = EtcdLocks(*part)
+        self._values = EtcdValues(*part)
+        self._events = EtcdEvents(*part)
+        self._users = EtcdUsers(*part)
         self._keys: NodeKeys | None = None
         self._node: Node | None = None
         self._isOpen = False
@@ -158,42 +150,42 @@ class EtcdStore:
         # Writes the times of heartbeats.
         self._writing: Deferred[Any] | None = None
         # The operations, each done by one of the parts.
-        self.createService = _operation(self._services.create)
-        self.getService = _operation(self._services.get)
-        self.listServices = _operation(self._services.list)
-        self.updateService = _operation(self._services.update)
-        self.removeService = _operation(self._services.remove)
-        self.expireServices = _operation(self._services.expireAll)
-        self.allServices = _operation(self._services.all)
-        self.setState = _operation(self._states.set)
-        self.getState = _operation(self._states.get)
-        self.listStates = _operation(self._states.list)
-        self.endStates = _operation(self._states.end)
-        self.dropStates = _operation(self._states.drop)
-        self.acquireLock = _operation(self._lockRegistrations.acquire)
-        self.getLock = _operation(self._lockRegistrations.read)
-        self.listLocks = _operation(self._lockRegistrations.page)
-        self.forceLock = _operation(self._lockRegistrations.force)
-        self.releaseLock = _operation(self._lockRegistrations.release)
-        self.expireLocks = _operation(self._lockRegistrations.expireAll)
-        self.allLocks = _operation(self._lockRegistrations.all)
-        self.getValue = _operation(self._values.get)
-        self.listValues = _operation(self._values.list)
-        self.setValue = _operation(self._values.set)
-        self.removeValue = _operation(self._values.remove)
-        self.listEvents = _operation(self._events.list)
-        self.lastEvent = _operation(self._events.last)
-        self.hasEvent = _operation(self._events.has)
-        self.dropEvents = _operation(self._events.drop)
-        self.addUser = _operation(self._users.add)
-        self.replaceUserKey = _operation(self._users.replaceKey)
-        self.changeRole = _operation(self._users.changeRole)
-        self.removeUser = _operation(self._users.remove)
-        self.getUser = _operation(self._users.get)
-        self.listUsers = _operation(self._users.all)
-        self.addToken = _operation(self._users.addToken)
-        self.getToken = _operation(self._users.getToken)
-        self.removeToken = _operation(self._users.removeToken)
+        self.createService = self._services.create
+        self.getService = self._services.get
+        self.listServices = self._services.list
+        self.updateService = self._services.update
+        self.removeService = self._services.remove
+        self.expireServices = self._services.expireAll
+        self.allServices = self._services.all
+        self.setState = self._states.set
+        self.getState = self._states.get
+        self.listStates = self._states.list
+        self.endStates = self._states.end
+        self.dropStates = self._states.drop
+        self.acquireLock = self._locks.acquire
+        self.getLock = self._locks.get
+        self.listLocks = self._locks.list
+        self.forceLock = self._locks.force
+        self.releaseLock = self._locks.release
+        self.expireLocks = self._locks.expireAll
+        self.allLocks = self._locks.all
+        self.getValue = self._values.get
+        self.listValues = self._values.list
+        self.setValue = self._values.set
+        self.removeValue = self._values.remove
+        self.listEvents = self._events.list
+        self.lastEvent = self._events.last
+        self.hasEvent = self._events.has
+        self.dropEvents = self._events.drop
+        self.addUser = self._users.add
+        self.replaceUserKey = self._users.replaceKey
+        self.changeRole = self._users.changeRole
+        self.removeUser = self._users.remove
+        self.getUser = self._users.get
+        self.listUsers = self._users.all
+        self.addToken = self._users.addToken
+        self.getToken = self._users.getToken
+        self.removeToken = self._users.removeToken
 
     def _countVotes(self) -> int:
         votes = None if self._node is None else self._node.votes
@@ -203,7 +195,7 @@ class EtcdStore:
 
     @returnsDeferred
     async def open(self) -> None:
-        meta = await available(openLayout(self._asking, self._reactor, self._prefix))
+        meta = await openLayout(self._asking, self._reactor, self._prefix)
         self._secret = bytes.fromhex(meta["secret"])
         self._ids.tail = meta["tail"]
         self.isNew = not await self._users.hasBeenUsed(self._asking)
@@ -243,7 +235,7 @@ class EtcdStore:
             self._prefix,
             self._batches,
             self._services,
-            self._lockRegistrations,
+            self._locks,
             self._ids,
             listener,
         )
@@ -277,7 +269,7 @@ class EtcdStore:
     @returnsDeferred
     async def probe(self) -> None:
         probe = f"{self._prefix}probe"
-        await available(self._etcd.txn((), [put(probe, b""), reading(probe)], patience=0))
+        await self._etcd.txn((), [put(probe, b""), reading(probe)], patience=0)
 
     @returnsDeferred
     async def secret(self) -> bytes:
@@ -288,11 +280,11 @@ class EtcdStore:
     async def account(self, tenant: str) -> Account:
         key = f"{self._prefix}accounts/{tenant}"
         new = json.dumps({"v": 1, "created": int(self._wallClock() * 1000)}).encode("ascii")
-        done = await available(self._etcd.txn([Compare(key, 0)], [put(key, new), reading(key)], [reading(key)]))
+        done = await self._etcd.txn([Compare(key, 0)], [put(key, new), reading(key)], [reading(key)])
         found = next(kept for kept in done.found if kept)
         return Account(tenant, json.loads(found[0].value)["created"])
 
     def recordLastSeen(self, tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
         if self._isOpen and self._services.noteSeen(tenant, id, incarnation, lastSeen):
             self._writing = Deferred.fromCoroutine(self._services.writeSeen())
-            self._writing.addErrback(lambda failure: failure.trap(StoreUnavailable, EtcdError, CancelledError))
+            self._writing.addErrback(lambda failure: failure.trap(StoreUnavailable, CancelledError))

@@ -10,55 +10,52 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from itertools import count as naturals
+from typing import Any
 
 import attrs
 
+from ....util.deferred import returnsDeferred
 from ...roles import WRITE, Role
 from ..interfaces import NoSuchObject, ObjectExists, TokenRecord, UserRecord
-from .gateway import Compare, Etcd, KeyValue, deletion, endOf, newLease, put, reading
+from .gateway import Compare, Etcd, KeyValue, deletion, endOf, jsonBytes, newLease, put, reading
+from .part import Part
 
 
-class EtcdUsers:
-    """
-    The users, and their tokens.
+@attrs.define(eq=False)
+class EtcdUsers(Part):
+    """The users, and their tokens."""
 
-    :param etcd: where they are.
-    :param prefix: of all keys.
-    :param wallClock: seconds since the epoch.
-    """
+    @property
+    def _users(self) -> str:
+        return f"{self._prefix}users/"
 
-    def __init__(self, etcd: Etcd, prefix: str, wallClock: Callable[[], float]) -> None:
-        self._etcd = etcd
-        self._users = f"{prefix}users/"
-        self._tokens = f"{prefix}tokens/"
-        # Where each tenant that has an account, or has ever had an object, has a key.
-        self._tenants = (f"{prefix}accounts/", f"{prefix}clocks/")
-        # Changes with each new user, so that no two are given the same tenant.
-        self._guard = f"{prefix}lastuser"
-        self._wallClock = wallClock
+    def _token(self, tokenHash: str) -> str:
+        return f"{self._prefix}tokens/{tokenHash}"
+
+    @property
+    def _guard(self) -> str:
+        """Changes with each new user, so that no two are given the same tenant."""
+        return f"{self._prefix}lastuser"
 
     async def hasBeenUsed(self, etcd: Etcd) -> bool:
         """Whether there has ever been a user, as *etcd* says, which may be asked before the store is open."""
         return await etcd.get(self._guard) is not None
 
+    @returnsDeferred
     async def add(self, name: str, keyHash: str, tenant: str | None, role: Role = WRITE) -> UserRecord:
-        user = UserRecord(name, tenant or "", keyHash, role)
+        # Each tenant that has an account, or has ever had an object, has a key in one of these.
+        below = (self._users, f"{self._prefix}accounts/", f"{self._prefix}clocks/")
         while True:
-            users = reading(self._users, endOf(self._users))
-            tenants = [reading(prefix, endOf(prefix)) for prefix in self._tenants]
-            done = await self._etcd.txn((), [users, reading(self._guard), *tenants])
-            known = {each.name: each for each in map(self._user, done.found[0] or ())}
+            done = await self._etcd.txn((), [reading(self._guard), *(reading(each, endOf(each)) for each in below)])
+            guards, users, *tenants = [kept or [] for kept in done.found]
+            known = {each.name: each for each in map(self._user, users)}
             if name in known:
                 raise ObjectExists(name)
-            guards = done.found[1]
-            added = user
-            if not user.tenant:
-                taken = {each.tenant for each in known.values()}
-                taken |= {each.key.rpartition("/")[2] for found in done.found[2:] for each in found or ()}
-                tenant = next(number for number in map(str, naturals(1)) if number not in taken)
-                added = attrs.evolve(user, tenant=tenant)
+            taken = {each.tenant for each in known.values()}
+            taken.update(each.key.rpartition("/")[2] for found in tenants for each in found)
+            own = tenant or next(number for number in map(str, naturals(1)) if number not in taken)
+            added = UserRecord(name, own, keyHash, role)
             value = self._value(added)
             done = await self._etcd.txn(
                 [Compare(self._guard, guards[0].modified if guards else 0)],
@@ -69,45 +66,47 @@ class EtcdUsers:
             if done.succeeded or any(each.value == value for each in done.found[0] or ()):
                 return added
 
+    @returnsDeferred
     async def replaceKey(self, name: str, keyHash: str) -> UserRecord:
-        while True:
-            found = await self._found(name)
-            user = attrs.evolve(self._user(found), keyHash=keyHash)
-            done = await self._etcd.txn([Compare(found.key, found.modified)], [put(found.key, self._value(user))])
-            if done.succeeded:
-                return user
+        return await self._change(name, keyHash=keyHash)
 
+    @returnsDeferred
     async def changeRole(self, name: str, role: Role) -> UserRecord:
+        return await self._change(name, role=role)
+
+    async def _change(self, name: str, **changes: Any) -> UserRecord:
         while True:
             found = await self._found(name)
-            user = attrs.evolve(self._user(found), role=role)
-            value = self._value(user, keyed=_keyed(found))
+            user = attrs.evolve(self._user(found), **changes)
+            value = self._value(user) if "keyHash" in changes else self._value(user, keyed=_keyed(found))
             done = await self._etcd.txn([Compare(found.key, found.modified)], [put(found.key, value)])
             if done.succeeded:
                 return user
 
+    @returnsDeferred
     async def remove(self, name: str) -> None:
-        found = await self._found(name)
-        await self._etcd.txn((), [deletion(found.key)])
+        await self._etcd.txn((), [deletion((await self._found(name)).key)])
 
+    @returnsDeferred
     async def get(self, name: str) -> UserRecord:
         return self._user(await self._found(name))
 
+    @returnsDeferred
     async def all(self) -> list[UserRecord]:
         found, _ = await self._etcd.range(self._users, endOf(self._users))
         return [self._user(each) for each in found]
 
+    @returnsDeferred
     async def addToken(self, token: TokenRecord) -> None:
-        user = await self._etcd.get(self._users + token.user)
+        revision = _keyed(await self._etcd.get(self._users + token.user))
         lease = newLease()
         await self._etcd.grant(lease, max(1, math.ceil(token.expires - self._wallClock())))
-        kept = {"v": 1, "user": token.user, "tenant": token.tenant, "expires": token.expires}
-        kept["revision"] = _keyed(user)
-        value = json.dumps(kept, separators=(",", ":")).encode("ascii")
-        await self._etcd.txn((), [put(self._tokens + token.tokenHash, value, lease)])
+        kept = {"v": 1, "user": token.user, "tenant": token.tenant, "expires": token.expires, "revision": revision}
+        await self._etcd.txn((), [put(self._token(token.tokenHash), jsonBytes(kept), lease)])
 
+    @returnsDeferred
     async def getToken(self, tokenHash: str) -> tuple[TokenRecord, UserRecord]:
-        found = await self._etcd.get(self._tokens + tokenHash)
+        found = await self._etcd.get(self._token(tokenHash))
         if found is None:
             raise NoSuchObject("token")
         kept = json.loads(found.value)
@@ -117,8 +116,9 @@ class EtcdUsers:
             raise NoSuchObject("token")
         return TokenRecord(tokenHash, kept["user"], kept["tenant"], kept["expires"]), self._user(user)
 
+    @returnsDeferred
     async def removeToken(self, tokenHash: str) -> bool:
-        key = self._tokens + tokenHash
+        key = self._token(tokenHash)
         return not (await self._etcd.txn([Compare(key, 0)], (), [deletion(key)])).succeeded
 
     def _user(self, found: KeyValue) -> UserRecord:
@@ -128,8 +128,7 @@ class EtcdUsers:
         return UserRecord(found.key.removeprefix(self._users), kept["tenant"], kept["key"], role)
 
     def _value(self, user: UserRecord, **more: int) -> bytes:
-        kept = {"v": 1, "tenant": user.tenant, "key": user.keyHash, "role": user.role.asJson(), **more}
-        return json.dumps(kept, separators=(",", ":")).encode("ascii")
+        return jsonBytes({"v": 1, "tenant": user.tenant, "key": user.keyHash, "role": user.role.asJson(), **more})
 
     async def _found(self, name: str) -> KeyValue:
         found = await self._etcd.get(self._users + name)

@@ -1,43 +1,37 @@
-"""
-Configuration values in etcd, each under a key of its own.
-"""
+"""Configuration values in etcd, each under a key of its own."""
 
 from __future__ import annotations
 
 import json
 
+import attrs
+
+from ....util.deferred import returnsDeferred
 from ...model import UNCONDITIONAL, Precondition
 from .. import payloads
 from ..interfaces import LimitExceeded, NoSuchObject, PreconditionFailed, ValueRecord
-from .batches import Batches, Transaction
-from .gateway import Etcd, endOf, reading
+from .batches import Transaction
+from .gateway import endOf, jsonBytes, reading
+from .part import Part
 
 
-class EtcdValues:
-    """
-    The configuration values of all tenants.
+@attrs.define(eq=False)
+class EtcdValues(Part):
+    """The configuration values of all tenants."""
 
-    :param etcd: where they are.
-    :param groups: makes the changes.
-    :param prefix: of all keys.
-    """
+    def _key(self, tenant: str, key: str) -> str:
+        return f"{self._prefix}values/{tenant}/{key}"
 
-    def __init__(self, etcd: Etcd, groups: Batches, prefix: str) -> None:
-        self._etcd = etcd
-        self._groups = groups
-        self._prefix = f"{prefix}values/"
-
-    def _at(self, tenant: str, key: str) -> str:
-        return f"{self._prefix}{tenant}/{key}"
-
+    @returnsDeferred
     async def get(self, tenant: str, key: str) -> ValueRecord:
-        found = await self._etcd.get(self._at(tenant, key))
+        found = await self._etcd.get(self._key(tenant, key))
         if found is None:
             raise NoSuchObject(key)
         return _record(key, found.value)
 
+    @returnsDeferred
     async def list(self, tenant: str, marker: str | None, count: int, namespace: str | None) -> list[ValueRecord]:
-        prefix = self._at(tenant, "")
+        prefix = self._key(tenant, "")
         below = "" if namespace is None else namespace.rstrip("/") + "/"
         reads = []
         if namespace not in (None, "/") and (marker or "") <= (namespace or ""):
@@ -51,10 +45,11 @@ class EtcdValues:
         found = [each for kept in done.found for each in kept or ()]
         return [_record(each.key[len(prefix) :], each.value) for each in found[:count]]
 
+    @returnsDeferred
     async def set(
         self, tenant: str, key: str, value: str, maximum: int, precondition: Precondition = UNCONDITIONAL
     ) -> int:
-        at = self._at(tenant, key)
+        at = self._key(tenant, key)
 
         def change(transaction: Transaction) -> int:
             old = _allowed(key, transaction.get(at), precondition)
@@ -66,14 +61,14 @@ class EtcdValues:
                 transaction.clock.values += 1
             payload = payloads.updatedValue(key, None if old is None else old.value, value)
             position = transaction.addEvent("configuration_value.update", payload)
-            record = {"v": 1, "value": value, "position": position}
-            transaction.put(at, json.dumps(record, separators=(",", ":")).encode("ascii"))
+            transaction.put(at, jsonBytes({"v": 1, "value": value, "position": position}))
             return position
 
-        return await self._groups.do(tenant, [at], change)
+        return await self._batches.do(tenant, [at], change)
 
+    @returnsDeferred
     async def remove(self, tenant: str, key: str, precondition: Precondition = UNCONDITIONAL) -> None:
-        at = self._at(tenant, key)
+        at = self._key(tenant, key)
 
         def change(transaction: Transaction) -> None:
             old = _allowed(key, transaction.get(at), precondition)
@@ -83,7 +78,7 @@ class EtcdValues:
             transaction.clock.values -= 1
             transaction.addEvent("configuration_value.remove", payloads.removedValue(key, old.value))
 
-        await self._groups.do(tenant, [at], change)
+        await self._batches.do(tenant, [at], change)
 
 
 def _record(key: str, kept: bytes) -> ValueRecord:

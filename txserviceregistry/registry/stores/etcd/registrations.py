@@ -1,0 +1,388 @@
+"""
+Registrations in etcd, services and locks alike: a record for each, and the time of a heartbeat, which is written by
+touches and now and then.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any, ClassVar
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from ....util.deferred import returnsDeferred
+from ....util.waiters import Waiters
+from ...scopes import tenantOf
+from ..interfaces import Expiration, NoSuchObject, ServiceSummary
+from ..shared import IStoreListener
+from .batches import Transaction
+from .gateway import PATIENCE, Compare, KeyValue, Revision, Urgency, putGreater
+from .node import Evidence
+from .part import Part
+from .votes import Registration
+
+#: Seconds between two writes of the time of a service's heartbeats.
+_SEEN_INTERVAL = 300.0
+#: Times and touches in one transaction (etcd takes 128 operations), and the seconds between two transactions of times.
+_GROUP = 120
+_PACE = 1.0
+#: The time of the last heartbeat of a service that has received none.
+NEVER = b"0000000000000"
+
+
+@attrs.define(eq=False)
+class Known:
+    """
+    What is known of a registration without reading it.
+
+    :ivar created: the revision that created its record.
+    :ivar modified: the revision that what its record says is known from.
+    :ivar renewals: how many updates have set the timeout, each of which gives it a full timeout.
+    :ivar seen: the time of a heartbeat, in milliseconds since the epoch.
+    :ivar touched: the revision of the last touch that the watch has shown; 0 for none.
+    :ivar written: when the time of a heartbeat was written here last, in seconds.
+    """
+
+    tenant: str
+    id: str
+    incarnation: str
+    created: int
+    modified: int = 0
+    timeout: int = 0
+    renewals: int = 0
+    isForced: bool = False
+    seen: int | None = None
+    touched: int = 0
+    written: float | None = None
+
+    @property
+    def summary(self) -> ServiceSummary:
+        """For the registry."""
+        return ServiceSummary(self.tenant, self.id, self.incarnation, self.timeout, self.seen, self.isForced)
+
+
+@attrs.define(eq=False)
+class Registrations(Part):
+    """
+    The registrations of one kind.
+
+    :cvar kind: where their records are, and in *touches* the times of heartbeats.
+    :ivar listener: is notified of changes.
+    """
+
+    kind: ClassVar[str]
+    touches: ClassVar[str]
+    listener: IStoreListener = attrs.field(init=False)
+    _known: dict[tuple[str, str], Known] = attrs.field(factory=dict, init=False)
+    _byIncarnation: dict[Registration, Known] = attrs.field(factory=dict, init=False)
+    # Those whose time is to be written, in order.
+    _seenDue: dict[Known, None] = attrs.field(factory=dict, init=False)
+    _hasSeenWriter: bool = attrs.field(default=False, init=False)
+    # The revisions of the last record that the watch has shown, and of the last end of a registration that is known.
+    _shown: int = attrs.field(default=0, init=False)
+    _ended: int = attrs.field(default=0, init=False)
+    # Those that have ended here and whose end the watch has not shown yet, with its revision.
+    _gone: dict[Registration, int] = attrs.field(factory=dict, init=False)
+    # Those whose expiration is under way, and whether the watch has shown their end already.
+    _expiring: dict[Registration, bool] = attrs.field(factory=dict, init=False)
+    _touching: dict[Known, Waiters[bool]] = attrs.field(factory=dict, init=False)
+
+    def _expired(
+        self, transaction: Transaction, tenant: str, id: str, kept: Mapping[str, Any], timestamp: int | None
+    ) -> None:
+        """Remove a registration, and add the event of its expiration."""
+        raise NotImplementedError
+
+    # -- keys
+
+    def _recordKey(self, tenant: str, id: str) -> str:
+        return f"{self._prefix}{self.kind}/{tenantOf(tenant)}/{id}"
+
+    def _seenKey(self, tenant: str, id: str) -> str:
+        return f"{self._prefix}{self.touches}/{tenantOf(tenant)}/{id}"
+
+    def _name(self, key: str) -> tuple[str, str]:
+        _, tenant, id = key[len(self._prefix) :].split("/", 2)
+        return self._scope(tenant), id
+
+    def _scope(self, tenant: str) -> str:
+        return tenant
+
+    def _incarnation(self, tenant: str, kept: Mapping[str, Any]) -> str:
+        return self._ids.of(tenant).idAt(kept["position"])
+
+    # -- what is known
+
+    def _keep(self, tenant: str, id: str, kept: Mapping[str, Any], created: int, modified: int) -> Known | None:
+        """Take over a record as it was at a revision; ``None`` if it is known to have ended."""
+        incarnation = self._incarnation(tenant, kept)
+        known = self._known.get((tenant, id))
+        if (tenant, incarnation) in self._gone or (known is not None and known.created > created):
+            return None
+        if known is None or known.incarnation != incarnation:
+            self._drop(known)
+            known = Known(tenant, id, incarnation, created)
+            self._known[tenant, id] = self._byIncarnation[tenant, incarnation] = known
+        if modified >= known.modified:
+            known.modified, known.timeout = modified, kept["timeout"]
+            known.renewals, known.isForced = kept.get("renewals", 0), kept.get("isForced", False)
+        return known
+
+    def _made(self, tenant: str, id: str, kept: Mapping[str, Any], revision: int) -> None:
+        """Take over a record that was made here."""
+        incarnation = self._incarnation(tenant, kept)
+        if revision <= self._shown and (tenant, incarnation) not in self._byIncarnation:
+            # The watch has shown it already, and its end elsewhere: what the caller takes over now ends again.
+            self._clock.callLater(0, self.listener.vanished, tenant, id, incarnation)
+        else:
+            self._keep(tenant, id, kept, revision, revision)
+
+    def _drop(self, known: Known | None) -> None:
+        if known is not None:
+            self._byIncarnation.pop((known.tenant, known.incarnation), None)
+            if self._known.get((known.tenant, known.id)) is known:
+                del self._known[known.tenant, known.id]
+
+    def _end(self, registration: Registration, revision: int) -> None:
+        """A registration has ended here."""
+        self._drop(self._byIncarnation.get(registration))
+        self._ended = max(self._ended, revision)
+        if revision > self._shown:
+            self._gone[registration] = revision
+
+    def load(self, records: Collection[KeyValue], seen: Collection[KeyValue], revision: int) -> list[ServiceSummary]:
+        """These are all records and times that there are, at that revision. Returns the registrations."""
+        if revision < self._shown:
+            # etcd was restored from a backup.
+            self._known, self._byIncarnation, self._gone = {}, {}, {}
+        self._shown = self._ended = revision
+        self._gone = {registration: at for registration, at in self._gone.items() if at > revision}
+        before = {registration for registration, known in self._byIncarnation.items() if known.created <= revision}
+        for each in records:
+            tenant, id = self._name(each.key)
+            known = self._keep(tenant, id, json.loads(each.value), each.created, each.modified)
+            if known is not None:
+                known.touched = 0
+                before.discard((tenant, known.incarnation))
+        for registration in before:
+            self._drop(self._byIncarnation[registration])
+        for each in seen:
+            self.seenChanged(each)
+        return [known.summary for known in self._known.values()]
+
+    def recordChanged(self, now: KeyValue) -> None:
+        """The watch shows a record."""
+        self._shown = now.modified
+        tenant, id = self._name(now.key)
+        kept, before = json.loads(now.value), self._known.get((tenant, id))
+        isRenewed = before is not None and before.renewals < kept.get("renewals", 0)
+        known = self._keep(tenant, id, kept, now.created, now.modified)
+        if known is not None:
+            self.listener.appeared(known.summary)
+            if isRenewed:
+                self.listener.renew((tenant, known.incarnation))
+
+    def recordDeleted(self, now: KeyValue, before: KeyValue | None) -> None:
+        """The watch shows that a record is gone."""
+        self._shown = now.modified
+        self._ended = max(self._ended, now.modified)
+        tenant, id = self._name(now.key)
+        known = self._known.get((tenant, id))
+        if before is not None:
+            # What is known may be a later incarnation, created here, which this change is not about.
+            incarnation = self._incarnation(tenant, json.loads(before.value))
+        elif known is not None:
+            incarnation = known.incarnation
+        else:
+            return
+        self._gone.pop((tenant, incarnation), None)
+        self._drop(self._byIncarnation.get((tenant, incarnation)))
+        if (tenant, incarnation) in self._expiring:
+            self._expiring[tenant, incarnation] = True
+        else:
+            self.listener.vanished(tenant, id, incarnation)
+
+    def seenChanged(self, now: KeyValue) -> None:
+        """The watch shows the time of a heartbeat."""
+        known = self._known.get(self._name(now.key))
+        # One of an earlier incarnation may be shown after this one was created here.
+        if known is not None and known.created <= now.modified:
+            known.touched = now.modified
+            # What was received here may be newer than what was written. A touch writes 0 before the first heartbeat.
+            known.seen = max(known.seen or 0, int(now.value)) or None
+
+    def touchedAt(self, registration: Registration) -> int:
+        """The revision of a registration's last touch that the watch has shown; 0 for none."""
+        known = self._byIncarnation.get(registration)
+        return 0 if known is None else known.touched
+
+    # -- reading
+
+    @returnsDeferred
+    async def all(self) -> list[ServiceSummary]:
+        records, seen = [await self._etcd.all(f"{self._prefix}{kind}/") for kind in (self.kind, self.touches)]
+        return self.load(records, seen, self._ended)
+
+    async def _find(self, tenant: str, id: str) -> KeyValue:
+        """Read a record: not as it was before an end of a registration that is known."""
+        while True:
+            found, revision = await self._etcd.range(self._recordKey(tenant, id))
+            if revision >= self._ended:
+                return self._foundOne(tenant, id, found)
+
+    def _foundOne(self, tenant: str, id: str, found: Sequence[KeyValue]) -> KeyValue:
+        if not found:
+            raise NoSuchObject(id)
+        self._keep(tenant, id, json.loads(found[0].value), found[0].created, found[0].modified)
+        return found[0]
+
+    def _recordIn(self, transaction: Transaction, tenant: str, id: str, incarnation: str) -> dict[str, Any]:
+        value = transaction.get(self._recordKey(tenant, id))
+        kept: dict[str, Any] | None = None if value is None else json.loads(value)
+        if kept is None or self._incarnation(tenant, kept) != incarnation:
+            raise NoSuchObject(id)
+        return kept
+
+    # -- expirations
+
+    def _delete(self, transaction: Transaction, tenant: str, id: str) -> None:
+        transaction.delete(self._recordKey(tenant, id))
+        transaction.delete(self._seenKey(tenant, id))
+
+    @returnsDeferred
+    async def expireAll(self, expirations: Sequence[Expiration]) -> None:
+        def expire(expiration: Expiration, transaction: Transaction) -> None:
+            tenant, id = expiration.tenant, expiration.id
+            try:
+                kept = self._recordIn(transaction, tenant, id, expiration.incarnation)
+            except NoSuchObject:
+                return
+            self._expired(transaction, tenant, id, kept, expiration.timestamp)
+
+        changes = [
+            self._batches.do(each.tenant, [self._recordKey(each.tenant, each.id)], partial(expire, each))
+            for each in expirations
+        ]
+        for each, change in zip(expirations, changes, strict=True):
+            await change
+            self._drop(self._byIncarnation.get((each.tenant, each.incarnation)))
+
+    async def expireByVote(self, nodeKey: str, created: int, registration: Registration, evidence: Evidence) -> bool:
+        """See :meth:`INodeKeys.expire`."""
+        known = self._byIncarnation.get(registration)
+        if known is None:
+            raise NoSuchObject(registration)
+        tenant, id = known.tenant, known.id
+        key, seenKey, joinsKey = self._recordKey(tenant, id), self._seenKey(tenant, id), f"{self._prefix}joins"
+
+        def expire(transaction: Transaction) -> Transaction | None:
+            kept = self._recordIn(transaction, tenant, id, known.incarnation)
+            if (
+                # An update in this group is a touch.
+                transaction.isChanged(seenKey)
+                or transaction.modified(seenKey) != evidence.seen
+                or transaction.modified(joinsKey) != evidence.joins
+                or transaction.created(nodeKey) != created
+            ):
+                return None
+            transaction.guard(seenKey)
+            transaction.guard(joinsKey)
+            transaction.guard(nodeKey, Revision.created)
+            self._expired(transaction, tenant, id, kept, evidence.timestamp)
+            return transaction
+
+        self._expiring[registration] = False
+        try:
+            transaction = await self._batches.do(tenant, [key, seenKey, joinsKey, nodeKey], expire)
+        finally:
+            if self._expiring.pop(registration):
+                # When the outcome has been reported.
+                self._clock.callLater(0, self.listener.vanished, tenant, id, known.incarnation)
+        if transaction is not None:
+            self._end(registration, transaction.revision)
+        # After a failure, a later touch is noted when the watch shows it: after what the watch shows before that.
+        return transaction is not None
+
+    # -- touches
+
+    async def touch(self, registration: Registration) -> bool:
+        """See :meth:`INodeKeys.touch`. Touches of one reactor turn share transactions."""
+        known = self._byIncarnation.get(registration)
+        if known is None:
+            return False
+        if not self._touching:
+            self._clock.callLater(0, self._sendTouches)
+        return await self._touching.setdefault(known, Waiters()).wait()
+
+    def _sendTouches(self) -> None:
+        touches, self._touching = list(self._touching.items()), {}
+        for begin in range(0, len(touches), _GROUP):
+            Deferred.fromCoroutine(self._sendGroup(dict(touches[begin : begin + _GROUP])))
+
+    async def _sendGroup(self, touches: Mapping[Known, Waiters[bool]]) -> None:
+        failure, existing = None, list[Known]()
+        try:
+            existing = await self._write(list(touches), urgency=Urgency.vital)
+        except Exception:
+            failure = Failure()
+        for known, waiters in touches.items():
+            waiters.fire(failure or known in existing)
+
+    async def _write(self, group: list[Known], *, patience: float = PATIENCE, urgency: Urgency) -> list[Known]:
+        """Write the times of registrations in one transaction; returns those that exist."""
+        keys = [(self._recordKey(each.tenant, each.id), self._seenKey(each.tenant, each.id)) for each in group]
+        done = await self._etcd.txn(
+            [Compare(key, each.created, Revision.created) for (key, _), each in zip(keys, group, strict=True)],
+            # The same number of digits as every time: etcd compares them as text.
+            [
+                putGreater(seenKey, NEVER if each.seen is None else b"%013d" % each.seen)
+                for (_, seenKey), each in zip(keys, group, strict=True)
+            ],
+            patience=patience,
+            urgency=urgency,
+        )
+        if done.succeeded:
+            return group
+        if len(group) == 1:
+            self._drop(group[0])
+            return []
+        # One of them has ended: the others are not affected.
+        return [known for each in group for known in await self._write([each], patience=patience, urgency=urgency)]
+
+    # -- the time of heartbeats
+
+    def noteSeen(self, tenant: str, id: str, incarnation: str, seen: int) -> bool:
+        """
+        Note the time of a heartbeat.
+
+        :return: whether :meth:`writeSeen` is to be called.
+        """
+        known = self._byIncarnation.get((tenant, incarnation))
+        if known is None or known.id != id:
+            return False
+        known.seen = seen
+        now = self._clock.seconds()
+        if known.written is not None and now - known.written < _SEEN_INTERVAL:
+            return False
+        known.written = now
+        self._seenDue[known] = None
+        hasWriter, self._hasSeenWriter = self._hasSeenWriter, True
+        return not hasWriter
+
+    async def writeSeen(self) -> None:
+        """Write the times that are due, one group a second."""
+        try:
+            while self._seenDue:
+                group = list(islice(self._seenDue, _GROUP))
+                for each in group:
+                    del self._seenDue[each]
+                await self._write(group, patience=0, urgency=Urgency.idle)
+                await deferLater(self._clock, _PACE)
+        finally:
+            self._hasSeenWriter = False
