@@ -30,11 +30,6 @@ def updatedService(old: ServiceRecord, new: ServiceRecord) -> dict[str, Any]:
     return {**payload, "old_tags": before["tags"]} if "tags" in payload["changed"] else payload
 
 
-def serviceStateInJson(id: str, heartbeatTimeout: int, tags: str, metadata: str) -> str:
-    """The same as :func:`serviceState` in JSON, for a service whose *id*, *tags* and *metadata* are there in JSON."""
-    return f'{{"id":{id},"heartbeat_timeout":{heartbeatTimeout},"tags":{tags},"metadata":{metadata}}}'
-
-
 def updatedValue(key: str, oldValue: str | None, newValue: str) -> dict[str, Any]:
     """The payload of ``configuration_value.update``; *oldValue* is ``None`` the first time."""
     return {"configuration_value_id": key, "old_value": oldValue, "new_value": newValue}

@@ -5,16 +5,16 @@ What the operations of a store do to the table of the states of services.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from ..interfaces import LimitExceeded
 from ..states import StateRecord, stateEvents
 from .database import EVENT_TYPES, Database, asBytes, asJson, asText
 
-_FIELDS = "s.id, s.state, s.reason, s.ends"
+_FIELDS = "SELECT r.id, r.state, r.reason, r.ends FROM states r WHERE r.tenant = ?"
 
 
-def _record(id: str, state: str, reason: bytes, ends: int | None) -> StateRecord:
+def stateRecord(id: str, state: str, reason: bytes, ends: int | None) -> StateRecord:
+    """A record from the columns of its row."""
     return StateRecord(id, state, asText(reason), ends)
 
 
@@ -41,35 +41,29 @@ class States(Database):
         return bool(events)
 
     def _state(self, tenant: str, id: str) -> StateRecord | None:
-        row = self._one(f"SELECT {_FIELDS} FROM states s WHERE s.tenant = ? AND s.id = ?", tenant, id)
-        return None if row is None else _record(*row)
+        row = self._one(f"{_FIELDS} AND r.id = ?", tenant, id)
+        return None if row is None else stateRecord(*row)
 
     def getState(self, tenant: str, id: str) -> StateRecord:
         return (self._state(tenant, id) or StateRecord(id)).at(self._milliseconds())
 
     def listStates(self, tenant: str, marker: str | None, count: int) -> list[StateRecord]:
         rows = self._execute(
-            f"SELECT {_FIELDS} FROM states s WHERE s.tenant = ? AND s.id >= ? AND (s.ends IS NULL OR s.ends > ?)"
-            " ORDER BY s.id LIMIT ?",
+            f"{_FIELDS} AND r.id >= ? AND (r.ends IS NULL OR r.ends > ?) ORDER BY r.id LIMIT ?",
             (tenant, marker or "", self._milliseconds(), count),
         )
-        return [_record(*row) for row in rows]
+        return [stateRecord(*row) for row in rows]
 
-    def _statesOf(self, tenant: str, ids: Sequence[str]) -> dict[str, StateRecord]:
-        """The records of these ids that are not over. Without any record of the tenant, none is looked for."""
-        if not self._counts("states", {tenant})[tenant]:
-            return {}
+    def _statesOf(self, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StateRecord]:
+        """The records of these tenants and ids that are not over."""
         rows = self._select(
-            f"SELECT {_FIELDS} FROM {{rows}} n CROSS JOIN states s ON s.tenant = n.column1 AND s.id = n.column2",
-            [(tenant, id) for id in ids],
+            "SELECT r.tenant, r.id, r.state, r.reason, r.ends FROM {rows} n"
+            " CROSS JOIN states r ON r.tenant = n.column1 AND r.id = n.column2",
+            names,
         )
         now = self._milliseconds()
-        found = (_record(*row).at(now) for row in rows)
-        return {record.id: record for record in found if not record.isDefault}
-
-    def _markUsed(self, services: Sequence[tuple[str, str]]) -> None:
-        """There are services with these tenants and ids, whose states were found."""
-        self._change("UPDATE states SET unused = NULL WHERE (tenant, id) IN {rows}", services)
+        found = {(tenant, id): stateRecord(id, *rest).at(now) for tenant, id, *rest in rows}
+        return {name: record for name, record in found.items() if not record.isDefault}
 
     def overStates(self) -> tuple[list[tuple[str, str]], int | None]:
         """The tenants and ids of the records whose end has come, and when the next record ends."""
@@ -89,5 +83,5 @@ class States(Database):
         service = "EXISTS (SELECT 1 FROM services s WHERE s.tenant = states.tenant AND s.id = states.id)"
         self._execute(f"UPDATE states SET unused = NULL WHERE unused IS NOT NULL AND {service}")
         self._execute(f"UPDATE states SET unused = ? WHERE unused IS NULL AND NOT {service}", (self._milliseconds(),))
-        old: list[Any] = self._execute("SELECT tenant, id FROM states WHERE unused < ?", (before,)).fetchall()
+        old = self._execute("SELECT tenant, id FROM states WHERE unused < ?", (before,)).fetchall()
         return {tenant for tenant, id in old if self.setState(tenant, StateRecord(id), 0)}
