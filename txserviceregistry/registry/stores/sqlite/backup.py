@@ -10,13 +10,14 @@ import os
 import sqlite3
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 import attrs
 
 from ... import eventids
 from ..interfaces import StoreRefused
-from .file import BUSY_SECONDS, checkFile, connect, uri
+from .file import IMMUTABLE, checkFile, connect, opened, uri
 
 # What the file and its companions are called.
 _ENDINGS = ("", "-wal", "-shm", "-journal")
@@ -79,11 +80,8 @@ def copyStore(source: str, target: str) -> Contents:
     descriptor, making = tempfile.mkstemp(prefix=f".{os.path.basename(target)}-", dir=folder)
     try:
         try:
-            connection = sqlite3.connect(uri(source, "mode=ro"), uri=True, isolation_level=None, timeout=BUSY_SECONDS)
-            try:
+            with opened(source) as connection:
                 connection.execute("VACUUM INTO ?", (making,))
-            finally:
-                connection.close()
             contents = _verify(making)
             os.fsync(descriptor)
         finally:
@@ -99,8 +97,7 @@ def copyStore(source: str, target: str) -> Contents:
 def _verify(path: str) -> Contents:
     """Read all of a copy: SQLite's own check, and the counts that the store keeps."""
     checkFile(path)
-    connection = sqlite3.connect(uri(path, "mode=ro&immutable=1"), uri=True, isolation_level=None)
-    try:
+    with opened(path, IMMUTABLE) as connection:
         (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
             raise StoreRefused(f"the copy is damaged: {' '.join(verdict.split())}; the store may be damaged too")
@@ -112,8 +109,6 @@ def _verify(path: str) -> Contents:
         rows = connection.execute("SELECT name, key_hash FROM users")
         users = {bytes(name).decode("utf-8", "replace"): keyHash for name, keyHash in rows}
         return Contents(counts, eventids.secondsAt(last) if last else None, users)
-    finally:
-        connection.close()
 
 
 def _count(connection: sqlite3.Connection, rows: str) -> int:
@@ -127,13 +122,10 @@ def comparedTo(older: str, path: str) -> list[tuple[str, int]]:
 
     :raises sqlite3.Error: if that can't be found out.
     """
-    connection = sqlite3.connect(uri(path, "mode=ro"), uri=True, isolation_level=None, timeout=BUSY_SECONDS)
-    try:
-        connection.execute("ATTACH ? AS other", (uri(older, "mode=ro&immutable=1"),))
+    with opened(path) as connection:
+        connection.execute("ATTACH ? AS other", (uri(older, IMMUTABLE),))
         found = [(name, _count(connection, rows)) for name, rows in _LOST]
         return [(name, count) for name, count in found if count]
-    finally:
-        connection.close()
 
 
 def raiseFences(copy: str, path: str) -> int | None:
@@ -144,24 +136,18 @@ def raiseFences(copy: str, path: str) -> int | None:
     :return: the greatest fence so far, in milliseconds since 1970 or above; ``None`` if there has never been a lock.
     """
     try:
-        replaced = sqlite3.connect(uri(path, "mode=ro"), uri=True, isolation_level=None, timeout=BUSY_SECONDS)
-        try:
+        with opened(path) as replaced:
             (before,) = replaced.execute(_LAST_FENCE).fetchone()
-        finally:
-            replaced.close()
     except sqlite3.Error:
         # It is not there, or damaged: there may have been locks.
         before = 1
-    connection = connect(copy)
-    try:
+    with closing(connect(copy)) as connection:
         fence = max(int(before), int(connection.execute(_LAST_FENCE).fetchone()[0]))
         if not fence:
             return None
         fence = max(fence, int(time.time() * 1000))
         connection.execute("UPDATE tenants SET last_fence = ?", (fence,))
         return fence
-    finally:
-        connection.close()
 
 
 def replaceStore(path: Path, copy: Path) -> Path | None:

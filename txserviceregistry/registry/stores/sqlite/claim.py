@@ -1,6 +1,6 @@
 """
-A registry's claim on its SQLite file: no other registry uses the file under whatever name, and its content stays that
-of the store.
+What is watched of a SQLite file that is open: that its name leads to it and its content is that of the store, and a
+registry's claim, by which no other registry uses it under whatever name.
 
 A lock file in the data directory does not know of symbolic and hard links to the file, and a name with the same device
 and inode says nothing about what is in the file.
@@ -13,9 +13,10 @@ import fcntl
 import os
 import struct
 import sys
+from collections.abc import Callable
 
 from ..interfaces import StoreRefused
-from .file import APPLICATION_ID, FileLost, applicationIdIn, readHeader
+from .file import APPLICATION_ID, applicationIdIn, readHeader
 
 # The lock is one of the open file, not of the process as SQLite's own: those end when the process closes any
 # descriptor of the file. It is on a byte that no file reaches and SQLite does not lock.
@@ -23,6 +24,13 @@ _CLAIMED = (1 << 62, 1)
 
 # The bytes that SQLite locks alone before it deletes the log (SHARED_FIRST and SHARED_SIZE in its os.h).
 _SHARED = (0x40000002, 510)
+
+
+class FileLost(OSError):
+    """A file that is open is not under its name any more: it was removed, moved away, replaced or overwritten."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class FileClaim:
@@ -85,3 +93,73 @@ def _lock(descriptor: int, kind: int, place: tuple[int, int]) -> None:
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             raise BlockingIOError(error.errno, error.strerror) from None
+
+
+class OpenFiles:
+    """
+    The files of a store, by device and inode.
+
+    SQLite continues to write to a file that was removed or replaced and reports no error, and all of that is lost when
+    the file is closed. The first connection decides which file is the store, until the process ends. The log and its
+    index may be other files after a new connection.
+
+    :param guard: see :class:`~txserviceregistry.registry.stores.sqlite.store.SqliteStore`.
+    :param claim: the claim on the file, if there is one.
+    """
+
+    def __init__(self, path: str, guard: Callable[[], None], claim: FileClaim | None) -> None:
+        self._path = path
+        self._guard = guard
+        self._claim = claim
+        self._main: os.stat_result | None = None
+        self._beside: dict[str, os.stat_result] = {}
+
+    def opened(self) -> None:
+        """Note the files of the connection that was just opened."""
+        if self._main is None:
+            self._main = os.stat(self._path)
+        real = os.path.realpath(self._path)
+        beside = {}
+        for ending in ("-wal", "-shm"):
+            try:
+                beside[real + ending] = os.stat(real + ending)
+            except FileNotFoundError:
+                pass  # a file that may only be read can be without them
+        self._beside = beside
+
+    def closing(self) -> None:
+        """Note that the connection is about to be closed: SQLite may remove the log, and make another one."""
+        self._beside = {}
+
+    def check(self) -> int:
+        """
+        Check that the files are those under their names, and that the main one has the store's content.
+
+        :return: how many bytes the log has.
+        :raises FileLost: if one is not.
+        """
+        if self._main is not None:
+            self._checkOne(self._path, self._main)
+        if self._claim is not None:
+            self._claim.check()
+        sizes = {path: self._checkOne(path, known) for path, known in self._beside.items()}
+        return next((size for path, size in sizes.items() if path.endswith("-wal")), 0)
+
+    def checkToWrite(self) -> int:
+        """As :meth:`check`, and see the guard."""
+        size = self.check()
+        self._guard()
+        return size
+
+    def _checkOne(self, path: str, known: os.stat_result) -> int:
+        try:
+            found = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            what = f"{path} was removed or moved away"
+        except OSError as error:
+            what = f"{path} can't be reached ({error.strerror})"
+        else:
+            if os.path.samestat(found, known):
+                return found.st_size
+            what = f"{path} was replaced by another file"
+        raise FileLost(f"{what} while the registry uses it; put the same file back, or restart the registry")

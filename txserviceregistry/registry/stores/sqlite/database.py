@@ -124,17 +124,17 @@ class Database:
             self._execute("UPDATE meta SET value = ? WHERE name = 'last_position'", (self._ids.last,))
         self._execute("COMMIT")
 
-    def beginOne(self) -> None:
-        """Begin one operation among those of a transaction."""
+    @contextmanager
+    def operation(self) -> Iterator[None]:
+        """One operation among those of a transaction. If it fails, it is undone, and nothing else."""
         self._execute("SAVEPOINT operation")
-
-    def endOne(self) -> None:
-        """Keep what the operation did."""
-        self._execute("RELEASE operation")
-
-    def undoOne(self) -> None:
-        """Undo what the operation did, and nothing else."""
-        self._execute("ROLLBACK TO operation")
+        try:
+            yield
+        except Exception:
+            if self.inTransaction:
+                self._execute("ROLLBACK TO operation")
+                self._execute("RELEASE operation")
+            raise
         self._execute("RELEASE operation")
 
     def undo(self) -> None:
@@ -168,18 +168,6 @@ class Database:
         if doesIt is not self._checkpointsByItself:
             self._execute(f"PRAGMA wal_autocheckpoint = {1000 if doesIt else 0}")
             self._checkpointsByItself = doesIt
-
-    @contextmanager
-    def moment(self) -> Iterator[None]:
-        """Let all that is read see the same."""
-        if self._connection.in_transaction:
-            yield
-            return
-        self._execute("BEGIN")
-        try:
-            yield
-        finally:
-            self._execute("COMMIT")
 
     # -- what the tables need
 

@@ -12,7 +12,8 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from functools import cache
 from itertools import chain
 from urllib.parse import quote
@@ -85,7 +86,7 @@ LOG_BYTES = 16 * 1024 * 1024
 _CACHE_KIBIBYTES = 16_384
 _SECRET = "SELECT value FROM meta WHERE name = 'secret'"
 #: How to open a file so that SQLite looks at it alone: at no log, and without a lock or a new file.
-_IMMUTABLE = "mode=ro&immutable=1"
+IMMUTABLE = "mode=ro&immutable=1"
 #: What SQLite adds to the name of a file for the logs that hold changes which are not in the file itself.
 _LOGS = ("-wal", "-journal")
 _HEADER = 100
@@ -97,6 +98,12 @@ _APPLICATION_BYTES = slice(68, 72)
 def uri(path: str, options: str) -> str:
     """How a file is opened with *options*, the query of SQLite's URI."""
     return f"file:{quote(os.path.abspath(path))}?{options}"
+
+
+def opened(path: str, options: str = "mode=ro") -> closing[sqlite3.Connection]:
+    """A connection to a file, opened with *options*, which the end of a ``with`` closes."""
+    connection = sqlite3.connect(uri(path, options), uri=True, isolation_level=None, timeout=BUSY_SECONDS)
+    return closing(connection)
 
 
 def readHeader(descriptor: int) -> bytes:
@@ -150,84 +157,6 @@ def connectToMemory() -> sqlite3.Connection:
     return connection
 
 
-class FileLost(OSError):
-    """
-    A file that is open is not under its name any more: it was removed, moved away, replaced or overwritten.
-    """
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-class OpenFiles:
-    """
-    The files of a store, by device and inode.
-
-    SQLite continues to write to a file that was removed or replaced and reports no error, and all of that is lost when
-    the file is closed. The first connection decides which file is the store, until the process ends. The log and its
-    index may be other files after a new connection.
-
-    :param guard: see :class:`~txserviceregistry.registry.stores.sqlite.store.SqliteStore`.
-    :param checkContent: raises :class:`FileLost` if another content is in the file.
-    """
-
-    def __init__(self, path: str, guard: Callable[[], None], checkContent: Callable[[], None]) -> None:
-        self._path = path
-        self._guard = guard
-        self._checkContent = checkContent
-        self._main: os.stat_result | None = None
-        self._beside: dict[str, os.stat_result] = {}
-
-    def opened(self) -> None:
-        """Note the files of the connection that was just opened."""
-        if self._main is None:
-            self._main = os.stat(self._path)
-        real = os.path.realpath(self._path)
-        beside = {}
-        for ending in ("-wal", "-shm"):
-            try:
-                beside[real + ending] = os.stat(real + ending)
-            except FileNotFoundError:
-                pass  # a file that may only be read can be without them
-        self._beside = beside
-
-    def closing(self) -> None:
-        """Note that the connection is about to be closed: SQLite may remove the log, and make another one."""
-        self._beside = {}
-
-    def check(self) -> int:
-        """
-        Check that the files are those under their names, and that the main one has the store's content.
-
-        :return: how many bytes the log has.
-        :raises FileLost: if one is not.
-        """
-        if self._main is not None:
-            self._checkOne(self._path, self._main)
-        self._checkContent()
-        sizes = {path: self._checkOne(path, known) for path, known in self._beside.items()}
-        return next((size for path, size in sizes.items() if path.endswith("-wal")), 0)
-
-    def checkToWrite(self) -> int:
-        """As :meth:`check`, and see the guard."""
-        size = self.check()
-        self._guard()
-        return size
-
-    def _checkOne(self, path: str, known: os.stat_result) -> int:
-        try:
-            found = os.stat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            what = f"{path} was removed or moved away"
-        except OSError as error:
-            what = f"{path} can't be reached ({error.strerror})"
-        else:
-            if os.path.samestat(found, known):
-                return found.st_size
-            what = f"{path} was replaced by another file"
-        raise FileLost(f"{what} while the registry uses it; put the same file back, or restart the registry")
-
-
 def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None:
     """
     Make sure that *path* is a store's file with the newest schema; make it (mode 0600) if there is none.
@@ -261,11 +190,8 @@ def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None
         finally:
             os.close(folder)
     if checkFile(path, migrations) < len(migrations):
-        connection = connect(path)
-        try:
+        with closing(connect(path)) as connection:
             _migrate(connection, migrations)
-        finally:
-            connection.close()
 
 
 def isThere(path: str) -> bool:
@@ -312,13 +238,10 @@ def _create(path: str, migrations: Sequence[Sequence[str]]) -> None:
     making = f"{path}.new-{secrets.token_hex(4)}"
     os.close(os.open(making, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     try:
-        connection = sqlite3.connect(uri(making, "mode=rw"), uri=True, isolation_level=None)
-        try:
+        with opened(making, "mode=rw") as connection:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             _migrate(connection, migrations)
             connection.execute("PRAGMA journal_mode = WAL")
-        finally:
-            connection.close()
         for leftOver in (*_LOGS, "-shm"):
             if os.path.exists(path + leftOver):
                 os.unlink(path + leftOver)  # an empty log, or the index of one
@@ -394,9 +317,8 @@ def _look(path: str, migrations: Sequence[Sequence[str]]) -> int:
     log = _findLog(path)
     # An empty one may be another process's, which is about to write to it.
     companions = any(os.path.exists(os.path.realpath(path) + ending) for ending in _LOGS)
-    options = "mode=ro" if companions else _IMMUTABLE
-    connection = sqlite3.connect(uri(path, options), uri=True, isolation_level=None, timeout=BUSY_SECONDS)
-    try:
+    options = "mode=ro" if companions else IMMUTABLE
+    with opened(path, options) as connection:
         version = int(connection.execute("PRAGMA user_version").fetchone()[0])
         if version <= len(migrations):
             _checkNames(connection, migrations[:version])
@@ -404,8 +326,6 @@ def _look(path: str, migrations: Sequence[Sequence[str]]) -> int:
                 _checkLog(connection, path, log)
             _checkTables(connection, isLarge=os.path.getsize(path) > _CHECKED_COMPLETELY)
         return version
-    finally:
-        connection.close()
 
 
 def _checkNames(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:
@@ -421,13 +341,11 @@ def _checkLog(connection: sqlite3.Connection, path: str, log: str) -> None:
 
     :param connection: one that sees what is in the log.
     """
-    alone = sqlite3.connect(uri(path, _IMMUTABLE), uri=True, isolation_level=None)
     try:
-        found = alone.execute(_SECRET).fetchone()
+        with opened(path, IMMUTABLE) as alone:
+            found = alone.execute(_SECRET).fetchone()
     except sqlite3.Error:
         return  # without its log a file may be half a checkpoint, which says nothing
-    finally:
-        alone.close()
     # Each store has a secret of its own, which never changes.
     if found is not None and found != connection.execute(_SECRET).fetchone():
         raise StoreRefused(

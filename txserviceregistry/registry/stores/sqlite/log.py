@@ -16,7 +16,6 @@ from twisted.python.failure import Failure
 
 from ....util.logs import Logger
 from ....util.outage import Outage
-from ...statistics import StoreStatistics
 from ..interfaces import StoreUnavailable
 from .file import LOG_BYTES
 from .threads import Checkpointer, ThreadedReactor
@@ -29,27 +28,15 @@ WARNING_BYTES = 4 * LOG_BYTES
 
 
 class LogSize:
-    """
-    Keeps the log small.
-
-    :param path: the file, for the operations log.
-    :param statistics: where the size is counted.
-    """
+    """Keeps the log of the file *path* small."""
 
     _log = Logger()
 
-    def __init__(
-        self,
-        path: str,
-        reactor: ThreadedReactor,
-        writer: Writer,
-        checkpointer: Checkpointer,
-        statistics: StoreStatistics,
-    ) -> None:
+    def __init__(self, path: str, reactor: ThreadedReactor, writer: Writer, checkpointer: Checkpointer) -> None:
         self._reactor = reactor
         self._writer = writer
         self._checkpointer = checkpointer
-        self._statistics = statistics
+        self._size = 0
         self._isCutting = False
         self._next: IDelayedCall | None = None
         self._growth = Outage(
@@ -63,22 +50,20 @@ class LogSize:
 
     def seen(self, size: int) -> None:
         """Note that the log has *size* bytes, and cut it if that is too much."""
-        self._statistics.walBytes = size
-        if size > LOG_BYTES:
-            if not self._isCutting and self._next is None:
-                self._cut()
-        elif self._next is not None:
+        self._size = size
+        if size <= LOG_BYTES:
             self.stop()
+            self._growth.succeeded()
+        elif not self._isCutting and self._next is None:
+            self._cut()
         if size > WARNING_BYTES:
             self._growth.failed(size=round(size / 1e6))
-        elif size <= LOG_BYTES:
-            self._growth.succeeded()
 
     def stop(self) -> None:
         """Cancel the next attempt."""
-        if self._next is not None:
-            self._next.cancel()
-            self._next = None
+        call, self._next = self._next, None
+        if call is not None:
+            call.cancel()
 
     def _cut(self) -> None:
         self._next = None
@@ -94,7 +79,7 @@ class LogSize:
 
     def _ended(self, outcome: object) -> None:
         self._isCutting = False
-        if (self._statistics.walBytes or 0) > LOG_BYTES and self._writer.isRunning:
+        if self._size > LOG_BYTES and self._writer.isRunning:
             self._next = self._reactor.callLater(RETRY_SECONDS, self._cut)
         if isinstance(outcome, Failure) and not outcome.check(StoreUnavailable, sqlite3.Error, OSError):
             # Errors of the file are logged by the writer, which meets them too.

@@ -28,17 +28,17 @@ from .database import EVENT_TYPES, asBytes, asJson
 from .states import States, stateRecord
 
 _FIELDS = (
-    "SELECT s.id, s.incarnation, s.heartbeat_timeout, s.tags, s.metadata, l.milliseconds, r.state, r.reason, r.ends FROM"
+    "SELECT s.id, s.incarnation, s.heartbeat_timeout, s.tags, s.metadata, l.milliseconds, r.state, r.reason, r.ends"
 )
 _MORE = (
     " LEFT JOIN last_seen l ON l.incarnation = s.incarnation LEFT JOIN states r ON r.tenant = s.tenant AND r.id = s.id"
 )
 _VISIBLE = "s.incarnation NOT IN (SELECT value FROM json_each(?))"
 
-_ONE_SERVICE = f"{_FIELDS} services s{_MORE} WHERE s.tenant = ? AND s.id = ?"
-_SERVICES = f"{_FIELDS} services s{_MORE} WHERE s.tenant = ? AND s.id >= ? AND {_VISIBLE} ORDER BY s.id LIMIT ?"
+_ONE_SERVICE = f"{_FIELDS} FROM services s{_MORE} WHERE s.tenant = ? AND s.id = ?"
+_SERVICES = f"{_FIELDS} FROM services s{_MORE} WHERE s.tenant = ? AND s.id >= ? AND {_VISIBLE} ORDER BY s.id LIMIT ?"
 _SERVICES_BY_TAG = (
-    f"{_FIELDS} service_tags t CROSS JOIN services s ON s.tenant = t.tenant AND s.id = t.id{_MORE}"
+    f"{_FIELDS} FROM service_tags t CROSS JOIN services s ON s.tenant = t.tenant AND s.id = t.id{_MORE}"
     f" WHERE t.tenant = ? AND t.tag = ? AND t.id >= ? AND {_VISIBLE} ORDER BY t.id LIMIT ?"
 )
 _PLACES = "FROM {rows} n CROSS JOIN services s ON s.tenant = n.column1 AND s.id = n.column2"

@@ -26,7 +26,7 @@ from ....util.logs import Logger
 from ...statistics import StoreStatistics
 from ..interfaces import IStore, StoreUnavailable
 from . import file as sqlitefile
-from .claim import FileClaim
+from .claim import FileClaim, OpenFiles
 from .log import LogSize
 from .operations import TableStore, chunks
 from .services import LastSeen
@@ -79,11 +79,10 @@ class SqliteStore(TableStore):
         self.statistics = StoreStatistics()
         self._reader = Reader(reactor, partial(self._connect, readOnly=True), self.statistics)
         self._claim = FileClaim(self._path) if exclusive else None
-        checkContent = (lambda: None) if self._claim is None else self._claim.check
-        self._files = sqlitefile.OpenFiles(self._path, guard, checkContent)
+        self._files = OpenFiles(self._path, guard, self._claim)
         self._writer = Writer(reactor, self._connectToWrite, self.statistics, self._reader, self._files)
         self._checkpointer = Checkpointer(reactor, self._connect)
-        self._logSize = LogSize(self._path, reactor, self._writer, self._checkpointer, self.statistics)
+        self._logSize = LogSize(self._path, reactor, self._writer, self._checkpointer)
         self._writer.logSeen = self._logSize.seen
         self._isPrepared = False
         self._lastSeen: dict[tuple[str, str, str], int] = {}

@@ -1,5 +1,5 @@
 """
-The threads that work on a SQLite file: what they have in common, and the one that reads. The one that writes is in
+The threads that work on a SQLite file: what they have in common, and those that read. The one that writes is in
 :mod:`~txserviceregistry.registry.stores.sqlite.writer`.
 
 Operations come from the reactor's thread and are run in the order in which they came. Those of one turn of the reactor
@@ -30,9 +30,6 @@ from .tables import Tables, Together
 
 _T = TypeVar("_T")
 
-#: Errors that say something about the file, not about an operation.
-FILE_ERRORS = (sqlite3.Error, OSError)
-
 #: How long nothing may have failed before the log has the end of an outage that came back within that time. Outages
 #: follow each other on a disk that has room for small changes only, and with a file that is damaged in part.
 _CALM_SECONDS = 60.0
@@ -50,6 +47,7 @@ class Job:
     :ivar isBackground: whether it may wait for others: only one of such jobs goes into a group.
     :ivar isProbe: whether it only finds out how the store is.
     :ivar together: does the same for many at once, each described by its *change*; ``None`` if nothing does.
+    :ivar result: what became of it: an exception if it failed.
     """
 
     function: Callable[[Tables], Any]
@@ -59,14 +57,13 @@ class Job:
     together: Together[Any, Any] | None = None
     change: Any = None
     deferred: Deferred[Any] = attrs.Factory(Deferred)
+    result: Any = None
 
-
-@attrs.frozen
-class Outcome:
-    """What became of a job: *result* is an exception if it failed."""
-
-    job: Job
-    result: Any
+    def failed(self, error: Exception, what: str) -> Exception | None:
+        """Note that it has failed; returns the error if it says something about the file, which can't be *what*."""
+        isOfFile = isinstance(error, (sqlite3.Error, OSError))
+        self.result = StoreUnavailable(f"the store can't be {what}: {error}") if isOfFile else error
+        return error if isOfFile else None
 
 
 class Worker(ABC):
@@ -100,15 +97,8 @@ class Worker(ABC):
         self._thread: threading.Thread | None = None
         self._isStopped = False
         self._ending: Waiters[None] = Waiters()
-        self._outage = Outage(
-            self._log,
-            reactor,
-            "Cannot {verb} the store: {cause}",
-            "Can {verb} the store again",
-            level=LogLevel.error,
-            calm=_CALM_SECONDS,
-            verb=self._verb,
-        )
+        texts = "Cannot {verb} the store: {cause}", "Can {verb} the store again"
+        self._outage = Outage(self._log, reactor, *texts, level=LogLevel.error, calm=_CALM_SECONDS, verb=self._verb)
         # Used in the thread only.
         self._tables: Tables | None = None
         self._background: deque[Job] = deque()
@@ -122,30 +112,19 @@ class Worker(ABC):
         return self._thread is not None and not self._isStopped
 
     def start(self) -> Deferred[None]:
-        """
-        Start the thread.
-
-        :return: fires when it has opened the file; if it can't, fails, and the thread has ended.
-        """
+        """Start the thread. Fires when it has opened the file; if it can't, fails, and the thread has ended."""
         if self._isStopped:
             return fail(StoreUnavailable("the store is closed"))
         opened: Deferred[None] = Deferred()
-        self._thread = threading.Thread(
-            target=self._run, args=(opened,), name=f"txserviceregistry store: {self._verb}", daemon=True
-        )
+        name = f"txserviceregistry store: {self._verb}"
+        self._thread = threading.Thread(target=self._run, args=(opened,), name=name, daemon=True)
         self._thread.start()
         return opened
 
     def submit(
         self, function: Callable[[Tables], _T], *, background: bool = False, probe: bool = False
     ) -> Deferred[_T]:
-        """
-        Call *function* in the thread.
-
-        :param background: whether it may wait for others.
-        :param probe: whether it only finds out how the store is.
-        :return: fires with what it returned, after the commit where there is one.
-        """
+        """Call *function* in the thread. Fires with what it returned, after the commit where there is one."""
         return self._take(Job(function, self._reactor.seconds(), background, probe))
 
     def _take(self, job: Job) -> Deferred[Any]:
@@ -157,23 +136,16 @@ class Worker(ABC):
         return job.deferred
 
     def _endTurn(self) -> None:
-        self._handOver()
-
-    def _handOver(self) -> None:
         # One by one, the thread would begin a group with the first, and make the others wait for a commit of its own.
         come, self._come = self._come, []
         for job in come:
             self._jobs.put(job)
 
     def stop(self) -> Deferred[None]:
-        """
-        Let the thread finish what it has been given, close the file, and end.
-
-        :return: fires when it has.
-        """
+        """Let the thread finish what it has been given, close the file, and end. Fires when it has."""
         if not self._isStopped:
             self._isStopped = True
-            self._handOver()
+            Worker._endTurn(self)
             self._jobs.put(None)
         return succeed(None) if self._thread is None else self._ending.wait()
 
@@ -187,34 +159,32 @@ class Worker(ABC):
         self._ended()
         opened.errback(error)
 
-    def _settle(self, outcomes: Sequence[Outcome], cause: Exception | None) -> None:
+    def _settle(self, jobs: Sequence[Job], cause: Exception | None) -> None:
         now = self._reactor.seconds()
         if cause is None:
             self._outage.succeeded()
         else:
             self._outage.failed(cause=str(cause))
-        for outcome in outcomes:
-            job = outcome.job
+        for job in jobs:
             if not job.isBackground:
                 # Background jobs are made to wait, which says nothing about the speed of the store.
                 self._waits.add(max(0.0, now - job.submitted))
-            if isinstance(outcome.result, Exception):
-                job.deferred.errback(outcome.result)
+            if isinstance(job.result, Exception):
+                job.deferred.errback(job.result)
             else:
-                job.deferred.callback(outcome.result)
+                job.deferred.callback(job.result)
 
     # -- in the thread
 
     def _run(self, opened: Deferred[None]) -> None:
         try:
-            self._tables = self._connect()
+            self._connected()
         except Exception as error:
             self._reactor.callFromThread(self._notOpened, opened, error)
             return
         self._reactor.callFromThread(opened.callback, None)
-        while (jobs := self._nextGroup()) is not None:
-            outcomes, cause = self._runGroup(jobs)
-            self._reactor.callFromThread(self._settle, outcomes, cause)
+        while jobs := self._nextGroup():
+            self._reactor.callFromThread(self._settle, jobs, self._runGroup(jobs))
         self._finish()
         self._reactor.callFromThread(self._ended)
 
@@ -235,8 +205,8 @@ class Worker(ABC):
         """Leave the file when there is no more work."""
         self._disconnect()
 
-    def _nextGroup(self) -> Sequence[Job] | None:
-        """Wait for work; ``None`` when there will be no more."""
+    def _nextGroup(self) -> Sequence[Job]:
+        """Wait for work; there is none when there will be no more."""
         jobs: list[Job] = []
         while len(jobs) < self._jobsPerGroup and not self._isEnding:
             try:
@@ -251,11 +221,11 @@ class Worker(ABC):
                 jobs.append(job)
         if self._background:
             jobs.insert(0, self._background.popleft())
-        return jobs or None
+        return jobs
 
     @abstractmethod
-    def _runGroup(self, jobs: Sequence[Job]) -> tuple[list[Outcome], Exception | None]:
-        """Do the jobs; the second part is the error of the file, if there was one."""
+    def _runGroup(self, jobs: Sequence[Job]) -> Exception | None:
+        """Do the jobs; returns the error of the file, if there was one."""
 
 
 class Reader(Worker):
@@ -269,9 +239,9 @@ class Reader(Worker):
     def __init__(self, reactor: ThreadedReactor, connect: Callable[[], Tables], statistics: StoreStatistics) -> None:
         super().__init__(reactor, connect, statistics, statistics.reads)
 
-    def _settle(self, outcomes: Sequence[Outcome], cause: Exception | None) -> None:
+    def _settle(self, jobs: Sequence[Job], cause: Exception | None) -> None:
         self._statistics.isReadable = cause is None
-        super()._settle(outcomes, cause)
+        super()._settle(jobs, cause)
 
     def keepConnection(self, isKeeping: bool) -> None:
         """
@@ -285,23 +255,18 @@ class Reader(Worker):
             # An error is logged all the same, and reported to later reads.
             self.submit(lambda tables: None).addErrback(lambda _: None)
 
-    def _runGroup(self, jobs: Sequence[Job]) -> tuple[list[Outcome], Exception | None]:
+    def _runGroup(self, jobs: Sequence[Job]) -> Exception | None:
         cause: Exception | None = None
-        outcomes = []
         for job in jobs:
-            result: Any
             try:
-                result = job.function(self._connected())
-            except FILE_ERRORS as error:
-                cause = error
-                result = StoreUnavailable(f"the store can't be read: {error}")
-                self._disconnect()
+                job.result = job.function(self._connected())
             except Exception as error:
-                result = error
-            outcomes.append(Outcome(job, result))
+                if job.failed(error, "read"):
+                    cause = error
+                    self._disconnect()
         if not self._isKeeping:
             self._disconnect()
-        return outcomes, cause
+        return cause
 
 
 class Checkpointer(Reader):

@@ -16,9 +16,10 @@ from twisted.internet.defer import Deferred
 
 from ...statistics import StoreStatistics
 from ..interfaces import StoreUnavailable
-from .file import BUSY_SECONDS, LOG_BYTES, OpenFiles
+from .claim import OpenFiles
+from .file import BUSY_SECONDS, LOG_BYTES
 from .tables import Tables, Together, alone
-from .threads import FILE_ERRORS, Job, Outcome, Reader, ThreadedReactor, Worker
+from .threads import Job, Reader, ThreadedReactor, Worker
 
 _T = TypeVar("_T")
 _C = TypeVar("_C")
@@ -85,16 +86,10 @@ class Writer(Worker):
             self._reactor.callFromThread(self._endTurn)
         else:
             self._gathered = 0
-            self._handOver()
+            super()._endTurn()
 
     def submitOneOfMany(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
-        """
-        Make a change, together with others of its kind that wait next to it.
-
-        :param together: is called in the thread with such changes in their order; returns what became of each, and
-            fails if that can't be said of each: then they are made one by one.
-        :return: as :meth:`submit`.
-        """
+        """As :meth:`submit`: make a change, together with others of its kind that wait next to it, if that succeeds."""
         return self._take(Job(alone(together, change), self._reactor.seconds(), together=together, change=change))
 
     @property
@@ -103,58 +98,46 @@ class Writer(Worker):
         return self._refusals >= _REFUSALS and self._reactor.seconds() - self._refused < _REFUSAL_SECONDS
 
     def cutLog(self) -> Deferred[None]:
-        """
-        Truncate the write-ahead log, unless a reader needs it.
-
-        :return: fires after the attempt, when :attr:`logSeen` has been called.
-        """
+        """Truncate the write-ahead log, unless a reader needs it. Fires when :attr:`logSeen` has been called."""
         self._isToCut = True
         return self.submit(lambda tables: None, background=True)
 
-    def _settle(self, outcomes: Sequence[Outcome], cause: Exception | None) -> None:
+    def _settle(self, jobs: Sequence[Job], cause: Exception | None) -> None:
+        self._statistics.walBytes = self._logBytes
         self.logSeen(self._logBytes)
         # A file that is lost can't be opened again; the connections that are open have all that was written.
         self._reader.keepConnection(cause is None or isinstance(cause, _Lost))
         self._statistics.isWritable = cause is None
         if cause is None:
-            self._statistics.commits.add(len(outcomes))
-        super()._settle(outcomes, cause)
+            self._statistics.commits.add(len(jobs))
+        super()._settle(jobs, cause)
 
     # -- in the thread
 
-    def _runGroup(self, jobs: Sequence[Job]) -> tuple[list[Outcome], Exception | None]:
-        cause: Exception | None
+    def _runGroup(self, jobs: Sequence[Job]) -> Exception | None:
         hasChanged = False
         try:
             tables = self._connected()
             tables.begin()
             changes = tables.changes
-            try:
-                outcomes, cause = self._runTogether(tables, jobs)
-            except Exception:
-                if not tables.inTransaction:
-                    raise  # SQLite has undone the whole group
-                # Which one is at fault shows when each is done by itself.
-                tables.undo()
-                tables.begin()
-                outcomes, cause = self._runEach(tables, jobs)
+            cause = self._runAll(tables, jobs)
             changed = tables.changes > changes
             self._checkFiles()
             # A large log is copied elsewhere: here it would make this group wait.
             tables.checkpointByItself(self._logBytes <= LOG_BYTES)
             tables.commit()
             hasChanged = changed
-            if self._isToCut:
-                self._cutLog(tables)
+            self._cutLog(tables)
         except Exception as error:
             cause = self._explained(error)
-            outcomes = [Outcome(job, StoreUnavailable(f"the store can't be written: {cause}")) for job in jobs]
+            for job in jobs:
+                job.result = StoreUnavailable(f"the store can't be written: {cause}")
         if self._isLost:
             self._undo()
         elif cause is not None:
             self._disconnect()
-        self._count(outcomes, hasChanged)
-        return outcomes, cause
+        self._count(jobs, hasChanged)
+        return cause
 
     def _checkFiles(self) -> None:
         """Check that a commit would not be lost, unless that was checked a moment ago."""
@@ -169,16 +152,16 @@ class Writer(Worker):
         self._isLost = False
         self._checked = now
 
-    def _count(self, outcomes: Sequence[Outcome], hasChanged: bool) -> None:
+    def _count(self, jobs: Sequence[Job], hasChanged: bool) -> None:
         """Note what became of changes. The times of heartbeats are too small to show anything."""
         if self._isLost:
             return  # a probe is refused as well, and as long
-        for each in outcomes:
-            if each.job.isProbe:
-                hasFailed, self._hasProbeFailed = self._hasProbeFailed, isinstance(each.result, Exception)
+        for job in jobs:
+            if job.isProbe:
+                hasFailed, self._hasProbeFailed = self._hasProbeFailed, isinstance(job.result, Exception)
                 if hasFailed and not self._hasProbeFailed:
                     self._refusals = 0  # it has met what the changes met, and that is over
-        results = [each.result for each in outcomes if not each.job.isBackground and not each.job.isProbe]
+        results = [job.result for job in jobs if not job.isBackground and not job.isProbe]
         if hasChanged and not all(isinstance(result, Exception) for result in results):
             self._refusals = 0
         elif any(isinstance(result, StoreUnavailable) for result in results):
@@ -186,7 +169,9 @@ class Writer(Worker):
             self._refused = self._reactor.seconds()
 
     def _cutLog(self, tables: Tables) -> None:
-        self._isToCut = False
+        isToCut, self._isToCut = self._isToCut, False
+        if not isToCut:
+            return
         try:
             tables.cutLog(_CUT_SECONDS)
             self._logBytes = self._files.checkToWrite()
@@ -213,43 +198,37 @@ class Writer(Worker):
             except sqlite3.Error:
                 self._disconnect()
 
-    def _runTogether(self, tables: Tables, jobs: Sequence[Job]) -> tuple[list[Outcome], Exception | None]:
-        """Do the jobs of a group, those together that are next to each other and of one kind."""
+    def _runAll(self, tables: Tables, jobs: Sequence[Job]) -> Exception | None:
+        """Do the jobs of a group, each of them or nothing of it; those together that are of one kind and neighbours."""
         cause: Exception | None = None
-        outcomes: list[Outcome] = []
         for together, neighbours in groupby(jobs, attrgetter("together")):
             some = list(neighbours)
-            if together is None:
-                done, error = self._runEach(tables, some)
-                cause = error or cause
-            else:
-                results = together(tables, [job.change for job in some])
-                done = [Outcome(job, result) for job, result in zip(some, results, strict=True)]
-            outcomes += done
-        return outcomes, cause
+            if together is None or not self._runTogether(tables, together, some):
+                for job in some:
+                    cause = self._runOne(tables, job) or cause
+        return cause
 
-    def _runEach(self, tables: Tables, jobs: Sequence[Job]) -> tuple[list[Outcome], Exception | None]:
-        """Do the jobs one by one, each of them or nothing of it."""
-        cause: Exception | None = None
-        outcomes = []
-        for job in jobs:
-            result: Any
-            tables.beginOne()
-            try:
-                result = job.function(tables)
-            except FILE_ERRORS as error:
-                if not tables.inTransaction:
-                    raise  # SQLite has undone the whole group
-                tables.undoOne()
-                cause = error
-                result = StoreUnavailable(f"the store can't be written: {error}")
-            except Exception as error:
-                tables.undoOne()
-                result = error
-            else:
-                tables.endOne()
-            outcomes.append(Outcome(job, result))
-        return outcomes, cause
+    def _runTogether(self, tables: Tables, together: Together[Any, Any], jobs: Sequence[Job]) -> bool:
+        try:
+            with tables.operation():
+                results = together(tables, [job.change for job in jobs])
+        except Exception:
+            if not tables.inTransaction:
+                raise  # SQLite has undone the whole group
+            return False  # which one is at fault shows when each is done by itself
+        for job, result in zip(jobs, results, strict=True):
+            job.result = result
+        return True
+
+    def _runOne(self, tables: Tables, job: Job) -> Exception | None:
+        try:
+            with tables.operation():
+                job.result = job.function(tables)
+        except Exception as error:
+            if not tables.inTransaction:
+                raise
+            return job.failed(error, "written")
+        return None
 
     def _disconnect(self) -> None:
         self._files.closing()
