@@ -12,11 +12,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -29,7 +29,6 @@ from . import file as sqlitefile
 from .claim import FileClaim, OpenFiles
 from .log import LogSize
 from .operations import TableStore, chunks
-from .services import LastSeen
 from .tables import Tables, Together
 from .threads import Checkpointer, Reader, ThreadedReactor
 from .writer import Writer
@@ -41,10 +40,6 @@ _T = TypeVar("_T")
 _LAST_SEEN_DELAY = 5.0
 #: How many are written in one part, after which other operations have their turn.
 _LAST_SEENS_PER_CHUNK = 128
-
-
-def _reason(error: Exception) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 @implementer(IStore)
@@ -86,9 +81,8 @@ class SqliteStore(TableStore):
         self._writer.logSeen = self._logSize.seen
         self._isPrepared = False
         self._lastSeen: dict[tuple[str, str, str], int] = {}
+        # The next time that they are written; it is over while that is under way.
         self._lastSeenCall: IDelayedCall | None = None
-        # How many parts of them are being written.
-        self._lastSeenParts = 0
 
     # -- opening and closing
 
@@ -99,9 +93,10 @@ class SqliteStore(TableStore):
             await self._reader.start()
         except BaseException as error:
             await self.close()
-            if isinstance(error, (sqlite3.Error, OSError)):
-                raise StoreUnavailable(f"{self._path} can't be opened: {_reason(error)}") from None
-            raise
+            if not isinstance(error, (sqlite3.Error, OSError)):
+                raise
+            reason = getattr(error, "strerror", None) or error
+            raise StoreUnavailable(f"{self._path} can't be opened: {reason}") from None
 
     def _connectToWrite(self) -> Tables:
         if not self._isPrepared:
@@ -126,10 +121,11 @@ class SqliteStore(TableStore):
 
     @returnsDeferred
     async def close(self) -> None:
+        if self._lastSeenCall is not None and self._lastSeenCall.active():
+            self._lastSeenCall.cancel()
         self._writeLastSeen()
         self._logSize.stop()
-        ends = [self._checkpointer.stop(), self._reader.stop(), self._writer.stop()]
-        for end in ends:
+        for end in [thread.stop() for thread in (self._checkpointer, self._reader, self._writer)]:
             await end
         if self._claim is not None:
             self._claim.release()
@@ -156,34 +152,24 @@ class SqliteStore(TableStore):
     def recordLastSeen(self, tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
         if self._writer.isRunning:
             self._lastSeen[tenant, id, incarnation] = lastSeen
-            if self._lastSeenCall is None:
-                self._writeLastSeenLater()
+            self._writeLastSeenLater()
 
     def _writeLastSeenLater(self) -> None:
         # On a disk that is slow or hangs, writes that did not wait for each other would pile up.
-        if not self._lastSeenParts:
+        if self._lastSeenCall is None:
             self._lastSeenCall = self._reactor.callLater(_LAST_SEEN_DELAY, self._writeLastSeen)
 
-    def _writeLastSeen(self) -> None:
-        if self._lastSeenCall is not None and self._lastSeenCall.active():
-            self._lastSeenCall.cancel()
+    @returnsDeferred
+    async def _writeLastSeen(self) -> None:
+        parts = list(chunks(list(self._lastSeen.items()), _LAST_SEENS_PER_CHUNK))
+        self._lastSeen = {}
+        writes = [self._writer.submit(partial(Tables.recordLastSeen, seen=part), background=True) for part in parts]
+        outcomes = await DeferredList(writes, consumeErrors=True)
+        for part, (_, failure) in zip(parts, outcomes, strict=True):
+            if isinstance(failure, Failure) and failure.check(StoreUnavailable):  # which the writer has logged
+                self._lastSeen = {**dict(part), **self._lastSeen}
+            elif isinstance(failure, Failure):
+                self._log.failure("Cannot write the times of heartbeats", failure)
         self._lastSeenCall = None
-        seen: list[LastSeen] = list(self._lastSeen.items())
-        self._lastSeen.clear()
-        for part in chunks(seen, _LAST_SEENS_PER_CHUNK):
-            written = self._writer.submit(partial(Tables.recordLastSeen, seen=part), background=True)
-            self._lastSeenParts += 1
-            written.addErrback(self._lastSeenNotWritten, part).addBoth(self._lastSeenPartEnded)
-
-    def _lastSeenNotWritten(self, failure: Failure, seen: Sequence[LastSeen]) -> None:
-        if failure.check(StoreUnavailable):  # which the writer has logged
-            for whose, milliseconds in seen:
-                if whose not in self._lastSeen:
-                    self.recordLastSeen(*whose, milliseconds)
-        else:
-            self._log.failure("Cannot write the times of heartbeats", failure)
-
-    def _lastSeenPartEnded(self, _: object) -> None:
-        self._lastSeenParts -= 1
-        if self._lastSeen and self._lastSeenCall is None and self._writer.isRunning:
+        if self._lastSeen and self._writer.isRunning:
             self._writeLastSeenLater()
