@@ -17,7 +17,8 @@ from zope.interface import implementer
 
 from ..http.bodies import BytesProducer, Collector, readWhole
 from ..util.deferred import returnsDeferred
-from .session import IAuthenticator, Session, refusesToken
+from .authenticator import KeystoneAuthenticator
+from .session import Session, refusesToken
 
 
 @implementer(IAgent)
@@ -27,10 +28,10 @@ class RetryingAuthAgent:
     the request once more. A 401 of a proxy is the response, and the token stays in use.
 
     :param agent: sends the requests.
-    :param authenticator: an :class:`~txserviceregistry.api.session.IAuthenticator`.
+    :param authenticator: has the tokens.
     """
 
-    def __init__(self, agent: IAgent, authenticator: IAuthenticator) -> None:
+    def __init__(self, agent: IAgent, authenticator: KeystoneAuthenticator) -> None:
         self._agent = agent
         self._authenticator = authenticator
 

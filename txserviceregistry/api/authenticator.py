@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random as randomModule
 import time
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
-from zope.interface import implementer
 
 from ..errors import APIError, AuthenticationFailed, ForeignResponse, InvalidSettings, ServerError, ServiceRegistryError
 from ..http.jsontransport import ClientClosed, JSONTransport
@@ -23,23 +23,20 @@ from ..util.outage import Outage
 from ..util.redaction import redacted
 from ..util.tries import LateTries
 from ..util.waiters import Waiters
-from .session import Credentials, IAuthenticator, Session, parseTime
+from .session import Credentials, Session, parseTime
 from .shapes import readAccess
 
 #: A token is renewed after this part of its lifetime.
 RENEW_AT = 0.9
-
 #: Credentials that were refused are not sent again for so many seconds.
 REFUSAL = 60.0
 
 # Seconds between two lookups of the credentials while they are refused.
 _LOOK_UP_INTERVAL = 1.0
-
 # Seconds between the tries to renew a token that still works.
 _SHORTEST_RETRY = 5.0
 _LONGEST_RETRY = 300.0
-# Seconds between the tries while there is no token, and the Auth API is unreachable. Requests in between fail as the
-# last try did.
+# Seconds between the tries while there is no token, and the Auth API is unreachable.
 _SHORTEST_DELAY = 0.02
 _LONGEST_DELAY = 1.0
 
@@ -74,7 +71,6 @@ def isAuthFault(status: int, headers: Headers, value: object) -> bool:
     return _faultIn(status, value) is not None
 
 
-@implementer(IAuthenticator)
 class KeystoneAuthenticator:
     """
     Gets tokens from the Auth API, and keeps them fresh.
@@ -117,10 +113,10 @@ class KeystoneAuthenticator:
         self._wallClock = wallClock
         self._random = random
         self._session: Session | None = None
-        self._ends: float | None = None
-        self._renewFrom: float | None = None
+        self._ends = self._renewFrom = math.inf
         self._backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, random)
         self._delays = Backoff(_SHORTEST_DELAY, _LONGEST_DELAY, random)
+        # Why requests without a token fail, until then.
         self._problem: BaseException | None = None
         self._problemUntil = 0.0
         self._waiting: Waiters[Session] = Waiters(self._abandoned)
@@ -128,29 +124,25 @@ class KeystoneAuthenticator:
         self._late = LateTries()
         begins = "Auth token could not be renewed: {error} (the old one stays in use)"
         self._outage = Outage(self._log, clock, begins, "Auth token renewed, after {seconds:.1f} s")
-        self._refusal = ""
-        self._refusedUntil = 0.0
         self._suspectFrom = 0.0
         self._lookUpFrom = 0.0
         self._whyNoOthers = ""
 
     def session(self) -> Deferred[Session]:
         """
-        See :meth:`IAuthenticator.session`.
+        The current session, or a new one, which is the same for all that wait for it.
 
-        :return: fails with ``AuthenticationFailed`` if the credentials are refused, and as the request to the Auth API
-            does.
+        :return: a Deferred of its own for each caller, who may cancel it. Fails with ``AuthenticationFailed`` if the
+            credentials are refused, and as the request to the Auth API does.
         """
-        session = self._session
-        if session is not None and (self._renewFrom is None or self._clock.seconds() < self._renewFrom):
+        session, now = self._session, self._clock.seconds()
+        if session is not None and now < self._renewFrom:
             return succeed(session)
-        if self._clock.seconds() < self._refusedUntil and not self._foundOthers():
-            return fail(AuthenticationFailed(self._refusal)) if session is None else succeed(session)
-        if session is not None and not self._isOver():
+        if now < self._problemUntil and not (isinstance(self._problem, AuthenticationFailed) and self._foundOthers()):
+            return fail(copy.copy(self._problem)) if session is None else succeed(session)
+        if session is not None and now < self._ends:
             self._authenticate()
             return succeed(session)
-        if session is None and self._problem is not None and self._clock.seconds() < self._problemUntil:
-            return fail(copy.copy(self._problem))
         waiter = self._waiting.wait()
         self._authenticate()
         return waiter
@@ -161,19 +153,19 @@ class KeystoneAuthenticator:
         return self._transport.stage
 
     def invalidate(self, token: str) -> None:
-        """See :meth:`IAuthenticator.invalidate`."""
+        """The registry refused this *token*. If it is not the current one, nothing happens."""
         if self._session is not None and self._session.token == token:
             self._session = None
 
     def suspect(self, token: str) -> None:
-        """See :meth:`IAuthenticator.suspect`. The next request asks for a new one, once in a while."""
+        """
+        A proxy may have refused this *token*. It stays in use until there is a new one, which the next request asks
+        for, once in a while. If it is not the current one, nothing happens.
+        """
         now = self._clock.seconds()
         if self._session is not None and self._session.token == token and now >= self._suspectFrom:
             self._suspectFrom = now + REFUSAL
             self._renewFrom = now
-
-    def _isOver(self) -> bool:
-        return self._ends is not None and self._clock.seconds() >= self._ends
 
     def _abandoned(self) -> None:
         """No request waits for the token any more. A renewal runs on: no request waits for that."""
@@ -198,11 +190,8 @@ class KeystoneAuthenticator:
         response = await self._transport.request(
             "POST", "/tokens", body={"auth": {"RAX-KSKEY:apiKeyCredentials": credentials}}, repeatable=True
         )
-        if response.status < 300:
-            return self._read(response)
-        raise self._refused(response)
-
-    def _read(self, response: Response) -> Session:
+        if response.status >= 300:
+            raise self._refused(response)
         token, tenant, expires, catalog = response.read(readAccess)
         return Session(token, tenant, parseTime(expires), catalog)
 
@@ -229,47 +218,46 @@ class KeystoneAuthenticator:
         self._late.end()
         self._outage.succeeded()
         self._session = session
-        self._refusedUntil = 0.0
-        self._problem = None
+        self._problemUntil = 0.0
         self._backoff.reset()
         self._delays.reset()
-        self._ends = self._renewFrom = None
-        if session.expires is not None:
-            life = session.expires.timestamp() - self._wallClock()
-            # If it has expired already, the clocks differ, and it works until it is refused.
-            if life > 0:
-                now = self._clock.seconds()
-                self._ends = now + life
-                self._renewFrom = now + life * (RENEW_AT - 0.05 * self._random())
+        self._ends = self._renewFrom = math.inf
+        life = 0.0 if session.expires is None else session.expires.timestamp() - self._wallClock()
+        # If it has expired already, the clocks differ, and it works until it is refused.
+        if life > 0:
+            now = self._clock.seconds()
+            self._ends = now + life
+            self._renewFrom = now + life * (RENEW_AT - 0.05 * self._random())
         self._waiting.fire(session)
 
     def _failed(self, failure: Failure, working: Deferred[Session]) -> None:
+        error = failure.value
         if working is not self._working:
             # It was late. The next one counts, unless the credentials were refused.
-            if self._working is not None or self._session is not None or not failure.check(AuthenticationFailed):
+            if self._working is not None or self._session is not None or not isinstance(error, AuthenticationFailed):
                 return
             self._late.end()
         self._working = None
         now = self._clock.seconds()
-        if failure.check(AuthenticationFailed):
+        isClosed = isinstance(error, (CancelledError, ClientClosed))
+        if isinstance(error, AuthenticationFailed):
             if self._foundOthers():
                 self._authenticate()
                 return
-            failure = Failure(AuthenticationFailed(f"{failure.value}. {self._whyNoOthers or _CHECK_CREDENTIALS}"))
-            self._refusal = str(failure.value)
-            self._refusedUntil = now + REFUSAL
-        if self._session is None:
-            if not failure.check(AuthenticationFailed, CancelledError, ClientClosed):
-                self._problem, self._problemUntil = failure.value, now + self._delays.next()
-            for waiter in tuple(self._waiting):
-                # One exception for each, because each raise extends its traceback.
-                self._waiting.fire(Failure(copy.copy(failure.value)), [waiter])
+            error = AuthenticationFailed(f"{error}. {self._whyNoOthers or _CHECK_CREDENTIALS}")
+            self._problem, self._problemUntil = error, now + REFUSAL
+        elif self._session is None and not isClosed:
+            self._problem, self._problemUntil = error, now + self._delays.next()
+        if self._session is not None:
+            # Not at once, as the first delay of a backoff: the old token still works.
+            self._renewFrom = now + max(self._backoff.next(), _SHORTEST_RETRY)
+            if not isClosed:
+                self._outage.failed(error=str(error))
+            self._waiting.fire(self._session)
             return
-        # Not at once, as the first delay of a backoff: the old token still works.
-        self._renewFrom = now + max(self._backoff.next(), _SHORTEST_RETRY)
-        if not failure.check(CancelledError, ClientClosed):
-            self._outage.failed(error=str(failure.value))
-        self._waiting.fire(self._session)
+        for waiter in tuple(self._waiting):
+            # One exception for each, because each raise extends its traceback.
+            self._waiting.fire(Failure(copy.copy(error)), [waiter])
 
     def _foundOthers(self) -> bool:
         """Whether there are other credentials than those that were refused."""
@@ -297,5 +285,5 @@ class KeystoneAuthenticator:
             return False
         self._log.info("API key of user {username} changed; the new one is used", username=found.username)
         self._credentials = found
-        self._refusedUntil = 0.0
+        self._problemUntil = 0.0
         return True

@@ -1,4 +1,4 @@
-"""Credentials, the session that the Auth API gives for them, and where requests get it from."""
+"""Credentials, and the session that the Auth API gives for them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
 from twisted.web.http_headers import Headers
-from zope.interface import Interface
 
 from ..util.faults import faultIn
 from .shapes import objectsIn
@@ -63,26 +61,6 @@ class Session:
                         name = region if isinstance(region, str) else ""
                         urls[name] = url.rstrip("/").removesuffix(f"/{self.tenantId}")
         return urls
-
-
-class IAuthenticator(Interface):
-    """The source of auth tokens."""
-
-    def session() -> Deferred[Session]:
-        """
-        The current session, or a new one, which is the same for all that wait for it.
-
-        :return: a Deferred of its own for each caller, who may cancel it.
-        """
-
-    def invalidate(token: str) -> None:
-        """The registry refused this *token*. If it is not the current one, nothing happens."""
-
-    def suspect(token: str) -> None:
-        """
-        A proxy may have refused this *token*. It stays in use until there is a new one. If it is not the current one,
-        nothing happens.
-        """
 
 
 def parseTime(text: object) -> datetime | None:

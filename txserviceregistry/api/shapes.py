@@ -9,8 +9,9 @@ value, which may be a secret. Unknown members are ignored. Numbers have bounds, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar, cast
 
 from ..types import (
     AcquiredLock,
@@ -31,85 +32,153 @@ from ..types import (
 )
 from ..util.faults import faultIn
 
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
 # The most characters of a text. The protocol's limits are lower.
 _LONGEST = 4096
-# The last millisecond of the year 9999, which is the last one with a date.
-_LAST_MILLISECOND = 253_402_300_799_999
 # The longest heartbeat timeout in seconds: more than any registry allows.
 _LONGEST_TIMEOUT = 86_400
 # The largest integer that every JSON implementation keeps exact.
 _LARGEST = 2**53
 
 _TIME_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-1[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.I | re.ASCII)
-# Text that is valid in a header or, encoded, in a path.
-_PRINTABLE = re.compile(r"[ -~]+")
 
 # The entries of a service catalog that may have the tenant (by name, the last one by type), in their order.
 _TENANT_ENTRIES = ("cloudServersOpenStack", "cloudServers", "cloudMonitoring", "rax:service-registry")
 
-# Validates a member of an object.
-_Check = Callable[[dict[str, Any], str], object]
-
 #: The token, the tenant's id, ``expires`` as it was sent, and the service catalog.
 Access = tuple[str, str, object, list[dict[str, Any]]]
 
+# -- members of objects
 
-def readService(value: Any) -> Service:
-    """A service."""
-    service = _registration(value)
-    if service.get("last_seen", False) is not None:
-        _integer(service, "last_seen", _LAST_MILLISECOND)
-    if "state" in service:
-        _members(service, {"state": _text, "state_reason": _note})
-    return cast(Service, service)
+# Validates a member, which may be missing.
+_Check = Callable[[dict[str, Any], str], object]
 
 
-def readServiceState(value: Any) -> ServiceState:
-    """The state of a service."""
-    return cast(ServiceState, _members(value, _STATE))
+def _object(value: Any, name: str = "it") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is not an object")
+    return value
 
 
-def readConfigurationValue(value: Any) -> ConfigurationValue:
-    """A configuration value."""
-    return cast(ConfigurationValue, _members(value, {"id": _text, "value": _text}))
+def _members(checks: Mapping[str, _Check], value: Any, name: str = "it") -> Any:
+    """An object with these members."""
+    holder = _object(value, name)
+    for member, check in checks.items():
+        check(holder, member)
+    return holder
+
+
+def _rule(isRight: Callable[[Any], object], wrong: str) -> _Check:
+    def check(holder: dict[str, Any], name: str) -> None:
+        if not isRight(holder.get(name)):
+            raise ValueError(f"{name} is {wrong}")
+
+    return check
+
+
+def _integer(most: int, least: int = 0) -> _Check:
+    def check(holder: dict[str, Any], name: str) -> None:
+        value = holder.get(name)
+        if isinstance(value, float) and value.is_integer():
+            # JSON has one kind of numbers: 30.0 is 30.
+            value = holder[name] = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError(f"{name} is not an integer from {least} to {most}")
+
+    return check
+
+
+def _isText(value: Any) -> bool:
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST:
+        return False
+    try:
+        # Half of a surrogate pair can be neither sent nor written.
+        return value.isascii() or bool(value.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+
+
+def _areStrings(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _isPrintable(value: Any) -> bool:
+    """Text that is valid in a header or, encoded, in a path."""
+    # A third of the time that a regular expression takes, for each heartbeat of a batch.
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST and value.isascii() and value.isprintable()
+
+
+def _momentOrNull(holder: dict[str, Any], name: str) -> None:
+    if holder.get(name, 0) is not None:
+        _moment(holder, name)
+
+
+def _stateIfAny(holder: dict[str, Any], name: str) -> None:
+    if name in holder:
+        _text(holder, name)
+        _note(holder, "state_reason")
+
+
+_NO_TEXT = f"not a string of 1 to {_LONGEST} characters"
+_text = _rule(_isText, _NO_TEXT)
+_note = _rule(lambda value: value == "" or _isText(value), _NO_TEXT)
+_string = _rule(lambda value: isinstance(value, str), "not a string")
+_textOrNull = _rule(lambda value: value is None or isinstance(value, str), "neither a string nor null")
+_uuid = _rule(lambda value: isinstance(value, str) and _TIME_UUID.fullmatch(value), "not a version-1 UUID")
+_list = _rule(lambda value: isinstance(value, list), "not a list")
+_strings = _rule(lambda value: isinstance(value, list) and _areStrings(value), "not a list of strings")
+_metadata = _rule(lambda value: isinstance(value, dict) and _areStrings(value.values()), "not an object of strings")
+_printable = _rule(_isPrintable, f"not a string of 1 to {_LONGEST} printable ASCII characters")
+_count = _integer(_LARGEST)
+_timeout = _integer(_LONGEST_TIMEOUT, least=1)
+# Up to the last millisecond of the year 9999, which is the last one with a date.
+_moment = _integer(253_402_300_799_999)
+
+# What a service and the payload of its events have in common.
+_REGISTRATION = {"id": _text, "heartbeat_timeout": _timeout, "tags": _strings, "metadata": _metadata}
+_STATE = {"id": _text, "state": _text, "reason": _note, "expires_at": _momentOrNull}
+_LOCK = {
+    "name": _text,
+    "fence": _count,
+    "timeout": _timeout,
+    "acquired_at": _moment,
+    "holder": _string,
+    "metadata": _metadata,
+}
+_RATE = {"limit": _count, "used": _count, "window": _text}
+# The payloads of events. That of a type that is not known here may be anything.
+_PAYLOADS: Mapping[str, Mapping[str, _Check]] = {
+    **dict.fromkeys(("service.join", "service.update", "service.remove", "service.timeout"), _REGISTRATION),
+    "configuration_value.update": {"configuration_value_id": _text, "new_value": _text, "old_value": _textOrNull},
+    "configuration_value.remove": {"configuration_value_id": _text, "old_value": _textOrNull},
+    "service.state": {**_STATE, "old_state": _text},
+}
+
+# -- responses
+
+readService: Callable[[Any], Service] = partial(
+    _members, {**_REGISTRATION, "last_seen": _momentOrNull, "state": _stateIfAny}
+)
+readServiceState: Callable[[Any], ServiceState] = partial(_members, _STATE)
+readConfigurationValue: Callable[[Any], ConfigurationValue] = partial(_members, {"id": _text, "value": _text})
+readLock: Callable[[Any], Lock] = partial(_members, _LOCK)
+readAcquiredLock: Callable[[Any], AcquiredLock] = partial(_members, {"token": _printable, "fence": _count})
+#: The response to a registration and to a single heartbeat.
+readToken: Callable[[Any], HeartbeatToken] = partial(_members, {"token": _printable})
+readConsoleLink: Callable[[Any], ConsoleLink] = partial(_members, {"href": _printable, "expires_in": _count})
 
 
 def readEvent(value: Any) -> Event:
-    """
-    An event.
-
-    The payload of an event of a type that is not known here may be anything.
-    """
-    event = _object(value)
-    id = event.get("id")
-    if not isinstance(id, str) or not _TIME_UUID.fullmatch(id):
-        raise ValueError("id is not a version-1 UUID")
-    _integer(event, "timestamp", _LAST_MILLISECOND)
-    type = _text(event, "type")
+    """An event."""
+    event: Event = _members({"id": _uuid, "timestamp": _moment, "type": _text}, value)
     try:
-        if type in _SERVICE_EVENTS:
-            _registration(event.get("payload"))
-        elif type in _PAYLOADS:
-            _members(event.get("payload"), _PAYLOADS[type])
+        if event["type"] in _PAYLOADS:
+            _members(_PAYLOADS[event["type"]], event.get("payload"))
     except ValueError as error:
         raise ValueError(f"payload: {error}")
-    return cast(Event, event)
-
-
-def readLock(value: Any) -> Lock:
-    """A lock that is held."""
-    lock = _members(value, {"name": _text, "fence": _count})
-    _integer(lock, "timeout", _LONGEST_TIMEOUT, least=1)
-    _integer(lock, "acquired_at", _LAST_MILLISECOND)
-    if not isinstance(lock.get("holder"), str):
-        raise ValueError("holder is not a string")
-    _metadata(lock)
-    return cast(Lock, lock)
-
-
-def readAcquiredLock(value: Any) -> AcquiredLock:
-    """The response to an acquisition: token and fence."""
-    return cast(AcquiredLock, _members(value, {"token": _printable, "fence": _count}))
+    return event
 
 
 def readHolder(value: Any) -> tuple[str, int | None, float | None]:
@@ -123,49 +192,47 @@ def readHolder(value: Any) -> tuple[str, int | None, float | None]:
     )
 
 
-def readToken(value: Any) -> HeartbeatToken:
-    """The response to a registration and to a heartbeat: the token for the next heartbeat."""
-    token = _object(value)
-    _printable(token, "token")
-    return cast(HeartbeatToken, token)
-
-
 def readHeartbeats(value: Any, entries: Sequence[Mapping[str, str]]) -> list[HeartbeatToken | FaultBody]:
-    """
-    The response to these heartbeats in one request.
-
-    :return: for each its token, or the fault.
-    """
-    values = _list(_object(value), "values")
+    """The response to a batch of these heartbeats: for each its token, or the fault."""
+    values = _members({"values": _list}, value)["values"]
     if len(values) != len(entries):
         raise ValueError(f"values has {len(values)} items instead of {len(entries)}")
-    outcomes: list[HeartbeatToken | FaultBody] = []
-    for entry, each in zip(entries, values, strict=True):
-        try:
-            outcome = _outcome(each)
-            kind = "lock" if "lock" in entry else "id"
-            if each.get(kind, entry[kind]) != entry[kind]:
-                raise ValueError("it is of another lock" if kind == "lock" else "it is of another service")
-        except ValueError as error:
-            raise ValueError(f"values[{len(outcomes)}]: {error}")
-        outcomes.append(outcome)
-    return outcomes
+    return _each(_readOutcome, zip(values, entries, strict=True))
+
+
+def _readOutcome(pair: tuple[Any, Mapping[str, str]]) -> HeartbeatToken | FaultBody:
+    value, entry = pair
+    outcome = _object(value)
+    kind = "lock" if "lock" in entry else "id"
+    if outcome.get(kind, entry[kind]) != entry[kind]:
+        raise ValueError("it is of another lock" if kind == "lock" else "it is of another service")
+    if "token" in outcome:
+        _printable(outcome, "token")
+        return {"token": outcome["token"]}
+    fault = faultIn(outcome.get("fault"))
+    if fault is None:
+        raise ValueError("it is neither a token nor a fault")
+    return cast(FaultBody, fault)
+
+
+def _each(read: Callable[[_In], _Out], values: Iterable[_In]) -> list[_Out]:
+    done: list[_Out] = []
+    try:
+        for value in values:
+            done.append(read(value))
+    except ValueError as error:
+        raise ValueError(f"values[{len(done)}]: {error}")
+    return done
 
 
 def readLimits(value: Any) -> Limits:
     """The account's limits."""
     limits = _object(value)
     resources = _object(limits.get("resource"), "resource")
-    for name in resources:
-        _count(resources, name)
+    _members(dict.fromkeys(resources, _count), resources)
     for rate in _object(limits.get("rate"), "rate").values():
-        _members(rate, {"limit": _count, "used": _count, "window": _text}, "a rate")
+        _members(_RATE, rate, "a rate")
     return cast(Limits, limits)
-
-
-def readConsoleLink(value: Any) -> ConsoleLink:
-    """A link to the console."""
-    return cast(ConsoleLink, _members(_object(value), {"href": _printable, "expires_in": _count}, "a link"))
 
 
 def readAccess(value: Any) -> Access:
@@ -173,14 +240,14 @@ def readAccess(value: Any) -> Access:
     access = _object(_object(value).get("access"), "access")
     token = _object(access.get("token"), "the token")
     try:
-        id = _printable(token, "id")
+        _printable(token, "id")
     except ValueError as error:
         raise ValueError(f"the token's {error}")
     catalog = objectsIn(access.get("serviceCatalog"))
     tenant = _tenantIn(token, catalog)
-    if not _PRINTABLE.fullmatch(tenant) or len(tenant) > _LONGEST:
+    if not _isPrintable(tenant):
         raise ValueError("the tenant of the token is not a tenant id")
-    return id, tenant, token.get("expires"), catalog
+    return token["id"], tenant, token.get("expires"), catalog
 
 
 def objectsIn(value: object) -> list[dict[str, Any]]:
@@ -188,36 +255,40 @@ def objectsIn(value: object) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
-def readServicePage(value: Any) -> ServicePage:
-    """A page of services."""
-    return cast(ServicePage, _page(value, readService))
+def _tenantIn(token: dict[str, Any], catalog: list[dict[str, Any]]) -> str:
+    """The tenant's id: it has stood in different places over the years."""
+    tenant = token.get("tenant")
+    if isinstance(tenant, dict) and tenant.get("id") not in (None, ""):
+        return _idText(tenant["id"])
+    entries: dict[object, dict[str, Any]] = {}
+    for entry in reversed(catalog):
+        for name in (entry.get("type"), entry.get("name")):
+            if isinstance(name, str):
+                entries[name] = entry
+    for name in _TENANT_ENTRIES:
+        for endpoint in objectsIn(entries.get(name, {}).get("endpoints")):
+            url = endpoint.get("publicURL")
+            end = url.rstrip("/").rpartition("/")[2] if isinstance(url, str) else ""
+            found = _idText(endpoint.get("tenantId")) or end
+            if found:
+                return found
+    raise ValueError("the token names no tenant")
 
 
-def readServiceStatePage(value: Any) -> ServiceStatePage:
-    """A page of states."""
-    return cast(ServiceStatePage, _page(value, readServiceState))
+def _idText(value: object) -> str:
+    # Some deployments write the number of a tenant as a number.
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST:
+        return str(value)
+    return value if isinstance(value, str) else ""
 
 
-def readConfigurationPage(value: Any) -> ConfigurationPage:
-    """A page of configuration values."""
-    return cast(ConfigurationPage, _page(value, readConfigurationValue))
+# -- pages
 
 
-def readEventPage(value: Any) -> EventPage:
-    """A page of events."""
-    return cast(EventPage, _page(value, readEvent))
-
-
-def readLockPage(value: Any) -> LockPage:
-    """A page of locks."""
-    return cast(LockPage, _page(value, readLock, "name"))
-
-
-def _page(value: Any, readOne: Callable[[Any], Any], key: str = "id") -> Any:
-    page = _object(value)
-    values = _list(page, "values")
-    ids = {_each(readOne, number, each)[key] for number, each in enumerate(values)}
-    if len(ids) != len(values):
+def _page(read: Callable[[Any], Any], value: Any, key: str = "id") -> Any:
+    page = _members({"values": _list}, value)
+    values = page["values"]
+    if len({each[key] for each in _each(read, values)}) != len(values):
         raise ValueError(f"values has the same {key} twice")
     metadata = _object(page.get("metadata"), "metadata")
     # A page without it would pass for the last one, and the objects on the next pages for removed ones.
@@ -233,145 +304,8 @@ def _page(value: Any, readOne: Callable[[Any], Any], key: str = "id") -> Any:
     return page
 
 
-def _each(readOne: Callable[[Any], Any], number: int, value: Any) -> Any:
-    try:
-        return readOne(value)
-    except ValueError as error:
-        raise ValueError(f"values[{number}]: {error}")
-
-
-def _outcome(value: Any) -> HeartbeatToken | FaultBody:
-    outcome = _object(value)
-    if "token" in outcome:
-        return {"token": _printable(outcome, "token")}
-    fault = faultIn(outcome.get("fault"))
-    if fault is None:
-        raise ValueError("it is neither a token nor a fault")
-    return cast(FaultBody, fault)
-
-
-def _tenantIn(token: dict[str, Any], catalog: list[dict[str, Any]]) -> str:
-    """The tenant's id: it has stood in different places over the years."""
-    tenant = token.get("tenant")
-    if isinstance(tenant, dict) and tenant.get("id") not in (None, ""):
-        return _idText(tenant["id"])
-    entries: dict[str, dict[str, Any]] = {}
-    for entry in reversed(catalog):
-        for name in (entry.get("type"), entry.get("name")):
-            if isinstance(name, str):
-                entries[name] = entry
-    for name in _TENANT_ENTRIES:
-        for endpoint in objectsIn(entries.get(name, {}).get("endpoints")):
-            url = endpoint.get("publicURL")
-            found = _idText(endpoint.get("tenantId")) or (
-                url.rstrip("/").rpartition("/")[2] if isinstance(url, str) else ""
-            )
-            if found:
-                return found
-    raise ValueError("the token names no tenant")
-
-
-def _idText(value: object) -> str:
-    # Some deployments write the number of a tenant as a number.
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST:
-        return str(value)
-    return value if isinstance(value, str) else ""
-
-
-def _object(value: Any, name: str = "it") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} is not an object")
-    return value
-
-
-def _members(value: Any, checks: Mapping[str, _Check], name: str = "it") -> dict[str, Any]:
-    """An object with these members."""
-    holder = _object(value, name)
-    for member, check in checks.items():
-        check(holder, member)
-    return holder
-
-
-def _list(holder: dict[str, Any], name: str) -> list[Any]:
-    value = holder.get(name)
-    if not isinstance(value, list):
-        raise ValueError(f"{name} is not a list")
-    return value
-
-
-def _text(holder: dict[str, Any], name: str) -> str:
-    value = holder.get(name)
-    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST or not _isEncodable(value):
-        raise ValueError(f"{name} is not a string of 1 to {_LONGEST} characters")
-    return value
-
-
-def _note(holder: dict[str, Any], name: str) -> None:
-    """A text that may be empty."""
-    if holder.get(name) != "":
-        _text(holder, name)
-
-
-def _momentOrNull(holder: dict[str, Any], name: str) -> None:
-    if holder.get(name, 0) is not None:
-        _integer(holder, name, _LAST_MILLISECOND)
-
-
-def _isEncodable(text: str) -> bool:
-    """Whether it has no half of a surrogate pair, which can be neither sent nor written."""
-    try:
-        return text.isascii() or bool(text.encode("utf-8"))
-    except UnicodeEncodeError:
-        return False
-
-
-def _textOrNull(holder: dict[str, Any], name: str) -> None:
-    if not isinstance(holder.get(name, ""), (str, type(None))):
-        raise ValueError(f"{name} is neither a string nor null")
-
-
-def _printable(holder: dict[str, Any], name: str) -> str:
-    value = holder.get(name)
-    # A third of the time that a regular expression takes, for each heartbeat of a batch.
-    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST or not (value.isascii() and value.isprintable()):
-        raise ValueError(f"{name} is not a string of 1 to {_LONGEST} printable ASCII characters")
-    return value
-
-
-def _integer(holder: dict[str, Any], name: str, most: int, least: int = 0) -> None:
-    value = holder.get(name)
-    if isinstance(value, float) and value.is_integer():
-        # JSON has one kind of numbers: 30.0 is 30.
-        value = holder[name] = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ValueError(f"{name} is not an integer from {least} to {most}")
-
-
-def _count(holder: dict[str, Any], name: str) -> None:
-    _integer(holder, name, _LARGEST)
-
-
-def _registration(value: Any) -> dict[str, Any]:
-    """The common members of a service and of the payload of its events."""
-    service = _object(value)
-    _text(service, "id")
-    _integer(service, "heartbeat_timeout", _LONGEST_TIMEOUT, least=1)
-    if not all(isinstance(tag, str) for tag in _list(service, "tags")):
-        raise ValueError("tags is not a list of strings")
-    _metadata(service)
-    return service
-
-
-def _metadata(holder: dict[str, Any]) -> None:
-    if not all(isinstance(text, str) for text in _object(holder.get("metadata"), "metadata").values()):
-        raise ValueError("metadata is not an object of strings")
-
-
-_SERVICE_EVENTS = frozenset({"service.join", "service.update", "service.remove", "service.timeout"})
-_STATE: Mapping[str, _Check] = {"id": _text, "state": _text, "reason": _note, "expires_at": _momentOrNull}
-# The members of the payloads of the other events.
-_PAYLOADS: Mapping[str, Mapping[str, _Check]] = {
-    "configuration_value.update": {"configuration_value_id": _text, "new_value": _text, "old_value": _textOrNull},
-    "configuration_value.remove": {"configuration_value_id": _text, "old_value": _textOrNull},
-    "service.state": {**_STATE, "old_state": _text},
-}
+readServicePage: Callable[[Any], ServicePage] = partial(_page, readService)
+readServiceStatePage: Callable[[Any], ServiceStatePage] = partial(_page, readServiceState)
+readConfigurationPage: Callable[[Any], ConfigurationPage] = partial(_page, readConfigurationValue)
+readEventPage: Callable[[Any], EventPage] = partial(_page, readEvent)
+readLockPage: Callable[[Any], LockPage] = partial(_page, readLock, key="name")

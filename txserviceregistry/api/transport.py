@@ -37,23 +37,19 @@ from ..util.faults import faultIn
 from ..util.parsing import parseRetryAfter, validTraceparent
 from ..util.redaction import redacted
 from ..util.waiters import Waiters
-from .session import IAuthenticator, Session, refusesToken
+from .authenticator import KeystoneAuthenticator
+from .session import Session, refusesToken
 from .shapes import readHolder
 
-#: The extension with which a query of the event feed waits for a new event.
+# Extensions of the API.
 EVENTS_WAIT = "events-wait"
-#: The extension for event streams.
 EVENT_STREAM = "event-stream"
-#: The extension with which a query of the event feed names types of events.
 EVENT_TYPES = "event-types"
-#: The extension for conditional writes.
 ETAG = "etag"
-#: The extension for locks.
 LOCKS = "locks"
-#: The extension with which services have states.
 SERVICE_STATE = "service-state"
-#: The extension for heartbeat batching.
 HEARTBEATS = "heartbeats"
+
 # The registry's message for a path that it does not have.
 _NO_PAGE = "The page cannot be found"
 _EXTENSIONS = b"X-Service-Registry-Extensions"
@@ -81,7 +77,7 @@ class Transport:
         self,
         agent: IAgent,
         clock: IReactorTime,
-        authenticator: IAuthenticator,
+        authenticator: KeystoneAuthenticator,
         basesFor: Callable[[Session], Sequence[str]],
         *,
         timeout: float = TIMEOUT,
@@ -90,14 +86,14 @@ class Transport:
         traceparent: Callable[[], str | None] | None = None,
         streaming: IAgent | None = None,
     ) -> None:
-        self._streaming = streaming or agent
-        self._traceparent = traceparent
         self.extensions: frozenset[str] = frozenset()
         self.isClosed = False
         self.timeout = timeout
         self._clock = clock
         self._authenticator = authenticator
         self._basesFor = basesFor
+        self._streaming = streaming or agent
+        self._traceparent = traceparent
         self._jsonOver = partial(
             JSONTransport, agent, clock, timeout=timeout, lanes=lanes, random=random, isFault=_isFault
         )
@@ -138,18 +134,9 @@ class Transport:
         if isTraced and whenLate is not None:
             # It is late when its share is over: the caller finds out the outcome while it runs on.
             seconds, isTraced = shareOf(seconds, max(1, self.servers)), False
+        options |= {"body": body, "isTraced": isTraced, "whenLate": whenLate}
         try:
-            request = Request(
-                method,
-                pathOf(path, query),
-                self._clock,
-                self._stage,
-                seconds,
-                body=body,
-                isTraced=isTraced,
-                whenLate=whenLate,
-                **options,
-            )
+            request = Request(method, pathOf(path, query), self._clock, self._stage, seconds, **options)
         except ValueError:
             return fail()
         if self._traceparent is not None:
@@ -179,16 +166,14 @@ class Transport:
         name, value = condition
         options: Any = {"body": body, "header": (name.encode("ascii"), value.encode("ascii"))}
         end = self._clock.seconds() + self.timeout
-        lost: ServiceRegistryError | None = None
         try:
             response = await self.request(method, path, repeatable=False, isTraced=True, **options)
-        except ServiceRegistryError as error:
-            if not isUnknown(error) or self._clock.seconds() >= end:
+        except ServiceRegistryError as lost:
+            left = end - self._clock.seconds()
+            if not isUnknown(lost) or left <= 0:
                 raise
-            lost = error
-        if lost is not None:
             try:
-                response = await self.request(method, path, timeout=end - self._clock.seconds(), **options)
+                response = await self.request(method, path, timeout=left, **options)
             except PreconditionFailed as error:
                 raise OutcomeUnknown(error.etag) from lost
             except ConnectionFailed as error:
@@ -200,8 +185,7 @@ class Transport:
         return response
 
     async def _send(self, request: Request, body: object) -> Response:
-        isRetry = False
-        while True:
+        for isRetry in (False, True):
             session = await self._authenticator.session()
             request.token = session.token
             registry = self._json
@@ -214,7 +198,6 @@ class Transport:
                 self._authenticator.suspect(session.token)
                 break
             self._authenticator.invalidate(session.token)
-            isRetry = True
             request.stage, request.leave = self._stage, lambda: None
         named = response.headers.getRawHeaders(_EXTENSIONS)
         if named is not None:
@@ -251,8 +234,7 @@ class Transport:
         raise ConnectionFailed(f"GET {url} returned {response.code}, and not an event stream")
 
     def _stage(self, url: str) -> str:
-        # An authenticator that was given from outside may not tell.
-        return getattr(self._authenticator, "stage", "waiting for the Auth API")
+        return self._authenticator.stage
 
     def _adopt(self, session: Session) -> JSONTransport:
         try:

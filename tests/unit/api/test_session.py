@@ -9,9 +9,8 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface.verify import verifyObject
 
-from txserviceregistry.api.session import Credentials, IAuthenticator, Session, parseTime
+from txserviceregistry.api.session import Credentials, Session, parseTime
 from txserviceregistry.errors import MalformedResponse
 
 from ...fakeagent import API_KEY, TOKEN, FakeAgent, access, answer
@@ -66,7 +65,6 @@ class SessionTests(SynchronousTestCase):
         """The request is the one of API.md, to /tokens below the Auth API's URL."""
         agent = FakeAgent(lambda sent: answer(200, access()))
         authenticator, _ = authenticatorOver(agent)
-        self.assertTrue(verifyObject(IAuthenticator, authenticator))
         session = self.successResultOf(authenticator.session())
         self.assertEqual(agent.asked, [f"POST {AUTH}/tokens"])
         credentials = {"username": "joe", "apiKey": API_KEY}

@@ -45,6 +45,8 @@ def lost(kind: Any = ResponseNeverReceived, reason: Exception | None = None) -> 
 class FakeAuthenticator:
     """Gives the sessions that a test puts in."""
 
+    stage = "waiting for the Auth API"
+
     def __init__(self) -> None:
         self.tenant = "7"
         self.token = "token"
