@@ -17,32 +17,10 @@ from .shapes import readConfigurationPage, readConfigurationValue
 from .transport import ETAG, Transport, etagOf, pages
 
 
-def _path(key: str) -> str:
-    return _below(_checked(key, "configuration key"))
-
-
-def _checked(key: Any, what: str) -> str:
-    if isinstance(key, str) and KEY.fullmatch(key):
-        return key
-    message = "Invalid value for 'configurationId' query string parameter"
-    raise BadRequest(400, "badRequest", message, f"{shown(key)} is not a {what}: {KEY_RULE}")
-
-
-def _condition(ifMatch: str | None, ifNoneMatch: str | None) -> tuple[str, str]:
-    """The header of a condition."""
-    if ifMatch is not None and ifNoneMatch is not None:
-        raise BadRequest(400, "badRequest", "ifMatch and ifNoneMatch can't be combined")
-    if ifMatch is not None:
-        if not isinstance(ifMatch, str) or not ETAGS.fullmatch(ifMatch):
-            message = f"ifMatch is {shown(ifMatch)}, but it has to be '*' or a tag in quotes, as from getWithEtag()"
-            raise BadRequest(400, "badRequest", message)
-        return "If-Match", ifMatch
-    if ifNoneMatch != "*":
-        raise BadRequest(400, "badRequest", f"ifNoneMatch is {shown(ifNoneMatch)}, but it has to be '*'")
-    return "If-None-Match", "*"
-
-
-def _below(key: str) -> str:
+def _path(key: Any, what: str = "configuration key") -> str:
+    if not isinstance(key, str) or not KEY.fullmatch(key):
+        message = "Invalid value for 'configurationId' query string parameter"
+        raise BadRequest(400, "badRequest", message, f"{shown(key)} is not a {what}: {KEY_RULE}")
     # The slashes of a qualified key are slashes of the path, its first one too: /configuration//production/x_y.
     return "/configuration/" + "/".join(segment(part) if part else "" for part in key.split("/"))
 
@@ -50,7 +28,22 @@ def _below(key: str) -> str:
 def _namespacePath(namespace: str) -> str:
     namespace = namespace.rstrip("/")
     # All qualified keys are below the slash alone.
-    return _below((_checked(namespace, "namespace") if namespace else "") + "/")
+    return (_path(namespace, "namespace") if namespace else "/configuration/") + "/"
+
+
+def _condition(ifMatch: str | None, ifNoneMatch: str | None) -> tuple[str, str]:
+    """The header of a condition."""
+    if ifMatch is None:
+        if ifNoneMatch == "*":
+            return "If-None-Match", "*"
+        message = f"ifNoneMatch is {shown(ifNoneMatch)}, but it has to be '*'"
+    elif ifNoneMatch is not None:
+        message = "ifMatch and ifNoneMatch can't be combined"
+    elif isinstance(ifMatch, str) and ETAGS.fullmatch(ifMatch):
+        return "If-Match", ifMatch
+    else:
+        message = f"ifMatch is {shown(ifMatch)}, but it has to be '*' or a tag in quotes, as from getWithEtag()"
+    raise BadRequest(400, "badRequest", message)
 
 
 class ConfigurationClient:
@@ -146,9 +139,9 @@ class ConfigurationClient:
         :param ifMatch: set it only if the value has this tag; ``"*"`` is any tag.
         :param ifNoneMatch: ``"*"`` to set it only if there is no value.
         :return: fires with ``True``, or with the value's new tag if there is a condition. Then it fails with
-            ``PreconditionFailed`` if the condition does not hold, with ``OutcomeUnknown`` if its own first try may be
-            the reason, and with ``NotSupported`` if the registry has no conditional writes. (If only some of its
-            servers have none, one of them may have written the value.)
+            ``PreconditionFailed`` if the condition does not hold, ``OutcomeUnknown`` if its own first try may be the
+            reason, and ``NotSupported`` if the registry has no conditional writes. (If only some of its servers have
+            none, one of them may have written the value.)
         """
         path, body = _path(id), {"value": value}
         if ifMatch is None and ifNoneMatch is None:

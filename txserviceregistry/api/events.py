@@ -23,7 +23,7 @@ class EventsClient:
     :ivar streams: the streams that subscribers have open.
     """
 
-    def __init__(self, transport: Transport, suspends: SuspendWatch | None = None) -> None:
+    def __init__(self, transport: Transport, suspends: SuspendWatch) -> None:
         self._transport = transport
         self.streams = EventStreams(transport.stream, suspends)
 
@@ -44,15 +44,15 @@ class EventsClient:
         :param limit: the most events, 1 to 1000; 100 by default.
         :param type: only events of this type, such as ``service.join``.
         :param wait: seconds, 1 to 60, to wait for an event that is newer than the *marker*. The page comes as soon as
-            there is one, or after that time. This is the registry's extension ``events-wait``. Without it in
-            :attr:`Client.extensions <txserviceregistry.Client.extensions>`, the page comes at once. Such a request has
-            a connection of its own, and the client's timeout counts from the end of the wait. When its server fails
-            meanwhile, the current page comes from another server.
+            there is one, or after that time. The client's timeout counts from then. Such a request has a connection of
+            its own. When its server fails meanwhile, the current page comes from another server.
         :param types: only events of these types, instead of *type*. Only such a request gets events that version 1.0
-            does not have, such as ``service.update``. This is the registry's extension ``event-types``. Without it in
-            :attr:`Client.extensions <txserviceregistry.Client.extensions>`, the page has events of *type*.
+            does not have, such as ``service.update``.
         :return: fires with ``{"values": [event, …], "metadata": {…}}``. Fails with a
             :class:`~txserviceregistry.errors.ServiceRegistryError`, ``BadRequest`` if the marker is not accepted.
+
+        *wait* and *types* are the registry's extensions ``events-wait`` and ``event-types``. They are ignored without
+        these in :attr:`Client.extensions <txserviceregistry.Client.extensions>`.
         """
         if EVENTS_WAIT not in self._transport.extensions:
             wait = None

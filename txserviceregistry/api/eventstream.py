@@ -16,7 +16,7 @@ from twisted.web.iweb import IResponse
 
 from ..util.suspend import SuspendWatch
 
-#: The most bytes of one event: what a broken server can make a client hold.
+# The most bytes of one event: what a broken server can make a client hold.
 _LONGEST = 1024 * 1024
 _END_OF_LINE = re.compile("\r\n|\n|\r")
 
@@ -38,16 +38,16 @@ class EventStream(BodyProtocol):
     """
     One connection.
 
-    :param request: sends the request; fires with the response, whose body has not been read.
+    :param requesting: fires with the response, whose body has not been read.
     :param suspends: after a suspend the connection is most likely dead.
     :param onClosed: called when it is over.
     """
 
     def __init__(
         self,
-        request: Callable[[], Deferred[IResponse]],
+        requesting: Deferred[IResponse],
         listener: StreamListener,
-        suspends: SuspendWatch | None,
+        suspends: SuspendWatch,
         onClosed: Callable[[EventStream], object],
     ) -> None:
         self._listener: StreamListener | None = listener
@@ -56,10 +56,9 @@ class EventStream(BodyProtocol):
         self._response: Any = None
         self._rest = b""
         self._fields: dict[str, str] = {}
-        if suspends is not None:
-            suspends.add(self._resumed)
-        self._requesting = request()
-        self._requesting.addCallbacks(self._begun, lambda _: self.interrupt())
+        self._requesting = requesting
+        suspends.add(self._resumed)
+        requesting.addCallbacks(self._begun, lambda _: self.interrupt())
 
     @property
     def isOpen(self) -> bool:
@@ -68,11 +67,10 @@ class EventStream(BodyProtocol):
 
     def close(self) -> None:
         """End it, without a call of the listener."""
-        listener, self._listener = self._listener, None
-        if listener is None:
+        if self._listener is None:
             return
-        if self._suspends is not None:
-            self._suspends.discard(self._resumed)
+        self._listener = None
+        self._suspends.discard(self._resumed)
         self._onClosed(self)
         if self._response is None:
             self._requesting.cancel()
@@ -103,8 +101,6 @@ class EventStream(BodyProtocol):
         if abort is not None:
             abort()
 
-    # -- the body
-
     def dataReceived(self, data: bytes) -> None:
         """Called with a part of the body."""
         if self._listener is None:
@@ -125,16 +121,14 @@ class EventStream(BodyProtocol):
 
     def _line(self, line: str) -> None:
         name, _, value = line.partition(":")
-        if line and name:
+        if name:
             value = value.removeprefix(" ")
-            known = self._fields.get(name)
-            self._fields[name] = value if known is None or name != "data" else f"{known}\n{value}"
-            return
-        if line:
-            return
-        fields, self._fields = self._fields, {}
-        if "data" in fields and self._listener is not None:
-            self._listener.happened(fields.get("event", "message"), fields.get("id"), fields["data"])
+            isMore = name == "data" and name in self._fields
+            self._fields[name] = f"{self._fields[name]}\n{value}" if isMore else value
+        elif not line:
+            fields, self._fields = self._fields, {}
+            if "data" in fields and self._listener is not None:
+                self._listener.happened(fields.get("event", "message"), fields.get("id"), fields["data"])
 
 
 class EventStreams:
@@ -147,7 +141,7 @@ class EventStreams:
     def __init__(
         self,
         send: Callable[[str, Mapping[str, object], Mapping[str, str]], Deferred[IResponse]],
-        suspends: SuspendWatch | None,
+        suspends: SuspendWatch,
     ) -> None:
         self._send = send
         self._suspends = suspends
@@ -161,12 +155,8 @@ class EventStreams:
         :param lastId: the id of the last event that is known; ``None`` for what happens from now on.
         """
         headers = {} if lastId is None else {"Last-Event-ID": lastId}
-        stream = EventStream(
-            lambda: self._send("/events/stream", {"types": types}, headers),
-            listener,
-            self._suspends,
-            self._open.discard,
-        )
+        requesting = self._send("/events/stream", {"types": types}, headers)
+        stream = EventStream(requesting, listener, self._suspends, self._open.discard)
         if stream.isOpen:
             self._open.add(stream)
         return stream

@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.internet.task import Clock
 from twisted.web.client import ResponseDone
 
 from txserviceregistry import Client
 from txserviceregistry.api.eventstream import EventStream
 from txserviceregistry.discovery import ConfigurationWatcher, EventsFeed
 from txserviceregistry.discovery.poller import FIRST_PING, RETRY, SILENCE
+from txserviceregistry.util.suspend import SuspendWatch
 
 from .directorycase import DirectoryTestCase
 
@@ -246,7 +248,7 @@ class ParserTests(SynchronousTestCase):
         text += ": ping\n\ndata: é\n\nid: 9\n\n"
         listener = _Listener()
         response: Any = _Response()
-        stream = EventStream(lambda: succeed(response), listener, None, lambda stream: None)
+        stream = EventStream(succeed(response), listener, SuspendWatch(Clock()), lambda stream: None)
         left = text.replace("\n", end).encode()
         for cut in cuts:
             stream.dataReceived(left[:cut])
@@ -263,7 +265,7 @@ class ParserTests(SynchronousTestCase):
         """What never ends is not kept."""
         listener = _Listener()
         response: Any = _Response()
-        stream = EventStream(lambda: succeed(response), listener, None, lambda stream: None)
+        stream = EventStream(succeed(response), listener, SuspendWatch(Clock()), lambda stream: None)
         for _ in range(20):
             stream.dataReceived(b"data: " + b"x" * 100_000)
         self.assertEqual((listener.heard, listener.ends, response.aborted), ([], 1, 1))
@@ -272,7 +274,7 @@ class ParserTests(SynchronousTestCase):
         """A stream that is closed while it is being opened cancels its request."""
         listener = _Listener()
         request: Deferred[Any] = Deferred()
-        stream = EventStream(lambda: request, listener, None, lambda stream: None)
+        stream = EventStream(request, listener, SuspendWatch(Clock()), lambda stream: None)
         stream.close()
         self.assertEqual((request.called, listener.ends), (True, 0))
 
