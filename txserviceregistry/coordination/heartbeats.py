@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import attrs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -24,18 +23,6 @@ _RELIABLE = 0.9
 _INTERVAL = 0.45
 
 
-@attrs.frozen
-class _Requests:
-    """Single heartbeats of locks."""
-
-    client: Client
-
-    def heartbeat(
-        self, id: str, token: str, *, timeout: float | None = None, whenLate: WhenLate | None = None
-    ) -> Deferred[HeartbeatToken]:
-        return self.client.locks.heartbeat(id, token, timeout=timeout, whenLate=whenLate)
-
-
 class LockHeartBeater(HeartBeater):
     """
     Keeps a lock that was acquired, in the client's batches, until it is released or lost.
@@ -50,9 +37,8 @@ class LockHeartBeater(HeartBeater):
         :param sent: when the request that acquired it was sent, in seconds of ``bootTime``.
         """
         services = client.services
-        super().__init__(
-            _Requests(client), name, _RELIABLE * timeout, token, clock=client.clock, context=services.context
-        )
+        super().__init__(services, name, _RELIABLE * timeout, token, clock=client.clock, context=services.context)
+        self._locks = client.locks
         services.adopt(self)
         self._answered: Waiters[None] = Waiters()
         self._bootTime = client.bootTime
@@ -70,6 +56,10 @@ class LockHeartBeater(HeartBeater):
         # After a step of the reactor's clock two may seem to be sent at one time: the first one counts.
         self._sent = {sent: self._bootTime(), **self._sent}
         return {"lock": self.serviceId, "token": self.nextToken or ""}
+
+    def request(self, token: str, timeout: float, whenLate: WhenLate) -> Deferred[HeartbeatToken]:
+        """Send a single heartbeat."""
+        return self._locks.heartbeat(self.serviceId, token, timeout=timeout, whenLate=whenLate)
 
     def answered(self, sent: float, token: str) -> None:
         """A heartbeat that was sent at that time was answered with this token."""

@@ -12,21 +12,20 @@ from __future__ import annotations
 import random as randomModule
 from collections.abc import Callable, Mapping, Sequence
 
-import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from ..errors import ServiceRegistryError
 from ..http.jsontransport import ClientClosed
 from ..http.messages import WhenLate
-from ..util.concurrency import PrioritySemaphore
 from ..util.logs import Logger
 from ..util.outage import Outage
 from ..util.suspend import SuspendWatch
 from ..util.tries import LateTries, patienceFor, runOnAfter
 from .batchsize import Action, BatchProbe, BatchSize, isRefusal
-from .schedule import BatchedService, Schedule
+from .heartbeater import HeartBeater
+from .schedule import Schedule
 from .stalls import StallWatch
 
 # How many services a log line names.
@@ -34,30 +33,8 @@ _NAMED = 5
 _FAILED = "Heartbeats failed for {names}: {reason} (retrying)"
 _SUCCEED_AGAIN = "Heartbeats for {names} succeed again after {seconds:.1f} s"
 
-
-@attrs.frozen
-class HeartbeatContext:
-    """
-    What the HeartBeaters of one client share, so that there can be thousands of them.
-
-    :ivar stalls: notices that the reactor stood still, once for all of them.
-    :ivar suspends: notices that the machine was suspended.
-    :ivar turns: bounds the heartbeat requests at once.
-    :ivar registrations: bounds the registrations at once.
-    :ivar batcher: batches heartbeats; ``None`` if each HeartBeater sends its own.
-    """
-
-    stalls: StallWatch
-    suspends: SuspendWatch
-    turns: PrioritySemaphore
-    registrations: PrioritySemaphore
-    batcher: HeartbeatBatcher | None = None
-
-    @classmethod
-    def ofOne(cls, clock: IReactorTime) -> HeartbeatContext:
-        """For a single HeartBeater without a client."""
-        turns = PrioritySemaphore()
-        return cls(StallWatch(clock), SuspendWatch(clock), turns, turns)
+_Entries = Sequence[Mapping[str, str]]
+_Tokens = Sequence[str | None]
 
 
 class HeartbeatBatcher:
@@ -87,7 +64,7 @@ class HeartbeatBatcher:
 
     def __init__(
         self,
-        send: Callable[[Sequence[Mapping[str, str]], float, WhenLate], Deferred[Sequence[str | None]]],
+        send: Callable[[_Entries, float, WhenLate], Deferred[_Tokens]],
         isOffered: Callable[[], bool],
         clock: StallWatch,
         random: Callable[[], float] = randomModule.random,
@@ -97,12 +74,12 @@ class HeartbeatBatcher:
         self._send = send
         self._isOffered = isOffered
         self._clock = clock
-        self._services: dict[BatchedService, None] = {}
+        self._services: dict[HeartBeater, None] = {}
         # In it may be some who have left.
         self._schedule = Schedule()
         self._timer: IDelayedCall | None = None
         # When each request under way was sent, without those that are late.
-        self._underWay: dict[Deferred[Sequence[str | None]], float] = {}
+        self._underWay: dict[Deferred[_Tokens], float] = {}
         self._late = LateTries()
         self._size = BatchSize(self.MOST, clock.seconds)
         self._probe = BatchProbe(self._size, self.MOST, random)
@@ -115,7 +92,7 @@ class HeartbeatBatcher:
         """Whether services can join. If even the smallest batch was refused, one service at a time tries again."""
         return self._isOffered() and (self._size.most > 0 or (self._size.mayTry and not self._services))
 
-    def join(self, service: BatchedService, due: float) -> None:
+    def join(self, service: HeartBeater, due: float) -> None:
         """
         Take a service in.
 
@@ -129,25 +106,25 @@ class HeartbeatBatcher:
         self._schedule.put(service, due - service.interval)
         self._setTimer()
 
-    def leave(self, service: BatchedService) -> None:
+    def leave(self, service: HeartBeater) -> None:
         """Let a service go; nothing is sent for it any more. One that is not here causes no error."""
-        self._probe.discard(service)
+        self._probe.alone.discard(service)
         self._remove(service)
         if not self._services:
             self._stop()
 
-    def _remove(self, service: BatchedService) -> None:
+    def _remove(self, service: HeartBeater) -> None:
         if service in self._services:
             del self._services[service]
             service.batchSlot = None
             if not self._services:
                 self._suspends.discard(self._resumed)
 
-    def _dismissAll(self) -> None:
-        services = list(self._services)
+    def _dismiss(self, services: Sequence[HeartBeater]) -> None:
         for service in services:
             self._remove(service)
-        self._stop()
+        if not self._services:
+            self._stop()
         for service in services:
             service.dismissed()
 
@@ -194,7 +171,7 @@ class HeartbeatBatcher:
     def _sendDue(self) -> None:
         self._timer = None
         if not self._isOffered():
-            self._dismissAll()
+            self._dismiss(list(self._services))
             return
         now = self._clock.seconds()
         services = self._schedule.take(now, self._probe.most)
@@ -202,10 +179,10 @@ class HeartbeatBatcher:
             self._request(services, now)
         self._setTimer()
 
-    def _request(self, services: list[BatchedService], sent: float) -> None:
+    def _request(self, services: list[HeartBeater], sent: float) -> None:
         patience = [patienceFor(service.deadline - sent, service.heartbeatTimeout) for service in services]
         timeout = min(self.LONGEST_TRY, *patience)
-        beats = [service.entry(sent) for service in services]
+        entries = [service.entry(sent) for service in services]
 
         def late(failure: Failure) -> float:
             more = runOnAfter(timeout)
@@ -215,36 +192,32 @@ class HeartbeatBatcher:
                 self._late.add(request)
             return more
 
-        def over(result: Sequence[str | None] | Failure) -> None:
+        def over(result: _Tokens | Failure) -> None:
             isCurrent = self._underWay.pop(request, None) is not None
             if isCurrent:
                 self._clock.wasDue(sent + timeout)
             if not isinstance(result, Failure):
-                self._accepted(len(services))
+                self._probe.accepted(len(services))
+                self._notBefore = 0.0
+                self._outage.succeeded()
                 if isCurrent:
                     self._answered(services, result, sent)
                 else:
-                    self._answeredLate(services, beats, result, sent)
+                    self._answeredLate(services, entries, result, sent)
             elif isCurrent:
                 self._failed(result, services)
-            elif isRefusal(result.value):
+            elif isRefusal(result.value) and not self._probe.alone:
                 # The next try is under way; the one after it is smaller.
-                self._probe.refusedLate(len(services), result.getErrorMessage())
+                self._probe.refused(len(services), result.getErrorMessage())
             self._setTimer()
 
-        request = self._send(beats, timeout, late)
+        request = self._send(entries, timeout, late)
         self._underWay[request] = sent
         request.addBoth(over).addErrback(self._broken)
 
     # -- responses
 
-    def _accepted(self, count: int) -> None:
-        """A batch of *count* heartbeats was accepted."""
-        self._probe.accepted(count)
-        self._notBefore = 0.0
-        self._outage.succeeded()
-
-    def _answered(self, services: Sequence[BatchedService], tokens: Sequence[str | None], sent: float) -> None:
+    def _answered(self, services: Sequence[HeartBeater], tokens: _Tokens, sent: float) -> None:
         for service, token in zip(services, tokens, strict=True):
             # One that has left meanwhile, or joined again, is not concerned.
             if service.batchSlot is not services:
@@ -256,20 +229,14 @@ class HeartbeatBatcher:
                 self._schedule.put(service, sent)
                 service.answered(sent, token)
 
-    def _answeredLate(
-        self,
-        services: Sequence[BatchedService],
-        beats: Sequence[Mapping[str, str]],
-        tokens: Sequence[str | None],
-        sent: float,
-    ) -> None:
+    def _answeredLate(self, services: Sequence[HeartBeater], entries: _Entries, tokens: _Tokens, sent: float) -> None:
         """A service with another token by now was answered by another try. The next try reports refusals."""
-        for service, beat, token in zip(services, beats, tokens, strict=True):
-            if token is not None and service in self._services and service.nextToken == beat["token"]:
+        for service, entry, token in zip(services, entries, tokens, strict=True):
+            if token is not None and service in self._services and service.nextToken == entry["token"]:
                 self._schedule.put(service, sent)
                 service.answered(sent, token)
 
-    def _failed(self, failure: Failure, services: Sequence[BatchedService]) -> None:
+    def _failed(self, failure: Failure, services: Sequence[HeartBeater]) -> None:
         waiting = [service for service in services if service.batchSlot is services]
         error = failure.value
         if error is None or isinstance(error, ClientClosed) or not waiting:
@@ -279,33 +246,29 @@ class HeartbeatBatcher:
             self._log.failure("A batch of heartbeats failed unexpectedly (retrying)", failure)
         action, delay, aloneCount = self._probe.failed(error, len(services), reason)
         if action is Action.DISSOLVE:
-            self._dismissAll()
+            self._dismiss(list(self._services))
             return
-        now = self._clock.seconds()
-        moment = now
+        moment = self._clock.seconds()
         if action is Action.RETRY:
             # Services that send single heartbeats report an outage themselves.
             if self._probe.failures > 1 and not (aloneCount and len(services) == 1):
                 self._outage.failed(names=_named(waiting), reason=reason)
-            moment = self._notBefore = now + min(service.retryDelay(delay) for service in waiting)
+            moment = self._notBefore = moment + min(service.retryDelay(delay) for service in waiting)
         for service in waiting:
             if service.batchSlot is services:
                 self._schedule.put(service, moment - service.interval)
                 service.missed()
         # The listeners that were called above may have stopped some of them.
         alone = [service for service in waiting if service in self._services][:aloneCount]
-        self._probe.begin(alone)
-        for service in alone:
-            self._remove(service)
-        for service in alone:
-            service.dismissed()
+        self._probe.alone.update(alone)
+        self._dismiss(alone)
 
     def _broken(self, failure: Failure) -> None:
         self._log.failure("Heartbeat batching failed unexpectedly; single heartbeats are sent", failure)
-        self._dismissAll()
+        self._dismiss(list(self._services))
 
 
-def _named(services: Sequence[BatchedService]) -> str:
+def _named(services: Sequence[HeartBeater]) -> str:
     """These services and locks in a log line."""
     if len(services) == 1:
         return f"{services[0].what} {services[0].serviceId}"

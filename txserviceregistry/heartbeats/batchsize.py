@@ -5,14 +5,14 @@ What to do when heartbeat batches fail: are they too large, are batches not acce
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import Enum
 
 from ..errors import BadRequest, Forbidden, ForeignResponse, NotFound, RequestTimedOut, isUnknown
 from ..util.backoff import Backoff
 from ..util.logs import Logger
 from ..util.tries import LONGEST_DELAY
-from .schedule import BatchedService
+from .heartbeater import HeartBeater
 
 # After so many failures in a row a batch that is refused is split although one of its size was accepted before, and
 # after so many one that fails in another way.
@@ -56,18 +56,13 @@ class BatchSize:
         """Whether a batch was refused, and none of its size was accepted since."""
         return self._refused <= self._largest
 
-    @property
-    def isClosed(self) -> bool:
-        """Whether not even a batch of one was accepted."""
-        return self.most == 0
-
     def isProven(self, count: int) -> bool:
         """Whether a batch of *count* heartbeats was accepted, so that its size is not what one is refused for."""
         return count <= self._proven
 
     def isTrial(self, count: int) -> bool:
         """Whether a batch of *count* heartbeats is larger than those that are known to be accepted."""
-        return self.isLimited and (self.isClosed or 0 < self._proven < count)
+        return self.isLimited and (self.most == 0 or 0 < self._proven < count)
 
     @property
     def mayTry(self) -> bool:
@@ -80,7 +75,7 @@ class BatchSize:
         if self.isProven(count):
             # What was accepted before the limit came, or became lower, may be refused now.
             self._proven = 0
-        if not self.isClosed:
+        if self.most:
             self.most = max(1, int(self._refused) // 2)
         self._heldUntil = self._seconds() + self.HOLD
 
@@ -91,9 +86,7 @@ class BatchSize:
     def accepted(self, count: int) -> None:
         """A batch of *count* heartbeats was accepted."""
         if count >= self._refused:
-            self.most = self._largest
-            self._refused = math.inf
-            self._proven = count
+            self.most, self._refused, self._proven = self._largest, math.inf, count
             return
         self._proven = max(self._proven, count)
         if self.isLimited and count >= self.most and self.mayTry:
@@ -121,16 +114,17 @@ class BatchProbe:
     :param size: the size of batches.
     :param largest: heartbeats in a batch at most.
     :param random: gives numbers from 0 to 1.
+    :ivar alone: the services that send single heartbeats for this.
     """
 
     _log = Logger()
 
     def __init__(self, size: BatchSize, largest: int, random: Callable[[], float]) -> None:
+        self.alone: set[HeartBeater] = set()
         self._size = size
         self._largest = largest
         self._backoff = Backoff(0.1, LONGEST_DELAY, random)
-        # The services that send single heartbeats, and how many came back since a batch was accepted.
-        self._alone: set[BatchedService] = set()
+        # How many came back since a batch was accepted.
         self._backAlone = 0
         # How many heartbeats the last batch had that failed, and why it did.
         self._failedCount = 0
@@ -145,35 +139,27 @@ class BatchProbe:
     def most(self) -> int:
         """Heartbeats in the next batch at most."""
         # A size of one is that of an outage, as long as no service that was sent alone is back.
-        return self._largest if self._alone and self._size.most <= 1 else max(1, self._size.most)
+        return self._largest if self.alone and self._size.most <= 1 else max(1, self._size.most)
 
-    def begin(self, services: Iterable[BatchedService]) -> None:
-        """These services send single heartbeats from now on."""
-        self._alone.update(services)
-
-    def discard(self, service: BatchedService) -> None:
-        """A service has ended."""
-        self._alone.discard(service)
-
-    def isBack(self, service: BatchedService) -> bool:
+    def isBack(self, service: HeartBeater) -> bool:
         """A service joins. Whether it sent single heartbeats, one of which was accepted."""
-        if service not in self._alone:
+        if service not in self.alone:
             return False
-        self._alone.discard(service)
+        self.alone.discard(service)
         self._backAlone += 1
         return True
 
     def accepted(self, count: int) -> None:
         """A batch of *count* heartbeats was accepted."""
-        failures = self._backoff.failures
+        failures, wasLimited = self.failures, self._size.isLimited
         self._backoff.reset()
         if self._backAlone and failures > _MANY_REFUSALS and count < self._failedCount:
             # A smaller one is accepted, and single ones are.
             self.refused(self._failedCount, self._failedFor)
+            wasLimited = True
         self._backAlone = 0
-        if count >= self._failedCount or self._size.isLimited:
-            self._alone.clear()
-        wasLimited = self._size.isLimited
+        if count >= self._failedCount or wasLimited:
+            self.alone.clear()
         self._size.accepted(count)
         if wasLimited and not self._size.isLimited:
             self._log.info("A batch of {count} heartbeats is accepted again", count=count)
@@ -181,15 +167,9 @@ class BatchProbe:
     def refused(self, count: int, reason: str) -> None:
         """A batch of *count* heartbeats was too large."""
         if not self._size.isLimited:
-            self._log.warn(
-                "A batch of {count} heartbeats was refused, smaller ones are sent: {reason}", count=count, reason=reason
-            )
+            text = "A batch of {count} heartbeats was refused, smaller ones are sent: {reason}"
+            self._log.warn(text, count=count, reason=reason)
         self._size.refused(count)
-
-    def refusedLate(self, count: int, reason: str) -> None:
-        """A late batch of *count* heartbeats was refused."""
-        if not self._alone:
-            self.refused(count, reason)
 
     def failed(self, error: BaseException, count: int, reason: str) -> tuple[Action, float, int]:
         """
@@ -204,12 +184,12 @@ class BatchProbe:
             self.refused(count, reason)
             if count > 1:
                 return Action.SPLIT, 0.0, 0
-            if self._backAlone or self._size.isClosed:
+            if self._backAlone or not self._size.most:
                 self._size.close()
                 return Action.DISSOLVE, 0.0, 0
         delay = self._backoff.next()
-        mayFindOut = mayBeBatch and (isRefused or self._backAlone > 0 or not self._alone)
-        isEarly = self._backoff.failures == 1 and (not isRefused or self._size.isProven(count))
+        mayFindOut = mayBeBatch and (isRefused or self._backAlone > 0 or not self.alone)
+        isEarly = self.failures == 1 and (not isRefused or self._size.isProven(count))
         if isEarly or not mayFindOut:
             return Action.RETRY, delay, 0
         # After another try that takes as long as one that hangs it would be too late for the others.
@@ -218,12 +198,11 @@ class BatchProbe:
 
     def _isItsSize(self, isRefused: bool, count: int) -> bool:
         """Whether a batch that failed may have been too large, rather than met an outage."""
-        failures = self._backoff.failures
-        if self._backAlone and failures >= _MANY_FAILURES:
+        if self._backAlone and self.failures >= _MANY_FAILURES:
             # Single heartbeats are accepted meanwhile.
             return True
-        if self._alone and not self._backAlone:
+        if self.alone and not self._backAlone:
             return False
-        if isRefused and (not self._size.isProven(count) or failures >= _MANY_REFUSALS):
+        if isRefused and (not self._size.isProven(count) or self.failures >= _MANY_REFUSALS):
             return True
         return self._size.isTrial(count)

@@ -1,9 +1,8 @@
 """
 HeartBeater: keeps one registered service alive in the registry, from its start to its stop.
 
-It knows the state, the token and the deadline of the service. While heartbeats succeed, and the registry accepts
-batches, the :class:`~txserviceregistry.heartbeats.batching.HeartbeatBatcher` of the client sends them, otherwise a
-:class:`~txserviceregistry.heartbeats.single.SingleSender`.
+While heartbeats succeed, and the registry accepts batches, the client's
+:class:`~txserviceregistry.heartbeats.batching.HeartbeatBatcher` sends them.
 """
 
 from __future__ import annotations
@@ -17,19 +16,16 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
+from ..api.services import ServicesAPI
 from ..errors import BadRequest, Forbidden, NotFound
 from ..http.jsontransport import ClientClosed
 from ..util.listeners import Listeners
 from ..util.logs import Logger
-from ..util.tries import delayBefore
+from ..util.suspend import SuspendWatch
 from ..util.waiters import Waiters
-from .batching import HeartbeatContext
 from .healthcheck import HealthCheck
-from .single import HeartbeatRequests, SingleSender
-
-# Below this timeout (seconds) heartbeats are relatively more frequent: a delay of a few hundred milliseconds is a
-# larger part of a short timeout.
-_SHORT_TIMEOUT = 15
+from .single import HeartbeatContext, SingleHeartbeats
+from .stalls import StallWatch
 
 
 class _State(Enum):
@@ -51,7 +47,7 @@ class _State(Enum):
     any          ``stop()``                                      STOPPED
     ===========  ==============================================  ===============================================
 
-    A running HeartBeater has a SingleSender, unless the batcher has it.
+    While it runs, it makes tries of its own unless the batcher has it (``batchSlot``).
     """
 
     NEW = ""
@@ -71,7 +67,7 @@ def refusesToken(error: BaseException) -> bool:
     return isinstance(error, BadRequest) or (isinstance(error, NotFound) and "HeartbeatMarker" in error.details)
 
 
-class HeartBeater:
+class HeartBeater(SingleHeartbeats):
     """
     Sends the heartbeats of one service, from :meth:`start` to :meth:`stop`.
 
@@ -91,42 +87,11 @@ class HeartBeater:
         the first.
     """
 
-    __slots__ = (
-        "__dict__",  # is made when it is needed: an application's tests may put something in the place of a method
-        "__weakref__",
-        "_batcher",
-        "_clock",
-        "_context",
-        "_health",
-        "_keep",
-        "_listeners",
-        "_lost",
-        "_provenToken",
-        "_random",
-        "_register",
-        "_services",
-        "_single",
-        "_state",
-        "_stopped",
-        "batchSince",
-        "batchSlot",
-        "deadline",
-        "desired",
-        "hadNoToken",
-        "heartbeatTimeout",
-        "interval",
-        "lastSeen",
-        "nextToken",
-        "serviceId",
-    )
-
     _log = Logger()
-    # For the log.
-    what = "service"
 
     def __init__(
         self,
-        services: HeartbeatRequests,
+        services: ServicesAPI,
         serviceId: str,
         heartbeatTimeout: float,
         token: str | None = None,
@@ -158,33 +123,23 @@ class HeartBeater:
             from twisted.internet import reactor
 
             clock = reactor
-        self.serviceId = serviceId
+        context = context or HeartbeatContext(StallWatch(clock), SuspendWatch(clock))
+        health = None if check is None else HealthCheck(check, serviceId, clock, random)
+        super().__init__(services, serviceId, heartbeatTimeout, token, register, health, context, random)
         # Referenced here only: the client has a weak reference to it.
         self.desired: object = None
-        self.heartbeatTimeout = heartbeatTimeout
-        self.nextToken = token
         self.lastSeen: float | None = None
+        self.hadNoToken = False
+        self._keep = keep
+        # The batcher's own: where it keeps the service, and when its next heartbeat is due, less the interval.
+        self._batcher = context.batcher if check is None else None
         self.batchSlot: object = None
         self.batchSince = 0.0
-        self.hadNoToken = False
-        self._services = services
-        self._clock: IReactorTime = clock
-        self._register = register
-        self._health = None if check is None else HealthCheck(check, serviceId, clock, random)
-        self._context = context = context or HeartbeatContext.ofOne(clock)
-        self._batcher = context.batcher if check is None else None
-        self._keep = keep
-        self._random = random
-        # The last token that was accepted. Tried when the next one is refused, which may be another service's.
-        self._provenToken: str | None = None
-        self.deadline = clock.seconds() + heartbeatTimeout
         self._state = _State.NEW
-        self._single: SingleSender | None = None
         self._lost: Failure | None = None
         # Made when they are needed: thousands of HeartBeaters have neither.
         self._stopped: Waiters[None] | None = None
         self._listeners: Listeners[[str]] | None = None
-        self._drawInterval()
 
     def __repr__(self) -> str:
         return f"<HeartBeater of {self.serviceId!r}: {'running' if self.running else 'stopped'}, {self.state}>"
@@ -195,11 +150,6 @@ class HeartBeater:
     def running(self) -> bool:
         """Whether it sends heartbeats: from :meth:`start` until :meth:`stop`, or until the service is lost for good."""
         return self._state not in (_State.NEW, _State.STOPPED)
-
-    @property
-    def heartbeatInterval(self) -> float:
-        """Nominal seconds between two heartbeats: 0.6 of a timeout below 15 s, 0.8 of a longer one."""
-        return self.heartbeatTimeout * (0.6 if self.heartbeatTimeout < _SHORT_TIMEOUT else 0.8)
 
     @property
     def registersAgain(self) -> bool:
@@ -256,7 +206,7 @@ class HeartBeater:
             self.deadline = (now if sent is None else sent) + self.heartbeatTimeout
         self._transition(_State.REGISTERING if self.nextToken is None else _State.REGISTERED)
         if self.running and not self._joinBatcher(now if sent is None else sent + self.interval):
-            self._sendSingly()
+            self.beginTry()
 
     def stop(self) -> Deferred[None]:
         """
@@ -285,7 +235,7 @@ class HeartBeater:
 
     def _end(self, lost: Failure | None) -> None:
         self._lost = lost
-        self._endSingle()
+        self.endForGood()
         if self._batcher is not None:
             self._batcher.leave(self)
         self._transition(_State.STOPPED)
@@ -293,9 +243,6 @@ class HeartBeater:
             self._stopped.fire(lost)
 
     # -- times
-
-    def _drawInterval(self) -> None:
-        self.interval = self.heartbeatInterval * (0.9 + 0.1 * self._random())
 
     def setTimeout(self, heartbeatTimeout: int) -> None:
         """
@@ -310,43 +257,15 @@ class HeartBeater:
         self._drawInterval()
         self.sendNow()
 
-    def entry(self, sent: float) -> dict[str, str]:
-        """Its entry in a batch that is sent at this time."""
-        return {"id": self.serviceId, "token": self.nextToken or ""}
-
-    def retryDelay(self, delay: float) -> float:
-        """
-        Seconds to wait after a heartbeat had no response: *delay*, but fewer near the deadline, and at most half an
-        interval. So a registry that is back gets each heartbeat well within one interval.
-        """
-        return delayBefore(min(delay, self.interval / 2), self.deadline - self._clock.seconds())
-
-    def slept(self, seconds: float) -> None:
-        """The deadline is nearer than the clock says: it stood still for so many seconds."""
-        self.deadline -= seconds
-
-    # -- who sends its heartbeats
+    # -- batches
 
     def sendNow(self) -> None:
         """Send a heartbeat at once, instead of one that is under way. Does nothing while there is no registration."""
         if self._batcher is not None and self.batchSlot is not None:
             self._batcher.leave(self)
             self._batcher.join(self, self._clock.seconds())
-        elif self._single is not None and self.nextToken is not None:
-            self._single.begin()
-
-    def _sendSingly(self) -> None:
-        """Send single heartbeats, or register, beginning now."""
-        if self._single is None:
-            self._single = SingleSender(
-                self, self._services, self._registerAnew, self._health, self._context, self._random
-            )
-        self._single.begin()
-
-    def _endSingle(self) -> None:
-        single, self._single = self._single, None
-        if single is not None:
-            single.end()
+        elif self.running and self.nextToken is not None:
+            self.beginTry()
 
     def _joinBatcher(self, due: float) -> bool:
         """
@@ -356,14 +275,14 @@ class HeartBeater:
         """
         if self._batcher is None or self.nextToken is None or not self._batcher.isOffered:
             return False
-        self._endSingle()
+        self.endForGood()
         self._batcher.join(self, due)
         return True
 
     def dismissed(self) -> None:
         """This service is not batched any more: its heartbeat was refused, or the registry accepts no batches."""
-        if self.running and self.batchSlot is None:
-            self._sendSingly()
+        if self.makesTries:
+            self.beginTry()
 
     # -- outcomes
 
@@ -376,7 +295,7 @@ class HeartBeater:
         self.nextToken = token
         self.lastSeen = sent
         self.deadline = sent + self.heartbeatTimeout
-        if self._single is not None or self._state is not _State.REGISTERED:
+        if self.batchSlot is None or self._state is not _State.REGISTERED:
             self._goOn(sent)
 
     def registered(self, sent: float, token: str) -> None:
@@ -387,9 +306,9 @@ class HeartBeater:
 
     def _goOn(self, sent: float) -> None:
         """Have the next heartbeat sent an interval after that time."""
-        single, due = self._single, sent + self.interval
-        if single is not None and not self._joinBatcher(due):
-            single.beginAt(due)
+        due = sent + self.interval
+        if self.makesTries and not self._joinBatcher(due):
+            self.beginAt(due)
         if self._state is not _State.REGISTERED and self.running:
             self._transition(_State.REGISTERED)
 
@@ -398,14 +317,19 @@ class HeartBeater:
         if self.deadline <= self._clock.seconds():
             self._transition(_State.UNREACHABLE)
 
+    def proveToken(self, token: str) -> None:
+        """A heartbeat of this service that presented this *token* was accepted, before this HeartBeater began."""
+        self._provenToken = token
+
     def refused(self, failure: Failure) -> None:
-        """A request failed because the service is gone (see :meth:`isGone`), or the client is closed."""
-        error, single = failure.value, self._single
-        if error is None or single is None:
+        """A request failed because the service is gone (see :meth:`isGone`)."""
+        error, proven = failure.value, self._provenToken
+        if not self.makesTries or error is None:
             return
-        if self._fallBack(error):
-            single.noteOutage("the registry does not know the token of its last response, which may be another's")
-            single.begin()
+        if self.nextToken is not None and proven not in (None, self.nextToken) and refusesToken(error):
+            self.nextToken = proven
+            self.noteOutage("the registry does not know the token of its last response, which may be another's")
+            self.beginTry()
         elif isinstance(error, (ClientClosed, Forbidden)) or self._register is None or self.nextToken is None:
             self.nextToken = None
             self._log.error(
@@ -416,35 +340,14 @@ class HeartBeater:
             )
             self._end(failure)
         else:
-            self.hadNoToken = refusesToken(error) and self._provenToken is None
+            self.hadNoToken = refusesToken(error) and proven is None
             self.nextToken = None
-            single.noteOutage("the registry no longer has it, and it is being registered again", isCertain=True)
+            self.noteOutage("the registry no longer has it, and it is being registered again", isCertain=True)
             self._transition(_State.REGISTERING)
             if self.running:
-                self._sendSingly()
+                self.beginTry()
 
-    def isGone(self, error: BaseException | None) -> bool:
-        """
-        Whether the registry has no such service, never accepts its registration, or lets this user neither register it
-        nor send heartbeats. Errors of these classes are faults of the API.
-        """
-        return isinstance(
-            error, (BadRequest, Forbidden) if self.nextToken is None else (NotFound, BadRequest, Forbidden)
-        )
-
-    def _fallBack(self, error: BaseException) -> bool:
-        """Present the last token that was accepted, if it is the current one that was refused; whether that is so."""
-        proven = self._provenToken
-        if self.nextToken is None or proven is None or proven == self.nextToken or not refusesToken(error):
-            return False
-        self.nextToken = proven
-        return True
-
-    def proveToken(self, token: str) -> None:
-        """A heartbeat of this service that presented this *token* was accepted, before this HeartBeater began."""
-        self._provenToken = token
-
-    def _registerAnew(self) -> Deferred[str]:
-        assert self._register is not None
-        self._provenToken = None
-        return self._register()
+    @property
+    def makesTries(self) -> bool:
+        """Whether it sends single heartbeats, or registers."""
+        return self.batchSlot is None and self.running

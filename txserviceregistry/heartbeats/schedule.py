@@ -5,60 +5,27 @@ The times at which the heartbeats of a batcher's services are due.
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from typing import Protocol
+
+from .heartbeater import HeartBeater
 
 
-class BatchedService(Protocol):
-    """
-    What the batcher needs of a :class:`~txserviceregistry.HeartBeater`, which describes the rest.
-
-    :ivar batchSlot: where the batcher keeps the service; ``None`` if it does not.
-    :ivar batchSince: when its next heartbeat is due, less the interval; the batcher's own too.
-    """
-
-    what: str
-    serviceId: str
-    nextToken: str | None
-    heartbeatTimeout: float
-    interval: float
-    deadline: float
-    batchSlot: object
-    batchSince: float
-
-    def entry(self, sent: float) -> dict[str, str]: ...
-
-    def retryDelay(self, delay: float) -> float: ...
-
-    def answered(self, sent: float, token: str) -> None: ...
-
-    def slept(self, seconds: float) -> None: ...
-
-    def missed(self) -> None: ...
-
-    def dismissed(self) -> None: ...
-
-
-class _Slot:
+class _Slot(list[HeartBeater]):
     """
     Services whose heartbeats are due close together, in no order.
 
     :ivar due: when the first of them is due.
     """
 
-    __slots__ = ("due", "services")
+    due = float("inf")
 
-    def __init__(self) -> None:
-        self.due = float("inf")
-        self.services: list[BatchedService] = []
-
-    def add(self, service: BatchedService, due: float) -> None:
+    def add(self, service: HeartBeater, due: float) -> None:
         service.batchSlot = self
         if due < self.due:
             self.due = due
-        self.services.append(service)
+        self.append(service)
 
 
-def _dueOf(service: BatchedService) -> float:
+def _dueOf(service: HeartBeater) -> float:
     return service.batchSince + service.interval
 
 
@@ -82,7 +49,7 @@ class Schedule:
         self._slots: dict[int, _Slot] = {}
         self._numbers: list[int] = []
 
-    def put(self, service: BatchedService, since: float) -> None:
+    def put(self, service: HeartBeater, since: float) -> None:
         """Have a heartbeat sent an interval after this time, at the latest, and none at another time."""
         service.batchSince = since
         due = since + service.interval
@@ -103,21 +70,20 @@ class Schedule:
         """When the first heartbeat is due; ``None`` if there is none."""
         return self._slots[self._numbers[0]].due if self._numbers else None
 
-    def take(self, now: float, most: int) -> list[BatchedService]:
+    def take(self, now: float, most: int) -> list[HeartBeater]:
         """
         Take out the services that are due, and those that may be early. Until they are put back, or elsewhere, the list
         is their ``batchSlot``.
 
         :param most: how many at most; those that are due first.
         """
-        taken: list[BatchedService] = []
+        taken: list[HeartBeater] = []
         while self._numbers:
             slot = self._slots[self._numbers[0]]
-            services = slot.services
-            if len(services) > most - len(taken):
-                services.sort(key=_dueOf)
+            if len(slot) > most - len(taken):
+                slot.sort(key=_dueOf)
             stay = _Slot()
-            for service in services:
+            for service in slot:
                 if service.batchSlot is not slot:
                     continue
                 if len(taken) < most and service.batchSince + (1 - self.EARLY) * service.interval <= now:
@@ -125,7 +91,7 @@ class Schedule:
                     taken.append(service)
                 else:
                     stay.add(service, _dueOf(service))
-            if stay.services:
+            if stay:
                 self._slots[self._numbers[0]] = stay
                 break
             del self._slots[heappop(self._numbers)]

@@ -21,11 +21,12 @@ from ..util.concurrency import PrioritySemaphore
 from ..util.deferred import returnsDeferred
 from ..util.parsing import LONGEST_INTERVAL, boundedNumber
 from ..util.suspend import SuspendWatch
-from .batching import HeartbeatBatcher, HeartbeatContext
+from .batching import HeartbeatBatcher
 from .batchsize import BatchSize, isRefusal
 from .creation import ServiceCreator
 from .desired import DesiredState, DesiredStates
 from .heartbeater import HeartBeater
+from .single import HeartbeatContext
 from .stalls import StallWatch
 
 # The protocol's longest heartbeat timeout, in seconds.

@@ -12,11 +12,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from ..errors import ServiceExists, ServiceRegistryError, isUnknown
+from ..api.services import ServicesAPI
+from ..errors import BadRequest, Forbidden, NotFound, ServiceExists, ServiceRegistryError, isUnknown
 from ..http.jsontransport import ClientClosed
 from ..http.messages import WhenLate
 from ..types import HeartbeatToken
@@ -24,15 +26,18 @@ from ..util.backoff import Backoff
 from ..util.concurrency import PrioritySemaphore
 from ..util.logs import Logger
 from ..util.outage import Outage
+from ..util.suspend import SuspendWatch
 from ..util.tries import LONGEST_DELAY, SHORTEST_TRY, LateTries, delayBefore, patienceFor, runOnAfter
-from .batching import HeartbeatContext
 from .healthcheck import HealthCheck
-from .schedule import BatchedService
+from .stalls import StallWatch
 
 #: The warning when heartbeats, or registrations, begin to fail.
 HEARTBEAT_FAILED = "Heartbeat failed for {what} {serviceId}: {reason} (retrying)"
 _SUCCEED_AGAIN = "Heartbeats for {what} {serviceId} succeed again after {seconds:.1f} s"
 
+# Below this timeout (seconds) heartbeats are relatively more frequent: a delay of a few hundred milliseconds is a
+# larger part of a short timeout.
+_SHORT_TIMEOUT = 15
 # The shortest time limit of a health check, in seconds.
 _SHORTEST_CHECK = 1.0
 # While a service may exist whose registration had no response, the delays are not shorter than this part of its
@@ -42,61 +47,73 @@ _SHORTEST_UNHEARD = 1 / 30
 _ID_TAKEN_DELAY = 2.0
 
 
-class HeartbeatRequests(Protocol):
-    """What a HeartBeater needs of :class:`~txserviceregistry.heartbeats.services.ServicesClient`."""
-
-    def heartbeat(
-        self, id: str, token: str, *, timeout: float | None = None, whenLate: WhenLate | None = None
-    ) -> Deferred[HeartbeatToken]: ...
-
-
-class SingleService(BatchedService, Protocol):
-    """What :class:`SingleSender` needs of a :class:`~txserviceregistry.HeartBeater`, which describes it."""
+class Batcher(Protocol):
+    """What a HeartBeater needs of :class:`~txserviceregistry.heartbeats.batching.HeartbeatBatcher`."""
 
     @property
-    def heartbeatInterval(self) -> float: ...
+    def isOffered(self) -> bool: ...
 
-    @property
-    def running(self) -> bool: ...
+    def join(self, service: Any, due: float) -> None: ...
 
-    def registered(self, sent: float, token: str) -> None: ...
-
-    def isGone(self, error: BaseException | None) -> bool: ...
-
-    def refused(self, failure: Failure) -> None: ...
+    def leave(self, service: Any) -> None: ...
 
 
-class SingleSender:
+@attrs.frozen
+class HeartbeatContext:
     """
-    Sends the single heartbeats and registrations of a service, from :meth:`begin` to :meth:`end`.
+    What the HeartBeaters of one client share, so that there can be thousands of them.
 
-    :param service: is called with each outcome.
+    :ivar stalls: the clock, which notices that the reactor stood still.
+    :ivar suspends: notices that the machine was suspended.
+    :ivar turns: bounds the heartbeat requests at once.
+    :ivar registrations: bounds the registrations at once.
+    :ivar batcher: batches heartbeats; ``None`` if each HeartBeater sends its own.
+    """
+
+    stalls: StallWatch
+    suspends: SuspendWatch
+    turns: PrioritySemaphore = attrs.field(factory=PrioritySemaphore)
+    registrations: PrioritySemaphore = attrs.field(factory=PrioritySemaphore)
+    batcher: Batcher | None = None
+
+
+class SingleHeartbeats:
+    """
+    One service, and its heartbeats and registrations as single requests. A HeartBeater inherits it.
+
     :param services: sends the heartbeats.
+    :param token: the token of the registration; without one, *register* is called first.
     :param register: registers the service, and fires with its token.
-    :param health: the health check.
-    :param context: what the services of a client share.
     :param random: gives numbers from 0 to 1.
     """
 
     _log = Logger()
+    # For the log.
+    what = "service"
 
     def __init__(
         self,
-        service: SingleService,
-        services: HeartbeatRequests,
-        register: Callable[[], Deferred[str]],
+        services: ServicesAPI,
+        serviceId: str,
+        heartbeatTimeout: float,
+        token: str | None,
+        register: Callable[[], Deferred[str]] | None,
         health: HealthCheck | None,
         context: HeartbeatContext,
         random: Callable[[], float],
     ) -> None:
-        self._service = service
+        self.serviceId = serviceId
+        self.heartbeatTimeout = heartbeatTimeout
+        self.nextToken = token
+        # The last token that was accepted. Tried when the next one is refused, which may be another service's.
+        self._provenToken: str | None = None
         self._services = services
         self._register = register
         self._health = health
         self._context = context
         self._clock = context.stalls
         self._random = random
-        self._backoff = Backoff(0.1, min(LONGEST_DELAY, service.interval / 2), random)
+        self.deadline = self._clock.seconds() + heartbeatTimeout
         # When a service expires whose registration had no response, if it exists.
         self._unheardUntil = float("-inf")
         # The next try; or what the current one waits for, and the turn that it has; and those that are late.
@@ -105,22 +122,73 @@ class SingleSender:
         self._turn: PrioritySemaphore | None = None
         self._late = LateTries()
         self._outage: Outage | None = None
+        self._drawInterval()
 
-    def begin(self) -> None:
+    # -- what it is for
+
+    @property
+    def makesTries(self) -> bool:
+        """Whether it sends single requests."""
+        raise NotImplementedError
+
+    def answered(self, sent: float, token: str) -> None:
+        """A heartbeat that was sent at that time was answered with this token."""
+        raise NotImplementedError
+
+    def registered(self, sent: float, token: str) -> None:
+        """The registration that was sent at that time was answered with this token."""
+        raise NotImplementedError
+
+    def missed(self) -> None:
+        """A heartbeat had no response; it is retried."""
+        raise NotImplementedError
+
+    def refused(self, failure: Failure) -> None:
+        """A request failed because the service is gone (see :meth:`isGone`)."""
+        raise NotImplementedError
+
+    # -- times
+
+    @property
+    def heartbeatInterval(self) -> float:
+        """Nominal seconds between two heartbeats: 0.6 of a timeout below 15 s, 0.8 of a longer one."""
+        return self.heartbeatTimeout * (0.6 if self.heartbeatTimeout < _SHORT_TIMEOUT else 0.8)
+
+    def _drawInterval(self) -> None:
+        self.interval = self.heartbeatInterval * (0.9 + 0.1 * self._random())
+        self._backoff = Backoff(0.1, min(LONGEST_DELAY, self.interval / 2), self._random)
+
+    def retryDelay(self, delay: float) -> float:
+        """
+        Seconds to wait after a heartbeat had no response: *delay*, but fewer near the deadline, and at most half an
+        interval. So a registry that is back gets each heartbeat well within one interval.
+        """
+        return delayBefore(min(delay, self.interval / 2), self.deadline - self._clock.seconds())
+
+    def slept(self, seconds: float) -> None:
+        """The deadline is nearer than the clock says: it stood still for so many seconds."""
+        self.deadline -= seconds
+
+    # -- tries
+
+    def beginTry(self) -> None:
         """Begin a try now, instead of those under way."""
         self._endTries()
         self._context.suspends.add(self._resumed)
         self._try()
 
+    def endForGood(self) -> None:
+        """Leave nothing on the reactor, and forget the failures."""
+        self._context.suspends.discard(self._resumed)
+        self._endTries()
+        self._backoff.reset()
+        self._outage = None
+        self._unheardUntil = float("-inf")
+
     def beginAt(self, moment: float) -> None:
         """Begin the next try at that time of the clock. Those under way have lost their purpose."""
         self._endTries()
         self._timer = self._clock.callLater(max(0.0, moment - self._clock.seconds()), self._try)
-
-    def end(self) -> None:
-        """Leave nothing on the reactor."""
-        self._context.suspends.discard(self._resumed)
-        self._endTries()
 
     def _endTries(self) -> None:
         self._endTry()
@@ -143,14 +211,12 @@ class SingleSender:
 
     def _resumed(self, stoodStill: float) -> None:
         """The machine was suspended, and the clock stood still for so many seconds of it."""
-        self._service.slept(stoodStill)
+        self.slept(stoodStill)
         self._unheardUntil -= stoodStill
         self._backoff.reset()
         # A registration that is under way goes on.
-        if self._service.nextToken is not None or self._timer is not None:
-            self.begin()
-
-    # -- one try
+        if self.nextToken is not None or self._timer is not None:
+            self.beginTry()
 
     def _await(self, begin: Callable[[], Deferred[Any]], then: Callable[[Any], None]) -> None:
         """Let the current try wait for what *begin* starts. Call *then* with the outcome, unless the try is ended."""
@@ -174,27 +240,27 @@ class SingleSender:
 
     def _try(self) -> None:
         self._timer = None
-        health, service = self._health, self._service
+        health = self._health
         if health is None:
             self._takeTurn()
             return
         # A third of the seconds that are left when a heartbeat is due, as for the heartbeat itself.
-        timeout = max(_SHORTEST_CHECK, (service.heartbeatTimeout - service.heartbeatInterval) / 3)
-        suspended = "registration" if service.nextToken is None else "heartbeats"
+        timeout = max(_SHORTEST_CHECK, (self.heartbeatTimeout - self.heartbeatInterval) / 3)
+        suspended = "registration" if self.nextToken is None else "heartbeats"
 
         def checked(passes: bool) -> None:
             if passes:
                 self._takeTurn()
             else:
-                left = 0.0 if service.nextToken is None else service.deadline - self._clock.seconds()
-                self._retry(health.nextDelay(service.interval, left))
+                left = 0.0 if self.nextToken is None else self.deadline - self._clock.seconds()
+                self._retry(health.nextDelay(self.interval, left))
 
         self._await(partial(health.passes, timeout, suspended), checked)
 
     def _takeTurn(self) -> None:
         """Wait until few enough ask the registry. The service that needs a response first is first."""
-        if self._service.nextToken is not None:
-            turns, deadline = self._context.turns, self._service.deadline
+        if self.nextToken is not None:
+            turns, deadline = self._context.turns, self.deadline
         else:
             turns = self._context.registrations
             deadline = self._unheardUntil if self._unheardUntil > self._clock.seconds() else float("inf")
@@ -203,22 +269,32 @@ class SingleSender:
     def _ask(self, turns: PrioritySemaphore, _: None) -> None:
         self._turn = turns
         sent = self._clock.seconds()
-        if self._service.nextToken is not None:
-            self._heartbeat(sent, self._service.entry(sent)["token"])
+        if self.nextToken is not None:
+            self._heartbeat(sent, self.entry(sent)["token"])
         else:
+            self._provenToken = None
+            assert self._register is not None
             self._await(self._register, partial(self._registered, sent))
 
     def _registered(self, sent: float, result: str | Failure) -> None:
         if isinstance(result, Failure):
             if isUnknown(result.value) and self._unheardUntil <= sent:
-                self._unheardUntil = sent + self._service.heartbeatTimeout
+                self._unheardUntil = sent + self.heartbeatTimeout
             self._failed(result)
         else:
             self._succeeded()
-            self._service.registered(sent, result)
+            self.registered(sent, result)
+
+    def entry(self, sent: float) -> dict[str, str]:
+        """Its entry in a batch, or its data for a single heartbeat, sent at this time."""
+        return {"id": self.serviceId, "token": self.nextToken or ""}
+
+    def request(self, token: str, timeout: float, whenLate: WhenLate) -> Deferred[HeartbeatToken]:
+        """Send a single heartbeat."""
+        return self._services.heartbeat(self.serviceId, token, timeout=timeout, whenLate=whenLate)
 
     def _heartbeat(self, sent: float, token: str) -> None:
-        timeout = patienceFor(self._service.deadline - sent, self._service.heartbeatTimeout)
+        timeout = patienceFor(self.deadline - sent, self.heartbeatTimeout)
 
         def late(failure: Failure) -> float:
             more = runOnAfter(timeout)
@@ -235,19 +311,17 @@ class SingleSender:
             if isCurrent:
                 self._work = None
                 self._clock.wasDue(sent + timeout)
-            elif self._service.nextToken != token:
+            elif self.nextToken != token:
                 # Another try was answered before this late one, or the service was registered again.
                 return
             if not isinstance(result, Failure):
                 self._succeeded()
-                self._service.answered(sent, result["token"])
-            elif isCurrent or self._service.isGone(result.value):
+                self.answered(sent, result["token"])
+            elif isCurrent or self.isGone(result.value):
                 self._failed(result)
 
-        self._work = request = self._services.heartbeat(self._service.serviceId, token, timeout=timeout, whenLate=late)
+        self._work = request = self.request(token, timeout, late)
         request.addBoth(over).addErrback(self._broken)
-
-    # -- its outcome
 
     def _succeeded(self) -> None:
         self._backoff.reset()
@@ -259,33 +333,38 @@ class SingleSender:
         error = failure.value
         # If it is one that was late, the one after it ends too.
         self._endTry()
-        if isinstance(error, ClientClosed) or self._service.isGone(error):
-            self._service.refused(failure)
+        if self.isGone(error):
+            self.refused(failure)
             return
         # Only our own errors are known to hold no secret.
         self.noteOutage(str(error) if isinstance(error, ServiceRegistryError) else type(error).__name__)
         if isinstance(error, ServiceExists):
             self._retry(_ID_TAKEN_DELAY * (1 - self._random() / 2))
-        elif self._service.nextToken is not None:
-            self._retry(self._service.retryDelay(self._backoff.next()))
+        elif self.nextToken is not None:
+            self._retry(self.retryDelay(self._backoff.next()))
         else:
-            shortest = max(SHORTEST_TRY, self._service.heartbeatTimeout * _SHORTEST_UNHEARD)
+            shortest = max(SHORTEST_TRY, self.heartbeatTimeout * _SHORTEST_UNHEARD)
             self._retry(delayBefore(self._backoff.next(), self._unheardUntil - self._clock.seconds(), shortest))
 
     def _retry(self, delay: float) -> None:
         self._timer = self._clock.callLater(delay, self._try)
-        if self._service.nextToken is not None:
-            self._service.missed()
+        if self.nextToken is not None:
+            self.missed()
 
     def _broken(self, failure: Failure) -> None:
-        self._log.failure(
-            "Heartbeats for {what} {serviceId} failed unexpectedly (retrying)",
-            failure,
-            what=self._service.what,
-            serviceId=self._service.serviceId,
-        )
-        if self._service.running and self._timer is None and self._work is None:
-            self._retry(self._service.retryDelay(self._backoff.next()))
+        text = "Heartbeats for {what} {serviceId} failed unexpectedly (retrying)"
+        self._log.failure(text, failure, what=self.what, serviceId=self.serviceId)
+        if self.makesTries and self._timer is None and self._work is None:
+            self._retry(self.retryDelay(self._backoff.next()))
+
+    def isGone(self, error: BaseException | None) -> bool:
+        """
+        Whether the registry has no such service, never accepts its registration, or lets this user neither register it
+        nor send heartbeats. Errors of these classes are faults of the API.
+        """
+        if isinstance(error, NotFound):
+            return self.nextToken is not None
+        return isinstance(error, (BadRequest, Forbidden, ClientClosed))
 
     def noteOutage(self, reason: str, *, isCertain: bool = False) -> None:
         """
@@ -300,7 +379,7 @@ class SingleSender:
                 HEARTBEAT_FAILED,
                 _SUCCEED_AGAIN,
                 after=2,
-                what=self._service.what,
-                serviceId=self._service.serviceId,
+                what=self.what,
+                serviceId=self.serviceId,
             )
         self._outage.failed(reason=reason, isCertain=isCertain)

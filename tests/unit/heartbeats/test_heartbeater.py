@@ -122,13 +122,6 @@ class HeartBeaterTests(SynchronousTestCase):
         heartBeater.start()
         self.assertEqual((calls, self.services.sent), (["start"], []))
 
-    def test_hasNoDictionaryOfItsOwn(self) -> None:
-        """There can be thousands: attributes in slots take less memory, and less time for each heartbeat."""
-        heartBeater = self.heartBeater()
-        heartBeater.start()
-        self.pass_(30)
-        self.assertEqual(vars(heartBeater), {})
-
     # -- the interval
 
     def test_intervalIsAPartOfTheTimeout(self) -> None:
