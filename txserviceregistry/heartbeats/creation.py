@@ -98,10 +98,7 @@ class ServiceCreator:
 
         def answered(token: str | None) -> str | None:
             if token is not None and not first.called:
-                if number == self._begun:
-                    self._desired.registered()
-                else:
-                    self._desired.registeredEarlier()
+                self._desired.registered(isLast=number == self._begun)
                 first.callback(token)
                 if work is not None:
                     work.cancel()

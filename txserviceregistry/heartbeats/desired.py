@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import random as randomModule
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any
 from weakref import ReferenceType, WeakValueDictionary, ref
 
 import attrs
@@ -26,32 +26,15 @@ from ..util.outage import Outage
 from ..util.tries import LONGEST_DELAY
 from ..util.waiters import Waiters
 from .fields import FIELDS, DesiredFields, comparable, plain
+from .heartbeater import HeartBeater
 
-# So many registrations and updates are remembered while the outcome of a registration is unknown.
+# So many registrations and updates are remembered, to recognize a service whose registration had no response.
 _MOST_SENT = 100
 # Seconds to wait after the second try to update a service; then the delays grow.
 _SHORTEST_RETRY = 0.1
 
 _UPDATE_FAILED = "Update of service {serviceId} failed: {reason} (retrying)"
 _UPDATED = "Service {serviceId} updated after {seconds:.1f} s"
-
-
-class _HeartBeater(Protocol):
-    """The HeartBeater of a service, as :class:`DesiredState` needs it."""
-
-    heartbeatTimeout: float
-
-    @property
-    def running(self) -> bool: ...
-
-    @property
-    def registersAgain(self) -> bool: ...
-
-    def setTimeout(self, heartbeatTimeout: int) -> None: ...
-
-    def sendNow(self) -> None: ...
-
-    def onStateChange(self, listener: Callable[[str], None]) -> None: ...
 
 
 @attrs.frozen
@@ -64,6 +47,7 @@ class DesiredStates:
     :ivar pause: waits so many seconds, but no longer than the client is open.
     :ivar clock: tells how long updates have failed.
     :ivar random: gives numbers from 0 to 1.
+    :ivar byId: those that updates through the client change.
     """
 
     put: Callable[[str, Mapping[str, Any]], Deferred[Any]]
@@ -71,20 +55,7 @@ class DesiredStates:
     pause: Callable[[float], Deferred[None]]
     clock: IReactorTime
     random: Callable[[], float] = randomModule.random
-    _byId: WeakValueDictionary[str, DesiredState] = attrs.field(factory=WeakValueDictionary, init=False)
-
-    def find(self, serviceId: str) -> DesiredState | None:
-        """The desired state of the service, if this client registered it."""
-        return self._byId.get(serviceId)
-
-    def add(self, state: DesiredState) -> None:
-        """Let updates of the service change this state."""
-        self._byId[state.serviceId] = state
-
-    def discard(self, state: DesiredState) -> None:
-        """Stop that."""
-        if self._byId.get(state.serviceId) is state:
-            del self._byId[state.serviceId]
+    byId: WeakValueDictionary[str, DesiredState] = attrs.field(factory=WeakValueDictionary, init=False)
 
 
 class _State(Enum):
@@ -141,22 +112,24 @@ class DesiredState(DesiredFields):
         # Deferreds that wait for them.
         self._known: Mapping[str, Any] | None = None
         self._posted: tuple[Mapping[str, Any], Mapping[str, Any], tuple[Deferred[None], ...]] = self.fields, {}, ()
-        # The fields that were sent last since the first registration whose outcome is unknown.
+        # The fields that were sent, from the last registration that had its effect on.
         self._sent: deque[Mapping[str, Any]] = deque(maxlen=_MOST_SENT)
-        # The fields of the last registration that had its effect, as sent.
-        self._registeredAs: Mapping[str, Any] = {}
         # How many updates are under way; and how many have begun, and registrations have had their effect.
         self._underWay = 0
         self._writes = 0
         # Timeouts that the registry may have.
         self._timeouts: tuple[int, ...] = (heartbeatTimeout,)
-        self._heartBeater: ReferenceType[_HeartBeater] | None = None
+        self._reference: ReferenceType[HeartBeater] | None = None
         self._waiters: Waiters[None] = Waiters()
 
     @property
     def isDirty(self) -> bool:
         """Whether the registry may have other fields."""
         return self._known is None or comparable(self._known) != comparable(self.wire())
+
+    @property
+    def _heartBeater(self) -> HeartBeater | None:
+        return None if self._reference is None else self._reference()
 
     def setHost(self, host: str) -> None:
         """The address was determined anew."""
@@ -174,26 +147,26 @@ class DesiredState(DesiredFields):
         """
         if isFirst:
             self._sent.clear()
-            self._registeredAs = {}
         wire = self.wire()
         self._posted = self.fields, wire, tuple(self._waiters)
         self._sent.append(comparable(wire))
         return wire
 
-    def registered(self) -> None:
-        """The registration that was sent last had its effect."""
-        self.accepted, wire, covered = self._posted
-        self._registeredAs = comparable(wire)
+    def registered(self, *, isLast: bool = True) -> None:
+        """
+        A registration had its effect.
+
+        :param isLast: whether it is the one that was sent last. If not, the fields in the registry are not known.
+        """
+        fields, wire, covered = self._posted
         self._sent.clear()
         self._has(wire)
-        self._waiters.fire(None, covered)
-        self.converge()
-
-    def registeredEarlier(self) -> None:
-        """A registration before the last one had its effect: the fields in the registry are not known."""
-        self._sent.clear()
-        self._has(self._posted[1])
-        self._known = None
+        if isLast:
+            self.accepted = fields
+            self._sent.append(comparable(wire))
+            self._waiters.fire(None, covered)
+        else:
+            self._known = None
         self.converge()
 
     def refusedRegistration(self, error: APIError) -> bool:
@@ -203,10 +176,7 @@ class DesiredState(DesiredFields):
         :return: whether an update may be the reason; it is undone then.
         """
         fields, _, covered = self._posted
-        if not (_isFinal(error) and self.takeBack(fields)):
-            return False
-        self._waiters.fire(Failure(error), covered)
-        return True
+        return self._undo(error, fields, covered)
 
     def _has(self, fields: Mapping[str, Any]) -> None:
         """The registry has our service, with these *fields*."""
@@ -216,7 +186,7 @@ class DesiredState(DesiredFields):
         # An update that is under way may have had its effect before or after.
         self._known = None if self._underWay else fields
         if not self._underWay:
-            self._setTimeouts((fields["heartbeat_timeout"],))
+            self._setTimeouts(fields["heartbeat_timeout"])
 
     def resumed(self, found: Mapping[str, Any]) -> None:
         """The service that an earlier process left is continued; the registry has these fields."""
@@ -228,28 +198,28 @@ class DesiredState(DesiredFields):
         is as a registration or an update sent it.
         """
         return found["last_seen"] is None and all(
-            any(name in sent and plain(sent[name]) == found[name] for sent in (*self._sent, self._registeredAs))
-            for name in FIELDS
+            any(name in sent and plain(sent[name]) == found[name] for sent in self._sent) for name in FIELDS
         )
 
     # -- updates
 
-    def open(self, heartBeater: _HeartBeater) -> None:
+    def open(self, heartBeater: HeartBeater) -> None:
         """
         Let updates through the client change this state.
 
         :param heartBeater: sends the service's heartbeats. Only a weak reference is kept.
         """
-        self._heartBeater = ref(heartBeater)
+        self._reference = ref(heartBeater)
         self._timeouts = (self.heartbeatTimeout,)
-        self._states.add(self)
+        self._states.byId[self.serviceId] = self
         heartBeater.onStateChange(self._heartBeaterChanged)
 
     def close(self, reason: Failure) -> None:
         """The service is not registered any more; updates that wait fail with *reason*."""
-        self._heartBeater = None
+        self._reference = None
         self._known = None
-        self._states.discard(self)
+        if self._states.byId.get(self.serviceId) is self:
+            del self._states.byId[self.serviceId]
         self._transition(_State.ABSENT)
         self._waiters.fire(reason)
 
@@ -285,8 +255,8 @@ class DesiredState(DesiredFields):
 
     def converge(self) -> None:
         """Update the service if the registry may have something else than what is desired."""
-        heartBeater = self._heartBeater and self._heartBeater()
-        if not heartBeater or not heartBeater.running or not heartBeater.registersAgain:
+        heartBeater = self._heartBeater
+        if heartBeater is None or not heartBeater.running or not heartBeater.registersAgain:
             return
         if self._state is _State.REGISTERED and self.isDirty and not self._underWay:
             self._transition(_State.UPDATING)
@@ -306,21 +276,22 @@ class DesiredState(DesiredFields):
             worker.addBoth(self._ended, worker)
 
     def _ended(self, result: object, worker: Deferred[None]) -> None:
-        failure = result if isinstance(result, Failure) else None
-        isGone = failure is not None and failure.check(NotFound) is not None
-        if failure is not None and not isGone and not failure.check(CancelledError, ClientClosed):
-            self._log.failure("Updates of service {serviceId} ended unexpectedly", failure, serviceId=self.serviceId)
+        isGone = False
+        if isinstance(result, Failure):
+            isGone = result.check(NotFound) is not None
+            if not isGone and not result.check(CancelledError, ClientClosed):
+                self._log.failure("Updates of service {serviceId} ended unexpectedly", result, serviceId=self.serviceId)
         if self._worker is not worker:
             return
         self._transition(_State.ABSENT if isGone else _State.REGISTERED)
-        heartBeater = self._heartBeater and self._heartBeater()
-        if isGone and heartBeater:
+        heartBeater = self._heartBeater
+        if isGone and heartBeater is not None:
             # It will get a 404 too. Then the desired fields are registered.
             heartBeater.sendNow()
 
     def _heartBeaterChanged(self, _: str) -> None:
-        heartBeater = self._heartBeater and self._heartBeater()
-        if heartBeater and heartBeater.running:
+        heartBeater = self._heartBeater
+        if heartBeater is not None and heartBeater.running:
             self.converge()
         elif self._state is _State.UPDATING:
             self._transition(_State.REGISTERED)
@@ -350,23 +321,27 @@ class DesiredState(DesiredFields):
         turns = self._states.turns
         await turns.take(float("inf"))
         try:
-            fields, wire, known, covered = self.fields, self.wire(), self._known, tuple(self._waiters)
-            changes = {
-                name: value
-                for name, value in comparable(wire).items()
-                if known is None or comparable(known).get(name) != value
-            }
+            fields, covered = self.fields, tuple(self._waiters)
+            known = {} if self._known is None else comparable(self._known)
+            wire = comparable(self.wire())
+            changes = {name: wire[name] for name in wire if name not in known or known[name] != wire[name]}
             isCertain = await self._put(changes)
         except APIError as error:
-            if not (_isFinal(error) and self.takeBack(fields)):
+            if not self._undo(error, fields, covered):
                 raise
-            self._waiters.fire(Failure(error), covered)
         else:
             if isCertain:
                 self.accepted = fields
                 self._waiters.fire(None, covered)
         finally:
             turns.give()
+
+    def _undo(self, error: APIError, fields: Mapping[str, Any], covered: Iterable[Deferred[None]]) -> bool:
+        """Undo what the registry refuses, now and later; whether there is anything to undo."""
+        if not isinstance(error, (BadRequest, Forbidden)) or not self.takeBack(fields):
+            return False
+        self._waiters.fire(Failure(error), covered)
+        return True
 
     async def _put(self, changes: Mapping[str, Any]) -> bool:
         """
@@ -378,9 +353,8 @@ class DesiredState(DesiredFields):
         timeoutsBefore = self._timeouts
         if timeout is not None:
             # From now on the registry may have either timeout.
-            self._setTimeouts((*self._timeouts, timeout))
-        if self._sent:
-            self._sent.append(changes)
+            self._setTimeouts(*self._timeouts, timeout)
+        self._sent.append(changes)
         isFirst = not self._underWay
         self._underWay += 1
         self._writes = write = self._writes + 1
@@ -392,27 +366,21 @@ class DesiredState(DesiredFields):
             if isCertain and (self._known is not None or set(FIELDS) <= changes.keys()):
                 known = {**(self._known or {}), **changes}
             if isCertain and timeout is not None:
-                self._setTimeouts((timeout,))
+                self._setTimeouts(timeout)
         except APIError as error:
             if not isinstance(error, (NotFound, ServerError)) and isFirst and write == self._writes:
                 # It had no effect.
                 known = self._known
-                if timeout is not None:
-                    self._setTimeouts(timeoutsBefore)
+                self._setTimeouts(*timeoutsBefore)
             raise
         finally:
             self._underWay -= 1
             self._known = known
         return isCertain
 
-    def _setTimeouts(self, timeouts: tuple[int, ...]) -> None:
+    def _setTimeouts(self, *timeouts: int) -> None:
         """Let heartbeats go out for the shortest of the timeouts that the registry may have."""
         self._timeouts = timeouts
-        heartBeater = self._heartBeater and self._heartBeater()
-        if heartBeater and heartBeater.heartbeatTimeout != min(timeouts):
+        heartBeater = self._heartBeater
+        if heartBeater is not None and heartBeater.heartbeatTimeout != min(timeouts):
             heartBeater.setTimeout(min(timeouts))
-
-
-def _isFinal(error: APIError) -> bool:
-    """Whether the registry refuses the request, now and later."""
-    return isinstance(error, (BadRequest, Forbidden))

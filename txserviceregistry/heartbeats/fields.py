@@ -66,11 +66,8 @@ class DesiredFields:
 
     def change(self, changes: Mapping[str, Any]) -> None:
         """Desire other values for some fields."""
-        if not changes:
-            return
-        self.fields = {**self.fields, **changes}
-        if self.onChange is not None:
-            self.onChange()
+        if changes:
+            self._replace({**self.fields, **changes})
 
     def takeBack(self, refused: Mapping[str, Any]) -> bool:
         """
@@ -78,7 +75,7 @@ class DesiredFields:
 
         :return: whether that changes anything.
         """
-        fields: dict[str, Any] = dict(self.fields)
+        fields = dict(self.fields)
         for name, value in refused.items():
             if name in fields and fields[name] is value and value is not self.accepted.get(name):
                 del fields[name]
@@ -86,10 +83,13 @@ class DesiredFields:
                     fields[name] = self.accepted[name]
         if fields == self.fields:
             return False
+        self._replace(fields)
+        return True
+
+    def _replace(self, fields: Mapping[str, Any]) -> None:
         self.fields = fields
         if self.onChange is not None:
             self.onChange()
-        return True
 
     def understood(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of an update's *payload*; none if one is not valid, which the registry will report."""

@@ -228,7 +228,7 @@ class ServicesClient(ServicesAPI):
             value as a whole; the others stay. So does a ``host`` that a RegisteredService determined automatically.
         :return: fires with ``True``; fails with ``NotFound`` if there is none with this *id*.
         """
-        desired = self.desired.find(id)
+        desired = self.desired.byId.get(id)
         if desired is None:
             await self.updateOnce(id, payload)
         else:
