@@ -38,10 +38,8 @@ ATTEMPT_DELAY = 0.05
 
 def endpointTo(reactor: Any, host: str, port: int, timeout: float) -> IStreamClientEndpoint:
     """
-    The endpoint of a host.
+    The endpoint of a host, by its name or address.
 
-    :param reactor: connects.
-    :param host: its name, or an IPv4 or IPv6 address.
     :param timeout: seconds to find the addresses of a name, and to connect to each of them.
     """
     try:
@@ -80,9 +78,7 @@ class _Resolved:
 @implementer(IStreamClientEndpoint)
 @attrs.frozen
 class _NamedHost:
-    """
-    A host by its name: Twisted's endpoint, with the addresses that :mod:`~txserviceregistry.http.resolving` finds.
-    """
+    """A host by its name: Twisted's endpoint, with the addresses that ``resolving`` finds."""
 
     _reactor: Any
     _host: str
@@ -90,7 +86,7 @@ class _NamedHost:
     _timeout: float
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        """See :class:`~twisted.internet.interfaces.IStreamClientEndpoint`."""
+        """See IStreamClientEndpoint."""
 
         def tooSlow(result: Any, timeout: float) -> Failure:
             return Failure(ResolvingTimedOut(self._host, timeout))
@@ -118,7 +114,7 @@ class _Endpoints:
     _timeout: float
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
-        """See :class:`~twisted.web.iweb.IAgentEndpointFactory`."""
+        """See IAgentEndpointFactory."""
         if uri.scheme not in (b"http", b"https"):
             raise SchemeNotSupported(f"Unsupported scheme: {uri.scheme!r}")
         endpoint = endpointTo(self._reactor, uri.host.decode("ascii"), uri.port, self._timeout)
@@ -128,22 +124,13 @@ class _Endpoints:
 
 
 def httpAgent(reactor: Any, policy: IPolicyForHTTPS, timeout: float, pool: HTTPConnectionPool) -> IAgent:
-    """
-    An agent for ``http`` and ``https``.
-
-    :param reactor: connects.
-    :param policy: which certificates to trust.
-    :param timeout: seconds to connect.
-    :param pool: keeps the connections.
-    """
+    """An agent for ``http`` and ``https``, with a *timeout* for connecting, in seconds."""
     endpoints = _Endpoints(reactor, policy, timeout)
     return PooledAgent(Agent.usingEndpointFactory(reactor, endpoints, pool), endpoints, pool)
 
 
 def describeFailure(error: BaseException) -> str:
-    """
-    Why a connection failed or ended, in a few words: ``connection refused``. Of another error, its type and message.
-    """
+    """Why a connection failed or ended, in a few words: ``connection refused``. Of another error, type and message."""
     reasons = getattr(error, "reasons", None)
     # Other errors may have an attribute of this name too.
     cause = reasons[0].value if isinstance(reasons, list) and reasons else error

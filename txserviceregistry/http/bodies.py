@@ -24,11 +24,7 @@ class ResponseTooLarge(Exception):
 
 @implementer(IBodyProducer)
 class BytesProducer:
-    """
-    A request's body that is in memory, and can be sent more than once.
-
-    :param body: the body.
-    """
+    """A request's body that is in memory, and can be sent more than once."""
 
     def __init__(self, body: bytes) -> None:
         self.body = body
@@ -83,7 +79,7 @@ class Collector:
         """Nothing has to be held back."""
 
     def unregisterProducer(self) -> None:
-        """See :meth:`registerProducer`."""
+        """Nothing was held back."""
 
     @property
     def body(self) -> bytes:
@@ -102,11 +98,7 @@ class _Nowhere:
 
 @implementer(IResponse)
 class WholeResponse:
-    """
-    A response whose body is here.
-
-    :ivar body: the body's bytes.
-    """
+    """A response whose body is here."""
 
     def __init__(self, original: IResponse, body: bytes) -> None:
         self.version = original.version
@@ -178,11 +170,7 @@ class _Body(Protocol):
 
 
 def readWhole(response: IResponse, abort: Callable[[], object] | None = None) -> Deferred[WholeResponse]:
-    """
-    The response with its body.
-
-    :param abort: ends the connection, when the body is not wanted any more; the body's own transport if not given.
-    """
+    """The response with its body; *abort* ends the connection, instead of the transport that the body comes with."""
     if isinstance(response, WholeResponse):
         return succeed(response)
     body = _Body(response, abort)

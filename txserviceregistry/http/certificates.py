@@ -26,17 +26,11 @@ def ownerOf(name: x509.Name) -> str:
 
 
 def isSelfSigned(certificate: x509.Certificate) -> bool:
-    """Whether it is self-signed."""
     return certificate.subject == certificate.issuer
 
 
 def whyNotNow(certificate: x509.Certificate, now: datetime.datetime | None = None) -> str | None:
-    """
-    Why a certificate is not valid at this time, as the end of a sentence that begins with it.
-
-    :param now: the time, with its zone; by default that of the wall clock.
-    :return: ``None`` if it is valid.
-    """
+    """Why a certificate is not valid *now*, as the end of a sentence that begins with it; ``None`` if it is."""
     now = now or datetime.datetime.now(datetime.timezone.utc)
     if now > certificate.not_valid_after_utc:
         return f"expired on {_written(certificate.not_valid_after_utc)}"

@@ -19,14 +19,12 @@ _RETURN = (20.0, 80.0)
 
 class Servers:
     """
-    The servers of one service, as one client sees them.
+    The servers of one service, by their numbers, as one client sees them.
 
     A client draws its first server, and the order of the others, so that the clients of a server that fails spread over
     the others. It stays with a server that works. After a while a repeatable request tries the first server again.
 
-    :param count: how many there are.
-    :param random: gives numbers from 0 to 1.
-    :ivar current: the number of the server that is asked first.
+    :ivar current: the server that is asked first.
     """
 
     def __init__(self, count: int, clock: IReactorTime, random: Callable[[], float] = randomModule.random) -> None:
@@ -40,11 +38,7 @@ class Servers:
         self._returnAt: float | None = None
 
     def order(self, *, mayTry: bool) -> Sequence[int]:
-        """
-        The servers in the order in which to ask them.
-
-        :param mayTry: whether the request may try the first server again, because it is repeatable.
-        """
+        """The order in which to ask; *mayTry* the first server again with a request that is repeatable."""
         if len(self._ring) == 1:
             return self._ring
         now = self._clock.seconds()
@@ -63,25 +57,21 @@ class Servers:
         if self._shunnedUntil[number]:
             self._shunnedUntil[number] = 0.0
             self._penalties[number].reset()
-        if self.current == number:
-            return
-        self.current = number
-        if number == self._home:
-            self._returnAt = None
-        else:
-            self._drawReturn()
+        if self.current != number:
+            self._stayWith(number)
 
     def failed(self, number: int) -> None:
         """There was no response, or the server is unavailable."""
         now = self._clock.seconds()
         # The first delay of a backoff is 0, but there are other servers.
         self._shunnedUntil[number] = now + max(self._penalties[number].next(), _FIRST_PENALTY)
-        if number != self.current:
-            return
-        self.current = self.order(mayTry=False)[1 % len(self._shunnedUntil)]
-        if self.current == self._home:
-            self._returnAt = None
-        else:
+        if number == self.current:
+            self._stayWith(self.order(mayTry=False)[1 % len(self._shunnedUntil)])
+
+    def _stayWith(self, number: int) -> None:
+        self.current = number
+        self._returnAt = None
+        if number != self._home:
             self._drawReturn()
 
     def _drawReturn(self) -> None:

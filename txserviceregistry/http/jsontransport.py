@@ -53,23 +53,15 @@ class ClientClosed(ConnectionFailed):
 
 
 class _Away(Exception):
-    """
-    The server is unavailable.
-
-    :ivar response: its response.
-    """
+    """The server is unavailable."""
 
     def __init__(self, response: Response) -> None:
-        super().__init__(response.status)
+        super().__init__()
         self.response = response
 
 
 class _Server:
-    """
-    The URL of one server, and the headers of requests to it, without a body and with one.
-
-    :param url: it, without a default port.
-    """
+    """The URL of one server, without a default port, and the headers of requests to it."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -95,8 +87,7 @@ class JSONTransport:
     repeatable. Each of several servers has a share of the request's time. After that the request is sent to the next
     server too, and the first response counts. A request that waits for events is cancelled when its server fails.
 
-    :param agent: sends the requests: a :class:`~txserviceregistry.http.queueing.QueueingAgent`, or an agent over one.
-    :param clock: for the deadlines.
+    :param agent: a :class:`~txserviceregistry.http.queueing.QueueingAgent`, or an agent over one.
     :param baseUrls: the URLs before the paths, without a slash at the end.
     :param timeout: seconds that a request may take by default.
     :param name: the name of the server for error messages.
@@ -131,7 +122,6 @@ class JSONTransport:
 
     @property
     def servers(self) -> int:
-        """How many servers there are."""
         return len(self._bases)
 
     @property
@@ -225,12 +215,7 @@ class JSONTransport:
         raise AssertionError("unreachable")
 
     async def _ask(self, request: Request, server: int, left: int) -> Response:
-        """
-        The response of one server. The request is sent once more when the connection turns out to be stale.
-
-        :param left: how many servers are left, this one included.
-        :raises _Away: if it is unavailable.
-        """
+        """The response of a *server*, or :class:`_Away`. The request is sent again over a stale connection."""
         url, leave = request.url, request.leave
         for attempt in range(1, _MOST_STALE + 1):
             try:
@@ -310,7 +295,6 @@ class JSONTransport:
         return RequestTimedOut(f"{request.asked} timed out in its share of {request.timeout:g} s{why}")
 
     def _explained(self, error: Exception, request: Request) -> ServiceRegistryError:
-        """The error for the failure of an agent."""
         asked, name, why = request.asked, self._name, describeFailure(error)
         if isinstance(error, AgentClosed):
             return ClientClosed(f"{asked} failed: this client has been closed")

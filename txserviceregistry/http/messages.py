@@ -52,23 +52,14 @@ class Lane(IntEnum):
 
 
 def segment(text: str) -> str:
-    """
-    One segment of a path, encoded so that it stays one segment.
-
-    :param text: an id, not empty.
-    """
+    """*text*, which is not empty, encoded so that it stays one segment of a path."""
     encoded = quote(text, safe="")
     # Dots need no encoding, but these two are special in a path.
     return encoded.replace(".", "%2E") if text in (".", "..") else encoded
 
 
 def pathOf(path: str, query: Mapping[str, object] | None) -> str:
-    """
-    A path with its query.
-
-    :param path: encoded.
-    :param query: the parameters; those that are ``None`` are left out.
-    """
+    """A path, which is encoded, with the parameters that are not ``None``."""
     pairs = {name: value for name, value in (query or {}).items() if value is not None}
     return f"{path}?{urlencode(pairs, safe='', quote_via=quote)}" if pairs else path
 
@@ -138,11 +129,7 @@ class Request:
         return f"{self.method} {self.url or self.path}"
 
     def inTime(self, work: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
-        """
-        Do *work* until the deadline.
-
-        :return: fires with its result. Fails as it does, or with ``RequestTimedOut``.
-        """
+        """The result of *work*, or ``RequestTimedOut``."""
         done = Deferred.fromCoroutine(work)
         if done.called:
             return done
@@ -204,11 +191,7 @@ class Response:
         return NO_REGISTRY if self.status in _NO_SUCH_PAGE else ""
 
     def redirection(self, setting: str) -> str | None:
-        """
-        The target of a redirect and what to do; ``None`` for another response.
-
-        :param setting: the setting to change.
-        """
+        """The target of a redirect and the *setting* to change; ``None`` for another response."""
         location = self.header("Location")
         if not 300 <= self.status < 400 or not location:
             return None
@@ -226,12 +209,7 @@ class Response:
         return values[0].decode("utf-8", "replace") if values else None
 
     def read(self, reader: Callable[[Any], _T]) -> _T:
-        """
-        The body's value, validated.
-
-        :param reader: takes it and returns it, or raises ``ValueError`` if it has the wrong shape.
-        :raises MalformedResponse: if it has.
-        """
+        """The body's value; ``MalformedResponse`` if *reader*, which takes and returns it, raises ``ValueError``."""
         try:
             return reader(self.json)
         except ValueError as error:

@@ -1,6 +1,4 @@
-"""
-The connection pool: idle connections, the connections of one client, what is wrong with them, and requests over them.
-"""
+"""The connections of one client: a pool, what is wrong with them, and requests over them."""
 
 from __future__ import annotations
 
@@ -57,7 +55,6 @@ class InsecureConnection(Exception):
 
 
 def _asStale(reason: Failure) -> Failure:
-    """What the failure of a request on a used connection means."""
     error = reason.value
     if type(error) is not ResponseNeverReceived or any(inner.check(CancelledError) for inner in error.reasons):
         return reason
@@ -150,12 +147,9 @@ class _ConnectionFactory(Factory):
 
 class ConnectionPool(HTTPConnectionPool):
     """
-    Persistent connections, whose responses come with their bodies.
+    Persistent connections, whose responses come with their bodies. A request fails with :class:`StaleConnection` if the
+    server had closed the idle connection: the caller decides whether it is sent again.
 
-    A request fails with :class:`StaleConnection` if the server had closed the idle connection. The caller decides
-    whether it is sent again.
-
-    :param reactor: connects, and times idle connections.
     :param maxConnections: the most idle connections to one server.
     :param streams: whether responses come as soon as their headers are there, with an ``abort`` that closes the
         connection.
@@ -208,18 +202,12 @@ class ConnectionPool(HTTPConnectionPool):
     def onLocalAddress(self, listener: Callable[[str, str], object]) -> Callable[[], None]:
         """
         Call *listener* with a server's URL and a local address, whenever a connection to the server has another local
-        address than the connection before.
-
-        :return: a function that ends it.
+        address than the connection before, until the function that is returned is called.
         """
         return self._addressListeners.add(listener)
 
     def close(self) -> Deferred[None]:
-        """
-        Close all connections, those in use as well.
-
-        :return: fires when all are closed, which takes :data:`CLOSE_GRACE` seconds at most.
-        """
+        """Close all connections, also those in use. Fires when it is done, after :data:`CLOSE_GRACE` s at most."""
         # Its Deferred is not used: it does not fire for a peer that does not take part in closing.
         self.closeCachedConnections()  # type: ignore[no-untyped-call] # Twisted has no types there
         left = [connection for connection in self._known if connection.transport is not None]
@@ -248,11 +236,7 @@ class _Request:
     persistent: bool
 
     def writeTo(self, transport: ITransport) -> Deferred[None]:
-        """
-        Write it.
-
-        :return: has fired: all is written.
-        """
+        """Write it, all at once."""
         body = b"" if self.bodyProducer is None else self.bodyProducer.body
         length = b"Content-Length: %d\r\n" % len(body) if body or self.method in (b"PUT", b"POST") else b""
         close = b"" if self.persistent else b"Connection: close\r\n"
@@ -270,10 +254,6 @@ class PooledAgent:
     """
     Sends the requests of this library with the least work: their headers are valid, their bodies are in memory, and the
     endpoints of their servers are kept. Twisted's agent sends all others over the same pool.
-
-    :param agent: Twisted's.
-    :param endpoints: what it connects to.
-    :param pool: its pool.
     """
 
     def __init__(self, agent: IAgent, endpoints: IAgentEndpointFactory, pool: HTTPConnectionPool) -> None:
@@ -285,7 +265,7 @@ class PooledAgent:
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> Deferred[IResponse]:
-        """See :class:`~twisted.web.iweb.IAgent`."""
+        """See IAgent."""
         pieces = uri.split(b"/", 3)
         if (
             not isinstance(headers, FixedHeaders)

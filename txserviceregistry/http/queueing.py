@@ -155,9 +155,8 @@ class QueueingAgent:
     deadline covers the body. Cancelling a request at any stage fails it with
     :class:`~twisted.internet.defer.CancelledError`, closes its connection and frees its slot.
 
-    :param agent: sends the requests.
     :param maxConnections: the most requests at once, for each scheme, host and port.
-    :param clock: times the requests.
+    :param clock: times the requests; see :meth:`lane`.
     """
 
     def __init__(self, agent: IAgent, maxConnections: int = 2, clock: IReactorTime | None = None) -> None:
@@ -224,7 +223,7 @@ class _Lane:
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> Deferred[IResponse]:
-        """See :class:`~twisted.web.iweb.IAgent`."""
+        """See IAgent."""
         asked = self._queue.request(method, uri, headers, bodyProducer, isUrgent=self._isUrgent)
         suspends = self._suspends
         if suspends is None or asked.called:

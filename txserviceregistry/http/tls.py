@@ -86,12 +86,7 @@ _HANDSHAKE = {
 
 @attrs.frozen
 class _Trust:
-    """
-    The certificates to trust.
-
-    :ivar root: for a context.
-    :ivar problem: why they can't be used, if they can't.
-    """
+    """The certificates to trust, for a context, and why they can't be used, if they can't."""
 
     root: Any
     problem: str | None = None
@@ -103,11 +98,7 @@ _OwnFiles = Reloaded[list[bytes], PrivateCertificate]
 
 
 class CertificateRefused(TLSError):
-    """
-    The server's certificate is not valid.
-
-    :param text: why, and what to do.
-    """
+    """The server's certificate is not valid; the text says why, and what to do."""
 
     def __init__(self, text: str) -> None:
         # In the form of OpenSSL's own errors, which Twisted inspects.
@@ -375,11 +366,7 @@ def _wrongName(certificate: x509.Certificate, host: str) -> str:
 
 
 def _refused(culprit: x509.Certificate, error: int, depth: int, caFile: str | None) -> str:
-    """
-    :param culprit: the invalid certificate.
-    :param error: OpenSSL's number of the error.
-    :param depth: its place in the chain; the server's own is at 0.
-    """
+    """Why *culprit*, at this *depth* of the chain, is not valid, by OpenSSL's number of the *error*."""
     whose = "its certificate" if depth == 0 else f"the CA certificate of {ownerOf(culprit.subject)}"
     distrust = "an unknown CA" if caFile is None else f"a CA that is not in {caFile}"
     trust = "To trust it, set RAXSR_CA_FILE to a file with its certificate"

@@ -1,11 +1,10 @@
-"""
-FakeRegistry: a registry with its clock and the network in front of it.
-"""
+"""FakeRegistry: a registry with its clock and the network in front of it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count as counted
 from types import MappingProxyType
 from typing import Any
 
@@ -30,8 +29,7 @@ from .network import Network
 _EPOCH = 1767225600.0
 # Seconds that time moves at most in one step, so that what is due in between happens in its order.
 _STEP = 0.25
-# How often responses may lead to further requests without time going by: a client that never stops must not hang a
-# test.
+# How often responses may lead to further requests without time going by: a client must not hang a test.
 _MOST_ROUNDS = 1000
 # The keys of a fake need no protection: the smallest costs that scrypt accepts.
 _SCRYPT_COST = 2
@@ -67,7 +65,7 @@ class FakeRegistry:
         self.requests = self._network.requests
         self._store = MemoryStore(wallClock=self._registryWallClock)
         self._registry: Registry | None = None
-        self._foreign = 0
+        self._foreign = (f"{number:08x}-0000-1000-8000-000000000000" for number in counted(1))
         self._begin()
 
     # -- what a test uses
@@ -174,7 +172,7 @@ class FakeRegistry:
 
         :param count: how many requests; ``None`` for all, until :meth:`answerNormally`.
         """
-        self._network.script(faults.foreignTokens(self._foreignToken), count, faults.givesToken)
+        self._network.script(faults.foreignTokens(self._foreign), count, faults.givesToken)
 
     def setRole(
         self,
@@ -308,11 +306,7 @@ class FakeRegistry:
     # -- inside
 
     def _catchUp(self, ahead: float = 0.0, step: float = math.inf) -> None:
-        """
-        Move the registry's time to that of the clients, or to so many seconds after it.
-
-        :param step: seconds at most in one step.
-        """
+        """Move the registry's time to that of the clients, or to some seconds *ahead* of it, in steps."""
         end = self.clock.seconds() + self._slept + ahead
         while (left := end - self._registryClock.seconds()) > 0:
             self._registryClock.advance(min(left, step))
@@ -320,10 +314,6 @@ class FakeRegistry:
     def _letPass(self, seconds: float) -> None:
         if not self._network.isPaused:
             self._catchUp(seconds, _STEP)
-
-    def _foreignToken(self) -> str:
-        self._foreign += 1
-        return f"{self._foreign:08x}-0000-1000-8000-000000000000"
 
     def _registryWallClock(self) -> float:
         return _EPOCH + self._registryClock.seconds()

@@ -1,11 +1,9 @@
-"""
-Faults: what can happen to a request on its way to a registry and back.
-"""
+"""Faults: what can happen to a request on its way to a registry and back."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -107,7 +105,7 @@ def truncate(send: Send) -> Deferred[IResponse]:
     return answer(200, b'{"token": "')(send)
 
 
-def foreignTokens(makeToken: Callable[[], str]) -> Fault:
+def foreignTokens(tokens: Iterator[str]) -> Fault:
     """The response has tokens that the registry never issued."""
 
     @returnsDeferred
@@ -117,7 +115,7 @@ def foreignTokens(makeToken: Callable[[], str]) -> Fault:
         content = json.loads(whole.body)
         for outcome in content.get("values", [content]):
             if "token" in outcome:
-                outcome["token"] = makeToken()
+                outcome["token"] = next(tokens)
         return WholeResponse(whole, json.dumps(content).encode("utf-8"))
 
     return fault
@@ -163,7 +161,7 @@ class _Fixed(Resource):
         self._headers = headers
 
     def render(self, request: Any) -> bytes:
-        """See :class:`twisted.web.resource.IResource`."""
+        """See IResource."""
         request.setResponseCode(self._status)
         for name, value in self._headers.items():
             request.setHeader(name, value)

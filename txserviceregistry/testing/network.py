@@ -1,6 +1,4 @@
-"""
-Network: what is between the clients of a fake registry and the registry.
-"""
+"""Network: what is between the clients of a fake registry and the registry."""
 
 from __future__ import annotations
 
@@ -30,29 +28,15 @@ _log = Logger()
 
 @attrs.define
 class _Script:
-    """
-    A fault that requests are to meet.
-
-    :ivar left: how many requests; ``None`` for all.
-    :ivar when: which ones; ``None`` for all.
-    """
+    """A fault that requests are to meet: how many are left and which ones; ``None`` for all."""
 
     fault: Fault
     left: int | None
     when: Callable[[Request], bool] | None
 
 
-def _isStream(response: IResponse) -> bool:
-    types: list[bytes] | None = response.headers.getRawHeaders(b"Content-Type")
-    return types == [b"text/event-stream"]
-
-
 class _Streamed:
-    """
-    A response that comes bit by bit.
-
-    :param isLost: whether its connection is lost, so that nothing comes any more.
-    """
+    """A response that comes bit by bit, until its connection is lost."""
 
     def __init__(self, response: IResponse, isLost: Callable[[], bool]) -> None:
         self._response = response
@@ -62,7 +46,7 @@ class _Streamed:
         return getattr(self._response, name)
 
     def deliverBody(self, protocol: IProtocol) -> None:
-        """See :class:`twisted.web.iweb.IResponse`."""
+        """See IResponse."""
         self._response.deliverBody(_Body(protocol, self._isLost))
 
 
@@ -90,7 +74,6 @@ class Network:
     """
     The agent of the clients, with everything that can happen to their requests.
 
-    :param url: the registry's base URL.
     :param arriving: called when a request arrives at the registry.
     :ivar requests: the requests of the clients so far, oldest first.
     :ivar isPartitioned: whether no response gets through.
@@ -124,7 +107,7 @@ class Network:
         return self._address
 
     def onLocalAddress(self, listener: Callable[[str, str], object]) -> Callable[[], None]:
-        """See :meth:`txserviceregistry.http.pool.ConnectionPool.onLocalAddress`."""
+        """See ConnectionPool."""
         return self._addressListeners.add(listener)
 
     def move(self, address: str) -> None:
@@ -155,13 +138,9 @@ class Network:
             send()
 
     def request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None = None,
-        bodyProducer: IBodyProducer | None = None,
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> Deferred[IResponse]:
-        """See :class:`twisted.web.iweb.IAgent`."""
+        """See IAgent."""
         path = uri.split(b"://", 1)[-1].partition(b"/")[2]
         body = bodyProducer.body if isinstance(bodyProducer, BytesProducer) else b""
         request = Request(method.decode("ascii"), "/" + path.decode("ascii"), body)
@@ -202,8 +181,8 @@ class Network:
             isLost = self.isPartitioned or connection != self._connections
             if isLost and not (isinstance(result, Failure) and result.check(ResponseNeverReceived)):
                 return
-            isStream = not isinstance(result, Failure) and _isStream(result)
-            if isStream:
+            headers = Headers() if isinstance(result, Failure) else result.headers
+            if headers.getRawHeaders(b"Content-Type") == [b"text/event-stream"]:
                 result = _Streamed(result, lambda: connection != self._connections)
             answer.callback(result)
 
