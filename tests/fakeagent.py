@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -26,10 +25,7 @@ def answer(status: int = 200, body: Any = None, **headers: str) -> WholeResponse
     """A response: *body* is JSON, or bytes as they are; ``Retry_After`` is the header ``Retry-After``."""
     content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     fields = Headers({name.replace("_", "-"): [value] for name, value in headers.items()})
-    original = SimpleNamespace(
-        version=(b"HTTP", 1, 1), code=status, phrase=b"", headers=fields, request=None, previousResponse=None
-    )
-    return WholeResponse(original, content)
+    return WholeResponse(status, fields, content)
 
 
 def fault(type: str, message: str = "scripted", details: str = "", **headers: str) -> WholeResponse:

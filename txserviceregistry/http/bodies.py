@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IConsumer, IProtocol
 from twisted.internet.protocol import Protocol, connectionDone
@@ -97,18 +99,22 @@ class _Nowhere:
 
 
 @implementer(IResponse)
+@attrs.define(eq=False, slots=False)
 class WholeResponse:
     """A response whose body is here."""
 
-    def __init__(self, original: IResponse, body: bytes) -> None:
-        self.version = original.version
-        self.code = original.code
-        self.phrase = original.phrase
-        self.headers = original.headers
-        self.request = original.request
-        self.previousResponse = original.previousResponse
-        self.length = len(body)
-        self.body = body
+    code: int
+    headers: Headers
+    body: bytes
+    version: Any = (b"HTTP", 1, 1)
+    phrase: bytes = b""
+    request: Any = None
+    previousResponse: Any = None
+    length: int = attrs.field(init=False)
+
+    @length.default
+    def _lengthOfBody(self) -> int:
+        return len(self.body)
 
     def deliverBody(self, protocol: IProtocol) -> None:
         """Hand the whole body to *protocol*, at once. Can be done any number of times."""
@@ -164,7 +170,10 @@ class _Body(Protocol):
             return
         # Without a length the end of the connection is the end of the body; whether it is whole, the JSON says.
         if isinstance(reason.value, (ResponseDone, PotentialDataLoss)):
-            self.whole.callback(WholeResponse(self._response, b"".join(self._parts)))
+            of, body = self._response, b"".join(self._parts)
+            self.whole.callback(
+                WholeResponse(of.code, of.headers, body, of.version, of.phrase, of.request, of.previousResponse)
+            )
         else:
             self.whole.errback(reason)
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import attrs
-from treq.testing import RequestTraversalAgent
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseNeverReceived
+from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
-from twisted.web.resource import Resource
 
 from ..http.bodies import WholeResponse, readWhole
 from ..util.deferred import returnsDeferred
@@ -75,12 +73,9 @@ def answer(
 ) -> Fault:
     """This response, from something in front of the registry."""
 
-    def fault(send: Send) -> Deferred[IResponse]:
-        resource = _Fixed(status, body, {"Content-Type": contentType, **headers})
-        response: Deferred[IResponse] = RequestTraversalAgent(resource).request(b"GET", b"http://registry.invalid/")
-        return response
-
-    return fault
+    fields = {"Content-Type": contentType, **headers}
+    raw = Headers({name.encode("utf-8"): [value.encode("utf-8")] for name, value in fields.items()})
+    return lambda send: succeed(WholeResponse(status, raw, body))
 
 
 def drop(send: Send) -> Deferred[IResponse]:
@@ -110,13 +105,12 @@ def foreignTokens(tokens: Iterator[str]) -> Fault:
 
     @returnsDeferred
     async def fault(send: Send) -> IResponse:
-        response = readWhole(await send())
-        whole = response if isinstance(response, WholeResponse) else await response
+        whole = await readWhole(await send())
         content = json.loads(whole.body)
         for outcome in content.get("values", [content]):
             if "token" in outcome:
                 outcome["token"] = next(tokens)
-        return WholeResponse(whole, json.dumps(content).encode("utf-8"))
+        return attrs.evolve(whole, body=json.dumps(content).encode("utf-8"))
 
     return fault
 
@@ -147,22 +141,3 @@ def apiFault(status: int, request: Request) -> Fault:
     fault = {"code": status, "message": "scripted"}
     body = {type: fault} if isAuth else {"type": type, **fault, "details": "", "txnId": "fake"}
     return answer(status, json.dumps(body).encode("ascii"))
-
-
-class _Fixed(Resource):
-    """Answers everything with the same."""
-
-    isLeaf = True
-
-    def __init__(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-        Resource.__init__(self)
-        self._status = status
-        self._body = body
-        self._headers = headers
-
-    def render(self, request: Any) -> bytes:
-        """See IResource."""
-        request.setResponseCode(self._status)
-        for name, value in self._headers.items():
-            request.setHeader(name, value)
-        return self._body

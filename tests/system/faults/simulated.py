@@ -81,7 +81,7 @@ class Network:
         # The client counts from the wall clock, which hardly moves here; what passes is the time of the test.
         ends = time.gmtime(time.time() + lifetime + 1)
         access["access"]["token"]["expires"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", ends)
-        return WholeResponse(response, json.dumps(access).encode())
+        return WholeResponse(response.code, response.headers, json.dumps(access).encode())
 
     def _fail(self, go: Callable[[], Deferred[IResponse]]) -> None:
         """Have the next request fail in one way or another; half of what gets an answer of others is acted on."""

@@ -50,7 +50,7 @@ class Changing:
         if self.plan and response.code == 200:
             todo = self.plan.pop(0)
             body = todo if isinstance(todo, bytes) else self._wrong(body, *todo)
-        return WholeResponse(response, body)
+        return WholeResponse(response.code, response.headers, body)
 
     def _wrong(self, body: bytes, number: int, junk: Any) -> bytes:
         value = json.loads(body)
