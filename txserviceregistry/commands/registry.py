@@ -16,9 +16,8 @@ from twisted.python.failure import Failure
 from ..clock import useMonotonic
 from ..registry.http.accesslog import STDOUT
 from ..registry.http.connections import ConnectionLimits, raiseFileLimit
-from ..registry.http.health import SILENT
 from ..registry.http.listening import EndpointError, parseEndpoint
-from ..registry.http.statuspages import ANYWHERE, LOOPBACK, OFF
+from ..registry.http.statuspages import ANYWHERE, LOOPBACK, OFF, SILENT
 from ..registry.limits import ResourceLimits
 from ..registry.locks import LockOptions
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed

@@ -33,12 +33,11 @@ from .datadir import DataDirectory, DataDirectoryError
 from .feed import EVENT_RETENTION
 from .http.accesslog import LogFile, LogThread
 from .http.connections import ConnectionLimits, availableFiles
-from .http.health import Health
 from .http.listening import TLSEndpoint, listenerOf, nearest, parseEndpoint
 from .http.requestlog import RequestLog
 from .http.resource import ApiResource
 from .http.server import ApiSite
-from .http.statuspages import LOOPBACK, StatusPages
+from .http.statuspages import LOOPBACK, Health, statusPages
 from .identity.apikeys import newKey
 from .identity.identity import Identity, InvalidUser
 from .limits import RateLimiter, ResourceLimits
@@ -263,12 +262,12 @@ class RegistryService(Service):
             certificates=lambda: {each.path: each.certificate for each in self._secureEndpoints()},
         )
         self.health = Health(store, self._reactor)
-        resource.pages = StatusPages(self.health, sources, self._metrics).pages
+        resource.pages = statusPages(self.health, sources, self._metrics)
         if self._consoleNames is not None:
             sessions = Sessions(store, clock=self._reactor, wallClock=self._wallClock)
             overview = Overview(registry, store, self.health, requestLog.statistics, self._reactor, self._wallClock)
             names = self._consoleNames
-            resource.console = Console(resource, registry, store, identity, sessions, overview, names)
+            resource.handlers.console = Console(resource, registry, store, identity, sessions, overview, names)
         self._endings.append(("the connections", lambda: site.connections.drain(DRAIN_SECONDS, registry.endWaiting)))
         self._endings.append(("the authentications", identity.stop))
         ports = [await self._listen(endpoint, site) for endpoint in endpoints]

@@ -21,10 +21,10 @@ from txserviceregistry.registry.console.sessions import Sessions
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.http.accesslog import LogFile
 from txserviceregistry.registry.http.connections import ConnectionLimits
-from txserviceregistry.registry.http.health import Health
 from txserviceregistry.registry.http.requestlog import RequestLog
 from txserviceregistry.registry.http.resource import ApiResource
 from txserviceregistry.registry.http.server import ApiSite
+from txserviceregistry.registry.http.statuspages import Health
 from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.places import Places
@@ -241,4 +241,6 @@ def addConsole(api: Api, names: Collection[str] = ()) -> None:
     sessions = Sessions(api.store, clock=api.clock, wallClock=api.wallClock.seconds)
     health = Health(api.store, api.clock)
     overview = Overview(api.registry, api.store, health, api.requestLog.statistics, api.clock, api.wallClock.seconds)
-    api.resource.console = Console(api.resource, api.registry, api.store, api.identity, sessions, overview, names)
+    api.resource.handlers.console = Console(
+        api.resource, api.registry, api.store, api.identity, sessions, overview, names
+    )

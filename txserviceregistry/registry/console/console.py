@@ -8,8 +8,10 @@ the same rules and roles. Besides, there are a few requests that only the page n
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
+from importlib.resources import files
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -18,6 +20,7 @@ from twisted.web.server import Request
 from ..._version import __version__
 from ...util.fields import HOST_KEYS, PORT_KEYS
 from ..core import Registry
+from ..eventids import position
 from ..faults import Fault, pageNotFound, validationError
 from ..http.admission import originOf, recognize
 from ..http.messages import API, EXTENSIONS, Response, header, parseBody
@@ -26,18 +29,39 @@ from ..http.resource import ApiResource
 from ..http.routes import resolve
 from ..identity.identity import Identity, InvalidCredentials, InvalidToken
 from ..stores.interfaces import IStore, UserRecord
-from . import assets, origins
-from .history import changesOf
+from ..tasks import available
+from . import origins
 from .overview import Overview
 from .sessions import LIFETIME, LINK_LIFETIME, Session, Sessions
 
 _ROOT = "/console"
 _API = _ROOT + "/api"
 _COOKIE, _SECURE_COOKIE = b"registry-console", b"__Host-registry-console"
+#: What the page may do, and what may be done with it: nothing but its own scripts, styles and requests.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+HEADERS: Mapping[str, str] = MappingProxyType(
+    {
+        "Content-Security-Policy": POLICY,
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+        "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Resource-Policy": "same-origin",
+    }
+)
+
+_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+
 # The header with the secret that the page keeps.
 _SECRET = b"X-Console-Secret"
 # So many services' last heartbeats are asked for at once; their ids fit into a body of 5,000 bytes.
 _MOST_SEEN = 60
+# The events that change a configuration value, and how many are read at once.
+_CHANGES = frozenset({"configuration_value.update", "configuration_value.remove"})
+_EVENTS = 1000
 
 
 class Console:
@@ -62,7 +86,7 @@ class Console:
         self._sessions = sessions
         self._overview = overview
         self._names = frozenset(map(origins.nameOf, names))
-        self._files = assets.load()
+        self._files = _loadFiles()
         self._requests: dict[tuple[bytes, str], Callable[[RequestRecord, Session], Awaitable[Response]]] = {
             (b"GET", "/session"): self._getSession,
             (b"POST", "/logout"): self._logOut,
@@ -85,7 +109,7 @@ class Console:
     async def answer(self, record: RequestRecord, path: str) -> Response:
         """Answer a request that is for the console; raises a fault if it is refused."""
         request = record.request
-        record.headers = assets.HEADERS
+        record.headers = HEADERS
         record.route = _ROOT
         try:
             origins.check(request, self._names)
@@ -180,8 +204,37 @@ class Console:
 
     async def _getHistory(self, record: RequestRecord, session: Session) -> Response:
         keys = parse_qs(record.request.uri.partition(b"?")[2].decode("latin-1")).get("key", [""])
-        changes = await changesOf(self._store, session.user.tenant, keys[0])
+        changes = await _changesOf(self._store, session.user.tenant, keys[0])
         return Response(200, {"values": changes, "metadata": {"count": len(changes), "next_marker": None}})
+
+
+def _loadFiles() -> Mapping[str, Response]:
+    """The responses with the files, by name; the page itself has the empty name too."""
+    responses = {}
+    for file in (files(__package__) / "assets").iterdir():
+        kind = _TYPES.get(file.name.rpartition(".")[2])
+        if kind is not None:
+            # No-cache: a browser asks again after an update of the registry.
+            headers = {"Content-Type": f"{kind}; charset=utf-8", "Cache-Control": "no-cache"}
+            responses[file.name] = Response(200, headers=headers, text=file.read_bytes())
+    responses[""] = responses["index.html"]
+    return MappingProxyType(responses)
+
+
+async def _changesOf(store: IStore, tenant: str, key: str) -> list[Mapping[str, Any]]:
+    """The events of a value that the store still has, oldest first."""
+    changes: list[Mapping[str, Any]] = []
+    since = 0
+    while True:
+        records = await available(store.listEvents(tenant, since, _EVENTS, _CHANGES))
+        changes += [
+            {"id": record.id, "timestamp": record.timestamp, "type": record.type, "payload": record.payload}
+            for record in records
+            if record.payload["configuration_value_id"] == key
+        ]
+        if len(records) < _EVENTS:
+            return changes
+        since = position(records[-1].id) + 1
 
 
 def _describe(session: Session) -> dict[str, Any]:

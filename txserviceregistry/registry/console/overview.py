@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 
 from ..core import Registry
-from ..http.health import Health
+from ..http.statuspages import Health
 from ..statistics import RequestStatistics
 from ..stores.shared import ISharedStore
 

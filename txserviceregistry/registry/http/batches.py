@@ -8,8 +8,8 @@ from ..core import Registry
 from ..faults import Fault, validationError
 from ..roles import LOCKS, SERVICES
 from ..scopes import lockScope
-from .call import Call
 from .messages import Response, faultBody, inJSON
+from .operations import Call
 from .rules import Invalid
 from .validation import ID, LOCK, TOKEN
 

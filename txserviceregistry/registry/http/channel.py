@@ -162,14 +162,14 @@ class ApiChannel(Client, HTTPChannel):
     def dataReceived(self, data: bytes) -> None:
         if self._held is not None:
             self._held += data
-            if self.resource.vouchesFor(self._held):
+            if self.resource.authenticator.vouchesFor(self._held):
                 self.spend(self._takeHeld)
             else:
                 self.transport.pauseProducing()
                 self.keeps(self._body)
         elif self.isKnown:
             self._take(data)
-        elif self.admission.requests.isBusy and not self.resource.vouchesFor(data):
+        elif self.admission.requests.isBusy and not self.resource.authenticator.vouchesFor(data):
             self._held = data
             if not data.startswith(_LOGIN):
                 self.transport.pauseProducing()

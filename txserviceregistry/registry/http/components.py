@@ -13,7 +13,7 @@ from ...util.faults import FAULT_TYPES
 from ..identity.identity import TENANT
 from ..limits import PATHS, RATE_HEADERS
 from . import validation
-from .keystone import CATALOG, CREDENTIALS, REGION
+from .authentication import CATALOG, CREDENTIALS, REGION
 from .rules import TIME_UUID, Schema, matching
 
 TEXT: Schema = {"type": "string"}

@@ -21,8 +21,8 @@ from ..limits import NO_HEADERS
 from ..stores.interfaces import StoreUnavailable
 from ..streams import Stream
 from . import validation
-from .call import Call
 from .messages import Response, closeAfterwards, header, write
+from .operations import Call
 
 #: What is kept for a client that reads too slowly, in bytes, beside what the kernel has. Then it is disconnected.
 BUFFER = 256 * 1024

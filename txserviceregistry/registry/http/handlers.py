@@ -21,10 +21,9 @@ from ..stores.interfaces import UserRecord
 from ..stores.states import UP
 from . import validation as rules
 from .batches import takeHeartbeats
-from .call import Call
 from .eventstream import streamEvents
 from .messages import Response, baseUrl
-from .operations import Operation
+from .operations import Call, Operation
 from .prometheus import listTargets
 from .requestlog import LOCK_WAITING, STREAM, WAITING, RequestRecord
 

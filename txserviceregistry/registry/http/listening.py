@@ -36,7 +36,7 @@ from zope.interface import implementer
 from ...http.certificates import daysLeft, isSelfSigned, namesOf, whyNotNow
 from ...util.logs import Logger
 from ...util.reloading import Reloaded
-from .handshakes import handshakingFactory
+from .server import handshakingFactory
 
 #: A registry that starts warns so many days before its certificate expires.
 WARNING_DAYS = 14.0

@@ -33,12 +33,13 @@ MOST_TENANTS = 100
 _PREFIX = "service_registry"
 
 
-class Metrics:
+class Metrics(Collector):
     """The metrics of one registry."""
 
     def __init__(self, sources: Sources) -> None:
+        self._sources = sources
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_RegistryCollector(sources))
+        self._registry.register(self)
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
@@ -47,11 +48,6 @@ class Metrics:
         """All metrics as they are now, in Prometheus's text format."""
         text: bytes = generate_latest(self._registry)
         return text
-
-
-class _RegistryCollector(Collector):
-    def __init__(self, sources: Sources) -> None:
-        self._sources = sources
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: names are not needed beforehand."""

@@ -1,21 +1,100 @@
 """
-What an operation of the API is: one method of one path below ``/v1.0/{tenant}``. The operations themselves are in
-:mod:`~txserviceregistry.registry.http.handlers`.
+What an operation of the API is: one method of one path below ``/v1.0/{tenant}``; and a call of one. The operations
+themselves are in :mod:`~txserviceregistry.registry.http.handlers`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias
+from urllib.parse import parse_qsl, quote, urlencode
 
 import attrs
+from twisted.web.server import Request
 
-from .call import Call
-from .messages import Response
+from ..model import Page
+from ..stores.interfaces import UserRecord
+from .messages import API, Response, baseUrl
+from .requestlog import RequestRecord
 from .rules import Field, Parameter
 
 #: A body of so many bytes is too large, unless an operation has another limit.
 MAXIMUM_BODY = 5_000
+
+
+@attrs.frozen
+class Call:
+    """
+    A request that has passed authentication, routing and the checks of its query.
+
+    :ivar user: who sends it.
+    :ivar tenant: whose objects it is about.
+    :ivar argument: the id, key or namespace in its path, not checked so far; empty if it has none.
+    :ivar query: the values of the operation's parameters, by name.
+    :ivar authenticate: checks the token of the request once more; raises a fault if it has ended.
+    """
+
+    record: RequestRecord
+    user: UserRecord
+    tenant: str
+    argument: str
+    query: Mapping[str, Any]
+    body: Mapping[str, Any]
+    authenticate: Callable[[], Awaitable[UserRecord]]
+    _fields: Sequence[Field]
+
+    def fields(self) -> list[Any]:
+        """
+        The values of the operation's fields in the body, in their order; raises the fault of the first invalid one.
+        """
+        return [field.value(self.body) for field in self._fields]
+
+    def authorize(self, kind: str, key: str) -> None:
+        """
+        Check that the user may change an object of this kind (see :mod:`txserviceregistry.registry.roles`), or raise
+        the fault 403. Each handler that changes one calls this, after the checks of the body and before it looks
+        whether the object exists.
+        """
+        self.record.object = key
+        self.user.role.check(kind, key)
+
+    def header(self, name: bytes) -> str | None:
+        """A header, whose lines are one list; any bytes may come in it."""
+        lines = self.record.request.requestHeaders.getRawHeaders(name)
+        return None if lines is None else b", ".join(lines).decode("latin-1")
+
+    def url(self, path: str) -> str:
+        """The absolute URL of *path* below the tenant. No id or key contains a character to escape."""
+        return f"{baseUrl(self.record.request)}{API}/{self.tenant}{path}"
+
+    def page(self, page: Page) -> dict[str, Any]:
+        """A page of a collection, as JSON."""
+        marker = page.nextMarker
+        return {
+            "values": page.values,
+            "metadata": {
+                "count": len(page.values),
+                "limit": self.query["limit"],
+                "marker": self.query["marker"],
+                "next_marker": marker,
+                "next_href": None if marker is None else self._nextHref(marker),
+            },
+        }
+
+    def _nextHref(self, marker: str) -> str:
+        request = self.record.request
+        query = [(name, value) for name, value in sentQuery(request) if name != "marker"]
+        query.append(("marker", marker))
+        # The path as the client wrote it: what was an escape stays one.
+        path = quote(request.path, safe="/%:@!$&'()*+,;=~")
+        return f"{baseUrl(request)}{path}?{urlencode(query, errors='surrogateescape')}"
+
+
+def sentQuery(request: Request) -> list[tuple[str, str]]:
+    """The query of a request. Bytes that are not UTF-8 become characters that no rule lets pass."""
+    text = request.uri.partition(b"?")[2].decode("latin-1")
+    return parse_qsl(text, keep_blank_values=True, errors="surrogateescape") if text else []
+
 
 #: Answers a request; a method of :class:`~txserviceregistry.registry.http.handlers.Handlers`.
 Handler: TypeAlias = Callable[[Any, Call], Awaitable[Response]]

@@ -22,10 +22,9 @@ from ..limits import RateLimiter, ResourceLimits
 from ..stores.interfaces import StoreUnavailable, UserRecord
 from .admission import inTurn
 from .authentication import Authenticator, invalidToken
-from .call import Call, sentQuery
-from .handlers import Console, Handlers
+from .handlers import Handlers
 from .messages import Response, closeAfterwards, faultResponse, parseBody, send
-from .operations import MAXIMUM_BODY, Operation
+from .operations import MAXIMUM_BODY, Call, Operation, sentQuery
 from .requestlog import GONE, LOCK_WAITING, STREAM, WAITING, RequestLog, RequestRecord
 from .routes import TOKENS, Target, bodyLimit, resolve
 from .statuspages import NO_PAGES, Pages
@@ -39,7 +38,6 @@ class ApiResource(Resource):
     All paths: the registry at ``/v1.0``, the Auth API at ``/v2.0``, and the pages beside the API.
 
     :param limits: the same that the *registry* has.
-    :ivar vouchesFor: see :meth:`Authenticator.vouchesFor`.
     """
 
     isLeaf = True
@@ -60,18 +58,8 @@ class ApiResource(Resource):
         self.requestLog = requestLog or RequestLog()
         self._registry = registry
         self._rateLimiter = rateLimiter
-        self._authenticator = Authenticator(identity)
-        self.vouchesFor = self._authenticator.vouchesFor
-        self._handlers = Handlers(registry, rateLimiter, limits)
-
-    @property
-    def console(self) -> Console | None:
-        """The console, which answers requests of its own; ``None`` if there is none."""
-        return self._handlers.console
-
-    @console.setter
-    def console(self, console: Console | None) -> None:
-        self._handlers.console = console
+        self.authenticator = Authenticator(identity)
+        self.handlers = Handlers(registry, rateLimiter, limits)
 
     def render(self, request: Request) -> int:
         """Answer a request, for a plain Site: the response is sent from here, now or later."""
@@ -141,18 +129,19 @@ class ApiResource(Resource):
         if not target.isApi:
             return await self._outside(record, target)
         body = parseBody(request)
-        user = await self._authenticator.userOf(request)
+        user = await self.authenticator.userOf(request)
         record.user, record.tenant = user.name, user.tenant
         if target.tenant != user.tenant and (target.tenant or target.operation is None):
             raise invalidToken(request) if isTenant(target.tenant) else pageNotFound()
-        return await self.operate(record, user, target, body, partial(self._authenticator.userOf, request))
+        return await self.operate(record, user, target, body, partial(self.authenticator.userOf, request))
 
     async def _outside(self, record: RequestRecord, target: Target) -> Response:
         request, path = record.request, target.path
         if target.route == TOKENS:
-            return await self._authenticator.issueToken(request)
-        if self.console is not None and self.console.serves(request, path):
-            return await self.console.answer(record, path)
+            return await self.authenticator.issueToken(request)
+        console = self.handlers.console
+        if console is not None and console.serves(request, path):
+            return await console.answer(record, path)
         page = self.pages.get(path)
         if page is None or request.method not in _COUNTED:
             raise pageNotFound()
@@ -178,7 +167,7 @@ class ApiResource(Resource):
             self._rateLimiter.check(tenant)
         query = _queryOf(operation, request)
         call = Call(record, user, tenant, target.argument, query, body, authenticate, operation.body or ())
-        return await operation.handler(self._handlers, call)
+        return await operation.handler(self.handlers, call)
 
 
 def _checkSize(request: Request) -> None:

@@ -1,21 +1,32 @@
 """
-The site: serves the API to real connections, and paces how they are accepted.
+The site: serves the API to real connections, and paces how they are accepted. TLS handshakes wait in a queue of their
+own: the server signs each one, which with a key of 4,096 bits takes as long as some thirty requests.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from twisted.internet.interfaces import IAddress, IListeningPort, IReactorTime
+import attrs
+from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory, IReactorTime, ITransport
+from twisted.internet.protocol import connectionDone
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
 from twisted.web import server
 
-from .admission import Admission
+from ..fairness import Origin
+from .admission import Admission, AdmissionQueue
 from .channel import ApiChannel, ApiRequest
-from .connections import ConnectionLimits, Connections
+from .connections import ConnectionLimits, Connections, peerOf
 from .resource import ApiResource
 
 #: How many connections a listener accepts in one turn of the reactor.
 ACCEPTS = 10
+
+# The share of an address is divided evenly between the first steps of handshakes and the later ones, which usually cost
+# little: a client that the server has signed for does not wait for all that have just connected.
+_FIRST, _LATER = range(2)
 
 
 class ApiSite(server.Site):
@@ -39,7 +50,6 @@ class ApiSite(server.Site):
         self._isPaced = False
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        """Called when a client connects."""
         if self._ports and not self._isPaced:
             self._isPaced = True
             self.reactor.callLater(0, self._slowDown)
@@ -64,3 +74,61 @@ class ApiSite(server.Site):
         for port in self._ports:
             # Twisted begins with 100, and accepts 20 more each time that there were so many.
             port.numberAccepts = ACCEPTS
+
+
+class _Handshaking(TLSMemoryBIOProtocol):
+    """A TLS connection. The steps of its handshake may wait in the queue; what follows the handshake does not."""
+
+    transport: Any
+    _queue: AdmissionQueue
+    _origin: Origin
+    # What has come and waits in the queue.
+    _held: bytes | None = None
+    _isDone = False
+
+    def makeConnection(self, transport: ITransport) -> None:
+        admission: Admission = self.factory.wrappedFactory.admission
+        peer = peerOf(transport.getPeer())
+        self._queue = admission.handshakes
+        self._origin = Origin(peer, _FIRST, admission.isKnown(peer))
+        self._queue.spend(self._origin, partial(super().makeConnection, transport))
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._isDone:
+            super().dataReceived(data)  # type: ignore[no-untyped-call]  # Twisted's own
+        elif self._held is not None:
+            self._held += data
+        elif self._queue.isBusy:
+            self._held = data
+            self.transport.pauseProducing()
+            self._queue.enter(self._origin, self._goOn)
+        else:
+            self._queue.spend(self._origin, partial(self._shake, data))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._held = None
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]  # as above
+
+    def _goOn(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self.transport.resumeProducing()
+            self._queue.spend(self._origin, partial(self._shake, held))
+
+    def _shake(self, data: bytes) -> None:
+        super().dataReceived(data)  # type: ignore[no-untyped-call]  # as above
+        # After the client's last message of the handshake nothing costs a signature.
+        handle: Any = self.getHandle()  # type: ignore[no-untyped-call]  # as above
+        self._isDone = handle.get_peer_finished() is not None
+        self._origin = attrs.evolve(self._origin, connection=_LATER)
+
+
+class _HandshakingFactory(TLSMemoryBIOFactory):
+    protocol = _Handshaking
+    noisy = False
+
+
+def handshakingFactory(contextFactory: Any, factory: IProtocolFactory) -> IProtocolFactory:
+    """The factory that a TLS listener serves. Only handshakes of an ApiSite wait in a queue."""
+    make = _HandshakingFactory if isinstance(factory, ApiSite) else TLSMemoryBIOFactory
+    return make(contextFactory, False, factory)

@@ -1,7 +1,6 @@
 """
-The pages beside the API, for operators and monitoring: health, metrics and the description of the API.
-
-They need no token, are outside ``/v1.0`` and ``/v2.0``, and take ``GET`` and ``HEAD``.
+The pages beside the API, for operators and monitoring: health, metrics and the description of the API. They need no
+token, are outside ``/v1.0`` and ``/v2.0``, and take ``GET`` and ``HEAD``.
 """
 
 from __future__ import annotations
@@ -9,17 +8,21 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.interfaces import IAddress
+from twisted.internet.defer import Deferred, TimeoutError, succeed
+from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.web.server import Request
 
-from ..._version import installCommand
+from ..._version import __version__, installCommand
+from ...util.deferred import returnsDeferred
+from ...util.logs import Logger
+from ...util.singleflight import SingleFlight
 from ..faults import NO_STORE, forbidden
 from ..statistics import Sources
+from ..stores.interfaces import IStore, StoreUnavailable
 from . import openapi
-from .health import OK, Health
 from .messages import Response, baseUrl
 
 if TYPE_CHECKING:
@@ -35,6 +38,15 @@ ANYWHERE = "anywhere"
 LOOPBACK = "loopback"
 OFF = "off"
 
+#: The states of a store: it works; it can't be written or read; it does not answer.
+OK = "ok"
+UNAVAILABLE = "unavailable"
+SILENT = "not answering"
+
+#: How long the result of a probe is used, and how long the page waits for one, in seconds.
+BELIEF = 1.0
+PATIENCE = 2.0
+
 _NOT_INSTALLED = f"""\
 No metrics: prometheus_client is not installed. Install it where the registry runs:
 
@@ -42,44 +54,91 @@ No metrics: prometheus_client is not installed. Install it where the registry ru
 """.encode()
 
 
-class StatusPages:
-    """The handlers of the pages, by path; the *audience* may have the metrics."""
+class Health:
+    """
+    Whether the store, which is open, can be read and written now. Its probe finds that out, once for all requests at
+    the same time, and its result is used for a second, so the page can't wear out a disk. The uptime counts from now.
+    """
 
-    def __init__(self, health: Health, sources: Sources, audience: str = LOOPBACK) -> None:
-        self._health = health
-        self._sources = sources
-        self._audience = audience
-        self._metrics: Metrics | None = None
-        pages: dict[str, Callable[[Request], Awaitable[Response]]] = {
-            "/health": self._getHealth,
-            "/health/ready": self._getHealth,
-            "/health/live": self._getLife,
-            openapi.PATH: self._getDescription,
+    _log = Logger()
+
+    def __init__(self, store: IStore, clock: IReactorTime) -> None:
+        self._store = store
+        self._clock = clock
+        self._started = clock.seconds()
+        self._probing: SingleFlight[str, str] = SingleFlight()
+        self._found: tuple[str, float] | None = None
+
+    @returnsDeferred
+    async def report(self) -> dict[str, Any]:
+        """Fires with the health of the registry now, or less than a second ago, as JSON; within two seconds."""
+        return {
+            "store": {"name": self._store.name, "state": await self._state()},
+            "uptime": round(self._clock.seconds() - self._started, 3),
+            "version": __version__,
         }
-        if audience != OFF:
-            pages["/metrics"] = self._getMetrics
-        self.pages: Pages = pages
 
-    async def _getHealth(self, request: Request) -> Response:
-        report = await self._health.report()
+    def _state(self) -> Deferred[str]:
+        if self._found is not None and 0 <= self._clock.seconds() - self._found[1] < BELIEF:
+            return succeed(self._found[0])
+        # All requests wait for the same probe, also for one that hangs.
+        state = self._probing.do("", self._probe)
+        if not state.called:
+            state.addTimeout(PATIENCE, self._clock)
+        return state.addErrback(lambda reason: reason.trap(TimeoutError) and self._find(SILENT))
+
+    @returnsDeferred
+    async def _probe(self) -> str:
+        try:
+            await self._store.probe()
+        except StoreUnavailable:
+            return self._find(UNAVAILABLE)
+        except Exception:
+            self._log.failure("Internal error while probing the store")
+            return self._find(UNAVAILABLE)
+        return self._find(OK)
+
+    def _find(self, state: str) -> str:
+        self._found = state, self._clock.seconds()
+        return state
+
+
+def statusPages(health: Health, sources: Sources, audience: str = LOOPBACK) -> Pages:
+    """The pages of a registry; the *audience* may have the metrics."""
+    metrics: list[Metrics] = []
+
+    async def getHealth(request: Request) -> Response:
+        report = await health.report()
         return Response(200 if report["store"]["state"] == OK else 503, report, NO_STORE)
 
-    async def _getLife(self, request: Request) -> Response:
+    async def getLife(request: Request) -> Response:
         # That it responds is the news.
         return Response(200, {"state": "alive"}, NO_STORE)
 
-    async def _getDescription(self, request: Request) -> Response:
+    async def getDescription(request: Request) -> Response:
         return Response(200, text=openapi.document(baseUrl(request)))
 
-    async def _getMetrics(self, request: Request) -> Response:
-        if self._audience != ANYWHERE and not _isOnThisMachine(request.getClientAddress()):
+    async def getMetrics(request: Request) -> Response:
+        if audience != ANYWHERE and not _isOnThisMachine(request.getClientAddress()):
             raise forbidden("Metrics are available only on the registry's machine (see its option --metrics)")
         try:
             from .metrics import CONTENT_TYPE, Metrics
         except ImportError:
             return Response(501, headers={"Content-Type": "text/plain; charset=utf-8"}, text=_NOT_INSTALLED)
-        self._metrics = self._metrics or Metrics(self._sources)
-        return Response(200, headers={"Content-Type": CONTENT_TYPE}, text=self._metrics.text())
+        if not metrics:
+            metrics.append(Metrics(sources))
+        return Response(200, headers={"Content-Type": CONTENT_TYPE}, text=metrics[0].text())
+
+    pages = {
+        "/health": getHealth,
+        "/health/ready": getHealth,
+        "/health/live": getLife,
+        openapi.PATH: getDescription,
+        "/metrics": getMetrics,
+    }
+    if audience == OFF:
+        del pages["/metrics"]
+    return pages
 
 
 def _isOnThisMachine(address: IAddress) -> bool:

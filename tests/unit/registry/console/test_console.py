@@ -103,7 +103,7 @@ class PageTests(ConsoleCase):
 
     def test_withoutAConsole(self) -> None:
         """Where it is turned off, nothing of it is left."""
-        self.api.resource.console = None
+        self.api.resource.handlers.console = None
         for path in ("/console/", "/console/api/session", "/"):
             self.assertEqual(self.ask("GET", path, Accept="text/html").code, 404)
 
@@ -266,7 +266,7 @@ class LinkTests(ConsoleCase):
 
     def test_withoutAConsole(self) -> None:
         """Where the console is turned off, there are no links."""
-        self.api.resource.console = None
+        self.api.resource.handlers.console = None
         self.assertEqual(self.api.ask("POST", "/console-links").code, 404)
 
     def test_notAToken(self) -> None:

@@ -123,9 +123,9 @@ class SchemeTests(AuthenticationCase):
         self.ask(basic())
         head = b"GET /v1.0/1234/services HTTP/1.1\r\nHost: x\r\nAuthorization: %b\r\nA: b\r\n\r\n"
         for good in (basic(), basic(scheme="basic"), f"Bearer {self.api.token}"):
-            self.assertTrue(self.api.resource.vouchesFor(head % good.encode()), good)
+            self.assertTrue(self.api.resource.authenticator.vouchesFor(head % good.encode()), good)
         for bad in (basic(key="wrong"), "Basic !", "Basic QQ==", "Bearer wrong", "Digest x"):
-            self.assertFalse(self.api.resource.vouchesFor(head % bad.encode()), bad)
+            self.assertFalse(self.api.resource.authenticator.vouchesFor(head % bad.encode()), bad)
 
 
 class KeyTests(AuthenticationCase):

@@ -21,9 +21,8 @@ from txserviceregistry.registry import faults
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.http import components, openapi, rules, validation
 from txserviceregistry.registry.http.handlers import OPERATIONS
-from txserviceregistry.registry.http.health import Health
 from txserviceregistry.registry.http.messages import API, EXTENSIONS
-from txserviceregistry.registry.http.statuspages import StatusPages
+from txserviceregistry.registry.http.statuspages import Health, statusPages
 from txserviceregistry.registry.model import EVENT_TYPES
 from txserviceregistry.util.faults import FAULT_TYPES
 
@@ -74,7 +73,7 @@ class DocumentTests(SynchronousTestCase):
         routes = {(API + "/{tenant}" + each.path, each.method, each.name) for each in OPERATIONS}
         self.assertEqual(described, routes)
         api = Api()
-        pages = set(StatusPages(Health(api.store, api.clock), sourcesOf(api)).pages)
+        pages = set(statusPages(Health(api.store, api.clock), sourcesOf(api)))
         self.assertEqual({path for path in DOCUMENT["paths"] if not path.startswith((API, "/v2.0"))}, pages)
         self.assertEqual(set(DOCUMENT["paths"]["/v2.0/tokens"]), {"post"})
 
@@ -186,7 +185,7 @@ class ServedTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.api = Api()
-        self.api.resource.pages = StatusPages(Health(self.api.store, self.api.clock), sourcesOf(self.api)).pages
+        self.api.resource.pages = statusPages(Health(self.api.store, self.api.clock), sourcesOf(self.api))
 
     def test_servers(self) -> None:
         """

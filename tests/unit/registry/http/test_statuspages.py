@@ -17,8 +17,7 @@ from tests import ROOT
 from tests.certificates import commonHolder
 from tests.unit.registry.wire import KEY, USER, Api, Connection, Reply, requestBytes
 from txserviceregistry._version import __version__
-from txserviceregistry.registry.http.health import Health
-from txserviceregistry.registry.http.statuspages import ANYWHERE, LOOPBACK, OFF, StatusPages
+from txserviceregistry.registry.http.statuspages import ANYWHERE, LOOPBACK, OFF, Health, statusPages
 from txserviceregistry.registry.model import Figures
 from txserviceregistry.registry.statistics import Sources
 
@@ -46,7 +45,7 @@ class HealthPageTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.api = Api()
-        self.api.resource.pages = StatusPages(Health(self.api.store, self.api.clock), sourcesOf(self.api)).pages
+        self.api.resource.pages = statusPages(Health(self.api.store, self.api.clock), sourcesOf(self.api))
 
     def ask(self, method: str = "GET", path: bytes = b"/health", **more: Any) -> Any:
         return self.api.ask(method, path, token=None, **more)
@@ -113,7 +112,7 @@ class MetricsPageTests(SynchronousTestCase):
 
     def ask(self, audience: str = LOOPBACK, host: str = "127.0.0.1", method: str = "GET") -> Reply:
         api = self.api
-        api.resource.pages = StatusPages(Health(api.store, api.clock), sourcesOf(api), audience).pages
+        api.resource.pages = statusPages(Health(api.store, api.clock), sourcesOf(api), audience)
         kind = IPv6Address if ":" in host else IPv4Address
         connection = Connection(api, kind("TCP", host, 4711))
         connection.send(requestBytes(method, b"/metrics"))

@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.registry.http.handshakes`, on the wire and with real TLS.
+Tests for :mod:`txserviceregistry.registry.http.server`, on the wire and with real TLS.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from tests.certificates import commonHolder
 from txserviceregistry.registry.fairness import Origin
-from txserviceregistry.registry.http.handshakes import handshakingFactory
+from txserviceregistry.registry.http.server import handshakingFactory
 
 from ..wire import Api, parseReplies, requestBytes
 
