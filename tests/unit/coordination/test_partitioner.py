@@ -243,18 +243,20 @@ class PlanTests(SynchronousTestCase):
 
 
 class ManyItemsTests(PartitionerCase):
-    """1,024 items."""
+    """More items than are acquired at once."""
+
+    count = 100
 
     def test_threeFourThree(self) -> None:
         """Three members, then four, then three again: every item has one owner whenever it is quiet, never two."""
-        items = [f"item-{number}" for number in range(1024)]
+        items = [f"item-{number}" for number in range(self.count)]
         for _ in range(3):
             self.join(items)
         self.passes(7)
-        self.assertEqual(len(self.owned()), 1024)
+        self.assertEqual(len(self.owned()), self.count)
         self.join(items)
         self.passes(7)
-        self.assertEqual(len(self.owned()), 1024)
+        self.assertEqual(len(self.owned()), self.count)
         self.members[0].kill()
         self.passes(17)
         self.assertEqual(self.owned(), sorted(items))

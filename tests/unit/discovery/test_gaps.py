@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from txserviceregistry.testing import FakeRegistry
+from txserviceregistry.testing import FakeRegistry, fakeregistry
 
 from .feedcase import FeedTestCase
 
@@ -24,6 +24,11 @@ class GapTests(FeedTestCase):
     """Gaps, absences and repetitions."""
 
     without = "event-stream"
+
+    def setUp(self) -> None:
+        super().setUp()
+        # These tests take many hours.
+        self.patch(fakeregistry, "_STEP", 60.0)
 
     def test_acrossALongAbsence(self) -> None:
         """With a file nothing is missed after an absence of hours, also if there was no event before."""
