@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from txserviceregistry.coordination import Assignment, Partitioner
 from txserviceregistry.coordination.partitioner import planFor
 from txserviceregistry.errors import ConnectionFailed
-from txserviceregistry.testing import FakeRegistry
+from txserviceregistry.testing import FakeRegistry, fakeregistry
 
 from .case import CoordinationTestCase
 
@@ -64,6 +64,8 @@ class PartitionerCase(CoordinationTestCase):
 
     def setUp(self) -> None:
         super().setUp()
+        # Timers are on time all the same.
+        self.patch(fakeregistry, "_STEP", 1.0)
         self.members: list[Member] = []
         self.addCleanup(self.end)
 
@@ -305,4 +307,4 @@ class ModelTests(SynchronousTestCase):
             case.join(some)
         case.passes(60)
         self.assertEqual(case.owned(), some)
-        case.end()
+        case.doCleanups()
