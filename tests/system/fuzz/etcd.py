@@ -11,6 +11,7 @@ import http.client
 import itertools
 import json
 import math
+import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -36,6 +37,8 @@ __all__ = ["TwoNodes"]
 
 #: Seconds of the real clock within which etcd has to report a change.
 _PATIENCE = 30.0
+#: The statuses with which etcd refuses what it may do soon.
+_PASSING = frozenset({429, 500, 503, 504})
 #: Seconds that a lease has in etcd itself: it is never to end there by itself.
 _FOR_EVER = 1_000_000
 #: A lease ends, in etcd, when it is found at one of its rounds: so many seconds apart.
@@ -114,9 +117,15 @@ class Gateway:
     # -- etcd
 
     def _ask(self, path: str, body: bytes) -> tuple[int, Any]:
-        self._connection.request("POST", f"/v3/{path}", body, {"Content-Type": "application/json"})
-        response = self._connection.getresponse()
-        return response.status, json.loads(response.read())
+        end = time.monotonic() + _PATIENCE
+        while True:
+            self._connection.request("POST", f"/v3/{path}", body, {"Content-Type": "application/json"})
+            response = self._connection.getresponse()
+            said = json.loads(response.read())
+            # An etcd on a busy machine refuses for a moment. The node would pause and try again, but it may have been
+            # asked to stop, or for a response, while the program's clock stands still.
+            if response.status not in _PASSING or time.monotonic() > end:
+                return response.status, said
 
     def _tell(self, revision: int) -> None:
         """Let the watches receive all changes up to a revision."""

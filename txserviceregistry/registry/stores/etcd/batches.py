@@ -19,6 +19,7 @@ import attrs
 from twisted.internet.defer import Deferred, TimeoutError, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 from ....util.waiters import Waiters
 from ...eventids import positionOf
@@ -33,11 +34,12 @@ _T = TypeVar("_T")
 GROUP = 40
 #: Bytes that a transaction sets before it takes no further change: etcd takes requests of 1.5 MB.
 LARGEST = 1_000_000
-#: Seconds that a group goes on trying while other nodes are always quicker.
+#: Seconds that a change waits and is tried while other nodes are always quicker.
 PATIENCE = 8.0
 #: Seconds for which a process that has made changes of a tenant is expected to make more, and those of a turn at most.
 ACTIVE = 1.0
 TURN = 0.1
+_LATE = "etcd: other nodes are always quicker"
 
 
 @attrs.define
@@ -300,7 +302,10 @@ class Batches:
         """Make one group, begin with the next one, and fire what waits for this one."""
         self._groups += 1
         await self._untilTurn(tenant)
+        while waiting and self._isLate(waiting[0]):
+            waiting.popleft().done.errback(StoreUnavailable(_LATE))
         steps = [waiting.popleft() for _ in range(min(GROUP, len(waiting)))]
+        outcomes: Sequence[Any]
         try:
             outcomes = await self._group(tenant, steps)
         except Exception as error:
@@ -315,31 +320,29 @@ class Batches:
         for _ in range(2):
             await deferLater(self._clock, 0)
         for step, outcome in done:
-            if isinstance(outcome, Postponed):
-                continue
-            if isinstance(outcome, Exception):
-                step.done.errback(outcome)
-            else:
-                step.done.callback(outcome)
+            if not isinstance(outcome, Postponed):
+                step.done.callback(Failure(outcome) if isinstance(outcome, Exception) else outcome)
         self._groups -= 1
         if not self._waiting and not self._groups:
             self._idle.fire(None)
 
-    async def _group(self, tenant: str, steps: Sequence[Step[Any]]) -> list[Any]:
-        """Make changes in one transaction; their outcomes, which may be exceptions."""
+    async def _group(self, tenant: str, steps: Sequence[Step[Any]], mayAssume: bool = True) -> list[Any]:
+        """
+        Make changes in one transaction; returns their outcomes, which may be exceptions.
+
+        :param mayAssume: whether new objects need not be looked for first: the transaction fails if one of them exists.
+        """
         clockKey = f"{self._prefix}clocks/{tenant}"
         commitKey = f"{self._prefix}commits/{tenant}/{self.process}"
         keys = [clockKey, commitKey, *dict.fromkeys(key for step in steps for key in step.reads)]
         clock = self._clocks.get(tenant)
-        # New objects need not be looked for first: the transaction fails if one of them exists.
-        isAssumed = clock is not None and all(step.isNew for step in steps)
+        isAssumed = mayAssume and clock is not None and all(step.isNew for step in steps)
         found = {clockKey: clock} if clock is not None and isAssumed else await self._read(keys)
         while True:
             transaction = Transaction(TenantClock.of(found.get(clockKey)), found, self._wallClock)
             outcomes = [_attempt(transaction, step) for step in steps]
             if isAssumed and any(isinstance(outcome, Exception) for outcome in outcomes):
-                isAssumed, found = False, await self._read(keys)
-                continue
+                return await self._group(tenant, steps, mayAssume=False)
             changes = transaction.operations(self._prefix, tenant)
             if not changes:
                 return outcomes
@@ -369,16 +372,18 @@ class Batches:
             if transaction.revision:
                 self._etcd.statistics.commits.add(len(steps))
                 return outcomes
-            late, lost = self._clock.seconds() - PATIENCE, StoreUnavailable("etcd: other nodes are always quicker")
             if isAssumed and clockKey in found and found[clockKey].modified != revision:
-                # What has come meanwhile goes along with the next attempt.
                 self.clockChanged(tenant, found[clockKey])
-                return [lost if step.begun < late else Postponed(clockKey) for step in steps]
-            if steps[0].begun < late:
-                raise lost
+                # What has come meanwhile goes along with the next attempt.
+                return [Postponed(clockKey)] * len(steps)
             if isAssumed:
                 # One of the objects exists.
-                isAssumed, found = False, await self._read(keys)
+                return await self._group(tenant, steps, mayAssume=False)
+            if self._isLate(steps[0]):
+                raise StoreUnavailable(_LATE)
+
+    def _isLate(self, step: Step[Any]) -> bool:
+        return self._clock.seconds() - step.begun > PATIENCE
 
     async def _read(self, keys: Collection[str]) -> Mapping[str, KeyValue]:
         return _found(await self._etcd.txn((), [reading(key) for key in keys], urgency=Urgency.pressing))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -31,14 +31,12 @@ from ....util.singleflight import SingleFlight
 from ...statistics import StoreStatistics
 from ..interfaces import StoreUnavailable
 
-#: Seconds after which the first answer is not waited for any longer: a leader's failure leaves requests hanging.
+#: Seconds that each member has for a response: a leader's failure leaves requests hanging.
 TRY = 1.0
-#: Seconds that a request may take with all its tries; clients wait for ten.
+#: Seconds that a request may take with all its tries, and those between two of them; clients wait for ten.
 PATIENCE = 4.0
-#: Seconds between two tries.
 PAUSE = 0.1
-#: Seconds that a request waits for its turn when more is asked than the cluster can do. Clients wait for ten: what
-#: comes later is of no use, and would only keep others waiting.
+#: Seconds that a request waits for its turn: what comes later is of no use to clients, and would keep others waiting.
 QUEUE = 8.0
 #: Keys in one read: a page of the largest is some megabytes.
 PAGE = 1000
@@ -198,26 +196,23 @@ def keyValue(found: Mapping[str, Any]) -> KeyValue:
 @attrs.define
 class User:
     """
-    A user of etcd's.
-
-    :ivar password: the password, or the file that has it, which is read again when it has changed.
-    :ivar token: what etcd has given for name and password; ``None`` while there is none.
+    A user of etcd's. The password may be a file, which is read again when it has changed; *token* is what etcd has
+    given for name and password.
     """
 
     name: str
-    password: str | Reloaded[str, str] = attrs.field(repr=False)
+    _password: str | Reloaded[str, str] = attrs.field(repr=False)
     token: str | None = attrs.field(default=None, repr=False)
 
-    def currentPassword(self) -> str:
-        """The password as it is now."""
-        return self.password if isinstance(self.password, str) else self.password.current()
-
-    def otherPassword(self, refused: str) -> str | None:
-        """The password that has taken the place of one that was *refused*; ``None`` if there is no other."""
-        if not isinstance(self.password, str):
-            self.password.suspect()
-        password = self.currentPassword()
-        return None if password == refused else password
+    def passwords(self) -> Iterator[str]:
+        """The password, and after it was refused the one that has taken its place, if there is one."""
+        if isinstance(self._password, str):
+            yield self._password
+            return
+        yield (refused := self._password.current())
+        self._password.suspect()
+        if self._password.current() != refused:
+            yield self._password.current()
 
     def over(self, agent: IAgent) -> IAgent:
         """An agent that does requests in the name of this user."""
@@ -279,20 +274,25 @@ class Etcd:
         urgency: Urgency = Urgency.ordinary,
     ) -> Txn:
         """
-        A transaction.
-
-        It may be done twice. A change makes sure, with *compare*, that the second time fails, and takes a
-        failure for what it may be: the first time's success.
+        A transaction. It may be done twice: a change makes sure, with *compare*, that the second time fails, and takes
+        a failure for what it may be: the first time's success.
         """
         body = {"compare": [each.toJSON() for each in compare], "success": list(success), "failure": list(failure)}
         isWrite = any("request_range" not in each for each in (*success, *failure))
-        asked = self._clock.seconds()
+        asked, works = self._clock.seconds(), True
         try:
             answer = await self._ask(_TXN, body, patience, urgency)
         except StoreUnavailable as error:
-            self._count(isWrite, asked, isinstance(error, EtcdError) and error.code in _OF_WHAT_WAS_ASKED)
+            works = isinstance(error, EtcdError) and error.code in _OF_WHAT_WAS_ASKED
             raise
-        self._count(isWrite, asked, True)
+        finally:
+            seconds = max(0.0, self._clock.seconds() - asked)
+            if isWrite:
+                self.statistics.writes.add(seconds)
+                self.statistics.isWritable = works
+            else:
+                self.statistics.reads.add(seconds)
+                self.statistics.isReadable = works
         found = []
         for response in answer.get("responses", ()):
             read = response.get("response_range")
@@ -309,11 +309,7 @@ class Etcd:
         revision: int = 0,
         urgency: Urgency = Urgency.ordinary,
     ) -> tuple[list[KeyValue], int]:
-        """
-        Keys in their order, from *key* up to *end* (the key alone without one), at most *limit* of them (0: all).
-
-        :return: fires with the keys and the revision at which they were so.
-        """
+        """See :func:`reading`. Fires with the keys in their order and the revision at which they were so."""
         done = await self.txn((), [reading(key, end, limit, revision)], urgency=urgency)
         return done.found[0] or [], done.revision
 
@@ -321,10 +317,7 @@ class Etcd:
     async def all(
         self, begin: str, end: str | None = None, *, revision: int = 0, urgency: Urgency = Urgency.ordinary
     ) -> list[KeyValue]:
-        """
-        All keys from *begin* up to *end* (that begin with *begin* without one), in their order, as they were at
-        *revision* (0: each page now).
-        """
+        """All keys that begin with *begin* (or up to *end*), as they were at *revision* (0: each page now)."""
         end = endOf(begin) if end is None else end
         everything: list[KeyValue] = []
         while True:
@@ -343,9 +336,8 @@ class Etcd:
     @returnsDeferred
     async def grant(self, lease: int, seconds: int) -> int:
         """
-        Create a lease. An existing one with this id causes no error: ids are random, and it is the first attempt's.
-
-        :return: fires with the seconds that etcd granted, which may be more.
+        Create a lease; fires with the seconds that etcd granted, which may be more. An existing one with this id causes
+        no error: ids are random, and it is the first attempt's.
         """
         try:
             granted = await self._ask("lease/grant", {"ID": str(lease), "TTL": str(seconds)})
@@ -367,11 +359,7 @@ class Etcd:
 
     @returnsDeferred
     async def keepAlive(self, lease: int) -> bool:
-        """
-        Let a lease begin anew.
-
-        :return: fires with whether it exists.
-        """
+        """Let a lease begin anew; fires with whether it exists."""
         answer = await self._ask("lease/keepalive", {"ID": str(lease)}, 0)
         result = answer.get("result") if isinstance(answer, dict) else None
         if not isinstance(result, dict):
@@ -388,15 +376,6 @@ class Etcd:
                 raise
 
     # -- inside
-
-    def _count(self, isWrite: bool, asked: float, works: bool) -> None:
-        seconds = max(0.0, self._clock.seconds() - asked)
-        if isWrite:
-            self.statistics.writes.add(seconds)
-            self.statistics.isWritable = works
-        else:
-            self.statistics.reads.add(seconds)
-            self.statistics.isReadable = works
 
     async def _ask(
         self,
@@ -467,8 +446,7 @@ class Etcd:
     async def _authenticate(self) -> None:
         user = self._user
         assert user is not None
-        password: str | None = user.currentPassword()
-        while password is not None:
+        for password in user.passwords():
             body = {"name": user.name, "password": password}
             response = await self._transport.request("POST", "/v3/auth/authenticate", body=body, repeatable=True)
             if response.status >= 500:
@@ -476,7 +454,6 @@ class Etcd:
             if response.status == 200:
                 user.token = response.read(_readToken)
                 return
-            password = user.otherPassword(password)
         raise StoreUnavailable(f"etcd refuses its user {user.name!r}: check the name and the password")
 
 

@@ -36,10 +36,7 @@ class NodeKeys:
     See the module.
 
     :param etcd: for the node's own key; requests to it are sent while others are refused.
-    :param agent: sends the request of a watch.
-    :param urls: etcd's members; the watch goes to one after the other.
-    :param prefix: of all keys.
-    :ivar node: the node.
+    :param agent: sends the request of a watch, to one of the *urls* of etcd's members after the other.
     """
 
     _log = Logger()
@@ -101,9 +98,11 @@ class NodeKeys:
             raise
         return done.succeeded
 
-    def leave(self, name: str) -> Deferred[None]:
-        self.stopWatching()
-        return self._etcd.revoke(self._leases[name], patience=0)
+    @returnsDeferred
+    async def leave(self, name: str) -> None:
+        self._stopWatching()
+        if name:
+            await self._etcd.revoke(self._leases[name], patience=0)
 
     # -- services and locks
 
@@ -125,7 +124,7 @@ class NodeKeys:
 
     @returnsDeferred
     async def load(self) -> None:
-        self.stopWatching()
+        self._stopWatching()
         self._loads += 1
         number = self._loads
         joins, revision = await self._etcd.range(f"{self._prefix}joins", urgency=Urgency.vital)
@@ -147,8 +146,7 @@ class NodeKeys:
         # Each time at another member: one may be what the last watch went deaf for.
         self._watch.start(self._urls[self._loads % len(self._urls)], self._prefix, revision + 1)
 
-    def stopWatching(self) -> None:
-        """End the watch."""
+    def _stopWatching(self) -> None:
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.stop()

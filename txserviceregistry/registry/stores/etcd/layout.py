@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 from ....util.logs import Logger
 from ...eventids import newTail
 from ..interfaces import StoreRefused, StoreUnavailable
-from .gateway import PAGE, Compare, Etcd, KeyValue, Revision, deletion, endOf, newLease, put, reading
+from .gateway import PAGE, Compare, Etcd, KeyValue, Revision, deletion, endOf, jsonBytes, newLease, put, reading
 from .votes import VERSION
 
 _log = Logger()
@@ -33,15 +33,12 @@ _GROUP = 100
 
 async def openLayout(etcd: Etcd, clock: IReactorTime, prefix: str) -> Mapping[str, Any]:
     """
-    Make sure that what is in etcd has this version.
-
-    :return: the registry's secret and the tail of its event ids.
-    :raises StoreRefused: if it has an unknown version, or nodes of version 1 are running.
-    :raises StoreUnavailable: if another node is converting it now.
+    Make sure that what is in etcd has this version; returns the registry's secret and the tail of its event ids. Fails
+    with :class:`StoreRefused` if it has an unknown version, or nodes of version 1 are running.
     """
     key = f"{prefix}meta"
     new = {"v": VERSION, "secret": secrets.token_hex(32), "tail": newTail()}
-    done = await etcd.txn([Compare(key, 0)], [put(key, _bytes(new)), reading(key)], [reading(key)])
+    done = await etcd.txn([Compare(key, 0)], [put(key, jsonBytes(new)), reading(key)], [reading(key)])
     found = next(kept for kept in done.found if kept)[0]
     meta: dict[str, Any] = json.loads(found.value)
     if meta.get("v") == 1 or meta.get("converting"):
@@ -49,10 +46,6 @@ async def openLayout(etcd: Etcd, clock: IReactorTime, prefix: str) -> Mapping[st
     elif meta.get("v") != VERSION:
         raise StoreRefused(f"what is in etcd below {prefix} was written by another release (version {meta.get('v')})")
     return meta
-
-
-def _bytes(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value).encode("ascii")
 
 
 async def _convert(etcd: Etcd, clock: IReactorTime, prefix: str, found: KeyValue, meta: Mapping[str, Any]) -> None:
@@ -74,7 +67,7 @@ async def _convert(etcd: Etcd, clock: IReactorTime, prefix: str, found: KeyValue
             group = seen[begin : begin + _GROUP]
             for each in group:
                 await etcd.txn([Compare(each.key, each.modified)], [put(each.key, each.value)])
-        await etcd.txn((), [put(found.key, _bytes({name: meta[name] for name in ("v", "secret", "tail")}))])
+        await etcd.txn((), [put(found.key, jsonBytes({name: meta[name] for name in ("v", "secret", "tail")}))])
         _log.info("Converted what is in etcd below {prefix} to version {version}", prefix=prefix, version=VERSION)
     finally:
         await etcd.revoke(lease)
@@ -86,7 +79,7 @@ async def _takeOver(etcd: Etcd, clock: IReactorTime, prefix: str, found: KeyValu
     conditions = [Compare(found.key, found.modified), Compare(nodes, 0, Revision.created, endOf(nodes))]
     end = clock.seconds() + _GONE
     while True:
-        done = await etcd.txn(conditions, [put(found.key, _bytes(meta))], [reading(nodes, endOf(nodes), PAGE)])
+        done = await etcd.txn(conditions, [put(found.key, jsonBytes(meta))], [reading(nodes, endOf(nodes), PAGE)])
         if done.succeeded:
             return
         running = len(done.found[0] or ())

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -23,6 +22,7 @@ from zope.interface import Interface
 
 from ....util.logs import Logger
 from ....util.outage import Outage
+from ....util.waiters import Waiters
 from ..interfaces import NoSuchObject, StoreUnavailable
 from ..shared import IStoreListener
 from .votes import Registration, Status, Votes
@@ -49,12 +49,7 @@ _T = TypeVar("_T")
 
 @attrs.frozen
 class Joined:
-    """
-    A node has become a member.
-
-    :ivar created: the create revision of its key.
-    :ivar lifetime: seconds that etcd granted for its lease.
-    """
+    """A node has become a member: the create revision of its key, and the seconds that etcd granted for its lease."""
 
     created: int
     lifetime: float
@@ -63,11 +58,8 @@ class Joined:
 @attrs.frozen
 class Evidence:
     """
-    What a node noted of a registration when it opened a vote.
-
-    :ivar seen: the revision of the registration's last touch.
-    :ivar joins: the revision of the last join of a node.
-    :ivar timestamp: when the deadline passed, in milliseconds since the epoch.
+    What a node noted of a registration when it opened a vote: the revisions of its last touch and of the last join of a
+    node, and when the deadline passed, in milliseconds since the epoch.
     """
 
     seen: int
@@ -95,41 +87,33 @@ class INodeKeys(Interface):
 
     def expire(name: str, created: int, registration: Registration, evidence: Evidence) -> Deferred[bool]:
         """
-        Delete the record and insert its event, if the record, ``seen``, ``joins`` and the node's key are as noted.
-
-        :return: fires with whether that was so.
-        :raises NoSuchObject: if the registration has ended before.
+        Delete the record and add its event, if the record, ``seen``, ``joins`` and the node's key are as noted; fires
+        with whether that was so. Fails with :class:`NoSuchObject` if the registration has ended before.
         """
 
     def seen(registration: Registration) -> int:
         """The revision of the registration's last touch that the watch has shown; 0 for none."""
 
     def leave(name: str) -> Deferred[None]:
-        """Delete the node's key."""
+        """End the watch, and delete the node's key; *name* is empty if the node is not a member."""
 
 
 @attrs.define(eq=False)
 class _Session:
-    """
-    One membership.
-
-    :ivar created: the create revision of the node's key.
-    :ivar validUntil: when the node stops to acknowledge heartbeats.
-    :ivar renewed: when the last renewal began.
-    :ivar shown: when the watch showed the node's own status last.
-    :ivar isWriting: whether a write of the status is under way.
-    :ivar isReading: whether everything is being read.
-    :ivar isSuspended: whether the registrations have been told that the node is not valid.
-    :ivar lost: fires when the membership ends.
-    """
+    """One membership; times are on CLOCK_BOOTTIME."""
 
     name: str
     votes: Votes[Evidence]
+    # The create revision of the node's key, and the seconds of its lease.
     created: int = 0
     lifetime: float = 0.0
+    # When the node stops to acknowledge heartbeats, when the last renewal began, and when the watch showed the node's
+    # own status last.
     validUntil: float = 0.0
     renewed: float = 0.0
     shown: float = 0.0
+    # Whether the status is being written, whether everything is being read, and whether the registrations know that the
+    # node is not valid.
     isWriting: bool = False
     isReading: bool = False
     isSuspended: bool = False
@@ -159,7 +143,7 @@ class Node:
         self._seconds = seconds
         self._session: _Session | None = None
         self._touching: Counter[Registration] = Counter()
-        self._opening: dict[Registration, list[Deferred[None]]] = {}
+        self._opening: dict[Registration, Waiters[None]] = {}
         self._background: set[Deferred[Any]] = set()
         self._running: Deferred[None] | None = None
         self._joined: Deferred[None] = Deferred()
@@ -176,10 +160,8 @@ class Node:
 
     def start(self) -> Deferred[None]:
         """
-        Join the cluster, and stay a member: after each loss the node joins again under a new name.
-
-        :return: fires when the node has joined for the first time and has read everything; fails with
-            :class:`~twisted.internet.defer.CancelledError` if the node is stopped before that.
+        Join the cluster, and stay a member: after each loss the node joins again under a new name. Fires when it has
+        joined for the first time and has read everything; fails with `CancelledError` if it is stopped before that.
         """
         self._running = Deferred.fromCoroutine(self._run())
         self._running.addErrback(lambda failure: failure.trap(CancelledError))
@@ -197,13 +179,14 @@ class Node:
             self._joined.cancel()
         for work in list(self._background):
             work.cancel()
-        session, self._session = self._session, None
-        if session is not None:
-            try:
-                await self._keys.leave(session.name)
-            except StoreUnavailable:
-                # The lease ends by itself.
-                pass
+        name, self._session = self.name, None
+        for registration in list(self._opening):
+            self._opened(registration)
+        try:
+            await self._keys.leave(name)
+        except StoreUnavailable:
+            # The lease ends by itself.
+            pass
 
     async def _run(self) -> None:
         while True:
@@ -234,7 +217,7 @@ class Node:
             self._secondsLeft,
             self._registrations.leaveTo,
             self._opened,
-            lambda *vote: self._expiring(session, *vote),
+            lambda *vote: self._inBackground(self._expire(session, *vote)),
         )
         session = _Session(name, votes)
         sent = self._seconds()
@@ -251,27 +234,26 @@ class Node:
 
     async def _read(self, session: _Session) -> None:
         """Read everything, until that succeeds or the membership ends, and give every service a full timeout."""
+
+        async def load() -> None:
+            if self._session is session:
+                await self._keys.load()
+
         session.isReading = True
         session.votes.giveUp()
-        await self._retried(partial(self._load, session))
+        await self._retried(load)
         if self._session is session:
             session.isReading = False
             session.shown = self._seconds()
             self._registrations.renewAll()
-
-    async def _load(self, session: _Session) -> None:
-        if self._session is session:
-            await self._keys.load()
 
     def _lose(self, session: _Session, reason: str) -> None:
         if self._session is session:
             self._session = None
             self._registrations.suspend()
             self._outage.failed(reason=reason)
-            waiting, self._opening = self._opening, {}
-            for each in waiting.values():
-                for one in each:
-                    one.callback(None)
+            for registration in list(self._opening):
+                self._opened(registration)
             session.lost.callback(None)
 
     @property
@@ -319,11 +301,7 @@ class Node:
         else:
             return
         session.isWriting = True
-        self._inBackground(work).addBoth(self._written, session)
-
-    def _written(self, result: Any, session: _Session) -> Any:
-        session.isWriting = False
-        return result
+        self._inBackground(work).addBoth(lambda _: setattr(session, "isWriting", False))
 
     async def _renew(self, session: _Session, sent: float) -> None:
         if not await self._keys.renew(session.name):
@@ -347,11 +325,7 @@ class Node:
     # -- what the watch shows
 
     def statusChanged(self, name: str, status: Status | None) -> None:
-        """
-        A node's key was written.
-
-        :param status: ``None`` if it cannot be read.
-        """
+        """A node's key was written. The status is ``None`` if it cannot be read."""
         session = self._session
         if session is None:
             return
@@ -410,9 +384,6 @@ class Node:
             return float(self._registrations.timeout(registration))
         return float(self._registrations.secondsLeft(registration))
 
-    def _expiring(self, session: _Session, number: int, registration: Registration, evidence: Evidence) -> None:
-        self._inBackground(self._expire(session, number, registration, evidence))
-
     async def _expire(self, session: _Session, number: int, registration: Registration, evidence: Evidence) -> None:
         hasExpired = False
         try:
@@ -436,9 +407,8 @@ class Node:
 
     async def _settle(self, session: _Session, registration: Registration) -> bool:
         """
-        Make sure that a transaction whose outcome is unknown has ended the registration, or never will.
-
-        :return: whether the registration exists.
+        Make sure that a transaction whose outcome is unknown has ended the registration, or never will; returns whether
+        the registration exists.
         """
         while self._session is session:
             try:
@@ -457,10 +427,8 @@ class Node:
 
     async def admit(self, registration: Registration) -> bool:
         """
-        Let a heartbeat of a registration pass that a vote closes.
-
-        :return: whether the registration exists.
-        :raises StoreUnavailable: if that cannot be found out, or this node may not acknowledge heartbeats.
+        Let a heartbeat of a registration pass that a vote closes; returns whether the registration exists. Fails with
+        :class:`StoreUnavailable` if that cannot be found out, or this node may not acknowledge heartbeats.
         """
         session = self._validSession()
         if session.votes.closing(registration):
@@ -490,33 +458,27 @@ class Node:
         return session
 
     async def _untilOpen(self, registration: Registration) -> None:
-        opened: Deferred[None] = Deferred()
-        waiting = self._opening.setdefault(registration, [])
-        waiting.append(opened)
-        opened.addTimeout(VOTE, self._clock)
+        if registration not in self._opening:
+            self._opening[registration] = Waiters(lambda: self._opening.pop(registration, None))
         try:
-            await opened
+            await self._opening[registration].wait().addTimeout(VOTE, self._clock)
         except TimeoutError:
-            waiting.remove(opened)
-            if not waiting and self._opening.get(registration) is waiting:
-                del self._opening[registration]
+            pass
 
     def _opened(self, registration: Registration) -> None:
-        for each in self._opening.pop(registration, ()):
-            each.callback(None)
+        waiting = self._opening.pop(registration, None)
+        if waiting is not None:
+            waiting.fire(None)
 
     # -- inside
 
-    def _inBackground(self, work: Any) -> Deferred[Any]:
+    def _inBackground(self, work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
         running = Deferred.fromCoroutine(work)
         self._background.add(running)
 
         def done(result: Any) -> None:
             self._background.discard(running)
+            if isinstance(result, Failure) and not result.check(StoreUnavailable, CancelledError):
+                self._log.failure("A node's work in the cluster failed", result)
 
-        running.addErrback(self._failed).addBoth(done)
-        return running
-
-    def _failed(self, failure: Any) -> None:
-        if not failure.check(StoreUnavailable, CancelledError):
-            self._log.failure("A node's work in the cluster failed", failure)
+        return running.addBoth(done)

@@ -77,15 +77,13 @@ class EtcdStore:
     """
     See the module.
 
-    :param reactor: the reactor.
     :param urls: of etcd's members, without a path.
     :param prefix: what all keys begin with, a slash at its end.
     :param credentials: name and password of a user of etcd's, or the file that has the password; ``None`` where it asks
         for none.
     :param policy: whom to trust behind an ``https`` URL, and who to be there; the platform decides if not given.
     :param agent: does the requests, instead of connections of its own; it must hand over bodies as they come.
-    :param wallClock: seconds since the epoch.
-    :param seconds: seconds that count on while the machine sleeps.
+    :param wallClock: seconds since the epoch; *seconds*: those that count on while the machine sleeps.
     """
 
     name = "etcd"
@@ -141,7 +139,6 @@ class EtcdStore:
         self._values = EtcdValues(*part)
         self._events = EtcdEvents(*part)
         self._users = EtcdUsers(*part)
-        self._keys: NodeKeys | None = None
         self._node: Node | None = None
         self._isOpen = False
         self._secret = b""
@@ -149,7 +146,6 @@ class EtcdStore:
         self._contacted = 0.0
         # Writes the times of heartbeats.
         self._writing: Deferred[Any] | None = None
-        # The operations, each done by one of the parts.
         self.createService = self._services.create
         self.getService = self._services.get
         self.listServices = self._services.list
@@ -213,8 +209,6 @@ class EtcdStore:
         finally:
             # The caller may have stopped waiting for this.
             self._isOpen = False
-            if self._keys is not None:
-                self._keys.stopWatching()
             if self._node is not None:
                 await self._node.stop()
             await self._pool.close()
@@ -228,7 +222,7 @@ class EtcdStore:
     # -- the registries that share the store
 
     def join(self, listener: IStoreListener) -> Deferred[None]:
-        self._keys = keys = NodeKeys(
+        keys = NodeKeys(
             self._asking,
             self._watching,
             self._urls,

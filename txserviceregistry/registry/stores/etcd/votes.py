@@ -1,9 +1,9 @@
 """
 Expiration by vote: which registrations a node may still acknowledge from memory, and which ones expire.
 
-A service expires when every node has voted that it received no heartbeat for one timeout. This module holds one node's
-part of that protocol, without input, output or time: :class:`Votes` takes what the other nodes publish and says what
-this node publishes. A node publishes its open votes and its answers to the votes of others as its :class:`Status`.
+A service expires when every node has voted that it received no heartbeat for one timeout. This is one node's part of
+that protocol, without input, output or time. A node publishes its open votes and its answers to the votes of others as
+its :class:`Status`.
 
 A vote *closes* a registration on a node, from the moment at which that node has found the deadline passed until the
 vote ends. While a registration is closed, a heartbeat may be acknowledged only after a successful touch, which is a
@@ -12,22 +12,21 @@ write that makes the expiration fail.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Generic, TypeVar
 
 import attrs
 
+#: Tenant and incarnation: the id of the event with which the service joined.
 Registration = tuple[str, str]
-"""Tenant and incarnation: the id of the event with which the service joined."""
-
+#: The node that opened the vote, and the vote's number there.
 VoteId = tuple[str, int]
-"""The node that opened the vote, and the vote's number there."""
 
 _E = TypeVar("_E")
 
+#: Of what is in etcd. Nodes of version 1 kept services alive by leases.
 VERSION = 2
-"""Of what is in etcd. Nodes of version 1 kept services alive by leases."""
 
 _NONE: Mapping[str, set[VoteId]] = {}
 
@@ -48,11 +47,7 @@ class Status:
     answers: Mapping[VoteId, Mapping[int, float]] = attrs.Factory(dict)
 
     def toJSON(self, positionOf: Callable[[Registration], int]) -> dict[str, Any]:
-        """
-        The status as JSON data.
-
-        :param positionOf: returns the feed position in an incarnation, which names it within its tenant.
-        """
+        """As JSON data. *positionOf* returns the feed position in an incarnation, which names it within its tenant."""
         votes = {
             number: [
                 [tenant, [positionOf(each) for each in group]]
@@ -68,12 +63,7 @@ class Status:
 
     @classmethod
     def of(cls, kept: Any, incarnationAt: Callable[[str, int], str]) -> Status:
-        """
-        Read a status.
-
-        :param incarnationAt: returns the incarnation with a feed position of a tenant.
-        :raises ValueError: if *kept* is not the JSON data of a status.
-        """
+        """The status with this JSON data; *incarnationAt* is the reverse of *positionOf*. May raise `ValueError`."""
         try:
             votes = {
                 int(number): [
@@ -97,30 +87,24 @@ class _Vote(Generic[_E]):
     A vote that this node has opened.
 
     :ivar items: its registrations in their order, with what was noted of each when the vote began.
-    :ivar answers: by node.
     :ivar undecided: registrations whose transaction is under way; ``None`` until all members have answered.
     """
 
     items: dict[Registration, _E]
     answers: dict[str, Mapping[int, float]] = attrs.Factory(dict)
-    undecided: dict[Registration, None] | None = None
+    undecided: set[Registration] | None = None
 
 
 @attrs.define(eq=False)
 class _Question:
-    """
-    Another node's open vote.
-
-    :ivar registrations: in the order of the vote.
-    :ivar answer: this node's; ``None`` until it is given.
-    :ivar alive: those to which any node has answered that there is time left.
-    """
+    """Another node's open vote, this node's answer, and the registrations for which any answer was above 0."""
 
     registrations: Sequence[Registration]
     answer: Mapping[int, float] | None = None
     alive: set[Registration] = attrs.Factory(set)
 
 
+@attrs.define(eq=False, slots=False)
 class Votes(Generic[_E]):
     """
     One node's votes, its answers, and the registrations that they close.
@@ -135,27 +119,19 @@ class Votes(Generic[_E]):
     :ivar isChanged: whether the status differs from the last one that :meth:`status` returned.
     """
 
-    def __init__(
-        self,
-        node: str,
-        secondsLeft: Callable[[Registration], float],
-        onAlive: Callable[[Registration], None],
-        onOpen: Callable[[Registration], None],
-        onExpired: Callable[[int, Registration, _E], None],
-    ) -> None:
-        self.isChanged = True
-        self._node = node
-        self._secondsLeft = secondsLeft
-        self._onAlive = onAlive
-        self._onOpen = onOpen
-        self._onExpired = onExpired
-        self._closed: dict[str, dict[str, set[VoteId]]] = {}
-        self._own: dict[int, _Vote[_E]] = {}
-        self._questions: dict[VoteId, _Question] = {}
-        # The last serial of each other member; -1 before the first.
-        self._members: dict[str, int] = {}
-        self._number = 0
-        self._serial = 0
+    _node: str
+    _secondsLeft: Callable[[Registration], float]
+    _onAlive: Callable[[Registration], None]
+    _onOpen: Callable[[Registration], None]
+    _onExpired: Callable[[int, Registration, _E], object]
+    isChanged: bool = True
+    _closed: dict[str, dict[str, set[VoteId]]] = attrs.Factory(dict)
+    _own: dict[int, _Vote[_E]] = attrs.Factory(dict)
+    _questions: dict[VoteId, _Question] = attrs.Factory(dict)
+    # The last serial of each other member; -1 before the first.
+    _members: dict[str, int] = attrs.Factory(dict)
+    _number: int = 0
+    _serial: int = 0
 
     # -- heartbeats
 
@@ -168,16 +144,10 @@ class Votes(Generic[_E]):
         tenant, incarnation = registration
         return frozenset(self._closed.get(tenant, _NONE).get(incarnation, ()))
 
-    def touched(self, registration: Registration, votes: Collection[VoteId]) -> bool:
-        """
-        A touch of *registration* has succeeded.
-
-        :param votes: those that closed it when the touch was sent.
-        :return: whether it may be acknowledged: no later vote has closed it.
-        """
+    def touched(self, registration: Registration, votes: Collection[VoteId]) -> None:
+        """A touch has succeeded that was sent when these votes closed the registration."""
         for each in votes:
             self._reopen(registration, each)
-        return not self.closing(registration)
 
     # -- own votes
 
@@ -187,11 +157,7 @@ class Votes(Generic[_E]):
         return sum(len(vote.items) for vote in self._own.values())
 
     def open(self, registrations: Mapping[Registration, _E]) -> None:
-        """
-        Open a vote about registrations whose deadline has passed.
-
-        :param registrations: each with what is noted of it, for the transaction that may end it.
-        """
+        """Open a vote about registrations whose deadline has passed, each with what is noted of it."""
         self._number += 1
         self._own[self._number] = _Vote(dict(registrations))
         for each in registrations:
@@ -207,7 +173,7 @@ class Votes(Generic[_E]):
         """The outcome of a registration's transaction is known."""
         vote = self._own.get(number)
         if vote is not None and vote.undecided is not None:
-            vote.undecided.pop(registration, None)
+            vote.undecided.discard(registration)
             if not vote.undecided:
                 self._end(number)
 
@@ -243,12 +209,15 @@ class Votes(Generic[_E]):
         for id in [id for id in self._questions if id[0] == node and id[1] not in status.votes]:
             self._drop(id)
         for id, answer in status.answers.items():
-            if id[0] != self._node:
-                question = self._questions.get(id)
-                if question is not None:
-                    self._reopenAlive(id, question, answer)
-            elif id[1] in self._own:
-                self._own[id[1]].answers.setdefault(node, answer)
+            if id[0] == self._node:
+                if id[1] in self._own:
+                    self._own[id[1]].answers.setdefault(node, answer)
+            elif id in self._questions:
+                question = self._questions[id]
+                for place in answer:
+                    if 0 <= place < len(question.registrations):
+                        question.alive.add(question.registrations[place])
+                        self._reopen(question.registrations[place], id)
         self._settle()
 
     def join(self, node: str) -> None:
@@ -288,23 +257,17 @@ class Votes(Generic[_E]):
             for each in alive:
                 self._reopen(each, (self._node, number))
                 self._onAlive(each)
-            vote.undecided = undecided = {each: None for place, each in enumerate(vote.items) if place not in places}
-            if not undecided:
+            vote.undecided = set(vote.items).difference(alive)
+            silent = [each for each in vote.items if each in vote.undecided]
+            if not silent:
                 self._end(number)
-            for each in list(undecided):
+            for each in silent:
                 self._onExpired(number, each, vote.items[each])
 
     def _end(self, number: int) -> None:
         for each in self._own.pop(number).items:
             self._reopen(each, (self._node, number))
         self.isChanged = True
-
-    def _reopenAlive(self, id: VoteId, question: _Question, answer: Iterable[int]) -> None:
-        for place in answer:
-            if 0 <= place < len(question.registrations):
-                each = question.registrations[place]
-                question.alive.add(each)
-                self._reopen(each, id)
 
     def _drop(self, id: VoteId) -> None:
         question = self._questions.pop(id)
@@ -318,9 +281,9 @@ class Votes(Generic[_E]):
 
     def _reopen(self, registration: Registration, id: VoteId) -> None:
         tenant, incarnation = registration
-        ofTenant = self._closed.get(tenant)
-        votes = None if ofTenant is None else ofTenant.get(incarnation)
-        if ofTenant is None or votes is None:
+        ofTenant = self._closed.get(tenant, {})
+        votes = ofTenant.get(incarnation)
+        if votes is None:
             return
         votes.discard(id)
         if not votes:

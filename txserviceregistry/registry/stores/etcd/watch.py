@@ -22,7 +22,7 @@ from twisted.web.iweb import IAgent, IPolicyForHTTPS, IResponse
 
 from ....http.agent import httpAgent
 from ....http.bodies import BytesProducer
-from .gateway import KeyValue, encode, endOf, keyValue
+from .gateway import KeyValue, encode, endOf, jsonBytes, keyValue
 
 # No change, and no group of changes of one revision, is this large; it bounds what a broken server can make us hold.
 _LONGEST_LINE = 64 * 1024 * 1024
@@ -36,7 +36,6 @@ class Change:
 
     :ivar now: the key as it is now; of a deleted one only its name, and the revision that deleted it.
     :ivar before: the key as it was; ``None`` if it was not there, or that is unknown.
-    :ivar isDeleted: whether it was deleted.
     """
 
     now: KeyValue
@@ -44,7 +43,7 @@ class Change:
     isDeleted: bool
 
 
-class Watch:
+class Watch(Protocol):
     """
     One watch, until it ends.
 
@@ -60,46 +59,63 @@ class Watch:
         self._onEnd = onEnd
         self._isOver = False
         self._request: Deferred[IResponse] | None = None
-        self._body: _Lines | None = None
+        # What has come of a line.
+        self._parts: list[bytes] = []
+        self._size = 0
 
     def start(self, url: str, prefix: str, revision: int) -> None:
-        """
-        Begin.
-
-        :param url: of one member, without a path.
-        :param prefix: of the keys.
-        :param revision: the first whose changes are wanted.
-        """
+        """Begin, at the member with this *url*, with the changes below a prefix from this revision on."""
         create = {
             "key": encode(prefix),
             "range_end": encode(endOf(prefix)),
             "start_revision": str(revision),
             "prev_kv": True,
         }
-        body = json.dumps({"create_request": create}).encode("ascii")
-        self._request = self._agent.request(b"POST", f"{url}/v3/watch".encode("ascii"), _HEADERS, BytesProducer(body))
+        body = BytesProducer(jsonBytes({"create_request": create}))
+        self._request = self._agent.request(b"POST", f"{url}/v3/watch".encode("ascii"), _HEADERS, body)
         self._request.addCallbacks(self._answered, self._failed)
 
     def stop(self) -> None:
         """End it."""
         self._isOver = True
-        if self._body is not None:
-            self._body.abort()
+        if self.transport is not None:
+            self._abort(self.transport)
         elif self._request is not None:
             self._request.cancel()
 
+    def _abort(self, transport: Any) -> None:
+        for name in ("abortConnection", "loseConnection", "stopProducing"):
+            end = getattr(transport, name, None)
+            if end is not None:
+                end()
+                return
+
     def _answered(self, response: IResponse) -> None:
-        body = _Lines(self._lineReceived, self._end)
-        if self._isOver or response.code != 200:
-            body.abort(response)
+        if response.code != 200:
             self._end(f"it was refused with {response.code}")
-        else:
-            self._body = body
-            response.deliverBody(body)
+        response.deliverBody(self)
+        if self._isOver:
+            self.stop()
 
     def _failed(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
             self._end(failure.getErrorMessage())
+
+    def dataReceived(self, data: bytes) -> None:
+        *lines, rest = data.split(b"\n")
+        for line in lines:
+            whole = b"".join([*self._parts, line])
+            self._parts, self._size = [], 0
+            if whole.strip() and not self._isOver:
+                self._lineReceived(whole)
+        if rest:
+            self._parts.append(rest)
+            self._size += len(rest)
+            if self._size > _LONGEST_LINE:
+                self._end("a line has no end")
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._end(reason.getErrorMessage())
 
     def _lineReceived(self, line: bytes) -> None:
         try:
@@ -137,42 +153,3 @@ def watchingAgent(reactor: Any, policy: IPolicyForHTTPS, connectTimeout: float) 
     """An agent that hands over the body of a watch as it comes."""
     pool = _QuietPool(reactor, persistent=False)  # type: ignore[no-untyped-call]  # Twisted has no types there
     return httpAgent(reactor, policy, connectTimeout, pool)
-
-
-class _Lines(Protocol):
-    """Cuts a body into lines, of whatever length."""
-
-    def __init__(self, onLine: Callable[[bytes], None], onEnd: Callable[[str], None]) -> None:
-        self._onLine = onLine
-        self._onEnd = onEnd
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    def dataReceived(self, data: bytes) -> None:
-        *lines, rest = data.split(b"\n")
-        for line in lines:
-            whole = b"".join([*self._parts, line])
-            self._parts, self._size = [], 0
-            if whole.strip():
-                self._onLine(whole)
-        if rest:
-            self._parts.append(rest)
-            self._size += len(rest)
-            if self._size > _LONGEST_LINE:
-                self._parts = []
-                self._onEnd("a line has no end")
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._onEnd(reason.getErrorMessage())
-
-    def abort(self, response: IResponse | None = None) -> None:
-        """End the connection that this body comes from."""
-        self._onLine, self._onEnd = lambda line: None, lambda why: None
-        if response is not None:
-            response.deliverBody(self)
-        transport: Any = self.transport
-        for name in ("abortConnection", "loseConnection", "stopProducing"):
-            end = getattr(transport, name, None)
-            if end is not None:
-                end()
-                return

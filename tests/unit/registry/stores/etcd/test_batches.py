@@ -11,8 +11,9 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.statistics import StoreStatistics
-from txserviceregistry.registry.stores.etcd.batches import ACTIVE, TURN, Batches
+from txserviceregistry.registry.stores.etcd.batches import ACTIVE, GROUP, PATIENCE, TURN, Batches
 from txserviceregistry.registry.stores.etcd.gateway import KeyValue, Txn
+from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 
 T = "7"
 #: Seconds that a transaction takes.
@@ -103,6 +104,21 @@ class TurnTests(SynchronousTestCase):
         self.assertEqual(self.etcd.asked, [])
         self.clock.advance(TURN)
         self.assertEqual(len(self.etcd.asked), 1)
+
+    def test_noneWaitsForLong(self) -> None:
+        """What has waited while etcd did nothing is refused, however much is before it, and what comes then is made."""
+        waiting = [self.batches.do(T, (), lambda draft: None) for _ in range(10 * GROUP)]
+        self.clock.pump([0, 0])
+        self.clock.advance(PATIENCE + 1)
+        idle = self.batches.whenIdle()
+        self.etcd.asked.pop().errback(StoreUnavailable("etcd: no leader"))
+        self.clock.pump([0, 0, 0])
+        for each in waiting:
+            self.failureResultOf(each, StoreUnavailable)
+        self.successResultOf(idle)
+        self.change()
+        self.respond()
+        self.assertEqual(len(self.made), 51)
 
     def test_theEndIsAwaited(self) -> None:
         """A store that closes waits until the last group has been reported."""
