@@ -46,8 +46,6 @@ ADMISSION = 1.0
 class Cluster(Engine):
     """The engine of one registry among several over one :class:`~.stores.shared.ISharedStore`."""
 
-    _isAuthoritative = False
-
     _due: deque[ServiceState] = attrs.field(init=False, factory=deque)
     _looking: SingleFlight[tuple[str, str], None] = attrs.field(init=False, factory=SingleFlight)
     _looks: PrioritySemaphore = attrs.field(init=False, factory=lambda: PrioritySemaphore(_LOOKS))

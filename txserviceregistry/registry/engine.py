@@ -41,9 +41,6 @@ class Engine:
     :ivar expirations: how many registrations have expired, by the type of their event.
     """
 
-    # Whether this registry takes all heartbeats.
-    _isAuthoritative = True
-
     _store: Any
     _feed: EventFeed
     _tasks: TaskOwner
@@ -57,12 +54,7 @@ class Engine:
 
     def __attrs_post_init__(self) -> None:
         self.live = LiveServices(
-            self._store,
-            self._persist,
-            clock=self._clock,
-            wallClock=self._wallClock,
-            tasks=self._tasks,
-            isAuthoritative=self._isAuthoritative,
+            self._store, self._persist, clock=self._clock, wallClock=self._wallClock, tasks=self._tasks
         )
         self._deadlines = self.live.deadlines
 

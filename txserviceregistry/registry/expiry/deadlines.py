@@ -134,13 +134,13 @@ class ServiceState:
     _queued: float
     proof: str = ""
 
-    def heartbeat(self, now: float, lastSeen: int) -> None:
-        """
-        Take a heartbeat: the deadline is a full timeout from *now* on.
+    @property
+    def name(self) -> tuple[str, str, str]:
+        """Tenant, id and incarnation."""
+        return self.tenant, self.id, self.incarnation
 
-        :param now: when it came, in seconds of the :class:`StallTolerantClock`.
-        :param lastSeen: the same in milliseconds since the epoch.
-        """
+    def heartbeat(self, now: float, lastSeen: int) -> None:
+        """Take a heartbeat that came *now*, which is *lastSeen* by the wall clock: the deadline moves."""
         self.deadline = now + self.timeout
         self.lastSeen = lastSeen
 
@@ -163,18 +163,16 @@ class Deadlines:
     service stays active until :meth:`expire` is called.
 
     :param now: seconds of the :class:`StallTolerantClock`.
-    :param isAuthoritative: whether this registry takes all heartbeats.
+    :ivar isAuthoritative: whether this registry takes all heartbeats.
     :ivar onForgotten: called with each service that is forgotten.
     """
 
-    def __init__(self, now: Callable[[], float], isAuthoritative: bool = True) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
         self.onForgotten: Callable[[ServiceState], None] = lambda state: None
-        self._isAuthoritative = isAuthoritative
+        self.isAuthoritative = True
         self._active: dict[str, dict[str, ServiceState]] = {}
         self._expired: dict[str, dict[str, ServiceState]] = {}
-        # What expired() returned last, until it changes.
-        self._snapshots: dict[str, frozenset[str]] = {}
         self._queue: list[tuple[float, ServiceState]] = []
         # Where this registry is not authoritative: the services by tenant and incarnation.
         self._registrations: dict[tuple[str, str], ServiceState] = {}
@@ -193,7 +191,7 @@ class Deadlines:
             self._registrations.pop((tenant, states[id].incarnation), None)
         states[id] = state
         heappush(self._queue, (deadline, state))
-        if not self._isAuthoritative:
+        if not self.isAuthoritative:
             self._registrations[tenant, service.incarnation] = state
         return state
 
@@ -204,7 +202,7 @@ class Deadlines:
     def active(self, tenant: str, id: str) -> ServiceState | None:
         """The service with this *id*, if it is active."""
         state = self._active.get(tenant, _NONE).get(id)
-        return state if state is not None and (self.now() < state.deadline or not self._isAuthoritative) else None
+        return state if state is not None and (self.now() < state.deadline or not self.isAuthoritative) else None
 
     def ofTenant(self, tenant: str) -> Mapping[str, ServiceState]:
         """All active services of *tenant* by id. Some may have passed their deadline since the last collection."""
@@ -257,7 +255,7 @@ class Deadlines:
             else:
                 heappop(queue)
                 state._queued = _NOWHERE
-                if self._isAuthoritative:
+                if self.isAuthoritative:
                     self.expire(state)
                 found.append(state)
         return found, False
@@ -266,7 +264,6 @@ class Deadlines:
         """Let an active service expire."""
         _remove(self._active, state, state.id)
         self._expired.setdefault(state.tenant, {})[state.incarnation] = state
-        self._snapshots.pop(state.tenant, None)
 
     def requeue(self, state: ServiceState) -> None:
         """Let :meth:`collect` find a service again that it has found, when its deadline has passed."""
@@ -276,11 +273,7 @@ class Deadlines:
 
     def expired(self, tenant: str) -> frozenset[str]:
         """The incarnations of the expired services of *tenant*."""
-        if tenant not in self._expired:
-            return frozenset()
-        if tenant not in self._snapshots:
-            self._snapshots[tenant] = frozenset(self._expired[tenant])
-        return self._snapshots[tenant]
+        return frozenset(self._expired.get(tenant, ()))
 
     def isExpired(self, tenant: str, incarnation: str) -> bool:
         """Whether this incarnation is expired."""
@@ -300,7 +293,6 @@ class Deadlines:
             _remove(self._active, state, id)
             _remove(self._expired, state, incarnation)
             self._registrations.pop((tenant, incarnation), None)
-            self._snapshots.pop(tenant, None)
             state._queued = _NOWHERE
             self.onForgotten(state)
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from ...util.logs import Logger
@@ -27,7 +28,6 @@ class ExpirationQueue:
     Brings expirations to the store in the order in which they were found, in groups, each in a turn of the reactor of
     its own. What could not be persisted stays first in the queue until :meth:`work` is called again.
 
-    :param persist: persists some expirations.
     :param isPending: whether an expiration still has to be persisted.
     :param onPersisted: is called with the number of services among the persisted expirations when the queue is empty.
     """
@@ -47,12 +47,12 @@ class ExpirationQueue:
     ) -> None:
         self._persist = persist
         self._isPending = isPending
-        self._clock = clock
         self._tasks = tasks
+        self._clock = clock
+        self._turn: Deferred[object] = succeed(None)
         self._onPersisted = onPersisted
         self._queue: deque[Expiration] = deque()
         self._isBusy = False
-        self._next: IDelayedCall | None = None
         self._waiters: Waiters[None] = Waiters()
         self._persisted = 0
         # Services that lose their network expire one by one, over the length of a timeout.
@@ -70,16 +70,12 @@ class ExpirationQueue:
 
     def work(self) -> None:
         """Persist until the queue is empty or the store fails, unless that is under way."""
-        if self._queue and not (self._isBusy or self._next or self._isStopped):
+        if self._queue and not (self._isBusy or self._isStopped):
             self._isBusy = True
-            self._tasks.start(self._persistGroup())
+            self._tasks.start(self._persistAll())
 
     def nextGroup(self) -> Deferred[None]:
-        """
-        Begin to persist.
-
-        :return: fires when the next group is persisted, at once if nothing is pending; fails if that failed.
-        """
+        """Begin to persist. Fires or fails when the next group has been tried; fires at once if nothing is pending."""
         if self._isStopped:
             return fail(_stopping())
         if not self._queue:
@@ -91,36 +87,32 @@ class ExpirationQueue:
     def stop(self) -> None:
         """Begin nothing new; what is under way belongs to the :class:`TaskOwner`. What waits, fails."""
         self._isStopped = True
-        call, self._next = self._next, None
-        if call is not None:
-            call.cancel()
+        self._turn.cancel()
         self._services.stop()
         self._locks.stop()
         self._waiters.fire(Failure(_stopping()))
 
-    async def _persistGroup(self) -> None:
-        group = list(islice(self._queue, self.GROUP))
-        pending = [expiration for expiration in group if self._isPending(expiration)]
-        try:
-            if pending:
-                await self._persist(pending)
-        except Exception:
-            failure = Failure()
-            self._isBusy = False
-            self._outage.failed(None if failure.check(Fault) else failure, count=len(self._queue))
-            self._waiters.fire(failure)
-            return
+    async def _persistAll(self) -> None:
+        while self._queue and not self._isStopped:
+            group = list(islice(self._queue, self.GROUP))
+            pending = [expiration for expiration in group if self._isPending(expiration)]
+            try:
+                if pending:
+                    await self._persist(pending)
+            except Exception:
+                failure = Failure()
+                self._outage.failed(None if failure.check(Fault) else failure, count=len(self._queue))
+                self._waiters.fire(failure)
+                break
+            for _ in group:
+                self._queue.popleft()
+            self.report(pending)
+            self._waiters.fire(None)
+            if self._queue and not self._isStopped:
+                # stop() cancels it, which is not a failure.
+                self._turn = deferLater(self._clock, 0).addErrback(lambda _: None)
+                await self._turn
         self._isBusy = False
-        for _ in group:
-            self._queue.popleft()
-        self.report(pending)
-        if self._queue and not self._isStopped:
-            self._next = self._clock.callLater(0, self._goOn)
-        self._waiters.fire(None)
-
-    def _goOn(self) -> None:
-        self._next = None
-        self.work()
 
     def report(self, expirations: Sequence[Expiration]) -> None:
         """Log expirations that are persisted."""
@@ -128,18 +120,13 @@ class ExpirationQueue:
         for expiration in expirations:
             isLock = isLockScope(expiration.tenant)
             self._persisted += not isLock
-            log = self._locks if isLock else self._services
-            log.add(tenantOf(expiration.tenant), expiration.id)
-        if self._queue:
-            return
-        for log in (self._services, self._locks):
-            if self._isStopped:
-                log.stop()
-            else:
-                log.flush()
-        persisted, self._persisted = self._persisted, 0
-        if persisted:
-            self._onPersisted(persisted)
+            (self._locks if isLock else self._services).add(tenantOf(expiration.tenant), expiration.id)
+        if not self._queue:
+            for log in (self._services, self._locks):
+                log.stop() if self._isStopped else log.flush()
+            persisted, self._persisted = self._persisted, 0
+            if persisted:
+                self._onPersisted(persisted)
 
 
 def _stopping() -> Fault:

@@ -42,8 +42,6 @@ class LiveServices:
         can't be done.
     :param tasks: owns what is done in the background; changes of one service wait for each other there, under the key
         ``(tenant, id)``.
-    :param isAuthoritative: whether this registry takes all heartbeats. If not, a deadline that has passed is only
-        reported, see :meth:`share`.
     :ivar time: the clock of the deadlines.
     :ivar deadlines: the state of each service.
     :ivar expirations: the expirations that are to be persisted.
@@ -63,17 +61,16 @@ class LiveServices:
         clock: IReactorTime,
         wallClock: Callable[[], float],
         tasks: TaskOwner,
-        isAuthoritative: bool = True,
     ) -> None:
         self._store = store
         self._clock = clock
         self._wallClock = wallClock
         self._tasks = tasks
-        self._onDue: Callable[[Sequence[ServiceState]], None] | None = None
+        self._onDue: Callable[[Sequence[ServiceState]], None] = self._enqueue
         self._onTick: Callable[[], None] = lambda: None
         self._isSuspended = False
         self.time = StallTolerantClock(clock, self._tick)
-        self.deadlines = Deadlines(self.time.now, isAuthoritative=isAuthoritative)
+        self.deadlines = Deadlines(self.time.now)
         warning = MassExpiryWarning(clock, lambda: self.deadlines.total)
         self.expirations = ExpirationQueue(persist, self._isPending, clock, tasks, warning.add)
         self._unsure: set[tuple[str, str]] = set()
@@ -81,12 +78,13 @@ class LiveServices:
 
     def share(self, onDue: Callable[[Sequence[ServiceState]], None], onTick: Callable[[], None]) -> None:
         """
-        Leave it to others which services expire.
+        Leave it to others too which services expire: a deadline that has passed here is only reported.
 
         :param onDue: called with services whose deadline has passed as far as is known here.
         :param onTick: called several times a second after that, but not when this process has stalled.
         """
         self._onDue, self._onTick = onDue, onTick
+        self.deadlines.isAuthoritative = False
 
     def start(self, services: Iterable[ServiceSummary]) -> None:
         """Begin with these services, each with a full timeout."""
@@ -108,7 +106,7 @@ class LiveServices:
 
     def synchronize(self, services: Iterable[ServiceSummary]) -> None:
         """Take over that there are these services and no others."""
-        unknown = {(state.tenant, state.id, state.incarnation) for state in self.deadlines.all()}
+        unknown = {state.name for state in self.deadlines.all()}
         for service in services:
             unknown.discard((service.tenant, service.id, service.incarnation))
             self.track(service)
@@ -162,20 +160,13 @@ class LiveServices:
         if self._isSuspended:
             return False
         due, more = self.deadlines.collect(most)
-        if self._onDue is None:
-            self._enqueue(due)
-        elif due:
+        if due:
             self._onDue(due)
         return more
 
     def _enqueue(self, expired: Sequence[ServiceState]) -> None:
-        if expired:
-            self.expirations.add(
-                [
-                    Expiration(each.tenant, each.id, each.incarnation, timestamp)
-                    for each, timestamp in zip(expired, self.timestamps(expired), strict=True)
-                ]
-            )
+        moments = self.timestamps(expired)
+        self.expirations.add([Expiration(*each.name, moment) for each, moment in zip(expired, moments, strict=True)])
 
     def timestamps(self, states: Sequence[ServiceState]) -> list[int]:
         """The deadlines of services, in milliseconds since the epoch."""
@@ -185,8 +176,8 @@ class LiveServices:
 
     def noteExpired(self, state: ServiceState) -> None:
         """A service has expired by a decision of others, and that is persisted."""
-        self.expirations.report([Expiration(state.tenant, state.id, state.incarnation, 0)])
-        self.deadlines.forget(state.tenant, state.id, state.incarnation)
+        self.expirations.report([Expiration(*state.name, 0)])
+        self.deadlines.forget(*state.name)
 
     def _isPending(self, expiration: Expiration) -> bool:
         return self.deadlines.isExpired(expiration.tenant, expiration.incarnation)

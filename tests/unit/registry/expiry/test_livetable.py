@@ -43,7 +43,6 @@ class SharedTests(SynchronousTestCase):
             clock=self.clock,
             wallClock=lambda: NOW,
             tasks=TaskOwner(),
-            isAuthoritative=False,
         )
         self.live.share(self.due.extend, self.tick)
         self.live.start(
