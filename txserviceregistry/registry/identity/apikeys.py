@@ -96,13 +96,7 @@ def _encode(text: str) -> bytes:
 
 @attrs.define(eq=False)
 class _Check(Generic[_T]):
-    """
-    A check that waits.
-
-    :ivar name: the user name; checks of one name run one after the other.
-    :ivar isVain: whether the key is known to be wrong, so that the response only takes as long as a check.
-    :ivar done: fires with the outcome.
-    """
+    """A check that waits; see :meth:`_Lanes.run`."""
 
     name: str
     origin: Origin
@@ -133,53 +127,49 @@ class _Delays:
             delay.cancel()
 
 
+@attrs.define(eq=False)
 class _Lanes:
     """
     Runs checks in two lanes. One is for all addresses, unknown ones first; the other is for known addresses only. So a
     flood takes no more than one processor, and leaves a lane to clients at addresses that have authenticated before.
 
-    :param clock: measures how long checks take.
-    :param hasher: runs them.
-    :param randomBytes: chooses the duration of a response without a check.
-    :param delays: for these responses.
-    :param statistics: counts those that wait and that are refused.
+    :param delays: for responses without a check.
     """
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        hasher: Hasher,
-        randomBytes: Callable[[int], bytes],
-        delays: _Delays,
-        statistics: IdentityStatistics,
-    ) -> None:
-        self._clock = clock
-        self._hasher = hasher
-        self._randomBytes = randomBytes
-        self._delays = delays
-        self._statistics = statistics
-        self._queues: dict[bool, FairQueue[_Check[Any]]] = {False: FairQueue(), True: FairQueue()}
-        self._running: set[str] = set()
-        self._isFree = {False: True, True: True}
-        self._took: deque[float] = deque(maxlen=_DURATIONS)
-        self._count = 0
-        self._isServing = False
+    _clock: IReactorTime
+    _hasher: Hasher
+    _randomBytes: Callable[[int], bytes]
+    _delays: _Delays
+    _statistics: IdentityStatistics
+    # Those that wait, by whether their addresses are known, and the names of those that run.
+    _queues: dict[bool, FairQueue[_Check[Any]]] = attrs.field(init=False)
+    _running: set[str] = attrs.field(init=False, factory=set)
+    _isFree: dict[bool, bool] = attrs.field(init=False, factory=lambda: {False: True, True: True})
+    _took: deque[float] = attrs.field(init=False, factory=lambda: deque(maxlen=_DURATIONS))
+    _isServing: bool = attrs.field(init=False, default=False)
+
+    @_queues.default
+    def _emptyQueues(self) -> dict[bool, FairQueue[_Check[Any]]]:
+        return {False: FairQueue(), True: FairQueue()}
 
     def run(self, name: str, origin: Origin, work: Callable[[], _T], isVain: bool) -> Deferred[_T | None]:
         """
+        :param name: the user name; checks of one name run one after the other.
         :param work: is run by the hasher.
         :param isVain: whether to wait for the duration of a check instead, once a duration is known.
         :return: fires with the result of *work*, or with ``None`` if it was not run; fails with :exc:`Overloaded` if
             too many checks wait and this is the one that would be served last.
         """
         check: _Check[_T] = _Check(name, origin, work, isVain)
-        self._count += 1
         self._queues[origin.isKnown].add((origin.peer, name, origin.connection), check)
         self._serve()
         if not check.hasBegun:
             self._statistics.waited += 1
-        if self._count > _CHECKS_WAITING:
-            self._dropLast()
+        if sum(map(len, self._queues.values())) > _CHECKS_WAITING:
+            last = self._queues[False].dropLast() or self._queues[True].dropLast()
+            assert last is not None
+            self._statistics.overloaded += 1
+            last[1].done.errback(Overloaded())
         return check.done
 
     def _mayGo(self, path: Sequence[Hashable]) -> bool:
@@ -207,7 +197,6 @@ class _Lanes:
         return None
 
     def _begin(self, lane: bool, check: _Check[Any]) -> None:
-        self._count -= 1
         check.hasBegun = True
         self._running.add(check.name)
         began = self._clock.seconds()
@@ -228,25 +217,9 @@ class _Lanes:
 
         work.addBoth(ended)
 
-    def _dropLast(self) -> None:
-        last = self._queues[False].dropLast() or self._queues[True].dropLast()
-        assert last is not None
-        _, victim = last
-        self._count -= 1
-        self._statistics.overloaded += 1
-        victim.done.errback(Overloaded())
-
 
 class KeyChecks:
-    """
-    Hashes API keys and checks them, a few at a time.
-
-    :param clock: the reactor; its seconds should be monotonic (:mod:`txserviceregistry.clock`).
-    :param hasher: where hashes are made.
-    :param cost: scrypt's *n* for keys that are hashed from now on: a power of two.
-    :param randomBytes: a source of so many random bytes, good enough for secrets.
-    :param statistics: counts the checks.
-    """
+    """Hashes API keys and checks them, a few at a time. See :class:`Identity` for the parameters."""
 
     def __init__(
         self,

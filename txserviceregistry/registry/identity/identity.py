@@ -15,7 +15,8 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import attrs
 from twisted.internet import threads
@@ -30,6 +31,8 @@ from ..statistics import IdentityStatistics
 from ..stores.interfaces import IStore, NoSuchObject, TokenRecord, UserRecord
 from .apikeys import SCRYPT_COST, Hasher, KeyChecks, newKey
 from .storecache import StoreCache
+
+_T = TypeVar("_T")
 
 #: A user who authenticates again gets the same token as long as this part of its lifetime is left.
 _YOUNG = 0.9
@@ -54,14 +57,7 @@ class InvalidUser(ValueError):
 
 @attrs.frozen
 class IssuedToken:
-    """
-    An auth token, as its user gets it.
-
-    :ivar id: the token itself.
-    :ivar expires: when it ends at the latest, in whole seconds since the epoch.
-    :ivar tenant: the tenant to which it gives access.
-    :ivar user: the name of its user.
-    """
+    """An auth token (*id*), as its user gets it. It ends in whole seconds since the epoch, at the latest."""
 
     id: str = attrs.field(repr=False)
     expires: float
@@ -87,6 +83,14 @@ def checkUser(name: str, tenant: str | None) -> None:
         )
     if tenant is not None and not isTenant(tenant):
         raise InvalidUser(f"invalid tenant {tenant!r}: use a number from 1 to {_LARGEST_TENANT}")
+
+
+async def _found(result: Awaitable[_T]) -> _T | None:
+    """What the store has; ``None`` if it has none."""
+    try:
+        return await result
+    except NoSuchObject:
+        return None
 
 
 class Identity:
@@ -142,12 +146,8 @@ class Identity:
         self, name: str, tenant: str | None = None, key: str | None = None, role: Role = WRITE
     ) -> tuple[UserRecord, str]:
         """
-        Add a user. Fails with :class:`InvalidUser` (see :func:`checkUser`), or :class:`ObjectExists` if the name is
-        taken.
-
-        :param tenant: the first free one if not given.
-        :param key: the API key; a random one if not given.
-        :return: fires with the user and the API key, which is stored nowhere.
+        Add a user, with the first free tenant and a random API key unless these are given. Fires with the user and the
+        key, which is stored nowhere; fails with :class:`InvalidUser`, or :class:`ObjectExists` if the name is taken.
         """
         checkUser(name, tenant)
         if key is None:
@@ -161,17 +161,13 @@ class Identity:
     @returnsDeferred
     async def ensureUser(self, name: str, key: str, tenant: str | None = None) -> UserRecord:
         """Add a user with this API key, unless the name is taken: then that user is left as it is. Fires with it."""
-        try:
-            return await self._store.getUser(name)
-        except NoSuchObject:
-            user, _ = await self.addUser(name, tenant, key)
-            return user
+        return await _found(self._store.getUser(name)) or (await self.addUser(name, tenant, key))[0]
 
     @returnsDeferred
     async def rotate(self, name: str, key: str | None = None) -> tuple[UserRecord, str]:
         """
         Give a user another API key, a random one if it is not given. The old one and the user's auth tokens end. Fires
-        with the user and the key; fails with :class:`NoSuchObject` if there is no such user.
+        with the user and the key; fails with :class:`NoSuchObject`.
         """
         if key is None:
             key = newKey(self._randomBytes)
@@ -189,27 +185,19 @@ class Identity:
 
     @returnsDeferred
     async def removeUser(self, name: str) -> None:
-        """
-        Remove a user; fails with :class:`NoSuchObject` if there is none. The user's auth tokens end; the objects of the
-        tenant stay.
-        """
+        """Remove a user and all auth tokens of the user, not the tenant's objects; may fail with NoSuchObject."""
         await self._store.removeUser(name)
         self._forgetUser(name)
 
     def listUsers(self) -> Deferred[list[UserRecord]]:
-        """:return: fires with all users by name."""
+        """All users by name."""
         return self._store.listUsers()
 
     # -- tokens
 
     @returnsDeferred
     async def authenticate(self, username: str, apiKey: str, origin: Origin = Origin()) -> IssuedToken:  # noqa: B008 (it is immutable)
-        """
-        Give a user an auth token.
-
-        :param origin: where the request comes from; keys are checked in an order that is fair to all.
-        :return: fires with the token; fails as :meth:`verify` does.
-        """
+        """Give a user an auth token; fails as :meth:`verify` does."""
         user = await self.verify(username, apiKey, origin)
         return await self._issuing.do(user.name, lambda: self._tokenFor(user))
 
@@ -222,15 +210,10 @@ class Identity:
         :raises Overloaded: if too many keys wait to be checked already.
         :raises StoreUnavailable: if the store is unavailable.
         """
-        user: UserRecord | None = None
-        if _NAME.fullmatch(username):
-            user = self._users.recent(username)
-            if user is None or not self._keys.knows(username, apiKey, user.keyHash):
-                # A key that another process has changed a moment ago is valid at once.
-                try:
-                    user = await self._users.get(username)
-                except NoSuchObject:
-                    user = None
+        user = self._users.recent(username)
+        if _NAME.fullmatch(username) and (user is None or not self._keys.knows(username, apiKey, user.keyHash)):
+            # A key that another process has changed a moment ago is valid at once.
+            user = await _found(self._users.get(username))
         right = await self._keys.check(username, apiKey, None if user is None else user.keyHash, origin)
         if user is None or not right:
             self.statistics.failed += 1
@@ -248,9 +231,7 @@ class Identity:
         return user is not None and self._keys.knows(username, apiKey, user.keyHash)
 
     def isFamiliar(self, token: str) -> bool:
-        """
-        Whether an auth token was valid when the store was last asked, however long ago. It may have ended since.
-        """
+        """Whether an auth token was valid when the store was last asked, however long ago; it may have ended since."""
         known = self._tokens.last(_tokenHash(token))
         return known is not None and known[0].expires > self._wallClock()
 
@@ -298,7 +279,7 @@ class Identity:
         issued = IssuedToken(id=token, expires=expires, tenant=user.tenant, user=user.name)
         record = TokenRecord(_tokenHash(token), user.name, user.tenant, expires)
         await self._store.addToken(record)
-        stored = await self._storedUser(user.name)
+        stored = await _found(self._store.getUser(user.name))
         if stored is None or stored.keyHash != user.keyHash:
             # Its key was changed after it was checked, and before there was a token to end with it.
             await self._store.removeToken(record.tokenHash)
@@ -308,32 +289,19 @@ class Identity:
         self.statistics.issued += 1
         return issued
 
-    async def _storedUser(self, name: str) -> UserRecord | None:
-        try:
-            return await self._store.getUser(name)
-        except NoSuchObject:
-            return None
-
     async def _isYoung(self, issued: IssuedToken, user: UserRecord) -> bool:
         left = issued.expires - self._wallClock()
         if issued.tenant != user.tenant or not _YOUNG * self._lifetime < left <= self._lifetime:
             return False
-        try:
-            # The store is asked each time: a client whose token was ended must not get it again.
-            await self._tokens.get(_tokenHash(issued.id))
-        except NoSuchObject:
-            return False
-        return True
+        # The store is asked each time: a client whose token was ended must not get it again.
+        return await _found(self._tokens.get(_tokenHash(issued.id))) is not None
 
     @returnsDeferred
     async def _userOf(self, tokenHash: str) -> UserRecord:
-        try:
-            record, user = await self._tokens.get(tokenHash)
-        except NoSuchObject:
+        found = await _found(self._tokens.get(tokenHash))
+        if found is None or found[0].expires <= self._wallClock():
             raise InvalidToken()
-        if record.expires <= self._wallClock():
-            raise InvalidToken()
-        return user
+        return found[1]
 
     def _forgetUser(self, name: str) -> None:
         self._issued.drop(name)
