@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache
 from itertools import chain
 from typing import Any, TypeAlias
@@ -47,11 +47,7 @@ _PROBE_BYTES = 32 * 1024
 
 
 def asBytes(text: str) -> bytes:
-    """
-    Text that is chosen freely, in a form that keeps all of it.
-
-    A string can hold halves of surrogate pairs, which SQLite's text can't; the bytes sort as the code points do.
-    """
+    """Text that may hold halves of surrogate pairs, which SQLite's text can't. It sorts as the code points do."""
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -62,11 +58,10 @@ def asText(value: bytes) -> str:
 
 def _withRows(sql: str, rows: Rows, *before: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """
-    A statement for many rows, in as few parts as possible.
+    The statements for many rows, each with its values.
 
     :param sql: has ``{rows}`` in the place of a table, whose columns are ``column1``, ``column2``, ...
     :param before: the values for what comes before the table.
-    :return: statements, each with its values.
     """
     for start in range(0, len(rows), _MOST_ROWS):
         part = rows[start : start + _MOST_ROWS]
@@ -109,7 +104,7 @@ class Database:
 
     @property
     def changes(self) -> int:
-        """How many rows have been changed through this connection."""
+        """How many rows have been changed so far."""
         return self._connection.total_changes
 
     def begin(self) -> None:
@@ -143,22 +138,16 @@ class Database:
 
     def close(self) -> None:
         """Undo what has not been committed, and close the connection."""
-        try:
-            if self._connection.in_transaction:
+        with closing(self._connection):
+            if self.inTransaction:
                 self.undo()
-        finally:
-            self._connection.close()
 
     def checkpoint(self) -> None:
         """Copy the write-ahead log into the file, as far as no reader needs it, while others may write."""
         self._execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def cutLog(self, seconds: float) -> None:
-        """
-        Copy the write-ahead log into the file and truncate it, unless a reader needs it.
-
-        :param seconds: how long to wait for readers.
-        """
+        """Copy the write-ahead log into the file and truncate it, unless a reader needs it for so many seconds."""
         self._execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
         self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         self._execute(f"PRAGMA busy_timeout = {round(BUSY_SECONDS * 1000)}")
@@ -206,8 +195,9 @@ class Database:
             changes.items(),
         )
 
-    def _addEvent(self, tenant: str, type: str, payload: Mapping[str, Any]) -> None:
-        self._addEvents([(tenant, self._ids.next(), self._milliseconds(), EVENT_TYPES[type], asJson(payload))])
+    def _addEvent(self, tenant: str, type: str, payload: Mapping[str, Any], timestamp: int | None = None) -> None:
+        moment = self._milliseconds() if timestamp is None else timestamp
+        self._addEvents([(tenant, self._ids.next(), moment, EVENT_TYPES[type], asJson(payload))])
 
     def _addEvents(self, rows: Sequence[tuple[str, int, int, int, str]]) -> None:
         self._change("INSERT INTO events (tenant, position, timestamp, type, payload) SELECT * FROM {rows}", rows)

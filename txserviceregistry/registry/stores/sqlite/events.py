@@ -50,13 +50,7 @@ class Events(Database):
         return tenants
 
     def dropEvents(self, tenant: str, before: int, count: int) -> int:
-        """
-        Drop a tenant's oldest events.
-
-        :param before: only those before this position.
-        :param count: how many at most.
-        :return: how many there were.
-        """
+        """Drop a tenant's oldest events, *count* at most, before a position. Returns how many there were."""
         rows = self._execute(
             "SELECT tenant, position FROM events WHERE tenant = ? AND position < ? ORDER BY position LIMIT ?",
             (tenant, before, count),

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import attrs
@@ -22,9 +24,9 @@ class LockTables(Database):
     """Locks. The methods are the operations of :class:`IStore`."""
 
     def acquireLock(self, tenant: str, lock: NewLock, maximum: int, now: int, fence: int) -> LockRecord:
-        row = self._one(f"{_FIELDS} WHERE tenant = ? AND name = ?", tenant, lock.name)
-        if row is not None:
-            raise LockTaken(self._lock(row))
+        held = self._findLock(tenant, lock.name)
+        if held is not None:
+            raise LockTaken(held)
         count, last = self._one("SELECT locks, last_fence FROM tenants WHERE tenant = ?", tenant) or (0, 0)
         if count >= maximum:
             raise LimitExceeded(maximum)
@@ -36,13 +38,11 @@ class LockTables(Database):
         )
         position = self._ids.next()
         record = LockRecord.of(lock, self._ids.idAt(position), fence, now)
+        given = tenant, lock.name, lock.timeout, asBytes(lock.holder), lock.nonce, asJson(lock.metadata)
         self._execute(
             "INSERT INTO locks (tenant, name, timeout, holder, nonce, metadata, incarnation, fence, acquired)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(tenant, lock.name, lock.timeout, asBytes(lock.holder), lock.nonce, asJson(lock.metadata)),
-                *(position, fence, now),
-            ),
+            (*given, position, fence, now),
         )
         self._addEvents([(tenant, position, self._milliseconds(), EVENT_TYPES["lock.acquire"], asJson(record.shown()))])
         return record
@@ -52,27 +52,24 @@ class LockTables(Database):
         new = NewLock(name, timeout, asText(holder), nonce, json.loads(metadata))
         return attrs.evolve(LockRecord.of(new, self._ids.idAt(position), fence, acquired), isForced=bool(isForced))
 
-    def getLock(self, tenant: str, name: str, incarnation: str | None = None) -> LockRecord:
+    def _findLock(self, tenant: str, name: str) -> LockRecord | None:
         row = self._one(f"{_FIELDS} WHERE tenant = ? AND name = ?", tenant, name)
-        record = None if row is None else self._lock(row)
+        return None if row is None else self._lock(row)
+
+    def getLock(self, tenant: str, name: str, incarnation: str | None = None) -> LockRecord:
+        record = self._findLock(tenant, name)
         if record is None or incarnation not in (None, record.incarnation):
             raise NoSuchObject(name)
         return record
 
     def listLocks(self, tenant: str, marker: str | None, count: int, hidden: Collection[str]) -> list[LockRecord]:
-        locks: list[LockRecord] = []
-        for row in self._execute(f"{_FIELDS} WHERE tenant = ? AND name >= ? ORDER BY name", (tenant, marker or "")):
-            record = self._lock(row)
-            if record.incarnation not in hidden:
-                locks.append(record)
-            if len(locks) == count:
-                break
-        return locks
+        rows = self._execute(f"{_FIELDS} WHERE tenant = ? AND name >= ? ORDER BY name", (tenant, marker or ""))
+        return list(islice((lock for lock in map(self._lock, rows) if lock.incarnation not in hidden), count))
 
     def forceLock(self, tenant: str, name: str, incarnation: str) -> LockRecord:
-        self.getLock(tenant, name, incarnation)
+        record = self.getLock(tenant, name, incarnation)
         self._execute("UPDATE locks SET is_forced = 1 WHERE tenant = ? AND name = ?", (tenant, name))
-        return self.getLock(tenant, name)
+        return attrs.evolve(record, isForced=True)
 
     def _removeLock(self, tenant: str, name: str, incarnation: str) -> LockRecord:
         record = self.getLock(tenant, name, incarnation)
@@ -85,14 +82,11 @@ class LockTables(Database):
         self._addEvent(tenant, "lock.release", attrs.evolve(record, isForced=isForced).ended())
 
     def expireLocks(self, expirations: Sequence[Expiration]) -> None:
-        type = EVENT_TYPES["lock.expire"]
         for each in expirations:
             tenant = tenantOf(each.tenant)
-            try:
+            with suppress(NoSuchObject):
                 record = self._removeLock(tenant, each.id, each.incarnation)
-            except NoSuchObject:
-                continue
-            self._addEvents([(tenant, self._ids.next(), each.timestamp, type, asJson(record.ended()))])
+                self._addEvent(tenant, "lock.expire", record.ended(), each.timestamp)
 
     def allLocks(self) -> list[ServiceSummary]:
         rows = self._execute(_FIELDS.replace("SELECT", "SELECT tenant,"))

@@ -32,27 +32,22 @@ def chunks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
 
 
 def _reads(
-    operation: Callable[Concatenate[Tables, _P], _T],
+    operation: Callable[Concatenate[Tables, _P], _T], isWrite: bool = False
 ) -> Callable[Concatenate[TableStore, _P], Deferred[_T]]:
-    """An operation of the store that only reads."""
+    """The operation of a store that the tables do."""
 
     @wraps(operation)
-    def read(self: TableStore, /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
-        return self._read(lambda tables: operation(tables, *args, **kwargs))
+    def do(self: TableStore, /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
+        way = self._write if isWrite else self._read
+        return way(lambda tables: operation(tables, *args, **kwargs))
 
-    return read
+    return do
 
 
 def _writes(
     operation: Callable[Concatenate[Tables, _P], _T],
 ) -> Callable[Concatenate[TableStore, _P], Deferred[_T]]:
-    """An operation of the store that changes something."""
-
-    @wraps(operation)
-    def write(self: TableStore, /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
-        return self._write(lambda tables: operation(tables, *args, **kwargs))
-
-    return write
+    return _reads(operation, isWrite=True)
 
 
 class TableStore(ABC):
@@ -64,11 +59,7 @@ class TableStore(ABC):
 
     @abstractmethod
     def _write(self, operation: Callable[[Tables], _T], *, background: bool = False) -> Deferred[_T]:
-        """
-        Do all of an operation, or nothing of it.
-
-        :param background: whether it may wait for others.
-        """
+        """Do all of an operation, or nothing of it; in the *background* if it may wait for others."""
 
     @abstractmethod
     def _writeAmong(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:

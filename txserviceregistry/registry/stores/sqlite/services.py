@@ -70,12 +70,7 @@ class Services(States):
         return row[1], self._record(row, states)
 
     def createServices(self, creates: Sequence[tuple[str, NewService, int]]) -> list[ServiceRecord | StoreError]:
-        """
-        Create services, one after the other.
-
-        :param creates: the arguments of :meth:`IStore.createService`.
-        :return: what becomes of each.
-        """
+        """Create services, one after the other. *creates* are the arguments of :meth:`IStore.createService`."""
         names = [(tenant, new.id) for tenant, new, _ in creates]
         taken = set(self._select(f"SELECT s.tenant, s.id {_PLACES}", names))
         counts = self._counts("services", {tenant for tenant, _, _ in creates})

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 from ..interfaces import LimitExceeded
 from ..states import StateRecord, stateEvents
-from .database import EVENT_TYPES, Database, asBytes, asJson, asText
+from .database import Database, asBytes, asText
 
 _FIELDS = "SELECT r.id, r.state, r.reason, r.ends FROM states r WHERE r.tenant = ?"
 
@@ -36,8 +36,8 @@ class States(Database):
             )
             self._count("states", {tenant: 1 if old is None else 0})
         events = list(stateEvents(old or StateRecord(record.id), record, self._milliseconds()))
-        number = EVENT_TYPES["service.state"]
-        self._addEvents([(tenant, self._ids.next(), at, number, asJson(payload)) for payload, at in events])
+        for payload, moment in events:
+            self._addEvent(tenant, "service.state", payload, moment)
         return bool(events)
 
     def _state(self, tenant: str, id: str) -> StateRecord | None:

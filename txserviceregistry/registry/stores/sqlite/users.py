@@ -13,6 +13,9 @@ from ...roles import WRITE, Role
 from ..interfaces import Account, NoSuchObject, ObjectExists, TokenRecord, UserRecord
 from .database import Database, asBytes, asJson, asText
 
+_USERS = "SELECT name, tenant, key_hash, role FROM users"
+_END_TOKENS = "DELETE FROM tokens WHERE user = ?"
+
 
 class Users(Database):
     """Accounts, users and auth tokens. The methods are the operations of :class:`IStore`, or parts of them."""
@@ -34,7 +37,7 @@ class Users(Database):
         return account
 
     def addUser(self, name: str, keyHash: str, tenant: str | None, role: Role = WRITE) -> UserRecord:
-        if self._findUser(name) is not None:
+        if self._one("SELECT 1 FROM users WHERE name = ?", asBytes(name)):
             raise ObjectExists(name)
         if tenant is None:
             taken = {row[0] for row in self._execute("SELECT tenant FROM users UNION SELECT tenant FROM tenants")}
@@ -48,7 +51,7 @@ class Users(Database):
     def replaceUserKey(self, name: str, keyHash: str) -> UserRecord:
         user = attrs.evolve(self.getUser(name), keyHash=keyHash)
         self._execute("UPDATE users SET key_hash = ? WHERE name = ?", (keyHash, asBytes(name)))
-        self._endTokensOf(name)
+        self._execute(_END_TOKENS, (asBytes(name),))
         return user
 
     def changeRole(self, name: str, role: Role) -> UserRecord:
@@ -59,23 +62,16 @@ class Users(Database):
     def removeUser(self, name: str) -> None:
         self.getUser(name)
         self._execute("DELETE FROM users WHERE name = ?", (asBytes(name),))
-        self._endTokensOf(name)
-
-    def _endTokensOf(self, user: str) -> None:
-        self._execute("DELETE FROM tokens WHERE user = ?", (asBytes(user),))
-
-    def _findUser(self, name: str) -> UserRecord | None:
-        row = self._one("SELECT name, tenant, key_hash, role FROM users WHERE name = ?", asBytes(name))
-        return None if row is None else _user(*row)
+        self._execute(_END_TOKENS, (asBytes(name),))
 
     def getUser(self, name: str) -> UserRecord:
-        user = self._findUser(name)
-        if user is None:
+        row = self._one(f"{_USERS} WHERE name = ?", asBytes(name))
+        if row is None:
             raise NoSuchObject(name)
-        return user
+        return _user(*row)
 
     def listUsers(self) -> list[UserRecord]:
-        return [_user(*row) for row in self._execute("SELECT name, tenant, key_hash, role FROM users ORDER BY name")]
+        return [_user(*row) for row in self._execute(f"{_USERS} ORDER BY name")]
 
     def addToken(self, token: TokenRecord) -> None:
         self._execute("DELETE FROM tokens WHERE expires <= ?", (self._wallClock(),))

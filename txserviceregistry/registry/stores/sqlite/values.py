@@ -15,6 +15,10 @@ from .database import EVENT_TYPES, Database, asBytes, asJson, asText
 _VALUES = "SELECT key, value, position FROM configuration_values"
 
 
+def _value(key: str, value: bytes, position: int) -> ValueRecord:
+    return ValueRecord(key, asText(value), position)
+
+
 class Values(Database):
     """Configuration values. The methods are the operations of :class:`IStore`."""
 
@@ -22,7 +26,7 @@ class Values(Database):
         row = self._one(f"{_VALUES} WHERE tenant = ? AND key = ?", tenant, key)
         if row is None:
             raise NoSuchObject(key)
-        return ValueRecord(key, asText(row[1]), row[2])
+        return _value(*row)
 
     def listValues(self, tenant: str, marker: str | None, count: int, namespace: str | None) -> list[ValueRecord]:
         start = marker or ""
@@ -39,15 +43,10 @@ class Values(Database):
                 " WHERE tenant = ?1 AND key >= max(?3, ?4) AND key < ?5 ORDER BY key LIMIT ?6",
                 (tenant, namespace, start, prefix + "/", prefix + "0", count),
             )
-        return [ValueRecord(key, asText(value), position) for key, value, position in rows]
+        return [_value(*row) for row in rows]
 
     def setValues(self, sets: Sequence[tuple[str, str, str, int, Precondition]]) -> list[int | StoreError]:
-        """
-        Set values, one after the other.
-
-        :param sets: the arguments of :meth:`IStore.setValue`.
-        :return: what becomes of each.
-        """
+        """Set values, one after the other. *sets* are the arguments of :meth:`IStore.setValue`."""
         values = {
             (tenant, key): (asText(value), position)
             for tenant, key, value, position in self._select(
