@@ -14,8 +14,8 @@ from twisted.trial.unittest import SkipTest
 
 #: Debian's packages; ``.ci/run`` installs them.
 PACKAGES = (
-    "bind9-dnsutils chromium curl dnsmasq-base etcd-server faketime haproxy knot-dnsutils nginx-light openssl"
-    " prometheus"
+    "bind9-dnsutils chromium curl dnsmasq-base etcd-server faketime haproxy knot-dnsutils nginx-light"
+    " node-eventsource nodejs openssl prometheus"
 )
 #: The programs in them that tests start.
 PROGRAMS = frozenset(
@@ -29,6 +29,7 @@ PROGRAMS = frozenset(
         "haproxy",
         "kdig",
         "nginx",
+        "node",
         "openssl",
         "prometheus",
         "promtool",
@@ -41,6 +42,15 @@ def needs(*programs: str) -> None:
     """Skip the test that calls this unless all these *programs* are installed."""
     if not all(map(shutil.which, programs)):
         raise SkipTest(SENTENCE)
+
+
+def nodeModule(name: str) -> Mapping[str, str]:
+    """The environment in which node finds a module of Debian's; the test is skipped without it."""
+    needs("node")
+    modules = Path("/usr/share/nodejs")
+    if not (modules / name).is_dir():
+        raise SkipTest(SENTENCE)
+    return {"NODE_PATH": str(modules)}
 
 
 def fakeTime(offsets: Path) -> Mapping[str, str]:

@@ -1,16 +1,17 @@
-"""The event stream with clients that are not ours: curl, and EventSource in Chromium behind nginx."""
+"""The event stream with clients that are not ours: curl, node, and EventSource in Chromium behind nginx."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import treq
 from twisted.internet.interfaces import IReactorProcess
 from twisted.internet.threads import blockingCallFromThread
 
-from tests.needs import needs
+from tests.needs import needs, nodeModule
 from tests.system.browser import browsing
 from tests.system.ports import freePorts
 from tests.system.processes import Child, ProcessTestCase, reactor
@@ -48,14 +49,22 @@ FOLLOW = """(url) => {
 }"""
 
 
+NODE = """
+const EventSource = require("eventsource");
+const [url, token] = process.argv.slice(1);
+const source = new EventSource(url, {headers: {"X-Auth-Token": token}});
+for (const type of ["ping", "reset", "service.join"])
+    source.addEventListener(type, (event) => console.log(type, event.lastEventId, event.data));
+"""
+
+
 class RealClientsTests(ProcessTestCase):
     """Clients that know nothing of this project."""
 
     async def begin(self) -> None:
         """Start a registry; find out a token and the path of the stream."""
         self.port, self.front = freePorts(2)
-        self.registry = self.twistd("service-registry", "--listen", f"tcp:{self.port}:interface=127.0.0.1")
-        await self.registry.says("listens")
+        await self.startRegistry()
         settings = readSettings(environ={"HOME": self.home, "RAXSR_DATA_DIR": self.dataDir})
         credentials = {"username": settings.username, "apiKey": settings.apiKey}
         response = await treq.post(
@@ -66,15 +75,20 @@ class RealClientsTests(ProcessTestCase):
         token = (await response.json())["access"]["token"]
         self.token, self.path = token["id"], f"/v1.0/{token['tenant']['id']}/events/stream?types=all"
 
+    async def startRegistry(self) -> None:
+        self.registry = self.twistd("service-registry", "--listen", f"tcp:{self.port}:interface=127.0.0.1")
+        await self.registry.says("listens")
+
     def startNginx(self) -> None:
         self.nginx = self.run_("nginx", "-p", ".", "-c", "nginx.conf", "-g", "daemon off;")
 
-    def run_(self, *command: str) -> Child:
+    def run_(self, *command: str, environment: Mapping[str, str] | None = None) -> Child:
         """Start a program of the system."""
         child = Child()
         program = shutil.which(command[0])
         assert program is not None
-        IReactorProcess(reactor).spawnProcess(child, program, command, env=dict(os.environ), path=self.home)
+        where = {**os.environ, **(environment or {})}
+        IReactorProcess(reactor).spawnProcess(child, program, command, env=where, path=self.home)
         self.children.append(child)
         return child
 
@@ -92,6 +106,24 @@ class RealClientsTests(ProcessTestCase):
         self.registry.kill("TERM")
         await curl.ended
         self.assertEqual(curl.exitCode, 0)
+
+    async def test_node(self) -> None:
+        """npm's eventsource, which sends the token itself, goes on where it was after a restart of the registry."""
+        environment = nodeModule("eventsource")
+        await self.begin()
+        url = f"http://127.0.0.1:{self.port}{self.path}"
+        node = self.run_("node", "-e", NODE, url, self.token, environment=environment)
+        await node.says("ping")
+        await self.client().services.create("web1", 120)
+        await node.says('"id": "web1"')
+        self.registry.kill("TERM")
+        await self.registry.ended
+        await self.startRegistry()
+        await self.client().services.create("web2", 120)
+        await node.says('"id": "web2"')
+        kinds = [line.split(" ")[0] for line in node.output.splitlines()]
+        self.assertEqual([kind for kind in kinds if kind != "ping"], ["service.join"] * 2)
+        self.assertGreaterEqual(kinds.count("ping"), 2)
 
     async def test_eventSource(self) -> None:
         """

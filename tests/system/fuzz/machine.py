@@ -295,6 +295,37 @@ class Programs(ServiceSteps, LockSteps):
         self.check(request, asked.reply, next(fitting, expected[0]))
         self.clear()
 
+    @precondition(lambda self: self.model.mostGets > 100)
+    @rule(
+        tenant=tenants,
+        pick=picks,
+        types=st.sampled_from([None, "all", "all", "service.join,service.state", ""]),
+        isAfter=st.booleans(),
+    )
+    def stream(self, tenant: str, pick: int, types: str | None, isAfter: bool) -> None:
+        """Read the feed from some event on, or after it, as a stream, while something changes: it is as a page is."""
+        assert self.nodes is not None
+        self.settleExpirations()
+        self.learn(tenant)
+        ids = [event.id for event in self.model.accounts[tenant].events if event.id]
+        if not ids:
+            return
+        id, node = ids[pick % len(ids)], self.node()
+        place: dict[str, Any] = {"conditions": (("Last-Event-ID", id),)} if isAfter else {"marker": id}
+        self.model.used[tenant, node] += 1
+        asked = self.nodes.send(
+            self.request("GET", "/events/stream", tenant=tenant, types=types, **place), node, own=True
+        )
+        self.ask("PUT", "/configuration/streamed", {"value": f"{len(ids)}"}, tenant=tenant)
+        self.learn(tenant)
+        # Streams always have the states of services.
+        query = {"types": types or ",".join(TYPES), "limit": "1000"}
+        page = self.ask("GET", "/events", tenant=tenant, marker=id, **query).json["values"]
+        expected = [event for event in page if not (isAfter and event["id"] == id)]
+        self.nodes.turns.until(lambda: len(asked.events()) >= len(expected))
+        assert asked.events() == expected, f"a stream has {asked.events()}, a page {expected}"
+        asked.close()
+
     def wait(self, asked: Any, request: Request, seconds: float) -> None:
         """Let time pass until a waiting request is answered, and see that it is as soon as it should be."""
         assert self.nodes is not None

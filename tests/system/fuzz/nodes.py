@@ -4,6 +4,7 @@ Nodes of a registry over one store, on a clock that a program moves, spoken to i
 
 from __future__ import annotations
 
+import json
 import tempfile
 from base64 import b64encode
 from collections.abc import Callable, Mapping
@@ -178,6 +179,18 @@ class Asked:
         if not self._replies:
             self._replies = self._connection.replies()
         return self._replies[0] if self._replies else None
+
+    def events(self) -> list[Any]:
+        """The events of a stream that have come so far."""
+        head, _, body = self._connection.transport.value().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 "), head
+        data = [line.removeprefix(b"data: ") for line in body.split(b"\n") if line.startswith(b"data: ")]
+        # Pings and resets have an empty one.
+        return [json.loads(each) for each in data if each != b"{}"]
+
+    def close(self) -> None:
+        """Read no more."""
+        self._connection.transport.abortConnection()
 
 
 class Nodes:

@@ -5,16 +5,19 @@ Tests for the extension ``events-wait``: requests that wait for new events.
 from __future__ import annotations
 
 import gc
+import json
+import socket
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 import treq
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent, HTTPConnectionPool
 
@@ -368,3 +371,87 @@ class SocketTests(TestCase):
         await service.stopService()
         self.assertLess(reactor.seconds() - began, 0.9)
         self.assertEqual(await gatherResults(subscribers), [(200, [])] * 20)
+
+    def stream(self, lastId: str = "", receives: int | None = None) -> socket.socket:
+        """A socket with a stream of all events, which reads nothing by itself, and has room for so many bytes."""
+        url = urlsplit(self.url)
+        reader = socket.socket()
+        self.addCleanup(reader.close)
+        if receives is not None:
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receives)
+        reader.connect((url.hostname, url.port))
+        headers = {**self.headers, "Last-Event-ID": lastId}
+        reader.sendall(requestBytes("GET", f"{url.path}/events/stream?types=all", None, headers))
+        reader.setblocking(False)
+        return reader
+
+    async def test_aSlowReader(self) -> None:
+        """A stream that is not read is disconnected. Others miss nothing, and its client goes on where it was."""
+        service = await self.started()
+        (port,) = await service.whenListening()
+        # Connections inherit it: most of what is not read is with the registry and not with the kernel.
+        port.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        slow, quick = self.stream(receives=4096), Received(self.stream())
+        metadata = {f"key{number}": "x" * 255 for number in range(15)}
+        body = {"id": "web1", "heartbeat_timeout": 120, "metadata": metadata}
+        await self.client.post(f"{self.url}/services", headers=self.headers, json=body)
+        for number in range(120):
+            tags = {"tags": [str(number)]}
+            answer = await self.client.put(f"{self.url}/services/web1", headers=self.headers, json=tags)
+            await answer.content()
+            self.assertEqual(answer.code, 204)
+            quick.read()
+        expected = [["service.join"], *([str(number)] for number in range(120))]
+        await quick.until(len(expected))
+        self.assertEqual(quick.shown(), expected)
+        read = Received(slow)
+        read.read()
+        self.assertTrue(read.isClosed)
+        self.assertLess(len(read.shown()), len(expected))
+        again = Received(self.stream(lastId=read.lastId()))
+        await again.until(len(expected) - len(read.shown()))
+        self.assertEqual([*read.shown(), *again.shown()], expected)
+
+
+class Received:
+    """What a socket with a stream has received."""
+
+    def __init__(self, reader: socket.socket) -> None:
+        self._socket = reader
+        self._data = b""
+        self.isClosed = False
+
+    def read(self) -> None:
+        """Read what there is."""
+        try:
+            while data := self._socket.recv(65536):
+                self._data += data
+            self.isClosed = True
+        except BlockingIOError:
+            pass
+        except ConnectionResetError:
+            self.isClosed = True
+
+    def _values(self, field: str) -> list[str]:
+        """The values of a field, of all that has come whole."""
+        whole, _, _ = self._data.decode("utf-8").rpartition("\n\n")
+        return [line.removeprefix(field) for line in whole.split("\n") if line.startswith(field)]
+
+    def lastId(self) -> str:
+        """The place of the client, as the registry has told it."""
+        return self._values("id: ")[-1]
+
+    def shown(self) -> list[Any]:
+        """What is special about each event: the tags of an update, or else the type."""
+        return [
+            event["payload"]["tags"] if event["type"] == "service.update" else [event["type"]]
+            for event in map(json.loads, self._values("data: "))
+            if event
+        ]
+
+    async def until(self, count: int) -> None:
+        """Read until there are so many events."""
+        ends = reactor.seconds() + 30
+        while len(self.shown()) < count and reactor.seconds() < ends:
+            await deferLater(reactor, 0.01)
+            self.read()
