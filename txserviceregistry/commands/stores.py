@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.python import usage
 
 from ..errors import InvalidSettings
 from ..http.tls import TLSPolicy, tlsPolicy
-from ..registry.stores.etcd.store import DEFAULT_PREFIX, EtcdStore
+from ..registry.stores.etcd import DEFAULT_PREFIX
 from ..settings import parseUrls
 from ..util.files import absolutePath
 from ..util.reloading import Reloaded
 from .options import Option
+
+if TYPE_CHECKING:
+    from ..registry.stores.etcd.store import EtcdStore
 
 #: Its name for ``--store``.
 ETCD = "etcd"
@@ -102,6 +105,9 @@ def etcdStore(values: Mapping[str, Any], reactor: Any) -> EtcdFactory:
         )
     except InvalidSettings as error:
         raise usage.UsageError(str(error)) from None
+    # It takes a seventh of the start of a registry, most of which have another store.
+    from ..registry.stores.etcd.store import EtcdStore
+
     make = partial(
         EtcdStore,
         reactor,

@@ -49,6 +49,7 @@ from ....util.suspend import bootTime
 from ...statistics import StoreStatistics
 from ..interfaces import Account, StoreUnavailable
 from ..shared import ISharedStore, IStoreListener
+from . import DEFAULT_PREFIX
 from .batches import Batches
 from .events import EtcdEvents
 from .gateway import TRY, Compare, Etcd, User, put, reading
@@ -62,9 +63,6 @@ from .states import EtcdStates
 from .users import EtcdUsers
 from .values import EtcdValues
 from .watch import watchingAgent
-
-#: What all keys begin with unless told otherwise.
-DEFAULT_PREFIX = "/txserviceregistry/"
 
 #: Connections to each member.
 _CONNECTIONS = 8
