@@ -1,6 +1,4 @@
-"""
-Expirations on their way to the store, and a warning when there are unusually many.
-"""
+"""Expirations on their way to the store, and a warning when there are unusually many."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-A cache of users and tokens: valid for a second, and longer while the store does not answer.
-"""
+"""A cache of users and tokens: valid for a second, and longer while the store does not answer."""
 
 from __future__ import annotations
 

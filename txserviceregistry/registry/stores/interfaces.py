@@ -157,10 +157,7 @@ class Account:
 
 @attrs.frozen(slots=True)
 class UserRecord:
-    """
-    A user. *keyHash* is the scrypt hash of the API key, in the form that
-    :mod:`txserviceregistry.registry.identity.identity` writes.
-    """
+    """A user. *keyHash* is what :func:`~txserviceregistry.registry.identity.apikeys.hashKey` makes of the API key."""
 
     name: str
     tenant: str
@@ -265,11 +262,8 @@ class IStore(Interface):
 
     def createService(tenant: str, service: NewService, maximum: int) -> Deferred[ServiceRecord]:
         """
-        Add a service and its ``service.join`` event.
-
-        :param maximum: how many services the tenant may have.
-        :raises ObjectExists: if the id is taken.
-        :raises LimitExceeded: if the tenant has *maximum* services already (a taken id is reported first).
+        Add a service, with its ``service.join`` event. Fails with :class:`ObjectExists` if the id is taken, or else
+        :class:`LimitExceeded` if the tenant has *maximum* services already.
         """
 
     def getService(tenant: str, id: str, states: bool = False) -> Deferred[ServiceRecord]:
@@ -279,10 +273,8 @@ class IStore(Interface):
         tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str], states: bool = False
     ) -> Deferred[list[ServiceRecord]]:
         """
-        Up to *count* services by id, from *marker* on, that have *tag*; those whose incarnation is in *hidden* are left
-        out, as if they were not there.
-
-        :param states: whether to read their states too, as they are at the same moment.
+        Up to *count* services by id, from *marker* on, that have *tag*, without those whose incarnation is in *hidden*;
+        with their states at the same moment if *states* are asked for.
         """
 
     def updateService(tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> Deferred[ServiceRecord]:
@@ -296,8 +288,8 @@ class IStore(Interface):
 
     def expireServices(expirations: Sequence[Expiration]) -> Deferred[None]:
         """
-        Remove those of the services that are there still (same incarnation) and add a ``service.timeout`` event for
-        each, with the expiration's timestamp. Each is atomic; the store chooses the groups in which they are persisted.
+        Remove those of the services that are there still (same incarnation), with a ``service.timeout`` event for each,
+        which has the expiration's timestamp. Each is atomic; the store chooses the groups in which they are persisted.
         """
 
     def recordLastSeen(tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
@@ -314,11 +306,8 @@ class IStore(Interface):
     def setState(tenant: str, record: StateRecord, maximum: int) -> Deferred[bool]:
         """
         Set the record of an id, or remove it (a record that :attr:`StateRecord.isDefault`), with an event for each
-        change.
-
-        :param maximum: how many records the tenant may have.
-        :return: fires with whether anything has changed.
-        :raises LimitExceeded: if the id has no record and the tenant has *maximum* records already.
+        change. Fires with whether anything has changed; fails with :class:`LimitExceeded` if the id has no record and
+        the tenant has *maximum* records already.
         """
 
     def getState(tenant: str, id: str) -> Deferred[StateRecord]:
@@ -343,12 +332,10 @@ class IStore(Interface):
 
     def acquireLock(tenant: str, lock: NewLock, maximum: int, now: int, fence: int) -> Deferred[LockRecord]:
         """
-        Add a lock and its ``lock.acquire`` event.
+        Add a lock, with its ``lock.acquire`` event. Fails with :class:`LockTaken`, or else :class:`LimitExceeded` if
+        the tenant has *maximum* locks already.
 
-        :param maximum: how many locks the tenant may have.
         :param fence: the least fence that it may have; it also exceeds the last one of the tenant.
-        :raises LockTaken: if the name is taken.
-        :raises LimitExceeded: if the tenant has *maximum* locks already (a taken name is reported first).
         """
 
     def getLock(tenant: str, name: str) -> Deferred[LockRecord]:
@@ -362,17 +349,13 @@ class IStore(Interface):
 
     def releaseLock(tenant: str, name: str, incarnation: str, isForced: bool) -> Deferred[None]:
         """
-        Remove a lock and add its ``lock.release`` event.
+        Remove a lock, with its ``lock.release`` event; :class:`NoSuchObject` if this incarnation is gone.
 
         :param isForced: whether it is not its holder who releases it.
-        :raises NoSuchObject: if this incarnation is gone.
         """
 
     def expireLocks(expirations: Sequence[Expiration]) -> Deferred[None]:
-        """
-        Remove those of the locks that are there still (same incarnation), and add a ``lock.expire`` event for each,
-        with the expiration's timestamp. The tenant of an expiration is the scope of its locks.
-        """
+        """As :meth:`expireServices`, with ``lock.expire`` events. An expiration's tenant is the scope of its locks."""
 
     def allLocks() -> Deferred[list[ServiceSummary]]:
         """All locks of all tenants, for the registry's start."""
@@ -394,10 +377,9 @@ class IStore(Interface):
         tenant: str, key: str, value: str, maximum: int, precondition: Precondition = UNCONDITIONAL
     ) -> Deferred[int]:
         """
-        Set a value; add a ``configuration_value.update`` event if it is new or changed, none if it is the same.
+        Set a value; add a ``configuration_value.update`` event if it is new or changed, none if it is the same. Fires
+        with the value's position, which is the event's if there is one.
 
-        :param maximum: how many values the tenant may have.
-        :return: fires with the value's position, which is the event's if there is one.
         :raises PreconditionFailed: if the *precondition* does not allow it, before anything else is looked at.
         :raises LimitExceeded: if the key is new and the tenant has *maximum* values already.
         """
@@ -414,10 +396,8 @@ class IStore(Interface):
         tenant: str, position: int, count: int, types: Collection[str] | None
     ) -> Deferred[list[EventRecord]]:
         """
-        Up to *count* events, oldest first, from *position* on (the time of a version-1 UUID, in units of 100 ns
-        since 1582-10-15).
-
-        :param types: only events of these types; ``None`` for all. The plain ones are found without reading others.
+        Up to *count* events of some *types*, oldest first, from *position* on (see
+        :mod:`~txserviceregistry.registry.eventids`). The plain ones are found without reading others.
         """
 
     def lastEvent(tenant: str) -> Deferred[str | None]:
@@ -433,11 +413,10 @@ class IStore(Interface):
 
     def addUser(name: str, keyHash: str, tenant: str | None, role: Role = WRITE) -> Deferred[UserRecord]:
         """
-        Add a user.
+        Add a user; fails with :class:`ObjectExists` if the name is taken.
 
         :param tenant: the tenant id; if ``None``, the smallest number from 1 on that no user has and of which the store
             holds nothing: what belonged to a removed user must not become another's.
-        :raises ObjectExists: if the name is taken.
         """
 
     def replaceUserKey(name: str, keyHash: str) -> Deferred[UserRecord]:

@@ -1,6 +1,4 @@
-"""
-The payloads of events, for all stores.
-"""
+"""The payloads of events, for all stores."""
 
 from __future__ import annotations
 

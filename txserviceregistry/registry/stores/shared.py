@@ -1,6 +1,4 @@
-"""
-The interface of stores that several registries use at the same time, and what such a store tells them.
-"""
+"""The interface of stores that several registries use at the same time, and what such a store tells them."""
 
 from __future__ import annotations
 
@@ -14,8 +12,8 @@ from .interfaces import IStore, ServiceSummary
 
 class IStoreListener(Interface):
     """
-    What a shared store tells a registry about changes, and what it asks about deadlines. A registration is named by its
-    tenant and its incarnation. Changes that the registry has made itself may be among the others.
+    What a shared store tells a registry about changes, which may be the registry's own, and what it asks about
+    deadlines. A registration is named by its tenant and its incarnation.
     """
 
     def appeared(service: ServiceSummary) -> None:
@@ -69,10 +67,8 @@ class IStoreListener(Interface):
 
 class ISharedStore(IStore):
     """
-    A store that several registries use at the same time.
-
-    Each of them acknowledges heartbeats from memory, and a service expires when all of them agree that they received
-    none for one timeout.
+    A store that several registries use at the same time. Each of them acknowledges heartbeats from memory, and a
+    service expires when all of them agree that they received none for one timeout.
     """
 
     isNew: bool = Attribute("Whether, when it was opened, there had never been a user in it.")
@@ -81,11 +77,7 @@ class ISharedStore(IStore):
     members: Sequence[str] = Attribute("The names of the registries that share it now, this one's first.")
 
     def join(listener: IStoreListener) -> Deferred[None]:
-        """
-        Join the registries that share the store, and notify *listener* of changes. Called once.
-
-        :return: fires when all services have been read.
-        """
+        """Join the registries that share the store, and notify *listener*. Fires when all services have been read."""
 
     def tick() -> None:
         """Take part in the votes. Called several times a second, but not when this process has stalled."""
@@ -94,8 +86,4 @@ class ISharedStore(IStore):
         """The incarnations of those services whose heartbeats have to be admitted before they are acknowledged."""
 
     def admit(tenant: str, incarnation: str) -> Deferred[bool]:
-        """
-        Let a heartbeat of a closed service pass.
-
-        :return: fires with whether this incarnation is there.
-        """
+        """Let a heartbeat of a closed service pass. Fires with whether this incarnation is there."""

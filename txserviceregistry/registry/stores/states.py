@@ -1,6 +1,4 @@
-"""
-The states of services, as stores keep them: records that operators set for ids, apart from the services.
-"""
+"""The states of services, as stores keep them: records that operators set for ids, apart from the services."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-What the operations of a store do to the table of events.
-"""
+"""What the operations of a store do to the table of events."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-What the operations of a store do to the table of locks.
-"""
+"""What the operations of a store do to the table of locks."""
 
 from __future__ import annotations
 

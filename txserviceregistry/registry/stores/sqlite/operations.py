@@ -1,6 +1,4 @@
-"""
-The operations of the stores whose content is in tables: in a SQLite file, or in memory.
-"""
+"""The operations of the stores whose content is in tables: in a SQLite file, or in memory."""
 
 from __future__ import annotations
 

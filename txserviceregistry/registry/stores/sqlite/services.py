@@ -1,6 +1,4 @@
-"""
-What the operations of a store do to the tables of services.
-"""
+"""What the operations of a store do to the tables of services."""
 
 from __future__ import annotations
 

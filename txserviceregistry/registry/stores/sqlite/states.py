@@ -1,6 +1,4 @@
-"""
-What the operations of a store do to the table of the states of services.
-"""
+"""What the operations of a store do to the table of the states of services."""
 
 from __future__ import annotations
 

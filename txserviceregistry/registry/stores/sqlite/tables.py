@@ -1,6 +1,4 @@
-"""
-All tables of the SQLite file, through one connection.
-"""
+"""All tables of the SQLite file, through one connection."""
 
 from __future__ import annotations
 

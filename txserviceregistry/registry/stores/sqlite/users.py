@@ -1,6 +1,4 @@
-"""
-What the operations of a store do to the tables of accounts, users and auth tokens.
-"""
+"""What the operations of a store do to the tables of accounts, users and auth tokens."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-What the operations of a store do to the table of configuration values.
-"""
+"""What the operations of a store do to the table of configuration values."""
 
 from __future__ import annotations
 
