@@ -51,16 +51,13 @@ _LAST_FENCE = "SELECT coalesce(max(last_fence), 0) FROM tenants"
 
 @attrs.frozen
 class Contents:
-    """
-    What is in a store.
+    """What is in a store."""
 
-    :ivar counts: how many objects there are, by their names in the singular.
-    :ivar end: seconds since 1970 of the last event; ``None`` if there has been none.
-    :ivar users: users and the hashes of their keys.
-    """
-
+    #: How many objects there are, by their names in the singular.
     counts: tuple[tuple[str, int], ...]
+    #: Seconds since 1970 of the last event; ``None`` if there has been none.
     end: float | None
+    #: Users and the hashes of their keys.
     users: dict[str, str]
 
 
@@ -72,20 +69,16 @@ def copyStore(source: str, target: str) -> Contents:
     The copy is of one moment: it has all changes that were acknowledged before it began.
 
     :raises StoreRefused: if *source* is not a store of this or an earlier release, or the copy is damaged.
-    :raises OSError: if a file can't be read or written.
-    :raises sqlite3.Error: as above.
+    :raises OSError, sqlite3.Error: if a file can't be read or written.
     """
     checkFile(source)
     folder = os.path.dirname(os.path.abspath(target))
     descriptor, making = tempfile.mkstemp(prefix=f".{os.path.basename(target)}-", dir=folder)
     try:
-        try:
-            with opened(source) as connection:
-                connection.execute("VACUUM INTO ?", (making,))
+        with os.fdopen(descriptor), opened(source) as connection:
+            connection.execute("VACUUM INTO ?", (making,))
             contents = _verify(making)
             os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
         os.replace(making, target)
     except BaseException:
         os.unlink(making)
@@ -119,8 +112,6 @@ def comparedTo(older: str, path: str) -> list[tuple[str, int]]:
     """
     What a store has that an older one has not: how many of each, by their names in the singular. Both must have the
     newest schema.
-
-    :raises sqlite3.Error: if that can't be found out.
     """
     with opened(path) as connection:
         connection.execute("ATTACH ? AS other", (uri(older, IMMUTABLE),))

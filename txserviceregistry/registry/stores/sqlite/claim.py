@@ -14,6 +14,7 @@ import os
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from ..interfaces import StoreRefused
 from .file import APPLICATION_ID, applicationIdIn, readHeader
@@ -42,10 +43,8 @@ class FileClaim:
 
     def take(self) -> None:
         """
-        Claim the file, until :meth:`release`. To be called when this process has no connection to it.
-
-        :raises StoreRefused: if another registry has claimed it.
-        :raises OSError: if it can't be opened.
+        Claim the file, until :meth:`release`. To be called when this process has no connection to it. It raises
+        :exc:`StoreRefused` if another registry has claimed it.
         """
         descriptor = os.open(self._path, os.O_RDWR)
         try:
@@ -59,11 +58,7 @@ class FileClaim:
         self._descriptor = descriptor
 
     def check(self) -> None:
-        """
-        Check that the file still holds a store, as far as its first 100 bytes tell.
-
-        :raises FileLost: if not: it was emptied, or something else was written over it.
-        """
+        """Raise :exc:`FileLost` if it was emptied, or something else was written over its first 100 bytes."""
         if self._descriptor is not None and applicationIdIn(readHeader(self._descriptor)) != APPLICATION_ID:
             # SQLite would move the log into what is there now, and delete it, when the last connection is closed.
             _lock(self._descriptor, fcntl.F_RDLCK, _SHARED)
@@ -80,9 +75,8 @@ class FileClaim:
 
 def _lock(descriptor: int, kind: int, place: tuple[int, int]) -> None:
     """
-    Lock some bytes, with a lock of the open file. Systems and file systems that have none go without.
-
-    :raises BlockingIOError: if another open file has locked them.
+    Lock some bytes, with a lock of the open file. Systems and file systems that have none go without. It raises
+    BlockingIOError if another open file has locked them.
     """
     if sys.platform != "linux":
         return
@@ -119,13 +113,10 @@ class OpenFiles:
         if self._main is None:
             self._main = os.stat(self._path)
         real = os.path.realpath(self._path)
-        beside = {}
+        self._beside = {}
         for ending in ("-wal", "-shm"):
-            try:
-                beside[real + ending] = os.stat(real + ending)
-            except FileNotFoundError:
-                pass  # a file that may only be read can be without them
-        self._beside = beside
+            with suppress(FileNotFoundError):  # a file that may only be read can be without them
+                self._beside[real + ending] = os.stat(real + ending)
 
     def closing(self) -> None:
         """Note that the connection is about to be closed: SQLite may remove the log, and make another one."""
@@ -133,10 +124,8 @@ class OpenFiles:
 
     def check(self) -> int:
         """
-        Check that the files are those under their names, and that the main one has the store's content.
-
-        :return: how many bytes the log has.
-        :raises FileLost: if one is not.
+        Raise :exc:`FileLost` unless the files are those under their names, and the main one has the store's content.
+        Returns how many bytes the log has.
         """
         if self._main is not None:
             self._checkOne(self._path, self._main)

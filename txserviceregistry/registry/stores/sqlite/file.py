@@ -13,7 +13,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import cache
 from itertools import chain
 from urllib.parse import quote
@@ -164,8 +164,7 @@ def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None
     :raises StoreRefused: if it is another kind of file, damaged, or of a newer release; if it is missing, empty or cut
         short and a log with changes lies beside it; or if it is a symbolic link to a file that is missing. All files
         are left as they were.
-    :raises OSError: if it can't be made or read.
-    :raises sqlite3.Error: if it can't be made or read.
+    :raises OSError, sqlite3.Error: if it can't be made or read.
     """
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         raise StoreRefused(f"{path} is not a regular file; move it away, or choose another path")
@@ -198,8 +197,6 @@ def isThere(path: str) -> bool:
     """
     Whether there is anything of a store under this name: the file with something in it, a log that has changes, or a
     symbolic link to a file that is missing.
-
-    :raises OSError: if that can't be found out.
     """
     return _sizeOf(path) > 0 or _leadsNowhere(path) or _findLog(path) is not None
 
@@ -243,28 +240,22 @@ def _create(path: str, migrations: Sequence[Sequence[str]]) -> None:
             _migrate(connection, migrations)
             connection.execute("PRAGMA journal_mode = WAL")
         for leftOver in (*_LOGS, "-shm"):
-            if os.path.exists(path + leftOver):
+            with suppress(FileNotFoundError):
                 os.unlink(path + leftOver)  # an empty log, or the index of one
         os.replace(making, path)
     finally:
-        if os.path.exists(making):
+        with suppress(FileNotFoundError):
             os.unlink(making)
 
 
 def _migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:
     connection.execute("BEGIN IMMEDIATE")
-    try:
+    with connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        for statements in migrations[version:]:
-            for statement in statements:
-                connection.execute(statement)
+        for statement in chain.from_iterable(migrations[version:]):
+            connection.execute(statement)
         _addConstants(connection)
         connection.execute(f"PRAGMA user_version = {len(migrations)}")
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
 
 
 def _addConstants(connection: sqlite3.Connection) -> None:
@@ -276,11 +267,7 @@ def _addConstants(connection: sqlite3.Connection) -> None:
 
 
 def checkFile(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> int:
-    """
-    Refuse what is not a store, without a change to the file or a new file beside it.
-
-    :return: the version of its schema.
-    """
+    """Refuse what is not a store, without a change to any file. Returns the version of its schema."""
     with open(path, "rb") as file:
         header = readHeader(file.fileno())
     if len(header) < _HEADER:
@@ -309,10 +296,8 @@ def checkFile(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> in
 
 def _look(path: str, migrations: Sequence[Sequence[str]]) -> int:
     """
-    Check the content of the file, as far as that takes a moment only.
-
-    A file with nothing beside it is opened as immutable, so that SQLite makes no other files. With a write-ahead log
-    beside it, the log is read as well.
+    Check the content of the file, as far as that takes a moment only. If nothing is beside it, it is opened as
+    immutable, so that SQLite makes no other files.
     """
     log = _findLog(path)
     # An empty one may be another process's, which is about to write to it.
@@ -336,11 +321,7 @@ def _checkNames(connection: sqlite3.Connection, migrations: Sequence[Sequence[st
 
 
 def _checkLog(connection: sqlite3.Connection, path: str, log: str) -> None:
-    """
-    Refuse a log that another registry's file has left: SQLite applies any log that has the right name.
-
-    :param connection: one that sees what is in the log.
-    """
+    """Refuse a log that another registry's file has left: SQLite, by whose *connection* it is seen, applies any log."""
     try:
         with opened(path, IMMUTABLE) as alone:
             found = alone.execute(_SECRET).fetchone()
