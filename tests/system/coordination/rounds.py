@@ -1,16 +1,18 @@
 """
 Rounds of faults against processes that compete for one lock, and what must be true of all of them::
 
-    python -m tests.system.coordination.rounds --rounds 200
+    python -m tests.system.coordination.rounds --rounds 200 --store sqlite,memory,etcd
 
-In each round, the holder is killed, stopped for longer than its timeout, or ended in an orderly way, or the registry is
-killed and started again. Afterwards, no two holders have found the lock valid at the same time, by the machine's clock,
-and a table that checks fences has accepted none after a larger one.
+In each round, the holder is killed, stopped for longer than its timeout, cut off from the registry, or ended in an
+orderly way; a registry is killed and started again; or the wall clock of all processes steps by an hour. Over etcd
+there are three members and three registries. Afterwards, no two holders have found the lock valid at the same time, by
+the machine's clock, and a table that checks fences has accepted none after a larger one.
 """
 
 from __future__ import annotations
 
 import argparse
+import configparser
 import os
 import random
 import signal
@@ -18,28 +20,69 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
 
+import attrs
+from twisted.internet import reactor as globalReactor
+from twisted.internet.threads import blockingCallFromThread
+
+from tests.needs import fakeTime
+from tests.system.cluster.clustercase import findEtcd
 from tests.system.coordination.holder import TIMEOUT
+from tests.system.etcd.etcds import etcdCommand
+from tests.system.etcd.relay import Relay
 from tests.system.ports import freePorts
 
-_FAULTS = ("kill", "stop", "term", "registry")
-# Seconds that a takeover may take besides the timeout: one, and what a loaded machine needs.
-_MARGIN = 3.0
+_FAULTS = ("kill", "stop", "term", "registry", "cut", "clock")
+_STORES = ("sqlite", "memory", "etcd")
+# Seconds that a takeover may take besides the timeout: one, what a loaded machine needs, and over etcd a node's lease.
+_MARGIN = {"sqlite": 3.0, "memory": 3.0, "etcd": 9.0}
+# Seconds that a takeover may take after an orderly end: a tenth, and what a loaded machine needs.
+_HANDOVER = 1.5
+_PATIENCE = 60.0
+reactor: Any = globalReactor
+
+
+@attrs.define
+class Holder:
+    """A process that competes, and its ways to the registries."""
+
+    process: subprocess.Popen[bytes]
+    relays: Sequence[Relay]
+
+    def cut(self) -> None:
+        """Let nothing through between it and the registries; nothing is lost."""
+        for relay in self.relays:
+            blockingCallFromThread(reactor, relay.hang)
+
+    def heal(self) -> None:
+        for relay in self.relays:
+            blockingCallFromThread(reactor, relay.heal)
+
+    def gone(self) -> None:
+        self.process.wait(10)
+        for relay in self.relays:
+            reactor.callFromThread(relay.stop)
 
 
 class Rounds:
-    """Three holders and a registry in a folder of their own."""
+    """Three holders and a registry, or a cluster of them, in a folder of their own."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, store: str, draw: random.Random) -> None:
         self.folder = Path(folder)
-        (self.port,) = freePorts(1)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAXSR_")}
-        data = str(self.folder / "data")
-        self.environment = {**environment, "HOME": folder, "RAXSR_DATA_DIR": data}
+        self.store = store
+        self.draw = draw
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAXSR_", "ETCD_"))}
+        self.environment = {**clean, "HOME": folder}
+        self.wallClock = self.folder / "faketime"
+        self.clocks = fakeTime(self.wallClock)
         table = sqlite3.connect(self.folder / "resource.db")
         table.execute("PRAGMA journal_mode = WAL")
         table.execute("CREATE TABLE resource (fence INTEGER NOT NULL)")
@@ -47,29 +90,63 @@ class Rounds:
         table.execute("CREATE TABLE writes (id INTEGER PRIMARY KEY, fence INTEGER NOT NULL)")
         table.commit()
         table.close()
-        self.holders: dict[str, subprocess.Popen[bytes]] = {}
+        self.others: list[subprocess.Popen[bytes]] = []
+        self.registries: dict[int, subprocess.Popen[bytes]] = {}
+        self.holders: dict[str, Holder] = {}
         self.started = 0
-        self.registry = self._registry()
-        while not Path(data, "raxrc").exists():
-            time.sleep(0.05)
+        isCluster = store == "etcd"
+        self.options = {"sqlite": [], "memory": [f"--no-locks-for={TIMEOUT}s"], "etcd": []}[store]
+        if isCluster:
+            self.options.append(f"--etcd={self._startEtcd()}")
+        for port in freePorts(3 if isCluster else 1):
+            self.startRegistry(port)
+        raxrc = configparser.ConfigParser(interpolation=None)
+        raxrc.read(self.folder / f"data{next(iter(self.registries))}" / "raxrc")
+        self.credentials = {
+            "RAXSR_USERNAME": raxrc["credentials"]["username"],
+            "RAXSR_API_KEY": raxrc["credentials"]["api_key"],
+        }
         for _ in range(3):
-            self.start()
+            self.startHolder()
 
-    def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
-        log = (self.folder / "log").open("ab")
-        return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+    def _spawn(self, environment: Mapping[str, str], *command: str) -> subprocess.Popen[bytes]:
+        with (self.folder / "log").open("ab") as log:
+            return subprocess.Popen(command, env={**self.environment, **environment}, stdout=log, stderr=log)
 
-    def _registry(self) -> subprocess.Popen[bytes]:
+    def _startEtcd(self) -> str:
+        """Three members; their URLs."""
+        program = findEtcd()
+        assert program is not None, "there is no etcd"
+        urls = [f"http://127.0.0.1:{port}" for port in freePorts(6)]
+        cluster = ",".join(f"m{number}={url}" for number, url in enumerate(urls[3:]))
+        for number in range(3):
+            at, peer, name = urls[number], urls[3 + number], f"m{number}"
+            command = etcdCommand(str(self.folder / name), at, peer, program=program, name=name, cluster=cluster)
+            self.others.append(self._spawn({}, *command))
+        for url in urls[:3]:
+            _until(partial(_isHealthy, url), f"no etcd at {url}")
+        return ",".join(urls[:3])
+
+    def startRegistry(self, port: int) -> None:
+        """Start a registry, and wait until it responds."""
         twistd = os.path.join(os.path.dirname(sys.executable), "twistd")
-        listen = f"tcp:{self.port}:interface=127.0.0.1"
-        return self._spawn(twistd, "-n", "--pidfile=", "service-registry", f"--listen={listen}")
+        options = [f"--listen=tcp:{port}:interface=127.0.0.1", f"--data-dir={self.folder / f'data{port}'}"]
+        options += [f"--store={self.store}", *self.options]
+        # A registry that has lost its data can't give larger fences while its clock is behind.
+        environment = {} if self.store == "memory" else self.clocks
+        self.registries[port] = self._spawn(environment, twistd, "-n", "--pidfile=", "service-registry", *options)
+        _until(lambda: _isHealthy(f"http://127.0.0.1:{port}"), f"no registry at port {port}")
 
-    def start(self) -> None:
+    def startHolder(self) -> None:
         """Start another holder."""
         self.started += 1
         label = f"h{self.started}"
+        relays = [Relay(reactor, port) for port in self.registries]
+        for relay in relays:
+            blockingCallFromThread(reactor, relay.start)
+        urls = {"RAXSR_API_URL": ",".join(f"{relay.url}/v1.0" for relay in relays)}
         command = (sys.executable, "-m", "tests.system.coordination.holder", label, str(self.folder))
-        self.holders[label] = self._spawn(*command)
+        self.holders[label] = Holder(self._spawn({**self.credentials, **urls, **self.clocks}, *command), relays)
 
     def seen(self) -> list[tuple[int, float, str]]:
         """When each holder has found the lock valid, in the order in which they have written it."""
@@ -77,41 +154,51 @@ class Rounds:
         lines = path.read_text().splitlines() if path.exists() else []
         return [(int(fence), float(at), label) for fence, at, label in (line.split() for line in lines)]
 
-    def nextAfter(self, fence: int, patience: float) -> tuple[int, float, str]:
+    def nextAfter(self, fence: int) -> tuple[int, float, str]:
         """The first time at which the lock is valid with a larger fence."""
-        end = time.monotonic() + patience
-        while time.monotonic() < end:
-            found = [each for each in self.seen() if each[0] > fence]
-            if found:
-                return found[0]
-            time.sleep(0.02)
-        raise AssertionError(f"no holder after fence {fence} within {patience:g} s")
+        found: list[tuple[int, float, str]] = []
+
+        def isThere() -> bool:
+            found[:] = [each for each in self.seen() if each[0] > fence]
+            return bool(found)
+
+        _until(isThere, f"no holder after fence {fence}")
+        return found[0]
 
     def round(self, fault: str) -> float:
         """Do it to the present holder; returns the seconds until another one has the lock."""
         fence, _, label = self.seen()[-1]
-        holder, began = self.holders[label], time.clock_gettime(time.CLOCK_BOOTTIME)
+        holder = self.holders[label]
         if fault == "registry":
-            self.registry.kill()
-            self.registry.wait()
-            self.registry = self._registry()
-            time.sleep(1.0)
-            # The holder may go on, or lose its lock.
-            holder.kill()
+            port = self.draw.choice(list(self.registries))
+            self.registries[port].kill()
+            self.registries[port].wait()
+            self.startRegistry(port)
+            # The holder may have lost its lock meanwhile.
+            fence, _, label = self.seen()[-1]
+            holder = self.holders[label]
+        elif fault == "clock":
+            self.wallClock.write_text(f"{self.draw.choice(['+3600', '-3600', '+0'])}\n")
+            time.sleep(0.5)
+        began = time.clock_gettime(time.CLOCK_BOOTTIME)
+        if fault == "cut":
+            holder.cut()
         else:
-            number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}[fault]
-            holder.send_signal(number)
-        _, at, _ = self.nextAfter(fence, 30.0)
-        if fault == "stop":
-            holder.send_signal(signal.SIGCONT)
+            number = {"stop": signal.SIGSTOP, "term": signal.SIGTERM}.get(fault, signal.SIGKILL)
+            holder.process.send_signal(number)
+        _, at, _ = self.nextAfter(fence)
+        if fault in ("stop", "cut"):
+            holder.process.send_signal(signal.SIGCONT)
+            holder.heal()
             time.sleep(0.2)
         else:
-            holder.wait(10)
+            holder.gone()
             del self.holders[label]
-            self.start()
-        if fault in ("kill", "stop"):
-            assert at - began <= TIMEOUT + _MARGIN, f"{fault}: took over after {at - began:.2f} s"
-        return at - began
+            self.startHolder()
+        took = at - began
+        most = _HANDOVER if fault == "term" else TIMEOUT + _MARGIN[self.store]
+        assert took <= most, f"{fault}: took over after {took:.2f} s"
+        return took
 
     def check(self) -> int:
         """What must be true; returns the number of holders there were."""
@@ -129,23 +216,35 @@ class Rounds:
 
     def end(self) -> None:
         """End all processes."""
-        for process in (*self.holders.values(), self.registry):
+        for process in (*(each.process for each in self.holders.values()), *self.registries.values(), *self.others):
             process.kill()
             process.wait()
 
 
-def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=1)
-    parsed = parser.parse_args(arguments)
-    draw = random.Random(parsed.seed)
+def _until(condition: Callable[[], bool], otherwise: str) -> None:
+    end = time.monotonic() + _PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"{otherwise} within {_PATIENCE:g} s"
+        time.sleep(0.02)
+
+
+def _isHealthy(url: str) -> bool:
+    try:
+        with urlopen(f"{url}/health", timeout=1) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def run(store: str, count: int, seed: int) -> None:
+    """Rounds over one store; prints what they took."""
+    draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
-        rounds = Rounds(folder)
+        rounds = Rounds(folder, store, draw)
         took: dict[str, list[float]] = {}
         try:
-            rounds.nextAfter(0, 30.0)
-            for number in range(parsed.rounds):
+            rounds.nextAfter(0)
+            for number in range(count):
                 fault = _FAULTS[number] if number < len(_FAULTS) else draw.choice(_FAULTS)
                 took.setdefault(fault, []).append(rounds.round(fault))
             holders = rounds.check()
@@ -154,11 +253,25 @@ def main(arguments: Sequence[str]) -> int:
             raise
         finally:
             rounds.end()
+    print(f"over {store}:")
     for fault, seconds in took.items():
         seconds.sort()
         median = seconds[len(seconds) // 2]
-        print(f"{fault}: {len(seconds)} times, next holder after {median:.2f} s, at most {seconds[-1]:.2f} s")
-    print(f"{holders} holders, one at a time")
+        print(f"  {fault}: {len(seconds)} times, next holder after {median:.2f} s, at most {seconds[-1]:.2f} s")
+    print(f"  {holders} holders, one at a time", flush=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--store", default=",".join(_STORES), help="separated by commas (default: all)")
+    parser.add_argument("--seed", type=int, default=1)
+    parsed = parser.parse_args(arguments)
+    # For the relays.
+    thread = threading.Thread(target=reactor.run, kwargs={"installSignalHandlers": False}, daemon=True)
+    thread.start()
+    for store in parsed.store.split(","):
+        run(store, parsed.rounds, parsed.seed)
     return 0
 
 

@@ -8,21 +8,38 @@ import os
 import sys
 
 from tests import ROOT
+from tests.needs import needs
 from tests.system.processes import ProcessTestCase
 
 
 class RoundsTests(ProcessTestCase):
-    """Holders that are killed, stopped and ended, and a registry that is killed."""
+    """Holders that are killed, stopped, cut off and ended, registries that are killed, and clocks that step."""
 
-    async def test_oneHolderAtATime(self) -> None:
-        """Four rounds of ``python -m tests.system.coordination.rounds``, one of each kind."""
+    async def rounds(self, store: str) -> None:
         rounds = self.spawn(
             os.path.basename(sys.executable),
             "-m",
             "tests.system.coordination.rounds",
-            "--rounds=4",
+            "--rounds=10",
+            f"--store={store}",
             environment={"PYTHONPATH": str(ROOT)},
         )
         await rounds.ended
         self.assertEqual(rounds.exitCode, 0, rounds.errors)
         self.assertIn("one at a time", rounds.output)
+
+    def setUp(self) -> None:
+        super().setUp()
+        needs("etcd", "faketime")
+
+    async def test_sqlite(self) -> None:
+        """One holder at a time, over a registry with a file."""
+        await self.rounds("sqlite")
+
+    async def test_memory(self) -> None:
+        """One holder at a time, over a registry that loses its data and then gives no locks for a while."""
+        await self.rounds("memory")
+
+    async def test_cluster(self) -> None:
+        """One holder at a time, over three registries and three members of etcd."""
+        await self.rounds("etcd")
