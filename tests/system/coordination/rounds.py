@@ -45,7 +45,7 @@ _STORES = ("sqlite", "memory", "etcd")
 # Seconds that a takeover may take besides the timeout: one, what a loaded machine needs, and over etcd a node's lease.
 _MARGIN = {"sqlite": 3.0, "memory": 3.0, "etcd": 9.0}
 # Seconds that a takeover may take after an orderly end: a tenth, and what a loaded machine needs.
-_HANDOVER = 1.5
+_HANDOVER = 3.0
 _PATIENCE = 60.0
 reactor: Any = globalReactor
 
