@@ -41,7 +41,7 @@ _EXPIRES = "%Y-%m-%dT%H:%M:%S.000-06:00"
 _EXPIRES_ZONE = timezone(timedelta(hours=-6))
 
 # The token or the credentials of a request, wherever they stand in what has arrived.
-_TOKEN = re.compile(rb"\r\nX-Auth-Token:[ \t]*([^\s]{1,200})[ \t]*\r\n", re.IGNORECASE)
+_TOKEN = re.compile(rb"\r\n(X-Auth-Token):[ \t]*([^\s]{1,200})[ \t]*\r\n", re.IGNORECASE)
 _AUTHORIZATION = re.compile(rb"\r\nAuthorization:[ \t]*(Bearer|Basic)[ \t]+([^\s]{1,400})[ \t]*\r\n", re.IGNORECASE)
 # The beginning of a request with credentials.
 _LOGIN = b"POST " + AUTH.encode()
@@ -110,22 +110,17 @@ class Authenticator:
         Whether the beginning of a request, as it arrived, shows a token or credentials that were valid when the store
         was last asked for them.
         """
-        found = _TOKEN.search(data)
-        if found is not None:
-            return self._identity.isFamiliar(found[1].decode("latin-1"))
-        found = _AUTHORIZATION.search(data)
-        if found is not None and found[1].lower() == b"bearer":
-            return self._identity.isFamiliar(found[2].decode("latin-1"))
+        found = _TOKEN.search(data) or _AUTHORIZATION.search(data)
+        scheme, value = (None, "") if found is None else (found[1], found[2].decode("latin-1"))
         try:
-            if found is not None:
-                username, key = _basic(found[2].decode("latin-1"))
-            elif data.startswith(_LOGIN):
-                username, key = credentials(json.loads(data.partition(b"\r\n\r\n")[2]))
-            else:
-                return False
+            if scheme is None:
+                isLogin = data.startswith(_LOGIN)
+                return isLogin and self._identity.remembers(*credentials(json.loads(data.partition(b"\r\n\r\n")[2])))
+            if scheme.lower() == b"basic":
+                return self._identity.remembers(*_basic(value))
         except (Fault, ValueError, RecursionError, AttributeError):
             return False
-        return self._identity.remembers(username, key)
+        return self._identity.isFamiliar(value)
 
 
 def invalidToken(request: Request) -> Fault:
@@ -169,21 +164,17 @@ def credentials(body: Mapping[str, Any]) -> tuple[str, str]:
     """
     The user's name and API key in the body of a ``POST /tokens``; or the fault 400, which names what was expected.
     """
-    auth = body.get("auth")
-    if not isinstance(auth, dict):
-        raise _malformed("auth")
-    kind = next((kind for kind in CREDENTIALS if kind in auth), None)
-    if kind is None:
-        raise _malformed(next(iter(CREDENTIALS)))
-    given = auth[kind]
-    if not isinstance(given, dict):
-        raise _malformed(kind)
-    username, key = (given.get(name) for name in ("username", CREDENTIALS[kind]))
-    if not isinstance(username, str) or not username:
-        raise _malformed("username")
-    if not isinstance(key, str) or not key:
-        raise _malformed(CREDENTIALS[kind])
-    return username, key
+
+    def member(of: Mapping[str, Any], name: str, type: type[Any] = str) -> Any:
+        value = of.get(name)
+        if not isinstance(value, type) or value == "":
+            raise badRequest(f"Expecting {name}")
+        return value
+
+    auth = member(body, "auth", dict)
+    kind = next((kind for kind in CREDENTIALS if kind in auth), next(iter(CREDENTIALS)))
+    given = member(auth, kind, dict)
+    return member(given, "username"), member(given, CREDENTIALS[kind])
 
 
 def access(token: IssuedToken, url: str) -> dict[str, Any]:
@@ -193,11 +184,7 @@ def access(token: IssuedToken, url: str) -> dict[str, Any]:
     regional = {"region": REGION, **endpoint}
     return {
         "access": {
-            "token": {
-                "id": token.id,
-                "expires": expires,
-                "tenant": {"id": token.tenant, "name": token.tenant},
-            },
+            "token": {"id": token.id, "expires": expires, "tenant": {"id": token.tenant, "name": token.tenant}},
             "user": {"id": token.user, "name": token.user, "roles": []},
             "serviceCatalog": [
                 {"name": name, "type": type, "endpoints": [regional if hasRegion else endpoint]}
@@ -205,7 +192,3 @@ def access(token: IssuedToken, url: str) -> dict[str, Any]:
             ],
         }
     }
-
-
-def _malformed(name: str) -> Fault:
-    return badRequest(f"Expecting {name}")
