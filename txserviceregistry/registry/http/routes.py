@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from urllib.parse import unquote_to_bytes
 
 import attrs
 
@@ -33,7 +34,7 @@ _PLACEHOLDERS = {
 # The first segments of all paths below the tenant; none is a number.
 _RESOURCES = frozenset(path.split("/")[1] for path in ROUTES)
 _URL = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
-_HEX = frozenset(b"0123456789abcdefABCDEF")
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 @attrs.frozen
@@ -115,15 +116,11 @@ def originForm(target: bytes) -> bytes:
 def decodePath(raw: bytes) -> str:
     """The path of a request, without its escapes: ``%2F`` is a slash like any other."""
     try:
-        if b"%" not in raw:
-            return raw.decode("utf-8")
-        first, *rest = raw.split(b"%")
-        parts = [first]
-        for part in rest:
-            if len(part) < 2 or part[0] not in _HEX or part[1] not in _HEX:
-                raise ValueError(part)
-            parts.append(bytes.fromhex(part[:2].decode("ascii")) + part[2:])
-        return b"".join(parts).decode("utf-8")
+        if b"%" in raw:
+            if _BROKEN_ESCAPE.search(raw):
+                raise ValueError("broken escape")
+            raw = unquote_to_bytes(raw)
+        return raw.decode("utf-8")
     except ValueError:
         raise badRequest("URI malformed")
 

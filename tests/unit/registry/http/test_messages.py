@@ -221,6 +221,9 @@ class AnswerTests(FramingCase):
         thousands of others wait with, too.
         """
         self.addCleanup(gc.enable)
+        # The collector looks at nothing that was there before.
+        gc.freeze()
+        self.addCleanup(gc.unfreeze)
         for number in range(2):
             # The first time some things are made that stay.
             self.api.create(f"old{number}")

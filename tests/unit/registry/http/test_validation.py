@@ -24,7 +24,7 @@ JSON_TEXTS = st.text(st.characters(), max_size=70)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | JSON_TEXTS,
     lambda inner: st.lists(inner, max_size=12) | st.dictionaries(JSON_TEXTS, inner, max_size=22),
-    max_leaves=30,
+    max_leaves=12,
 )
 BODIES = st.dictionaries(
     st.sampled_from(["id", "heartbeat_timeout", "tags", "metadata", "token", "value", "heartbeats"]) | JSON_TEXTS,
