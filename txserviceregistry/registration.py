@@ -363,7 +363,7 @@ class RegisteredService(Service):
         self._creator.mayExist = True
         self._file.keep(token, presented)
         if self._heartBeater is not None:
-            self._heartBeater.proveToken(presented)
+            self._heartBeater.provenToken = presented
         await self._findHost()
         found = await self._client.services.get(self.serviceId)
         self._file.adopt(found)

@@ -125,7 +125,7 @@ class HeartBeater(SingleHeartbeats):
             clock = reactor
         context = context or HeartbeatContext(StallWatch(clock), SuspendWatch(clock))
         health = None if check is None else HealthCheck(check, serviceId, clock, random)
-        super().__init__(services, serviceId, heartbeatTimeout, token, register, health, context, random)
+        super().__init__(services, serviceId, heartbeatTimeout, token, register, health, context, clock, random)
         # Referenced here only: the client has a weak reference to it.
         self.desired: object = None
         self.lastSeen: float | None = None
@@ -206,7 +206,7 @@ class HeartBeater(SingleHeartbeats):
             self.deadline = (now if sent is None else sent) + self.heartbeatTimeout
         self._transition(_State.REGISTERING if self.nextToken is None else _State.REGISTERED)
         if self.running and not self._joinBatcher(now if sent is None else sent + self.interval):
-            self.beginTry()
+            self._beginTry()
 
     def stop(self) -> Deferred[None]:
         """
@@ -235,7 +235,7 @@ class HeartBeater(SingleHeartbeats):
 
     def _end(self, lost: Failure | None) -> None:
         self._lost = lost
-        self.endForGood()
+        self._endForGood()
         if self._batcher is not None:
             self._batcher.leave(self)
         self._transition(_State.STOPPED)
@@ -265,7 +265,7 @@ class HeartBeater(SingleHeartbeats):
             self._batcher.leave(self)
             self._batcher.join(self, self._clock.seconds())
         elif self.running and self.nextToken is not None:
-            self.beginTry()
+            self._beginTry()
 
     def _joinBatcher(self, due: float) -> bool:
         """
@@ -275,14 +275,14 @@ class HeartBeater(SingleHeartbeats):
         """
         if self._batcher is None or self.nextToken is None or not self._batcher.isOffered:
             return False
-        self.endForGood()
+        self._endForGood()
         self._batcher.join(self, due)
         return True
 
     def dismissed(self) -> None:
         """This service is not batched any more: its heartbeat was refused, or the registry accepts no batches."""
-        if self.makesTries:
-            self.beginTry()
+        if self._makesTries:
+            self._beginTry()
 
     # -- outcomes
 
@@ -291,24 +291,17 @@ class HeartBeater(SingleHeartbeats):
         proven = self.nextToken
         if self._keep is not None and proven is not None:
             self._keep(token, proven)
-        self._provenToken = proven
+        self.provenToken = proven
         self.nextToken = token
         self.lastSeen = sent
         self.deadline = sent + self.heartbeatTimeout
         if self.batchSlot is None or self._state is not _State.REGISTERED:
             self._goOn(sent)
 
-    def registered(self, sent: float, token: str) -> None:
-        """The registration that was sent at that time was answered with this token."""
-        self.nextToken = token
-        self.deadline = sent + self.heartbeatTimeout
-        self._goOn(sent)
-
     def _goOn(self, sent: float) -> None:
-        """Have the next heartbeat sent an interval after that time."""
         due = sent + self.interval
-        if self.makesTries and not self._joinBatcher(due):
-            self.beginAt(due)
+        if self._makesTries and not self._joinBatcher(due):
+            self._beginAt(due)
         if self._state is not _State.REGISTERED and self.running:
             self._transition(_State.REGISTERED)
 
@@ -317,19 +310,15 @@ class HeartBeater(SingleHeartbeats):
         if self.deadline <= self._clock.seconds():
             self._transition(_State.UNREACHABLE)
 
-    def proveToken(self, token: str) -> None:
-        """A heartbeat of this service that presented this *token* was accepted, before this HeartBeater began."""
-        self._provenToken = token
-
-    def refused(self, failure: Failure) -> None:
-        """A request failed because the service is gone (see :meth:`isGone`)."""
-        error, proven = failure.value, self._provenToken
-        if not self.makesTries or error is None:
+    def _refused(self, failure: Failure) -> None:
+        """A request failed because the service is gone (see :meth:`_isGone`)."""
+        error, proven = failure.value, self.provenToken
+        if not self._makesTries or error is None:
             return
         if self.nextToken is not None and proven not in (None, self.nextToken) and refusesToken(error):
             self.nextToken = proven
-            self.noteOutage("the registry does not know the token of its last response, which may be another's")
-            self.beginTry()
+            self._noteOutage("the registry does not know the token of its last response, which may be another's")
+            self._beginTry()
         elif isinstance(error, (ClientClosed, Forbidden)) or self._register is None or self.nextToken is None:
             self.nextToken = None
             self._log.error(
@@ -342,12 +331,11 @@ class HeartBeater(SingleHeartbeats):
         else:
             self.hadNoToken = refusesToken(error) and proven is None
             self.nextToken = None
-            self.noteOutage("the registry no longer has it, and it is being registered again", isCertain=True)
+            self._noteOutage("the registry no longer has it, and it is being registered again", isCertain=True)
             self._transition(_State.REGISTERING)
             if self.running:
-                self.beginTry()
+                self._beginTry()
 
     @property
-    def makesTries(self) -> bool:
-        """Whether it sends single heartbeats, or registers."""
+    def _makesTries(self) -> bool:
         return self.batchSlot is None and self.running

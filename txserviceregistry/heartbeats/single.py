@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from ..api.services import ServicesAPI
@@ -78,14 +78,7 @@ class HeartbeatContext:
 
 
 class SingleHeartbeats:
-    """
-    One service, and its heartbeats and registrations as single requests. A HeartBeater inherits it.
-
-    :param services: sends the heartbeats.
-    :param token: the token of the registration; without one, *register* is called first.
-    :param register: registers the service, and fires with its token.
-    :param random: gives numbers from 0 to 1.
-    """
+    """One service, and its heartbeats and registrations as single requests: what HeartBeater inherits; see there."""
 
     _log = Logger()
     # For the log.
@@ -100,51 +93,50 @@ class SingleHeartbeats:
         register: Callable[[], Deferred[str]] | None,
         health: HealthCheck | None,
         context: HeartbeatContext,
+        clock: IReactorTime,
         random: Callable[[], float],
     ) -> None:
         self.serviceId = serviceId
         self.heartbeatTimeout = heartbeatTimeout
         self.nextToken = token
         # The last token that was accepted. Tried when the next one is refused, which may be another service's.
-        self._provenToken: str | None = None
+        self.provenToken: str | None = None
         self._services = services
         self._register = register
         self._health = health
         self._context = context
-        self._clock = context.stalls
+        self._clock = clock
         self._random = random
-        self.deadline = self._clock.seconds() + heartbeatTimeout
+        self.deadline = clock.seconds() + heartbeatTimeout
         # When a service expires whose registration had no response, if it exists.
         self._unheardUntil = float("-inf")
         # The next try; or what the current one waits for, and the turn that it has; and those that are late.
         self._timer: IDelayedCall | None = None
         self._work: Deferred[Any] | None = None
         self._turn: PrioritySemaphore | None = None
-        self._late = LateTries()
+        self._late: LateTries | None = None
         self._outage: Outage | None = None
         self._drawInterval()
 
-    # -- what it is for
+    # -- what HeartBeater adds
 
     @property
-    def makesTries(self) -> bool:
-        """Whether it sends single requests."""
+    def _makesTries(self) -> bool:
         raise NotImplementedError
 
     def answered(self, sent: float, token: str) -> None:
         """A heartbeat that was sent at that time was answered with this token."""
         raise NotImplementedError
 
-    def registered(self, sent: float, token: str) -> None:
-        """The registration that was sent at that time was answered with this token."""
-        raise NotImplementedError
-
     def missed(self) -> None:
         """A heartbeat had no response; it is retried."""
         raise NotImplementedError
 
-    def refused(self, failure: Failure) -> None:
-        """A request failed because the service is gone (see :meth:`isGone`)."""
+    def _goOn(self, sent: float) -> None:
+        """Have the next heartbeat sent an interval after that time."""
+        raise NotImplementedError
+
+    def _refused(self, failure: Failure) -> None:
         raise NotImplementedError
 
     # -- times
@@ -171,13 +163,13 @@ class SingleHeartbeats:
 
     # -- tries
 
-    def beginTry(self) -> None:
+    def _beginTry(self) -> None:
         """Begin a try now, instead of those under way."""
         self._endTries()
         self._context.suspends.add(self._resumed)
         self._try()
 
-    def endForGood(self) -> None:
+    def _endForGood(self) -> None:
         """Leave nothing on the reactor, and forget the failures."""
         self._context.suspends.discard(self._resumed)
         self._endTries()
@@ -185,14 +177,15 @@ class SingleHeartbeats:
         self._outage = None
         self._unheardUntil = float("-inf")
 
-    def beginAt(self, moment: float) -> None:
+    def _beginAt(self, moment: float) -> None:
         """Begin the next try at that time of the clock. Those under way have lost their purpose."""
         self._endTries()
-        self._timer = self._clock.callLater(max(0.0, moment - self._clock.seconds()), self._try)
+        self._timer = self._context.stalls.callLater(max(0.0, moment - self._clock.seconds()), self._try)
 
     def _endTries(self) -> None:
         self._endTry()
-        self._late.end()
+        if self._late is not None:
+            self._late.end()
 
     def _endTry(self) -> None:
         """End the current try, or the wait for it."""
@@ -216,7 +209,7 @@ class SingleHeartbeats:
         self._backoff.reset()
         # A registration that is under way goes on.
         if self.nextToken is not None or self._timer is not None:
-            self.beginTry()
+            self._beginTry()
 
     def _await(self, begin: Callable[[], Deferred[Any]], then: Callable[[Any], None]) -> None:
         """Let the current try wait for what *begin* starts. Call *then* with the outcome, unless the try is ended."""
@@ -272,7 +265,7 @@ class SingleHeartbeats:
         if self.nextToken is not None:
             self._heartbeat(sent, self.entry(sent)["token"])
         else:
-            self._provenToken = None
+            self.provenToken = None
             assert self._register is not None
             self._await(self._register, partial(self._registered, sent))
 
@@ -283,7 +276,9 @@ class SingleHeartbeats:
             self._failed(result)
         else:
             self._succeeded()
-            self.registered(sent, result)
+            self.nextToken = result
+            self.deadline = sent + self.heartbeatTimeout
+            self._goOn(sent)
 
     def entry(self, sent: float) -> dict[str, str]:
         """Its entry in a batch, or its data for a single heartbeat, sent at this time."""
@@ -300,6 +295,7 @@ class SingleHeartbeats:
             more = runOnAfter(timeout)
             if more:
                 # If there are many, the first is cancelled, whose connection may be what this one has waited for.
+                self._late = self._late or LateTries()
                 self._late.add(request)
                 over(failure)
             return more
@@ -310,21 +306,22 @@ class SingleHeartbeats:
             isCurrent = self._work is request
             if isCurrent:
                 self._work = None
-                self._clock.wasDue(sent + timeout)
+                self._context.stalls.wasDue(sent + timeout)
             elif self.nextToken != token:
                 # Another try was answered before this late one, or the service was registered again.
                 return
             if not isinstance(result, Failure):
                 self._succeeded()
                 self.answered(sent, result["token"])
-            elif isCurrent or self.isGone(result.value):
+            elif isCurrent or self._isGone(result.value):
                 self._failed(result)
 
         self._work = request = self.request(token, timeout, late)
         request.addBoth(over).addErrback(self._broken)
 
     def _succeeded(self) -> None:
-        self._backoff.reset()
+        if self._backoff.failures:
+            self._backoff.reset()
         outage, self._outage = self._outage, None
         if outage is not None:
             outage.succeeded()
@@ -333,11 +330,11 @@ class SingleHeartbeats:
         error = failure.value
         # If it is one that was late, the one after it ends too.
         self._endTry()
-        if self.isGone(error):
-            self.refused(failure)
+        if self._isGone(error):
+            self._refused(failure)
             return
         # Only our own errors are known to hold no secret.
-        self.noteOutage(str(error) if isinstance(error, ServiceRegistryError) else type(error).__name__)
+        self._noteOutage(str(error) if isinstance(error, ServiceRegistryError) else type(error).__name__)
         if isinstance(error, ServiceExists):
             self._retry(_ID_TAKEN_DELAY * (1 - self._random() / 2))
         elif self.nextToken is not None:
@@ -347,17 +344,17 @@ class SingleHeartbeats:
             self._retry(delayBefore(self._backoff.next(), self._unheardUntil - self._clock.seconds(), shortest))
 
     def _retry(self, delay: float) -> None:
-        self._timer = self._clock.callLater(delay, self._try)
+        self._timer = self._context.stalls.callLater(delay, self._try)
         if self.nextToken is not None:
             self.missed()
 
     def _broken(self, failure: Failure) -> None:
         text = "Heartbeats for {what} {serviceId} failed unexpectedly (retrying)"
         self._log.failure(text, failure, what=self.what, serviceId=self.serviceId)
-        if self.makesTries and self._timer is None and self._work is None:
+        if self._makesTries and self._timer is None and self._work is None:
             self._retry(self.retryDelay(self._backoff.next()))
 
-    def isGone(self, error: BaseException | None) -> bool:
+    def _isGone(self, error: BaseException | None) -> bool:
         """
         Whether the registry has no such service, never accepts its registration, or lets this user neither register it
         nor send heartbeats. Errors of these classes are faults of the API.
@@ -366,7 +363,7 @@ class SingleHeartbeats:
             return self.nextToken is not None
         return isinstance(error, (BadRequest, Forbidden, ClientClosed))
 
-    def noteOutage(self, reason: str, *, isCertain: bool = False) -> None:
+    def _noteOutage(self, reason: str, *, isCertain: bool = False) -> None:
         """
         A try failed for this reason.
 
