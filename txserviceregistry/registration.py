@@ -250,7 +250,7 @@ class RegisteredService(Service):
         )
         heartBeater.onStateChange(self._stateChanged)
         self._desired.open(heartBeater)
-        self._ignoreAddress = self._client.onLocalAddress(self._moved)
+        self._ignoreAddress = self._client.onLocalAddress(self._useHost)
         self._listeners.call(REGISTERING)
         heartBeater.start()
         heartBeater.whenStopped().addErrback(self._refused)
@@ -269,21 +269,17 @@ class RegisteredService(Service):
         """
         Stop sending heartbeats, and leave the service in the registry until it expires, as if the application had been
         killed. The token stays in the state file, so that an application that is started again within the timeout
-        continues the same service.
-
-        A registration that is under way is cancelled, but may have its effect.
+        continues the same service. A registration that is under way is cancelled, but may have its effect.
         """
         Service.stopService(self)
         heartBeater, self._heartBeater = self._heartBeater, None
         self._file.close()
-        if heartBeater is None:
-            return
-        heartBeater.stop()
-        self._creator.abandon()
-        self._creator.mayExist = False
-        self._endUpdates()
-        self._file.release()
-        self._waiters.fire(self._ended())
+        if heartBeater is not None:
+            heartBeater.stop()
+            self._creator.abandon()
+            self._creator.mayExist = False
+            self._file.release()
+            self._endWaits()
 
     def drain(self, seconds: float) -> Deferred[None]:
         """
@@ -320,10 +316,9 @@ class RegisteredService(Service):
         await waitFor(self._leaving)
         try:
             return await self._registerOnce()
-        except CancelledError:
-            raise
         except Exception as error:
-            self._failureListeners.call(error)
+            if not isinstance(error, CancelledError):
+                self._failureListeners.call(error)
             raise
 
     async def _registerOnce(self) -> str:
@@ -348,18 +343,18 @@ class RegisteredService(Service):
         for presented in tokens:
             try:
                 answer = await self._client.services.heartbeat(self.serviceId, presented)
-                break
             except ServiceRegistryError as error:
                 if isinstance(error, (*UNKNOWN_OUTCOME, Forbidden)):
                     raise
                 if not refusesToken(error):
-                    self._file.forgetToken()
-                    return None
-        else:
-            if tokens:
-                self._file.forgetToken()
-            return None
-        token: str = answer["token"]
+                    break
+            else:
+                return await self._continue(answer["token"], presented)
+        if tokens:
+            self._file.forgetToken()
+        return None
+
+    async def _continue(self, token: str, presented: str) -> str:
         self._creator.mayExist = True
         self._file.keep(token, presented)
         if self._heartBeater is not None:
@@ -377,13 +372,8 @@ class RegisteredService(Service):
         if wantsHost(self._desired.fields["metadata"]):
             self._useHost(await self._client.localAddress())
 
-    def _moved(self, address: str) -> None:
-        """A connection to the registry has another local address than the one before."""
-        if wantsHost(self._desired.fields["metadata"]):
-            self._useHost(address)
-
     def _useHost(self, host: str) -> None:
-        if host == self._desired.host:
+        if host == self._desired.host or not wantsHost(self._desired.fields["metadata"]):
             return
         self._desired.setHost(host)
         self._log.info(
@@ -403,41 +393,37 @@ class RegisteredService(Service):
 
     @returnsDeferred
     async def _depart(self, heartBeater: HeartBeater) -> None:
+        creator = self._creator
         try:
-            await self._removeIt(heartBeater)
+            await heartBeater.stop()
+            self._endWaits()
+            if creator.underWay is not None:
+                await waitFor(creator.underWay).addErrback(lambda _: None)
+            creator.endLate()
+            while creator.mayExist:
+                try:
+                    await self._client.services.remove(self.serviceId)
+                    self._log.info("Service {serviceId} deregistered", serviceId=self.serviceId)
+                    creator.mayExist = False
+                except NotFound:
+                    text = "Service {serviceId} was no longer registered when it stopped"
+                    self._log.info(text, serviceId=self.serviceId)
+                    creator.mayExist = False
+                except (CancelledError, ClientClosed, AuthenticationFailed, Forbidden):
+                    raise
+                except Exception as error:
+                    text = "Deregistration of service {serviceId} failed: {error}"
+                    self._log.debug(text, serviceId=self.serviceId, error=type(error).__name__)
+                    await deferLater(self._clock, _LEAVE_RETRY, lambda: None)
+            self._file.forgetToken()
         finally:
             self._file.release()
 
-    async def _removeIt(self, heartBeater: HeartBeater) -> None:
-        await heartBeater.stop()
-        self._endUpdates()
-        self._waiters.fire(self._ended())
-        if self._creator.underWay is not None:
-            await waitFor(self._creator.underWay).addErrback(lambda _: None)
-        self._creator.endLate()
-        while self._creator.mayExist:
-            try:
-                await self._client.services.remove(self.serviceId)
-                self._creator.mayExist = False
-                self._log.info("Service {serviceId} deregistered", serviceId=self.serviceId)
-            except NotFound:
-                self._creator.mayExist = False
-                self._log.info("Service {serviceId} was no longer registered when it stopped", serviceId=self.serviceId)
-            except (CancelledError, ClientClosed, AuthenticationFailed, Forbidden):
-                raise
-            except Exception as error:
-                text = "Deregistration of service {serviceId} failed: {error}"
-                self._log.debug(text, serviceId=self.serviceId, error=type(error).__name__)
-                await deferLater(self._clock, _LEAVE_RETRY, lambda: None)
-        self._file.forgetToken()
-
-    def _endUpdates(self) -> None:
+    def _endWaits(self) -> None:
         self._ignoreAddress()
-        text = f"Service {self.serviceId} was stopped before the registry had its update"
-        self._desired.close(Failure(RegistrationEnded(text)))
-
-    def _ended(self) -> Failure:
-        return Failure(RegistrationEnded(f"Service {self.serviceId} was stopped before it was registered"))
+        text = f"Service {self.serviceId} was stopped before "
+        self._desired.close(Failure(RegistrationEnded(f"{text}the registry had its update")))
+        self._waiters.fire(Failure(RegistrationEnded(f"{text}it was registered")))
 
     def _stayed(self, failure: Failure) -> None:
         failure.trap(TimeoutError, CancelledError, ClientClosed, AuthenticationFailed, Forbidden)
