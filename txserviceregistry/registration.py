@@ -245,7 +245,7 @@ class RegisteredService(Service):
             register=self._register,
             check=self._check,
             context=self._client.services.context,
-            keep=self._file.keep if self._file.hasFile else None,
+            keep=None if self._file.path is None else self._file.keep,
             random=self._random,
         )
         heartBeater.onStateChange(self._stateChanged)

@@ -63,15 +63,15 @@ class ServiceCreator:
     ) -> None:
         self.mayExist = False
         self.underWay: Deferred[str] | None = None
+        self._services = services
+        self._desired = desired
+        self._id = desired.serviceId
+        self._clock = clock
+        self._limit = timeout
         # One that is late: fires with the token, or ``None`` if there is none.
         self._late: Deferred[str | None] | None = None
         # How many have been sent, and which of them is late.
         self._begun = self._lateNumber = 0
-        self._services = services
-        self._clock = clock
-        self._id = desired.serviceId
-        self._desired = desired
-        self._limit = timeout
 
     @property
     def _timeout(self) -> float:
@@ -79,6 +79,10 @@ class ServiceCreator:
             return self._limit()
         # A third of the heartbeat timeout: a service whose creation had no response is found before it expires.
         return min(self._services.timeout, max(_SHORTEST_TRY, self._desired.heartbeatTimeout / 3))
+
+    def _timeInAll(self, patience: float) -> float:
+        """Seconds after which a request fails that is late after *patience* seconds."""
+        return patience if self._limit is not None else patience + runOnAfter(patience)
 
     async def create(self) -> str:
         """
@@ -250,7 +254,3 @@ class ServiceCreator:
             return await self._services.get(self._id, timeout=timeout)
         except NotFound:
             return None
-
-    def _timeInAll(self, patience: float) -> float:
-        """Seconds after which a request fails that is late after *patience* seconds."""
-        return patience if self._limit is not None else patience + runOnAfter(patience)

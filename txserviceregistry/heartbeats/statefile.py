@@ -4,27 +4,69 @@ The state file of a RegisteredService: what the next process has to know to cont
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
+from io import FileIO
 from typing import Any
+from weakref import WeakSet
 
 from twisted.internet.interfaces import IReactorTime
 
-from ..util.files import WriteOutage
+from ..util.files import WriteOutage, lockFile, replaceFile
 from ..util.logs import Logger
 from ..util.outage import Outage
+from ..util.ownership import checkPath
 from .desired import DesiredState
 from .fields import wantsHost
-from .tokenfile import TokenFile
 
 _SHARED = (
     "Service {serviceId} runs without its state file {path}, which another process uses. A process that replaces the "
     "other one waits until the id is free. Give processes that run side by side a file each"
 )
+# Windows has no such flag.
+_NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+
+_claims: WeakSet[FileIO] = WeakSet()
+
+
+def _leaveThemToTheParent() -> None:
+    # A child that is forked, and executes nothing, has a copy of each descriptor, which would keep the claim beyond its
+    # parent's end. Closing the copy does not end the claim.
+    for claim in list(_claims):
+        claim.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leaveThemToTheParent)
+
+
+def claimed(path: str) -> FileIO | None:
+    """
+    Claim a file by a lock on another one beside it, which the system releases when the process ends.
+
+    :return: the claim, until it is closed; ``None`` if there is another one, in this process or in another one.
+    :raises OSError: if the lock file can't be created.
+    """
+    # Not another .token: web1.token may be an id of the wrapper too.
+    beside = f"{path}.claim"
+    checkPath(beside)
+    claim = FileIO(beside, "a", opener=lambda path, flags: os.open(path, flags | _NO_FOLLOW, 0o600))
+    try:
+        lockFile(claim.fileno())
+    except BlockingIOError:
+        claim.close()
+        return None
+    except OSError:
+        # A file system without locks; it is as if the system had none.
+        pass
+    _claims.add(claim)
+    return claim
 
 
 class StateFile:
     """
-    Keeps the heartbeat token and the updates of one service in a file, if there is one.
+    Keeps the heartbeat token and the updates of one service in a file, if there is one. It is replaced as a whole.
 
     It is used from :meth:`open` to :meth:`close`. While another process has the file, or it can't be written, the
     service runs without it, and the log says so once.
@@ -36,7 +78,7 @@ class StateFile:
     """
 
     def __init__(self, path: str | None, desired: DesiredState, log: Logger, clock: IReactorTime) -> None:
-        self._file = None if path is None else TokenFile(path, desired.serviceId)
+        self.path = path
         self._desired = desired
         self._sharing = Outage(log, clock, _SHARED, serviceId=desired.serviceId, path=path)
         loss = f"a restarted program can't continue service {desired.serviceId}"
@@ -47,29 +89,32 @@ class StateFile:
         self._unchanged: frozenset[str] = frozenset()
         self._token: str | None = None
         self._provenToken: str | None = None
-        # The file from open() to close().
-        self._open: TokenFile | None = None
-
-    @property
-    def hasFile(self) -> bool:
-        """Whether there is a file."""
-        return self._file is not None
+        self._claim: FileIO | None = None
+        self._isOpen = False
 
     def open(self) -> None:
         """Use the file from now on."""
-        self._open = self._file
+        self._isOpen = True
         self._sharing.succeeded()
 
-    def _claimed(self) -> TokenFile | None:
+    def _usable(self) -> str | None:
         """
-        The file, if this process owns it.
+        The file, if it is open and this process owns it.
 
         :raises OSError: if it can't be locked or created.
         """
-        if self._open is None or self._open.claim():
-            return self._open
-        self._sharing.failed()
-        return None
+        if self.path is None or not self._isOpen:
+            return None
+        if not self._isOurs:
+            self._claim = claimed(self.path)
+        if self._claim is None:
+            self._sharing.failed()
+            return None
+        return self.path
+
+    @property
+    def _isOurs(self) -> bool:
+        return self._claim is not None and not self._claim.closed
 
     def restore(self) -> list[str]:
         """
@@ -77,12 +122,7 @@ class StateFile:
 
         :return: the heartbeat tokens that it left, the best one first.
         """
-        try:
-            file = self._claimed()
-        except OSError:
-            # Logged when there is a token to keep.
-            return []
-        kept = {} if file is None else file.load()
+        kept = self._load()
         if kept and self._desired.fields is self._given:
             given, updated = (kept[name] if isinstance(kept.get(name), dict) else {} for name in ("given", "updated"))
             same = {name for name, value in self._given.items() if given.get(name) == value}
@@ -91,6 +131,19 @@ class StateFile:
             self._desired.change({name: value for name, value in changes.items() if name in same})
         tokens = [token for token in (kept.get("token"), kept.get("provenToken")) if isinstance(token, str)]
         return list(dict.fromkeys(tokens))
+
+    def _load(self) -> dict[str, Any]:
+        """The content; empty if it is of another service or the file can't be read."""
+        try:
+            # If it can't be claimed, that is logged when there is a token to keep.
+            path = self._usable()
+            if path is None:
+                return {}
+            with open(path, encoding="utf-8") as file:
+                kept = json.load(file)
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return kept if isinstance(kept, dict) and kept.get("id") == self._desired.serviceId else {}
 
     def adopt(self, found: Mapping[str, Any]) -> None:
         """Adopt the updates that the service has in the registry, of fields that this program did not change."""
@@ -115,11 +168,18 @@ class StateFile:
     def save(self) -> None:
         """Write the updates of the service."""
         try:
-            file = self._claimed()
-            if file is None:
+            path = self._usable()
+            if path is None:
                 return
-            updated = {name: value for name, value in self._desired.fields.items() if value != self._given[name]}
-            file.save(token=self._token, given=self._given, updated=updated, provenToken=self._provenToken)
+            fields, given = self._desired.fields, self._given
+            content = {
+                "id": self._desired.serviceId,
+                "token": self._token,
+                "given": given,
+                "updated": {name: value for name, value in fields.items() if value != given[name]},
+                "provenToken": self._provenToken,
+            }
+            replaceFile(path, json.dumps(content))
         except OSError as error:
             self._writing.notWritten(error)
         else:
@@ -128,14 +188,19 @@ class StateFile:
     def forgetToken(self) -> None:
         """The service can't be continued."""
         self._token = self._provenToken = None
-        if self._file is not None and self._file.isOurs:
-            self._file.remove()
+        if self.path is not None and self._isOurs:
+            try:
+                os.unlink(self.path)
+            except OSError:
+                # Gone, or not to be removed: a token of a service that has ended does no harm.
+                pass
 
     def close(self) -> None:
         """Write nothing any more."""
-        self._open = None
+        self._isOpen = False
 
     def release(self) -> None:
         """Let another process have the file."""
-        if self._file is not None:
-            self._file.release()
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            claim.close()

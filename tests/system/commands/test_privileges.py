@@ -14,7 +14,7 @@ from unittest import skipUnless
 
 from tests.needs import SENTENCE
 from tests.system.commands.test_users import UsersProcessCase
-from txserviceregistry.heartbeats.tokenfile import TokenFile
+from txserviceregistry.heartbeats.statefile import claimed
 from txserviceregistry.util.ownership import UnsafePath, checkPath, controllingUser, isPrivileged
 
 #: Two users that are not root. They need no passwd entry.
@@ -214,7 +214,7 @@ class RootTests(UsersProcessCase):
         path = os.path.join(self.dataDir, "state")
         Path(f"{path}.claim").symlink_to(self.precious)
         with self.assertRaises(UnsafePath):
-            TokenFile(path, "web1").claim()
+            claimed(path)
         self.assertUntouched()
 
     def test_whoControlsAPath(self) -> None:
