@@ -48,7 +48,7 @@ class HeartbeatBatcher:
     :param isOffered: whether the registry accepts batches.
     :param clock: the time, which notices when it stood still.
     :param random: gives numbers from 0 to 1.
-    :param suspends: notices that the machine was suspended; one of its own by default.
+    :param suspends: notices that the machine was suspended.
     """
 
     #: Heartbeats in one request at most: the extension's limit.
@@ -68,9 +68,10 @@ class HeartbeatBatcher:
         isOffered: Callable[[], bool],
         clock: StallWatch,
         random: Callable[[], float] = randomModule.random,
-        suspends: SuspendWatch | None = None,
+        *,
+        suspends: SuspendWatch,
     ) -> None:
-        self._suspends = SuspendWatch(clock) if suspends is None else suspends
+        self._suspends = suspends
         self._send = send
         self._isOffered = isOffered
         self._clock = clock

@@ -4,7 +4,6 @@ Creating a service reliably, over a network that loses responses: is the service
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -45,8 +44,8 @@ class ServiceCreator:
     :param services: asks the registry.
     :param desired: what the service is to be, each time.
     :param clock: times the pauses; notices when it stood still.
-    :param timeout: returns how many seconds a request may take; by default a part of the heartbeat timeout, as suits a
-        registration that is retried until it succeeds.
+    :param deadline: when it has to be created, in seconds of the clock. By default each request has a part of the
+        heartbeat timeout, as suits a registration that is retried until it succeeds.
     :ivar mayExist: whether the registry may hold a service that this has created.
     :ivar underWay: the request under way that creates the service. It runs on when the Deferred of its caller is
         cancelled, so that its outcome becomes known. A late one runs on beside the requests that look for the service,
@@ -58,8 +57,7 @@ class ServiceCreator:
         services: ServicesAPI,
         desired: DesiredState,
         clock: IReactorTime,
-        *,
-        timeout: Callable[[], float] | None = None,
+        deadline: float | None = None,
     ) -> None:
         self.mayExist = False
         self.underWay: Deferred[str] | None = None
@@ -67,7 +65,7 @@ class ServiceCreator:
         self._desired = desired
         self._id = desired.serviceId
         self._clock = clock
-        self._limit = timeout
+        self._deadline = deadline
         # One that is late: fires with the token, or ``None`` if there is none.
         self._late: Deferred[str | None] | None = None
         # How many have been sent, and which of them is late.
@@ -75,14 +73,14 @@ class ServiceCreator:
 
     @property
     def _timeout(self) -> float:
-        if self._limit is not None:
-            return self._limit()
+        if self._deadline is not None:
+            return max(0.0, self._deadline - self._clock.seconds())
         # A third of the heartbeat timeout: a service whose creation had no response is found before it expires.
         return min(self._services.timeout, max(_SHORTEST_TRY, self._desired.heartbeatTimeout / 3))
 
     def _timeInAll(self, patience: float) -> float:
         """Seconds after which a request fails that is late after *patience* seconds."""
-        return patience if self._limit is not None else patience + runOnAfter(patience)
+        return patience + (runOnAfter(patience) if self._deadline is None else 0.0)
 
     async def create(self) -> str:
         """
@@ -197,7 +195,7 @@ class ServiceCreator:
         outcome: Deferred[str] = Deferred(lambda _: creating.cancel())
 
         def late(failure: Failure) -> float:
-            more = self._timeInAll(timeout) - timeout if self._limit is None else self._limit()
+            more = runOnAfter(timeout) if self._deadline is None else self._timeout
             if more > 0:
                 self.endLate()
                 self._late, self._lateNumber = creating, number

@@ -128,7 +128,8 @@ class DesiredState(DesiredFields):
         return self._known is None or comparable(self._known) != comparable(self.wire())
 
     @property
-    def _heartBeater(self) -> HeartBeater | None:
+    def heartBeater(self) -> HeartBeater | None:
+        """Sends the service's heartbeats, from :meth:`open` on."""
         return None if self._reference is None else self._reference()
 
     def setHost(self, host: str) -> None:
@@ -205,9 +206,7 @@ class DesiredState(DesiredFields):
 
     def open(self, heartBeater: HeartBeater) -> None:
         """
-        Let updates through the client change this state.
-
-        :param heartBeater: sends the service's heartbeats. Only a weak reference is kept.
+        Let updates through the client change this state. Only a weak reference to *heartBeater* is kept.
         """
         self._reference = ref(heartBeater)
         self._timeouts = (self.heartbeatTimeout,)
@@ -255,7 +254,7 @@ class DesiredState(DesiredFields):
 
     def converge(self) -> None:
         """Update the service if the registry may have something else than what is desired."""
-        heartBeater = self._heartBeater
+        heartBeater = self.heartBeater
         if heartBeater is None or not heartBeater.running or not heartBeater.registersAgain:
             return
         if self._state is _State.REGISTERED and self.isDirty and not self._underWay:
@@ -284,13 +283,13 @@ class DesiredState(DesiredFields):
         if self._worker is not worker:
             return
         self._transition(_State.ABSENT if isGone else _State.REGISTERED)
-        heartBeater = self._heartBeater
+        heartBeater = self.heartBeater
         if isGone and heartBeater is not None:
             # It will get a 404 too. Then the desired fields are registered.
             heartBeater.sendNow()
 
     def _heartBeaterChanged(self, _: str) -> None:
-        heartBeater = self._heartBeater
+        heartBeater = self.heartBeater
         if heartBeater is not None and heartBeater.running:
             self.converge()
         elif self._state is _State.UPDATING:
@@ -381,6 +380,6 @@ class DesiredState(DesiredFields):
     def _setTimeouts(self, *timeouts: int) -> None:
         """Let heartbeats go out for the shortest of the timeouts that the registry may have."""
         self._timeouts = timeouts
-        heartBeater = self._heartBeater
+        heartBeater = self.heartBeater
         if heartBeater is not None and heartBeater.heartbeatTimeout != min(timeouts):
             heartBeater.setTimeout(min(timeouts))

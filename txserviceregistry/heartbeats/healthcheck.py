@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from ..http.agent import describeFailure
 from ..util.backoff import Backoff
+from ..util.deferred import cancelWith
 from ..util.logs import Logger
 from ..util.tries import delayBefore
 
@@ -106,17 +107,14 @@ class HealthCheck:
             self._backoff.next()
         return delayBefore(self._backoff.next(), left, shortest)
 
-    # -- one call
-
     def _call(self, timeout: float) -> Deferred[str | None]:
         """Fires with the reason why the check fails, or with ``None`` if it passes."""
         if self._running is not None:
             return succeed("an earlier call has not ended, although it was cancelled")
+        timedOut = f"timed out after {timeout:.3g} s"
 
         def stop(outcome: Deferred[str | None]) -> None:
             outcome.errback(CancelledError())
-            if late.active():
-                late.cancel()
             checked.cancel()
 
         def tooLate() -> None:
@@ -128,19 +126,16 @@ class HealthCheck:
             self._running = None
             if outcome.called:
                 return
-            if late.active():
-                late.cancel()
-                outcome.callback(_reasonIn(result))
-                return
-            # It was cancelled, and its exception may say what it was waiting for.
-            stage = result.value if isinstance(result, Failure) else None
-            outcome.callback(f"{timedOut}, {stage}" if isinstance(stage, HealthCheckFailed) else timedOut)
+            reason = _reasonIn(result)
+            if not late.active():
+                # It was cancelled, and its exception may say what it was waiting for.
+                stage = result.value if isinstance(result, Failure) else None
+                reason = f"{timedOut}, {stage}" if isinstance(stage, HealthCheckFailed) else timedOut
+            outcome.callback(reason)
 
-        timedOut = f"timed out after {timeout:.3g} s"
-
-        outcome: Deferred[str | None] = Deferred(stop)
-        checked = self._running = maybeDeferred(self._check)
         late = self._clock.callLater(timeout, tooLate)
+        outcome: Deferred[str | None] = cancelWith(late, Deferred(stop))
+        checked = self._running = maybeDeferred(self._check)
         checked.addBoth(ended)
         return outcome
 
@@ -148,6 +143,7 @@ class HealthCheck:
 
     def _failed(self, reason: str, suspended: str) -> None:
         now = self._clock.seconds()
+        values = {"serviceId": self._serviceId, "name": self._name, "reason": reason}
         isOther, self._reason = reason != self._reason, reason
         if self._began is None:
             self._began = now
@@ -158,11 +154,11 @@ class HealthCheck:
             isDue = now - self._loggedAt >= _REASON_SECONDS and len(self._logged) < _MOST_REASONS
             if reason in self._logged or not isDue:
                 if isOther:
-                    self._log.debug(text, serviceId=self._serviceId, name=self._name, reason=reason)
+                    self._log.debug(text, **values)
                 return
         self._logged.append(reason)
         self._loggedAt = now
-        self._log.warn(text, serviceId=self._serviceId, name=self._name, reason=reason, suspended=suspended)
+        self._log.warn(text, suspended=suspended, **values)
 
     def _passed(self, suspended: str) -> None:
         began, self._began = self._began, None
@@ -179,13 +175,16 @@ class HealthCheck:
 
 def _reasonIn(result: Any) -> str | None:
     """Why a check with this result has failed; ``None`` if it has passed."""
+    try:
+        if not isinstance(result, Failure) and result:
+            return None
+    except Exception as error:
+        result = Failure(error)
     if not isinstance(result, Failure):
-        try:
-            if result:
-                return None
-        except Exception as error:
-            result = Failure(error)
-    if isinstance(result, Failure):
+        # The repr of a builtin value is short: False, None, 0, '', [].
+        isBuiltin = type(result).__module__ == "builtins"
+        text = f"returned {result!r}" if isBuiltin else f"returned a false {type(result).__name__}"
+    else:
         assert result.value is not None
         try:
             isReason = isinstance(result.value, HealthCheckFailed)
@@ -193,10 +192,5 @@ def _reasonIn(result: Any) -> str | None:
         except Exception:
             # str() of the exception failed.
             text = type(result.value).__name__
-    elif type(result).__module__ == "builtins":
-        # Its repr is short: False, None, 0, '', [].
-        text = f"returned {result!r}"
-    else:
-        text = f"returned a false {type(result).__name__}"
     text = _USER_INFO.sub("…@", " ".join(text.split()))
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"

@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from weakref import WeakSet, ref
+from weakref import WeakSet
 
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from ..api.listcache import ListCache
@@ -44,11 +44,8 @@ class ServicesClient(ServicesAPI):
     ``APIError`` such as ``NotFound`` or ``BadRequest`` when the registry refuses, else ``ConnectionFailed``,
     ``RequestTimedOut``, ``MalformedResponse`` or ``AuthenticationFailed``.
 
-    :param transport: sends the requests.
-    :param clock: times the heartbeats.
-    :param cache: where the good pages of listings are kept; ``None`` for nowhere.
     :param connections: how many requests to one server are under way at once.
-    :param suspends: notices that the machine was suspended; one of its own by default.
+    :param suspends: notices that the machine was suspended.
     :ivar context: what all HeartBeaters of the client share.
     :ivar desired: the desired states of the services that the client registered.
     """
@@ -60,20 +57,21 @@ class ServicesClient(ServicesAPI):
         cache: ListCache | None = None,
         *,
         connections: int = 2,
-        suspends: SuspendWatch | None = None,
+        suspends: SuspendWatch,
     ) -> None:
         super().__init__(transport, clock, cache)
         stalls = StallWatch(clock)
-        suspends = SuspendWatch(clock) if suspends is None else suspends
-        batcher = HeartbeatBatcher(
-            self._sendBatch, lambda: HEARTBEATS in transport.extensions, stalls, suspends=suspends
-        )
         # For heartbeats(); the batching of the HeartBeaters has its own.
         self._batchSize = BatchSize(HeartbeatBatcher.MOST, clock.seconds)
-        # The time limit of a registration must not pass while it waits for many others. One that waits behind each one
-        # under way keeps the connections busy.
         self.context = HeartbeatContext(
-            stalls, suspends, PrioritySemaphore(), PrioritySemaphore(2 * connections), batcher
+            stalls,
+            suspends,
+            # The time limit of a registration must not pass while it waits for many others. One that waits behind each
+            # one under way keeps the connections busy.
+            registrations=PrioritySemaphore(2 * connections),
+            batcher=HeartbeatBatcher(
+                self._sendBatch, lambda: HEARTBEATS in transport.extensions, stalls, suspends=suspends
+            ),
         )
         self.desired = DesiredStates(self.updateOnce, self.context.registrations, transport.pause, clock)
         self._heartBeaters: WeakSet[HeartBeater] = WeakSet()
@@ -101,17 +99,13 @@ class ServicesClient(ServicesAPI):
             service that is just what was sent, and for which no heartbeat was ever sent, is removed, because its token
             is lost, and created again. Then these errors mean that the outcome is unknown.
         """
-        desired = DesiredState(self.desired, id, heartbeatTimeout, payload)
         timeout = self.timeout if timeout is None else boundedNumber(timeout, 0.0, LONGEST_INTERVAL)
-        body = await self._create(desired, timeout)
-        return body, self._heartBeater(desired, body, None)
+        desired = DesiredState(self.desired, id, heartbeatTimeout, payload)
+        return self._created(desired, await self._create(desired, timeout), None)
 
-    async def _create(self, desired: DesiredState, timeout: float) -> HeartbeatToken:
-        end = self._clock.seconds() + timeout
-        creation = ServiceCreator(
-            self, desired, self.context.stalls, timeout=lambda: max(0.0, end - self._clock.seconds())
-        )
-        return {"token": await creation.createAcross()}
+    async def _create(self, desired: DesiredState, timeout: float) -> str:
+        deadline = self._clock.seconds() + timeout
+        return await ServiceCreator(self, desired, self.context.stalls, deadline).createAcross()
 
     @returnsDeferred
     async def register(
@@ -136,11 +130,10 @@ class ServicesClient(ServicesAPI):
         retryDelay = boundedNumber(retryDelay, 0.0, LONGEST_INTERVAL)
         desired = DesiredState(self.desired, id, heartbeatTimeout, payload)
         creation = ServiceCreator(self, desired, self.context.stalls)
-        made: list[ref[HeartBeater]] = []
 
         @returnsDeferred
         async def again() -> str:
-            heartBeater = made[0]()
+            heartBeater = desired.heartBeater
             if heartBeater is not None and heartBeater.hadNoToken:
                 creation.mayExist = True
             token = await creation.create()
@@ -152,7 +145,7 @@ class ServicesClient(ServicesAPI):
         oldTimeout: int | None = None
         while True:
             try:
-                body = await self._create(desired, self.timeout)
+                return self._created(desired, await self._create(desired, self.timeout), again)
             except ServiceExists:
                 if oldTimeout is None:
                     oldTimeout = await self._timeoutOf(id)
@@ -162,10 +155,6 @@ class ServicesClient(ServicesAPI):
                     raise
                 # The last try is made when the old service must have expired.
                 await self._transport.pause(min(retryDelay, left))
-            else:
-                heartBeater = self._heartBeater(desired, body, again)
-                made.append(ref(heartBeater))
-                return body, heartBeater
 
     @returnsDeferred
     async def heartbeats(
@@ -235,10 +224,11 @@ class ServicesClient(ServicesAPI):
             await desired.update(payload)
         return True
 
-    @returnsDeferred
-    async def close(self) -> None:
+    def close(self) -> Deferred[None]:
         """Stop the HeartBeaters that were made here. A client does it when it is closed."""
-        await gatherResults([heartBeater.stop() for heartBeater in list(self._heartBeaters)], consumeErrors=True)
+        for heartBeater in list(self._heartBeaters):
+            heartBeater.stop()
+        return succeed(None)
 
     def adopt(self, heartBeater: HeartBeater) -> None:
         """Stop this one too when the client is closed."""
@@ -260,12 +250,14 @@ class ServicesClient(ServicesAPI):
         outcomes: Any = await self.heartbeatsOnce(heartbeats, timeout=timeout, whenLate=whenLate)
         return [outcome.get("token") for outcome in outcomes]
 
-    def _heartBeater(self, desired: DesiredState, body: HeartbeatToken, register: Any) -> HeartBeater:
+    def _created(
+        self, desired: DesiredState, token: str, register: Callable[[], Deferred[str]] | None
+    ) -> tuple[HeartbeatToken, HeartBeater]:
         heartBeater = HeartBeater(
             self,
             desired.serviceId,
             desired.heartbeatTimeout,
-            body["token"],
+            token,
             clock=self._clock,
             register=register,
             context=self.context,
@@ -274,4 +266,4 @@ class ServicesClient(ServicesAPI):
         heartBeater.desired = desired
         desired.open(heartBeater)
         self.adopt(heartBeater)
-        return heartBeater
+        return {"token": token}, heartBeater

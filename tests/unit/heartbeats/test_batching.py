@@ -25,6 +25,7 @@ from txserviceregistry.heartbeats.batchsize import BatchSize
 from txserviceregistry.heartbeats.stalls import StallWatch
 from txserviceregistry.http.jsontransport import ClientClosed
 from txserviceregistry.http.messages import WhenLate
+from txserviceregistry.util.suspend import SuspendWatch
 from txserviceregistry.util.tries import delayBefore
 
 
@@ -79,7 +80,13 @@ class BatcherTests(SynchronousTestCase):
         self.whenLate: list[WhenLate] = []
         self.isOffered = True
         self.answersAtOnce = True
-        self.batcher = HeartbeatBatcher(self.send, lambda: self.isOffered, StallWatch(self.clock), lambda: 0.0)
+        self.batcher = self.makeBatcher()
+
+    def makeBatcher(self) -> HeartbeatBatcher:
+        clock = StallWatch(self.clock)
+        return HeartbeatBatcher(
+            self.send, lambda: self.isOffered, clock, lambda: 0.0, suspends=SuspendWatch(clock, lambda: 0.0)
+        )
 
     def send(
         self, entries: Sequence[Mapping[str, str]], timeout: float, whenLate: WhenLate
@@ -149,7 +156,7 @@ class BatcherTests(SynchronousTestCase):
     def test_manyThatAreDueAtDifferentTimes(self) -> None:
         """When more are due than fit into one request, those go first that are due first, however close together."""
         self.patch(HeartbeatBatcher, "MOST", 2)
-        self.batcher = HeartbeatBatcher(self.send, lambda: self.isOffered, StallWatch(self.clock), lambda: 0.0)
+        self.batcher = self.makeBatcher()
         self.answersAtOnce = False
         for name, due in (("c", 5.08), ("d", 5.09), ("b", 5.04), ("e", 5.3), ("a", 5.02)):
             self.service(name, due=due)
