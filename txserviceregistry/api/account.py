@@ -9,11 +9,7 @@ from .transport import Transport
 
 
 class AccountClient:
-    """
-    The account itself.
-
-    :param transport: sends the requests.
-    """
+    """The account itself."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -21,10 +17,8 @@ class AccountClient:
     @returnsDeferred
     async def getLimits(self) -> Limits:
         """
-        The account's limits.
-
-        :return: fires with ``{"resource": {type: limit}, "rate": {pattern: {"limit", "used", "window"}}}``. Fails with
-            a :class:`~txserviceregistry.errors.ServiceRegistryError`.
+        The account's limits: ``{"resource": {type: limit}, "rate": {pattern: {"limit", "used", "window"}}}``. Fails
+        with a :class:`~txserviceregistry.errors.ServiceRegistryError`.
         """
         response = await self._transport.request("GET", "/limits")
         return response.read(readLimits)
@@ -32,10 +26,9 @@ class AccountClient:
     @returnsDeferred
     async def createConsoleLink(self) -> ConsoleLink:
         """
-        Make a link that opens the web console as this client's user, once and within a minute.
-
-        :return: fires with ``{"href", "expires_in"}``; the link is a secret. Fails with a
-            :class:`~txserviceregistry.errors.NotFound` if the registry has no console.
+        Make a link that opens the web console as this client's user, once and within a minute: ``{"href",
+        "expires_in"}``, a secret. Fails with a :class:`~txserviceregistry.errors.NotFound` if the registry has no
+        console.
         """
         response = await self._transport.request("POST", "/console-links")
         return response.read(readConsoleLink)

@@ -93,23 +93,15 @@ class ConfigurationClient:
 
     @returnsDeferred
     async def get(self, id: str) -> ConfigurationValue:
-        """
-        One value.
-
-        :param id: the key.
-        :return: fires with ``{"id": …, "value": …}``; fails with ``NotFound`` if there is none.
-        """
+        """One value, ``{"id": …, "value": …}``. Fails with ``NotFound`` if there is none."""
         response = await self._transport.request("GET", _path(id))
         return response.read(readConfigurationValue)
 
     @returnsDeferred
     async def getWithEtag(self, id: str) -> ConfigurationValue:
         """
-        One value and its tag, for a conditional write.
-
-        :param id: the key.
-        :return: fires with ``{"id": …, "value": …, "etag": …}``; fails with ``NotFound`` if there is none, and with
-            ``NotSupported`` if the registry has no tags.
+        One value and its tag, for a conditional write: ``{"id": …, "value": …, "etag": …}``. Fails with ``NotFound`` if
+        there is none, and with ``NotSupported`` if the registry has no tags.
         """
         response = await self._transport.request("GET", _path(id))
         value, etag = response.read(readConfigurationValue), etagOf(response)
@@ -152,11 +144,9 @@ class ConfigurationClient:
     @returnsDeferred
     async def remove(self, id: str, *, ifMatch: str | None = None) -> bool:
         """
-        Remove a value.
+        Remove a value. Fires with ``True``. Fails with ``NotFound`` if there is none, and with a condition as :meth:`set`.
 
-        :param id: the key.
         :param ifMatch: remove it only if it has this tag; ``"*"`` is any tag.
-        :return: fires with ``True``; fails with ``NotFound`` if there is none, and on a condition as :meth:`set`.
         """
         if ifMatch is None:
             await self._transport.request("DELETE", _path(id))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from twisted.internet.defer import Deferred
 
 from ..errors import NotFound
-from ..http.messages import Lane, WhenLate
+from ..http.messages import Lane, Response, WhenLate
 from ..types import AcquiredLock, HeartbeatToken, Lock, LockPage
 from ..util.deferred import returnsDeferred
 from .shapes import readAcquiredLock, readLockPage, readToken
@@ -56,10 +59,7 @@ class LocksClient:
         await self._transport.require(LOCKS)
         body = {"name": name, "timeout": timeout, "holder": holder, "nonce": nonce or str(uuid.uuid4())}
         body |= {"metadata": dict(metadata or {}), "wait": wait}
-        lane = Lane.LOCK if wait else Lane.URGENT
-        response = await self._transport.request(
-            "POST", "/locks", body=body, repeatable=True, wait=wait or None, lane=lane
-        )
+        response = await self._post("", body, wait=wait or None, lane=Lane.LOCK if wait else Lane.URGENT)
         return response.read(readAcquiredLock)
 
     @returnsDeferred
@@ -69,48 +69,38 @@ class LocksClient:
         """
         Send a heartbeat, so that the lock expires no earlier than its timeout from now.
 
-        :param name: the lock.
         :param token: any token of this acquisition.
         :param timeout: seconds that the request may take, if not the client's own.
         :param whenLate: see ``client.services.heartbeat``.
         :return: fires with ``{"token": …}``; fails with ``NotFound`` if the lock is not held, is held by another
             acquisition, or is ended by force.
         """
-        body = {"name": name, "token": token}
-        response = await self._transport.request(
-            "POST",
-            "/locks/heartbeat",
-            body=body,
-            timeout=timeout,
-            whenLate=whenLate,
-            repeatable=True,
-            lane=Lane.HEARTBEAT,
-        )
-        return response.read(readToken)
+        options: Any = {"timeout": timeout, "whenLate": whenLate, "lane": Lane.HEARTBEAT}
+        return (await self._post("/heartbeat", {"name": name, "token": token}, **options)).read(readToken)
 
     @returnsDeferred
     async def release(self, name: str, token: str, *, timeout: float | None = None) -> bool:
         """
         Release a lock, so that another can acquire it at once.
 
-        :param name: the lock.
         :param token: any token of this acquisition.
         :param timeout: seconds that the request may take, if not the client's own.
         :return: fires with ``True``; fails with ``NotFound`` if this acquisition has ended already.
         """
-        return await self._release({"name": name, "token": token}, timeout)
+        await self._post("/release", {"name": name, "token": token}, timeout=timeout)
+        return True
 
     @returnsDeferred
     async def forceRelease(self, name: str, *, now: bool = False) -> bool:
         """
         End another's lock. Its heartbeats are refused, and it is free once the timeout since the last one is over.
 
-        :param name: the lock.
         :param now: free it at once. Its holder may still rely on it: use it only when you know that it does not.
         :return: fires with ``True``; fails with ``NotFound`` if the lock is not held.
         """
         await self._transport.require(LOCKS)
-        return await self._release({"name": name, "force": True, "now": now}, None)
+        await self._post("/release", {"name": name, "force": True, "now": now})
+        return True
 
     @returnsDeferred
     async def list(self, marker: str | None = None, limit: int | None = None) -> LockPage:
@@ -138,12 +128,7 @@ class LocksClient:
 
     @returnsDeferred
     async def get(self, name: str) -> Lock:
-        """
-        One lock.
-
-        :param name: the lock.
-        :return: fires with the lock; fails with ``NotFound`` if it is not held.
-        """
+        """One lock. Fails with ``NotFound`` if it is not held."""
         await self._transport.require(LOCKS)
         response = await self._transport.request("GET", "/locks", query={"name": name})
         locks = response.read(readLockPage)["values"]
@@ -152,8 +137,5 @@ class LocksClient:
             raise NotFound(404, "notFoundError", message, details, method="GET", url=response.url)
         return locks[0]
 
-    async def _release(self, body: Mapping[str, object], timeout: float | None) -> bool:
-        await self._transport.request(
-            "POST", "/locks/release", body=body, timeout=timeout, repeatable=True, lane=Lane.URGENT
-        )
-        return True
+    def _post(self, path: str, body: object, *, lane: Lane = Lane.URGENT, **options: Any) -> Deferred[Response]:
+        return self._transport.request("POST", f"/locks{path}", body=body, repeatable=True, lane=lane, **options)

@@ -28,28 +28,21 @@ from .shapes import (
 from .transport import SERVICE_STATE, Transport, pages
 
 
-def _path(id: str) -> str:
+def _path(id: Any) -> str:
+    if not isinstance(id, str) or not SERVICE_ID.fullmatch(id):
+        message = "Invalid value for 'serviceId' query string parameter"
+        raise BadRequest(400, "badRequest", message, f"{shown(id)} is not a service id: {ID_RULE}")
     # A valid id has no character that has to be encoded in a path.
-    return f"/services/{_checked(id)}"
-
-
-def _checked(id: Any) -> str:
-    if isinstance(id, str) and SERVICE_ID.fullmatch(id):
-        return id
-    message = "Invalid value for 'serviceId' query string parameter"
-    raise BadRequest(400, "badRequest", message, f"{shown(id)} is not a service id: {ID_RULE}")
+    return f"/services/{id}"
 
 
 class ServicesAPI:
     """
     The services of the account, request by request.
 
-    Every method returns a Deferred, which fails with a :class:`~txserviceregistry.errors.ServiceRegistryError`: an
-    ``APIError`` such as ``NotFound`` or ``BadRequest`` when the registry refuses, else ``ConnectionFailed``,
-    ``RequestTimedOut``, ``MalformedResponse`` or ``AuthenticationFailed``.
-
-    :param clock: tells the age of cached pages.
-    :param cache: keeps pages of listings, if given.
+    :param transport: sends the requests.
+    :param clock: tells the time.
+    :param cache: where the good pages of listings are kept; ``None`` for nowhere.
     """
 
     def __init__(self, transport: Transport, clock: IReactorTime, cache: ListCache | None = None) -> None:
@@ -72,11 +65,7 @@ class ServicesAPI:
         return self._list({"marker": marker, "limit": limit})
 
     def listForTag(self, tag: str, marker: str | None = None, limit: int | None = None) -> Deferred[ServicePage]:
-        """
-        One page of the services with a tag. For the rest see :meth:`list`.
-
-        :param tag: the tag.
-        """
+        """One page of the services with a *tag*. For the rest see :meth:`list`."""
         return self._list({"tag": tag, "marker": marker, "limit": limit})
 
     def iterate(self, tag: str | None = None) -> AsyncIterator[Service]:
@@ -108,14 +97,12 @@ class ServicesAPI:
     @returnsDeferred
     async def get(self, id: str, *, timeout: float | None = None) -> Service:
         """
-        One service.
+        One service. Fails with ``NotFound`` if there is none with this *id*.
 
-        :param id: the service.
         :param timeout: seconds that the request may take, if not the client's own.
-        :return: fires with the service; fails with ``NotFound`` if there is none with this *id*.
         """
-        path = pathOf(_path(id), self._withStates)
-        response = await self._transport.request("GET", path, timeout=timeout, lane=Lane.URGENT)
+        path, states = _path(id), self._withStates
+        response = await self._transport.request("GET", path, query=states, timeout=timeout, lane=Lane.URGENT)
         return response.read(readService)
 
     @returnsDeferred
@@ -129,11 +116,11 @@ class ServicesAPI:
         whenLate: WhenLate | None = None,
     ) -> HeartbeatToken:
         """
-        One request that creates a service, without the retries of ``create()`` and ``register()``; see there.
-
-        :return: fires with ``{"token": …}``. Fails as ``create()`` does with one URL.
+        One request that creates a service, without the retries of ``create()`` and ``register()``; see there. Fires
+        with ``{"token": …}``.
         """
-        body = {**(payload or {}), "id": _checked(id), "heartbeat_timeout": heartbeatTimeout}
+        _path(id)
+        body = {**(payload or {}), "id": id, "heartbeat_timeout": heartbeatTimeout}
         response = await self._transport.request(
             "POST", "/services", body=body, timeout=timeout, isTraced=True, whenLate=whenLate, lane=Lane.URGENT
         )
@@ -146,7 +133,6 @@ class ServicesAPI:
         Send a heartbeat, so that the service expires no earlier than a heartbeat timeout from now. A HeartBeater does
         it regularly.
 
-        :param id: the service.
         :param token: the token of the last heartbeat's response, or of the registration's.
         :param timeout: seconds that the request may take, if not the client's own.
         :param whenLate: called when the *timeout* is over, with its Failure. The request runs on for as many seconds as
@@ -169,13 +155,9 @@ class ServicesAPI:
         whenLate: WhenLate | None = None,
     ) -> Deferred[Sequence[HeartbeatToken | FaultBody]]:
         """
-        One batch of heartbeats, without the halving of ``heartbeats()``.
+        One batch of heartbeats, without the halving of ``heartbeats()``; see there and :meth:`heartbeat`.
 
         :param heartbeats: up to 1,000 entries: ``{"id": …, "token": …}``, or ``{"lock": …, "token": …}``.
-        :param timeout: seconds that the request may take, if not the client's own.
-        :param whenLate: see :meth:`heartbeat`.
-        :return: fires with ``{"token": …}`` for each, in their order, or the fault (``{"type": …, "code": …, …}``) of
-            one that was refused. Fails as a whole if the request does.
         """
         body = {"heartbeats": heartbeats}
         asked = self._heartbeat("/heartbeats", body=body, timeout=timeout, whenLate=whenLate)
@@ -189,11 +171,9 @@ class ServicesAPI:
     @returnsDeferred
     async def remove(self, id: str, *, timeout: float | None = None) -> bool:
         """
-        Remove a service now.
+        Remove a service now. Fires with ``True``; fails with ``NotFound`` if there is none with this *id*.
 
-        :param id: the service.
         :param timeout: seconds that the request may take, if not the client's own.
-        :return: fires with ``True``; fails with ``NotFound`` if there is none with this *id*.
         """
         await self._transport.request("DELETE", _path(id), timeout=timeout, lane=Lane.URGENT)
         return True
@@ -224,9 +204,8 @@ class ServicesAPI:
     @returnsDeferred
     async def getState(self, id: str) -> ServiceState:
         """
-        The state of a service, registered or not. See :meth:`setState`.
-
-        :return: fires with ``{"id": …, "state": …, "reason": …, "expires_at": …}``.
+        The state of a service, registered or not: ``{"id": …, "state": …, "reason": …, "expires_at": …}``. See
+        :meth:`setState`.
         """
         response = await self._transport.request("GET", f"{_path(id)}/state", lane=Lane.URGENT)
         return response.read(readServiceState)
@@ -234,11 +213,8 @@ class ServicesAPI:
     @returnsDeferred
     async def listStates(self, marker: str | None = None, limit: int | None = None) -> ServiceStatePage:
         """
-        One page of the states that were set, sorted by id. See :meth:`setState`.
-
-        :param marker: the id to begin at.
-        :param limit: the most states, 1 to 1000; 100 by default.
-        :return: fires with ``{"values": [state, …], "metadata": {…}}``.
+        One page of the states that were set, ``{"values": [state, …], "metadata": {…}}``. See :meth:`setState`, and
+        for the parameters :meth:`list`.
         """
         response = await self._transport.request("GET", "/states", query={"marker": marker, "limit": limit})
         return response.read(readServiceStatePage)

@@ -61,7 +61,6 @@ class Transport:
     The registry's API: paths below the tenant's URL, and faults as exceptions.
 
     :param agent: sends the requests.
-    :param clock: for the deadlines.
     :param authenticator: knows the tenant and the auth token.
     :param basesFor: the base URLs, without the tenant, for a session.
     :param lanes: sends the requests of these lanes, instead of the *agent*.
@@ -144,11 +143,7 @@ class Transport:
         return request.inTime(self._send(request, body))
 
     async def require(self, extension: str) -> None:
-        """
-        Make sure that the registry has an extension of the API; ask it if no response has named it so far.
-
-        :raises NotSupported: if it does not.
-        """
+        """Raise ``NotSupported`` unless the registry has an extension; ask it if no response has named it so far."""
         if extension not in self.extensions:
             await self.request("GET", "/limits")
         if extension not in self.extensions:
@@ -159,8 +154,8 @@ class Transport:
         Send a conditional write. It is repeated once if its outcome is unknown and there is time left.
 
         :param condition: the name and the value of a header.
-        :return: the response. Fails as :meth:`request` does; with ``NotSupported`` if the registry knows no conditional
-            writes, and with ``OutcomeUnknown`` if the condition may not hold because of the first try.
+        :raises NotSupported: if the registry knows no conditional writes.
+        :raises OutcomeUnknown: if the condition may not hold because of the first try.
         """
         await self.require(ETAG)
         name, value = condition
@@ -212,10 +207,8 @@ class Transport:
     @returnsDeferred
     async def stream(self, path: str, query: Mapping[str, object], headers: Mapping[str, str]) -> IResponse:
         """
-        Send a GET to the server that worked last, and leave the reading of its body to the caller.
-
-        :return: fires with the response, whose body is an event stream. Fails with ``ConnectionFailed`` if it is not
-            one, and otherwise as the agent does.
+        Send a GET to the server that worked last. Fires with a response whose body, an event stream, was not read.
+        Fails with ``ConnectionFailed`` if it is none, and otherwise as the agent does.
         """
         if self.isClosed:
             raise ClientClosed("This client has been closed")
@@ -262,11 +255,7 @@ class Transport:
         return "" if self._json is None else self._json.baseUrl
 
     def pause(self, seconds: float) -> Deferred[None]:
-        """
-        Wait, but no longer than this transport is open.
-
-        :return: fires after so many *seconds*; fails with :class:`ClientClosed`.
-        """
+        """Wait for so many *seconds*. Fails with :class:`ClientClosed` when this transport is closed before."""
         pause = self._pauses.wait()
         return cancelWith(self._clock.callLater(seconds, self._pauses.fire, None, [pause]), pause)
 

@@ -31,6 +31,8 @@ from ..util.tries import LONGEST_DELAY, SHORTEST_TRY, LateTries, delayBefore, pa
 from .healthcheck import HealthCheck
 from .stalls import StallWatch
 
+_log = Logger()
+
 #: The warning when heartbeats, or registrations, begin to fail.
 HEARTBEAT_FAILED = "Heartbeat failed for {what} {serviceId}: {reason} (retrying)"
 _SUCCEED_AGAIN = "Heartbeats for {what} {serviceId} succeed again after {seconds:.1f} s"
@@ -80,7 +82,6 @@ class HeartbeatContext:
 class SingleHeartbeats:
     """One service, and its heartbeats and registrations as single requests: what HeartBeater inherits; see there."""
 
-    _log = Logger()
     # For the log.
     what = "service"
 
@@ -350,7 +351,7 @@ class SingleHeartbeats:
 
     def _broken(self, failure: Failure) -> None:
         text = "Heartbeats for {what} {serviceId} failed unexpectedly (retrying)"
-        self._log.failure(text, failure, what=self.what, serviceId=self.serviceId)
+        _log.failure(text, failure, what=self.what, serviceId=self.serviceId)
         if self._makesTries and self._timer is None and self._work is None:
             self._retry(self.retryDelay(self._backoff.next()))
 
@@ -371,7 +372,7 @@ class SingleHeartbeats:
         """
         if self._outage is None:
             self._outage = Outage(
-                self._log,
+                _log,
                 self._clock,
                 HEARTBEAT_FAILED,
                 _SUCCEED_AGAIN,
