@@ -147,23 +147,25 @@ class Client:
         self.settings = settings
         self.clock: IReactorTime = reactor
         self.bootTime = bootTime
-        self._pool: ConnectionPool | None = None
-        self._streamPool: ConnectionPool | None = None
+        self._pools: list[ConnectionPool] = []
+        # What may know local addresses.
+        self._addresses: Any = agent
         streaming = agent
         if agent is None:
+            self._addresses = pool = ConnectionPool(reactor, maxConnections + 1)
+            self._pools = [pool, ConnectionPool(reactor, 0, streams=True)]
             policy = tlsPolicy(settings.verify, settings.caFile, caSource=settings.sources.get("caFile"))
-            self._pool = ConnectionPool(reactor, maxConnections + 1)
             # A server that does not even answer the connecting leaves the others their share of the time.
             connectTimeout = timeout / max(1, len(settings.baseUrls))
-            agent = httpAgent(reactor, policy, connectTimeout, self._pool)
-            self._streamPool = ConnectionPool(reactor, 0, streams=True)
-            streaming = httpAgent(reactor, policy, connectTimeout, self._streamPool)
-        self._agent = agent
+            agent, streaming = (httpAgent(reactor, policy, connectTimeout, each) for each in self._pools)
         suspends = SuspendWatch(reactor, suspended, self._resumed)
-        self._queue = QueueingAgent(agent, maxConnections, reactor)
+        queue = QueueingAgent(agent, maxConnections, reactor)
+        # Requests that the registry holds back must not keep heartbeats waiting.
+        waiting, locks = QueueingAgent(agent, _MOST_WAITING), QueueingAgent(agent, _MOST_WAITING_LOCKS)
+        self._queues = queue, waiting, locks
         authenticator = KeystoneAuthenticator(
             JSONTransport(
-                self._queue.lane(isUrgent=True),
+                queue.lane(isUrgent=True),
                 reactor,
                 settings.authUrls,
                 timeout=timeout,
@@ -175,15 +177,12 @@ class Client:
             clock=reactor,
             lookUp=self._currentCredentials,
         )
-        # Requests that the registry holds back must not keep heartbeats waiting.
-        self._waitingQueue = QueueingAgent(agent, _MOST_WAITING)
-        self._lockQueue = QueueingAgent(agent, _MOST_WAITING_LOCKS)
-        ordinary = self._queue.lane(suspends=suspends)
+        ordinary = queue.lane(suspends=suspends)
         lanes = {
-            Lane.URGENT: self._queue.lane(isUrgent=True, suspends=suspends),
-            Lane.HEARTBEAT: self._queue.lane(isUrgent=True),
-            Lane.WAITING: self._waitingQueue.lane(suspends=suspends),
-            Lane.LOCK: self._lockQueue.lane(suspends=suspends),
+            Lane.URGENT: queue.lane(isUrgent=True, suspends=suspends),
+            Lane.HEARTBEAT: queue.lane(isUrgent=True),
+            Lane.WAITING: waiting.lane(suspends=suspends),
+            Lane.LOCK: locks.lane(suspends=suspends),
         }
         self._transport = Transport(
             ordinary,
@@ -196,13 +195,8 @@ class Client:
             traceparent=traceparent,
             streaming=streaming,
         )
-        self.services = ServicesClient(
-            self._transport,
-            reactor,
-            ListCache() if cache is ... else cache,
-            connections=maxConnections,
-            suspends=suspends,
-        )
+        pages = ListCache() if cache is ... else cache
+        self.services = ServicesClient(self._transport, reactor, pages, connections=maxConnections, suspends=suspends)
         self.configuration = ConfigurationClient(self._transport)
         self.locks = LocksClient(self._transport)
         self.events = EventsClient(self._transport, suspends)
@@ -212,12 +206,7 @@ class Client:
 
     @classmethod
     def fromSettings(cls, reactor: Any = None) -> Client:
-        """
-        A client of the registry that this machine's environment, INI files or own registry name.
-
-        :param reactor: the reactor; the global one if it is not given.
-        :raises InvalidSettings: if a setting can't be used, or there are no credentials.
-        """
+        """A client of the registry that this machine's environment, INI files or own registry name."""
         return cls(reactor=reactor)
 
     def __repr__(self) -> str:
@@ -231,10 +220,8 @@ class Client:
 
     def pause(self, seconds: float) -> Deferred[None]:
         """
-        Wait, on this client's clock, but no longer than the client is open.
-
-        :return: fires after so many *seconds*; fails with ``ConnectionFailed`` when the client is closed. It may be
-            cancelled.
+        Wait for so many *seconds*, on this client's clock. Fails with ``ConnectionFailed`` when the client is closed
+        before. It may be cancelled.
         """
         return self._transport.pause(seconds)
 
@@ -246,17 +233,15 @@ class Client:
         :return: fires with the address. Fails as any request does, and with ``InvalidSettings`` if the client was given
             an agent that does not know it.
         """
-        known = self._pool if self._pool is not None else self._agent
-        find = getattr(known, "localAddress", None)
+        find = getattr(self._addresses, "localAddress", None)
         if find is None:
             raise InvalidSettings(
                 "The local address is unknown, because the client was given an agent. Set host in the metadata"
             )
         address: str | None = find(self._transport.baseUrl) if self._transport.servers else None
-        if address is not None:
-            return address
-        await self.account.getLimits()
-        address = find(self._transport.baseUrl)
+        if address is None:
+            await self.account.getLimits()
+            address = find(self._transport.baseUrl)
         if address is None:
             raise ConnectionFailed(f"The local address of a connection to {self._transport.baseUrl} is unknown")
         return address
@@ -269,8 +254,7 @@ class Client:
         :return: a function that removes the listener. It is never called if the client was given an agent that does not
             know its local address.
         """
-        known = self._pool if self._pool is not None else self._agent
-        watch = getattr(known, "onLocalAddress", None)
+        watch = getattr(self._addresses, "onLocalAddress", None)
         if watch is None:
             return lambda: None
         end: Callable[[], None] = watch(
@@ -299,22 +283,18 @@ class Client:
 
     @returnsDeferred
     async def _close(self) -> None:
-        stopped = self.services.close()
+        self.services.close()
         self._transport.close()
-        self._queue.close()
-        self._waitingQueue.close()
-        self._lockQueue.close()
+        for queue in self._queues:
+            queue.close()
         self.events.streams.close()
-        await stopped
-        if self._pool is not None:
-            await self._pool.close()
-        if self._streamPool is not None:
-            await self._streamPool.close()
+        for pool in self._pools:
+            await pool.close()
 
     def _resumed(self) -> None:
         """The machine was suspended: idle connections are most likely dead."""
-        if self._pool is not None:
-            self._pool.closeCachedConnections()  # type: ignore[no-untyped-call] # Twisted has no types there
+        if self._pools:
+            self._pools[0].closeCachedConnections()  # type: ignore[no-untyped-call] # Twisted has no types there
 
     def _currentCredentials(self) -> Credentials:
         known = self.settings
@@ -332,11 +312,8 @@ class Client:
     def _basesFor(self, session: Session) -> Sequence[str]:
         if self.settings.baseUrls:
             return self.settings.baseUrls
-        urls = session.registryUrls()
-        region = self.settings.region
-        found = [url for name, url in urls.items() if name.lower() == region.lower()]
-        if not found and len(urls) == 1:
-            found = list(urls.values())
+        urls, region = session.registryUrls(), self.settings.region
+        found = [url for name, url in urls.items() if len(urls) == 1 or name.lower() == region.lower()]
         if not found:
             regions = ", ".join(sorted(urls)) or "none"
             raise InvalidSettings(

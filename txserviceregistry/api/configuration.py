@@ -144,7 +144,7 @@ class ConfigurationClient:
     @returnsDeferred
     async def remove(self, id: str, *, ifMatch: str | None = None) -> bool:
         """
-        Remove a value. Fires with ``True``. Fails with ``NotFound`` if there is none, and with a condition as :meth:`set`.
+        Remove a value. Fires with ``True``. Fails with ``NotFound`` if there is none; with a condition, as :meth:`set`.
 
         :param ifMatch: remove it only if it has this tag; ``"*"`` is any tag.
         """
