@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
 
 import attrs
 
-__all__ = ["UNKNOWN", "Operation", "Registration", "isLinearizable", "wrongOf"]
+__all__ = ["UNKNOWN", "LockOperation", "Operation", "Registration", "isLinearizable", "wrongOf"]
 
 #: The outcome of an operation that had no response, or one that says that it may have been done.
 UNKNOWN = "unknown"
@@ -35,7 +36,7 @@ class Operation:
     value: str | None = None
     expected: str | None = None
 
-    def follows(self, state: str | None) -> tuple[bool, str | None]:
+    def follows(self, state: Any) -> tuple[bool, Any]:
         """Whether the outcome is right in a state, and the state afterwards."""
         if self.kind == "get":
             return self.outcome == state, state
@@ -46,6 +47,36 @@ class Operation:
             "remove": (state is not None, None),
         }[self.kind]
         return self.outcome in (isDone, UNKNOWN), after if isDone else state
+
+
+@attrs.frozen
+class LockOperation(Operation):
+    """
+    One operation on one lock, whose state is its holder, the last fence, and whether the holder may have a later one.
+
+    :ivar kind: ``get``, ``acquire`` (by the nonce *value*, which is the holder), ``release`` (by the holder *value*) or
+        ``force``.
+    :ivar outcome: of a ``get`` the holder; of an ``acquire`` the fence, or ``False``; of others whether they were done;
+        :data:`UNKNOWN`.
+    """
+
+    def follows(self, state: Any) -> tuple[bool, Any]:
+        """Whether the outcome is right in a state, and the state afterwards."""
+        holder, last, mayBeLater = state or (None, 0, False)
+        if self.kind == "get":
+            return self.outcome == holder, state
+        if self.kind != "acquire":
+            isDone = holder == self.value if self.kind == "release" else holder is not None
+            return self.outcome in (isDone, UNKNOWN), (None, last, False) if isDone else state
+        if holder not in (None, self.value):
+            return self.outcome in (False, UNKNOWN), state
+        isRepeated = holder == self.value
+        if self.outcome == UNKNOWN:
+            return True, state if isRepeated else (self.value, last, True)
+        if self.outcome is False or not isinstance(self.outcome, int):
+            return False, state
+        isLater = self.outcome > last and (mayBeLater or not isRepeated)
+        return isLater or (isRepeated and not mayBeLater and self.outcome == last), (self.value, self.outcome, False)
 
 
 def isLinearizable(operations: Iterable[Operation]) -> bool:
@@ -59,7 +90,7 @@ def isLinearizable(operations: Iterable[Operation]) -> bool:
     ordered = [attrs.evolve(each, end=math.inf) if each.outcome == UNKNOWN else each for each in given]
     ordered.sort(key=lambda each: each.begin)
     certain = sum(1 << number for number, each in enumerate(ordered) if each.outcome != UNKNOWN)
-    left: list[tuple[int, str | None]] = [(0, None)]
+    left: list[tuple[int, Any]] = [(0, None)]
     seen: set[Hashable] = set(left)
     while left:
         done, state = left.pop()

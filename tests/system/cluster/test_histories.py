@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 from typing import Any
+from uuid import UUID
 
 import treq
 from twisted.internet.defer import Deferred, gatherResults
@@ -21,7 +22,7 @@ from tests.system.ports import freePorts
 from tests.system.processes import reactor
 
 from .clustercase import ClusterCase
-from .history import UNKNOWN, Operation, Registration, isLinearizable, wrongOf
+from .history import UNKNOWN, LockOperation, Operation, Registration, isLinearizable, wrongOf
 
 #: Seconds for which faults follow each other at full length, unless the environment says otherwise.
 _SECONDS = float(os.environ.get("HISTORY_SECONDS", "600"))
@@ -157,6 +158,41 @@ class HistoryTests(ClusterCase):
                 await self.done(name, "remove", self.request("DELETE", f"/services/{name}"))
             await pause(self.random.uniform(0.01, 0.1))
 
+    async def locks(self, worker: int) -> None:
+        """Acquire and release locks that other clients acquire as well, and end some by force."""
+        name, nonce, token = "", None, None
+        while not self.isOver:
+            number = sum(map(len, self.operations.values())) // (3 * _EACH)
+            if name != f"/history/lock{number}":
+                name, nonce, token = f"/history/lock{number}", None, None
+            kind, begin, value = self.random.random(), time.monotonic(), None
+            if kind < 0.2:
+                what, body = "get", None
+                code, data, _ = await self.request("GET", f"/locks?name={name}")
+            elif kind < 0.25:
+                what, body = "force", {"name": name, "force": True, "now": True}
+            elif kind < 0.7 and token is not None:
+                what, body, value = "release", {"name": name, "token": token}, nonce
+            else:
+                # Until its outcome is known, it is repeated.
+                nonce = value = nonce or str(UUID(int=self.random.getrandbits(128), version=4))
+                what, body = "acquire", {"name": name, "timeout": 120, "holder": nonce, "nonce": nonce}
+            if body is not None:
+                code, data, _ = await self.request("POST", f"/locks{'/release' if what != 'acquire' else ''}", body)
+            outcome: object = UNKNOWN
+            if what == "get" and code == 200:
+                outcome = next((lock["holder"] for lock in data["values"]), None)
+            elif code == 201:
+                outcome, token = data["fence"], data["token"]
+            elif code in (204, 404, 409):
+                outcome = code == 204
+                if what != "force":
+                    nonce = token = None
+            elif code not in (0, 503):
+                raise AssertionError(f"{what} {name}: {code} {data}")
+            self.operations[name].append(LockOperation(what, outcome, begin, time.monotonic(), value))
+            await pause(self.random.uniform(0.01, 0.1))
+
     async def heartbeats(self, worker: int) -> None:
         """Register services one after the other, send their heartbeats, and let each fall silent."""
         while not self.isOver:
@@ -231,10 +267,10 @@ class HistoryTests(ClusterCase):
         return count
 
     async def test_histories(self) -> None:
-        """Values and creates are linearizable; no service expires early, twice or not at all."""
+        """Values, creates and locks are linearizable; no service expires early, twice or not at all."""
         await self.start()
         followers = await self.followAll()
-        workers = [work for each in (self.values, self.creates) for work in map(each, range(3))]
+        workers = [work for each in (self.values, self.creates, self.locks) for work in map(each, range(3))]
         running = [Deferred.fromCoroutine(each) for each in (*workers, *map(self.heartbeats, range(6)))]
         await pause(1)
         count = await self.troubles()
@@ -256,7 +292,7 @@ class HistoryTests(ClusterCase):
             self.assertLess(latest - ended, _LEASE + 1 + _TIMEOUT + 2)
         operations = [each for of in self.operations.values() for each in of]
         self.tell("faults", count)
-        self.tell("operations on values and services, each history linearizable", len(operations))
+        self.tell("operations on values, services and locks, each history linearizable", len(operations))
         self.tell("of these with an unknown outcome", sum(each.outcome == UNKNOWN for each in operations))
         self.tell("acknowledged heartbeats", sum(len(each.heartbeats) for each in registrations))
         self.tell("registrations that fell silent, each reported once, none within its timeout", len(registrations))

@@ -6,7 +6,7 @@ from random import Random
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from .history import UNKNOWN, Operation, Registration, isLinearizable
+from .history import UNKNOWN, LockOperation, Operation, Registration, isLinearizable
 
 
 def did(kind: str, outcome: object, begin: float, end: float, value: str = "", expected: str = "") -> Operation:
@@ -84,6 +84,34 @@ class LinearizabilityTests(SynchronousTestCase):
             read = history[place]
             broken = Operation("get", "first", read.begin, read.end)
             self.assertFalse(isLinearizable([*history[:place], broken, *history[place + 1 :]]))
+
+
+class LockTests(SynchronousTestCase):
+    """Histories of one lock."""
+
+    def explained(self, *operations: tuple[str, object, float, float, str]) -> bool:
+        return isLinearizable(LockOperation(*each) for each in operations)
+
+    def test_oneHolder(self) -> None:
+        """A lock is refused while it is held, and acquired again after a release, with a larger fence."""
+        begun = [("acquire", 7, 0, 1, "a"), ("acquire", False, 2, 3, "b"), ("get", "a", 4, 5, "")]
+        self.assertTrue(self.explained(*begun, ("release", True, 6, 9, "a"), ("acquire", 8, 7, 8, "b")))
+        self.assertFalse(self.explained(*begun, ("acquire", 8, 6, 7, "b")))
+        self.assertFalse(self.explained(*begun, ("release", True, 6, 7, "a"), ("acquire", 7, 8, 9, "b")))
+        self.assertFalse(self.explained(*begun, ("release", True, 6, 7, "a"), ("acquire", False, 8, 9, "b")))
+        self.assertFalse(self.explained(*begun, ("release", True, 6, 7, "b")))
+        self.assertTrue(self.explained(*begun, ("force", True, 6, 7, ""), ("release", False, 8, 9, "a")))
+        self.assertFalse(self.explained(("force", True, 6, 7, "")))
+
+    def test_unknownOutcomes(self) -> None:
+        """An acquisition that had no response may be there, and its repetition has a fence of that time or later."""
+        begun = [("acquire", 7, 0, 1, "a"), ("release", True, 2, 3, "a"), ("acquire", UNKNOWN, 4, 5, "b")]
+        self.assertTrue(self.explained(*begun, ("acquire", False, 6, 7, "c"), ("acquire", 9, 8, 9, "b")))
+        self.assertTrue(self.explained(*begun, ("acquire", 9, 6, 7, "b"), ("acquire", 9, 8, 9, "b")))
+        self.assertTrue(self.explained(*begun, ("acquire", 8, 6, 7, "c"), ("get", "c", 8, 9, "")))
+        self.assertFalse(self.explained(*begun, ("acquire", 7, 6, 7, "b")))
+        self.assertFalse(self.explained(*begun, ("acquire", 9, 6, 7, "b"), ("acquire", 10, 8, 9, "b")))
+        self.assertFalse(self.explained(*begun, ("acquire", 9, 6, 7, "b"), ("acquire", 10, 8, 9, "c")))
 
 
 class RegistrationTests(SynchronousTestCase):

@@ -67,7 +67,7 @@ class Holder:
             blockingCallFromThread(reactor, relay.heal)
 
     def gone(self) -> None:
-        self.process.wait(10)
+        self.process.wait(_PATIENCE)
         for relay in self.relays:
             reactor.callFromThread(relay.stop)
 
