@@ -1,0 +1,47 @@
+"""Row 43: a registry that is killed while states are set and event streams are read."""
+
+from __future__ import annotations
+
+import time
+from random import Random
+
+from twisted.internet.task import deferLater
+
+from tests.system.processes import reactor
+
+from .faultcase import FaultCase
+from .states import StateWriter, StreamReader, check
+
+
+class StreamTests(FaultCase):
+    """The registry's process ends by SIGKILL at any moment, and is started again over its data."""
+
+    row = 43
+    fault = "The registry is killed (SIGKILL) and started again while states are set and event streams are read"
+
+    async def test_streamsGoOn(self) -> None:
+        """No acknowledged state is lost, and each stream has each event once and in order."""
+        kills, random = 50 if self.isFull else 3, Random(self.row)
+        registry = await self.registry()
+        client = self.client(cache=None)
+        writer = StateWriter(client)
+        readers = [StreamReader(self.client(cache=None)) for _ in range(3)]
+        for reader in readers:
+            self.addCleanup(reader.stop)
+        writing = writer.run()
+        self.addCleanup(writer.end)
+        longest = 0.0
+        for _ in range(kills):
+            await deferLater(reactor, random.uniform(0.05, 0.5))
+            registry.kill("KILL")
+            killed = time.monotonic()
+            await registry.ended
+            count = len(writer.acknowledged)
+            registry = await self.registry()
+            await self.until(lambda count=count: writer.hasWritten(count))
+            longest = max(longest, time.monotonic() - killed)
+        writer.end()
+        await writing
+        self.tell("kills", kills)
+        await check(self, client, writer, readers)
+        self.tell("longest time from a kill to the next state that was acknowledged, in s", round(longest, 1))
