@@ -121,11 +121,7 @@ class Cluster(Engine):
         return await super().stateOf(scope, id)
 
     async def _look(self, scope: str, id: str) -> None:
-        """
-        Look a registration up in the store.
-
-        :raises Fault: 503 if the store is unavailable, or too many are being looked up.
-        """
+        """Look a registration up in the store; the fault 503 if it is unavailable, or too many are being looked up."""
         if len(self._looking) >= _WAITING:
             raise systemFailure("Too many unknown services are being looked up")
         await available(self._looking.do((scope, id), lambda: self._lookUp(scope, id)))

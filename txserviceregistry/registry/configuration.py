@@ -29,10 +29,8 @@ class Configuration:
         self, tenant: str, marker: str | None, limit: int, namespace: str | None, *, tagged: bool = False
     ) -> Page:
         """
-        A page of configuration values by key, from *marker* on.
-
-        :param namespace: ``None`` for all, ``"/"`` for all qualified keys, ``"/a/b"`` for that key and all below it.
-        :param tagged: whether each has its tag, as ``etag``.
+        A page of configuration values by key, from *marker* on, each with its ``etag`` if *tagged*: all, or for ``"/"``
+        all qualified keys, for ``"/a/b"`` that key and all below it.
         """
         records = await available(self._store.listValues(tenant, marker, limit + 1, namespace))
         return Page.of([_shown(record, tagged) for record in records], limit)
@@ -48,10 +46,8 @@ class Configuration:
     @owned
     async def set(self, tenant: str, key: str, value: str, precondition: Precondition = UNCONDITIONAL) -> int:
         """
-        Set a value, with an event if it is new or changed.
-
-        :return: fires with the position of its last change.
-        :raises Fault: ``preconditionFailed``; ``limitReached`` if it is new and the account is full.
+        Set a value, with an event if it is new or changed; returns the position of its last change. Faults:
+        ``preconditionFailed``, ``limitReached`` if it is new and the account is full.
         """
         try:
             position = await available(self._store.setValue(tenant, key, value, self._maximum, precondition))
@@ -64,11 +60,7 @@ class Configuration:
 
     @owned
     async def remove(self, tenant: str, key: str, precondition: Precondition = UNCONDITIONAL) -> None:
-        """
-        Remove a value, with an event.
-
-        :raises Fault: ``preconditionFailed``; 404 if it is not there.
-        """
+        """Remove a value, with an event; the faults ``preconditionFailed``, and 404 if it is not there."""
         try:
             await available(self._store.removeValue(tenant, key, precondition))
         except PreconditionFailed as refusal:

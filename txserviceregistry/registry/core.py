@@ -33,7 +33,7 @@ from .stores.interfaces import Account, IStore, LimitExceeded, NoSuchObject, Obj
 from .stores.shared import ISharedStore
 from .stores.states import UP
 from .streams import EventStreams
-from .tasks import TaskOwner, Turns, available, owned
+from .tasks import TaskOwner, Turns, available, owned, serialized
 
 
 class Registry:
@@ -87,20 +87,14 @@ class Registry:
 
     @returnsDeferred
     async def start(self) -> None:
-        """
-        Begin: every service has a full heartbeat timeout from now on. Fires when requests can be answered; fails with
-        :class:`StoreUnavailable` if the store can't be read.
-        """
+        """Begin: every service has a full timeout. Fails with :class:`StoreUnavailable` if the store can't be read."""
         await self._engine.start()
         self.feed.start()
         self.states.start()
 
     @returnsDeferred
     async def stop(self) -> None:
-        """
-        End: services no longer expire, and nothing is left on the reactor. The store is left open. Fires when all that
-        is under way is done.
-        """
+        """End: services no longer expire. The store is left open. Fires when all that is under way is done."""
         self.endWaiting()
         self.feed.stop()
         self.states.stop()
@@ -143,11 +137,9 @@ class Registry:
 
     def account(self, tenant: str) -> Deferred[Account]:
         """The tenant's account, which is created by the first call; from memory if it is known."""
-        known = self._accounts.get(tenant)
-        if known is not None:
-            return succeed(known)
-        return self._tasks.serialized(("account", tenant), lambda: self._account(tenant))
+        return succeed(self._accounts[tenant]) if tenant in self._accounts else self._account(tenant)
 
+    @serialized(lambda tenant: ("account", tenant))
     async def _account(self, tenant: str) -> Account:
         if tenant not in self._accounts:
             self._accounts[tenant] = await available(self._store.account(tenant))
@@ -155,16 +147,12 @@ class Registry:
 
     # -- services
 
-    def create(self, tenant: str, service: NewService) -> Deferred[str]:
+    @serialized(lambda tenant, service: (tenant, service.id))
+    async def create(self, tenant: str, service: NewService) -> str:
         """
-        Register a service, with an event.
-
-        :return: fires with its first heartbeat token. Its deadline counts from then.
-        :raises Fault: ``serviceWithThisIdExists`` if the id is in use, ``limitReached`` if the account is full.
+        Register a service, with an event; returns its first heartbeat token. Its deadline counts from then. Faults:
+        ``serviceWithThisIdExists`` if the id is in use, ``limitReached`` if the account is full.
         """
-        return self._tasks.serialized((tenant, service.id), lambda: self._create(tenant, service))
-
-    async def _create(self, tenant: str, service: NewService) -> str:
         maximum = self._limits.service
         try:
             record = await self._engine.create(
@@ -216,14 +204,12 @@ class Registry:
             shown["state"], shown["state_reason"] = record.state.state, record.state.reason
         return shown
 
-    def update(self, tenant: str, id: str, changes: ServiceChanges) -> Deferred[None]:
+    @serialized(lambda tenant, id, changes: (tenant, id))
+    async def update(self, tenant: str, id: str, changes: ServiceChanges) -> None:
         """
         Change a service; the fault 404 if it is not there, or has expired before the change was made. With a new
         heartbeat timeout its deadline counts from now; without, it stays.
         """
-        return self._tasks.serialized((tenant, id), lambda: self._update(tenant, id, changes))
-
-    async def _update(self, tenant: str, id: str, changes: ServiceChanges) -> None:
         state = await self._engine.stateOf(tenant, id)
         if changes == ServiceChanges():
             return
@@ -234,11 +220,9 @@ class Registry:
         if changes.heartbeatTimeout is not None:
             self._deadlines.restart(state, record.heartbeatTimeout)
 
-    def remove(self, tenant: str, id: str) -> Deferred[None]:
+    @serialized(lambda tenant, id: (tenant, id))
+    async def remove(self, tenant: str, id: str) -> None:
         """Deregister a service, with an event; the fault 404 if it is not there."""
-        return self._tasks.serialized((tenant, id), lambda: self._remove(tenant, id))
-
-    async def _remove(self, tenant: str, id: str) -> None:
         state = await self._engine.stateOf(tenant, id)
         removing = self._store.removeService(tenant, id, state.incarnation)
         await self._engine.applied(state, removing, "service.remove")

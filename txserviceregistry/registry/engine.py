@@ -59,11 +59,7 @@ class Engine:
         self._deadlines = self.live.deadlines
 
     async def start(self) -> None:
-        """
-        Begin: every registration has a full heartbeat timeout from now on.
-
-        :raises StoreUnavailable: if the store can't be read.
-        """
+        """Begin: every registration has a full timeout."""
         self.tokens = HeartbeatTokens(await self._store.secret(), self._wallClock)
         self.live.start([*await self._store.allServices(), *await self._store.allLocks()])
 
@@ -71,12 +67,9 @@ class Engine:
 
     async def create(self, scope: str, id: str, create: Callable[[], Awaitable[_T]]) -> _T:
         """
-        Create a registration, with an event.
+        Create a registration, with an event; raises what the store raises.
 
         :param create: creates it in the store; is called again when something that has expired was in its way.
-        :raises ObjectExists: if the id is in use.
-        :raises LimitExceeded: if there are as many registrations in the scope as there may be.
-        :raises Fault: 503 if the store is unavailable.
         """
         type = "lock.acquire" if isLockScope(scope) else "service.join"
         while True:
@@ -96,12 +89,7 @@ class Engine:
                 raise
 
     async def untilDecided(self, scope: str, id: str | None) -> bool:
-        """
-        Wait for registrations of which it is not decided whether they have expired.
-
-        :param id: one of them; ``None`` for any of the scope.
-        :return: whether there was one, and it is decided.
-        """
+        """Wait until it is decided whether *id*, or any of the scope, has expired; returns whether that is so now."""
         return False
 
     async def stateOf(self, scope: str, id: str) -> ServiceState:
@@ -113,10 +101,8 @@ class Engine:
 
     async def applied(self, state: ServiceState, change: Awaitable[_T], type: str | None) -> _T:
         """
-        The result of a change of a registration; the store is right about what is there.
-
-        :param type: of the event that it makes; ``None`` for no event.
-        :raises Fault: 404 if it is gone.
+        The result of a change of a registration, with an event of a *type* if there is one; the fault 404 if the store
+        does not have it.
         """
         try:
             return await self.changed((tenantOf(state.tenant),) if type else (), change, type)

@@ -18,15 +18,8 @@ NO_STORE: Mapping[str, str] = MappingProxyType({"Cache-Control": "no-store"})
 
 class Fault(Exception):
     """
-    A response that is an error.
-
-    :param details: the same as the *message* if ``None``.
-    :ivar code: the HTTP status code, which belongs to the type.
-    :ivar type: one of :data:`~txserviceregistry.util.faults.FAULT_TYPES`.
-    :ivar message: what went wrong; clients match on it.
-    :ivar details: why; always a string.
-    :ivar headers: headers that go with it, by name; several values are lines of their own.
-    :ivar more: more members of its body.
+    A response that is an error: its type (:data:`~txserviceregistry.util.faults.FAULT_TYPES`), to which the status code
+    belongs; what went wrong, on which clients match; why, the same if ``None``; headers, and more members of the body.
     """
 
     def __init__(

@@ -90,11 +90,7 @@ class EventFeed:
         return Page.of([record.shown for record in records], limit)
 
     async def checkMarker(self, tenant: str, marker: str) -> None:
-        """
-        Check whether the feed can begin at a marker.
-
-        :raises Fault: as :meth:`list`.
-        """
+        """Check whether the feed can begin at a marker; the faults of :meth:`list`."""
         since, created = position(marker), (await self._account(tenant)).created
         if since >= positionOf(self._wallClock()):
             refusal = "from parameter must be smaller than the current time"
@@ -170,9 +166,7 @@ class EventFeed:
         self.notify(list(self._waiting))
 
     def endWaiting(self) -> None:
-        """
-        End all waiting: those who wait get their page now, and later ones get theirs at once. Event streams end.
-        """
+        """End all waiting: those who wait get their page now, and later ones get theirs at once. Streams end."""
         self._isEnded = True
         for waiting in list(self._waiting.values()):
             for change in list(waiting):

@@ -46,9 +46,7 @@ class RateLimiter:
     forgotten up to one part (15 minutes of a day) late. The counts are kept in memory only.
 
     :param seconds: monotonic seconds, such as ``reactor.seconds``.
-    :param limit: how many GETs an account may make in the *window*; ``None`` for no limit.
-    :param window: in seconds.
-    :param wallClock: seconds since the epoch, for the headers.
+    :param limit: how many GETs an account may make in the *window* (seconds); ``None`` for no limit.
     """
 
     BUCKETS = 96
@@ -71,11 +69,7 @@ class RateLimiter:
         self._current = self._bucket()
 
     def check(self, tenant: str) -> None:
-        """
-        Count a GET of *tenant*.
-
-        :raises Fault: ``rateLimitReached``; its ``Retry-After`` says when the account's oldest GET will be forgotten.
-        """
+        """Count a GET, or raise the fault ``rateLimitReached``, which says when the oldest GET will be forgotten."""
         if self._limit is None:
             return
         usage = self._usageOf(tenant)
@@ -92,11 +86,7 @@ class RateLimiter:
         return sum(self._usageOf(tenant).values())
 
     def usage(self, used: int) -> dict[str, dict[str, int | str]]:
-        """
-        The rate in ``GET /limits``: ``limit``, ``used`` and ``window`` by pattern of paths; empty without a limit.
-
-        :param used: how many GETs count, without the present one.
-        """
+        """The rate in ``GET /limits``, by pattern of paths; *used* is without the present request."""
         if self._limit is None:
             return {}
         return {PATHS: {"limit": self._limit, "used": used, "window": self._hours()}}

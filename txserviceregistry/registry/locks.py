@@ -23,7 +23,7 @@ from .model import NewLock, Page
 from .places import Places
 from .scopes import isLockScope, lockScope, tenantOf
 from .stores.interfaces import IStore, LimitExceeded, LockRecord, LockTaken, NoSuchObject
-from .tasks import TaskOwner, available, owned
+from .tasks import TaskOwner, available, owned, serialized
 
 
 @attrs.frozen
@@ -45,14 +45,7 @@ class LockOptions:
 
 @attrs.define(eq=False)
 class _Waiter:
-    """
-    A request that waits for a lock.
-
-    :ivar nonce: of its acquisition.
-    :ivar isReplaced: whether the same acquisition waits in a later request.
-    :ivar hasPlace: whether it has one of the places for requests that wait.
-    :ivar change: what it waits for now.
-    """
+    """A request that waits for a lock; it is replaced if the same acquisition waits in a later request."""
 
     nonce: str | None
     isReplaced: bool = False
@@ -104,13 +97,7 @@ async def _doNothing() -> None:
 
 @attrs.define(eq=False, slots=False)
 class Locks:
-    """
-    The locks of all tenants.
-
-    :param places: for requests that wait.
-    :param maximum: how many locks an account may have.
-    :ivar acquisitions: how many were acquired.
-    """
+    """The locks of all tenants; each may have a *maximum* of them. *acquisitions*: how many were acquired."""
 
     _store: IStore
     _engine: Engine
@@ -218,11 +205,9 @@ class Locks:
             for waiter in list(queue.waiters):
                 waiter.wake()
 
-    def _try(self, tenant: str, lock: NewLock) -> Deferred[dict[str, Any]]:
+    @serialized(lambda tenant, lock: (lockScope(tenant), lock.name))
+    async def _try(self, tenant: str, lock: NewLock) -> dict[str, Any]:
         """Acquire a lock without waiting."""
-        return self._tasks.serialized((lockScope(tenant), lock.name), lambda: self._acquire(tenant, lock))
-
-    async def _acquire(self, tenant: str, lock: NewLock) -> dict[str, Any]:
         scope = lockScope(tenant)
         while True:
             now = int(self._wallClock() * 1000)
@@ -260,18 +245,14 @@ class Locks:
 
     # -- releasing
 
-    def release(self, tenant: str, name: str, token: str | None, isNow: bool = False) -> Deferred[None]:
+    @serialized(lambda tenant, name, *_, **__: (lockScope(tenant), name))
+    async def release(self, tenant: str, name: str, token: str | None, isNow: bool = False) -> None:
         """
-        Release a lock.
+        Release a lock; the fault 404 if it is not held, or the token is not its own.
 
         :param token: any that was given out for this acquisition; ``None`` to end one by force. Then its heartbeats
-            are refused, and it is free when its holder's timeout has passed.
-        :param isNow: whether one that is ended by force is free at once.
-        :raises Fault: 404 if it is not held, or the token is not its own.
+            are refused, and it is free when its holder's timeout has passed, or at once if *isNow*.
         """
-        return self._tasks.serialized((lockScope(tenant), name), lambda: self._release(tenant, name, token, isNow))
-
-    async def _release(self, tenant: str, name: str, token: str | None, isNow: bool) -> None:
         scope = lockScope(tenant)
         state = await self._engine.stateOf(scope, name)
         if token is None and not isNow:

@@ -18,11 +18,7 @@ PLAIN_TYPES: frozenset[str] = frozenset(get_args(PlainEventType))
 
 @attrs.frozen
 class NewService:
-    """
-    A service to be created.
-
-    :ivar heartbeatTimeout: in seconds.
-    """
+    """A service to be created; times are in seconds."""
 
     id: str
     heartbeatTimeout: int
@@ -32,11 +28,7 @@ class NewService:
 
 @attrs.frozen
 class ServiceChanges:
-    """
-    What is to change of a service; what is ``None`` stays.
-
-    :ivar heartbeatTimeout: in seconds.
-    """
+    """What is to change of a service; what is ``None`` stays."""
 
     heartbeatTimeout: int | None = None
     tags: tuple[str, ...] | None = attrs.field(default=None, converter=attrs.converters.optional(tuple))

@@ -30,11 +30,7 @@ class Places:
         self.count = 0
 
     def take(self, tenant: str, refusal: str) -> None:
-        """
-        Take one for a request of a tenant.
-
-        :raises Fault: 503 with this *refusal*, if there is none left.
-        """
+        """Take one for a request of a tenant; the fault 503 with this *refusal*, if there is none left."""
         if self.count >= self._most or self._countOf[tenant] >= self._mostOfTenant:
             raise systemFailure(refusal, RETRY_AFTER)
         if self._within is not None:

@@ -307,11 +307,7 @@ class RegistryService(Service):
             self._log.info("Created user {user}; the API key is in {raxrc}", user=name, raxrc=self.raxrcPath)
 
     def _publishUrls(self) -> None:
-        """
-        Write the URLs of the registry into the data directory, for the programs of this machine.
-
-        :raises DataDirectoryError: if that can't be written.
-        """
+        """Write the URLs of the registry into the data directory, for the programs of this machine."""
         listeners = [each for each in starmap(listenerOf, self._listening) if each is not None]
         self.urls = [listener.root + "/v1.0" for listener in listeners]
         if listeners:

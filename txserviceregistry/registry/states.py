@@ -21,10 +21,8 @@ from .tasks import TaskOwner, available, owned
 @attrs.define(eq=False, slots=False)
 class ServiceStates:
     """
-    The states of all tenants' services.
-
-    :param maximum: how many records an account may have.
-    :param retention: seconds after which a record is dropped whose id has no service.
+    The states of all tenants' services. Each may have a *maximum* of records, which are dropped if their ids have had
+    no service for the *retention* (seconds).
     """
 
     #: Seconds from one look at what has ended to the next, at most: the wall clock may be set, and other registries
@@ -69,11 +67,8 @@ class ServiceStates:
     @owned
     async def set(self, tenant: str, id: str, state: str, reason: str = "", seconds: int | None = None) -> None:
         """
-        Set the state of a service, with an event if this changes it; ``up`` without a reason clears it.
-
-        :param id: need not be registered.
-        :param seconds: the state ends after so long, by the wall clock; ``None`` for no end.
-        :raises Fault: ``limitReached`` if the account has too many states.
+        Set the state of a service, registered or not, with an event if this changes it; ``up`` without a reason clears
+        it. It ends after so many *seconds* of the wall clock. The fault ``limitReached`` if there are too many.
         """
         isSet = state != UP or reason
         ends = int(self._wallClock() * 1000) + seconds * 1000 if seconds is not None and isSet else None

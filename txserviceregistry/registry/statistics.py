@@ -25,11 +25,8 @@ COMMIT_OPERATIONS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.
 @attrs.define
 class Histogram:
     """
-    How many values of which size there were.
-
-    :ivar bounds: the upper bounds of the buckets, each included; above the last one there is one more bucket.
-    :ivar counts: how many values are in each.
-    :ivar total: the sum of all values.
+    How many values of which size there were: *counts* by bucket, whose upper bounds are included; above the last one
+    there is one more bucket. *total* is the sum of all values.
     """
 
     bounds: tuple[float, ...]
@@ -73,14 +70,10 @@ class RequestStatistics:
 @attrs.define
 class StoreStatistics:
     """
-    The work of a store. What does not apply to a store stays empty.
+    The work of a store; what does not apply to it stays empty. *reads* and *writes* are in seconds, waiting included.
 
-    :ivar reads: how long reads took, waiting included, in seconds.
-    :ivar writes: how long writes took, waiting included, in seconds.
     :ivar commits: how many operations shared a commit.
     :ivar isReadable: whether it could be read the last time.
-    :ivar isWritable: whether it could be written the last time.
-    :ivar walBytes: the size of its write-ahead log.
     :ivar votes: returns how many services this node has put to the vote.
     """
 
@@ -96,12 +89,8 @@ class StoreStatistics:
 @attrs.define
 class IdentityStatistics:
     """
-    Authentications since the start.
-
-    :ivar issued: new auth tokens.
-    :ivar failed: authentications with a wrong user or API key.
-    :ivar waited: checks of an API key that had to wait for their turn.
-    :ivar overloaded: API keys that were not checked because too many waited.
+    Authentications since the start: new auth tokens, wrong users or API keys, checks that had to wait for their turn,
+    and those that were refused because too many waited.
     """
 
     issued: int = 0

@@ -21,7 +21,7 @@ from .model import EVENT_TYPES
 from .places import Places
 from .stores.interfaces import Account, EventRecord, NoSuchObject, ServiceRecord, StoreUnavailable
 from .stores.shared import ISharedStore
-from .tasks import TaskOwner, Turns, available
+from .tasks import TaskOwner, Turns, available, serialized
 
 #: Seconds from one ping to the next.
 PING = 15.0
@@ -63,14 +63,11 @@ class _Place(NamedTuple):
 @attrs.define(eq=False)
 class Stream:
     """
-    The stream of one subscriber.
+    The stream of one subscriber. Everything has been written up to its place.
 
-    :ivar types: the types of its events.
     :ivar tag: only events of services with this tag; ``None`` for all events.
     :ivar authenticate: raises a fault if the subscriber's token has ended.
     :ivar onEnd: called once when the stream is to be closed, unless its client closes it.
-    :ivar place: up to where everything has been written.
-    :ivar isOver: whether it is closed, or to be closed.
     :ivar isCatchingUp: whether it is written older events by itself.
     """
 
@@ -113,11 +110,7 @@ class _Event:
 
 @attrs.define(eq=False)
 class _Tail:
-    """
-    The end of a tenant's feed.
-
-    :ivar place: up to where everything has been read, and is written or being written to the *streams*.
-    """
+    """The end of a tenant's feed: what is before its place has been read, and is being written to the streams."""
 
     tenant: str
     place: _Place
@@ -130,13 +123,7 @@ class _Tail:
 
 @attrs.define(eq=False)
 class EventStreams:
-    """
-    The streams of all tenants.
-
-    :param account: gives a tenant's account.
-    :param retention: how long events are kept, in seconds.
-    :ivar places: for streams.
-    """
+    """The streams of all tenants."""
 
     _log = Logger()
 
@@ -152,11 +139,7 @@ class EventStreams:
     _isEnded: bool = attrs.field(init=False, default=False)
 
     def open(self, stream: Stream) -> None:
-        """
-        Take a place for a stream; :meth:`close` gives it back.
-
-        :raises Fault: 503, if there are too many.
-        """
+        """Take a place for a stream, which :meth:`close` gives back; the fault 503, if there are too many."""
         if ISharedStore.providedBy(self._store) and not self._store.isValid:
             raise systemFailure("This node is not a valid member of the cluster")
         if self._isEnded:
@@ -210,7 +193,7 @@ class EventStreams:
         :raises Fault: 503, if the store is unavailable.
         """
         tenant = stream.tenant
-        tail = await available(self._tasks.serialized(("streams", tenant), lambda: self._tail(tenant)))
+        tail = await available(self._tail(tenant))
         stream.place = tail.place
         tail.streams[stream] = None
         if lastId.lower() == tail.place.id:
@@ -224,6 +207,7 @@ class EventStreams:
             stream.place = _Place.moment(begin - 1)
         return True
 
+    @serialized(lambda tenant: ("streams", tenant))
     async def _tail(self, tenant: str) -> _Tail:
         if tenant not in self._tails:
             id = await self._store.lastEvent(tenant)
@@ -252,11 +236,7 @@ class EventStreams:
         return await available(self._store.hasEvent(tenant, id))
 
     def begin(self, stream: Stream, isComplete: bool) -> None:
-        """
-        Write a stream, until it ends or is closed.
-
-        :param isComplete: what :meth:`locate` has returned.
-        """
+        """Write a stream, until it ends or is closed; *isComplete* is what :meth:`locate` has returned."""
         tail = self._tails.get(stream.tenant)
         if tail is None or stream not in tail.streams:
             stream.end()

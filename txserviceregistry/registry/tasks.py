@@ -37,19 +37,11 @@ class TaskOwner:
         self._idle: Waiters[None] = Waiters()
 
     def start(self, steps: _Steps[_T]) -> Deferred[_T]:
-        """
-        Start a coroutine at once.
-
-        :return: fires with what it returns, or fails as it fails.
-        """
+        """Start a coroutine at once; fires with what it returns, or fails as it fails."""
         return self.serialized(object(), lambda: steps)
 
     def serialized(self, key: Hashable, steps: Callable[[], _Steps[_T]]) -> Deferred[_T]:
-        """
-        Start a coroutine when all that were given before under the same *key* have ended.
-
-        :return: as :meth:`start`.
-        """
+        """:meth:`start` a coroutine when all that were given before under the same *key* have ended."""
         waiter: Deferred[_T] = Deferred()
         isFree = key not in self._queues
         self._queues.setdefault(key, deque()).append(lambda: self._finish(steps(), waiter))
@@ -148,6 +140,21 @@ def owned(method: Callable[Concatenate[_O, _P], _Steps[_T]]) -> Callable[Concate
         return self._tasks.start(method(self, *args, **kwargs))
 
     return start
+
+
+def serialized(
+    key: Callable[..., Hashable],
+) -> Callable[[Callable[Concatenate[_O, _P], _Steps[_T]]], Callable[Concatenate[_O, _P], Deferred[_T]]]:
+    """As :func:`owned`, and calls with the same *key*, which is given their arguments, wait for each other."""
+
+    def decorate(method: Callable[Concatenate[_O, _P], _Steps[_T]]) -> Callable[Concatenate[_O, _P], Deferred[_T]]:
+        @wraps(method)
+        def start(self: _O, /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
+            return self._tasks.serialized(key(*args, **kwargs), lambda: method(self, *args, **kwargs))
+
+        return start
+
+    return decorate
 
 
 async def available(result: Awaitable[_T]) -> _T:
