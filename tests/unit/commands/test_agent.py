@@ -14,6 +14,7 @@ from unittest import mock
 import treq
 from twisted.internet import reactor as globalReactor
 from twisted.internet.task import deferLater
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.inprocess import withoutSettings
@@ -69,6 +70,7 @@ class AgentTests(TestCase):
         for patch in (
             mock.patch.object(sys, "__stdout__", self.stdout),
             mock.patch.object(agent, "useMonotonic"),
+            mock.patch.object(agent, "endProcess", lambda _, line: self.fail(line)),
             mock.patch.dict(os.environ, environ, clear=True),
         ):
             patch.start()
@@ -122,3 +124,26 @@ class AgentTests(TestCase):
         self.assertNotIn("listens on", await self.agent("--id", "web1", "--data-dir", other))
         self.assertFalse(os.path.exists(other))
         self.assertEqual((await self.client().services.get("web1"))["id"], "web1")
+
+    async def test_withoutALinkToTheConsole(self) -> None:
+        """The service stays registered when the registry gives no link to its web console, which is logged."""
+
+        class WithoutConsole(RegistryService):
+            """A registry whose web console is turned off."""
+
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                super().__init__(*arguments, **options, consoleNames=None)
+
+        lines: list[str] = []
+
+        def observe(event: LogEvent) -> None:
+            lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        self.stdout.isatty = lambda: True  # type: ignore[method-assign]  # a terminal
+        with mock.patch.object(agent, "RegistryService", WithoutConsole):
+            said = await self.agent("--id", "web1")
+        self.assertNotIn("browser", said)
+        self.assertEqual((await self.client().services.get("web1"))["id"], "web1")
+        self.assertTrue(any(line.startswith("Cannot make a link to the web console: ") for line in lines), lines)

@@ -1,0 +1,78 @@
+"""``service-registry-wrapper --only-leader``: two wrappers, as on two hosts, and how fast one follows the other."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+
+import treq
+from twisted.internet.utils import getProcessOutput
+
+from tests.system.commands.test_wrapper import WrapperTestCase
+from tests.system.processes import Child, sharedRegistry
+from txserviceregistry.commands.wrapper.leading import TIMEOUT
+
+# Says when it starts, and when SIGTERM has ended it.
+PROGRAM = 'date "+from %s.%N"; trap \'date "+until %s.%N"; kill $!; exit 0\' TERM; echo ready; sleep 60 & wait'
+NOW = "date +%s.%N"
+
+
+class OnlyLeaderTests(WrapperTestCase):
+    """Wrappers that compete for a lock."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.settings = sharedRegistry()
+        self.lock = f"/only/{self.id().rpartition('.')[2]}"
+
+    def host(self, serviceId: str) -> Child:
+        return self.wrapper(f"--id={serviceId}", f"--only-leader={self.lock}", "sh", "-c", PROGRAM)
+
+    @staticmethod
+    def moment(child: Child, word: str) -> float:
+        """When the command has said *word*."""
+        return float(child.output.rpartition(f"{word} ")[2].split()[0])
+
+    async def waiting(self, serviceId: str) -> Child:
+        """A second wrapper, which waits for the lock."""
+        child = self.host(serviceId)
+        client = self.client()
+        metrics = client.settings.baseUrls[0].removesuffix("/v1.0") + "/metrics"
+
+        async def isThere() -> bool:
+            text = await treq.text_content(await client.treq.get(metrics))
+            return re.search(r"_followers 1(\.0)?$", text, re.MULTILINE) is not None
+
+        await self.until(isThere)
+        self.assertEqual(child.output, "")
+        return child
+
+    async def test_aWrapperThatIsKilled(self) -> None:
+        """After kill -9 of the wrapper with the lock, the other host's command starts within the timeout and 1 s."""
+        first = self.host("killed-1")
+        await first.says("ready")
+        second = await self.waiting("killed-2")
+        killed = time.time()
+        os.kill(self.pidOf(first), signal.SIGKILL)
+        await second.says("ready")
+        self.assertLess(self.moment(second, "from") - killed, TIMEOUT + 1)
+
+    async def test_anOrderlyStop(self) -> None:
+        """After an orderly stop it starts within 100 ms and the time that a process takes to start."""
+        holder = self.host("stopped-0")
+        await holder.says("ready")
+        excess = []
+        for number in range(1, 4):
+            other = await self.waiting(f"stopped-{number}")
+            before = time.time()
+            start = float(await getProcessOutput("/bin/sh", ["-c", NOW])) - before
+            holder.kill("TERM")
+            await other.says("ready")
+            excess.append(self.moment(other, "from") - self.moment(holder, "until") - start)
+            await holder.ended
+            self.assertEqual(holder.exitCode, 0)
+            holder = other
+        # Other processes of this machine take their time too.
+        self.assertLess(min(excess), 0.1, excess)
