@@ -46,8 +46,6 @@ def defaultServiceId(hostName: str) -> str:
 
 
 class Options(OneLineOptions):
-    """The options of ``twistd service-registry-agent``."""
-
     command = "service-registry-agent"
     synopsis = "[--id ID] [--tags a,b] [--metadata k=v,…] [--heartbeat-timeout SECONDS] [--listen ENDPOINT]"
     longdesc = (
@@ -67,7 +65,6 @@ class Options(OneLineOptions):
     ]
 
     def postOptions(self) -> None:
-        """Check and complete the values."""
         self["id"] = self["id"] or defaultServiceId(socket.gethostname())
         if not SERVICE_ID.fullmatch(self["id"]):
             raise usage.UsageError(f"invalid --id {self['id']!r}: use {ID_RULE}")
@@ -124,13 +121,6 @@ class AgentProcess(Service):
             self._hangup.start()
         self._starting = self._start().addErrback(self._failed)
 
-    def stopService(self) -> Deferred[None]:
-        """Fires when everything has stopped."""
-        Service.stopService(self)
-        if self._hangup is not None:
-            self._hangup.stop()
-        return self._stop()
-
     @returnsDeferred
     async def _start(self) -> None:
         if self._registry is not None:
@@ -139,15 +129,13 @@ class AgentProcess(Service):
             sayWhere(self._registry)
         settings = self._options.settings()
         self._client = Client(reactor=self._reactor, settings=settings)
-        metadata = dict(self._options["metadata"])
-        dummy = _Dummy()
-        if self._options["listen"] is not None:
+        options, metadata, dummy = self._options, dict(self._options["metadata"]), _Dummy()
+        if options["listen"] is not None:
             self._port = await self._listen(dummy)
             metadata.setdefault("port", str(getattr(self._port.getHost(), "port", "")))
-        service = self._service = RegisteredService(
-            self._client, self._options["id"], self._options["heartbeat-timeout"], self._options["tags"], metadata
+        service = self._service = dummy.service = RegisteredService(
+            self._client, options["id"], options["heartbeat-timeout"], options["tags"], metadata
         )
-        dummy.service = service
         service.startService()
         say(f"Registering service {service.serviceId} …")
         await service.whenRegistered()
@@ -172,7 +160,10 @@ class AgentProcess(Service):
     async def _listen(self, dummy: _Dummy) -> IListeningPort:
         description = self._options["listen"]
         try:
-            port: IListeningPort = await serverFromString(self._reactor, description).listen(_quietSite(dummy))
+            site = Site(dummy)
+            # Requests to the dummy are not worth a line in the log.
+            site.log = lambda request: None  # type: ignore[method-assign]  # Site has no other switch for it
+            port: IListeningPort = await serverFromString(self._reactor, description).listen(site)
         except Exception as error:
             raise StartFailed(f"can't listen on {description}: {error}") from None
         return port
@@ -187,7 +178,11 @@ class AgentProcess(Service):
         endProcess(self._reactor, f"twistd service-registry-agent: {reason}")
 
     @returnsDeferred
-    async def _stop(self) -> None:
+    async def stopService(self) -> None:
+        """Fires when everything has stopped."""
+        Service.stopService(self)
+        if self._hangup is not None:
+            self._hangup.stop()
         starting, self._starting = self._starting, None
         if self._service is not None:
             await self._service.stopService()
@@ -211,7 +206,6 @@ class _Dummy(Resource):
         self.service: RegisteredService | None = None
 
     def render_GET(self, request: Request) -> bytes:
-        """The state as JSON."""
         request.setHeader(b"Content-Type", b"application/json; charset=UTF-8")
         if self.service is None:
             return b"{}\n"
@@ -224,13 +218,6 @@ class _Dummy(Resource):
             "metadata": self.service.metadata,
         }
         return json.dumps(state, ensure_ascii=False).encode() + b"\n"
-
-
-def _quietSite(resource: Resource) -> Site:
-    site = Site(resource)
-    # Requests to the dummy are not worth a line in the log.
-    site.log = lambda request: None  # type: ignore[method-assign]  # Site has no other switch for it
-    return site
 
 
 def _curlLines(settings: Settings) -> str:
@@ -280,7 +267,6 @@ def _pythonLines(dataDir: str | None, serviceId: str) -> str:
 
 
 def makeService(options: Options) -> IService:
-    """What twistd calls."""
     from twisted.internet import reactor
 
     useMonotonic(reactor)
@@ -292,7 +278,6 @@ def makeService(options: Options) -> IService:
         raise SystemExit(f"twistd service-registry-agent: {error}") from None
     registry = None
     if ownRegistry:
-        registry = RegistryService(
-            reactor, dataDir=options["data-dir"], store="sqlite", endpoints=[options["registry-listen"]]
-        )
+        endpoints = [options["registry-listen"]]
+        registry = RegistryService(reactor, dataDir=options["data-dir"], store="sqlite", endpoints=endpoints)
     return AgentProcess(reactor, options, registry)

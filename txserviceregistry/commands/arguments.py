@@ -15,7 +15,10 @@ from .outcome import UsageError, typeOf, undecodable
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Reports wrong usage in one line."""
+    """Reports wrong usage in one line, and keeps the lines of its texts."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see: {self.prog.split()[0]} --help)")
@@ -25,11 +28,9 @@ class ArgumentParser(argparse.ArgumentParser):
         (file or sys.stderr).write(message)
 
     def addVersion(self) -> None:
-        """Add ``--version``."""
         self.add_argument("--version", action="version", version=f"{self.prog} {__version__}")
 
     def addDataDir(self) -> None:
-        """Add ``--data-dir``."""
         self.add_argument(
             "--data-dir", dest="dataDir", type=typeOf(_folder), metavar="DIR", help="the registry's data directory"
         )

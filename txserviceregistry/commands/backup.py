@@ -6,7 +6,6 @@ Run by root, it becomes the data directory's owner first.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sqlite3
 import sys
@@ -49,17 +48,11 @@ directory's owner, who must be able to write or read FILE.
 
 
 def main() -> int:
-    """The console script; returns the exit code."""
     return runConsole(_NAME, _run)
 
 
 def _run() -> int:
-    parser = ArgumentParser(
-        prog=_NAME,
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ArgumentParser(prog=_NAME, description=_DESCRIPTION, epilog=_EXAMPLES)
     parser.addVersion()
     parser.addDataDir()
     parser.add_argument("--restore", action="store_true", help="replace the store by FILE")

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 from twisted.application.service import IService, MultiService
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.defer import gatherResults, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 
@@ -67,8 +67,6 @@ def _domain(text: str) -> Any:
 
 
 class Options(TableOptions):
-    """The options of ``twistd service-registry-dns``."""
-
     command = "service-registry-dns"
     synopsis = "[--listen udp:PORT] [--listen tcp:PORT] [--domain NAME] [--config FILE] [options]"
     longdesc = (
@@ -89,7 +87,6 @@ class Options(TableOptions):
     )
 
     def postOptions(self) -> None:
-        """Set and complete the values."""
         TableOptions.postOptions(self)
         self["listen"] = self["listen"] or [Listener("udp", 8600), Listener("tcp", 8600)]
 
@@ -142,18 +139,13 @@ class DnsProcess(MultiService):
         return port
 
     @returnsDeferred
-    async def _stop(self) -> None:
+    async def stopService(self) -> None:
         await gatherResults([maybeDeferred(port.stopListening) for port in self._ports])
         await MultiService.stopService(self)
         await self._client.close()
 
-    def stopService(self) -> Deferred[None]:
-        """Fires when nothing is left on the reactor."""
-        return self._stop()
-
 
 def makeService(options: Options) -> IService:
-    """What twistd calls."""
     from twisted.internet import reactor
 
     from ..dns.view import View
@@ -165,8 +157,6 @@ def makeService(options: Options) -> IService:
         raise SystemExit(f"twistd service-registry-dns: {error}") from None
     useMonotonic(reactor)
     client = Client(reactor=reactor, settings=settings)
-    directory = Directory(client, path=options["cache"])
-    view = View(
-        directory, Zone(options["domain"], int(options["ttl"])), client.clock, options["panic-threshold"], settle
-    )
+    directory, zone = Directory(client, path=options["cache"]), Zone(options["domain"], int(options["ttl"]))
+    view = View(directory, zone, client.clock, options["panic-threshold"], settle)
     return DnsProcess(reactor, client, view, options["listen"])

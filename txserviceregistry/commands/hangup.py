@@ -34,7 +34,6 @@ class Hangup:
         self._terminal = None if outlives else next(filter(os.isatty, _STREAMS), None)
 
     def stop(self) -> None:
-        """Restore the previous handler."""
         signal.signal(signal.SIGHUP, self._previous)
 
     def _taken(self) -> None:

@@ -68,7 +68,6 @@ class Watchdog:
             )
 
     def stop(self) -> None:
-        """End."""
         if self._loop.running:
             self._loop.stop()
 

@@ -81,14 +81,12 @@ class TableOptions(OneLineOptions):
     opt_c = opt_config
 
     def give(self, option: Option, text: str) -> None:
-        """Take a value from the command line."""
         values = self._given.setdefault(option.name, [])
         if not option.isRepeatable:
             values.clear()
         values.append(text)
 
     def postOptions(self) -> None:
-        """Set each option's value."""
         inFile = self._inFile()
         self.given = frozenset({*self._given, *inFile})
         for option in self.table:

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import InvalidSettings
 from ..settings import Settings, readSettings
 
-# The options, by the names that the settings have for them.
+# The settings that a program has options for.
 _OPTIONS = {
     "username": "--username",
     "apiKey": "--api-key",
@@ -18,7 +18,7 @@ _OPTIONS = {
 }
 
 
-def settingsOf(given: Mapping[str, str | None]) -> Settings:
+def settingsOf(given: Mapping[str, Any]) -> Settings:
     """
     :param given: the values of options, by the names that the settings have for them.
     :raises InvalidSettings: if a setting is wrong, or there are no credentials. Its text names the options.

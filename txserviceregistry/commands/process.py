@@ -114,6 +114,5 @@ class OneLineOptions(usage.Options):
         raise SystemExit(0)
 
     def parseArgs(self, *rest: str) -> None:
-        """Refuse arguments that are not options."""
         if rest:
             raise usage.UsageError(f"unexpected argument {rest[0]!r}")

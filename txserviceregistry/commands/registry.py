@@ -76,8 +76,6 @@ def _logTarget(text: str) -> str | None:
 
 
 class Options(TableOptions):
-    """The options of ``twistd service-registry``."""
-
     command = "service-registry"
     synopsis = "[--listen ENDPOINT]… [--data-dir DIR] [--config FILE] [options]"
     longdesc = (
@@ -115,7 +113,6 @@ class Options(TableOptions):
     )
 
     def postOptions(self) -> None:
-        """Set and complete the values."""
         TableOptions.postOptions(self)
         self["data-dir"] = self["data-dir"] or defaultDataDir()
         checkStore(self["store"], self.given)
@@ -148,11 +145,7 @@ class RegistryProcess(Service):
     name = "service-registry"
 
     def __init__(
-        self,
-        reactor: Any,
-        registry: RegistryService,
-        etcd: EtcdFactory | None = None,
-        observer: ILogObserver | None = None,
+        self, reactor: Any, registry: RegistryService, etcd: EtcdFactory | None, observer: ILogObserver | None
     ) -> None:
         self.registry = registry
         self._observer = observer
@@ -169,14 +162,12 @@ class RegistryProcess(Service):
         Service.setServiceParent(self, parent)
 
     def startService(self) -> None:
-        """Start the registry."""
         Service.startService(self)
         self._hangup.start()
         self.registry.startService()
         self.registry.whenListening().addCallbacks(self._listening, self._failed)
 
     def stopService(self) -> Deferred[None]:
-        """Fires when the registry has stopped."""
         Service.stopService(self)
         self._notifier.send("STOPPING=1")
         self._watchdog.stop()
@@ -205,7 +196,6 @@ class RegistryProcess(Service):
 
 
 def makeService(options: Options) -> IService:
-    """What twistd calls."""
     from twisted.internet import reactor
 
     useMonotonic(reactor)
@@ -221,10 +211,11 @@ def makeService(options: Options) -> IService:
         streamsPerTenant=options["max-streams-per-tenant"],
     )
     raiseFileLimit(connectionLimits)
+    store = options["store"]
     registry = RegistryService(
         reactor,
         dataDir=options["data-dir"],
-        store=options["store"],
+        store=store,
         endpoints=options["listen"],
         limits=ResourceLimits(options["max-services"], options["max-configuration-values"], options["max-locks"]),
         locks=LockOptions(options["fence-from"], options["no-locks-for"]),
@@ -238,5 +229,4 @@ def makeService(options: Options) -> IService:
         auditLog=options["audit-log"],
         consoleNames=options["console-host"] or () if options["console"] == "on" else None,
     )
-    store = options["store"]
     return RegistryProcess(reactor, registry, store if isinstance(store, EtcdFactory) else None, options.observer)

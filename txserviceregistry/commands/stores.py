@@ -94,27 +94,21 @@ def etcdStore(values: Mapping[str, Any], reactor: Any) -> EtcdFactory:
     :raises twisted.python.usage.UsageError: if an option lacks another one, or a file can't be used.
     """
     user, passwordFile = values["etcd-user"], values["etcd-password-file"]
-    if (user is None) is not (passwordFile is None):
-        raise usage.UsageError("--etcd-user and --etcd-password-file require each other")
-    if (values["etcd-cert-file"] is None) is not (values["etcd-key-file"] is None):
-        raise usage.UsageError("--etcd-cert-file and --etcd-key-file require each other")
+    for one, other in (("etcd-user", "etcd-password-file"), ("etcd-cert-file", "etcd-key-file")):
+        if (values[one] is None) is not (values[other] is None):
+            raise usage.UsageError(f"--{one} and --{other} require each other")
     password = None if user is None else _passwordIn(passwordFile)
+    ca, cert, key = (values[f"etcd-{name}-file"] for name in ("ca", "cert", "key"))
     try:
-        policy = tlsPolicy(
-            caFile=values["etcd-ca-file"], certFile=values["etcd-cert-file"], keyFile=values["etcd-key-file"]
-        )
+        policy = tlsPolicy(caFile=ca, certFile=cert, keyFile=key)
     except InvalidSettings as error:
         raise usage.UsageError(str(error)) from None
     # It takes a seventh of the start of a registry, most of which have another store.
     from ..registry.stores.etcd.store import EtcdStore
 
+    credentials = None if password is None else (user, password)
     make = partial(
-        EtcdStore,
-        reactor,
-        values["etcd"],
-        prefix=values["etcd-prefix"],
-        credentials=None if password is None else (user, password),
-        policy=policy,
+        EtcdStore, reactor, values["etcd"], prefix=values["etcd-prefix"], credentials=credentials, policy=policy
     )
     return EtcdFactory(make, policy, password)
 

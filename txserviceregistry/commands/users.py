@@ -30,7 +30,6 @@ from ..registry.stores.sqlite.store import SqliteStore
 from ..util.escaping import escaped
 from .arguments import ArgumentParser, dataDirectory
 from .console import checkOutput, dropOutput, runConsole, show, tell, whyNotWritten
-from .options import Option
 from .outcome import CommandFailed, UsageError, typeOf
 from .privileges import becomeOwner
 from .running import runReactor
@@ -64,9 +63,13 @@ user changes only what matches one of the prefixes: nothing of a kind without
 any; '' matches all of a kind.
 """
 
+_ONCE = (
+    "The key is shown only now: give it to programs as these environment variables, or as username and api_key under "
+    "[credentials] in ~/.raxrc."
+)
+
 
 def main() -> int:
-    """The console script; returns the exit code."""
     return runConsole(_NAME, _run)
 
 
@@ -83,20 +86,15 @@ def _parser() -> ArgumentParser:
     where.addDataDir()
     where.add_argument("--store", choices=("sqlite", ETCD), help="the registry's store (default: sqlite)")
     for option in ETCD_OPTIONS:
+        shown = option.help[0].lower() + option.help[1:].rstrip(".")
         where.add_argument(
             f"--{option.name}",
             dest=option.name,
             type=typeOf(option.parse),
             metavar=option.name.rpartition("-")[2].upper(),
-            help=_lower(option.help) + (f" (default: {option.default})" if option.default else ""),
+            help=shown + (f" (default: {option.default})" if option.default else ""),
         )
-    parser = ArgumentParser(
-        prog=_NAME,
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[where],
-    )
+    parser = ArgumentParser(prog=_NAME, description=_DESCRIPTION, epilog=_EXAMPLES, parents=[where])
     parser.addVersion()
     actions = parser.add_subparsers(title="actions", metavar="add | update | list | remove | rotate", required=True)
     for name, work, help in (
@@ -111,9 +109,7 @@ def _parser() -> ArgumentParser:
         if work is not _list:
             action.add_argument("name", metavar="NAME", help="the user's name")
         if work is _add:
-            action.add_argument(
-                "--tenant", metavar="ID", default=None, help="number of the tenant (default: an unused one)"
-            )
+            action.add_argument("--tenant", metavar="ID", help="number of the tenant (default: an unused one)")
         if work in (_add, _update):
             _addRole(action, isRequired=work is _update)
     return parser
@@ -137,10 +133,6 @@ def _addRole(action: ArgumentParser, *, isRequired: bool) -> None:
             default=[],
             help=f"limit changes to {matching}; repeatable",
         )
-
-
-def _lower(sentence: str) -> str:
-    return sentence[0].lower() + sentence[1:].rstrip(".")
 
 
 # -- what is done
@@ -179,9 +171,6 @@ class _Users:
         return found if hashes and keyMatches(key, hashes[0]) else None
 
 
-_Work = Callable[[_Users, argparse.Namespace], Awaitable[None]]
-
-
 def _perform(options: argparse.Namespace) -> None:
     from twisted.internet import reactor as installed
 
@@ -190,11 +179,12 @@ def _perform(options: argparse.Namespace) -> None:
     # Errors are raised, and not logged.
     globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
     directory = dataDirectory(options)
-    work: _Work = options.work
+    work: Callable[[_Users, argparse.Namespace], Awaitable[None]] = options.work
     given = vars(options)
     kind = given.get("store", "sqlite")
     isShared = kind == ETCD
-    etcd = {each.name: given.get(each.name, _default(each)) for each in ETCD_OPTIONS}
+    defaults = {each.name: each.parse(each.default) if each.default else None for each in ETCD_OPTIONS}
+    etcd = {name: given.get(name, default) for name, default in defaults.items()}
     where = f"etcd below {etcd['etcd-prefix']}" if isShared else str(directory.path)
 
     if "role" in options:
@@ -235,10 +225,6 @@ def _perform(options: argparse.Namespace) -> None:
         raise CommandFailed(f'there is no user "{options.name}" in {where}') from None
     except (DataDirectoryError, StoreRefused, StoreUnavailable) as error:
         raise CommandFailed(str(error)) from None
-
-
-def _default(option: Option) -> Any:
-    return None if option.default is None else option.parse(option.default)
 
 
 def _findStore(directory: DataDirectory, *, mayMake: bool) -> bool:
@@ -319,12 +305,6 @@ async def _rotate(users: _Users, options: argparse.Namespace) -> None:
         "Programs that read the key from a file use the new one as soon as it is there. Restart all others: their "
         "requests are rejected, and their services expire."
     )
-
-
-_ONCE = (
-    "The key is shown only now: give it to programs as these environment variables, or as username and api_key under "
-    "[credentials] in ~/.raxrc."
-)
 
 
 @contextmanager

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import webbrowser
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...errors import NotFound
 from ..outcome import CommandFailed
 from .base import ListCommand, RaxsrCommand
 from .output import Column
 from .parser import Parser
-
-if TYPE_CHECKING:
-    from ...client import Client
 
 
 class RateLimits(ListCommand):
@@ -22,8 +18,8 @@ class RateLimits(ListCommand):
     example = "raxsr account rate-limits"
     columns = {"rate": Column("Rate"), "window": Column("Window"), "used": Column("Used"), "limit": Column("Limit")}
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        limits = await client.account.getLimits()
+    async def perform(self) -> Any:
+        limits = await self.client.account.getLimits()
         return [{"rate": path, **rate} for path, rate in limits["rate"].items()]
 
 
@@ -33,8 +29,8 @@ class ResourceLimits(ListCommand):
     example = "raxsr account resource-limits -f json"
     columns = {"resource": Column("Resource"), "limit": Column("Limit")}
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        limits = await client.account.getLimits()
+    async def perform(self) -> Any:
+        limits = await self.client.account.getLimits()
         return [{"resource": kind, "limit": limit} for kind, limit in limits["resource"].items()]
 
 
@@ -47,12 +43,12 @@ class Console(RaxsrCommand):
         shown = "only print the link, which works once and within a minute"
         parser.add_argument("--print", action="store_true", help=shown)
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> str:
+    async def perform(self) -> str:
         try:
-            link = await client.account.createConsoleLink()
+            link = await self.client.account.createConsoleLink()
         except NotFound:
             raise CommandFailed("the registry has no web console (it may be turned off with --console off)") from None
-        if parsed.print:
+        if self.parsed.print:
             return link["href"]
         if webbrowser.open(link["href"]):
             return "The console is open in the browser"

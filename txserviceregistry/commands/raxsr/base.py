@@ -49,11 +49,9 @@ class Program:
         self.parser = parser
 
     def complain(self, text: str) -> None:
-        """Write an error, in one line."""
         self._write(text, quiet=False)
 
     def note(self, text: str) -> None:
-        """Write something that is good to know and not a result."""
         self._write(text, quiet=self.options.quiet)
 
     def _write(self, text: str, quiet: bool) -> None:
@@ -72,7 +70,12 @@ class RaxsrCommand:
     :ivar idOf: what its ID is, for the help, if it has one.
     :ivar kind: what the ID names, for the error when the registry does not have it.
     :ivar paged: what the pages of its result have, for ``--limit``, ``--all`` and ``--marker``.
+    :ivar parsed: its arguments.
+    :ivar client: a client, while :meth:`perform` runs.
     """
+
+    parsed: argparse.Namespace
+    client: Client
 
     example = ""
     idOf = ""
@@ -85,10 +88,10 @@ class RaxsrCommand:
     def addArguments(self, parser: Parser) -> None:
         """Add the command's arguments, after its ID, to *parser*."""
 
-    def complete(self, parsed: argparse.Namespace) -> None:
+    def complete(self) -> None:
         """Check and complete the arguments; raises :class:`UsageError`."""
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+    async def perform(self) -> Any:
         """
         Send the command's requests.
 
@@ -102,7 +105,6 @@ class RaxsrCommand:
         return cleandoc(cls.__doc__ or "")
 
     def parser(self, name: str) -> Parser:
-        """The parser of the command's arguments."""
         parser = Parser(
             prog=f"{NAME} {name}",
             description=self.description(),
@@ -125,33 +127,35 @@ class RaxsrCommand:
             parser.add_argument("--marker", metavar="ID", help="begin at the one with this id")
         return parser
 
-    def hasOutput(self, parsed: argparse.Namespace) -> bool:
+    def hasOutput(self) -> bool:
         """Whether the command writes to the standard output."""
         return not self.program.options.quiet
 
-    def run(self, parsed: argparse.Namespace) -> int | None:
+    def run(self) -> int | None:
         """Run the command, and return its exit code; ``None`` for 0."""
-        self.say(self.ask(parsed))
+        self.say(self.ask())
         return None
 
-    def ask(self, parsed: argparse.Namespace) -> Any:
+    def ask(self) -> Any:
         """Run the reactor for as long as :meth:`perform` takes, and return its result."""
         # This import takes most of the time of a start.
         from .running import withClient
 
-        options = self.program.options
-        self.progress = Progress(sys.stderr.isatty() and not options.quiet)
+        async def work(client: Client) -> Any:
+            self.client = client
+            return await self.perform()
+
+        self.progress = Progress(sys.stderr.isatty() and not self.program.options.quiet)
         try:
-            return withClient(options, lambda client: self.perform(client, parsed), self.program.log)
+            return withClient(self.program.options, work, self.program.log)
         except NotFound:
             if not self.kind:
                 raise
-            raise CommandFailed(f'there is no {self.kind} "{parsed.id}"') from None
+            raise CommandFailed(f'there is no {self.kind} "{self.parsed.id}"') from None
         finally:
             self.progress.done()
 
     def say(self, text: str) -> None:
-        """Confirm what was done."""
         if not self.program.options.quiet:
             print(escaped(text))
 
@@ -210,29 +214,29 @@ class _Displaying(RaxsrCommand):
                 direction.add_argument(f"--sort-{each}", action="store_const", dest="order", const=each, help=shown)
         return parser
 
-    def hasOutput(self, parsed: argparse.Namespace) -> bool:
+    def hasOutput(self) -> bool:
         return True
 
-    def run(self, parsed: argparse.Namespace) -> int | None:
-        if parsed.formatter != "table":
+    def run(self) -> int | None:
+        if self.parsed.formatter != "table":
             useUTF8()
-        asked = {self.named(word) for word in parsed.columns}
-        if not asked and parsed.formatter == "value" and self.alone is not None:
+        asked = {self.named(word) for word in self.parsed.columns}
+        if not asked and self.parsed.formatter == "value" and self.alone is not None:
             asked = {self.alone}
         self.chosen = [name for name in self.columns if name in asked or not asked]
-        self.headings = [self.columns[name].heading if parsed.formatter in FOR_PEOPLE else name for name in self.chosen]
+        self.headings = [
+            self.columns[name].heading if self.parsed.formatter in FOR_PEOPLE else name for name in self.chosen
+        ]
         # Columns that are chosen are not left out.
-        parsed.importance = [] if asked else [self.columns[name].heading for name in self.important]
-        parsed.note = self.program.note
-        self.show(parsed)
+        self.parsed.importance = [] if asked else [self.columns[name].heading for name in self.important]
+        self.parsed.note = self.program.note
+        self.show()
         return None
 
-    def show(self, parsed: argparse.Namespace) -> None:
-        """Show the result."""
+    def show(self) -> None:
         raise NotImplementedError
 
     def named(self, word: str) -> str:
-        """The name of the column with this name or heading, in any case."""
         for name, column in self.columns.items():
             if _simplified(word) in (name, _simplified(column.heading)):
                 return name
@@ -240,11 +244,9 @@ class _Displaying(RaxsrCommand):
         raise UsageError(f"unknown column {word!r}{hint} Choose from: {', '.join(self.columns)}")
 
     def cell(self, record: Mapping[str, Any], name: str) -> Any:
-        """A cell of something that the registry has."""
         return self.columns[name].cell(record[name])
 
     def row(self, record: Mapping[str, Any]) -> list[Any]:
-        """The cells of the columns that are shown."""
         return [self.cell(record, name) for name in self.chosen]
 
 
@@ -257,23 +259,23 @@ class ListCommand(_Displaying):
 
     isSortable = True
 
-    def show(self, parsed: argparse.Namespace) -> None:
-        names = [self.named(word) for word in parsed.sortColumns]
-        records = list(self.ask(parsed))
+    def show(self) -> None:
+        names = [self.named(word) for word in self.parsed.sortColumns]
+        records = list(self.ask())
         for name in reversed(names):
 
             def rank(record: Mapping[str, Any], name: str = name) -> Any:
                 cell = self.cell(record, name)
                 return cell is None, cell
 
-            records.sort(key=rank, reverse=parsed.order == "descending")
-        write(parsed.formatter, self.headings, list(map(self.row, records)), sys.stdout, parsed)
+            records.sort(key=rank, reverse=self.parsed.order == "descending")
+        write(self.parsed.formatter, self.headings, list(map(self.row, records)), sys.stdout, self.parsed)
 
-    async def onePageOrAll(self, parsed: argparse.Namespace, page: _Page) -> list[Any]:
+    async def onePageOrAll(self, page: _Page) -> list[Any]:
         """The values of one page, or of all, as the options say."""
-        if parsed.all:
-            return [value async for value in self.allPages(self.paged, page, parsed.marker)]
-        one = await page(parsed.marker, parsed.limit)
+        if self.parsed.all:
+            return [value async for value in self.allPages(self.paged, page, self.parsed.marker)]
+        one = await page(self.parsed.marker, self.parsed.limit)
         following = one["metadata"]["next_marker"]
         if following is not None:
             more = f"--all shows all, --marker {following} shows the next page"
@@ -284,8 +286,8 @@ class ListCommand(_Displaying):
 class ShowCommand(_Displaying):
     """A command that shows one object: :meth:`perform` returns its record."""
 
-    def show(self, parsed: argparse.Namespace) -> None:
-        write(parsed.formatter, self.headings, [self.row(self.ask(parsed))], sys.stdout, parsed, isOne=True)
+    def show(self) -> None:
+        write(self.parsed.formatter, self.headings, [self.row(self.ask())], sys.stdout, self.parsed, isOne=True)
 
 
 class FollowCommand(_Displaying):
@@ -293,13 +295,13 @@ class FollowCommand(_Displaying):
 
     formats = FOLLOWED_FORMATS
 
-    def show(self, parsed: argparse.Namespace) -> None:
-        self.ask(parsed)
+    def show(self) -> None:
+        self.ask()
 
-    def writer(self, parsed: argparse.Namespace) -> Callable[[Mapping[str, Any]], None]:
+    def writer(self) -> Callable[[Mapping[str, Any]], None]:
         """Write what comes before the first row; the result writes a record."""
         widths = {column.heading: column.width for column in self.columns.values()}
-        writeRow = rowWriter(parsed.formatter, self.headings, widths, sys.stdout, parsed)
+        writeRow = rowWriter(self.parsed.formatter, self.headings, widths, sys.stdout, self.parsed)
         return lambda record: writeRow(self.row(record))
 
 
@@ -323,7 +325,6 @@ class Progress:
         self._width = 0
 
     def show(self, text: str) -> None:
-        """Show *text*, unless it is too early."""
         now = time.monotonic()
         if self._enabled and now >= self._next:
             self._next = now + _REFRESH
@@ -331,7 +332,6 @@ class Progress:
             self._width = len(text)
 
     def done(self) -> None:
-        """Remove the line."""
         if self._width:
             print(f"\r{' ' * self._width}\r", end="", file=sys.stderr, flush=True)
             self._width = 0

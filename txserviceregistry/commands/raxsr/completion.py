@@ -38,14 +38,14 @@ class Complete(RaxsrCommand):
     def addArguments(self, parser: Parser) -> None:
         parser.add_argument("--shell", choices=("bash", "zsh"), default="bash", help="the shell (default: bash)")
 
-    def run(self, parsed: argparse.Namespace) -> int | None:
+    def run(self) -> int | None:
         import shtab
 
         common = self.program.parser
         parser = argparse.ArgumentParser(NAME, parents=[_withFiles(common)], add_help=False)
         self._addCommands(parser, [common])
-        script = shtab.complete(parser, parsed.shell)
-        sys.stdout.write(_ZSH.replace("@SCRIPT@", script) if parsed.shell == "zsh" else f"{script}\n")
+        script = shtab.complete(parser, self.parsed.shell)
+        sys.stdout.write(_ZSH.replace("@SCRIPT@", script) if self.parsed.shell == "zsh" else f"{script}\n")
         return None
 
     def _addCommands(self, parser: argparse.ArgumentParser, common: list[argparse.ArgumentParser]) -> None:

@@ -42,7 +42,6 @@ _BELOW = "only values below this namespace, such as /production/cassandra"
 
 
 def addNamespace(parser: argparse._ActionsContainer, *, required: bool = False, help: str = _BELOW) -> None:
-    """Add ``--namespace``."""
     parser.add_argument("--namespace", metavar="NAMESPACE", type=_namespace, required=required, help=help)
 
 
@@ -77,8 +76,8 @@ class List(ListCommand):
     def addArguments(self, parser: Parser) -> None:
         addNamespace(parser)
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        return await self.onePageOrAll(parsed, _pages(client, parsed.namespace))
+    async def perform(self) -> Any:
+        return await self.onePageOrAll(_pages(self.client, self.parsed.namespace))
 
 
 class Get(ShowCommand):
@@ -93,14 +92,14 @@ class Get(ShowCommand):
     def addArguments(self, parser: Parser) -> None:
         parser.add_argument("--etag", action="store_true", help="show the value's tag, too, for --if-match")
 
-    def complete(self, parsed: argparse.Namespace) -> None:
-        if parsed.etag:
+    def complete(self) -> None:
+        if self.parsed.etag:
             self.columns = {**COLUMNS, "etag": Column("ETag")}
             self.alone = None
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        configuration = client.configuration
-        return await (configuration.getWithEtag if parsed.etag else configuration.get)(parsed.id)
+    async def perform(self) -> Any:
+        configuration = self.client.configuration
+        return await (configuration.getWithEtag if self.parsed.etag else configuration.get)(self.parsed.id)
 
 
 class Set(RaxsrCommand):
@@ -119,20 +118,21 @@ class Set(RaxsrCommand):
         parser.add_argument("--value", metavar="VALUE", help="the value")
         _addIfMatch(parser, "set it")
 
-    def complete(self, parsed: argparse.Namespace) -> None:
-        given = list(parsed.given)
-        parsed.id, parsed.value = (
-            option if option is not None else given.pop(0) if given else None for option in (parsed.id, parsed.value)
+    def complete(self) -> None:
+        given = list(self.parsed.given)
+        self.parsed.id, self.parsed.value = (
+            option if option is not None else given.pop(0) if given else None
+            for option in (self.parsed.id, self.parsed.value)
         )
-        if parsed.id is None or parsed.value is None or given:
+        if self.parsed.id is None or self.parsed.value is None or given:
             raise UsageError("give one key and one value: raxsr configuration set KEY VALUE")
-        problem = problemOf(parsed.id, parsed.value)
+        problem = problemOf(self.parsed.id, self.parsed.value)
         if problem is not None:
-            raise CommandFailed(f"{parsed.id!r}: {problem}")
+            raise CommandFailed(f"{self.parsed.id!r}: {problem}")
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        await client.configuration.set(parsed.id, parsed.value, ifMatch=parsed.ifMatch)
-        return f'Value for key "{parsed.id}" set to "{parsed.value}"'
+    async def perform(self) -> Any:
+        await self.client.configuration.set(self.parsed.id, self.parsed.value, ifMatch=self.parsed.ifMatch)
+        return f'Value for key "{self.parsed.id}" set to "{self.parsed.value}"'
 
 
 class Remove(RaxsrCommand):
@@ -145,9 +145,9 @@ class Remove(RaxsrCommand):
     def addArguments(self, parser: Parser) -> None:
         _addIfMatch(parser, "remove it")
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        await client.configuration.remove(parsed.id, ifMatch=parsed.ifMatch)
-        return f'Configuration value "{parsed.id}" has been removed'
+    async def perform(self) -> Any:
+        await self.client.configuration.remove(self.parsed.id, ifMatch=self.parsed.ifMatch)
+        return f'Configuration value "{self.parsed.id}" has been removed'
 
 
 # -- the changes of a value
@@ -212,13 +212,13 @@ class History(ListCommand):
     important = ("old_value", "id")
     idOf = "value's key"
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        start = await firstMarker(client, time.time())
+    async def perform(self) -> Any:
+        start = await firstMarker(self.client, time.time())
         events = [
             event
             for type in _CHANGES
-            async for event in self.allPages("events", partial(client.events.list, type=type), start)
-            if _change(event)[0] == parsed.id
+            async for event in self.allPages("events", partial(self.client.events.list, type=type), start)
+            if _change(event)[0] == self.parsed.id
         ]
         events.sort(key=lambda event: ticksOf(event["id"]) or 0, reverse=True)
         return [{"new_value": None, **event, **event["payload"], "id": event["id"]} for event in events]
@@ -237,12 +237,12 @@ class Rollback(RaxsrCommand):
     def addArguments(self, parser: Parser) -> None:
         parser.add_argument("--to", required=True, metavar="EVENT-ID", help="the event, as history shows it")
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        key, values = parsed.id, client.configuration
-        page = await client.events.list(parsed.to, 1)
-        event = next((each for each in page["values"] if each["id"] == parsed.to.lower()), None)
+    async def perform(self) -> Any:
+        key, values = self.parsed.id, self.client.configuration
+        page = await self.client.events.list(self.parsed.to, 1)
+        event = next((each for each in page["values"] if each["id"] == self.parsed.to.lower()), None)
         if event is None or event["type"] not in _CHANGES or _change(event)[0] != key:
-            raise CommandFailed(f'"{parsed.to}" is not a change of "{key}". See raxsr configuration history {key}')
+            raise CommandFailed(f'"{self.parsed.to}" is not a change of "{key}". See raxsr configuration history {key}')
         _, value = _change(event)
         try:
             now: Any = await values.getWithEtag(key)

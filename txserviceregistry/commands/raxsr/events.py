@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections import deque
 from collections.abc import Callable, Collection
@@ -83,17 +82,17 @@ class List(ListCommand):
     def addArguments(self, parser: Parser) -> None:
         _addType(parser)
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        types = await _typesOf(client, parsed.type)
+    async def perform(self) -> Any:
+        types = await _typesOf(self.client, self.parsed.type)
 
         async def page(marker: str | None, limit: int | None) -> Any:
-            return await client.events.list(marker, limit, parsed.type, types=types)
+            return await self.client.events.list(marker, limit, self.parsed.type, types=types)
 
-        if parsed.all or parsed.marker is not None:
-            return (await self.onePageOrAll(parsed, page))[::-1]
+        if self.parsed.all or self.parsed.marker is not None:
+            return (await self.onePageOrAll(page))[::-1]
         # The first page has the oldest events.
         count = 0
-        newest: deque[Any] = deque(maxlen=parsed.limit or _DEFAULT_LIMIT)
+        newest: deque[Any] = deque(maxlen=self.parsed.limit or _DEFAULT_LIMIT)
         async for event in self.allPages("events", page):
             newest.append(event)
             count += 1
@@ -116,9 +115,9 @@ class Follow(FollowCommand):
         _addType(parser)
         parser.add_argument("--since", metavar="MARKER", help="begin at the event with this id (default: new events)")
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        types = await _typesOf(client, parsed.type)
-        await follow(client, types, parsed.since, self.program.note, lambda: self.writer(parsed))
+    async def perform(self) -> Any:
+        types = await _typesOf(self.client, self.parsed.type)
+        await follow(self.client, types, self.parsed.since, self.program.note, self.writer)
 
 
 async def follow(

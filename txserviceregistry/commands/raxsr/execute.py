@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import signal
 import sys
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..outcome import CommandFailed, UsageError
 from .base import RaxsrCommand
 from .configuration import addNamespace, allValues
 from .loaders import decidesWhatRuns
 from .parser import Parser
-
-if TYPE_CHECKING:
-    from ...client import Client
 
 _NOT_EXECUTABLE = 126
 
@@ -66,12 +62,12 @@ class RunningCommand(RaxsrCommand):
         parser.usage = f"%(prog)s {self.usage} -- COMMAND [ARGUMENT]…"
         parser.takesCommand = True
 
-    def hasOutput(self, parsed: argparse.Namespace) -> bool:
+    def hasOutput(self) -> bool:
         # The output is the program's.
         return False
 
-    def run(self, parsed: argparse.Namespace) -> int | None:
-        if not parsed.command:
+    def run(self) -> int | None:
+        if not self.parsed.command:
             raise UsageError("give the command to run, and its arguments, after --")
 
         # This imports Twisted, which help does not need.
@@ -79,12 +75,12 @@ class RunningCommand(RaxsrCommand):
 
         try:
             # In the user's PATH, which the values of exec may change.
-            return self.runProgram(os.path.abspath(findProgram(parsed.command[0])), parsed)
+            return self.runProgram(os.path.abspath(findProgram(self.parsed.command[0])))
         except CantStart as error:
             self.program.complain(str(error))
             return error.exitCode
 
-    def runProgram(self, program: str, parsed: argparse.Namespace) -> int:
+    def runProgram(self, program: str) -> int:
         """Run the *program*, and return its exit code."""
         raise NotImplementedError
 
@@ -111,14 +107,14 @@ class Execute(RunningCommand):
         shown = "run nothing if there are no values below the namespace"
         parser.add_argument("--require", action="store_true", help=shown)
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        return await allValues(self, client, parsed.namespace)
+    async def perform(self) -> Any:
+        return await allValues(self, self.client, self.parsed.namespace)
 
-    def runProgram(self, program: str, parsed: argparse.Namespace) -> int:
-        environment = environmentOf(parsed.namespace, self.ask(parsed), parsed.allow)
+    def runProgram(self, program: str) -> int:
+        environment = environmentOf(self.parsed.namespace, self.ask(), self.parsed.allow)
         if not environment:
-            nothing = f"there are no configuration values below {parsed.namespace}"
-            if parsed.require:
+            nothing = f"there are no configuration values below {self.parsed.namespace}"
+            if self.parsed.require:
                 raise CommandFailed(f"{nothing}. Nothing was run (--require)")
             self.program.note(f"{nothing}: the command runs without them")
         sys.stdout.flush()
@@ -127,7 +123,7 @@ class Execute(RunningCommand):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         try:
-            os.execve(program, parsed.command, {**os.environ, **environment})
+            os.execve(program, self.parsed.command, {**os.environ, **environment})
         except (OSError, ValueError) as error:
-            self.program.complain(f"{parsed.command[0]} can't be run: {getattr(error, 'strerror', None) or error}")
+            self.program.complain(f"{self.parsed.command[0]} can't be run: {getattr(error, 'strerror', None) or error}")
             return _NOT_EXECUTABLE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ from .output import Column, Metadata, Text, Timestamp
 from .parser import Parser
 
 if TYPE_CHECKING:
-    from ...client import Client
     from ...coordination import Held
 
 _COLUMNS = {
@@ -41,8 +39,8 @@ class List(ListCommand):
     important = ("holder", "acquired_at", "timeout", "fence")
     paged = "locks"
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        return await self.onePageOrAll(parsed, client.locks.list)
+    async def perform(self) -> Any:
+        return await self.onePageOrAll(self.client.locks.list)
 
 
 class Get(ShowCommand):
@@ -53,8 +51,8 @@ class Get(ShowCommand):
     idOf = "lock's name"
     kind = "lock"
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        return await client.locks.get(parsed.id)
+    async def perform(self) -> Any:
+        return await self.client.locks.get(self.parsed.id)
 
 
 class Release(RaxsrCommand):
@@ -76,19 +74,19 @@ class Release(RaxsrCommand):
         how.add_argument("--force", action="store_true", help="end another's lock")
         parser.add_argument("--now", action="store_true", help="with --force: do not wait for the holder's timeout")
 
-    def complete(self, parsed: argparse.Namespace) -> None:
-        if parsed.now and not parsed.force:
+    def complete(self) -> None:
+        if self.parsed.now and not self.parsed.force:
             raise UsageError("--now can only be given with --force")
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        name = parsed.id
-        if parsed.force:
-            await client.locks.forceRelease(name, now=parsed.now)
-            if not parsed.now:
+    async def perform(self) -> Any:
+        name = self.parsed.id
+        if self.parsed.force:
+            await self.client.locks.forceRelease(name, now=self.parsed.now)
+            if not self.parsed.now:
                 return f'Lock "{name}" takes no more heartbeats: it is free when its timeout has passed'
         else:
             with explainedToken(f'lock "{name}"'):
-                await client.locks.release(name, parsed.token)
+                await self.client.locks.release(name, self.parsed.token)
         return f'Lock "{name}" has been released'
 
 
@@ -118,28 +116,28 @@ class Lock(RunningCommand):
             help="3 to 120 (default: 15): another can hold the lock so many seconds after raxsr was killed",
         )
 
-    def runProgram(self, program: str, parsed: argparse.Namespace) -> int:
+    def runProgram(self, program: str) -> int:
         try:
-            code: int = self.ask(parsed)
+            code: int = self.ask()
         except LockHeld as error:
             holder = f" by {error.holder}" if error.holder else ""
-            self.program.complain(f'the lock "{parsed.id}" is held{holder}. The command was not run')
+            self.program.complain(f'the lock "{self.parsed.id}" is held{holder}. The command was not run')
             return _HELD
         return code
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+    async def perform(self) -> Any:
         from ...coordination import Lock
 
         try:
-            lock = Lock(client, parsed.id, parsed.timeout)
+            lock = Lock(self.client, self.parsed.id, self.parsed.timeout)
         except ValueError as error:
             raise UsageError(f"--timeout: {error}") from None
-        if parsed.wait is not None and not parsed.wait >= 0:
+        if self.parsed.wait is not None and not self.parsed.wait >= 0:
             raise UsageError("--wait must be 0 seconds or more")
-        async with await lock.acquire(0 if parsed.nonblock else parsed.wait) as held:
-            return await self._run(client, held, parsed)
+        async with await lock.acquire(0 if self.parsed.nonblock else self.parsed.wait) as held:
+            return await self._run(held)
 
-    async def _run(self, client: Client, held: Held, parsed: argparse.Namespace) -> int:
+    async def _run(self, held: Held) -> int:
         from twisted.internet.defer import CancelledError
         from twisted.internet.threads import deferToThread
 
@@ -147,15 +145,15 @@ class Lock(RunningCommand):
         from ..wrapper.process import exitCode, startChild
 
         environment = {**os.environb, b"SERVICE_REGISTRY_FENCE": str(held.fence).encode()}
-        child = startChild(parsed.command, environment, frozenset())
+        child = startChild(self.parsed.command, environment, frozenset())
         deferToThread(os.waitpid, child.pid, 0).addCallback(lambda ended: child.ended.callback(ended[1]))
         losses: list[str] = []
 
         def lost(reason: str) -> None:
             losses.append(reason)
-            self.program.complain(f'the lock "{parsed.id}" was lost: {reason}. The command is ended')
+            self.program.complain(f'the lock "{self.parsed.id}" was lost: {reason}. The command is ended')
             child.signal(signal.SIGTERM)
-            client.clock.callLater(parsed.timeout * _GRACE, child.signal, signal.SIGKILL)
+            self.client.clock.callLater(self.parsed.timeout * _GRACE, child.signal, signal.SIGKILL)
 
         held.lost.addCallback(lost)
         while True:

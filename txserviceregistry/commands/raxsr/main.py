@@ -6,7 +6,6 @@ A command's module is imported when the command is needed.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
@@ -68,7 +67,6 @@ Examples:
 
 
 def main() -> int:
-    """Run ``raxsr`` with the arguments of this process, and return the exit code."""
     return runConsole(NAME, lambda: run(sys.argv[1:]))
 
 
@@ -102,16 +100,15 @@ def _run(program: Program, words: Sequence[str]) -> int:
         program.log = _logFile(options.logFile)
         program.log(f"{NAME} {__version__}: {name}")
     command = factory(program)
-    parsed = command.parser(name).parse_args(arguments)
-    if command.hasOutput(parsed):
+    command.parsed = command.parser(name).parse_args(arguments)
+    if command.hasOutput():
         # Before anything is changed: the result could not be shown.
         checkOutput()
-    command.complete(parsed)
-    return command.run(parsed) or 0
+    command.complete()
+    return command.run() or 0
 
 
 def _globalParser() -> GlobalParser:
-    """The parser of the options of every command."""
     parser = GlobalParser(
         prog=NAME,
         usage="%(prog)s RESOURCE ACTION [OPTION]…",
@@ -170,7 +167,6 @@ def _logFile(path: str) -> Callable[[str], None]:
 
 
 def load(name: str) -> type[RaxsrCommand]:
-    """The class of a command."""
     module, _, attribute = COMMANDS[name].partition(":")
     found: type[RaxsrCommand] = getattr(importlib.import_module(f".{module}", __package__), attribute)
     return found
@@ -226,8 +222,8 @@ class Help(RaxsrCommand):
     def addArguments(self, parser: Parser) -> None:
         parser.add_argument("words", nargs="*", metavar="COMMAND", help="a command, or its first word")
 
-    def run(self, parsed: argparse.Namespace) -> int | None:
-        words = parsed.words
+    def run(self) -> int | None:
+        words = self.parsed.words
         if not words:
             options = self.program.parser.format_help()
             sys.stdout.write(f"{options}\ncommands:\n{_summaries(list(COMMANDS))}\n\n{_MORE}")

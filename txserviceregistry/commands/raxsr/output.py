@@ -64,7 +64,6 @@ class Text:
         return str(self.flat())
 
     def human(self) -> str:
-        """The value for people."""
         return self.flat() or ""
 
     def __lt__(self, other: Text) -> bool:
@@ -283,7 +282,6 @@ FOR_PEOPLE = ("table", "html")
 
 
 def addFormats(parser: argparse.ArgumentParser) -> None:
-    """Add the options of single formats."""
     table = parser.add_argument_group("table formatter")
     table.add_argument("--max-width", type=int, default=0, metavar="N", help="fit tables into so many characters")
     table.add_argument("--fit-width", action="store_true", help="fit tables into the terminal, also in a pipe")

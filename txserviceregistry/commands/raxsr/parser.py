@@ -52,7 +52,6 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unexpected argument {unknown[0]!r}{hint}")
 
     def error(self, message: str) -> NoReturn:
-        """:raises UsageError: always."""
         end = "" if message.endswith("?") else "."
         raise UsageError(f"{message}{end} See {self.prog} --help")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...errors import NotFound, ServiceExists
 from ...util.fields import ID_RULE
@@ -14,9 +14,6 @@ from ..outcome import CommandFailed, UsageError
 from .base import ListCommand, RaxsrCommand, ShowCommand, explainedToken
 from .output import Column, Metadata, Tags, Text, Timestamp
 from .parser import Parser
-
-if TYPE_CHECKING:
-    from ...client import Client
 
 COLUMNS = {
     "id": Column("Service ID"),
@@ -78,10 +75,10 @@ class List(ListCommand):
     def addArguments(self, parser: Parser) -> None:
         parser.add_argument("--tag", metavar="TAG", help="only services with this tag")
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        services = client.services
-        page = services.list if parsed.tag is None else partial(services.listForTag, parsed.tag)
-        return await self.onePageOrAll(parsed, page)
+    async def perform(self) -> Any:
+        services = self.client.services
+        page = services.list if self.parsed.tag is None else partial(services.listForTag, self.parsed.tag)
+        return await self.onePageOrAll(page)
 
 
 class Get(ShowCommand):
@@ -92,8 +89,8 @@ class Get(ShowCommand):
     idOf = "service's id"
     kind = "service"
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        return await client.services.get(parsed.id)
+    async def perform(self) -> Any:
+        return await self.client.services.get(self.parsed.id)
 
 
 class Create(ShowCommand):
@@ -111,13 +108,13 @@ class Create(ShowCommand):
     def addArguments(self, parser: Parser) -> None:
         _addFields(parser, 30)
 
-    def complete(self, parsed: argparse.Namespace) -> None:
-        parsed.fields = _fields(parsed)
+    def complete(self) -> None:
+        self.fields: dict[str, Any] = _fields(self.parsed)
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        id, timeout = parsed.id, parsed.heartbeatTimeout
+    async def perform(self) -> Any:
+        id, timeout = self.parsed.id, self.parsed.heartbeatTimeout
         try:
-            body, _ = await client.services.create(id, timeout, parsed.fields)
+            body, _ = await self.client.services.create(id, timeout, self.fields)
         except ServiceExists:
             raise CommandFailed(
                 f'the service "{id}" already exists. Choose another id, remove it, or wait until it expires'
@@ -141,9 +138,9 @@ class Heartbeat(ShowCommand):
         shown = "the token that its creation or last heartbeat has shown"
         parser.add_argument("--token", required=True, metavar="TOKEN", help=shown)
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        with explainedToken(f'service "{parsed.id}"'):
-            return {"id": parsed.id, **await client.services.heartbeat(parsed.id, parsed.token)}
+    async def perform(self) -> Any:
+        with explainedToken(f'service "{self.parsed.id}"'):
+            return {"id": self.parsed.id, **await self.client.services.heartbeat(self.parsed.id, self.parsed.token)}
 
 
 class Update(RaxsrCommand):
@@ -169,36 +166,36 @@ class Update(RaxsrCommand):
         ):
             parser.add_argument(option, action="append", default=[], metavar=metavar, help=what)
 
-    def complete(self, parsed: argparse.Namespace) -> None:
-        parsed.fields = _fields(parsed)
-        if parsed.heartbeatTimeout is not None:
-            parsed.fields["heartbeat_timeout"] = parsed.heartbeatTimeout
-        parsed.amendments = {
-            "tags": (_words(parsed.add_tags), _words(parsed.remove_tags)),
-            "metadata": (_pairs("--add-metadata", parsed.add_metadata), _words(parsed.remove_metadata)),
+    def complete(self) -> None:
+        self.fields: dict[str, Any] = _fields(self.parsed)
+        if self.parsed.heartbeatTimeout is not None:
+            self.fields["heartbeat_timeout"] = self.parsed.heartbeatTimeout
+        self.amendments: dict[str, tuple[Any, Any]] = {
+            "tags": (_words(self.parsed.add_tags), _words(self.parsed.remove_tags)),
+            "metadata": (_pairs("--add-metadata", self.parsed.add_metadata), _words(self.parsed.remove_metadata)),
         }
-        for name, (added, removed) in list(parsed.amendments.items()):
+        for name, (added, removed) in list(self.amendments.items()):
             both = sorted(set(added) & set(removed))
             if both:
                 raise UsageError(f"--add-{name} and --remove-{name} both name {both[0]!r}")
             if not added and not removed:
-                del parsed.amendments[name]
-            elif name in parsed.fields:
+                del self.amendments[name]
+            elif name in self.fields:
                 raise UsageError(f"--{name} replaces all: it can't be given with --add-{name} or --remove-{name}")
-        if not parsed.fields and not parsed.amendments:
+        if not self.fields and not self.amendments:
             raise UsageError("nothing to change: give --heartbeat-timeout, --tags or --metadata")
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        changes = dict(parsed.fields)
-        service: Any = await client.services.get(parsed.id) if parsed.amendments else None
-        for name, (added, removed) in parsed.amendments.items():
+    async def perform(self) -> Any:
+        changes = dict(self.fields)
+        service: Any = await self.client.services.get(self.parsed.id) if self.amendments else None
+        for name, (added, removed) in self.amendments.items():
             present = service[name]
             if name == "tags":
                 changes[name] = [tag for tag in dict.fromkeys([*present, *added]) if tag not in removed]
             else:
                 changes[name] = {key: value for key, value in {**present, **added}.items() if key not in removed}
-        await client.services.update(parsed.id, changes)
-        return f'Service "{parsed.id}" has been updated'
+        await self.client.services.update(self.parsed.id, changes)
+        return f'Service "{self.parsed.id}" has been updated'
 
 
 class Remove(RaxsrCommand):
@@ -208,9 +205,9 @@ class Remove(RaxsrCommand):
     idOf = "service's id"
     kind = "service"
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        await client.services.remove(parsed.id)
-        return f'Service "{parsed.id}" has been removed'
+    async def perform(self) -> Any:
+        await self.client.services.remove(self.parsed.id)
+        return f'Service "{self.parsed.id}" has been removed'
 
 
 class Drain(RaxsrCommand):
@@ -231,21 +228,21 @@ class Drain(RaxsrCommand):
         shown = "up again after this time: 90s, 10m, 24h, up to 30d"
         parser.add_argument("--for", dest="duration", metavar="TIME", help=shown)
 
-    def complete(self, parsed: argparse.Namespace) -> None:
-        parsed.seconds = None
-        if parsed.duration is not None:
+    def complete(self) -> None:
+        self.seconds: int | None = None
+        if self.parsed.duration is not None:
             try:
-                parsed.seconds = math.ceil(parseDuration(parsed.duration, "1s", "30d"))
+                self.seconds = math.ceil(parseDuration(self.parsed.duration, "1s", "30d"))
             except ValueError as error:
                 raise UsageError(f"--for: {error}") from None
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+    async def perform(self) -> Any:
         try:
-            await client.services.setState(parsed.id, self.state, parsed.reason, expiresIn=parsed.seconds)
+            await self.client.services.setState(self.parsed.id, self.state, self.parsed.reason, expiresIn=self.seconds)
         except NotFound:
             raise CommandFailed(_NO_STATES) from None
-        limit = "" if parsed.duration is None else f" for {parsed.duration}"
-        return f'Service "{parsed.id}" {self.done}{limit}'
+        limit = "" if self.parsed.duration is None else f" for {self.parsed.duration}"
+        return f'Service "{self.parsed.id}" {self.done}{limit}'
 
 
 class Out(Drain):
@@ -282,8 +279,8 @@ class States(ListCommand):
     important = ("state", "reason", "expires_at")
     paged = "states"
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+    async def perform(self) -> Any:
         try:
-            return await self.onePageOrAll(parsed, client.services.listStates)
+            return await self.onePageOrAll(self.client.services.listStates)
         except NotFound:
             raise CommandFailed(_NO_STATES) from None

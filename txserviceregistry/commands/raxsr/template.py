@@ -14,7 +14,6 @@ from .base import RaxsrCommand
 from .parser import Parser
 
 if TYPE_CHECKING:
-    from ...client import Client
     from ...templates.keeper import Job
 
 _DEFAULT_WAIT = "1s:10s"
@@ -68,27 +67,29 @@ class Template(RaxsrCommand):
         shown = "render a template also if a tag in it has no service left"
         parser.add_argument("--allow-empty", action="store_true", help=shown)
 
-    def hasOutput(self, parsed: argparse.Namespace) -> bool:
-        return bool(parsed.dry_run)
+    def hasOutput(self) -> bool:
+        return bool(self.parsed.dry_run)
 
-    def complete(self, parsed: argparse.Namespace) -> None:
-        if len(parsed.check) > 1 and len(parsed.check) != len(parsed.templates):
+    def complete(self) -> None:
+        if len(self.parsed.check) > 1 and len(self.parsed.check) != len(self.parsed.templates):
             raise UsageError("give one --check, or one for each template")
 
-    def run(self, parsed: argparse.Namespace) -> int | None:
-        self.ask(parsed)
+    def run(self) -> int | None:
+        self.ask()
         return None
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+    async def perform(self) -> Any:
         # Help does not need these, which take a while.
         from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
         from ...templates.keeper import TemplateKeeper
         from ...templates.rendering import TemplateFailed
 
-        quiet, longest = parsed.wait
-        jobs = _jobs(parsed)
-        keeper = TemplateKeeper(client, jobs, quiet=quiet, longest=longest, panicThreshold=parsed.panic_threshold)
+        quiet, longest = self.parsed.wait
+        jobs = _jobs(self.parsed)
+        keeper = TemplateKeeper(
+            self.client, jobs, quiet=quiet, longest=longest, panicThreshold=self.parsed.panic_threshold
+        )
 
         def observe(event: LogEvent) -> None:
             level = event.get("log_level", LogLevel.info)
@@ -99,7 +100,7 @@ class Template(RaxsrCommand):
         observer: Any = observe
         globalLogPublisher.addObserver(observer)
         try:
-            await (keeper.once() if parsed.once or parsed.dry_run else keeper.run())
+            await (keeper.once() if self.parsed.once or self.parsed.dry_run else keeper.run())
         except TemplateFailed as error:
             raise CommandFailed(str(error)) from None
         finally:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...errors import ServiceRegistryError
 from ...util.escaping import escaped
@@ -18,9 +17,6 @@ from .base import RaxsrCommand
 from .configuration import addNamespace, allValues
 from .parser import Parser
 from .valuefile import FORMATS, STANDARD, formatOf, formatValues, parseValues, readText, writeText
-
-if TYPE_CHECKING:
-    from ...client import Client
 
 
 class _Transfer(RaxsrCommand):
@@ -34,14 +30,12 @@ class _Transfer(RaxsrCommand):
         parser.add_argument("--dry-run", dest="dryRun", action="store_true", help="only show what would change")
 
     def addPlace(self, parser: Parser) -> None:
-        """Add the options that select keys."""
         addNamespace(parser)
 
-    def hasOutput(self, parsed: argparse.Namespace) -> bool:
-        return parsed.dryRun or super().hasOutput(parsed)
+    def hasOutput(self) -> bool:
+        return self.parsed.dryRun or super().hasOutput()
 
     def show(self, old: Mapping[str, str], new: Mapping[str, str], *, removing: bool) -> None:
-        """Show what would change."""
         for line in _differences(old, new, removing):
             print(escaped(line))
         self.say(f"Without --dry-run: {_summary(old, new, removing)}")
@@ -63,25 +57,25 @@ class Import(_Transfer):
         addNamespace(place, help="set keys without a leading slash below this namespace, such as /production/cassandra")
         place.add_argument("--root", action="store_true", help="set keys without a slash at the top, in no namespace")
 
-    def run(self, parsed: argparse.Namespace) -> int | None:
-        path = parsed.file
-        format = formatOf(path, parsed.format)
-        parsed.values = parseValues(readText(path), format, path, parsed.namespace, root=parsed.root)
-        old = self.ask(parsed)
-        if parsed.dryRun:
-            self.show(old, parsed.values, removing=False)
+    def run(self) -> int | None:
+        path = self.parsed.file
+        format = formatOf(path, self.parsed.format)
+        self.values = parseValues(readText(path), format, path, self.parsed.namespace, root=self.parsed.root)
+        old = self.ask()
+        if self.parsed.dryRun:
+            self.show(old, self.values, removing=False)
         else:
-            self.say(f"Configuration values: {_summary(old, parsed.values, False)}")
+            self.say(f"Configuration values: {_summary(old, self.values, False)}")
         return None
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        new: Mapping[str, str] = parsed.values
-        old = await allValues(self, client, parsed.namespace)
-        changes = [] if parsed.dryRun else [key for key in new if old.get(key) != new[key]]
+    async def perform(self) -> Any:
+        new: Mapping[str, str] = self.values
+        old = await allValues(self, self.client, self.parsed.namespace)
+        changes = [] if self.parsed.dryRun else [key for key in new if old.get(key) != new[key]]
         for done, key in enumerate(changes):
             self.progress.show(f"{done} of {len(changes)} values set …")
             try:
-                await client.configuration.set(key, new[key])
+                await self.client.configuration.set(key, new[key])
             except ServiceRegistryError as error:
                 raise CommandFailed(f"{error}. {done} of {len(changes)} values were set before") from None
         return old
@@ -96,17 +90,17 @@ class Export(_Transfer):
 
     example = "raxsr configuration export production.yaml --namespace /production"
 
-    def hasOutput(self, parsed: argparse.Namespace) -> bool:
-        return parsed.file == STANDARD or super().hasOutput(parsed)
+    def hasOutput(self) -> bool:
+        return self.parsed.file == STANDARD or super().hasOutput()
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        return await allValues(self, client, parsed.namespace)
+    async def perform(self) -> Any:
+        return await allValues(self, self.client, self.parsed.namespace)
 
-    def run(self, parsed: argparse.Namespace) -> int | None:
-        path = parsed.file
-        format = formatOf(path, parsed.format)
-        new = self.ask(parsed)
-        if parsed.dryRun:
+    def run(self) -> int | None:
+        path = self.parsed.file
+        format = formatOf(path, self.parsed.format)
+        new = self.ask()
+        if self.parsed.dryRun:
             old = {} if path == STANDARD or _isMissing(path) else parseValues(readText(path), format, path, None)
             self.show(old, new, removing=True)
         elif path == STANDARD:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
@@ -19,7 +18,6 @@ from .parser import Parser
 from .services import COLUMNS as SERVICE_COLUMNS
 
 if TYPE_CHECKING:
-    from ...client import Client
     from ...discovery import ConfigurationWatcher, Directory
     from ...discovery.directory import Change
 
@@ -35,29 +33,27 @@ _HOME = "\x1b[H\x1b[J"
 class _Watch(FollowCommand):
     """A command that shows what a directory or a watcher has."""
 
-    def source(self, client: Client, parsed: argparse.Namespace) -> Any:
-        """The directory or watcher."""
+    def source(self) -> Any:
         raise NotImplementedError
 
     def records(self, source: Any) -> Iterable[Mapping[str, Any]]:
-        """What it has."""
         raise NotImplementedError
 
     def follow(self, source: Any, show: _Show) -> None:
         """Let *show* be called with a record of each change."""
         raise NotImplementedError
 
-    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+    async def perform(self) -> Any:
         # A directory would retry what is wrong with the settings.
-        await client.account.getLimits()
-        source = self.source(client, parsed)
+        await self.client.account.getLimits()
+        source = self.source()
         table: _Table | None = None
-        if parsed.formatter == "table" and sys.stdout.isatty():
-            table = _Table(client, source, lambda: self._draw(source))
+        if self.parsed.formatter == "table" and sys.stdout.isatty():
+            table = _Table(self.client.clock, source, lambda: self._draw(source))
             redraw = table.redraw
             self.follow(source, lambda _: redraw())
         else:
-            self.follow(source, self.writer(parsed))
+            self.follow(source, self.writer())
         source.startService()
         try:
             await Deferred()
@@ -79,20 +75,18 @@ class _Watch(FollowCommand):
 class _Table:
     """Draws a table when something has changed, but not too often."""
 
-    def __init__(self, client: Client, source: Any, draw: Callable[[], None]) -> None:
-        self._clock = client.clock
+    def __init__(self, clock: Any, source: Any, draw: Callable[[], None]) -> None:
+        self._clock = clock
         self._source = source
         self._draw = draw
         self._next: IDelayedCall | None = None
         self._look: IDelayedCall = self._clock.callLater(0, self._looked)
 
     def redraw(self) -> None:
-        """Draw the table soon."""
         if self._next is None:
             self._next = self._clock.callLater(_REDRAW, self._drawn)
 
     def stop(self) -> None:
-        """Leave nothing on the reactor."""
         for call in (self._next, self._look):
             if call is not None and call.active():
                 call.cancel()
@@ -121,10 +115,10 @@ class Services(_Watch):
     def addArguments(self, parser: Parser) -> None:
         parser.add_argument("--tag", metavar="TAG", help="only services with this tag")
 
-    def source(self, client: Client, parsed: argparse.Namespace) -> Directory:
+    def source(self) -> Directory:
         from ...discovery import Directory
 
-        return Directory(client, parsed.tag)
+        return Directory(self.client, self.parsed.tag)
 
     def records(self, source: Directory) -> Iterable[Mapping[str, Any]]:
         return [dict(service) for service in source.services()]
@@ -150,10 +144,10 @@ class Configuration(_Watch):
     def addArguments(self, parser: Parser) -> None:
         addNamespace(parser)
 
-    def source(self, client: Client, parsed: argparse.Namespace) -> ConfigurationWatcher:
+    def source(self) -> ConfigurationWatcher:
         from ...discovery import ConfigurationWatcher
 
-        return ConfigurationWatcher(client, parsed.namespace)
+        return ConfigurationWatcher(self.client, self.parsed.namespace)
 
     def records(self, source: ConfigurationWatcher) -> Iterable[Mapping[str, Any]]:
         return [{"id": key, "value": source[key]} for key in source]

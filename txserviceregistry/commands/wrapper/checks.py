@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 from urllib.parse import SplitResult, urlsplit
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -19,11 +22,11 @@ from ...http.queueing import QueueingAgent
 from ...http.resolving import stageOf
 from ...http.tls import tlsPolicy
 from ...util.deferred import returnsDeferred
+from .process import Child, exitCode, startChild, startEnvironment
 
 #: Checks once: fires with ``True`` if the process is healthy, and fails with the reason if not.
 Probe = Callable[[], Deferred[bool]]
 
-_LOCAL = "127.0.0.1"
 # Seconds to connect, at most. The timeout of a check is shorter.
 _CONNECT_TIMEOUT = 30.0
 # Seconds to the second check, so that a program that starts fast is registered soon. Until the first pass the interval
@@ -32,6 +35,11 @@ _FIRST_INTERVAL = 0.5
 _FIRST_SHARE = 0.1
 # Checks that fail in the first seconds of a program are not logged.
 _START = 10.0
+
+# What the service manager has for the wrapped command.
+_NOT_INHERITED = (b"NOTIFY_SOCKET", b"LISTEN_PID", b"LISTEN_FDS", b"LISTEN_FDNAMES", b"WATCHDOG_PID", b"WATCHDOG_USEC")
+# Of a command's output in the log: its end.
+_LONGEST_OUTPUT = 100
 
 
 class _Disconnecting(Protocol):
@@ -49,14 +57,14 @@ def makeProbe(reactor: Any, text: str, execute: Callable[[str], Probe] | None = 
     :param execute: makes the check of ``exec:COMMAND``.
     :raises ValueError: if it is none of these.
     """
-    scheme = text.partition(":")[0].lower()
+    scheme, _, rest = text.partition(":")
     try:
-        if scheme == "tcp":
-            return _tcpProbe(reactor, text)
-        if scheme in ("http", "https"):
+        if scheme.lower() == "tcp":
+            return _tcpProbe(reactor, rest if ":" in rest else f"127.0.0.1:{rest}")
+        if scheme.lower() in ("http", "https"):
             return _httpProbe(reactor, text)
-        if scheme == "exec" and text[5:].strip() and execute is not None:
-            return execute(text[5:])
+        if scheme.lower() == "exec" and rest.strip() and execute is not None:
+            return execute(rest)
     except ValueError:
         pass
     raise ValueError(
@@ -64,11 +72,10 @@ def makeProbe(reactor: Any, text: str, execute: Callable[[str], Probe] | None = 
     )
 
 
-def _tcpProbe(reactor: Any, text: str) -> Probe:
-    rest = text.partition(":")[2]
-    parts = urlsplit("//" + (rest if ":" in rest else f"{_LOCAL}:{rest}"))
+def _tcpProbe(reactor: Any, address: str) -> Probe:
+    parts = urlsplit(f"//{address}")
     if not parts.hostname or not parts.port or parts.path or parts.username is not None:
-        raise ValueError(text)
+        raise ValueError(address)
     endpoint = endpointTo(reactor, parts.hostname, parts.port, _CONNECT_TIMEOUT)
 
     @returnsDeferred
@@ -114,6 +121,48 @@ def _httpProbe(reactor: Any, text: str) -> Probe:
     return probe
 
 
+class CommandChecks:
+    """The checks that are commands and run, each in a process group of its own. They pass if the exit code is 0."""
+
+    def __init__(self) -> None:
+        self._running: dict[int, Child] = {}
+
+    def probe(self, command: str, serviceId: str) -> Probe:
+        """A check that runs a shell *command*; when it is cancelled, its processes are killed."""
+        environment = {**startEnvironment(), b"SERVICE_REGISTRY_ID": os.fsencode(serviceId)}
+        for name in _NOT_INHERITED:
+            environment.pop(name, None)
+
+        def probe() -> Deferred[bool]:
+            # Not a pipe, which a process that the command leaves behind would keep open.
+            output = tempfile.TemporaryFile()  # noqa: SIM115  # _report closes it
+            child = startChild(["/bin/sh", "-c", command], environment, frozenset(), output=output.fileno())
+            self._running[child.pid] = child
+            checked: Deferred[bool] = Deferred(lambda _: os.killpg(child.pid, signal.SIGKILL))
+            child.ended.addCallback(_report, output, checked)
+            return checked
+
+        return probe
+
+    def ended(self, pid: int, status: int) -> None:
+        """Note that a process has ended, which may have been a check."""
+        child = self._running.pop(pid, None)
+        if child is not None:
+            child.ended.callback(status)
+
+
+def _report(status: int, output: IO[bytes], checked: Deferred[bool]) -> None:
+    with output:
+        output.seek(max(0, os.fstat(output.fileno()).st_size - 8 * _LONGEST_OUTPUT))
+        said = " ".join(output.read().decode("utf-8", "replace").split())[-_LONGEST_OUTPUT:]
+    if checked.called:
+        return
+    if status == 0:
+        checked.callback(True)
+    else:
+        checked.errback(HealthCheckFailed(f"exit code {exitCode(status)}{f': {said}' if said else ''}"))
+
+
 class Checker(HealthCheck):
     """
     Checks regularly.
@@ -155,12 +204,10 @@ class Checker(HealthCheck):
         self._checking: Deferred[None] = succeed(None)
 
     def start(self) -> None:
-        """Begin to check."""
         self._isRunning = True
         self._checking = self._checkRegularly().addErrback(lambda failure: failure.trap(CancelledError))
 
     def stop(self) -> None:
-        """Check no more."""
         # It may be called by passed(), where cancelling does not end the loop.
         self._isRunning = False
         self._checking.cancel()

@@ -12,8 +12,10 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.task import deferLater
 
 from ...api.transport import SERVICE_STATE
+from ...client import Client
 from ...errors import ServiceRegistryError
 from ...util.deferred import returnsDeferred
+from .options import Options
 from .registration import WrapperRegistration
 
 #: The reason of states that the wrapper sets. It never changes any other state.
@@ -25,8 +27,6 @@ class Drain:
     Drains a service, once.
 
     :param seconds: how long the command still serves.
-    :param timeout: the service's heartbeat timeout, in seconds.
-    :param deregister: whether to deregister the service at the end.
     :param tell: writes a line for the user.
     """
 
@@ -34,19 +34,14 @@ class Drain:
         self,
         clock: Any,
         registration: WrapperRegistration,
-        serviceId: str,
+        options: Options,
         seconds: float,
-        *,
-        timeout: int,
-        deregister: bool,
         tell: Callable[[str], None],
     ) -> None:
         self._clock = clock
         self._registration = registration
-        self._serviceId = serviceId
+        self._options = options
         self._seconds = seconds
-        self._timeout = timeout
-        self._deregister = deregister
         self._tell = tell
         self._draining: Deferred[None] | None = None
         self._isStopped = False
@@ -56,13 +51,16 @@ class Drain:
         if self._draining is None:
             self._clear().addErrback(lambda failure: failure.trap(ServiceRegistryError))
 
+    def _client(self) -> Client | None:
+        """A client of a registry that has states of services."""
+        client = self._registration.client
+        return client if client is not None and SERVICE_STATE in client.extensions else None
+
     @returnsDeferred
     async def _clear(self) -> None:
-        client = self._registration.client
-        if client is None or SERVICE_STATE not in client.extensions:
-            return
-        if (await client.services.getState(self._serviceId))["reason"] == REASON:
-            await client.services.clearState(self._serviceId)
+        client = self._client()
+        if client is not None and (await client.services.getState(self._options.serviceId))["reason"] == REASON:
+            await client.services.clearState(self._options.serviceId)
 
     def begin(self) -> Deferred[None] | None:
         """
@@ -80,7 +78,6 @@ class Drain:
         return self._draining
 
     def stop(self) -> None:
-        """Wait no longer."""
         self._isStopped = True
         if self._draining is not None:
             self._draining.cancel()
@@ -96,18 +93,18 @@ class Drain:
         try:
             if not self._isStopped:
                 await deferLater(self._clock, max(0.0, end - self._clock.seconds()))
-                if self._deregister:
+                if self._options["deregister"]:
                     await self._registration.leave()
         except CancelledError:
             pass  # it was stopped
 
     async def _announce(self) -> None:
         """Let clients find out that the service gets no new work."""
-        client = self._registration.client
-        if client is None or SERVICE_STATE not in client.extensions:
+        client = self._client()
+        if client is None:
             await self._registration.leave()
             return
-        present = await client.services.getState(self._serviceId)
+        present = await client.services.getState(self._options.serviceId)
         if present["reason"] == REASON or (present["state"] == "up" and not present["reason"]):
-            seconds = math.ceil(self._seconds) + self._timeout
-            await client.services.setState(self._serviceId, "drain", REASON, expiresIn=seconds)
+            seconds = math.ceil(self._seconds) + self._options.interval
+            await client.services.setState(self._options.serviceId, "drain", REASON, expiresIn=seconds)

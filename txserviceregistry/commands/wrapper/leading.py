@@ -18,7 +18,6 @@ class Leading:
     """
     The lock that a wrapper holds while its command runs.
 
-    :param name: the lock's name.
     :param connect: makes a client; raises :class:`~txserviceregistry.errors.InvalidSettings`.
     :param lost: called with the reason when the lock may no longer be relied on.
     """

@@ -33,7 +33,6 @@ class LogLines:
         self._told = ""
 
     def tell(self, text: str) -> None:
-        """Write a line of the wrapper's own."""
         self._told = text
         self._write(text)
 
@@ -42,7 +41,6 @@ class LogLines:
         self._isStarting = False
 
     def __call__(self, event: LogEvent) -> None:
-        """Write an event of the log, or leave it out."""
         level = event.get("log_level", LogLevel.info)
         namespace = str(event.get("log_namespace", ""))
         format = event.get("log_format")

@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Timer
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.logger import globalLogBeginner
 from twisted.python import usage
 from twisted.python.failure import Failure
@@ -27,15 +27,14 @@ from ...util.deferred import cancelWith, returnsDeferred
 from .. import console
 from ..optionsettings import settingsOf
 from ..outcome import UsageError
-from .checks import Checker, makeProbe
+from .checks import Checker, CommandChecks, makeProbe
 from .drain import Drain
-from .execcheck import CommandChecks
 from .leading import GRACE, Leading
 from .loglines import LogLines
 from .options import Options
 from .process import CantStart, Child, exitCode, findProgram, reap, startChild, startEnvironment
 from .registration import NotRegistered, ServiceSpec, WrapperRegistration, tokenFileIn
-from .relay import relayNotifications
+from .relay import NotificationRelay
 from .signals import Signals, stopUntilContinued
 
 _NAME = "service-registry-wrapper"
@@ -62,7 +61,16 @@ def tell(text: str) -> None:
 
 
 class Wrapper:
-    """One command, from before its start to after its end."""
+    """
+    One command, from before its start to after its end.
+
+    :param start: starts the command; raises :class:`~.process.CantStart`.
+    :param read: reads the settings of the registry; by default, the options come before other settings.
+    :param connect: makes a client of them.
+    :param tokenFile: the file for the heartbeat token.
+    :param tell: writes a line for the user.
+    :param held: called when the tries before the start are over, and their result has been told.
+    """
 
     def __init__(
         self,
@@ -76,39 +84,18 @@ class Wrapper:
         tell: Callable[[str], None] = tell,
         held: Callable[[], None] = lambda: None,
     ) -> None:
-        """
-        :param start: starts the command; raises :class:`~.process.CantStart`.
-        :param read: reads the settings of the registry; by default, the options come before other settings.
-        :param connect: makes a client of them.
-        :param tokenFile: the file for the heartbeat token.
-        :param tell: writes a line for the user.
-        :param held: called when the tries before the start are over, and their result has been told.
-        """
-        self._held = held
         self._clock = clock
         self._options = options
         self._start = start
         self._tell = tell
+        self._held = held
         self._holding: Deferred[None] | None = None
         self._interruption = 0
         self._child: Child | None = None
         self._aborting = False
         self._passedOn: set[int] = set()
         self._commands = CommandChecks()
-        self._checker: Checker | None = None
-        if options.check is not None:
-            self._checker = Checker(
-                options.serviceId,
-                options.check.partition("?")[0],
-                makeProbe(clock, options.check, lambda command: self._commands.probe(command, options.serviceId)),
-                interval=options.checkInterval,
-                timeout=options.checkTimeout,
-                clock=clock,
-                passed=self._register,
-                rise=options.rise,
-                fall=options.fall,
-            )
-        checker = self._checker
+        checker = self._checker = self._makeChecker()
         read = read or (lambda: settingsOf(options.credentials))
         connect = connect or (lambda settings: Client(reactor=clock, settings=settings, timeout=_TIMEOUT))
         self._leading: Leading | None = None
@@ -127,15 +114,23 @@ class Wrapper:
         )
         self._drain: Drain | None = None
         if options.drain is not None:
-            self._drain = Drain(
-                clock,
-                self._registration,
-                options.serviceId,
-                options.drain,
-                timeout=options.interval,
-                deregister=bool(options["deregister"]),
-                tell=tell,
-            )
+            self._drain = Drain(clock, self._registration, options, options.drain, tell)
+
+    def _makeChecker(self) -> Checker | None:
+        options = self._options
+        if options.check is None:
+            return None
+        return Checker(
+            options.serviceId,
+            options.check.partition("?")[0],
+            makeProbe(self._clock, options.check, lambda command: self._commands.probe(command, options.serviceId)),
+            interval=options.checkInterval,
+            timeout=options.checkTimeout,
+            clock=self._clock,
+            passed=self._register,
+            rise=options.rise,
+            fall=options.fall,
+        )
 
     @returnsDeferred
     async def run(self) -> int:
@@ -225,12 +220,13 @@ class Wrapper:
             await tried
             return
         try:
-            await tried.addTimeout(_LONGEST_HOLD, self._clock, _tookTooLong)
-        except NotRegistered as error:
-            self._tell(f"{error}. The command is started unregistered; registration is retried")
+            await tried.addTimeout(_LONGEST_HOLD, self._clock)
+        except (NotRegistered, TimeoutError) as error:
+            isLate = isinstance(error, TimeoutError)
+            reason = f"The registry did not answer within {_LONGEST_HOLD:g} s" if isLate else str(error)
+            self._tell(f"{reason}. The command is started unregistered; registration is retried")
 
     def _register(self) -> None:
-        """The check has passed for the first time."""
         self._registration.begin().addErrback(self._notRegistered)
 
     def _notRegistered(self, failure: Failure) -> None:
@@ -269,10 +265,6 @@ class Wrapper:
             self._commands.ended(pid, status)
 
 
-def _tookTooLong(_: object, timeout: float) -> Failure:
-    return Failure(NotRegistered(f"The registry did not answer within {timeout:g} s"))
-
-
 def _tokenFile(serviceId: str) -> Path | None:
     """The file for the heartbeat token, if it can be kept at all."""
     try:
@@ -306,7 +298,8 @@ def _run() -> int:
     lines = LogLines(tell)
     globalLogBeginner.beginLoggingTo([lines], redirectStandardIO=False, discardBuffer=True)
     environment = {**startEnvironment(), b"SERVICE_REGISTRY_ID": os.fsencode(options.serviceId)}
-    relayNotifications(reactor, environment)
+    if environment.get(b"NOTIFY_SOCKET"):
+        NotificationRelay(reactor, environment)
     wrapper = Wrapper(
         reactor,
         options,

@@ -26,6 +26,11 @@ Exit codes: the command's own, 128 + N after signal N; 127 command not found,
 126 it can't be run, 100 --abort-on-failure or --only-leader, 2 wrong usage.
 """
 
+_CHECK = (
+    "Health check: register when it first passes, and send heartbeats only while it passes. tcp:PORT, tcp:HOST:PORT, "
+    "an http or https URL, or exec:COMMAND for a shell command."
+)
+_ONLY_LEADER = "Run the command on one host at a time: while this wrapper holds the lock of this name."
 _LONGEST_DRAIN = 86_400
 
 
@@ -48,13 +53,7 @@ class Options(usage.Options):
         ["api-key", None, None, "The user's API key. Other users can see it: prefer RAXSR_API_KEY or ~/.raxrc."],
         ["interval", None, "30", "Heartbeat timeout: seconds, 3 to 120, without a heartbeat until expiration."],
         ["retries", None, "2", "How often to retry a failed registration before the command starts."],
-        [
-            "check",
-            None,
-            None,
-            "Health check: register when it first passes, and send heartbeats only while it passes. tcp:PORT, "
-            "tcp:HOST:PORT, an http or https URL, or exec:COMMAND for a shell command.",
-        ],
+        ["check", None, None, _CHECK],
         ["check-interval", None, "5", "Seconds from one check to the next."],
         ["check-timeout", None, "2", "Seconds that a check may take."],
         [
@@ -63,12 +62,7 @@ class Options(usage.Options):
             None,
             "Seconds that the command still serves after SIGTERM, while the service gets no new work.",
         ],
-        [
-            "only-leader",
-            None,
-            None,
-            "Run the command on one host at a time: while this wrapper holds the lock of this name.",
-        ],
+        ["only-leader", None, None, _ONLY_LEADER],
         ["rise", None, "1", "How many checks in a row must succeed until the health check passes."],
         ["fall", None, "1", "How many checks in a row must fail until the health check fails."],
     ]
@@ -131,7 +125,6 @@ class Options(usage.Options):
         self.command = list(words)
 
     def postOptions(self) -> None:
-        """Check and complete the values."""
         if self["id"] is None:
             raise usage.UsageError("--id is required")
         if not SERVICE_ID.fullmatch(self["id"]):
@@ -151,8 +144,7 @@ class Options(usage.Options):
         if self.drain is not None and not 0 < self.drain <= _LONGEST_DRAIN:
             raise usage.UsageError(f"--drain must be more than 0 and at most {_LONGEST_DRAIN} seconds")
         self.check: str | None = self["check"]
-        self.checkInterval = self._number("check-interval")
-        self.checkTimeout = self._number("check-timeout")
+        self.checkInterval, self.checkTimeout = self._number("check-interval"), self._number("check-timeout")
         if not self.checkInterval or not self.checkTimeout:
             raise usage.UsageError("--check-interval and --check-timeout must be more than 0 seconds")
         try:
@@ -160,7 +152,12 @@ class Options(usage.Options):
         except ValueError as error:
             raise usage.UsageError(f"--rise and --fall: {error}")
         if self.check is not None:
-            _checkProbe(self.check)
+            from twisted.internet import reactor
+
+            try:
+                makeProbe(reactor, self.check, lambda command: lambda: succeed(True))
+            except ValueError as error:
+                raise usage.UsageError(f"--check: {error}")
         if not self.command:
             raise usage.UsageError("a command to run is required")
 
@@ -169,13 +166,3 @@ class Options(usage.Options):
         if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", text):
             raise usage.UsageError(f"--{option}: {text!r} is not a number")
         return float(text)
-
-
-def _checkProbe(text: str) -> None:
-    from twisted.internet import reactor
-
-    reactor_: Any = reactor
-    try:
-        makeProbe(reactor_, text, lambda command: lambda: succeed(True))
-    except ValueError as error:
-        raise usage.UsageError(f"--check: {error}")

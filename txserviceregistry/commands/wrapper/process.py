@@ -112,7 +112,6 @@ def startChild(
 
 
 def _whyNotRunnable(path: str) -> str:
-    """Why the system can't run a file."""
     try:
         with open(path, "rb") as file:
             start = file.read(1024)

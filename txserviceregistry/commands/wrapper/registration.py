@@ -1,8 +1,6 @@
 """
-The registration of the wrapped command, from the first try to the end of the wrapper.
-
-A :class:`~txserviceregistry.RegisteredService` registers and sends heartbeats. This module decides when the tries at
-the start are over, when a registration is lost, and which settings are used.
+The registration of the wrapped command: when the tries at the start are over, when it is lost, and which settings are
+used. A :class:`~txserviceregistry.RegisteredService` registers and sends heartbeats.
 """
 
 from __future__ import annotations
@@ -102,6 +100,14 @@ class WrapperRegistration:
     """
     Registers a service, keeps it registered, and reports when that has failed.
 
+    :param read: reads the settings; raises ``InvalidSettings``.
+    :param connect: makes a client.
+    :param retries: the number of tries at the start after the first one.
+    :param lost: called with the reason when a registration is lost: the registry refuses the service, or it has not
+        been registered for an interval after its deadline.
+    :param check: says whether the service is healthy; without it, it is.
+    :param tokenFile: the file for the heartbeat token.
+    :param onRegistered: called each time that the registry has the service again.
     :ivar client: the client in use, once there is one.
     """
 
@@ -121,16 +127,6 @@ class WrapperRegistration:
         onRegistered: Callable[[], None] = lambda: None,
         random: Callable[[], float] = randomModule.random,
     ) -> None:
-        """
-        :param read: reads the settings; raises ``InvalidSettings``.
-        :param connect: makes a client.
-        :param retries: the number of tries at the start after the first one.
-        :param lost: called with the reason when a registration is lost: the registry refuses the service, or it has not
-            been registered for an interval after its deadline.
-        :param check: says whether the service is healthy; without it, it is.
-        :param tokenFile: the file for the heartbeat token.
-        :param onRegistered: called each time that the registry has the service again.
-        """
         self.client: Client | None = None
         self._clock = clock
         self._spec = spec
@@ -155,18 +151,13 @@ class WrapperRegistration:
 
     @property
     def registered(self) -> bool:
-        """Whether the registry has the service, as far as is known."""
         return self._state is State.REGISTERED
 
     # -- the start and the end
 
     @returnsDeferred
     async def reach(self) -> None:
-        """
-        Check that a registry answers and accepts the credentials, with the tries of the start.
-
-        :return: fires with ``None``; fails with :class:`NotRegistered`.
-        """
+        """Check with the tries of the start that a registry accepts the credentials; else :class:`NotRegistered`."""
         backoff = Backoff(0.1, self._spec.interval / 2, self._random)
         while True:
             try:
@@ -201,11 +192,7 @@ class WrapperRegistration:
             service.abandon()
 
     def leave(self) -> Deferred[None]:
-        """
-        Deregister the service, if it is registered.
-
-        :return: fires with ``None`` when that is done, or after three seconds.
-        """
+        """Deregister the service, if it is registered; fires when that is done, or after three seconds."""
         if not self.registered:
             self.abandon()
             return succeed(None)
@@ -230,7 +217,9 @@ class WrapperRegistration:
                 self._reading.stop()
             _cancel(self._retryTimer)
         elif not self._reading.running:
-            self._reading.start(_READ_AGAIN, now=False).addErrback(self._readingFailed)
+            self._reading.start(_READ_AGAIN, now=False).addErrback(
+                lambda failure: self._log.failure("Reading the settings failed; they are not read again", failure)
+            )
         if before is State.INTERRUPTED:
             _cancel(self._lossTimer)
         if state is State.INTERRUPTED:
@@ -319,9 +308,6 @@ class WrapperRegistration:
             old.close().addErrback(lambda _: None)
         self._serve(client, service)
 
-    def _readingFailed(self, failure: Failure) -> None:
-        self._log.failure("Reading the settings failed; they are not read again", failure)
-
     def _settingsFailed(self, error: InvalidSettings) -> None:
         # A caller that waits for the tries at the start gets the error.
         isAwaited = len(self._starting) > 0
@@ -330,11 +316,8 @@ class WrapperRegistration:
         if str(error) != self._problem:
             self._problem = str(error)
             if not isAwaited:
-                self._log.warn(
-                    "Registration failed for service {serviceId}: {reason} (retrying)",
-                    serviceId=self._spec.serviceId,
-                    reason=str(error),
-                )
+                text = "Registration failed for service {serviceId}: {reason} (retrying)"
+                self._log.warn(text, serviceId=self._spec.serviceId, reason=str(error))
 
 
 def _cancel(call: IDelayedCall | None) -> None:

@@ -45,19 +45,15 @@ class NotificationRelay:
         reactor.addReader(self)
 
     def fileno(self) -> int:
-        """See IReadDescriptor."""
         return self._socket.fileno()
 
     def logPrefix(self) -> str:
-        """See IReadDescriptor."""
         return "notifications"
 
     def connectionLost(self, reason: object) -> None:
-        """The reactor has stopped."""
         self._socket.close()
 
     def doRead(self) -> None:
-        """Pass a notification on."""
         try:
             # There is room for credentials only: the system closes descriptors that come with them.
             data, extra, _, _ = self._socket.recvmsg(_LARGEST, socket.CMSG_SPACE(_CREDENTIALS.size))
@@ -67,9 +63,3 @@ class NotificationRelay:
         states = [line for line in data.split(b"\n") if line and line.partition(b"=")[0] not in _DROPPED]
         if states and users and users[0] in (0, os.geteuid()):
             self._notifier.send(*states)
-
-
-def relayNotifications(reactor: Any, environment: MutableMapping[bytes, bytes]) -> None:
-    """Pass the notifications of a command with this environment on, if a service manager waits for them."""
-    if environment.get(_SOCKET):
-        NotificationRelay(reactor, environment)
