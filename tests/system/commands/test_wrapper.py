@@ -12,11 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTCP
-from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.utils import getProcessOutputAndValue
 
-from tests.system.ports import freePorts
 from tests.system.processes import Child, ProcessTestCase, reactor, sharedRegistry, together
 from txserviceregistry import Client
 from txserviceregistry.errors import NotFound, ServiceRegistryError
@@ -315,18 +312,6 @@ class WrapperTests(WrapperTestCase):
 
     # -- the end of the service
 
-    async def test_deregisters(self) -> None:
-        """With --deregister an end with 0, or by a signal that was forwarded, removes it, which is logged."""
-        _, err, _ = await self.run_("--id=removed0", "--deregister", "true")
-        self.assertEqual(err, "service-registry-wrapper: Service removed0 deregistered\n")
-        self.assertEqual(await self.events("removed0"), ["service.join", "service.remove"])
-        wrapper = self.wrapper("--id=removed15", "--deregister", "sh", "-c", "echo ready; exec sleep 60")
-        await wrapper.says("ready")
-        wrapper.kill("TERM")
-        await wrapper.ended
-        self.assertEqual(wrapper.exitCode, 143)
-        self.assertEqual(await self.events("removed15"), ["service.join", "service.remove"])
-
     async def test_continuesTheService(self) -> None:
         """Killed and started again within the interval, it continues the same service."""
         words = ["--id=restarted", "--interval=20", "sh", "-c", "echo ready; exec sleep 60"]
@@ -340,55 +325,7 @@ class WrapperTests(WrapperTestCase):
         self.assertIn("continued with the token", again.errors)
         self.assertEqual(await self.events("restarted"), ["service.join"])
 
-    async def test_anotherWrapperIsAnotherService(self) -> None:
-        """A second one with the same id does not take over the service of the first."""
-        first = self.wrapper("--id=twice", "sh", "-c", "echo ready; exec sleep 60")
-        await first.says("ready")
-        out, err, code = await self.run_("--id=twice", "--abort-on-failure", "--retries=0", "echo", "started")
-        self.assertEqual((out, code), (b"", 100))
-        self.assertIn("another process uses", err)
-        self.assertIn("already exists", err)
-
-    async def test_aDataDirThatCantBeWritten(self) -> None:
-        """There is one line about it, and the command runs."""
-        with open(os.path.join(self.home, "state"), "w"):
-            pass
-        out, err, code = await self.run_("--id=nodir", "echo", "started")
-        self.assertEqual((out, code, len(err.splitlines())), (b"started\n", 0, 1))
-        self.assertIn(os.path.join(self.home, "state"), err)
-
-    async def test_noRegistry(self) -> None:
-        """It is told in one line, which says what is tried and what follows from it."""
-        away = {"RAXSR_API_URL": "http://127.0.0.1:9/v1.0", "RAXSR_AUTH_URL": "http://127.0.0.1:9/v2.0"}
-        out, err, code = await self.run_("--id=alone", "echo", "started", environment=away)
-        self.assertEqual((out, code, len(err.splitlines())), (b"started\n", 0, 1), err)
-        self.assertIn("http://127.0.0.1:9/", err)
-        self.assertIn("started unregistered", err)
-
     # -- the health check
-
-    async def test_theLogOfAFailingCheck(self) -> None:
-        """One line with the reason when it begins to fail, and one when it passes again, however long that takes."""
-        number = freePorts(1)[0]
-
-        def listen() -> Any:
-            return IReactorTCP(reactor).listenTCP(number, Factory.forProtocol(Protocol), interface="127.0.0.1")
-
-        port = listen()
-        wrapper = self.wrapper(
-            *("--id=checked", "--interval=3", f"--check=tcp:{number}", "--check-interval=0.1"),
-            *("sh", "-c", "exec sleep 60"),
-        )
-        await self.untilRegistered("checked")
-        await port.stopListening()
-        reason = f"Service checked: health check tcp:{number} failed: connection refused; heartbeats suspended"
-        await wrapper.says(reason)
-        await self.untilRegistered("checked", present=False)
-        port = listen()
-        await wrapper.says(f"Service checked: health check tcp:{number} passed after ")
-        await self.untilRegistered("checked")
-        self.assertEqual(wrapper.errors.count("health check"), 2, wrapper.errors)
-        await port.stopListening()
 
     # -- what it costs
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
 import shutil
 import sqlite3
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -40,13 +42,22 @@ class BackupCase(UsersCase):
         """Restore the backup."""
         return await self.backup("--restore", str(self.file), code=code)
 
+    #: What a registry has left that has a service and a value in its store, and has stopped.
+    left: str | None = None
+
     async def stopped(self) -> None:
-        """A registry that has a service and a value in its store, and has stopped."""
+        """Put there what a registry with a service and a value in its store has left."""
+        if BackupCase.left is not None:
+            shutil.copytree(BackupCase.left, self.dataDir)
+            return
         registry = await self.registry()
         client = self.client()
         await client.services.create("web1", 30)
         await client.configuration.set("color", "red")
         await registry.stopService()
+        folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, folder)
+        BackupCase.left = shutil.copytree(self.dataDir, os.path.join(folder, "data"))
 
     def files(self) -> dict[str, bytes]:
         """What is in the data directory, as far as it can be compared."""

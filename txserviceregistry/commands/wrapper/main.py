@@ -21,8 +21,8 @@ from twisted.python.failure import Failure
 
 from ...client import Client
 from ...clock import useMonotonic
-from ...errors import InvalidSettings, ServiceRegistryError
-from ...settings import Settings, defaultDataDir
+from ...errors import ServiceRegistryError
+from ...settings import Settings
 from ...util.deferred import cancelWith, returnsDeferred
 from .. import console
 from ..optionsettings import settingsOf
@@ -33,7 +33,7 @@ from .leading import GRACE, Leading
 from .loglines import LogLines
 from .options import Options
 from .process import CantStart, Child, exitCode, findProgram, reap, startChild, startEnvironment
-from .registration import NotRegistered, ServiceSpec, WrapperRegistration, tokenFileIn
+from .registration import NotRegistered, ServiceSpec, WrapperRegistration, tokenFileOf
 from .relay import NotificationRelay
 from .signals import Signals, stopUntilContinued
 
@@ -265,17 +265,6 @@ class Wrapper:
             self._commands.ended(pid, status)
 
 
-def _tokenFile(serviceId: str) -> Path | None:
-    """The file for the heartbeat token, if it can be kept at all."""
-    try:
-        return tokenFileIn(defaultDataDir(), serviceId)
-    except InvalidSettings:
-        tell("No place for the heartbeat token: this user has no home directory. Set RAXSR_DATA_DIR")
-    except OSError as error:
-        tell(f"{error.filename or defaultDataDir()}: {error.strerror}. A restart can't continue the same service")
-    return None
-
-
 def main() -> int:
     """The console script; returns the exit code. A standard stream that is closed is closed for the command too."""
     return console.runConsole(_NAME, _run)
@@ -304,7 +293,7 @@ def _run() -> int:
         reactor,
         options,
         start=lambda: startChild(options.command, environment, signals.kept),
-        tokenFile=_tokenFile(options.serviceId),
+        tokenFile=tokenFileOf(options.serviceId, tell),
         held=lines.startIsOver,
         tell=lines.tell,
     )

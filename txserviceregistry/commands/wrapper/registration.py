@@ -29,7 +29,7 @@ from ...errors import (
 )
 from ...heartbeats.heartbeater import REGISTERED, STOPPED
 from ...registration import RegisteredService
-from ...settings import Settings
+from ...settings import Settings, defaultDataDir
 from ...util.backoff import Backoff
 from ...util.deferred import returnsDeferred
 from ...util.logs import Logger
@@ -59,17 +59,19 @@ class ServiceSpec:
     metadata: Mapping[str, str] = attrs.field(factory=dict)
 
 
-def tokenFileIn(dataDir: Path, serviceId: str) -> Path:
-    """
-    The path of the file that keeps the service's heartbeat token, in a folder that is made if it does not exist.
-
-    :raises OSError: if the folder can't be made, or another user controls it.
-    """
-    folder = dataDir / "wrapper"
-    checkPath(folder)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    checkPath(folder)
-    return folder / f"{serviceId}.token"
+def tokenFileOf(serviceId: str, tell: Callable[[str], None]) -> Path | None:
+    """The file that keeps the heartbeat token; ``None``, and a line for the user, if there is no place for it."""
+    try:
+        folder = defaultDataDir() / "wrapper"
+        checkPath(folder)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        checkPath(folder)
+        return folder / f"{serviceId}.token"
+    except InvalidSettings:
+        tell("No place for the heartbeat token: this user has no home directory. Set RAXSR_DATA_DIR")
+    except OSError as error:
+        tell(f"{error.filename or defaultDataDir()}: {error.strerror}. A restart can't continue the same service")
+    return None
 
 
 class State(Enum):

@@ -53,3 +53,16 @@ class LocksTests(RaxsrTestCase):
         for options in ([], ["--now", "--token", "x"], ["--force", "--token", "x"]):
             ended = await self.raxsr("locks", "release", "/a/name", *options)
             self.assertEqual(ended.code, 2, ended.err)
+
+    async def test_aCommandWhileTheLockIsHeld(self) -> None:
+        """While another holds the lock, nothing is run, and the exit code is 75."""
+        name = f"/{self.prefix}/report"
+        await self.client().locks.acquire(name, 30, holder="another")
+        for how in (["--nonblock"], ["--wait", "0"]):
+            said = await self.refused("lock", name, *how, "--", "echo", "ran", code=75)
+            self.assertEqual(said, f'raxsr: the lock "{name}" is held by another. The command was not run\n')
+
+    async def test_aCommandThatCantBeRun(self) -> None:
+        """Wrong options, and a command that does not exist, have the usual exit codes."""
+        for words, code in ((["--timeout", "2", "--", "true"], 2), ([], 2), (["--", "no-such-command"], 127)):
+            await self.refused("lock", f"/{self.prefix}/report", *words, code=code)

@@ -141,7 +141,9 @@ class WrapperOrderTests(WrapperCase):
         self.assertIsNone(self.child)
         self.fake.advance(0.5)
         self.running()
-        self.assertIn("connection refused", self.said[0])
+        [line] = self.said
+        self.assertIn("connection refused", line)
+        self.assertIn("started unregistered", line)
         self.fake.start()
         self.fake.advance(10)
         self.assertEqual(self.listed(), ["web1"])
@@ -290,7 +292,7 @@ class WrapperOrderTests(WrapperCase):
         """It goes on, registered, until it ends."""
         code = self.wrapper()
         self.wrapped.signalled(signal.SIGTERM, False)
-        self.fake.advance(600)
+        self.fake.advance(60)
         self.assertNoResult(code)
         self.assertEqual(self.listed(), ["web1"])
         self.assertEqual(self.ended(code, 3 << 8), 3)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import Client
@@ -13,7 +16,7 @@ from txserviceregistry.commands.wrapper.registration import (
     NotRegistered,
     ServiceSpec,
     WrapperRegistration,
-    tokenFileIn,
+    tokenFileOf,
 )
 from txserviceregistry.errors import InvalidSettings
 from txserviceregistry.registry.limits import ResourceLimits
@@ -107,7 +110,7 @@ class RegistrationTests(SynchronousTestCase):
         """After the tries at the start others follow, however late the registry is started."""
         self.fake.stop()
         tried = self.registration().begin()
-        self.fake.advance(3600)
+        self.fake.advance(600)
         self.refused(tried)
         self.fake.start()
         self.fake.advance(10)
@@ -275,7 +278,15 @@ class RegistrationTests(SynchronousTestCase):
         """While a registration is in use, another one with its file does not continue its service."""
         tokenFile = Path(self.mktemp())
         first = self.registered(tokenFile=tokenFile)
+        lines: list[str] = []
+
+        def observe(event: LogEvent) -> None:
+            lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
         second = self.registration(tokenFile=tokenFile, retries=0).begin()
+        self.assertIn("another process uses", "\n".join(lines))
         self.assertIn("already exists", self.refused(second))
         self.assertTrue(first.registered)
         first.abandon()
@@ -360,10 +371,29 @@ class RegistrationTests(SynchronousTestCase):
 class TokenFileTests(SynchronousTestCase):
     """The path of the file that lets a restart continue the same service."""
 
+    def tokenFile(self, serviceId: str, **environment: str) -> Path | str:
+        """The path, or the line that says why there is none."""
+        said: list[str] = []
+        with mock.patch.dict(os.environ, environment):
+            path = tokenFileOf(serviceId, said.append)
+        if path is not None:
+            return path
+        [line] = said
+        return line
+
     def test_isInAPrivateFolder(self) -> None:
         """Each service has its own file in a folder that only its user can read."""
-        dataDir = Path(self.mktemp())
-        path = tokenFileIn(dataDir, "web1")
-        self.assertEqual(path, dataDir / "wrapper" / "web1.token")
+        dataDir = os.path.abspath(self.mktemp())
+        path = self.tokenFile("web1", RAXSR_DATA_DIR=dataDir)
+        assert isinstance(path, Path)
+        self.assertEqual(path, Path(dataDir, "wrapper", "web1.token"))
         self.assertEqual(path.parent.stat().st_mode & 0o777, 0o700)
-        self.assertEqual(tokenFileIn(dataDir, "web2"), path.with_name("web2.token"))
+        self.assertEqual(self.tokenFile("web2", RAXSR_DATA_DIR=dataDir), path.with_name("web2.token"))
+
+    def test_aDataDirThatCantBeWritten(self) -> None:
+        """There is one line about it, with the path and what follows from it."""
+        file = os.path.abspath(self.mktemp())
+        Path(file).touch()
+        line = self.tokenFile("web1", RAXSR_DATA_DIR=os.path.join(file, "data"))
+        self.assertIn(f"{file}", str(line))
+        self.assertIn(": Not a directory. A restart can't continue the same service", str(line))
