@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from twisted.web.server import Request
 
 from ..faults import forbidden
+from ..http.connections import ipOf
 from ..http.messages import header
 
 _HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9._-]{1,253}))(?::[0-9]{1,5})?", re.ASCII)
@@ -30,7 +31,7 @@ def check(request: Request, names: Collection[str]) -> None:
     """
     host = header(request, b"Host")
     name = nameOf(host)
-    if not (name in names or _isLoopback(name) or name == _ownAddress(request)):
+    if not (name in names or _isLoopback(name) or name == str(ipOf(request.getHost()))):
         raise forbidden(f"The console is not served under the name {name[:100]!r} (see --console-host)")
     origin = header(request, b"Origin")
     if not origin:
@@ -57,13 +58,3 @@ def _isLoopback(name: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return name == "localhost" or name.endswith(".localhost")
-
-
-def _ownAddress(request: Request) -> str:
-    host = getattr(request.getHost(), "host", "")
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return ""
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return str(mapped or address)

@@ -91,17 +91,23 @@ def raiseFileLimit(limits: ConnectionLimits) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def ipOf(address: IAddress) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address in an address, if it has one; that of IPv4 if it is mapped to IPv6."""
+    if not isinstance(address, (IPv4Address, IPv6Address)):
+        return None
+    host = ipaddress.ip_address(address.host.partition("%")[0])
+    return getattr(host, "ipv4_mapped", None) or host
+
+
 def peerOf(address: IAddress) -> str:
     """
     The client that a connection is counted for: its IPv4 address, or its IPv6 network of 64 bits, because a client has
     as many IPv6 addresses as it likes.
     """
-    if isinstance(address, IPv4Address):
-        return address.host
-    if isinstance(address, IPv6Address):
-        host = ipaddress.IPv6Address(address.host.partition("%")[0])
-        return str(host.ipv4_mapped or ipaddress.IPv6Network((host, 64), strict=False))
-    return "local sockets"
+    host = ipOf(address)
+    if host is None:
+        return "local sockets"
+    return str(host if host.version == 4 else ipaddress.IPv6Network((host, 64), strict=False))
 
 
 class Evictable(Protocol):

@@ -69,7 +69,13 @@ def _load(files: Mapping[str, str]) -> Reloaded[dict[str, bytes], _Loaded]:
     shown = files["certKey"]
 
     def read() -> dict[str, bytes]:
-        return {name: _read(name, path, files[name]) for name, path in paths.items()}
+        texts = {}
+        for name, path in paths.items():
+            try:
+                texts[name] = Path(path).read_bytes()
+            except OSError as error:
+                raise EndpointError(f"cannot read {name} {files[name]}: {error.strerror}")
+        return texts
 
     def make(texts: dict[str, bytes]) -> _Loaded:
         own, *intermediates = _certificates("certKey", shown, texts["certKey"])
@@ -99,7 +105,7 @@ def _load(files: Mapping[str, str]) -> Reloaded[dict[str, bytes], _Loaded]:
 
 
 @implementer(IOpenSSLServerConnectionCreator)
-class TLSEndpoint(SSL4ServerEndpoint):
+class TLSEndpoint(TCP4ServerEndpoint):
     """
     Listens with TLS. The certificate and its key are read again when their files have changed. Open connections stay as
     they are. A session of an earlier certificate is not resumed, so its client sees the new one.
@@ -113,8 +119,7 @@ class TLSEndpoint(SSL4ServerEndpoint):
     def __init__(self, reactor: Any, port: int, files: Mapping[str, str], backlog: int, interface: str) -> None:
         self._loaded = _load(files)
         self._loaded.onChange = self._changed
-        super().__init__(reactor, port, self, backlog, interface)  # type: ignore[no-untyped-call] # Twisted's own
-        self._plain = TCP4ServerEndpoint(reactor, port, backlog, interface)
+        super().__init__(reactor, port, backlog, interface)  # type: ignore[no-untyped-call] # Twisted's own
         self.onChange: Callable[[], object] = lambda: None
         self.path = files["certKey"]
         self._keyPath = files["privateKey"]
@@ -140,7 +145,8 @@ class TLSEndpoint(SSL4ServerEndpoint):
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
         """Listen, and warn if clients will refuse the certificate or other users can read the key."""
         self._warn()
-        listening: Deferred[IListeningPort] = self._plain.listen(handshakingFactory(self, protocolFactory))
+        factory = handshakingFactory(self, protocolFactory)
+        listening: Deferred[IListeningPort] = super().listen(factory)  # type: ignore[no-untyped-call] # as above
         return listening
 
     def _warn(self) -> None:
@@ -242,13 +248,6 @@ def _number(name: str, text: str) -> int:
     return int(text)
 
 
-def _read(name: str, path: str, shown: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise EndpointError(f"cannot read {name} {shown}: {error.strerror}")
-
-
 def _certificates(name: str, path: str, text: bytes) -> list[x509.Certificate]:
     if b"-----BEGIN CERTIFICATE-----" not in text:
         raise EndpointError(f"no PEM certificate in {name} {path}")
@@ -298,7 +297,7 @@ def listenerOf(endpoint: IStreamServerEndpoint, port: IListeningPort) -> Listene
     if not isinstance(address, (IPv4Address, IPv6Address)):
         return None
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
-    isPlain = not isinstance(endpoint, SSL4ServerEndpoint)
+    isPlain = not isinstance(endpoint, (SSL4ServerEndpoint, TLSEndpoint))
     isLocal = isPlain and host in _LOOPBACK
     ownAuthority = None
     if isinstance(endpoint, TLSEndpoint):

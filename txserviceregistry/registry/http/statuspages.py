@@ -5,12 +5,11 @@ token, are outside ``/v1.0`` and ``/v2.0``, and take ``GET`` and ``HEAD``.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, TimeoutError, succeed
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.web.server import Request
@@ -23,6 +22,7 @@ from ..faults import NO_STORE, forbidden
 from ..statistics import Sources
 from ..stores.interfaces import IStore, StoreUnavailable
 from . import openapi
+from .connections import ipOf
 from .messages import Response, baseUrl
 
 if TYPE_CHECKING:
@@ -142,8 +142,5 @@ def statusPages(health: Health, sources: Sources, audience: str = LOOPBACK) -> P
 
 
 def _isOnThisMachine(address: IAddress) -> bool:
-    if isinstance(address, (IPv4Address, IPv6Address)):
-        host = ipaddress.ip_address(address.host.partition("%")[0])
-        mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
-        return (mapped or host).is_loopback
-    return isinstance(address, UNIXAddress)
+    host = ipOf(address)
+    return isinstance(address, UNIXAddress) if host is None else host.is_loopback
