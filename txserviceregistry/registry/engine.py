@@ -158,7 +158,7 @@ class Engine:
             if state is None or now >= state.deadline:
                 outcomes.append(notFound(kindOf(scope), id))
                 continue
-            nextToken = following(self._proof(state), token)
+            nextToken = following(state.proof or self._proof(state), token)
             if nextToken is None:
                 outcomes.append(heartbeatRefused(state, token))
                 continue
@@ -170,8 +170,7 @@ class Engine:
         return succeed(outcomes)
 
     def _proof(self, state: ServiceState) -> str:
-        if not state.proof:
-            state.proof = self.tokens.proof(state.tenant, state.id, state.incarnation)
+        state.proof = state.proof or self.tokens.proof(state.tenant, state.id, state.incarnation)
         return state.proof
 
     # -- expirations

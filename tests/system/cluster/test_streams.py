@@ -18,7 +18,7 @@ class StreamTests(ClusterCase):
 
     async def test_streamsGoOn(self) -> None:
         """No acknowledged state is lost, and each stream has each event once and in order, whatever node it is at."""
-        kills = 30 if self.isFull else 3
+        kills = 12 if self.isFull else 3
         await self.startCluster()
         client = self.client()
         writer = StateWriter(client)

@@ -21,7 +21,7 @@ class StreamTests(FaultCase):
 
     async def test_streamsGoOn(self) -> None:
         """No acknowledged state is lost, and each stream has each event once and in order."""
-        kills, random = 50 if self.isFull else 3, Random(self.row)
+        kills, random = 30 if self.isFull else 3, Random(self.row)
         registry = await self.registry()
         client = self.client(cache=None)
         writer = StateWriter(client)

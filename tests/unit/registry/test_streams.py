@@ -293,6 +293,20 @@ class StreamTests(SynchronousTestCase):
         self.assertFalse(other.isOpen)
         self.assertEqual(self.api.registry.figures().streams, 0)
 
+    def test_endsWhileASlowClientCatchesUp(self) -> None:
+        """The registry stops, also while a client that catches up does not read."""
+        self.api.create("web1")
+        first = self.lastEvent()["id"]
+        self.api.create("web2")
+        page = fired(self.api.store.listEvents("1234", 0, PAGE, None))
+        reading: Deferred[Any] = Deferred()
+        self.patch(self.api.store, "listEvents", lambda *args: reading)
+        reader = Reader(self.api, lastId=first)
+        reader.connection.protocol.pauseProducing()
+        reading.callback(page)
+        self.api.registry.feed.endWaiting()
+        fired(self.api.registry.stop())
+
     def test_endsWhenTheStoreIsUnavailable(self) -> None:
         """A registry that does not reach its store ends its streams within a ping, and begins none."""
         reader = Reader(self.api)

@@ -64,6 +64,7 @@ class _Outlet:
         if self._held:
             self._transport.write(b"".join(self._held))
         self._request.finish()
+        self.stopProducing()
 
     def write(self, data: bytes) -> None:
         if not self._isClogged:
