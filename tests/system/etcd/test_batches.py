@@ -165,7 +165,7 @@ class GroupsTests(EtcdCase):
         seen: list[int] = []
 
         def act(draft: Transaction) -> None:
-            seen.append(draft.modified(key))
+            seen.append(draft.revision(key))
             draft.guard(key)
             draft.put(f"{self.prefix}done", b"x")
 

@@ -20,7 +20,6 @@ from txserviceregistry.http.jsontransport import JSONTransport
 from txserviceregistry.http.queueing import QueueingAgent
 from txserviceregistry.http.tls import tlsPolicy
 from txserviceregistry.registry.stores.etcd.gateway import (
-    Compare,
     Etcd,
     EtcdError,
     User,
@@ -28,6 +27,7 @@ from txserviceregistry.registry.stores.etcd.gateway import (
     newLease,
     put,
     reading,
+    unchanged,
 )
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.util.reloading import Reloaded
@@ -110,7 +110,7 @@ class LostAnswerTests(EtcdCase):
         modified = 0
         for number in range(6):
             value = str(number).encode()
-            done = await etcd.txn([Compare(key, modified)], [put(key, value), reading(key)], [reading(key)])
+            done = await etcd.txn([unchanged(key, modified)], [put(key, value), reading(key)], [reading(key)])
             seen.add(done.succeeded)
             (kept,) = next(found for found in done.found if found)
             self.assertEqual(kept.value, value)

@@ -14,8 +14,9 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from txserviceregistry.http.agent import httpAgent
 from txserviceregistry.http.bodies import BytesProducer
-from txserviceregistry.registry.stores.etcd.watch import watchingAgent
+from txserviceregistry.http.pool import ConnectionPool
 
 
 def _nothing(body: bytes) -> bool:
@@ -45,7 +46,7 @@ class TroubledAgent:
         self.isDelayed = False
         self.watching: set[Any] = set()
         self.lost = 0
-        self._agent = watchingAgent(reactor, BrowserLikePolicyForHTTPS(), 1)
+        self._agent = httpAgent(reactor, BrowserLikePolicyForHTTPS(), 1, ConnectionPool(reactor, 0, streams=True))
         self._held: list[Callable[[], None]] = []
         self._delayed: list[Callable[[], None]] = []
 

@@ -65,7 +65,8 @@ class Event:
     :ivar earliest: when it can have been put into the feed first, and *latest* when last: times of the model, each
         with a number to tell moments at the same time apart.
     :ivar id: as soon as it is known.
-    :ivar late: seconds by which its time may be later than it was.
+    :ivar late: seconds by which its time may be later than it was; or earlier, because the node that begins a vote need
+        not know the last heartbeat.
     :ivar tag: the tag that it gave to a value, as soon as it is known.
     """
 
@@ -83,7 +84,9 @@ class Event:
         milliseconds = shown.get("timestamp")
         return (
             type(milliseconds) is int
-            and math.floor(self.stamp * 1000) <= milliseconds <= math.ceil((self.stamp + self.late) * 1000)
+            and math.floor((self.stamp - self.late) * 1000)
+            <= milliseconds
+            <= math.ceil((self.stamp + self.late) * 1000)
             and difference([self.type, self.payload], [shown.get("type"), shown.get("payload")]) is None
             and (self.tag is None or shown.get("id") is None or self.tag == f'"{positionOf(shown["id"])}"')
         )

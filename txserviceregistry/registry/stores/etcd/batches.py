@@ -26,7 +26,7 @@ from ...eventids import positionOf
 from ...model import PLAIN_TYPES
 from ...scopes import tenantOf
 from ..interfaces import StoreUnavailable
-from .gateway import Compare, Etcd, KeyValue, Revision, Txn, Urgency, deletion, jsonBytes, put, reading
+from .gateway import Etcd, KeyValue, Revision, Txn, Urgency, deletion, jsonBytes, put, reading, unchanged
 
 _T = TypeVar("_T")
 
@@ -44,13 +44,7 @@ _LATE = "etcd: other nodes are always quicker"
 
 @attrs.define
 class TenantClock:
-    """
-    What a tenant's clock holds.
-
-    :ivar last: the position of the last event.
-    :ivar services: how many services there are, and likewise *values*, *locks*, and records of *states*.
-    :ivar fence: the greatest fence of a lock so far.
-    """
+    """The position of a tenant's last event, how many objects of each kind it has, and its greatest fence so far."""
 
     last: int = 0
     services: int = 0
@@ -81,17 +75,17 @@ class Transaction:
     The tenant's objects as they are, and the changes that a group is about to make to them.
 
     :ivar clock: the tenant's clock; a change of it is a change like any other.
-    :ivar revision: at which the group was made; 0 before that.
+    :ivar made: the revision at which the group was made; 0 before that.
     :ivar missed: the keys that steps have looked at and that are not there.
     """
 
     clock: TenantClock
     _found: Mapping[str, KeyValue]
     _wallClock: Callable[[], float]
-    revision: int = 0
+    made: int = 0
     missed: set[str] = attrs.Factory(set)
     _changes: dict[str, bytes | None] = attrs.Factory(dict)
-    _guards: dict[str, Compare] = attrs.Factory(dict)
+    _guards: dict[str, dict[str, Any]] = attrs.Factory(dict)
     # The kinds of the events' keys, the positions, and the events as they are kept.
     _events: list[tuple[str, int, bytes]] = attrs.Factory(list)
     _size: int = 0
@@ -110,27 +104,18 @@ class Transaction:
         """Whether the group is about to change this key."""
         return key in self._changes
 
-    def modified(self, key: str) -> int:
-        """The revision of the key's last change in etcd; 0 if it is not there."""
+    def revision(self, key: str, target: Revision = Revision.modified) -> int:
+        """The revision that changed the key last in etcd, or created it; 0 if it is not there."""
         found = self._found.get(key)
-        return 0 if found is None else found.modified
-
-    def created(self, key: str) -> int:
-        """The revision that created the key in etcd; 0 if it is not there."""
-        found = self._found.get(key)
-        return 0 if found is None else found.created
+        return 0 if found is None else found.modified if target is Revision.modified else found.created
 
     def guard(self, key: str, target: Revision = Revision.modified) -> None:
         """Let the group fail if this key, which changes without the clock, is not as it was found."""
-        revision = self.modified(key) if target is Revision.modified else self.created(key)
-        self._guards[key] = Compare(key, revision, target)
+        self._guards[key] = unchanged(key, self.revision(key, target), target)
 
     def put(self, key: str, value: bytes) -> None:
-        """
-        Set a key.
-
-        :raises Postponed: if the group deletes it: etcd would only change it, and its create revision would stay.
-        """
+        """Set a key."""
+        # If the group deletes it too, etcd would only change it, and its create revision would stay.
         if key in self._found and self._changes.get(key, b"") is None:
             raise Postponed(key)
         self._changes[key] = value
@@ -141,12 +126,7 @@ class Transaction:
         self._changes[key] = None
 
     def addEvent(self, type: str, payload: Mapping[str, Any], timestamp: int | None = None) -> int:
-        """
-        Add an event.
-
-        :param timestamp: in milliseconds since the epoch; now if not given.
-        :return: its position.
-        """
+        """Add an event, with a *timestamp* in milliseconds since the epoch or now; returns its position."""
         position = self.clock.last = max(positionOf(self._wallClock()), self.clock.last + 1)
         moment = int(self._wallClock() * 1000) if timestamp is None else timestamp
         event = jsonBytes({"position": position, "timestamp": moment, "type": type, "payload": payload})
@@ -154,11 +134,11 @@ class Transaction:
         self._size += len(event)
         return position
 
-    def attempt(self, act: Callable[[Transaction], _T]) -> _T:
+    def attempt(self, act: Callable[[Transaction], _T]) -> _T | Exception:
         """
-        Let *act* make its changes, all of them or, if it fails, none.
+        Let *act* make its changes: all of them or, if it fails or they are too large with the others, none.
 
-        :raises Postponed: if they are too large for a transaction with others.
+        :return: what it returned or raised; :class:`Postponed` for what is too large.
         """
         before = attrs.evolve(self.clock), self._changes.copy(), self._guards.copy(), self._events.copy(), self._size
         try:
@@ -166,9 +146,9 @@ class Transaction:
             if before[-1] and self._size > LARGEST:
                 raise Postponed(act)
             return outcome
-        except Exception:
+        except Exception as error:
             self.clock, self._changes, self._guards, self._events, self._size = before
-            raise
+            return error
 
     def operations(self, prefix: str, tenant: str) -> list[dict[str, Any]]:
         """The changes, as etcd takes them."""
@@ -180,7 +160,7 @@ class Transaction:
         return made
 
     @property
-    def compares(self) -> Collection[Compare]:
+    def compares(self) -> Collection[dict[str, Any]]:
         """The guards, as etcd takes them."""
         return self._guards.values()
 
@@ -206,7 +186,6 @@ class Step(Generic[_T]):
     :ivar act: makes the change in a transaction, three keys at the most; may be called again, over another
         transaction. What it raises, the change fails with; other changes of the group do not.
     :ivar isNew: whether it is likely that none of its keys exists.
-    :ivar begun: when it was asked for.
     """
 
     reads: Collection[str]
@@ -218,11 +197,7 @@ class Step(Generic[_T]):
 
 @attrs.define(eq=False)
 class Batches:
-    """
-    Makes the changes of all tenants.
-
-    :ivar process: the name of this process's groups, which no other one has or had.
-    """
+    """Makes the changes of all tenants. *process* names this process's groups; no other one has or had the name."""
 
     _etcd: Etcd
     _clock: IReactorTime
@@ -247,10 +222,8 @@ class Batches:
         self, tenant: str, reads: Collection[str], act: Callable[[Transaction], _T], isNew: bool = False
     ) -> Deferred[_T]:
         """
-        Make a change, see :class:`Step`.
-
-        :param tenant: whose objects it is about; a scope of the tenant will do.
-        :return: fires with what *act* has returned when the change is kept.
+        Make a change of a tenant's objects, see :class:`Step`; fires with what *act* has returned when it is kept. The
+        tenant may be given by one of its scopes.
         """
         step, tenant = Step(reads, act, isNew, self._clock.seconds()), tenantOf(tenant)
         waiting = self._waiting.get(tenant)
@@ -328,9 +301,8 @@ class Batches:
 
     async def _group(self, tenant: str, steps: Sequence[Step[Any]], mayAssume: bool = True) -> list[Any]:
         """
-        Make changes in one transaction; returns their outcomes, which may be exceptions.
-
-        :param mayAssume: whether new objects need not be looked for first: the transaction fails if one of them exists.
+        Make changes in one transaction; returns their outcomes, which may be exceptions. New objects need not be looked
+        for first, if *mayAssume*: the transaction fails if one of them exists.
         """
         clockKey = f"{self._prefix}clocks/{tenant}"
         commitKey = f"{self._prefix}commits/{tenant}/{self.process}"
@@ -340,7 +312,7 @@ class Batches:
         found = {clockKey: clock} if clock is not None and isAssumed else await self._read(keys)
         while True:
             transaction = Transaction(TenantClock.of(found.get(clockKey)), found, self._wallClock)
-            outcomes = [_attempt(transaction, step) for step in steps]
+            outcomes = [transaction.attempt(step.act) for step in steps]
             if isAssumed and any(isinstance(outcome, Exception) for outcome in outcomes):
                 return await self._group(tenant, steps, mayAssume=False)
             changes = transaction.operations(self._prefix, tenant)
@@ -348,18 +320,18 @@ class Batches:
                 return outcomes
             self._number += 1
             number = str(self._number).encode("ascii")
-            clockValue, revision = transaction.clock.toBytes(), transaction.modified(clockKey)
+            clockValue, revision = transaction.clock.toBytes(), transaction.revision(clockKey)
             absent = transaction.missed if isAssumed else ()
             sent = self._clock.seconds()
             done = await self._etcd.txn(
-                [Compare(clockKey, revision), *transaction.compares, *(Compare(key, 0) for key in absent)],
+                [unchanged(clockKey, revision), *transaction.compares, *(unchanged(key, 0) for key in absent)],
                 [*changes, put(clockKey, clockValue), put(commitKey, number)],
                 [reading(key) for key in (keys[:2] if isAssumed else keys)],
                 urgency=Urgency.pressing,
             )
             self._turn += (min(TURN, self._clock.seconds() - sent) - self._turn) / 8
             if done.succeeded:
-                transaction.revision = done.revision
+                transaction.made = done.revision
                 self.committed(tenant, self.process)
                 self.clockChanged(tenant, KeyValue(clockKey, clockValue, 0, done.revision, 0))
             else:
@@ -368,8 +340,8 @@ class Batches:
                 found = _found(done)
                 commit = found.get(commitKey)
                 if commit is not None and commit.value == number:
-                    transaction.revision = commit.modified
-            if transaction.revision:
+                    transaction.made = commit.modified
+            if transaction.made:
                 self._etcd.statistics.commits.add(len(steps))
                 return outcomes
             if isAssumed and clockKey in found and found[clockKey].modified != revision:
@@ -390,11 +362,4 @@ class Batches:
 
 
 def _found(done: Txn) -> Mapping[str, KeyValue]:
-    return {each.key: each for kept in done.found for each in kept or ()}
-
-
-def _attempt(transaction: Transaction, step: Step[Any]) -> Any:
-    try:
-        return transaction.attempt(step.act)
-    except Exception as error:
-        return error
+    return {each.key: each for kept in done.found for each in kept}

@@ -16,7 +16,7 @@ from ....util.deferred import returnsDeferred
 from ...model import PLAIN_TYPES
 from ..interfaces import EventRecord
 from .batches import TenantClock, eventsIn, lastPosition
-from .gateway import PAGE, Compare, after, deletion, endOf, reading
+from .gateway import PAGE, after, deletion, endOf, reading, unchanged
 from .part import Part
 
 
@@ -43,11 +43,10 @@ class EtcdEvents(Part):
             done = await self._etcd.txn(
                 (), [reading(f"{prefix}{position:016x}", endOf(prefix), size) for prefix in prefixes]
             )
-            pages = [kept or [] for kept in done.found]
             # What lies behind the end of a page that is full may be incomplete.
-            ends = [lastPosition(page[-1]) for page in pages if len(page) == size]
+            ends = [lastPosition(page[-1]) for page in done.found if len(page) == size]
             last = min(ends, default=None)
-            found = ((event for key in page for event in eventsIn(key)) for page in pages)
+            found = ((event for key in page for event in eventsIn(key)) for page in done.found)
             for each in merge(*found, key=itemgetter("position")):
                 at, type = each["position"], each["type"]
                 if last is not None and at > last:
@@ -72,7 +71,7 @@ class EtcdEvents(Part):
             return False
         prefixes = self._prefixes(tenant)
         done = await self._etcd.txn((), [reading(f"{each}{position:016x}", endOf(each), 1) for each in prefixes])
-        return any(each["position"] == position for kept in done.found for key in kept or () for each in eventsIn(key))
+        return any(each["position"] == position for kept in done.found for key in kept for each in eventsIn(key))
 
     @returnsDeferred
     async def drop(self, before: int) -> int:
@@ -103,4 +102,4 @@ class EtcdEvents(Part):
         present = {json.loads(each.value).get("commits") for each in await self._etcd.all(f"{self._prefix}nodes/")}
         for mark in await self._etcd.all(f"{self._prefix}commits/"):
             if mark.key.rpartition("/")[2] not in present:
-                await self._etcd.txn([Compare(mark.key, mark.modified)], [deletion(mark.key)])
+                await self._etcd.txn([unchanged(mark.key, mark.modified)], [deletion(mark.key)])

@@ -104,34 +104,14 @@ class Revision(Enum):
 
 
 @attrs.frozen
-class Compare:
-    """
-    A condition of a transaction: the key has this *revision* (0: it does not exist), and so has every key up to *end*,
-    if that is given.
-    """
-
-    key: str
-    revision: int
-    target: Revision = Revision.modified
-    end: str | None = None
-
-    def toJSON(self) -> dict[str, Any]:
-        """The condition, as etcd takes it."""
-        target, field = self.target.value
-        condition = {"key": encode(self.key), "target": target, "result": "EQUAL", field: str(self.revision)}
-        return condition if self.end is None else {**condition, "range_end": encode(self.end)}
-
-
-@attrs.frozen
 class Txn:
     """
-    What a transaction did: whether its conditions held, etcd's revision then, and by operation what was read (``None``
-    for those that do not read).
+    What a transaction did: whether its conditions held, etcd's revision then, and what was read by each operation.
     """
 
     succeeded: bool
     revision: int
-    found: Sequence[list[KeyValue] | None]
+    found: Sequence[list[KeyValue]]
 
 
 def encode(text: str | bytes) -> str:
@@ -143,6 +123,16 @@ def encode(text: str | bytes) -> str:
 def jsonBytes(value: object) -> bytes:
     """JSON without spaces, as values are kept."""
     return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def unchanged(key: str, revision: int, target: Revision = Revision.modified, end: str | None = None) -> dict[str, Any]:
+    """
+    A condition of a transaction: the key has this *revision* (0: it does not exist), and so has every key up to *end*,
+    if that is given.
+    """
+    name, field = target.value
+    condition = {"key": encode(key), "target": name, "result": "EQUAL", field: str(revision)}
+    return condition if end is None else {**condition, "range_end": encode(end)}
 
 
 def endOf(prefix: str) -> str:
@@ -266,7 +256,7 @@ class Etcd:
     @returnsDeferred
     async def txn(
         self,
-        compare: Sequence[Compare],
+        compare: Sequence[Mapping[str, Any]],
         success: Sequence[Mapping[str, Any]],
         failure: Sequence[Mapping[str, Any]] = (),
         *,
@@ -277,7 +267,7 @@ class Etcd:
         A transaction. It may be done twice: a change makes sure, with *compare*, that the second time fails, and takes
         a failure for what it may be: the first time's success.
         """
-        body = {"compare": [each.toJSON() for each in compare], "success": list(success), "failure": list(failure)}
+        body = {"compare": compare, "success": success, "failure": failure}
         isWrite = any("request_range" not in each for each in (*success, *failure))
         asked, works = self._clock.seconds(), True
         try:
@@ -293,10 +283,8 @@ class Etcd:
             else:
                 self.statistics.reads.add(seconds)
                 self.statistics.isReadable = works
-        found = []
-        for response in answer.get("responses", ()):
-            read = response.get("response_range")
-            found.append(None if read is None else [keyValue(each) for each in read.get("kvs", ())])
+        reads = (response.get("response_range", {}) for response in answer.get("responses", ()))
+        found = [[keyValue(each) for each in read.get("kvs", ())] for read in reads]
         return Txn(bool(answer.get("succeeded")), int(answer["header"]["revision"]), found)
 
     @returnsDeferred
@@ -311,7 +299,7 @@ class Etcd:
     ) -> tuple[list[KeyValue], int]:
         """See :func:`reading`. Fires with the keys in their order and the revision at which they were so."""
         done = await self.txn((), [reading(key, end, limit, revision)], urgency=urgency)
-        return done.found[0] or [], done.revision
+        return done.found[0], done.revision
 
     @returnsDeferred
     async def all(

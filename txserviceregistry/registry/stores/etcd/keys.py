@@ -18,11 +18,11 @@ from ....util.logs import Logger
 from ...scopes import isLockScope, tenantOf
 from ..interfaces import StoreUnavailable
 from ..shared import IStoreListener
-from .batches import Batches, eventsIn
-from .gateway import Compare, Etcd, EtcdError, KeyValue, Revision, Urgency, jsonBytes, newLease, put
+from .batches import eventsIn
+from .gateway import EtcdError, KeyValue, Revision, Urgency, jsonBytes, newLease, put, unchanged
 from .locks import EtcdLocks
 from .node import Evidence, INodeKeys, Joined, Node
-from .part import TenantIds
+from .part import Part
 from .registrations import Registrations
 from .services import EtcdServices
 from .votes import Registration, Status
@@ -31,31 +31,24 @@ from .watch import Change, Watch
 
 @implementer(INodeKeys)
 @attrs.define(eq=False)
-class NodeKeys:
+class NodeKeys(Part):
     """
-    See the module.
+    See the module. Its *etcd* may be asked while others are refused.
 
-    :param etcd: for the node's own key; requests to it are sent while others are refused.
     :param agent: sends the request of a watch, to one of the *urls* of etcd's members after the other.
+    :ivar node: whose keys these are. It and *listener*, which is notified of changes, are set before the first use.
     """
 
     _log = Logger()
-    node: Node = attrs.field(init=False)
-    _etcd: Etcd
     _agent: IAgent
     _urls: Sequence[str]
-    _prefix: str
-    _batches: Batches
     _services: EtcdServices
     _locks: EtcdLocks
-    _ids: TenantIds
-    _listener: IStoreListener
+    node: Node = attrs.field(init=False)
+    listener: IStoreListener = attrs.field(init=False)
     _leases: dict[str, int] = attrs.field(factory=dict, init=False)
     _watch: Watch | None = attrs.field(default=None, init=False)
     _loads: int = attrs.field(default=0, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._services.listener = self._locks.listener = self._listener
 
     # -- the node's key
 
@@ -76,7 +69,7 @@ class NodeKeys:
     async def join(self, name: str, seconds: int, status: Status) -> Joined:
         self._leases = {name: newLease()}
         granted = await self._etcd.grant(self._leases[name], seconds)
-        condition = Compare(self._key(name), 0, Revision.created)
+        condition = unchanged(self._key(name), 0, Revision.created)
         changes = [self._put(name, status), put(f"{self._prefix}joins", b"1")]
         done = await self._etcd.txn([condition], changes, patience=0)
         if not done.succeeded:
@@ -88,7 +81,7 @@ class NodeKeys:
 
     @returnsDeferred
     async def publish(self, name: str, created: int, status: Status) -> bool:
-        condition = Compare(self._key(name), created, Revision.created)
+        condition = unchanged(self._key(name), created, Revision.created)
         try:
             done = await self._etcd.txn([condition], [self._put(name, status)], patience=0)
         except EtcdError as error:
@@ -135,9 +128,9 @@ class NodeKeys:
         if number != self._loads:
             raise StoreUnavailable("everything is being read for a later membership")
         registrations = [*self._services.load(records, seen, revision), *self._locks.load(locks, seenLocks, revision)]
-        self._listener.synchronized(registrations)
+        self.listener.synchronized(registrations)
         for tenant in {tenantOf(each.tenant) for each in registrations}:
-            self._listener.eventAdded(tenant, None)
+            self.listener.eventAdded(tenant, None)
         self.node.joins = joins[0].modified if joins else 0
         self.node.membersAre({self._nameOf(each) for each in nodes})
         for each in nodes:
@@ -192,4 +185,4 @@ class NodeKeys:
                 self._batches.committed(tenant, process)
         elif kind in ("events", "moreevents"):
             for type in {event["type"] for event in eventsIn(now)}:
-                self._listener.eventAdded(rest.partition("/")[0], type)
+                self.listener.eventAdded(rest.partition("/")[0], type)

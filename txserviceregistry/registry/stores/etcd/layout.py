@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 from ....util.logs import Logger
 from ...eventids import newTail
 from ..interfaces import StoreRefused, StoreUnavailable
-from .gateway import PAGE, Compare, Etcd, KeyValue, Revision, deletion, endOf, jsonBytes, newLease, put, reading
+from .gateway import PAGE, Etcd, KeyValue, Revision, deletion, endOf, jsonBytes, newLease, put, reading, unchanged
 from .votes import VERSION
 
 _log = Logger()
@@ -38,7 +38,7 @@ async def openLayout(etcd: Etcd, clock: IReactorTime, prefix: str) -> Mapping[st
     """
     key = f"{prefix}meta"
     new = {"v": VERSION, "secret": secrets.token_hex(32), "tail": newTail()}
-    done = await etcd.txn([Compare(key, 0)], [put(key, jsonBytes(new)), reading(key)], [reading(key)])
+    done = await etcd.txn([unchanged(key, 0)], [put(key, jsonBytes(new)), reading(key)], [reading(key)])
     found = next(kept for kept in done.found if kept)[0]
     meta: dict[str, Any] = json.loads(found.value)
     if meta.get("v") == 1 or meta.get("converting"):
@@ -51,7 +51,7 @@ async def openLayout(etcd: Etcd, clock: IReactorTime, prefix: str) -> Mapping[st
 async def _convert(etcd: Etcd, clock: IReactorTime, prefix: str, found: KeyValue, meta: Mapping[str, Any]) -> None:
     lock, lease = f"{prefix}converting", newLease()
     await etcd.grant(lease, _CONVERTER)
-    taken = await etcd.txn([Compare(lock, 0)], [put(lock, b"1", lease)])
+    taken = await etcd.txn([unchanged(lock, 0)], [put(lock, b"1", lease)])
     if not taken.succeeded:
         await etcd.revoke(lease)
         raise StoreUnavailable("another node is converting what is in etcd")
@@ -66,7 +66,7 @@ async def _convert(etcd: Etcd, clock: IReactorTime, prefix: str, found: KeyValue
             await etcd.keepAlive(lease)
             group = seen[begin : begin + _GROUP]
             for each in group:
-                await etcd.txn([Compare(each.key, each.modified)], [put(each.key, each.value)])
+                await etcd.txn([unchanged(each.key, each.modified)], [put(each.key, each.value)])
         await etcd.txn((), [put(found.key, jsonBytes({name: meta[name] for name in ("v", "secret", "tail")}))])
         _log.info("Converted what is in etcd below {prefix} to version {version}", prefix=prefix, version=VERSION)
     finally:
@@ -76,13 +76,13 @@ async def _convert(etcd: Etcd, clock: IReactorTime, prefix: str, found: KeyValue
 async def _takeOver(etcd: Etcd, clock: IReactorTime, prefix: str, found: KeyValue, meta: Mapping[str, Any]) -> None:
     """Write the new version, unless a node of version 1 is running."""
     nodes = f"{prefix}nodes/"
-    conditions = [Compare(found.key, found.modified), Compare(nodes, 0, Revision.created, endOf(nodes))]
+    conditions = [unchanged(found.key, found.modified), unchanged(nodes, 0, Revision.created, endOf(nodes))]
     end = clock.seconds() + _GONE
     while True:
         done = await etcd.txn(conditions, [put(found.key, jsonBytes(meta))], [reading(nodes, endOf(nodes), PAGE)])
         if done.succeeded:
             return
-        running = len(done.found[0] or ())
+        running = len(done.found[0])
         if not running:
             raise StoreUnavailable("etcd: another node has converted what is in it")
         if clock.seconds() > end:

@@ -29,13 +29,14 @@ class EtcdLocks(Registrations):
 
     kind = "locks"
     touches = "seen-locks"
+    expiration = "lock.expire"
 
     def _scope(self, tenant: str) -> str:
         return lockScope(tenant)
 
-    def _recordOf(self, scope: str, name: str, kept: Mapping[str, Any]) -> LockRecord:
-        incarnation = self._incarnation(scope, kept)
-        return LockRecord(name=name, incarnation=incarnation, **{field: kept[field] for field in _FIELDS})
+    def _record(self, tenant: str, id: str, kept: Mapping[str, Any]) -> LockRecord:
+        incarnation = self._incarnation(tenant, kept)
+        return LockRecord(name=id, incarnation=incarnation, **{field: kept[field] for field in _FIELDS})
 
     @returnsDeferred
     async def acquire(self, tenant: str, lock: NewLock, maximum: int, now: int, fence: int) -> LockRecord:
@@ -45,7 +46,7 @@ class EtcdLocks(Registrations):
         def acquire(transaction: Transaction) -> tuple[dict[str, Any], Transaction]:
             value, clock = transaction.get(key), transaction.clock
             if value is not None:
-                raise LockTaken(self._recordOf(scope, lock.name, json.loads(value)))
+                raise LockTaken(self._record(scope, lock.name, json.loads(value)))
             if clock.locks >= maximum:
                 raise LimitExceeded(maximum)
             clock.locks += 1
@@ -56,13 +57,13 @@ class EtcdLocks(Registrations):
             return kept, transaction
 
         kept, transaction = await self._batches.do(scope, [key], acquire)
-        self._made(scope, lock.name, kept, transaction.revision)
-        return self._recordOf(scope, lock.name, kept)
+        self._made(scope, lock.name, kept, transaction.made)
+        return self._record(scope, lock.name, kept)
 
     @returnsDeferred
     async def get(self, tenant: str, name: str) -> LockRecord:
         scope = lockScope(tenant)
-        return self._recordOf(scope, name, json.loads((await self._find(scope, name)).value))
+        return self._record(scope, name, json.loads((await self._find(scope, name)).value))
 
     @returnsDeferred
     async def list(self, tenant: str, marker: str | None, count: int, hidden: Collection[str]) -> list[LockRecord]:
@@ -71,7 +72,7 @@ class EtcdLocks(Registrations):
         begin, locks = prefix + (marker or ""), []
         while True:
             found, _ = await self._etcd.range(begin, endOf(prefix), PAGE)
-            records = [self._recordOf(*self._name(each.key), json.loads(each.value)) for each in found]
+            records = [self._record(*self._name(each.key), json.loads(each.value)) for each in found]
             locks += [record for record in records if record.incarnation not in hidden]
             if len(locks) >= count or len(found) < PAGE:
                 return locks[:count]
@@ -84,39 +85,16 @@ class EtcdLocks(Registrations):
         def force(transaction: Transaction) -> LockRecord:
             kept = {**self._recordIn(transaction, scope, name, incarnation), "isForced": True}
             transaction.put(self._recordKey(scope, name), jsonBytes(kept))
-            return self._recordOf(scope, name, kept)
+            return self._record(scope, name, kept)
 
         return await self._batches.do(scope, [self._recordKey(scope, name)], force)
 
     @returnsDeferred
     async def release(self, tenant: str, name: str, incarnation: str, isForced: bool) -> None:
-        scope = lockScope(tenant)
+        await self._endNow(lockScope(tenant), name, incarnation, "lock.release", isForced=isForced)
 
-        def release(transaction: Transaction) -> Transaction:
-            kept = {**self._recordIn(transaction, scope, name, incarnation), "isForced": isForced}
-            self._ends(transaction, scope, name, kept, "lock.release")
-            return transaction
-
-        transaction = await self._batches.do(scope, [self._recordKey(scope, name)], release)
-        self._end((scope, incarnation), transaction.revision)
-
-    def _expired(
-        self, transaction: Transaction, tenant: str, id: str, kept: Mapping[str, Any], timestamp: int | None
-    ) -> None:
-        self._ends(transaction, tenant, id, kept, "lock.expire", timestamp)
-
-    def _ends(
-        self,
-        transaction: Transaction,
-        scope: str,
-        name: str,
-        kept: Mapping[str, Any],
-        type: str,
-        timestamp: int | None = None,
-    ) -> None:
-        self._delete(transaction, scope, name)
-        transaction.clock.locks -= 1
-        transaction.addEvent(type, self._recordOf(scope, name, kept).ended(), timestamp)
+    def _payload(self, record: LockRecord) -> Mapping[str, Any]:
+        return record.ended()
 
 
 def _kept(position: int, record: LockRecord) -> dict[str, Any]:

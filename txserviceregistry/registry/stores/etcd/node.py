@@ -1,9 +1,6 @@
 """
 One node of a cluster: its membership, the time for which it may acknowledge heartbeats from memory, and its part in
-the votes by which services expire.
-
-What the node reads and writes in etcd is behind :class:`INodeKeys`; what it knows of services is behind
-:class:`IStoreListener`.
+the votes by which services expire. What it does in etcd is behind :class:`INodeKeys`.
 """
 
 from __future__ import annotations
@@ -42,7 +39,6 @@ VOTE = 0.5
 DEAF = 2.0
 #: Seconds between two attempts.
 PAUSE = 0.2
-
 
 _T = TypeVar("_T")
 
@@ -124,9 +120,7 @@ class Node:
     """
     See the module.
 
-    :param keys: what the node does in etcd.
-    :param registrations: the services.
-    :param clock: the reactor.
+    :param registrations: what it knows of services.
     :param seconds: the time on CLOCK_BOOTTIME, which counts on while the machine sleeps.
     :ivar joins: the revision of the last join of any node.
     """
@@ -180,8 +174,7 @@ class Node:
         for work in list(self._background):
             work.cancel()
         name, self._session = self.name, None
-        for registration in list(self._opening):
-            self._opened(registration)
+        self._openAll()
         try:
             await self._keys.leave(name)
         except StoreUnavailable:
@@ -252,8 +245,7 @@ class Node:
             self._session = None
             self._registrations.suspend()
             self._outage.failed(reason=reason)
-            for registration in list(self._opening):
-                self._opened(registration)
+            self._openAll()
             session.lost.callback(None)
 
     @property
@@ -469,6 +461,10 @@ class Node:
         waiting = self._opening.pop(registration, None)
         if waiting is not None:
             waiting.fire(None)
+
+    def _openAll(self) -> None:
+        for registration in list(self._opening):
+            self._opened(registration)
 
     # -- inside
 

@@ -22,7 +22,7 @@ from ...scopes import tenantOf
 from ..interfaces import Expiration, NoSuchObject, ServiceSummary
 from ..shared import IStoreListener
 from .batches import Transaction
-from .gateway import PATIENCE, Compare, KeyValue, Revision, Urgency, putGreater
+from .gateway import PATIENCE, KeyValue, Revision, Urgency, putGreater, unchanged
 from .node import Evidence
 from .part import Part
 from .votes import Registration
@@ -44,9 +44,8 @@ class Known:
     :ivar created: the revision that created its record.
     :ivar modified: the revision that what its record says is known from.
     :ivar renewals: how many updates have set the timeout, each of which gives it a full timeout.
-    :ivar seen: the time of a heartbeat, in milliseconds since the epoch.
+    :ivar seen: the time of a heartbeat, in milliseconds since the epoch; *written*: when that was written here last.
     :ivar touched: the revision of the last touch that the watch has shown; 0 for none.
-    :ivar written: when the time of a heartbeat was written here last, in seconds.
     """
 
     tenant: str
@@ -72,12 +71,15 @@ class Registrations(Part):
     """
     The registrations of one kind.
 
-    :cvar kind: where their records are, and in *touches* the times of heartbeats.
+    :cvar kind: where their records are, and what the tenant's clock calls them.
+    :cvar touches: where the times of heartbeats are.
+    :cvar expiration: the type of the event.
     :ivar listener: is notified of changes.
     """
 
     kind: ClassVar[str]
     touches: ClassVar[str]
+    expiration: ClassVar[str]
     listener: IStoreListener = attrs.field(init=False)
     _known: dict[tuple[str, str], Known] = attrs.field(factory=dict, init=False)
     _byIncarnation: dict[Registration, Known] = attrs.field(factory=dict, init=False)
@@ -93,10 +95,12 @@ class Registrations(Part):
     _expiring: dict[Registration, bool] = attrs.field(factory=dict, init=False)
     _touching: dict[Known, Waiters[bool]] = attrs.field(factory=dict, init=False)
 
-    def _expired(
-        self, transaction: Transaction, tenant: str, id: str, kept: Mapping[str, Any], timestamp: int | None
-    ) -> None:
-        """Remove a registration, and add the event of its expiration."""
+    def _record(self, tenant: str, id: str, kept: Mapping[str, Any]) -> Any:
+        """A record as the registry takes it."""
+        raise NotImplementedError
+
+    def _payload(self, record: Any) -> Mapping[str, Any]:
+        """The payload of the event of a registration's end."""
         raise NotImplementedError
 
     # -- keys
@@ -249,11 +253,28 @@ class Registrations(Part):
             raise NoSuchObject(id)
         return kept
 
-    # -- expirations
+    # -- ends
 
-    def _delete(self, transaction: Transaction, tenant: str, id: str) -> None:
+    def _endIn(
+        self, transaction: Transaction, tenant: str, id: str, record: Any, type: str, timestamp: int | None = None
+    ) -> None:
+        """Remove a registration, and add the event of its end."""
         transaction.delete(self._recordKey(tenant, id))
         transaction.delete(self._seenKey(tenant, id))
+        setattr(transaction.clock, self.kind, getattr(transaction.clock, self.kind) - 1)
+        transaction.addEvent(type, self._payload(record), timestamp)
+
+    async def _endNow(self, tenant: str, id: str, incarnation: str, type: str, **changes: Any) -> Any:
+        """End a registration, with some *changes* in the event; returns it."""
+
+        def end(transaction: Transaction) -> tuple[Any, Transaction]:
+            record = self._record(tenant, id, {**self._recordIn(transaction, tenant, id, incarnation), **changes})
+            self._endIn(transaction, tenant, id, record, type)
+            return record, transaction
+
+        record, transaction = await self._batches.do(tenant, [self._recordKey(tenant, id)], end)
+        self._end((tenant, incarnation), transaction.made)
+        return record
 
     @returnsDeferred
     async def expireAll(self, expirations: Sequence[Expiration]) -> None:
@@ -263,7 +284,8 @@ class Registrations(Part):
                 kept = self._recordIn(transaction, tenant, id, expiration.incarnation)
             except NoSuchObject:
                 return
-            self._expired(transaction, tenant, id, kept, expiration.timestamp)
+            record = self._record(tenant, id, kept)
+            self._endIn(transaction, tenant, id, record, self.expiration, expiration.timestamp)
 
         changes = [
             self._batches.do(each.tenant, [self._recordKey(each.tenant, each.id)], partial(expire, each))
@@ -286,15 +308,16 @@ class Registrations(Part):
             if (
                 # An update in this group is a touch.
                 transaction.isChanged(seenKey)
-                or transaction.modified(seenKey) != evidence.seen
-                or transaction.modified(joinsKey) != evidence.joins
-                or transaction.created(nodeKey) != created
+                or transaction.revision(seenKey) != evidence.seen
+                or transaction.revision(joinsKey) != evidence.joins
+                or transaction.revision(nodeKey, Revision.created) != created
             ):
                 return None
             transaction.guard(seenKey)
             transaction.guard(joinsKey)
             transaction.guard(nodeKey, Revision.created)
-            self._expired(transaction, tenant, id, kept, evidence.timestamp)
+            record = self._record(tenant, id, kept)
+            self._endIn(transaction, tenant, id, record, self.expiration, evidence.timestamp)
             return transaction
 
         self._expiring[registration] = False
@@ -305,7 +328,7 @@ class Registrations(Part):
                 # When the outcome has been reported.
                 self._clock.callLater(0, self.listener.vanished, tenant, id, known.incarnation)
         if transaction is not None:
-            self._end(registration, transaction.revision)
+            self._end(registration, transaction.made)
         # After a failure, a later touch is noted when the watch shows it: after what the watch shows before that.
         return transaction is not None
 
@@ -338,7 +361,7 @@ class Registrations(Part):
         """Write the times of registrations in one transaction; returns those that exist."""
         keys = [(self._recordKey(each.tenant, each.id), self._seenKey(each.tenant, each.id)) for each in group]
         done = await self._etcd.txn(
-            [Compare(key, each.created, Revision.created) for (key, _), each in zip(keys, group, strict=True)],
+            [unchanged(key, each.created, Revision.created) for (key, _), each in zip(keys, group, strict=True)],
             # The same number of digits as every time: etcd compares them as text.
             [
                 putGreater(seenKey, NEVER if each.seen is None else b"%013d" % each.seen)
@@ -358,11 +381,7 @@ class Registrations(Part):
     # -- the time of heartbeats
 
     def noteSeen(self, tenant: str, id: str, incarnation: str, seen: int) -> bool:
-        """
-        Note the time of a heartbeat.
-
-        :return: whether :meth:`writeSeen` is to be called.
-        """
+        """Note the time of a heartbeat; returns whether :meth:`writeSeen` is to be called."""
         known = self._byIncarnation.get((tenant, incarnation))
         if known is None or known.id != id:
             return False

@@ -27,6 +27,7 @@ class EtcdServices(Registrations):
 
     kind = "services"
     touches = "seen"
+    expiration = "service.timeout"
     _states: EtcdStates
 
     def _record(self, tenant: str, id: str, kept: Mapping[str, Any], state: StateRecord | None = None) -> ServiceRecord:
@@ -60,7 +61,7 @@ class EtcdServices(Registrations):
         reads = [key, self._states.key(tenant, id)]
         kept, state, transaction = await self._batches.do(tenant, reads, create, isNew=True)
         made = self._record(tenant, id, kept, state)
-        self._made(tenant, id, kept, transaction.revision)
+        self._made(tenant, id, kept, transaction.made)
         return made
 
     @returnsDeferred
@@ -123,40 +124,18 @@ class EtcdServices(Registrations):
         kept, transaction = await self._batches.do(tenant, reads, update)
         known = self._byIncarnation.get((tenant, incarnation))
         if known is not None:
-            self._keep(tenant, id, kept, known.created, transaction.revision)
+            self._keep(tenant, id, kept, known.created, transaction.made)
             # The watch may have shown a later update already.
             kept = {**kept, "timeout": known.timeout}
         return self._record(tenant, id, kept)
 
     @returnsDeferred
     async def remove(self, tenant: str, id: str, incarnation: str) -> ServiceRecord:
-        def remove(transaction: Transaction) -> tuple[dict[str, Any], Transaction]:
-            kept = self._recordIn(transaction, tenant, id, incarnation)
-            self._ends(transaction, tenant, id, kept, "service.remove")
-            return kept, transaction
-
-        kept, transaction = await self._batches.do(tenant, [self._recordKey(tenant, id)], remove)
-        service = self._record(tenant, id, kept)
-        self._end((tenant, incarnation), transaction.revision)
+        service: ServiceRecord = await self._endNow(tenant, id, incarnation, "service.remove")
         return service
 
-    def _expired(
-        self, transaction: Transaction, tenant: str, id: str, kept: Mapping[str, Any], timestamp: int | None
-    ) -> None:
-        self._ends(transaction, tenant, id, kept, "service.timeout", timestamp)
-
-    def _ends(
-        self,
-        transaction: Transaction,
-        tenant: str,
-        id: str,
-        kept: Mapping[str, Any],
-        type: str,
-        timestamp: int | None = None,
-    ) -> None:
-        self._delete(transaction, tenant, id)
-        transaction.clock.services -= 1
-        transaction.addEvent(type, payloads.serviceState(self._record(tenant, id, kept)), timestamp)
+    def _payload(self, record: ServiceRecord) -> Mapping[str, Any]:
+        return payloads.serviceState(record)
 
 
 def _kept(

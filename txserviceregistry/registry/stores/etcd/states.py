@@ -56,7 +56,7 @@ class EtcdStates(Part):
         """
         clocks = [reading(f"{self._prefix}clocks/{tenant}", revision=revision)] if states else []
         done = await self._etcd.txn((), [reading(begin, end, count, revision), *clocks])
-        found, *counts = [kept or [] for kept in done.found]
+        found, *counts = done.found
         revision = revision or done.revision
         if not found or not counts or not counts[0] or not TenantClock.of(counts[0][0]).states:
             return found, {}, revision

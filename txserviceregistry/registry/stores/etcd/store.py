@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.web.iweb import IAgent, IPolicyForHTTPS
 from zope.interface import implementer
 
@@ -52,7 +52,7 @@ from ..shared import ISharedStore, IStoreListener
 from . import DEFAULT_PREFIX
 from .batches import Batches
 from .events import EtcdEvents
-from .gateway import TRY, Compare, Etcd, User, put, reading
+from .gateway import TRY, Etcd, User, put, reading, unchanged
 from .keys import NodeKeys
 from .layout import openLayout
 from .locks import EtcdLocks
@@ -62,7 +62,6 @@ from .services import EtcdServices
 from .states import EtcdStates
 from .users import EtcdUsers
 from .values import EtcdValues
-from .watch import watchingAgent
 
 #: Connections to each member.
 _CONNECTIONS = 8
@@ -100,8 +99,8 @@ class EtcdStore:
     ) -> None:
         policy = policy or tlsPolicy()
         self._pool = ConnectionPool(reactor, _CONNECTIONS)
-        # The watch's response is read as it comes, which the pool's connections don't do.
-        watching = agent or watchingAgent(reactor, policy, TRY)
+        self._watchPool = ConnectionPool(reactor, 0, streams=True)
+        watching = agent or httpAgent(reactor, policy, TRY, self._watchPool)
         agent = QueueingAgent(agent or httpAgent(reactor, policy, TRY, self._pool), _CONNECTIONS)
         user = None
         if credentials is not None:
@@ -112,8 +111,6 @@ class EtcdStore:
         self.statistics = StoreStatistics(votes=self._countVotes)
         self.isNew = False
         self._reactor = reactor
-        self._watching = watching
-        self._urls = urls
         self._prefix = prefix
         self._wallClock = wallClock
         self._seconds = seconds
@@ -131,12 +128,13 @@ class EtcdStore:
         self._ids = TenantIds(wallClock)
         self._batches = Batches(self._etcd, reactor, wallClock, prefix, secrets.token_hex(8))
         part = (self._etcd, self._batches, prefix, self._ids, reactor, wallClock)
-        self._states = EtcdStates(*part)
-        self._services = EtcdServices(*part, states=self._states)
+        states = EtcdStates(*part)
+        self._services = EtcdServices(*part, states=states)
         self._locks = EtcdLocks(*part)
-        self._values = EtcdValues(*part)
-        self._events = EtcdEvents(*part)
+        values = EtcdValues(*part)
+        events = EtcdEvents(*part)
         self._users = EtcdUsers(*part)
+        self._keys = NodeKeys(self._asking, *part[1:], watching, urls, self._services, self._locks)
         self._node: Node | None = None
         self._isOpen = False
         self._secret = b""
@@ -151,11 +149,11 @@ class EtcdStore:
         self.removeService = self._services.remove
         self.expireServices = self._services.expireAll
         self.allServices = self._services.all
-        self.setState = self._states.set
-        self.getState = self._states.get
-        self.listStates = self._states.list
-        self.endStates = self._states.end
-        self.dropStates = self._states.drop
+        self.setState = states.set
+        self.getState = states.get
+        self.listStates = states.list
+        self.endStates = states.end
+        self.dropStates = states.drop
         self.acquireLock = self._locks.acquire
         self.getLock = self._locks.get
         self.listLocks = self._locks.list
@@ -163,14 +161,14 @@ class EtcdStore:
         self.releaseLock = self._locks.release
         self.expireLocks = self._locks.expireAll
         self.allLocks = self._locks.all
-        self.getValue = self._values.get
-        self.listValues = self._values.list
-        self.setValue = self._values.set
-        self.removeValue = self._values.remove
-        self.listEvents = self._events.list
-        self.lastEvent = self._events.last
-        self.hasEvent = self._events.has
-        self.dropEvents = self._events.drop
+        self.getValue = values.get
+        self.listValues = values.list
+        self.setValue = values.set
+        self.removeValue = values.remove
+        self.listEvents = events.list
+        self.lastEvent = events.last
+        self.hasEvent = events.has
+        self.dropEvents = events.drop
         self.addUser = self._users.add
         self.replaceUserKey = self._users.replaceKey
         self.changeRole = self._users.changeRole
@@ -209,7 +207,7 @@ class EtcdStore:
             self._isOpen = False
             if self._node is not None:
                 await self._node.stop()
-            await self._pool.close()
+            await gatherResults([self._pool.close(), self._watchPool.close()])
 
     def _check(self) -> None:
         if not self._isOpen:
@@ -220,17 +218,8 @@ class EtcdStore:
     # -- the registries that share the store
 
     def join(self, listener: IStoreListener) -> Deferred[None]:
-        keys = NodeKeys(
-            self._asking,
-            self._watching,
-            self._urls,
-            self._prefix,
-            self._batches,
-            self._services,
-            self._locks,
-            self._ids,
-            listener,
-        )
+        keys = self._keys
+        self._services.listener = self._locks.listener = keys.listener = listener
         self._contacted = self._reactor.seconds()
         self._node = keys.node = Node(keys, listener, self._reactor, self._seconds)
         return self._node.start()
@@ -272,7 +261,7 @@ class EtcdStore:
     async def account(self, tenant: str) -> Account:
         key = f"{self._prefix}accounts/{tenant}"
         new = json.dumps({"v": 1, "created": int(self._wallClock() * 1000)}).encode("ascii")
-        done = await self._etcd.txn([Compare(key, 0)], [put(key, new), reading(key)], [reading(key)])
+        done = await self._etcd.txn([unchanged(key, 0)], [put(key, new), reading(key)], [reading(key)])
         found = next(kept for kept in done.found if kept)
         return Account(tenant, json.loads(found[0].value)["created"])
 

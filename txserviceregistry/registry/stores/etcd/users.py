@@ -18,7 +18,7 @@ import attrs
 from ....util.deferred import returnsDeferred
 from ...roles import WRITE, Role
 from ..interfaces import NoSuchObject, ObjectExists, TokenRecord, UserRecord
-from .gateway import Compare, Etcd, KeyValue, deletion, endOf, jsonBytes, newLease, put, reading
+from .gateway import Etcd, KeyValue, deletion, endOf, jsonBytes, newLease, put, reading, unchanged
 from .part import Part
 
 
@@ -48,7 +48,7 @@ class EtcdUsers(Part):
         below = (self._users, f"{self._prefix}accounts/", f"{self._prefix}clocks/")
         while True:
             done = await self._etcd.txn((), [reading(self._guard), *(reading(each, endOf(each)) for each in below)])
-            guards, users, *tenants = [kept or [] for kept in done.found]
+            guards, users, *tenants = done.found
             known = {each.name: each for each in map(self._user, users)}
             if name in known:
                 raise ObjectExists(name)
@@ -58,12 +58,12 @@ class EtcdUsers(Part):
             added = UserRecord(name, own, keyHash, role)
             value = self._value(added)
             done = await self._etcd.txn(
-                [Compare(self._guard, guards[0].modified if guards else 0)],
+                [unchanged(self._guard, guards[0].modified if guards else 0)],
                 [put(self._users + name, value), put(self._guard, value)],
                 [reading(self._users + name)],
             )
             # A first try whose response was lost has made this very user: the hash is unique.
-            if done.succeeded or any(each.value == value for each in done.found[0] or ()):
+            if done.succeeded or any(each.value == value for each in done.found[0]):
                 return added
 
     @returnsDeferred
@@ -79,7 +79,7 @@ class EtcdUsers(Part):
             found = await self._found(name)
             user = attrs.evolve(self._user(found), **changes)
             value = self._value(user) if "keyHash" in changes else self._value(user, keyed=_keyed(found))
-            done = await self._etcd.txn([Compare(found.key, found.modified)], [put(found.key, value)])
+            done = await self._etcd.txn([unchanged(found.key, found.modified)], [put(found.key, value)])
             if done.succeeded:
                 return user
 
@@ -119,7 +119,7 @@ class EtcdUsers(Part):
     @returnsDeferred
     async def removeToken(self, tokenHash: str) -> bool:
         key = self._token(tokenHash)
-        return not (await self._etcd.txn([Compare(key, 0)], (), [deletion(key)])).succeeded
+        return not (await self._etcd.txn([unchanged(key, 0)], (), [deletion(key)])).succeeded
 
     def _user(self, found: KeyValue) -> UserRecord:
         kept = json.loads(found.value)

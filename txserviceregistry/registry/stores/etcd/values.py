@@ -42,7 +42,7 @@ class EtcdValues(Part):
         if not reads:
             return []
         done = await self._etcd.txn((), reads)
-        found = [each for kept in done.found for each in kept or ()]
+        found = [each for kept in done.found for each in kept]
         return [_record(each.key[len(prefix) :], each.value) for each in found[:count]]
 
     @returnsDeferred

@@ -110,8 +110,8 @@ class Votes(Generic[_E]):
     One node's votes, its answers, and the registrations that they close.
 
     :param node: the name of this node, which no other node has or had.
-    :param secondsLeft: returns the seconds until a registration's deadline as this node knows it; 0 or less if the
-        deadline has passed or the registration is unknown, and the full timeout while a touch of it is under way.
+    :param secondsLeft: returns the seconds until a registration's deadline as this node knows it; 0 or less if it has
+        passed or the registration is unknown, and the full timeout while a touch is under way.
     :param onAlive: called with a registration of an own vote that another node has received a heartbeat for.
     :param onOpen: called with a registration that no vote closes any more.
     :param onExpired: called with the number of an own vote, a registration that no node has received a heartbeat for,

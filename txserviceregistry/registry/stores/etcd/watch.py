@@ -16,11 +16,9 @@ import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
-from twisted.web.client import HTTPConnectionPool
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IPolicyForHTTPS, IResponse
+from twisted.web.iweb import IAgent, IResponse
 
-from ....http.agent import httpAgent
 from ....http.bodies import BytesProducer
 from .gateway import KeyValue, encode, endOf, jsonBytes, keyValue
 
@@ -138,18 +136,3 @@ class Watch(Protocol):
         if not self._isOver:
             self.stop()
             self._onEnd(why)
-
-
-class _QuietPool(HTTPConnectionPool):
-    """Connections that are used once, without a line in the log for each."""
-
-    def _factory(self, quiescentCallback: Callable[[Any], None], metadata: str) -> Any:  # type: ignore[override]  # Twisted has a class there
-        factory = HTTPConnectionPool._factory(quiescentCallback, metadata)
-        factory.noisy = False
-        return factory
-
-
-def watchingAgent(reactor: Any, policy: IPolicyForHTTPS, connectTimeout: float) -> IAgent:
-    """An agent that hands over the body of a watch as it comes."""
-    pool = _QuietPool(reactor, persistent=False)  # type: ignore[no-untyped-call]  # Twisted has no types there
-    return httpAgent(reactor, policy, connectTimeout, pool)

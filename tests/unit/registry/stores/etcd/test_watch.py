@@ -13,8 +13,10 @@ from twisted.internet import reactor
 from twisted.web.client import BrowserLikePolicyForHTTPS
 
 from tests.loopback import Call, LoopbackTestCase, Server
+from txserviceregistry.http.agent import httpAgent
+from txserviceregistry.http.pool import ConnectionPool
 from txserviceregistry.registry.stores.etcd.gateway import encode
-from txserviceregistry.registry.stores.etcd.watch import Change, Watch, watchingAgent
+from txserviceregistry.registry.stores.etcd.watch import Change, Watch
 
 HEAD = b"HTTP/1.1 200 X\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -48,7 +50,7 @@ class WatchCase(LoopbackTestCase):
             self.changes.append(change)
             onChange(watch)
 
-        agent = watchingAgent(reactor, BrowserLikePolicyForHTTPS(), 1.0)
+        agent = httpAgent(reactor, BrowserLikePolicyForHTTPS(), 1.0, ConnectionPool(reactor, 0, streams=True))
         watch = Watch(agent, changed, self.why.append)
         watch.start(url, prefix, revision)
         self.addCleanup(watch.stop)
