@@ -19,6 +19,7 @@ from txserviceregistry.testing import FakeRegistry
 
 from ...fakeagent import asOfAPlainRegistry
 
+COUNT = 40
 # Seconds that an answer takes on a connection that is well.
 LATENCY = 0.02
 
@@ -71,7 +72,7 @@ class Connections:
 
 
 class SingleHeartbeatTests(SynchronousTestCase):
-    """A hundred services of one application, and a registry without heartbeat batches."""
+    """Many services of one application, and a registry without heartbeat batches."""
 
     isPlain = True
 
@@ -87,7 +88,7 @@ class SingleHeartbeatTests(SynchronousTestCase):
             reactor=self.fake.clock,
         )
         draw = random.Random(20261123).random
-        self.services = [RegisteredService(self.client, f"service{number}", 6, random=draw) for number in range(100)]
+        self.services = [RegisteredService(self.client, f"service{number}", 6, random=draw) for number in range(COUNT)]
         for service in self.services:
             service.startService()
         self.fake.advance(10)
@@ -95,11 +96,11 @@ class SingleHeartbeatTests(SynchronousTestCase):
     def assertNoneExpired(self) -> None:
         events = self.successResultOf(self.watcher.events.list(limit=1000))["values"]
         self.assertEqual({event["type"] for event in events}, {"service.join"})
-        self.assertEqual(len(self.successResultOf(self.watcher.services.list(limit=1000))["values"]), 100)
+        self.assertEqual(len(self.successResultOf(self.watcher.services.list(limit=1000))["values"]), COUNT)
 
     def test_useTwoConnections(self) -> None:
         """However many are due at once, at most two requests are under way."""
-        self.fake.advance(60)
+        self.fake.advance(20)
         self.assertLessEqual(self.connections.most, 2)
         self.assertNoneExpired()
 
@@ -109,7 +110,7 @@ class SingleHeartbeatTests(SynchronousTestCase):
         self.fake.advance(10)
         self.connections.secondHangs = False
         self.assertGreater(self.connections.hung, 5)
-        self.fake.advance(30)
+        self.fake.advance(15)
         self.assertLessEqual(self.connections.most, 2 + MOST_BESIDE)
         self.assertNoneExpired()
 
@@ -123,7 +124,7 @@ class SingleHeartbeatTests(SynchronousTestCase):
 
 
 class BatchTests(SingleHeartbeatTests):
-    """A hundred services of one application, and a registry that accepts heartbeat batches."""
+    """Many services of one application, and a registry that accepts heartbeat batches."""
 
     isPlain = False
 
@@ -166,7 +167,7 @@ class BatchTests(SingleHeartbeatTests):
         self.successResultOf(self.watcher.services.remove("service7"))
         self.fake.advance(10)
         types = [event["type"] for event in self.successResultOf(self.watcher.events.list(limit=1000))["values"]]
-        self.assertEqual(types.count("service.join"), 101)
+        self.assertEqual(types.count("service.join"), COUNT + 1)
         self.assertEqual(types.count("service.remove"), 1)
         self.assertNotIn("service.timeout", types)
         self.assertEqual({service.state for service in self.services}, {"registered"})
@@ -179,7 +180,7 @@ class BatchTests(SingleHeartbeatTests):
         self.fake.start(keepData=False)
         self.fake.advance(10)
         self.assertEqual({service.state for service in self.services}, {"registered"})
-        self.assertEqual(len(self.successResultOf(self.watcher.services.list(limit=1000))["values"]), 100)
+        self.assertEqual(len(self.successResultOf(self.watcher.services.list(limit=1000))["values"]), COUNT)
 
     def test_oneThatStopsIsLeftOut(self) -> None:
         """Nothing is sent for a service that has stopped, also when its heartbeat was under way."""
@@ -188,12 +189,12 @@ class BatchTests(SingleHeartbeatTests):
         self.fake.advance(2)
         self.services[3].stopService()
         self.fake.advance(30)
-        self.assertEqual(len(self.successResultOf(self.watcher.services.list(limit=1000))["values"]), 99)
+        self.assertEqual(len(self.successResultOf(self.watcher.services.list(limit=1000))["values"]), COUNT - 1)
         self.assertEqual(self.services[3].state, "stopped")
 
     def test_goOnWithoutBatches(self) -> None:
         """An older registry at the same URL, which accepts no batches, expires none of them."""
-        self.fake.advance(20)
+        self.fake.advance(10)
         self.connections.isPlain = True
-        self.fake.advance(60)
+        self.fake.advance(30)
         self.assertNoneExpired()
