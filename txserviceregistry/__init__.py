@@ -11,7 +11,7 @@ from ._version import __version__
 from .util.lazynames import lazyNames
 
 if TYPE_CHECKING:
-    from .api.session import Credentials
+    from .api.authenticator import Credentials
     from .client import Client
     from .clock import useMonotonic
     from .errors import ServiceRegistryError
@@ -34,7 +34,7 @@ if not TYPE_CHECKING:
         __name__,
         {
             "Client": "client",
-            "Credentials": "api.session",
+            "Credentials": "api.authenticator",
             "HeartBeater": "heartbeats.heartbeater",
             "RegisteredService": "registration",
             "ServiceRegistryError": "errors",

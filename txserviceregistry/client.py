@@ -20,12 +20,11 @@ from twisted.web.iweb import IAgent
 
 from .api.account import AccountClient
 from .api.agent import RetryingAuthAgent
-from .api.authenticator import KeystoneAuthenticator, isAuthFault
+from .api.authenticator import Credentials, KeystoneAuthenticator, Session, isAuthFault
 from .api.configuration import ConfigurationClient
 from .api.events import EventsClient
 from .api.listcache import ListCache
 from .api.locks import LocksClient
-from .api.session import Credentials, Session
 from .api.transport import Transport
 from .errors import APIError, ConnectionFailed, InvalidSettings
 from .heartbeats.heartbeater import HeartBeater

@@ -118,9 +118,8 @@ class RegisteredService(Service):
         self._refusal: Failure | None = None
         self._waiters: Waiters[None] = Waiters()
         self._listeners: Listeners[[str]] = Listeners(self._log, f"the state of service {serviceId}")
-        self._failureListeners: Listeners[[Exception]] = Listeners(
-            self._log, f"failed registrations of service {serviceId}"
-        )
+        what = f"failed registrations of service {serviceId}"
+        self._failureListeners: Listeners[[Exception]] = Listeners(self._log, what)
 
     def __repr__(self) -> str:
         return f"<RegisteredService {self.serviceId!r}: {self.state}>"
@@ -129,20 +128,17 @@ class RegisteredService(Service):
 
     @property
     def heartbeatTimeout(self) -> int:
-        """The heartbeat timeout that the service should have, in seconds: as it was given or updated."""
+        """The heartbeat timeout that the service should have, in seconds."""
         return self._desired.heartbeatTimeout
 
     @property
     def tags(self) -> list[str]:
-        """A copy of the tags that the service should have: as they were given or updated."""
+        """A copy of the tags that the service should have, as they were given or updated."""
         return list(self._desired.fields["tags"])
 
     @property
     def metadata(self) -> dict[str, str]:
-        """
-        A copy of the metadata that the service should have: as they were given or updated, without a ``host`` that was
-        determined automatically.
-        """
+        """A copy of the metadata that it should have, without a ``host`` that was determined automatically."""
         return dict(self._desired.fields["metadata"])
 
     @property
@@ -156,9 +152,7 @@ class RegisteredService(Service):
         return self._heartBeater is not None and self._heartBeater.healthy
 
     def onStateChange(self, listener: Callable[[str], None]) -> None:
-        """
-        Call *listener* with the new :attr:`state` whenever it changes. Exceptions of a listener are logged.
-        """
+        """Call *listener* with the new :attr:`state` whenever it changes. Exceptions of a listener are logged."""
         self._listeners.add(listener)
 
     def onRegistrationFailure(self, listener: Callable[[Exception], None]) -> None:
@@ -172,19 +166,16 @@ class RegisteredService(Service):
         """
         Wait until the service is registered.
 
-        :return: fires with ``None`` when the service is registered. Fails with
-            :class:`~txserviceregistry.errors.BadRequest` if the registry does not accept it as it is, with
-            :class:`~txserviceregistry.errors.Forbidden` if the user may not register it, and with
-            :class:`~txserviceregistry.errors.RegistrationEnded` if this service is stopped before. Fails with
-            :class:`~txserviceregistry.errors.NotRunning` if it is not running, and is not the child of a service that
-            will start it.
+        Fails with :class:`~txserviceregistry.errors.BadRequest` if the registry does not accept it as it is,
+        :class:`~txserviceregistry.errors.Forbidden` if the user may not register it,
+        :class:`~txserviceregistry.errors.RegistrationEnded` if this service is stopped before, and
+        :class:`~txserviceregistry.errors.NotRunning` if it is not running, nor the child of a service that will start
+        it.
         """
         if self.state == REGISTERED:
             return succeed(None)
         never = self._whyNever()
-        if never is not None:
-            return fail(never)
-        return self._waiters.wait()
+        return self._waiters.wait() if never is None else fail(never)
 
     def _whyNever(self) -> Failure | NotRunning | None:
         """Why it will not be registered without another start; ``None`` if it is, or may be."""
@@ -206,8 +197,8 @@ class RegisteredService(Service):
         registry can't be reached, the client retries.
 
         :param tags: the new tags, instead of all that there are; ``None`` leaves them as they are.
-        :param metadata: the new metadata, instead of all that there are; ``None`` leaves them as they are. A ``host``
-            that was determined automatically stays, unless there is one here.
+        :param metadata: the new metadata in the same way. A ``host`` that was determined automatically stays, unless
+            there is one here.
         :return: fires with ``None`` when the registry has the change. Fails with
             :class:`~txserviceregistry.errors.BadRequest` or :class:`~txserviceregistry.errors.Forbidden` if the
             registry refuses it: then it is undone, together with other changes that waited. Fails with
@@ -216,16 +207,14 @@ class RegisteredService(Service):
             the next start. Cancelling it only ends the wait.
         :raises TypeError: if a tag, or a key or value of the metadata, is not a string.
         """
-        changes: dict[str, Any] = {}
-        if tags is not None:
-            changes["tags"] = checkedTags(tags)
+        changes: dict[str, Any] = {} if tags is None else {"tags": checkedTags(tags)}
         if metadata is not None:
             changes["metadata"] = checkedMetadata(metadata)
         never = self._whyNever()
-        if never is not None:
-            self._desired.change(changes)
-            return fail(never)
-        return self._desired.set(changes)
+        if never is None:
+            return self._desired.set(changes)
+        self._desired.change(changes)
+        return fail(never)
 
     # -- IService
 
@@ -257,10 +246,8 @@ class RegisteredService(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        Stop sending heartbeats, and deregister the service.
-
-        :return: fires with ``None`` when that is done, or after three seconds if the registry does not answer. Never
-            fails.
+        Stop sending heartbeats, and deregister the service. Fires when that is done, or after three seconds if the
+        registry does not answer. Never fails.
         """
         Service.stopService(self)
         return self._leave()
@@ -286,7 +273,6 @@ class RegisteredService(Service):
         Deregister the service now, and wait *seconds*, in which clients that still know it are served. Call it before
         the port is closed.
 
-        :return: fires with ``None`` when the time is over.
         :raises ValueError: if *seconds* is not a number from 0 on; nothing is removed then.
         """
         seconds = boundedNumber(seconds, 0.0, LONGEST_INTERVAL)

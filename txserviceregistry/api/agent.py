@@ -17,8 +17,7 @@ from zope.interface import implementer
 
 from ..http.bodies import BytesProducer, Collector, readWhole
 from ..util.deferred import returnsDeferred
-from .authenticator import KeystoneAuthenticator
-from .session import Session, refusesToken
+from .authenticator import KeystoneAuthenticator, Session, refusesToken
 
 
 @implementer(IAgent)

@@ -37,8 +37,7 @@ from ..util.faults import faultIn
 from ..util.parsing import parseRetryAfter, validTraceparent
 from ..util.redaction import redacted
 from ..util.waiters import Waiters
-from .authenticator import KeystoneAuthenticator
-from .session import Session, refusesToken
+from .authenticator import KeystoneAuthenticator, Session, refusesToken
 from .shapes import readHolder
 
 # Extensions of the API.

@@ -173,9 +173,7 @@ class HeartBeater(SingleHeartbeats):
         return value
 
     def onStateChange(self, listener: Callable[[str], None]) -> None:
-        """
-        Call *listener* with the new :attr:`state` whenever it changes. What a listener raises is logged.
-        """
+        """Call *listener* with the new :attr:`state` whenever it changes. What a listener raises is logged."""
         if self._listeners is None:
             self._listeners = Listeners(self._log, f"the state of service {self.serviceId}")
         self._listeners.add(listener)
@@ -211,8 +209,7 @@ class HeartBeater(SingleHeartbeats):
     def stop(self) -> Deferred[None]:
         """
         Stop sending heartbeats. One that is under way is cancelled. The service stays registered until it expires.
-
-        :return: fires with ``None`` when nothing is left on the reactor. Never fails.
+        Fires when nothing is left on the reactor. Never fails.
         """
         if self.running:
             self._end(None)
@@ -220,12 +217,9 @@ class HeartBeater(SingleHeartbeats):
 
     def whenStopped(self) -> Deferred[None]:
         """
-        Wait for the end.
-
-        :return: fires with ``None`` when :meth:`stop` has stopped it (at once if it does not run), and fails with
-            :class:`~txserviceregistry.errors.NotFound` when the registry no longer has the service and there is no
-            way to register it again, or with :class:`~txserviceregistry.errors.Forbidden` when the user may not send
-            heartbeats.
+        Wait until :meth:`stop` has stopped it; fires at once if it does not run. Fails with
+        :class:`~txserviceregistry.errors.NotFound` when the registry no longer has the service and there is no way to
+        register it again, or with :class:`~txserviceregistry.errors.Forbidden` when the user may not send heartbeats.
         """
         if not self.running:
             return succeed(None) if self._lost is None else fail(self._lost)
@@ -248,8 +242,6 @@ class HeartBeater(SingleHeartbeats):
         """
         The service has another heartbeat timeout, or may have it: send a heartbeat at once, and others as often as it
         needs.
-
-        :param heartbeatTimeout: in seconds.
         """
         # The deadline comes no later than it would have come, and no later than the new timeout from now on.
         self.deadline = min(self.deadline, self._clock.seconds() + heartbeatTimeout)
@@ -268,11 +260,7 @@ class HeartBeater(SingleHeartbeats):
             self._beginTry()
 
     def _joinBatcher(self, due: float) -> bool:
-        """
-        Have the heartbeats sent in batches, if the registry accepts these.
-
-        :param due: the latest time for the next one.
-        """
+        """Have heartbeats sent in batches, if the registry accepts these; the next one at that time at the latest."""
         if self._batcher is None or self.nextToken is None or not self._batcher.isOffered:
             return False
         self._endForGood()
@@ -321,12 +309,8 @@ class HeartBeater(SingleHeartbeats):
             self._beginTry()
         elif isinstance(error, (ClientClosed, Forbidden)) or self._register is None or self.nextToken is None:
             self.nextToken = None
-            self._log.error(
-                "Heartbeats for {what} {serviceId} ended: {reason}",
-                what=self.what,
-                serviceId=self.serviceId,
-                reason=failure.getErrorMessage(),
-            )
+            text, reason = "Heartbeats for {what} {serviceId} ended: {reason}", failure.getErrorMessage()
+            self._log.error(text, what=self.what, serviceId=self.serviceId, reason=reason)
             self._end(failure)
         else:
             self.hadNoToken = refusesToken(error) and proven is None

@@ -365,19 +365,8 @@ class SingleHeartbeats:
         return isinstance(error, (BadRequest, Forbidden, ClientClosed))
 
     def _noteOutage(self, reason: str, *, isCertain: bool = False) -> None:
-        """
-        A try failed for this reason.
-
-        :param isCertain: whether a second try, which follows at once, can't succeed.
-        """
+        """A try failed for this *reason*. A second one follows at once, unless it *isCertain* that it fails too."""
         if self._outage is None:
-            self._outage = Outage(
-                _log,
-                self._clock,
-                HEARTBEAT_FAILED,
-                _SUCCEED_AGAIN,
-                after=2,
-                what=self.what,
-                serviceId=self.serviceId,
-            )
+            service: Any = {"what": self.what, "serviceId": self.serviceId}
+            self._outage = Outage(_log, self._clock, HEARTBEAT_FAILED, _SUCCEED_AGAIN, after=2, **service)
         self._outage.failed(reason=reason, isCertain=isCertain)

@@ -20,8 +20,6 @@ class StallWatch:
 
     It has no timer of its own: a call of its users that comes far later than it was due shows a stall. A stall between
     two calls does no harm, and is not noticed.
-
-    :param clock: the reactor.
     """
 
     #: How late a call may be, in seconds: longer than a busy reactor, a garbage collection or a loaded machine delays
@@ -54,11 +52,7 @@ class StallWatch:
         return self._clock.getDelayedCalls()
 
     def wasDue(self, moment: float) -> None:
-        """
-        What happens now should have happened at this *moment*, or before.
-
-        :param moment: in seconds of the clock.
-        """
+        """What happens now should have happened at this *moment* of the clock, or before."""
         now = self._clock.seconds()
         if now - moment <= self.LATE or moment <= self._loggedUntil:
             return

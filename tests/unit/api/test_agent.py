@@ -13,8 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.http_headers import Headers
 
 from txserviceregistry.api.agent import RetryingAuthAgent
-from txserviceregistry.api.authenticator import KeystoneAuthenticator
-from txserviceregistry.api.session import Credentials
+from txserviceregistry.api.authenticator import Credentials, KeystoneAuthenticator
 from txserviceregistry.http.jsontransport import JSONTransport
 from txserviceregistry.util.deferred import returnsDeferred
 

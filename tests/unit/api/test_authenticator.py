@@ -14,8 +14,7 @@ from twisted.internet.testing import EventLoggingObserver
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.api.authenticator import KeystoneAuthenticator
-from txserviceregistry.api.session import Credentials
+from txserviceregistry.api.authenticator import Credentials, KeystoneAuthenticator
 from txserviceregistry.errors import (
     APIError,
     AuthenticationFailed,

@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.api.session import Credentials, Session, parseTime
+from txserviceregistry.api.authenticator import Credentials, Session, parseTime
 from txserviceregistry.errors import MalformedResponse
 
 from ...fakeagent import API_KEY, TOKEN, FakeAgent, access, answer
