@@ -5,14 +5,11 @@ from __future__ import annotations
 from ..types import ConsoleLink, Limits
 from ..util.deferred import returnsDeferred
 from .shapes import readConsoleLink, readLimits
-from .transport import Transport
+from .transport import APIGroup
 
 
-class AccountClient:
+class AccountClient(APIGroup):
     """The account itself."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
 
     @returnsDeferred
     async def getLimits(self) -> Limits:
@@ -20,8 +17,7 @@ class AccountClient:
         The account's limits: ``{"resource": {type: limit}, "rate": {pattern: {"limit", "used", "window"}}}``. Fails
         with a :class:`~txserviceregistry.errors.ServiceRegistryError`.
         """
-        response = await self._transport.request("GET", "/limits")
-        return response.read(readLimits)
+        return await self._get("/limits", readLimits)
 
     @returnsDeferred
     async def createConsoleLink(self) -> ConsoleLink:

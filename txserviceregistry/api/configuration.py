@@ -14,7 +14,7 @@ from ..types import ConfigurationPage, ConfigurationValue
 from ..util.deferred import returnsDeferred
 from ..util.fields import ETAGS, KEY, KEY_RULE
 from .shapes import readConfigurationPage, readConfigurationValue
-from .transport import ETAG, Transport, etagOf, pages
+from .transport import ETAG, APIGroup, etagOf, pages
 
 
 def _path(key: Any, what: str = "configuration key") -> str:
@@ -46,20 +46,16 @@ def _condition(ifMatch: str | None, ifNoneMatch: str | None) -> tuple[str, str]:
     raise BadRequest(400, "badRequest", message)
 
 
-class ConfigurationClient:
+class ConfigurationClient(APIGroup):
     """
     The configuration values of the account.
 
     A key is a simple name (``listen_ip``) or a qualified one, with a namespace (``/production/cassandra/listen_ip``).
     Every method returns a Deferred, which fails with a :class:`~txserviceregistry.errors.ServiceRegistryError`.
-
-    :param transport: sends the requests.
     """
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    def list(self, marker: str | None = None, limit: int | None = None) -> Deferred[ConfigurationPage]:
+    @returnsDeferred
+    async def list(self, marker: str | None = None, limit: int | None = None) -> ConfigurationPage:
         """
         One page of the values, sorted by key.
 
@@ -67,7 +63,8 @@ class ConfigurationClient:
         :param limit: the most values, 1 to 1000; 100 by default.
         :return: fires with ``{"values": [{"id": …, "value": …}, …], "metadata": {…}}``.
         """
-        return self._list("/configuration", marker, limit)
+        query = {"marker": marker, "limit": limit}
+        return await self._get("/configuration", readConfigurationPage, query=query)
 
     @returnsDeferred
     async def listForNamespace(
@@ -78,7 +75,8 @@ class ConfigurationClient:
 
         :param namespace: such as ``/production/cassandra``; ``/`` for all values that have one.
         """
-        return await self._list(_namespacePath(namespace), marker, limit)
+        query = {"marker": marker, "limit": limit}
+        return await self._get(_namespacePath(namespace), readConfigurationPage, query=query)
 
     async def iterate(self, namespace: str | None = None) -> AsyncIterator[ConfigurationValue]:
         """
@@ -94,8 +92,7 @@ class ConfigurationClient:
     @returnsDeferred
     async def get(self, id: str) -> ConfigurationValue:
         """One value, ``{"id": …, "value": …}``. Fails with ``NotFound`` if there is none."""
-        response = await self._transport.request("GET", _path(id))
-        return response.read(readConfigurationValue)
+        return await self._get(_path(id), readConfigurationValue)
 
     @returnsDeferred
     async def getWithEtag(self, id: str) -> ConfigurationValue:
@@ -153,8 +150,3 @@ class ConfigurationClient:
         else:
             await self._transport.write("DELETE", _path(id), _condition(ifMatch, None))
         return True
-
-    @returnsDeferred
-    async def _list(self, path: str, marker: str | None, limit: int | None) -> ConfigurationPage:
-        response = await self._transport.request("GET", path, query={"marker": marker, "limit": limit})
-        return response.read(readConfigurationPage)

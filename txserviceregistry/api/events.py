@@ -11,20 +11,19 @@ from ..util.deferred import returnsDeferred
 from ..util.suspend import SuspendWatch
 from .eventstream import EventStreams
 from .shapes import readEventPage
-from .transport import EVENT_TYPES, EVENTS_WAIT, Transport, pages
+from .transport import EVENT_TYPES, EVENTS_WAIT, APIGroup, Transport, pages
 
 
-class EventsClient:
+class EventsClient(APIGroup):
     """
     The account's feed of events.
 
-    :param transport: sends the requests.
     :param suspends: after a suspend of the machine, streams are interrupted.
     :ivar streams: the streams that subscribers have open.
     """
 
     def __init__(self, transport: Transport, suspends: SuspendWatch) -> None:
-        self._transport = transport
+        super().__init__(transport)
         self.streams = EventStreams(transport.stream, suspends)
 
     @returnsDeferred
@@ -61,13 +60,12 @@ class EventsClient:
             query |= {"type": None, "types": ",".join(types)}
         lane = Lane.ORDINARY if wait is None else Lane.WAITING
         try:
-            response = await self._transport.request("GET", "/events", query=query, wait=wait, lane=lane)
+            return await self._get("/events", readEventPage, query=query, wait=wait, lane=lane)
         except (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError):
             if wait is None or self._transport.servers < 2 or self._transport.isClosed:
                 raise
             # The time to wait is over.
-            response = await self._transport.request("GET", "/events", query={**query, "wait": None})
-        return response.read(readEventPage)
+            return await self._get("/events", readEventPage, query={**query, "wait": None})
 
     def iterate(self, marker: str | None = None) -> AsyncIterator[Event]:
         """

@@ -13,21 +13,16 @@ from ..http.messages import Lane, Response, WhenLate
 from ..types import AcquiredLock, HeartbeatToken, Lock, LockPage
 from ..util.deferred import returnsDeferred
 from .shapes import readAcquiredLock, readLockPage, readToken
-from .transport import LOCKS, Transport, pages
+from .transport import LOCKS, APIGroup, pages
 
 
-class LocksClient:
+class LocksClient(APIGroup):
     """
     The locks of the account, request by request: the registry's extension ``locks``.
 
     A lock is held as long as its heartbeats come. Every method returns a Deferred, which fails with a
     :class:`~txserviceregistry.errors.ServiceRegistryError`; with ``NotSupported`` if the registry has no locks.
-
-    :param transport: sends the requests.
     """
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
 
     @returnsDeferred
     async def acquire(
@@ -112,8 +107,7 @@ class LocksClient:
         :return: fires with ``{"values": [lock, …], "metadata": {…}}``.
         """
         await self._transport.require(LOCKS)
-        response = await self._transport.request("GET", "/locks", query={"marker": marker, "limit": limit})
-        return response.read(readLockPage)
+        return await self._get("/locks", readLockPage, query={"marker": marker, "limit": limit})
 
     async def iterate(self) -> AsyncIterator[Lock]:
         """

@@ -25,7 +25,7 @@ from .shapes import (
     readServiceStatePage,
     readToken,
 )
-from .transport import SERVICE_STATE, Transport, pages
+from .transport import SERVICE_STATE, APIGroup, Transport, pages
 
 
 def _path(id: Any) -> str:
@@ -36,17 +36,15 @@ def _path(id: Any) -> str:
     return f"/services/{id}"
 
 
-class ServicesAPI:
+class ServicesAPI(APIGroup):
     """
     The services of the account, request by request.
 
-    :param transport: sends the requests.
-    :param clock: tells the time.
     :param cache: where the good pages of listings are kept; ``None`` for nowhere.
     """
 
     def __init__(self, transport: Transport, clock: IReactorTime, cache: ListCache | None = None) -> None:
-        self._transport = transport
+        super().__init__(transport)
         self._clock = clock
         self._cache = cache
         self._heartbeat = partial(transport.request, "POST", repeatable=True, lane=Lane.HEARTBEAT)
@@ -101,9 +99,7 @@ class ServicesAPI:
 
         :param timeout: seconds that the request may take, if not the client's own.
         """
-        path, states = _path(id), self._withStates
-        response = await self._transport.request("GET", path, query=states, timeout=timeout, lane=Lane.URGENT)
-        return response.read(readService)
+        return await self._get(_path(id), readService, query=self._withStates, timeout=timeout, lane=Lane.URGENT)
 
     @returnsDeferred
     async def createOnce(
@@ -207,8 +203,7 @@ class ServicesAPI:
         The state of a service, registered or not: ``{"id": …, "state": …, "reason": …, "expires_at": …}``. See
         :meth:`setState`.
         """
-        response = await self._transport.request("GET", f"{_path(id)}/state", lane=Lane.URGENT)
-        return response.read(readServiceState)
+        return await self._get(f"{_path(id)}/state", readServiceState, lane=Lane.URGENT)
 
     @returnsDeferred
     async def listStates(self, marker: str | None = None, limit: int | None = None) -> ServiceStatePage:
@@ -216,8 +211,7 @@ class ServicesAPI:
         One page of the states that were set, ``{"values": [state, …], "metadata": {…}}``. See :meth:`setState`, and
         for the parameters :meth:`list`.
         """
-        response = await self._transport.request("GET", "/states", query={"marker": marker, "limit": limit})
-        return response.read(readServiceStatePage)
+        return await self._get("/states", readServiceStatePage, query={"marker": marker, "limit": limit})
 
     @returnsDeferred
     async def _list(self, query: dict[str, object]) -> ServicePage:

@@ -6,7 +6,7 @@ import random as randomModule
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from twisted.internet.defer import Deferred, fail
@@ -40,6 +40,8 @@ from ..util.waiters import Waiters
 from .authenticator import KeystoneAuthenticator, Session, refusesToken
 from .shapes import readHolder
 
+_T = TypeVar("_T")
+
 # Extensions of the API.
 EVENTS_WAIT = "events-wait"
 EVENT_STREAM = "event-stream"
@@ -63,8 +65,6 @@ class Transport:
     :param authenticator: knows the tenant and the auth token.
     :param basesFor: the base URLs, without the tenant, for a session.
     :param lanes: sends the requests of these lanes, instead of the *agent*.
-    :param random: gives numbers from 0 to 1; draws the server to begin with.
-    :param traceparent: returns the header of this name for the next request.
     :param streaming: sends the requests of :meth:`stream`, instead of the *agent*.
     :ivar timeout: seconds that a request may take by default.
     :ivar extensions: the extensions of the API that the registry has, by its last response.
@@ -323,6 +323,17 @@ def _doubt(response: Response, path: str, type: str, message: str) -> str:
     if response.status == 404 and message.startswith(_NO_PAGE) and not base.endswith("/v1.0"):
         return "Check the URL: that of a registry usually ends in /v1.0"
     return ""
+
+
+class APIGroup:
+    """Calls that belong together, over a *transport*."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def _get(self, path: str, reader: Callable[[Any], _T], **options: Any) -> _T:
+        response = await self._transport.request("GET", path, **options)
+        return response.read(reader)
 
 
 async def pages(

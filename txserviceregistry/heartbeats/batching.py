@@ -46,9 +46,6 @@ class HeartbeatBatcher:
     :param send: sends heartbeats, the entries of a batch. It is late after so many seconds, and calls the third
         argument then. Fires with a token for each, or ``None`` for one that was refused.
     :param isOffered: whether the registry accepts batches.
-    :param clock: the time, which notices when it stood still.
-    :param random: gives numbers from 0 to 1.
-    :param suspends: notices that the machine was suspended.
     """
 
     #: Heartbeats in one request at most: the extension's limit.
@@ -57,8 +54,6 @@ class HeartbeatBatcher:
     AT_ONCE = 2
     #: After so many seconds without a response, the next request does not wait for this one.
     PATIENCE = 1.0
-    #: The longest time that a request is given, in seconds: a third of the longest timeout.
-    LONGEST_TRY = 40.0
 
     _log = Logger()
 
@@ -94,11 +89,7 @@ class HeartbeatBatcher:
         return self._isOffered() and (self._size.most > 0 or (self._size.mayTry and not self._services))
 
     def join(self, service: HeartBeater, due: float) -> None:
-        """
-        Take a service in.
-
-        :param due: the latest time for its next heartbeat, in seconds of the clock.
-        """
+        """Take a service in. Its next heartbeat is sent by *due*, in seconds of the clock."""
         if self._probe.isBack(service):
             self._notBefore = 0.0
         if not self._services:
@@ -181,8 +172,7 @@ class HeartbeatBatcher:
         self._setTimer()
 
     def _request(self, services: list[HeartBeater], sent: float) -> None:
-        patience = [patienceFor(service.deadline - sent, service.heartbeatTimeout) for service in services]
-        timeout = min(self.LONGEST_TRY, *patience)
+        timeout = min(patienceFor(service.deadline - sent, service.heartbeatTimeout) for service in services)
         entries = [service.entry(sent) for service in services]
 
         def late(failure: Failure) -> float:

@@ -34,8 +34,6 @@ class BatchSize:
     Halves the size of a batch that is refused, down to one heartbeat and then to none, and remembers the size that is
     accepted. It tries twice that size after each :data:`HOLD`.
 
-    :param largest: heartbeats in a batch at most.
-    :param seconds: the time.
     :ivar most: heartbeats in the next batch at most; 0 while batches are not used.
     """
 
@@ -111,9 +109,6 @@ class BatchProbe:
     While batches fail and nothing else is known, one service sends a single heartbeat. If it comes back, its heartbeat
     was accepted: then more services follow it, and batches become smaller. If it does not come back, it is an outage.
 
-    :param size: the size of batches.
-    :param largest: heartbeats in a batch at most.
-    :param random: gives numbers from 0 to 1.
     :ivar alone: the services that send single heartbeats for this.
     """
 

@@ -41,9 +41,6 @@ class ServiceCreator:
     A creation whose response was lost may have had its effect. Then a service of our own holds the id, and would
     expire, because its token is lost too. So the client looks for it, removes it, and creates it again.
 
-    :param services: asks the registry.
-    :param desired: what the service is to be, each time.
-    :param clock: times the pauses; notices when it stood still.
     :param deadline: when it has to be created, in seconds of the clock. By default each request has a part of the
         heartbeat timeout, as suits a registration that is retried until it succeeds.
     :ivar mayExist: whether the registry may hold a service that this has created.

@@ -45,8 +45,6 @@ class DesiredStates:
     :ivar put: sends an update of a service: its id and the fields.
     :ivar turns: bounds the requests under way for them.
     :ivar pause: waits so many seconds, but no longer than the client is open.
-    :ivar clock: tells how long updates have failed.
-    :ivar random: gives numbers from 0 to 1.
     :ivar byId: those that updates through the client change.
     """
 
@@ -89,9 +87,6 @@ class DesiredState(DesiredFields):
     An update changes the desired fields at once, and a registration from then on sends them. They stay unless the
     registry refuses them. If the registry may have other fields (after an update without a response, or an update and a
     registration that were under way together), a service that is :meth:`open` is updated until it has the desired ones.
-
-    :param states: sends the updates.
-    :param serviceId: the service. For the other parameters see :class:`DesiredFields`.
     """
 
     _log = Logger()

@@ -38,9 +38,6 @@ class HealthCheck:
     Calls the health check of a service: once before each heartbeat while it passes, with backoff while it fails.
 
     :param check: returns a true value, or a Deferred or coroutine of one, while the application is healthy.
-    :param serviceId: the service, for the log.
-    :param clock: the clock.
-    :param random: gives numbers from 0 to 1.
     :param name: the check, for the log.
     """
 
@@ -97,7 +94,6 @@ class HealthCheck:
         Seconds until the check that has failed should be called again. They grow from a thirty-second of *interval* to
         half of it, and to five seconds at most. Shortly before the deadline they are shorter.
 
-        :param interval: seconds from one heartbeat to the next.
         :param left: seconds to the deadline; 0 if there is none.
         """
         shortest = interval / 32

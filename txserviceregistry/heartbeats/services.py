@@ -119,9 +119,6 @@ class ServicesClient(ServicesAPI):
         :meth:`create`, but while a service holds the id, most likely of an earlier run of the same program, retry until
         that one must have expired. The HeartBeater registers the service again whenever the registry loses it.
 
-        :param id: see :meth:`create`.
-        :param heartbeatTimeout: see :meth:`create`.
-        :param payload: see :meth:`create`.
         :param retryDelay: seconds between two tries.
         :return: fires with ``({"token": …}, heartBeater)``. Fails with ``ServiceExists`` if the other
             service does not expire, and with ``ValueError`` if *retryDelay* is not a number from 0 on. Cancelling it
@@ -212,7 +209,6 @@ class ServicesClient(ServicesAPI):
         change back. After any other failure it is not known whether the registry has it, and a service that is
         registered again when the registry loses it is updated until the registry has it.
 
-        :param id: the service.
         :param payload: any of ``heartbeat_timeout``, ``tags`` and ``metadata``. A field that is given replaces the old
             value as a whole; the others stay. So does a ``host`` that a RegisteredService determined automatically.
         :return: fires with ``True``; fails with ``NotFound`` if there is none with this *id*.

@@ -71,10 +71,7 @@ class StateFile:
     It is used from :meth:`open` to :meth:`close`. While another process has the file, or it can't be written, the
     service runs without it, and the log says so once.
 
-    :param path: the file; ``None`` for none.
     :param desired: the service's desired state, as the program's arguments have it.
-    :param log: the log.
-    :param clock: tells how long it could not be written.
     """
 
     def __init__(self, path: str | None, desired: DesiredState, log: Logger, clock: IReactorTime) -> None:
@@ -156,11 +153,7 @@ class StateFile:
         self._unchanged = frozenset()
 
     def keep(self, token: str, proven: str | None = None) -> None:
-        """
-        Write the next token.
-
-        :param proven: the last token that the registry accepted.
-        """
+        """Write the next token, and the last one that the registry accepted."""
         self._token = token
         self._provenToken = proven
         self.save()
