@@ -14,7 +14,7 @@ from ..types import ConfigurationPage, ConfigurationValue
 from ..util.deferred import returnsDeferred
 from ..util.fields import ETAGS, KEY, KEY_RULE
 from .shapes import readConfigurationPage, readConfigurationValue
-from .transport import ETAG, APIGroup, etagOf, pages
+from .transport import ETAG, APIGroup, etagOf
 
 
 def _path(key: Any, what: str = "configuration key") -> str:
@@ -86,7 +86,7 @@ class ConfigurationClient(APIGroup):
                 print(value["id"], value["value"])
         """
         path = "/configuration" if namespace is None else _namespacePath(namespace)
-        async for value in pages(self._transport, path, readConfigurationPage):
+        async for value in self._pages(path, readConfigurationPage):
             yield value
 
     @returnsDeferred

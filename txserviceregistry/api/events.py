@@ -11,7 +11,7 @@ from ..util.deferred import returnsDeferred
 from ..util.suspend import SuspendWatch
 from .eventstream import EventStreams
 from .shapes import readEventPage
-from .transport import EVENT_TYPES, EVENTS_WAIT, APIGroup, Transport, pages
+from .transport import EVENT_TYPES, EVENTS_WAIT, APIGroup, Transport
 
 
 class EventsClient(APIGroup):
@@ -76,4 +76,4 @@ class EventsClient(APIGroup):
 
         :param marker: see :meth:`list`.
         """
-        return pages(self._transport, "/events", readEventPage, marker=marker)
+        return self._pages("/events", readEventPage, marker=marker)

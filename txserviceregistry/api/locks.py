@@ -13,7 +13,7 @@ from ..http.messages import Lane, Response, WhenLate
 from ..types import AcquiredLock, HeartbeatToken, Lock, LockPage
 from ..util.deferred import returnsDeferred
 from .shapes import readAcquiredLock, readLockPage, readToken
-from .transport import LOCKS, APIGroup, pages
+from .transport import LOCKS, APIGroup
 
 
 class LocksClient(APIGroup):
@@ -117,7 +117,7 @@ class LocksClient(APIGroup):
                 print(lock["name"], lock["holder"])
         """
         await self._transport.require(LOCKS)
-        async for lock in pages(self._transport, "/locks", readLockPage):
+        async for lock in self._pages("/locks", readLockPage):
             yield lock
 
     @returnsDeferred

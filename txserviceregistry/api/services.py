@@ -25,7 +25,7 @@ from .shapes import (
     readServiceStatePage,
     readToken,
 )
-from .transport import SERVICE_STATE, APIGroup, Transport, pages
+from .transport import SERVICE_STATE, APIGroup, Transport
 
 
 def _path(id: Any) -> str:
@@ -75,10 +75,10 @@ class ServicesAPI(APIGroup):
 
         It does not use the cache: an iteration that the registry can't finish fails.
         """
-        return pages(self._transport, "/services", readServicePage, {"tag": tag, **self._withStates})
+        return self._pages("/services", readServicePage, tag=tag, **self._withStates)
 
     @property
-    def _withStates(self) -> dict[str, object]:
+    def _withStates(self) -> dict[str, str]:
         """The query for services with their states, where the registry is known to have them."""
         return {"states": "true"} if SERVICE_STATE in self._transport.extensions else {}
 

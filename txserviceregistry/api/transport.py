@@ -335,35 +335,27 @@ class APIGroup:
         response = await self._transport.request("GET", path, **options)
         return response.read(reader)
 
+    async def _pages(
+        self, path: str, reader: Callable[[Any], Any], *, marker: str | None = None, **query: object
+    ) -> AsyncIterator[Any]:
+        """
+        The values of a collection, page by page as they are needed.
 
-async def pages(
-    transport: Transport,
-    path: str,
-    reader: Callable[[Any], Any],
-    query: Mapping[str, object] | None = None,
-    *,
-    marker: str | None = None,
-) -> AsyncIterator[Any]:
-    """
-    The values of a collection, page by page as they are needed.
-
-    :param reader: validates a page: a function of :mod:`~txserviceregistry.api.shapes`.
-    :param query: the query of each page.
-    :param marker: the id to begin at.
-    :raises MalformedResponse: if a page is not valid, or an earlier page is named as the next one.
-    """
-    # A circle returns to one page again and again. Comparing with each 2^n-th finds it, however long it is.
-    passed, count = marker, 0
-    while True:
-        response = await transport.request("GET", path, query={**(query or {}), "marker": marker})
-        page = response.read(reader)
-        for value in page["values"]:
-            yield value
-        marker = page["metadata"]["next_marker"]
-        if marker is None:
-            return
-        if marker == passed:
-            raise MalformedResponse(f"GET {response.url} returned an earlier page as its next page")
-        count += 1
-        if count & (count - 1) == 0:
-            passed = marker
+        :param marker: the id to begin at.
+        :raises MalformedResponse: if a page is not valid, or an earlier page is named as the next one.
+        """
+        # A circle returns to one page again and again. Comparing with each 2^n-th finds it, however long it is.
+        passed, count = marker, 0
+        while True:
+            response = await self._transport.request("GET", path, query={**query, "marker": marker})
+            page = response.read(reader)
+            for value in page["values"]:
+                yield value
+            marker = page["metadata"]["next_marker"]
+            if marker is None:
+                return
+            if marker == passed:
+                raise MalformedResponse(f"GET {response.url} returned an earlier page as its next page")
+            count += 1
+            if count & (count - 1) == 0:
+                passed = marker
