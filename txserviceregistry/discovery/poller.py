@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from ..api.eventstream import EventStream
+from ..api.events import EventStream
 from ..api.shapes import readEvent
 from ..api.transport import EVENT_STREAM, EVENT_TYPES, EVENTS_WAIT
 from ..errors import BadRequest, ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError, ServiceRegistryError

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseDone
 
 from txserviceregistry import Client
-from txserviceregistry.api.eventstream import EventStream
+from txserviceregistry.api.events import EventStream
 from txserviceregistry.discovery import ConfigurationWatcher, EventsFeed
 from txserviceregistry.discovery.poller import FIRST_PING, RETRY, SILENCE
 from txserviceregistry.util.suspend import SuspendWatch
