@@ -83,14 +83,8 @@ class MemoryStore(TableStore):
     def _write(self, operation: Callable[[Tables], _T], *, background: bool = False) -> Deferred[_T]:
         def write() -> _T:
             tables = self._checked()
-            tables.begin()
-            try:
-                result = operation(tables)
-            except BaseException:
-                tables.undo()
-                raise
-            tables.commit()
-            return result
+            with tables.operation():
+                return operation(tables)
 
         return execute(write)
 

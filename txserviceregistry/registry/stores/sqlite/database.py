@@ -121,11 +121,11 @@ class Database:
 
     @contextmanager
     def operation(self) -> Iterator[None]:
-        """One operation among those of a transaction. If it fails, it is undone, and nothing else."""
+        """One operation, alone or among those of a transaction. If it fails, it is undone, and nothing else."""
         self._execute("SAVEPOINT operation")
         try:
             yield
-        except Exception:
+        except BaseException:
             if self.inTransaction:
                 self._execute("ROLLBACK TO operation")
                 self._execute("RELEASE operation")
