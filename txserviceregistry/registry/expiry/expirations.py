@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import ClassVar
 
+import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -21,6 +23,7 @@ from ..stores.interfaces import Expiration
 from ..tasks import TaskOwner
 
 
+@attrs.define(eq=False, slots=False)
 class ExpirationQueue:
     """
     Brings expirations to the store in the order in which they were found, in groups, each in a turn of the reactor of
@@ -31,32 +34,27 @@ class ExpirationQueue:
     """
 
     #: How many are persisted together: enough to share a commit, and few enough for one turn of the reactor.
-    GROUP = 500
+    GROUP: ClassVar = 500
 
     _log = Logger()
 
-    def __init__(
-        self,
-        persist: Callable[[Sequence[Expiration]], Deferred[None]],
-        isPending: Callable[[Expiration], bool],
-        clock: IReactorTime,
-        tasks: TaskOwner,
-        onPersisted: Callable[[int], None],
-    ) -> None:
-        self._persist = persist
-        self._isPending = isPending
-        self._tasks = tasks
-        self._clock = clock
-        self._turn: Deferred[object] = succeed(None)
-        self._onPersisted = onPersisted
-        self._queue: deque[Expiration] = deque()
-        self._isBusy = False
-        self._waiters: Waiters[None] = Waiters()
-        self._persisted = 0
+    _persist: Callable[[Sequence[Expiration]], Deferred[None]]
+    _isPending: Callable[[Expiration], bool]
+    _clock: IReactorTime
+    _tasks: TaskOwner
+    _onPersisted: Callable[[int], None]
+    _queue: deque[Expiration] = attrs.field(init=False, factory=deque)
+    _isBusy: bool = attrs.field(init=False, default=False)
+    _turn: Deferred[object] = attrs.field(init=False, factory=lambda: succeed(None))
+    _waiters: Waiters[None] = attrs.field(init=False, factory=Waiters)
+    _persisted: int = attrs.field(init=False, default=0)
+    _isStopped: bool = attrs.field(init=False, default=False)
+
+    def __attrs_post_init__(self) -> None:
         # Services that lose their network expire one by one, over the length of a timeout.
-        self._services, self._locks = ServiceLog(clock, "Services expired"), ServiceLog(clock, "Locks expired")
-        self._outage = Outage(self._log, clock, "Cannot persist expirations ({count} pending); retrying")
-        self._isStopped = False
+        self._services = ServiceLog(self._clock, "Services expired")
+        self._locks = ServiceLog(self._clock, "Locks expired")
+        self._outage = Outage(self._log, self._clock, "Cannot persist expirations ({count} pending); retrying")
 
     def __len__(self) -> int:
         """How many expirations are pending."""
@@ -131,6 +129,7 @@ def _stopping() -> Fault:
     return systemFailure("The registry is stopping")
 
 
+@attrs.define(eq=False, slots=False)
 class MassExpiryWarning:
     """
     Warns when unusually many services expire, which rarely means that so many have stopped.
@@ -143,18 +142,17 @@ class MassExpiryWarning:
     """
 
     #: Seconds that are looked at together.
-    WINDOW = 60.0
+    WINDOW: ClassVar = 60.0
     #: How many services have to expire, and which part of all, before there is a warning.
-    FEWEST = 20
-    SHARE = 0.1
+    FEWEST: ClassVar = 20
+    SHARE: ClassVar = 0.1
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, population: Callable[[], int]) -> None:
-        self._clock = clock
-        self._population = population
-        self._began: float | None = None
-        self._count = 0
+    _clock: IReactorTime
+    _population: Callable[[], int]
+    _began: float | None = attrs.field(init=False, default=None)
+    _count: int = attrs.field(init=False, default=0)
 
     def add(self, count: int) -> None:
         """Note that so many services have just expired."""

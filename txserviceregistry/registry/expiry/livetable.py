@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import ClassVar
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
@@ -30,6 +32,7 @@ async def readSummary(store: IStore, scope: str, id: str) -> ServiceSummary:
     return (await store.getService(scope, id)).summary(scope)
 
 
+@attrs.define(eq=False, slots=False)
 class LiveServices:
     """
     Keeps the state of all services. They expire at their deadline, whether or not the store can persist that at once.
@@ -48,33 +51,27 @@ class LiveServices:
     """
 
     #: How many services are looked at in one turn of the reactor, and how many are reconciled after one tick.
-    SWEEP = 1000
-    RECONCILED = 100
+    SWEEP: ClassVar = 1000
+    RECONCILED: ClassVar = 100
 
     _log = Logger()
 
-    def __init__(
-        self,
-        store: IStore,
-        persist: Callable[[Sequence[Expiration]], Deferred[None]],
-        *,
-        clock: IReactorTime,
-        wallClock: Callable[[], float],
-        tasks: TaskOwner,
-    ) -> None:
-        self._store = store
-        self._clock = clock
-        self._wallClock = wallClock
-        self._tasks = tasks
-        self._onDue: Callable[[Sequence[ServiceState]], None] = self._enqueue
-        self._onTick: Callable[[], None] = lambda: None
-        self._isSuspended = False
-        self.time = StallTolerantClock(clock, self._tick)
+    _store: IStore
+    _persist: Callable[[Sequence[Expiration]], Deferred[None]]
+    _clock: IReactorTime
+    _wallClock: Callable[[], float]
+    _tasks: TaskOwner
+    _onTick: Callable[[], None] = attrs.field(init=False, default=lambda: None)
+    _isSuspended: bool = attrs.field(init=False, default=False)
+    _unsure: set[tuple[str, str]] = attrs.field(init=False, factory=set)
+    _sweeping: IDelayedCall | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self.time = StallTolerantClock(self._clock, self._tick)
         self.deadlines = Deadlines(self.time.now)
-        warning = MassExpiryWarning(clock, lambda: self.deadlines.total)
-        self.expirations = ExpirationQueue(persist, self._isPending, clock, tasks, warning.add)
-        self._unsure: set[tuple[str, str]] = set()
-        self._sweeping: IDelayedCall | None = None
+        warning = MassExpiryWarning(self._clock, lambda: self.deadlines.total)
+        self.expirations = ExpirationQueue(self._persist, self._isPending, self._clock, self._tasks, warning.add)
+        self._onDue: Callable[[Sequence[ServiceState]], None] = self._enqueue
 
     def share(self, onDue: Callable[[Sequence[ServiceState]], None], onTick: Callable[[], None]) -> None:
         """

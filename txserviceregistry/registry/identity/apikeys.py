@@ -218,32 +218,28 @@ class _Lanes:
         work.addBoth(ended)
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class KeyChecks:
     """Hashes API keys and checks them, a few at a time. See :class:`Identity` for the parameters."""
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        hasher: Hasher,
-        cost: int,
-        randomBytes: Callable[[int], bytes],
-        statistics: IdentityStatistics,
-    ) -> None:
-        self._clock = clock
-        self._hasher = hasher
-        self._cost = cost
-        self._randomBytes = randomBytes
-        # Which stored hash a name and key were found to match, and when, and which not to match, by a digest that means
-        # nothing outside this process. In two tables, so that no number of wrong keys drives a right one out.
-        self._digestKey = randomBytes(32)
-        self._known: BoundedCache[bytes, tuple[str, float]] = BoundedCache()
-        self._wrong: BoundedCache[bytes, str] = BoundedCache()
-        self._checking: SingleFlight[tuple[bytes, str], bool] = SingleFlight()
-        self._delays = _Delays(clock)
-        self._lanes = _Lanes(clock, hasher, randomBytes, self._delays, statistics)
-        self._failures: BoundedCache[bytes, tuple[int, float]] = BoundedCache()
+    _clock: IReactorTime
+    _hasher: Hasher
+    _cost: int
+    _randomBytes: Callable[[int], bytes]
+    _statistics: IdentityStatistics
+    # Which stored hash a name and key were found to match, and when, and which not to match, by a digest that means
+    # nothing outside this process. In two tables, so that no number of wrong keys drives a right one out.
+    _known: BoundedCache[bytes, tuple[str, float]] = attrs.field(init=False, factory=BoundedCache)
+    _wrong: BoundedCache[bytes, str] = attrs.field(init=False, factory=BoundedCache)
+    _checking: SingleFlight[tuple[bytes, str], bool] = attrs.field(init=False, factory=SingleFlight)
+    _failures: BoundedCache[bytes, tuple[int, float]] = attrs.field(init=False, factory=BoundedCache)
+
+    def __attrs_post_init__(self) -> None:
+        self._digestKey = self._randomBytes(32)
+        self._delays = _Delays(self._clock)
+        self._lanes = _Lanes(self._clock, self._hasher, self._randomBytes, self._delays, self._statistics)
         # The key of an unknown user is checked against this until the duration of a check is known.
-        self._decoy = _keyHash(cost, randomBytes(_SALT_BYTES), randomBytes(_HASH_BYTES))
+        self._decoy = _keyHash(self._cost, self._randomBytes(_SALT_BYTES), self._randomBytes(_HASH_BYTES))
 
     def stop(self) -> None:
         """End the delays of responses to wrong keys, and leave nothing on the reactor."""

@@ -93,6 +93,7 @@ async def _found(result: Awaitable[_T]) -> _T | None:
         return None
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class Identity:
     """
     Users, API keys and auth tokens.
@@ -110,30 +111,23 @@ class Identity:
     :ivar statistics: counts of authentications.
     """
 
-    def __init__(
-        self,
-        store: IStore,
-        *,
-        clock: IReactorTime,
-        wallClock: Callable[[], float] = time.time,
-        tokenLifetime: float = 86_400.0,
-        hasher: Hasher = threads.deferToThread,
-        cost: int = SCRYPT_COST,
-        randomBytes: Callable[[int], bytes] = os.urandom,
-    ) -> None:
-        self._store = store
-        self._clock = clock
-        self._wallClock = wallClock
-        self._lifetime = tokenLifetime
-        self._randomBytes = randomBytes
-        self.statistics = IdentityStatistics()
-        self._keys = KeyChecks(clock, hasher, cost, randomBytes, self.statistics)
-        self._users: StoreCache[UserRecord] = StoreCache(store.getUser, clock)
-        self._tokens: StoreCache[tuple[TokenRecord, UserRecord]] = StoreCache(store.getToken, clock)
-        self._issued: BoundedCache[str, IssuedToken] = BoundedCache()
-        self._issuing: SingleFlight[str, IssuedToken] = SingleFlight()
-        # A thousand requests that have waited for the same event have one token, and send it in the same moment.
-        self._asking: SingleFlight[str, UserRecord] = SingleFlight()
+    _store: IStore
+    _clock: IReactorTime
+    _wallClock: Callable[[], float] = time.time
+    _tokenLifetime: float = 86_400.0
+    _hasher: Hasher = threads.deferToThread
+    _cost: int = SCRYPT_COST
+    _randomBytes: Callable[[int], bytes] = os.urandom
+    statistics: IdentityStatistics = attrs.field(init=False, factory=IdentityStatistics)
+    _issued: BoundedCache[str, IssuedToken] = attrs.field(init=False, factory=BoundedCache)
+    _issuing: SingleFlight[str, IssuedToken] = attrs.field(init=False, factory=SingleFlight)
+    # A thousand requests that have waited for the same event have one token, and send it in the same moment.
+    _asking: SingleFlight[str, UserRecord] = attrs.field(init=False, factory=SingleFlight)
+
+    def __attrs_post_init__(self) -> None:
+        self._keys = KeyChecks(self._clock, self._hasher, self._cost, self._randomBytes, self.statistics)
+        self._users = StoreCache(self._store.getUser, self._clock)
+        self._tokens = StoreCache(self._store.getToken, self._clock)
 
     def stop(self) -> None:
         """End the delays of responses to wrong keys, and leave nothing on the reactor."""
@@ -275,7 +269,7 @@ class Identity:
         if issued is not None and await self._isYoung(issued, user):
             return issued
         token = base64.urlsafe_b64encode(self._randomBytes(32)).rstrip(b"=").decode("ascii")
-        expires = float(int(self._wallClock() + self._lifetime))
+        expires = float(int(self._wallClock() + self._tokenLifetime))
         issued = IssuedToken(id=token, expires=expires, tenant=user.tenant, user=user.name)
         record = TokenRecord(_tokenHash(token), user.name, user.tenant, expires)
         await self._store.addToken(record)
@@ -291,7 +285,7 @@ class Identity:
 
     async def _isYoung(self, issued: IssuedToken, user: UserRecord) -> bool:
         left = issued.expires - self._wallClock()
-        if issued.tenant != user.tenant or not _YOUNG * self._lifetime < left <= self._lifetime:
+        if issued.tenant != user.tenant or not _YOUNG * self._tokenLifetime < left <= self._tokenLifetime:
             return False
         # The store is asked each time: a client whose token was ended must not get it again.
         return await _found(self._tokens.get(_tokenHash(issued.id))) is not None

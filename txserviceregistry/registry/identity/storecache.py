@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
@@ -21,18 +22,14 @@ MAX_AGE = 1.0
 PATIENCE = 0.1
 
 
+@attrs.define(eq=False, repr=False)
 class StoreCache(Generic[_T]):
-    """
-    Results of the store, by key.
+    """Results of the store, by key."""
 
-    :param read: reads from the store.
-    """
-
-    def __init__(self, read: Callable[[str], Deferred[_T]], clock: IReactorTime) -> None:
-        self._read = read
-        self._clock = clock
-        self._results: BoundedCache[str, tuple[_T, float]] = BoundedCache()
-        self._reading: SingleFlight[str, _T] = SingleFlight()
+    _read: Callable[[str], Deferred[_T]]
+    _clock: IReactorTime
+    _results: BoundedCache[str, tuple[_T, float]] = attrs.field(init=False, factory=BoundedCache)
+    _reading: SingleFlight[str, _T] = attrs.field(init=False, factory=SingleFlight)
 
     def recent(self, key: str) -> _T | None:
         """A result of the store that is at most a second old, without asking it."""
@@ -46,10 +43,8 @@ class StoreCache(Generic[_T]):
 
     async def get(self, key: str) -> _T:
         """
-        The result of the store now; while it fails or takes long, the last one.
-
-        :raises NoSuchObject: if it has none.
-        :raises StoreUnavailable: if it is unavailable and was not asked before.
+        The result of the store now; while it fails or takes long, the last one. It raises :exc:`NoSuchObject` if it has
+        none, :exc:`StoreUnavailable` if it is unavailable and was not asked before.
         """
         reading = self._reading.do(key, lambda: self._ask(key))
         result = self._results.get(key)
