@@ -16,6 +16,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from tests.unit.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.eventids import positionOf
+from txserviceregistry.registry.expiry.expirations import ExpirationQueue
+from txserviceregistry.registry.expiry.livetable import LiveServices
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.model import NewService, ServiceChanges
@@ -454,13 +456,15 @@ class DeadlinesTests(RegistryCase):
 
 
 class ManyExpirationsTests(RegistryCase):
-    """Thousands of services that expire in the same second."""
+    """Many services that expire in the same second."""
 
-    limits = ResourceLimits(service=20_000)
+    limits = ResourceLimits(service=2_000)
 
     def setUp(self) -> None:
+        self.patch(ExpirationQueue, "GROUP", 50)
+        self.patch(LiveServices, "SWEEP", 100)
         super().setUp()
-        for number in range(3000):
+        for number in range(300):
             self.create(f"s{number:04}", 10)
         self.pass_(9.5)
 
@@ -488,12 +492,12 @@ class ManyExpirationsTests(RegistryCase):
         return groups
 
     def test_areSpreadOverTurns(self) -> None:
-        """No turn of the reactor persists more than 500, and otherwise all are persisted at once."""
+        """No turn of the reactor persists more than one group, and otherwise all are persisted at once."""
         groups = self.turns()
-        self.assertEqual([sum(sizes) for sizes in groups if sizes], [500] * 6)
+        self.assertEqual([sum(sizes) for sizes in groups if sizes], [50] * 6)
         self.assertEqual(self.stored(), [])
         self.pass_(1)
-        self.assertEqual(len([type for type, _ in self.allEvents() if type == "service.timeout"]), 3000)
+        self.assertEqual(len([type for type, _ in self.allEvents() if type == "service.timeout"]), 300)
 
     def allEvents(self) -> list[tuple[str, str]]:
         """The types and ids of all events."""
@@ -504,15 +508,15 @@ class ManyExpirationsTests(RegistryCase):
         """A reader sees none of them, though none has been persisted."""
         self.stepTo(0.5)
         self.assertEqual(self.page(self.registry.list(TENANT, None, 1000, None)).values, [])
-        self.assertEqual(len(self.stored()), 3000)
+        self.assertEqual(len(self.stored()), 300)
 
     def test_areOneLineInTheLog(self) -> None:
         """However many there are, the log names some and counts the rest, once, and warns of so many, once."""
         with capturedLogs() as logs:
             self.pass_(1)
         event, warning = logs
-        self.assertRegex(formatEvent(event), r"^Services expired: (1234/s\d{4}, ){4}1234/s\d{4} and 2995 more$")
-        self.assertRegex(formatEvent(warning), r"^3000 of 3000 services expired within 1 s; ")
+        self.assertRegex(formatEvent(event), r"^Services expired: (1234/s\d{4}, ){4}1234/s\d{4} and 295 more$")
+        self.assertRegex(formatEvent(warning), r"^300 of 300 services expired within 1 s; ")
 
     def test_doNotHoldUpACreateForLong(self) -> None:
         """A create among them waits until the places are free, and is answered while time stands still."""

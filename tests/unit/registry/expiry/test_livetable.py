@@ -19,6 +19,7 @@ from tests.unit.registry.heldstore import HeldCall, HeldStore
 from tests.unit.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.expiry.deadlines import ServiceState
+from txserviceregistry.registry.expiry.expirations import ExpirationQueue
 from txserviceregistry.registry.expiry.livetable import LiveServices
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.limits import ResourceLimits
@@ -119,15 +120,15 @@ class SlowStoreTests(RegistryCase):
         held.pop(0).release()
 
     def test_manyCreatesOfOneId(self) -> None:
-        """Of a thousand that come at once exactly one succeeds, and the others fail."""
+        """Of hundreds that come at once exactly one succeeds, and the others fail."""
         held = self.store.hold("createService")
-        creates = [self.creating() for _ in range(1000)]
+        creates = [self.creating() for _ in range(400)]
         while held:
             self.release(held)
         outcomes: Counter[str] = Counter()
         for create in creates:
             create.addCallbacks(lambda _: outcomes.update(["token"]), lambda f: outcomes.update([f.value.type]))
-        self.assertEqual(outcomes, {"token": 1, "serviceWithThisIdExists": 999})
+        self.assertEqual(outcomes, {"token": 1, "serviceWithThisIdExists": 399})
         self.assertEqual(self.events(), [(JOIN, "web1")])
 
     def test_theDeadlineCountsFromTheAnswer(self) -> None:
@@ -405,15 +406,19 @@ class SlowStoreTests(RegistryCase):
 class ManyExpirationsTests(RegistryCase):
     """Registering and stopping while there are more expirations than one group."""
 
-    limits = ResourceLimits(service=2000)
+    limits = ResourceLimits(service=200)
+
+    def setUp(self) -> None:
+        self.patch(ExpirationQueue, "GROUP", 50)
+        super().setUp()
 
     def test_aRegistrationWaitsForTheGroupOfItsId(self) -> None:
         """A registration of an id that has expired succeeds as soon as that is persisted, in whichever group."""
-        for number in range(1200):
+        for number in range(120):
             self.create(f"s{number}", 10)
         held = self.store.hold("expireServices")
         self.pass_(10.5)
-        creating = self.registry.create(TENANT, NewService("s700", 10))
+        creating = self.registry.create(TENANT, NewService("s70", 10))
         for _ in range(2):
             self.assertNoResult(creating)
             held.pop().release()
@@ -422,13 +427,13 @@ class ManyExpirationsTests(RegistryCase):
         about = [
             event.payload["id"] for event in self.successResultOf(self.memory.listEvents(TENANT, 0, 9999, {TIMEOUT}))
         ]
-        self.assertEqual((len(about), about.count("s700")), (1000, 1))
+        self.assertEqual((len(about), about.count("s70")), (100, 1))
         self.store.pass_("expireServices")
 
     def test_stopBetweenGroups(self) -> None:
         """Between two groups, and while one is kept, a registry stops with nothing left on the reactor."""
         for held in (self.store.hold("expireServices"), None):
-            for number in range(1200):
+            for number in range(120):
                 self.create(f"s{number}", 10)
             self.pass_(9.75)
             self.clock.rightNow += 0.25
@@ -444,7 +449,7 @@ class ManyExpirationsTests(RegistryCase):
                 self.store.pass_("expireServices")
             self.successResultOf(stopping)
             self.assertEqual(self.clock.getDelayedCalls(), [])
-            self.assertEqual(len(self.stored()), 700)
+            self.assertEqual(len(self.stored()), 70)
             self.assertUnavailable(self.registry.create(TENANT, NewService("s7", 10)))
             self.registry = self.started()
             self.pass_(20)

@@ -17,6 +17,7 @@ from txserviceregistry.registry.identity.apikeys import Overloaded
 from txserviceregistry.registry.identity.identity import Identity, InvalidCredentials, InvalidToken, InvalidUser
 from txserviceregistry.registry.stores.interfaces import NoSuchObject, ObjectExists, StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
+from txserviceregistry.util import singleflight
 
 from ..heldstore import HeldCall, HeldStore
 from ..wire import CHEAP
@@ -376,10 +377,10 @@ class AuthenticationTests(IdentityCase):
 
     def test_manyClientsCostOneScrypt(self) -> None:
         """
-        A thousand clients with one key that come together cost one check and one token.
+        Hundreds of clients with one key that come together cost one check and one token.
         """
         self.checks.held = []
-        answers = [self.identity.authenticate("joe", self.key) for _ in range(1000)]
+        answers = [self.identity.authenticate("joe", self.key) for _ in range(400)]
         self.checks.release()
         self.assertEqual(len({self.successResultOf(answer).id for answer in answers}), 1)
         self.assertEqual((self.checks.count, self.store.calls["addToken"]), (1, 1))
@@ -523,12 +524,12 @@ class AuthenticationTests(IdentityCase):
 
     def test_aFloodOfUnknownNamesCostsNothing(self) -> None:
         """
-        Thousands of names that no user has are refused without an scrypt, and hold up no others.
+        A thousand names that no user has are refused without an scrypt, and hold up no others.
         """
         _, key = self.successResultOf(self.identity.addUser("ann"))
         self.refuse()
         count = self.checks.count
-        for number in range(5000):
+        for number in range(1000):
             self.identity.authenticate(f"name{number}", "wrong").addErrback(lambda _: None)
         self.authenticate("ann", key)
         self.assertEqual(self.checks.count, count + 1)
@@ -577,10 +578,11 @@ class AuthenticationTests(IdentityCase):
 
     def test_manyNamesAreForgotten(self) -> None:
         """
-        Memory is bounded: of those who fail only the last ten thousand are remembered.
+        Memory is bounded: of those who fail only the last ones are remembered.
         """
+        self.patch(singleflight, "CAPACITY", 100)
         self.refuse("first")
-        for number in range(10_000):
+        for number in range(100):
             self.refuse(f"name{number}")
         self.failureResultOf(self.identity.authenticate("first", "wrong"), InvalidCredentials)
 

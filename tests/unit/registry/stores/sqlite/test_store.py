@@ -29,21 +29,24 @@ from txserviceregistry.registry.stores.interfaces import (
     StoreUnavailable,
     TokenRecord,
 )
+from txserviceregistry.registry.stores.sqlite import log, writer
 from txserviceregistry.registry.stores.sqlite.file import (
     APPLICATION_ID,
     BUSY_SECONDS,
-    LOG_BYTES,
     MIGRATIONS,
     connect,
     isThere,
     prepare,
 )
-from txserviceregistry.registry.stores.sqlite.log import RETRY_SECONDS, WARNING_BYTES
+from txserviceregistry.registry.stores.sqlite.log import RETRY_SECONDS
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 from txserviceregistry.registry.stores.sqlite.tables import Tables
 from txserviceregistry.util.deferred import returnsDeferred
 
 NOW = 1_700_000_000.0
+#: A log that is cut, larger than SQLite lets it grow by itself, and one that is worth a warning.
+LOG_BYTES = 5_000_000
+WARNING_BYTES = 4 * LOG_BYTES
 
 
 class SqliteCase(TestCase):
@@ -528,12 +531,19 @@ class SqliteStoreTests(SqliteCase):
 
     # -- the size of the log
 
+    def letLogsBeSmall(self) -> None:
+        """Make a log of a few megabytes too large."""
+        for module in (log, writer):
+            self.patch(module, "LOG_BYTES", LOG_BYTES)
+        self.patch(log, "WARNING_BYTES", WARNING_BYTES)
+
     async def growLog(self, store: SqliteStore, size: int) -> None:
         """Write until the log has more than *size* bytes."""
+        self.letLogsBeSmall()
         number = 0
         while os.path.getsize(self.path + "-wal") <= size:
             number += 1
-            await store.setValue("1", f"large{number}", "x" * 2_000_000, 1000)
+            await store.setValue("1", f"large{number}", "x" * 1_000_000, 1000)
         self.reactor.advance(0.5)
         await store.probe()
 
@@ -566,7 +576,7 @@ class SqliteStoreTests(SqliteCase):
         self.assertEqual(len(await store.listValues("1", None, 100, None)), await countValues(store))
         texts = [formatEvent(event) for event in lines if event["log_namespace"].startswith("txserviceregistry")]
         self.assertEqual(len(texts), 2, texts)
-        self.assertTrue(texts[0].startswith(f"Write-ahead log {self.path}-wal has grown to 6"), texts)
+        self.assertTrue(texts[0].startswith(f"Write-ahead log {self.path}-wal has grown to 2"), texts)
         self.assertIn("small again", texts[1])
 
     async def test_afterTheLogWasCutOthersAreWaitedFor(self):
@@ -581,6 +591,7 @@ class SqliteStoreTests(SqliteCase):
 
     async def test_aLargeChangeLeavesASmallLog(self):
         """After a change that alone is larger than the log may stay, it is cut, also without readers."""
+        self.letLogsBeSmall()
         store = await self.opened()
         await store.setValue("1", "large", "x" * (LOG_BYTES + 1), 10)
         self.assertGreater(os.path.getsize(self.path + "-wal"), LOG_BYTES)
