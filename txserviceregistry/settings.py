@@ -56,8 +56,6 @@ _OPTIONS = {
 # The environment variables that name files and folders.
 _PATHS = ("RAXSR_RAXRC", "RAXSR_DATA_DIR")
 
-_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -103,10 +101,8 @@ class Settings:
 def defaultDataDir(environ: Mapping[str, str] | None = None, home: Path | None = None) -> Path:
     """
     The data directory of the registry of this machine: ``RAXSR_DATA_DIR``, else ``$XDG_STATE_HOME/txserviceregistry``,
-    else ``~/.local/state/txserviceregistry``.
+    else ``~/.local/state/txserviceregistry``. For the arguments see :func:`readSettings`.
 
-    :param environ: the environment; the process's own by default.
-    :param home: the user's home directory; by default the one in the environment.
     :raises InvalidSettings: if the user has no home directory, and the environment names no other one.
     """
     found = _Lookup({}, environ, home).dataDir
@@ -363,15 +359,11 @@ def readSettings(
 
     The URLs of the registry on this machine are used only when nothing else names a URL of either kind. With a URL of
     the Auth API only, its catalog has the registry's. With a URL of the registry only, the Auth API is expected beside
-    it, at ``/v2.0``. Without both, the registry is :data:`DEFAULT_URL`.
+    it, at ``/v2.0``. Without both, the registry is :data:`DEFAULT_URL`. The other arguments are those of
+    :class:`Settings`.
 
-    :param username: the user's name.
-    :param apiKey: the user's key.
     :param baseUrl: the registry's URL without the tenant; or several, in a sequence or separated by commas.
     :param authUrl: the Auth API's URL, or several.
-    :param region: selects a registry of a catalog with several.
-    :param verify: whether TLS certificates are verified.
-    :param caFile: a PEM file with the certificates to trust.
     :param tls: false if nothing about TLS is needed, because the client is given an agent.
     :param environ: the environment; the process's own by default.
     :param home: the user's home directory; by default the one in the environment.
@@ -389,10 +381,8 @@ def readSettings(
 def namesRegistry(environ: Mapping[str, str] | None = None, home: Path | None = None) -> bool:
     """
     Whether the environment or the user's INI file names a registry or credentials. The data directory of a registry on
-    this machine does not count.
+    this machine does not count. For the arguments see :func:`readSettings`.
 
-    :param environ: the environment; the process's own by default.
-    :param home: the user's home directory; by default the one in the environment.
     :raises InvalidSettings: if a file can't be used.
     """
     found = _Lookup({}, environ, home)
@@ -424,6 +414,6 @@ def _boolean(setting: _Setting | None) -> bool:
     if setting is None:
         return True
     try:
-        return _BOOLEANS[setting.value.lower()]
+        return configparser.ConfigParser.BOOLEAN_STATES[setting.value.lower()]
     except KeyError:
         raise InvalidSettings(f"{setting.source}: invalid value {setting.value!r}. Use true or false")
