@@ -11,6 +11,7 @@ import ast
 import inspect
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,14 +20,18 @@ from typing import Any
 
 import attrs
 from twisted.internet import reactor as globalReactor
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorProcess
 from twisted.internet.task import deferLater
 
 from tests import ROOT
+from tests.inprocess import Ended, runScript
 from tests.needs import PROGRAMS, needs
 from tests.system.ports import freePorts
 from tests.system.processes import PATIENCE, Child, ProcessTestCase
+from txserviceregistry.commands.raxsr.main import main as raxsr
+from txserviceregistry.commands.users import main as users
+from txserviceregistry.util.deferred import returnsDeferred
 
 reactor: Any = globalReactor
 DOCS = ROOT / "docs"
@@ -50,6 +55,12 @@ _CHANGING = {
 }
 # Ports that pages name; each is another one here, that is free.
 _PORT = re.compile(r"\b(8\d{3}|9\d{3})\b")
+# Commands that need no shell, start no program and end by themselves.
+_IN_PROCESS = re.compile(
+    r"(raxsr (services|account|events list|configuration (set|list|history|import))|service-registry-users)\b"
+    r"[^|$;&<>*]*"
+)
+_SCRIPTS = {"raxsr": raxsr, "service-registry-users": users}
 # So that tables stay as they are shown.
 _FOUR_DIGITS = range(2000, 10_000)
 
@@ -172,6 +183,21 @@ class PageTestCase(ProcessTestCase):
             pattern = re.sub(changing, stands, pattern)
         return re.compile(pattern, re.DOTALL)
 
+    @returnsDeferred
+    async def ran(self, command: str) -> Ended:
+        """Run a command to its end, our own in this process if it needs neither a shell nor a process of its own."""
+        environment = {**self.environment(), "COLUMNS": "200"}
+        if _IN_PROCESS.fullmatch(command):
+            program, *words = shlex.split(command, comments=True)
+            return await runScript(_SCRIPTS[program], *words, environment=environment, folder=self.home)
+        child = self.shell(command)
+        try:
+            await child.ended
+        except CancelledError:
+            child.kill("KILL")
+            raise
+        return Ended(child.output, child.errors, -1 if child.exitCode is None else child.exitCode)
+
     async def command(self, command: str, output: str) -> None:
         """Run a command until it prints what is shown; what the reader started before may need its time."""
         if command.startswith("export "):
@@ -187,19 +213,16 @@ class PageTestCase(ProcessTestCase):
         seen: list[str] = []
         end = reactor.seconds() + PATIENCE
         while reactor.seconds() < end or not seen:
-            child = self.shell(self.withFreePorts(command))
             try:
-                await child.ended.addTimeout(PATIENCE / 3, reactor)
+                ended = await self.ran(self.withFreePorts(command)).addTimeout(PATIENCE / 3, reactor)
             except TimeoutError:
-                child.kill("KILL")
                 seen.append(f"(nothing more within {PATIENCE / 3} s)")
-            # curl tells a pipe of its progress, on stderr; on a terminal both come together, in whatever order.
-            for printed in (child.output, child.output + child.errors, child.errors + child.output):
-                seen.append(re.sub(r" +$", "", printed, flags=re.MULTILINE).strip())
-                if pattern.fullmatch(seen[-1]) if output else child.exitCode == 0:
-                    return
-            if "(nothing more" in "".join(seen):
                 break
+            # curl tells a pipe of its progress, on stderr; on a terminal both come together, in whatever order.
+            for printed in (ended.out, ended.out + ended.err, ended.err + ended.out):
+                seen.append(re.sub(r" +$", "", printed, flags=re.MULTILINE).strip())
+                if pattern.fullmatch(seen[-1]) if output else ended.code == 0:
+                    return
             await deferLater(reactor, 0.1, lambda: None)
         self.fail(f"$ {command}\nprinted\n" + "\n\n".join(dict.fromkeys(seen)) + f"\ninstead of\n{output}")
 
