@@ -1,9 +1,4 @@
-"""
-Load balancing: which instance of a tag is tried next.
-
-A :class:`Balancer` combines a directory, locality, outlier ejection and a strategy. :func:`tryEach` tries instances
-until one works.
-"""
+"""Load balancing: which instance of a tag is tried next, and outlier ejection."""
 
 from __future__ import annotations
 
@@ -12,6 +7,7 @@ import random as randomModule
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
@@ -21,7 +17,6 @@ from ..types import Service
 from ..util.addresses import Unusable
 from ..util.logs import Logger
 from .directory import Directory
-from .ejection import Ejections
 from .instances import Instance, Key, readInstance
 from .strategies import IStrategy, strategyNamed
 from .suspects import Suspects
@@ -30,17 +25,66 @@ _T = TypeVar("_T")
 
 # The metadata by which instances can be near, the widest area first.
 _AREAS = ("region", "zone")
+# Seconds of an instance's first ejection, and of the longest one.
+_FIRST_EJECTION, _LONGEST_EJECTION = 1.0, 60.0
+
+
+@attrs.frozen
+class _Failures:
+    """The number of failures in a row, and the times of the last one and of the ejection's end."""
+
+    count: int = 0
+    last: float = -math.inf
+    end: float = -math.inf
+
+
+class Ejections:
+    """
+    The instances that have failed lately: each is ejected for a second, after its next failure in a row for two, then
+    four, up to a minute. A success ends the row.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._failures: dict[Key, _Failures] = {}
+
+    def failed(self, instance: Instance) -> None:
+        """*instance* could not be connected to."""
+        now = self._clock.seconds()
+        before = self._failures.get(instance.key, _Failures())
+        count, end = before.count, before.end
+        if now >= end:
+            # Failures during an ejection have the same cause.
+            end = now + min(_FIRST_EJECTION * 2.0 ** min(count, 62), _LONGEST_EJECTION)
+            count += 1
+        self._failures[instance.key] = _Failures(count, now, end)
+
+    def succeeded(self, instance: Instance) -> None:
+        """*instance* could be connected to."""
+        self._failures.pop(instance.key, None)
+
+    def ejected(self) -> frozenset[Key]:
+        """The instances that are ejected now."""
+        now = self._clock.seconds()
+        return frozenset(key for key, failures in self._failures.items() if failures.end > now)
+
+    def lastFailure(self, instance: Instance) -> float:
+        """When *instance* failed last; minus infinity if it has not."""
+        return self._failures.get(instance.key, _Failures()).last
+
+    def keepOnly(self, keys: Collection[Key]) -> None:
+        """Forget the failures of all other instances: one that comes back begins anew."""
+        self._failures = {key: failures for key, failures in self._failures.items() if key in keys}
 
 
 class Balancer:
     """
-    Picks among the services of one tag.
-
-    Services whose state is ``drain`` or ``out``, those with ``status=disabled`` or ``weight=0``, are never picked, and
-    ejected ones only if there are no others. Suspects are picked like other instances. With *near*,
+    Picks among the services of one tag that take work, and ejected ones only if there are no others. With *near*,
     instances of the same ``region`` and ``zone`` are preferred, then those of the same region, then all others.
 
-    :ivar strategy: is told when a use of an instance begins and ends.
+    :param strategy: a strategy's name, or a strategy that only this balancer uses.
+    :param suspects: the services of the directory with suspects among them; without it there are no suspects.
+    :raises ValueError: if there is no such strategy, or *near* has keys other than ``region`` and ``zone``.
     :ivar ejections: is told which instances could be connected to.
     :ivar unusable: how many services with the tag can't be picked.
     """
@@ -51,18 +95,12 @@ class Balancer:
         self,
         directory: Directory,
         tag: str,
-        *,
         clock: IReactorTime,
         strategy: str | IStrategy = "round-robin",
         near: Mapping[str, str] | None = None,
         random: Callable[[], float] = randomModule.random,
         suspects: Suspects | None = None,
     ) -> None:
-        """
-        :param strategy: a strategy's name, or a strategy that only this balancer uses.
-        :param suspects: the services of the directory with suspects among them; without it there are no suspects.
-        :raises ValueError: if there is no such strategy, or *near* has keys other than ``region`` and ``zone``.
-        """
         self.tag = tag
         self.directory = directory
         self.clock = clock
@@ -89,10 +127,7 @@ class Balancer:
 
     def pick(self, tried: Collection[Key] = ()) -> Instance | None:
         """
-        The next instance. Call the strategy's ``began`` right after.
-
-        :param tried: keys of instances that are not to be picked.
-        :return: an instance, or ``None`` if there is no other one.
+        The next instance that is not among those *tried*, or ``None``. Call the strategy's ``began`` right after.
         """
         self._refresh()
         if not tried and self._first:
@@ -134,11 +169,10 @@ class Balancer:
         for service in services:
             id = service["id"]
             known = before.get(id)
-            if known is None or (known[0] is not service and known[0] != service):
+            if known is None or known[0] != service:
                 known = (service, self._readOne(service, known is None or known[1] is not None))
             self._read[id] = known
-            instance = known[1]
-            if instance is not None:
+            if (instance := known[1]) is not None:
                 keys.add(instance.key)
                 if instance.isEnabled:
                     tiers[self._distance(instance)].append(instance)
@@ -161,12 +195,9 @@ class Balancer:
 
     def _distance(self, instance: Instance) -> int:
         # The name of a zone means something within its region only.
-        near = 0
-        for area, name in self._near.items():
-            if instance.metadata.get(area) != name:
-                break
-            near += 1
-        return len(self._near) - near
+        areas = [*self._near]
+        differ = (at for at, area in enumerate(areas) if instance.metadata.get(area) != self._near[area])
+        return len(areas) - next(differ, len(areas))
 
 
 class TryNext(Exception):

@@ -1,6 +1,4 @@
-"""
-Cursor: a place in the event feed, from which the next page is read.
-"""
+"""Cursor: a place in the event feed, from which the next page is read."""
 
 from __future__ import annotations
 
@@ -49,9 +47,8 @@ class Cursor:
 
     def newer(self, page: Sequence[Event]) -> list[Event]:
         """The events after this place, of a page that was requested with this marker."""
-        if self.marker is None:
-            return list(page)
-        return [event for event in page if event["id"].lower() != self.marker.lower()]
+        marker = self.marker and self.marker.lower()
+        return [event for event in page if event["id"].lower() != marker]
 
     def isStale(self, page: Sequence[Event]) -> bool:
         """Whether such a page shows that the feed no longer has this place: events before it may be lost as well."""
@@ -89,16 +86,11 @@ def markerAt(seconds: float) -> str:
     return str(uuid.UUID(fields=fields, version=1))
 
 
-def isMarkerRefused(error: BaseException | None, cursor: Cursor) -> bool:
+def isMarkerRefused(error: BadRequest) -> bool:
     """
-    Whether an error says that the registry does not accept the marker of *cursor*.
-
-    Only the API's own faults about markers count. Any other response with the same status (the page of a proxy, a fault
-    about another parameter) says nothing about the place in the feed.
+    Whether the registry does not accept the marker. Only the API's own faults about markers count: the page of a proxy
+    with the same status says nothing about the place in the feed.
     """
-    return (
-        cursor.marker is not None
-        and isinstance(error, BadRequest)
-        and (error.status, error.type) == (400, "badRequest")
-        and (error.message.startswith(_MARKER_REFUSED) or error.details.startswith(_MARKER_REFUSED))
+    return (error.status, error.type) == (400, "badRequest") and any(
+        text.startswith(_MARKER_REFUSED) for text in (error.message, error.details)
     )

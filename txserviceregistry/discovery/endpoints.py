@@ -1,8 +1,4 @@
-"""
-Endpoints: connect to a tag instead of an address, and listen as a registered service.
-
-:mod:`~txserviceregistry.discovery.endpointstrings` has their string forms.
-"""
+"""Endpoints: connect to a tag instead of an address, and listen as a registered service."""
 
 from __future__ import annotations
 
@@ -49,13 +45,12 @@ from .suspects import THRESHOLD, Suspects
 
 #: Seconds that each instance is given to accept a connection, by default.
 CONNECT_TIMEOUT = 5.0
-_SHORTEST_TIMEOUT = 0.001
 
 
 def checkedConnectTimeout(timeout: object) -> float:
     """The timeout of an argument or an endpoint string, in seconds; raises ValueError if it is not valid."""
     try:
-        return boundedNumber(timeout, _SHORTEST_TIMEOUT, LONGEST_INTERVAL)
+        return boundedNumber(timeout, 0.001, LONGEST_INTERVAL)
     except ValueError as error:
         raise ValueError(f"timeout: {error}") from None
 
@@ -72,9 +67,8 @@ class WatchedProtocol(Protocol):
 
     def logPrefix(self) -> str:
         """See ILoggingContext."""
-        if ILoggingContext.providedBy(self.wrapped):
-            return str(self.wrapped.logPrefix())
-        return type(self.wrapped).__name__
+        wrapped = self.wrapped
+        return str(wrapped.logPrefix()) if ILoggingContext.providedBy(wrapped) else type(wrapped).__name__
 
     def connectionMade(self) -> None:
         self.wrapped.makeConnection(self.transport)
@@ -139,9 +133,7 @@ class RegistryEndpoint:
         self._reactor = reactor
         self._timeout = checkedConnectTimeout(timeout)
         suspects = Suspects(directory, reactor, panicThreshold)
-        self._balancer = Balancer(
-            directory, tag, clock=reactor, strategy=strategy, near=near, random=random, suspects=suspects
-        )
+        self._balancer = Balancer(directory, tag, reactor, strategy, near, random, suspects)
 
     def __repr__(self) -> str:
         return f"<RegistryEndpoint {self._balancer.tag!r}>"

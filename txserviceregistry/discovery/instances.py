@@ -1,6 +1,4 @@
-"""
-Instances: services with the address that their metadata have.
-"""
+"""Instances: services with the address that their metadata have."""
 
 from __future__ import annotations
 
@@ -67,11 +65,7 @@ class Instance:
 
 
 def readInstance(service: Service) -> Instance:
-    """
-    A service's instance.
-
-    :raises Unusable: if it has no valid address.
-    """
+    """A service's instance; raises Unusable if it has no valid address."""
     host, port = readAddress(service["metadata"])
     return Instance(service["id"], host, port, service["metadata"], tuple(service["tags"]), takesWork(service))
 

@@ -1,6 +1,4 @@
-"""
-Iteration: items for ``async for`` loops. What arrives while a loop is busy waits for it.
-"""
+"""Iteration: items for ``async for`` loops. What arrives while a loop is busy waits for it."""
 
 from __future__ import annotations
 
@@ -92,12 +90,9 @@ class Items(AsyncIterator[_T]):
 
     async def aclose(self) -> None:
         """Want no more items."""
-        self._close()
+        self.__del__()
 
     def __del__(self) -> None:
-        self._close()
-
-    def _close(self) -> None:
         for forget in self._forget:
             forget()
         self._queue.close()

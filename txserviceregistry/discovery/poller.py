@@ -260,7 +260,7 @@ class EventPoller:
         try:
             page = await self._client.events.list(cursor.marker, PAGE, type, wait=wait, types=types)
         except BadRequest as error:
-            if isMarkerRefused(error, cursor):
+            if cursor.marker is not None and isMarkerRefused(error):
                 raise StaleCursor(str(error)) from error
             raise
         except ServiceRegistryError:

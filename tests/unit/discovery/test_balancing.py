@@ -12,8 +12,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.discovery.balancing import Balancer, TryNext, tryEach
-from txserviceregistry.discovery.ejection import Ejections
+from txserviceregistry.discovery.balancing import Balancer, Ejections, TryNext, tryEach
 from txserviceregistry.discovery.instances import Instance
 from txserviceregistry.errors import NoServiceAvailable
 from txserviceregistry.types import Service

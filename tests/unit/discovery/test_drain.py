@@ -18,8 +18,8 @@ from twisted.web.server import Request, Site
 
 from txserviceregistry import Client
 from txserviceregistry.discovery import RegisteredEndpoint, RegistryAgent
+from txserviceregistry.discovery.balancing import Ejections
 from txserviceregistry.discovery.directory import Directory
-from txserviceregistry.discovery.ejection import Ejections
 from txserviceregistry.discovery.endpoints import RegisteredPort
 from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.settings import readSettings
