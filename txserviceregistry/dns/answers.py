@@ -1,6 +1,4 @@
-"""
-Answers: the records of a name and a type, joined for the wire, and the part of them that fits into a response.
-"""
+"""Answers: the records of a name and a type, joined for the wire, and the part of them that fits into a response."""
 
 from __future__ import annotations
 

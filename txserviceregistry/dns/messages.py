@@ -1,11 +1,10 @@
-"""
-DNS messages: what the server reads of a query, and the responses that have no records of the zone.
-"""
+"""DNS messages: what the server reads of a query, and the responses that have no records of the zone."""
 
 from __future__ import annotations
 
 import struct
 
+import attrs
 from dns.flags import AA, QR, RD, TC
 from dns.rcode import BADVERS, FORMERR, NOERROR, NOTIMP
 from dns.rdataclass import IN
@@ -27,6 +26,7 @@ _DO = 0x8000
 _OWN_SIZE = 1232
 
 
+@attrs.define(eq=False)
 class Query:
     """
     A query.
@@ -39,25 +39,18 @@ class Query:
     :ivar rcode: the reason why it can't be answered, or ``NOERROR``.
     """
 
-    __slots__ = ("flags", "id", "klass", "name", "opt", "question", "rcode", "size", "type")
-
-    def __init__(self, id: int, flags: int) -> None:
-        self.id = id
-        self.flags = QR | flags & (_OPCODE | RD)
-        self.question = b""
-        self.name = b""
-        self.type = 0
-        self.klass = 0
-        self.size = PLAIN_SIZE
-        self.opt = b""
-        self.rcode: int = NOERROR
+    id: int
+    flags: int
+    question: bytes = b""
+    name: bytes = b""
+    type: int = 0
+    klass: int = 0
+    size: int = PLAIN_SIZE
+    opt: bytes = b""
+    rcode: int = NOERROR
 
     def empty(self, rcode: int, flags: int = 0, authority: bytes = b"") -> bytes:
-        """
-        The response without an answer.
-
-        :param authority: a record for the section of that name.
-        """
+        """The response without an answer; *authority* is a record for the section of that name."""
         counts = (bool(self.question), 0, bool(authority), bool(self.opt))
         header = HEADER.pack(self.id, self.flags | flags | rcode & 15, *counts)
         return header + self.question + authority + self.opt
@@ -68,16 +61,13 @@ class Query:
 
 
 def readQuery(data: bytes) -> Query | None:
-    """
-    :param data: a message.
-    :return: the query, perhaps with an *rcode* that refuses it; ``None`` if it is not a query at all.
-    """
+    """The query in a message, perhaps with an *rcode* that refuses it; ``None`` if it is not a query at all."""
     if len(data) < HEADER.size:
         return None
     id, flags, questions, answers, authorities, additional = HEADER.unpack_from(data)
     if flags & QR:
         return None
-    query = Query(id, flags)
+    query = Query(id, QR | flags & (_OPCODE | RD))
     if flags & _OPCODE:
         query.rcode = NOTIMP
         return query
@@ -136,11 +126,7 @@ def _readRecord(query: Query, data: bytes, start: int) -> int:
 
 
 def record(owner: bytes, type: int, ttl: int, data: bytes) -> bytes:
-    """
-    A record.
-
-    :param owner: the name that it is of, perhaps compressed.
-    """
+    """A record of a name, which may be compressed."""
     return owner + struct.pack(">HHIH", type, IN, ttl, len(data)) + data
 
 

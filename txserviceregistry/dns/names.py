@@ -1,6 +1,4 @@
-"""
-Names: tags and ids of services as labels of DNS names.
-"""
+"""Names: tags and ids of services as labels of DNS names."""
 
 from __future__ import annotations
 

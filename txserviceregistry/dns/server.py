@@ -1,6 +1,4 @@
-"""
-The server: queries over UDP and TCP, and the limits of what clients may take.
-"""
+"""The server: queries over UDP and TCP, and the limits of what clients may take."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-View: the zone as the directory has it.
-"""
+"""View: the zone as the directory has it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Zone: the names of a domain, and the records that the services give them.
-"""
+"""Zone: the names of a domain, and the records that the services give them."""
 
 from __future__ import annotations
 
@@ -22,11 +20,9 @@ from .answers import Answer
 from .messages import HEADER, Query, pointer, record
 from .names import encodeLabel, wireName
 
-# What a service gives to a name: a record, and what belongs into the additional section: its name in the zone, and what
-# follows the name.
-_Given: TypeAlias = "tuple[bytes, tuple[bytes, bytes] | None]"
-#: The same by type.
-Given: TypeAlias = Mapping[int, _Given]
+# What a service gives to a name, by type: a record, and what belongs into the additional section: its name in the zone,
+# and what follows the name.
+Given: TypeAlias = Mapping[int, "tuple[bytes, tuple[bytes, bytes] | None]"]
 
 _SERVICES = wireName(b"service")
 _TCP = wireName(b"_tcp", b"service")
@@ -64,8 +60,8 @@ class Zone:
         self._ttl = ttl
         self._serial = 0
         self._builds = 0
-        # By name, without the domain: what all services give to it, and by type what each of them does.
-        self._nodes: dict[bytes, tuple[dict[str, Given], dict[int, dict[str, _Given]]]] = {}
+        # By name, without the domain: what each service gives to it.
+        self._nodes: dict[bytes, dict[str, Given]] = {}
         # The names that are this one but for the case.
         self._alike: dict[bytes, dict[bytes, None]] = {}
         # The names that a service has given something to.
@@ -78,10 +74,8 @@ class Zone:
         self._serial += 1
         for name, loose in self._names.pop(id, ()):
             self._drop(name, loose)
-            services, byType = self._nodes[name]
-            for type in services.pop(id):
-                del byType[type][id]
-            if not services:
+            del self._nodes[name][id]
+            if not self._nodes[name]:
                 del self._nodes[name]
                 del self._alike[loose][name]
                 if not self._alike[loose]:
@@ -91,10 +85,7 @@ class Zone:
         names = self._names[id] = []
         for name, loose, given in self._records(service):
             self._drop(name, loose)
-            services, byType = self._nodes.setdefault(name, ({}, {}))
-            services[id] = given
-            for type, one in given.items():
-                byType.setdefault(type, {})[id] = one
+            self._nodes.setdefault(name, {})[id] = given
             self._alike.setdefault(loose, {})[name] = None
             names.append((name, loose))
 
@@ -106,20 +97,20 @@ class Zone:
 
     def _records(self, service: Service) -> Iterator[tuple[bytes, bytes, Given]]:
         """The names of a service, in their own case and without it, and what it gives to them."""
-        id = service["id"]
+
+        def named(text: str, parent: bytes, given: Given, prefix: str = "") -> tuple[bytes, bytes, Given]:
+            own, loose = (wireName(encodeLabel(prefix + each)) + parent for each in (text, text.lower()))
+            return own, loose, given
+
         address, srv = self._addressAndSrv(service["metadata"])
-        own = address if service.get("state") != "out" else _NOTHING
-        yield wireName(encodeLabel(id)) + _IDS, wireName(encodeLabel(id.lower())) + _IDS, own
+        yield named(service["id"], _IDS, address if service.get("state") != "out" else _NOTHING)
         for _, target in srv.values():
             if target is not None:
                 yield target[0], target[0], address
         isOffered = takesWork(service)
-        addresses = address if isOffered and CNAME not in address else _NOTHING
         for tag in dict.fromkeys(service["tags"]):
-            lower = tag.lower()
-            yield wireName(encodeLabel(tag)) + _SERVICES, wireName(encodeLabel(lower)) + _SERVICES, addresses
-            names = [wireName(encodeLabel("_" + text)) + _TCP for text in (tag, lower)]
-            yield names[0], names[1], srv if isOffered else _NOTHING
+            yield named(tag, _SERVICES, address if isOffered and CNAME not in address else _NOTHING)
+            yield named(tag, _TCP, srv if isOffered else _NOTHING, "_")
 
     def _addressAndSrv(self, metadata: Mapping[str, str]) -> tuple[Given, Given]:
         """What a service gives to its own name, and to those of its tags."""
@@ -129,44 +120,35 @@ class Zone:
             return _NOTHING, _NOTHING
         # HAProxy divides it by 256, so that a weight of 100 is 1 there.
         weight = max(1, -(-weightOf(metadata) * 256 // 100))
+        start = struct.pack(">HHH", 0, weight, port)
         try:
             ip = ipaddress.ip_address(host)
         except ValueError:
-            return self._named(host, port, weight)
+            # A host name stays as it is: this server does not resolve it.
+            try:
+                target = dns.name.from_text(host).to_wire() or b""
+            except dns.exception.DNSException:
+                return _NOTHING, _NOTHING
+            alias = record(_OWNER, CNAME, self._ttl, target)
+            return {CNAME: (alias, None)}, {SRV: (record(_OWNER, SRV, self._ttl, start + target), None)}
         if "%" in host:
             # It means something on one machine only.
             return _NOTHING, _NOTHING
         type = A if ip.version == 4 else AAAA
         own = wireName(ip.packed.hex().encode()) + _ADDRESSES
-        srv = record(_OWNER, SRV, self._ttl, struct.pack(">HHH", 0, weight, port) + own + self._domain)
+        srv = record(_OWNER, SRV, self._ttl, start + own + self._domain)
         rest = record(b"", type, self._ttl, ip.packed)
         return {type: (_OWNER + rest, None)}, {SRV: (srv, (own, rest))}
-
-    def _named(self, host: str, port: int, weight: int) -> tuple[Given, Given]:
-        """A host name stays as it is: this server does not resolve it."""
-        try:
-            target = dns.name.from_text(host).to_wire() or b""
-        except dns.exception.DNSException:
-            return _NOTHING, _NOTHING
-        srv = record(_OWNER, SRV, self._ttl, struct.pack(">HHH", 0, weight, port) + target)
-        return {CNAME: (record(_OWNER, CNAME, self._ttl, target), None)}, {SRV: (srv, None)}
 
     # -- queries
 
     def response(self, query: Query, size: int) -> bytes:
-        """
-        The response to a query.
-
-        :param size: how many bytes it may have.
-        """
+        """The response to a query, of at most *size* bytes."""
         name, type = query.name, query.type
         if not name.endswith(self._domain) or query.klass != IN or type in _REFUSED_TYPES:
             return query.empty(REFUSED)
         relative = name[: -len(self._domain)]
-        answers = self._answers.get(relative)
-        answer = answers.get(type) if answers is not None else None
-        if answer is None:
-            answer = self._build(relative, type)
+        answer = self._answers.get(relative, {}).get(type) or self._build(relative, type)
         if answer is not None:
             return answer.response(query, size)
         return self._negative(query, relative)
@@ -192,17 +174,18 @@ class Zone:
         """The answer for a name and a type, which is kept; ``None`` if there are no such records."""
         names = [relative] if relative in self._nodes else self._alike.get(relative, ())
         nodes = [self._nodes[name] for name in names]
-        domain = pointer(HEADER.size + len(relative))
+        isOne = len(nodes) == 1 and len(nodes[0]) == 1
+        if type not in _KEPT and not isOne:
+            return None
         # Several services may have the same address.
-        found: dict[bytes, tuple[bytes, bytes] | None] = {}
-        for _, byType in nodes:
-            found.update(byType.get(type, {}).values())
-        if not found and len(nodes) == len(nodes[0][0] if nodes else ()) == 1:
-            found.update(nodes[0][1].get(CNAME, {}).values())
+        found = dict(given[type] for node in nodes for given in node.values() if type in given)
+        if not found and isOne:
+            found = dict(given[CNAME] for given in nodes[0].values() if CNAME in given)
         if not found:
             return None
         additional: list[bytes] = []
         if len(found) < _MOST_WITH_ADDRESSES:
+            domain = pointer(HEADER.size + len(relative))
             addresses = dict([target for target in found.values() if target is not None])
             additional = [name + domain + rest for name, rest in addresses.items()]
         answer = Answer([*found], additional, self._builds)
