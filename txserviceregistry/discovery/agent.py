@@ -1,33 +1,263 @@
-"""
-RegistryAgent: HTTP requests to a tag instead of a host: ``registry://web/status``.
-"""
+"""RegistryAgent: HTTP requests to a tag instead of a host: ``registry://web/status``."""
 
 from __future__ import annotations
 
 import random as randomModule
-import urllib.parse
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
+from urllib.parse import unquote_to_bytes, urljoin, uses_netloc, uses_relative
 
-from twisted.internet.defer import Deferred, fail, succeed
-from twisted.web.client import HTTPConnectionPool
+import attrs
+from OpenSSL.SSL import Error as TLSError
+from service_identity import VerificationError
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
+from twisted.internet.endpoints import wrapClientTLS
+from twisted.internet.error import ConnectError
+from twisted.internet.interfaces import IConsumer, IProtocol, IStreamClientEndpoint
+from twisted.python.components import proxyForInterface
+from twisted.web.client import URI, Agent, HTTPConnectionPool, RequestTransmissionFailed, ResponseFailed
 from twisted.web.error import SchemeNotSupported
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
+from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IAgentEndpointFactory, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
-from ..http.agent import httpAgent
+from ..http.agent import endpointTo, httpAgent
+from ..http.bodies import BytesProducer, Collector
 from ..http.tls import tlsPolicy
-from .attempt import BalancedRequest
-from .balancing import Balancer, tryEach
+from ..util.deferred import returnsDeferred
+from .balancing import Balancer, TryNext, tryEach
 from .directory import Directory
-from .endpoints import CONNECT_TIMEOUT, checkedConnectTimeout
+from .endpoints import CONNECT_TIMEOUT, WatchedProtocol, checkedConnectTimeout
+from .instances import Instance
 from .suspects import THRESHOLD, Suspects
-from .target import SCHEMES, Target
 
 # Idle connections to one instance that are kept, and for how many seconds: shorter than servers commonly do.
 _KEPT_CONNECTIONS = 8
 _KEPT_SECONDS = 45.0
+
+# RFC 9110, section 9.2.2: doing it twice has the same effect as doing it once.
+_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
+# A body of at most so many bytes is kept, so that it can be sent again where that is safe.
+_KEPT_BODY = 64 * 1024
+
+#: The schemes of a tag, and what each of them is at an instance.
+SCHEMES = {b"registry": b"http", b"registrys": b"https"}
+
+
+@attrs.frozen
+class Target:
+    """A tag, also as it is quoted in the URI (*netloc*), and the path with the query."""
+
+    scheme: bytes
+    netloc: bytes
+    tag: str
+    path: bytes
+
+    @classmethod
+    def read(cls, uri: bytes) -> Target | None:
+        """The target of a URI, ``None`` if it has another scheme; raises ValueError if the tag is not valid."""
+        scheme, _, rest = uri.partition(b"://")
+        if scheme not in SCHEMES:
+            return None
+        end = min((at for at in map(rest.find, (b"/", b"?", b"#")) if at >= 0), default=len(rest))
+        netloc, path = rest[:end], rest[end:]
+        if b":" in netloc or b"@" in netloc:
+            raise ValueError("a tag can't have a port or a user")
+        tag = unquote_to_bytes(netloc).decode("utf-8")
+        if not tag:
+            raise ValueError("the tag is missing")
+        return cls(scheme, netloc, tag, path if path.startswith(b"/") else b"/" + path)
+
+    @property
+    def isTLS(self) -> bool:
+        """Whether connections are encrypted."""
+        return self.scheme == b"registrys"
+
+    def uriFor(self, instance: Instance) -> bytes:
+        """The URI at one instance."""
+        return b"%b://%b%b" % (SCHEMES[self.scheme], instance.netloc.encode("ascii"), self.path)
+
+    def hostFor(self, instance: Instance) -> bytes:
+        """The ``Host`` header for one instance."""
+        if not self.isTLS or instance.tlsName == instance.host:
+            return instance.netloc.encode("ascii")
+        return f"{instance.tlsName}:{instance.port}".encode("ascii")
+
+    def redirected(self, location: bytes, instance: Instance) -> bytes:
+        """
+        The absolute form of a ``Location``. One on the same instance becomes one of the tag, so that any instance can
+        answer it, and credentials and cookies, which belong to the origin, are sent.
+        """
+        scheme = SCHEMES[self.scheme]
+        base = scheme + b"://" + self.hostFor(instance) + self.path
+        try:
+            absolute: bytes = urljoin(base, location)
+        except ValueError:
+            # The agent that follows redirects reports it.
+            return location
+        if not absolute.startswith((b"http://", b"https://")):
+            return absolute
+        parsed = URI.fromBytes(absolute)
+        here = {URI.fromBytes(base).netloc, instance.netloc.encode("ascii")}
+        netloc = parsed.netloc if b":" in parsed.netloc.rpartition(b"]")[2] else b"%b:%d" % (parsed.netloc, parsed.port)
+        if parsed.scheme != scheme or netloc not in here:
+            return absolute
+        rest = absolute.partition(b"://")[2]
+        return self.scheme + b"://" + self.netloc + rest[len(parsed.netloc) :]
+
+
+@attrs.define
+class BalancedRequest:
+    """A request to a tag, which may take several attempts, each within *timeout* seconds to connect."""
+
+    reactor: Any
+    policy: IPolicyForHTTPS
+    timeout: float
+    pool: HTTPConnectionPool
+    target: Target
+    balancer: Balancer
+    method: bytes
+    headers: Headers
+    body: IBodyProducer | None
+    _kept: bytes | None = None
+
+    async def attempt(self, instance: Instance) -> IResponse:
+        """Send it to one instance; see :func:`~txserviceregistry.discovery.balancing.tryEach`."""
+        await self._keepBody()
+        target = self.target
+        endpoint = endpointTo(self.reactor, instance.host, instance.port, self.timeout)
+        if target.isTLS:
+            creator = self.policy.creatorForNetloc(instance.tlsName.encode("ascii"), instance.port)
+            endpoint = wrapClientTLS(creator, endpoint)
+        watch = _Watch(endpoint, self.body if self._kept is None else BytesProducer(self._kept))
+        headers = self.headers.copy()
+        if not headers.hasHeader(b"Host"):
+            headers.setRawHeaders(b"Host", [target.hostFor(instance)])
+        agent = Agent.usingEndpointFactory(self.reactor, watch, self.pool)
+        with ExitStack() as use:
+            self.balancer.strategy.began(instance)
+            use.callback(self.balancer.strategy.ended, instance)
+            try:
+                response: IResponse = await agent.request(self.method, target.uriFor(instance), headers, watch.body)
+            except Exception as error:
+                if watch.isUnsent(error):
+                    raise TryNext(_described(error, instance))
+                canRepeat = self.method in _IDEMPOTENT and (self._kept is not None or not watch.isBodyBegun)
+                if canRepeat and _isConnectionLost(error):
+                    raise TryNext(error, wasReached=True)
+                raise
+            # It ends when the body has been read.
+            use = use.pop_all()
+        self.balancer.ejections.succeeded(instance)
+        locations = response.headers.getRawHeaders(b"Location")
+        if locations:
+            response.headers.setRawHeaders(b"Location", [target.redirected(locations[0], instance)])
+        return _Response(response, use)
+
+    async def _keepBody(self) -> None:
+        body = self.body
+        if body is None or self._kept is not None or self.method not in _IDEMPOTENT:
+            return
+        if body.length is not UNKNOWN_LENGTH and body.length <= _KEPT_BODY:
+            kept = Collector()
+            try:
+                await maybeDeferred(body.startProducing, kept)
+            except CancelledError:
+                body.stopProducing()
+                raise
+            self._kept = kept.body
+
+
+@implementer(IAgentEndpointFactory, IStreamClientEndpoint)
+class _Watch:
+    """The endpoint of one attempt, which observes how far the attempt gets, and the body to send."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint, body: Any) -> None:
+        self.body = None if body is None else _WatchedBody(body)
+        self._endpoint = endpoint
+        self._isConnected = False
+        self._failed: BaseException | None = None
+
+    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
+        """See IAgentEndpointFactory."""
+        return self
+
+    @returnsDeferred
+    async def connect(self, protocolFactory: Any) -> IProtocol:
+        """See IStreamClientEndpoint."""
+        # Twisted's own factory would log a line for each connection.
+        protocolFactory.noisy = False
+        try:
+            protocol = await self._endpoint.connect(protocolFactory)
+        except Exception as error:
+            self._failed = error
+            raise
+        self._isConnected = True
+        return protocol
+
+    @property
+    def isBodyBegun(self) -> bool:
+        return self.body is not None and self.body.isBegun
+
+    def isUnsent(self, error: BaseException) -> bool:
+        """Whether *error* is the instance's fault, and came before any part of the request was sent."""
+        if error is self._failed and isinstance(error, (ConnectError, OSError)):
+            # A connection of the pool was tried before this one, if the body was begun.
+            return not self.isBodyBegun
+        # On a connection that was made for this attempt, the handshake comes before the request.
+        return self._isConnected and _tlsError(error) is not None
+
+
+class _WatchedBody(proxyForInterface(IBodyProducer, "_body")):  # type: ignore[misc] # a class made by Twisted
+    """A body that knows whether it was begun."""
+
+    isBegun = False
+
+    def startProducing(self, consumer: IConsumer) -> Any:
+        self.isBegun = True
+        return super().startProducing(consumer)
+
+
+class _Response(proxyForInterface(IResponse, "_original")):  # type: ignore[misc] # as above
+    """A response; the instance is in use until its body has been read."""
+
+    def __init__(self, original: IResponse, use: ExitStack) -> None:
+        super().__init__(original)
+        self._use = use
+        if original.length == 0:
+            use.close()
+
+    def deliverBody(self, protocol: IProtocol) -> None:
+        """See IResponse."""
+        self._original.deliverBody(WatchedProtocol(protocol, self._use.close))
+
+
+def _reasons(error: BaseException) -> list[BaseException]:
+    return [failure.value for failure in getattr(error, "reasons", None) or ()]
+
+
+def _tlsError(error: BaseException) -> BaseException | None:
+    """What went wrong with the handshake: no request is sent before that is done."""
+    errors = (error, *_reasons(error))
+    return next((one for one in errors if isinstance(one, (TLSError, VerificationError))), None)
+
+
+def _described(error: Exception, instance: Instance) -> Exception:
+    """*error*, with a text if it is one of TLS."""
+    tls = _tlsError(error)
+    if tls is None:
+        return error
+    if isinstance(tls, VerificationError):
+        return ConnectError(string=f"TLS: the certificate is not for {instance.tlsName}")
+    reasons = [str(part[-1]) for part in (tls.args[0] if tls.args else ()) if part]
+    return ConnectError(string=f"TLS: {'; '.join(reasons) or 'handshake failed'}")
+
+
+def _isConnectionLost(error: BaseException) -> bool:
+    """Whether the connection failed, with or without parts of a response, and the request was not cancelled."""
+    isFailed = isinstance(error, (ResponseFailed, RequestTransmissionFailed))
+    return isFailed and not any(isinstance(reason, CancelledError) for reason in _reasons(error))
 
 
 @implementer(IAgent)
@@ -147,5 +377,5 @@ class RegistryAgent:
 
 def _registerSchemes() -> None:
     """Let ``urljoin``, with which Twisted's RedirectAgent resolves redirects, accept the schemes of tags."""
-    for table in (urllib.parse.uses_netloc, urllib.parse.uses_relative):
+    for table in (uses_netloc, uses_relative):
         table.extend(scheme for scheme in map(bytes.decode, SCHEMES) if scheme not in table)

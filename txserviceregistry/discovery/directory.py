@@ -1,6 +1,4 @@
-"""
-Directory: the services as they are now.
-"""
+"""Directory: the services as they are now."""
 
 from __future__ import annotations
 

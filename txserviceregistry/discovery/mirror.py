@@ -1,6 +1,4 @@
-"""
-Mirror: a copy in memory of something that is in the registry, kept current by the event feed.
-"""
+"""Mirror: a copy in memory of something that is in the registry, kept current by the event feed."""
 
 from __future__ import annotations
 

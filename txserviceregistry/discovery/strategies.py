@@ -1,6 +1,4 @@
-"""
-Load balancing strategies: which of several instances that are equally good is the next one.
-"""
+"""Load balancing strategies: which of several instances that are equally good is the next one."""
 
 from __future__ import annotations
 

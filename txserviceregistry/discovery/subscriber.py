@@ -1,6 +1,4 @@
-"""
-Subscriber: what all services that read the event feed have in common, from their start to their stop.
-"""
+"""Subscriber: what all services that read the event feed have in common, from their start to their stop."""
 
 from __future__ import annotations
 

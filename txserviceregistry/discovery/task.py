@@ -1,6 +1,4 @@
-"""
-BackgroundTask: background work from its start to its stop.
-"""
+"""BackgroundTask: background work from its start to its stop."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-ConfigurationWatcher: configuration values as they are now.
-"""
+"""ConfigurationWatcher: configuration values as they are now."""
 
 from __future__ import annotations
 

@@ -1,3 +1,1 @@
-"""
-A DNS server over a :class:`~txserviceregistry.discovery.Directory`. It needs dnspython, the extra ``dns``.
-"""
+"""A DNS server over a :class:`~txserviceregistry.discovery.Directory`. It needs dnspython, the extra ``dns``."""

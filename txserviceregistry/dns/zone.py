@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
+import re
 import struct
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import TypeAlias
 
 import dns.exception
@@ -16,9 +19,35 @@ from dns.rdatatype import AAAA, ANY, AXFR, CNAME, IXFR, SOA, SRV, A
 
 from ..types import Service
 from ..util.addresses import Unusable, readAddress, takesWork, weightOf
-from .answers import Answer
-from .messages import HEADER, Query, pointer, record
-from .names import encodeLabel, wireName
+from .messages import HEADER, Answer, Query, pointer, record
+
+#: The longest label, in bytes.
+LONGEST_LABEL = 63
+
+# What a label can't have as it is. A hyphen before a hyphen is escaped because two of them begin an escape.
+_ESCAPED = re.compile(rb"[^a-z0-9_-]|-(?=-)")
+_HASH_LENGTH = 10
+
+
+@lru_cache(maxsize=10_000)
+def encodeLabel(text: str) -> bytes:
+    """
+    A tag or an id as a label: each byte of its UTF-8 other than ``a-z 0-9 _ -``, and the first of two hyphens, becomes
+    ``--`` and two hexadecimal digits. A label that would exceed 63 bytes is cut, and ends in a hyphen and a hash of the
+    whole text.
+    """
+    raw = text.encode(errors="surrogatepass")
+    label = _ESCAPED.sub(lambda found: b"--" + found[0].hex().encode(), raw)
+    if len(label) > LONGEST_LABEL:
+        digest = hashlib.sha256(raw).hexdigest()[:_HASH_LENGTH].encode()
+        label = label[: LONGEST_LABEL - _HASH_LENGTH - 1] + b"-" + digest
+    return label
+
+
+def wireName(*labels: bytes) -> bytes:
+    """Labels as they are in a message, without the end of the name."""
+    return b"".join([len(label).to_bytes(1, "big") + label for label in labels])
+
 
 # What a service gives to a name, by type: a record, and what belongs into the additional section: its name in the zone,
 # and what follows the name.

@@ -1,6 +1,4 @@
-"""
-Rendering: Jinja2 templates over views of the registry, which are started when a template first asks for them.
-"""
+"""Rendering: Jinja2 templates over views of the registry, which are started when a template first asks for them."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.discovery.cursor import Cursor, markerAt
-from txserviceregistry.discovery.progress import RETENTION, SHOWN, Progress
+from txserviceregistry.discovery.feed import RETENTION, SHOWN, Progress
 
 NOW = 1_800_000_000.0
 

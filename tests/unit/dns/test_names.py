@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.dns.names import LONGEST_LABEL, encodeLabel, wireName
+from txserviceregistry.dns.zone import LONGEST_LABEL, encodeLabel, wireName
 
 
 class EncodeLabelTests(SynchronousTestCase):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.dns.names import encodeLabel
+from txserviceregistry.dns.zone import encodeLabel
 
 from .standin import additionalOf, ask, recordsOf, service, zoneOf
 
