@@ -280,7 +280,9 @@ class Locks:
             except NoSuchObject:
                 records = []
             hidden = self._live.hidden(lockScope(tenant))
-        shown = [record.shown() for record in records if record.incarnation not in hidden]
+        shown = [
+            record.shown() for record in records if record.incarnation not in hidden and record.name >= (marker or "")
+        ]
         return Page.of(shown, limit, "name")
 
 

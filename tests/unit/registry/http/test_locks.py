@@ -187,6 +187,7 @@ class LocksTests(LocksCase):
         self.assertEqual(self.names("?marker=simple"), ["simple"])
         self.assertEqual(self.names("?name=/beta/one"), ["/beta/one"])
         self.assertEqual(self.names("?name=%2Fbeta%2Fnone"), [])
+        self.assertEqual(self.names("?name=/beta/one&marker=/beta/two"), [])
         reply = self.ask("GET", "/locks?name=x")
         self.assertFault(reply, 400, "badRequest", "Invalid value for 'name' query string parameter")
 
