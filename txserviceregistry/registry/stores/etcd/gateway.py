@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -306,13 +306,18 @@ class Etcd:
         self, begin: str, end: str | None = None, *, revision: int = 0, urgency: Urgency = Urgency.ordinary
     ) -> list[KeyValue]:
         """All keys that begin with *begin* (or up to *end*), as they were at *revision* (0: each page now)."""
-        end = endOf(begin) if end is None else end
-        everything: list[KeyValue] = []
+        pages = self.pages(begin, endOf(begin) if end is None else end, revision=revision, urgency=urgency)
+        return [each async for found in pages for each in found]
+
+    async def pages(
+        self, begin: str, end: str, *, revision: int = 0, urgency: Urgency = Urgency.ordinary
+    ) -> AsyncIterator[list[KeyValue]]:
+        """The same, up to :data:`PAGE` keys at a time."""
         while True:
             found, _ = await self.range(begin, end, PAGE, revision=revision, urgency=urgency)
-            everything += found
+            yield found
             if len(found) < PAGE:
-                return everything
+                return
             begin = after(found[-1])
 
     @returnsDeferred

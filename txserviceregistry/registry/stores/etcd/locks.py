@@ -16,7 +16,7 @@ from ...model import NewLock
 from ...scopes import lockScope
 from ..interfaces import LimitExceeded, LockRecord, LockTaken
 from .batches import Transaction
-from .gateway import PAGE, after, endOf, jsonBytes
+from .gateway import endOf, jsonBytes
 from .registrations import Registrations
 
 # What a record holds beside its position.
@@ -69,14 +69,13 @@ class EtcdLocks(Registrations):
     async def list(self, tenant: str, marker: str | None, count: int, hidden: Collection[str]) -> list[LockRecord]:
         scope = lockScope(tenant)
         prefix = self._recordKey(scope, "")
-        begin, locks = prefix + (marker or ""), []
-        while True:
-            found, _ = await self._etcd.range(begin, endOf(prefix), PAGE)
+        locks: list[LockRecord] = []
+        async for found in self._etcd.pages(prefix + (marker or ""), endOf(prefix)):
             records = [self._record(*self._name(each.key), json.loads(each.value)) for each in found]
             locks += [record for record in records if record.incarnation not in hidden]
-            if len(locks) >= count or len(found) < PAGE:
-                return locks[:count]
-            begin = after(found[-1])
+            if len(locks) >= count:
+                break
+        return locks[:count]
 
     @returnsDeferred
     async def force(self, tenant: str, name: str, incarnation: str) -> LockRecord:

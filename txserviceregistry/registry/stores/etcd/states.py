@@ -14,7 +14,7 @@ from ....util.deferred import returnsDeferred
 from ..interfaces import LimitExceeded
 from ..states import StateRecord, stateEvents
 from .batches import TenantClock, Transaction
-from .gateway import PAGE, KeyValue, after, endOf, jsonBytes, reading
+from .gateway import KeyValue, endOf, jsonBytes, reading
 from .part import Part
 
 
@@ -98,13 +98,12 @@ class EtcdStates(Part):
     @returnsDeferred
     async def list(self, tenant: str, marker: str | None, count: int) -> list[StateRecord]:
         prefix = self.key(tenant, "")
-        begin, records = prefix + (marker or ""), []
-        while True:
-            found, _ = await self._etcd.range(begin, endOf(prefix), PAGE)
+        records: list[StateRecord] = []
+        async for found in self._etcd.pages(prefix + (marker or ""), endOf(prefix)):
             records += self._shown(found)
-            if len(found) < PAGE or len(records) >= count:
-                return records[:count]
-            begin = after(found[-1])
+            if len(records) >= count:
+                break
+        return records[:count]
 
     @returnsDeferred
     async def end(self) -> tuple[Collection[str], int | None]:
