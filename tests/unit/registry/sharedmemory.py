@@ -345,8 +345,8 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
     def join(self, listener: IStoreListener) -> Deferred[None]:
         self.listener = listener
         clock = self._shared.clock
-        self.node = Node(MemoryKeys(self._shared, self), listener, clock, clock.seconds)
-        joined: Deferred[None] = self.node.start()
+        self.node = Node(MemoryKeys(self._shared, self), clock, clock.seconds)
+        joined: Deferred[None] = self.node.start(listener)
         return joined
 
     @property

@@ -246,10 +246,14 @@ class Batches:
 
     def committed(self, tenant: str, process: str) -> None:
         """A process has made a group of a tenant's changes."""
-        commits = self._commits.setdefault(tenant, {})
-        commits.pop(process, None)
-        commits[process] = self._clock.seconds()
+        others = {each: at for each, at in self._recent(tenant) if each != process}
+        self._commits[tenant] = {**others, process: self._clock.seconds()}
         self._committed.fire(None)
+
+    def _recent(self, tenant: str) -> list[tuple[str, float]]:
+        """The processes that make changes of a tenant, the last one last, with when they did."""
+        since = self._clock.seconds() - ACTIVE
+        return [(process, at) for process, at in self._commits.get(tenant, {}).items() if at > since]
 
     async def _untilTurn(self, tenant: str) -> None:
         """Let the processes go first that are between the last one and this one: of groups at once all but one fail."""
@@ -262,8 +266,7 @@ class Batches:
 
     def _before(self, tenant: str) -> int:
         """How many processes have a turn before this one."""
-        since = self._clock.seconds() - ACTIVE
-        recent = [process for process, at in self._commits.get(tenant, {}).items() if at > since]
+        recent = [process for process, _ in self._recent(tenant)]
         order = sorted({*recent, self.process})
         last = recent[-1] if recent else self.process
         return (order.index(self.process) - order.index(last) - 1) % len(order)

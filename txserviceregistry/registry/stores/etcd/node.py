@@ -120,19 +120,17 @@ class Node:
     """
     See the module.
 
-    :param registrations: what it knows of services.
     :param seconds: the time on CLOCK_BOOTTIME, which counts on while the machine sleeps.
     :ivar joins: the revision of the last join of any node.
     """
 
     _log = Logger()
 
-    def __init__(
-        self, keys: INodeKeys, registrations: IStoreListener, clock: IReactorTime, seconds: Callable[[], float]
-    ) -> None:
+    _registrations: IStoreListener
+
+    def __init__(self, keys: INodeKeys, clock: IReactorTime, seconds: Callable[[], float]) -> None:
         self.joins = 0
         self._keys = keys
-        self._registrations = registrations
         self._clock = clock
         self._seconds = seconds
         self._session: _Session | None = None
@@ -140,7 +138,7 @@ class Node:
         self._opening: dict[Registration, Waiters[None]] = {}
         self._background: set[Deferred[Any]] = set()
         self._running: Deferred[None] | None = None
-        self._joined: Deferred[None] = Deferred()
+        self._joined: Deferred[None] | None = None
         self._outage = Outage(
             self._log,
             clock,
@@ -152,15 +150,19 @@ class Node:
 
     # -- membership
 
-    def start(self) -> Deferred[None]:
+    def start(self, registrations: IStoreListener) -> Deferred[None]:
         """
         Join the cluster, and stay a member: after each loss the node joins again under a new name. Fires when it has
         joined for the first time and has read everything; fails with `CancelledError` if it is stopped before that.
+
+        :param registrations: what it knows of services.
         """
+        self._registrations = registrations
+        self._joined = joined = Deferred[None]()
         self._running = Deferred.fromCoroutine(self._run())
         self._running.addErrback(lambda failure: failure.trap(CancelledError))
         self._loop.start(PUBLICATION, now=False)
-        return self._joined
+        return joined
 
     async def stop(self) -> None:
         """Leave the cluster; nothing is left on the reactor."""
@@ -169,7 +171,7 @@ class Node:
         running, self._running = self._running, None
         if running is not None:
             running.cancel()
-        if not self._joined.called:
+        if self._joined is not None:
             self._joined.cancel()
         for work in list(self._background):
             work.cancel()
@@ -185,8 +187,9 @@ class Node:
         while True:
             session = await self._retried(self._join)
             self._outage.succeeded()
-            if not self._joined.called:
-                self._joined.callback(None)
+            joined, self._joined = self._joined, None
+            if joined is not None:
+                joined.callback(None)
             await session.lost
 
     async def _retried(self, steps: Callable[[], Awaitable[_T]]) -> _T:

@@ -28,6 +28,7 @@ Values are JSON with a version, ``v``. A service has no lease: the nodes vote on
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Callable, Container, Sequence
@@ -113,7 +114,6 @@ class EtcdStore:
         self._reactor = reactor
         self._prefix = prefix
         self._wallClock = wallClock
-        self._seconds = seconds
         # This one asks whether or not the store is open and etcd is there: so it finds out.
         self._asking = Etcd(transport, reactor, user=user, onContact=self._contact)
         self._etcd = Etcd(
@@ -135,11 +135,11 @@ class EtcdStore:
         events = EtcdEvents(*part)
         self._users = EtcdUsers(*part)
         self._keys = NodeKeys(self._asking, *part[1:], watching, urls, self._services, self._locks)
-        self._node: Node | None = None
+        self._node = self._keys.node = Node(self._keys, reactor, seconds)
         self._isOpen = False
         self._secret = b""
-        # When a request was sent that etcd has answered, by the reactor's clock.
-        self._contacted = 0.0
+        # When a request was sent that etcd has answered, by the reactor's clock; counts from the join on.
+        self._contacted = math.inf
         # Writes the times of heartbeats.
         self._writing: Deferred[Any] | None = None
         self.createService = self._services.create
@@ -180,8 +180,7 @@ class EtcdStore:
         self.removeToken = self._users.removeToken
 
     def _countVotes(self) -> int:
-        votes = None if self._node is None else self._node.votes
-        return 0 if votes is None else votes.listed
+        return 0 if self._node.votes is None else self._node.votes.listed
 
     # -- opening and closing
 
@@ -205,44 +204,38 @@ class EtcdStore:
         finally:
             # The caller may have stopped waiting for this.
             self._isOpen = False
-            if self._node is not None:
-                await self._node.stop()
+            await self._node.stop()
             await gatherResults([self._pool.close(), self._watchPool.close()])
 
     def _check(self) -> None:
         if not self._isOpen:
             raise StoreUnavailable("the store is not open")
-        if self._node is not None and self._reactor.seconds() - self._contacted > _GIVE_UP:
+        if self._reactor.seconds() - self._contacted > _GIVE_UP:
             raise StoreUnavailable("etcd can't be reached")
 
     # -- the registries that share the store
 
     def join(self, listener: IStoreListener) -> Deferred[None]:
-        keys = self._keys
-        self._services.listener = self._locks.listener = keys.listener = listener
+        self._services.listener = self._locks.listener = self._keys.listener = listener
         self._contacted = self._reactor.seconds()
-        self._node = keys.node = Node(keys, listener, self._reactor, self._seconds)
-        return self._node.start()
+        return self._node.start(listener)
 
     @property
     def members(self) -> Sequence[str]:
-        return [] if self._node is None else self._node.members
+        return self._node.members
 
     @property
     def isValid(self) -> bool:
-        return self._node is not None and self._node.isValid
+        return self._node.isValid
 
     def tick(self) -> None:
-        if self._node is not None:
-            self._node.tick()
+        self._node.tick()
 
     def closed(self, tenant: str) -> Container[str]:
-        return () if self._node is None else self._node.closed(tenant)
+        return self._node.closed(tenant)
 
     @returnsDeferred
     async def admit(self, tenant: str, incarnation: str) -> bool:
-        if self._node is None:
-            raise StoreUnavailable("this registry has not joined the cluster")
         return await self._node.admit((tenant, incarnation))
 
     # -- the registry itself

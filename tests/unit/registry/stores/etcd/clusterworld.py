@@ -333,7 +333,7 @@ class Process:
         self.seenRevisions: dict[Registration, int] = {}
         self.isSuspended = True
         self.expirations: list[Registration] = []
-        self.node = Node(self, self, self.clock, self.clock.seconds)
+        self.node = Node(self, self.clock, self.clock.seconds)
         self.serviceClock = StallTolerantClock(self.clock, self.node.tick)
         # The revision from which on the watch delivers; ``None`` while it does not.
         self.watching: int | None = None
@@ -342,7 +342,7 @@ class Process:
     def start(self) -> None:
         """Begin."""
         self.serviceClock.start()
-        self.node.start()
+        self.node.start(self)
 
     # -- the way to etcd and back
 

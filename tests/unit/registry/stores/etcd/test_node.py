@@ -26,11 +26,13 @@ class StopTests(SynchronousTestCase):
         self.keys.join.return_value = succeed(Joined(1, 5.0))
         for name in ("load", "leave", "renew", "publish"):
             getattr(self.keys, name).side_effect = lambda *_: succeed(True)
+        self.touched: Deferred[bool] = Deferred()
+        self.keys.touch.side_effect = lambda _: self.touched
         registrations = Mock()
         registrations.secondsLeft.return_value = -1.0
         registrations.due.return_value = {}
-        self.node = Node(self.keys, registrations, self.clock, self.clock.seconds)
-        self.successResultOf(self.node.start())
+        self.node = Node(self.keys, self.clock, self.clock.seconds)
+        self.successResultOf(self.node.start(registrations))
         assert self.node.votes is not None
         self.node.votes.observe("other", Status(1, {1: [SERVICE]}))
         self.node.tick()
@@ -45,12 +47,10 @@ class StopTests(SynchronousTestCase):
 
     def test_aTouchThatIsUnderWayDoesNotDelayIt(self) -> None:
         """The heartbeat has its outcome when etcd responds."""
-        touched: Deferred[bool] = Deferred()
-        self.keys.touch.return_value = touched
         self.clock.advance(1)
         self.successResultOf(Deferred.fromCoroutine(self.node.stop()))
         self.assertNoResult(self.waiting)
-        touched.callback(True)
+        self.touched.callback(True)
         self.failureResultOf(self.waiting, StoreUnavailable)
 
     def test_aStatusThatIsNotWrittenDoesNotDelayIt(self) -> None:
