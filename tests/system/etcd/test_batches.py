@@ -139,10 +139,10 @@ class GroupsTests(EtcdCase):
 
             return act
 
-        positions = await gatherResults([node.do(T, (), large(number)) for number in range(20)])
+        positions = await gatherResults([node.do(T, (), large(number)) for number in range(9)])
         self.assertEqual(await self.events(), positions)
         found = await self.asked.all(f"{self.prefix}large")
-        self.assertEqual([len(each.value) for each in found], [250_000] * 20)
+        self.assertEqual([len(each.value) for each in found], [250_000] * 9)
 
     async def test_aLostAnswerIsReadBack(self) -> None:
         """Over a network that loses every second answer each change is made once, beside another node's changes."""
