@@ -14,7 +14,7 @@ from ...errors import MalformedResponse, NotFound
 from ...util.escaping import escaped
 from ..console import tell, useUTF8
 from ..outcome import CommandFailed, UsageError, didYouMean, oneLine
-from .output import FOLLOWED_FORMATS, FOR_PEOPLE, FORMATS, Column, addFormats, rowWriter, write
+from .output import FOLLOWED_FORMATS, FORMATS, Column, addFormats, recordWriter, write
 from .parser import GlobalParser, Parser
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class _Displaying(RaxsrCommand):
         group.add_argument(
             *("-f", "--format"),
             dest="formatter",
-            choices=sorted(self.formats),
+            choices=self.formats,
             default="table",
             help="the output format (default: table)",
         )
@@ -223,12 +223,9 @@ class _Displaying(RaxsrCommand):
         asked = {self.named(word) for word in self.parsed.columns}
         if not asked and self.parsed.formatter == "value" and self.alone is not None:
             asked = {self.alone}
-        self.chosen = [name for name in self.columns if name in asked or not asked]
-        self.headings = [
-            self.columns[name].heading if self.parsed.formatter in FOR_PEOPLE else name for name in self.chosen
-        ]
+        self.chosen = {name: column for name, column in self.columns.items() if name in asked or not asked}
         # Columns that are chosen are not left out.
-        self.parsed.importance = [] if asked else [self.columns[name].heading for name in self.important]
+        self.parsed.important = [] if asked else self.important
         self.parsed.note = self.program.note
         self.show()
         return None
@@ -242,12 +239,6 @@ class _Displaying(RaxsrCommand):
                 return name
         hint = didYouMean(word.lower(), self.columns) or "."
         raise UsageError(f"unknown column {word!r}{hint} Choose from: {', '.join(self.columns)}")
-
-    def cell(self, record: Mapping[str, Any], name: str) -> Any:
-        return self.columns[name].cell(record[name])
-
-    def row(self, record: Mapping[str, Any]) -> list[Any]:
-        return [self.cell(record, name) for name in self.chosen]
 
 
 def _simplified(column: str) -> str:
@@ -265,11 +256,11 @@ class ListCommand(_Displaying):
         for name in reversed(names):
 
             def rank(record: Mapping[str, Any], name: str = name) -> Any:
-                cell = self.cell(record, name)
-                return cell is None, cell
+                value = self.columns[name].flat(record[name])
+                return value is not None, 0 if value is None else value
 
             records.sort(key=rank, reverse=self.parsed.order == "descending")
-        write(self.parsed.formatter, self.headings, list(map(self.row, records)), sys.stdout, self.parsed)
+        write(self.chosen, records, self.parsed)
 
     async def onePageOrAll(self, page: _Page) -> list[Any]:
         """The values of one page, or of all, as the options say."""
@@ -287,7 +278,7 @@ class ShowCommand(_Displaying):
     """A command that shows one object: :meth:`perform` returns its record."""
 
     def show(self) -> None:
-        write(self.parsed.formatter, self.headings, [self.row(self.ask())], sys.stdout, self.parsed, isOne=True)
+        write(self.chosen, [self.ask()], self.parsed, isOne=True)
 
 
 class FollowCommand(_Displaying):
@@ -300,9 +291,7 @@ class FollowCommand(_Displaying):
 
     def writer(self) -> Callable[[Mapping[str, Any]], None]:
         """Write what comes before the first row; the result writes a record."""
-        widths = {column.heading: column.width for column in self.columns.values()}
-        writeRow = rowWriter(self.parsed.formatter, self.headings, widths, sys.stdout, self.parsed)
-        return lambda record: writeRow(self.row(record))
+        return recordWriter(self.chosen, self.parsed)
 
 
 @contextmanager

@@ -15,14 +15,14 @@ from ...discovery.cursor import markerAt, ticksOf
 from ...errors import BadRequest, NotFound, PreconditionFailed
 from ..outcome import CommandFailed, UsageError
 from .base import ListCommand, RaxsrCommand, ShowCommand
-from .output import Column, Text, Timestamp
+from .output import Column, text, timestamp
 from .parser import Parser
 from .valuefile import problemOf
 
 if TYPE_CHECKING:
     from ...client import Client
 
-COLUMNS = {"id": Column("ID"), "value": Column("Value", Text)}
+COLUMNS = {"id": Column("ID"), "value": text("Value")}
 _KIND = "configuration value"
 
 _CHANGES = ("configuration_value.update", "configuration_value.remove")
@@ -205,9 +205,9 @@ class History(ListCommand):
     example = "raxsr configuration history /production/cassandra/listen_ip"
     columns = {
         "id": Column("Event ID"),
-        "timestamp": Column("Timestamp", Timestamp),
-        "old_value": Column("Old Value", Text),
-        "new_value": Column("New Value", Text),
+        "timestamp": timestamp("Timestamp"),
+        "old_value": text("Old Value"),
+        "new_value": text("New Value"),
     }
     important = ("old_value", "id")
     idOf = "value's key"

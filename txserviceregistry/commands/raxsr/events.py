@@ -21,7 +21,7 @@ from ...types import EventType, PlainEventType
 from ...util.backoff import Backoff
 from ..outcome import CommandFailed
 from .base import FollowCommand, ListCommand
-from .output import Column, Payload, Timestamp
+from .output import Column, payload, timestamp
 from .parser import Parser
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 _COLUMNS = {
     "id": Column("Event ID", width=36),
-    "timestamp": Column("Timestamp", Timestamp, width=19),
+    "timestamp": timestamp("Timestamp", width=19),
     "type": Column("Event Type", width=26),
-    "payload": Column("Payload", Payload),
+    "payload": payload("Payload"),
 }
 
 # How many events a list shows without --limit: the API's own number.

@@ -10,7 +10,7 @@ from ...errors import LockHeld
 from ..outcome import UsageError
 from .base import ListCommand, RaxsrCommand, ShowCommand, explainedToken
 from .execute import RunningCommand
-from .output import Column, Metadata, Text, Timestamp
+from .output import Column, metadata, text, timestamp
 from .parser import Parser
 
 if TYPE_CHECKING:
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 _COLUMNS = {
     "name": Column("Name"),
-    "holder": Column("Holder", Text),
+    "holder": text("Holder"),
     "fence": Column("Fence"),
     "timeout": Column("Timeout"),
-    "acquired_at": Column("Acquired At", Timestamp),
-    "metadata": Column("Metadata", Metadata),
+    "acquired_at": timestamp("Acquired At"),
+    "metadata": metadata("Metadata"),
 }
 
 # As flock and other programs have it: a failure that is temporary (EX_TEMPFAIL).

@@ -1,5 +1,5 @@
 """
-The output: columns, the cells of a row, and the formats in which rows are written.
+The output: columns, and the formats in which records are written.
 
 Tables are for people: local time, fitted to the terminal. All other formats are for programs: ISO 8601 in UTC, nothing
 cut; JSON and YAML keep lists and objects, and the flat formats write them as the command line reads them.
@@ -10,22 +10,19 @@ from __future__ import annotations
 import argparse
 import csv
 import html
-import io
 import json
 import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any, Literal, TextIO
-
-import attrs
+from functools import partial
+from typing import Any, Literal
 
 from ...util.parsing import formatMetadata, formatTags
 from ..outcome import printable
 
-_Names = Sequence[str]
-_Rows = Sequence[Sequence[Any]]
+_Record = Mapping[str, Any]
 
 # The least width of a column that is fitted to the terminal.
 _NARROWEST = 12
@@ -41,107 +38,100 @@ _QUOTE_MODES: dict[str, Literal[0, 1, 2, 3]] = {
 }
 
 
-class Text:
-    """A value that is written differently for people and for programs; here, a text of any length or ``None``."""
-
-    #: Whether a table may break it into several lines. Ids are never broken, so they can be copied.
-    wraps = True
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def machine(self) -> Any:
-        """The value for JSON and YAML."""
-        return self.value
-
-    def flat(self) -> str | None:
-        """The value as one text, for the formats without lists and objects."""
-        value = self.machine()
-        return None if value is None else str(value)
-
-    def plain(self) -> str:
-        """The value for ``-f value``."""
-        return str(self.flat())
-
-    def human(self) -> str:
-        return self.flat() or ""
-
-    def __lt__(self, other: Text) -> bool:
-        return (self.flat() or "") < (other.flat() or "")
-
-
-class Timestamp(Text):
-    """A moment in milliseconds since the epoch, or ``None`` for never: local time for people, else ISO 8601 in UTC."""
-
-    wraps = False
-
-    def machine(self) -> str | None:
-        if self.value is None:
-            return None
-        moment = datetime.fromtimestamp(self.value / 1000, timezone.utc)
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-    def plain(self) -> str:
-        return self.machine() or "never"
-
-    def human(self) -> str:
-        return "never" if self.value is None else f"{datetime.fromtimestamp(self.value / 1000):%F %T}"
-
-
-class Tags(Text):
-    """A service's tags, in flat formats as ``--tags`` reads them."""
-
-    def flat(self) -> str:
-        return formatTags(self.value)
-
-    def human(self) -> str:
-        return ", ".join(self.value)
-
-
-class Metadata(Text):
-    """A service's metadata, in flat formats as ``--metadata`` reads it."""
-
-    def flat(self) -> str:
-        return formatMetadata(self.value)
-
-    def human(self) -> str:
-        return ", ".join(f"{key}={value}" for key, value in self.value.items())
-
-
-class Payload(Text):
-    """An event's payload, in flat formats as JSON."""
-
-    def flat(self) -> str:
-        return json.dumps(self.value, ensure_ascii=False)
-
-
-@attrs.frozen
 class Column:
     """
     A column of a result.
 
     :ivar heading: its name in tables.
-    :ivar cell: makes a cell of a value.
     :ivar width: its least width in a table whose rows come one by one.
+    :ivar wraps: whether a table may break it into several lines. Ids are never broken, so they can be copied.
+    :ivar machine: makes of a value what JSON and YAML have.
+    :ivar flat: makes of it one text, for the formats without lists and objects.
+    :ivar plain: makes of it the text for ``-f value``.
+    :ivar human: makes of it the text for people.
     """
 
-    heading: str
-    cell: Callable[[Any], Any] = lambda value: value
-    width: int = 0
+    def __init__(
+        self,
+        heading: str,
+        width: int = 0,
+        *,
+        wraps: bool = False,
+        machine: Callable[[Any], Any] = lambda value: value,
+        flat: Callable[[Any], Any] | None = None,
+        plain: Callable[[Any], str] | None = None,
+        human: Callable[[Any], str] | None = None,
+    ) -> None:
+        self.heading = heading
+        self.width = width
+        self.wraps = wraps
+        self.machine = machine
+        self.flat = flat or machine
+        self.plain = plain or (lambda value: str(self.flat(value)))
+        self.human = human or self.plain
 
 
-def _human(cell: object) -> str:
-    return printable(cell.human() if isinstance(cell, Text) else str(cell))
+def text(heading: str) -> Column:
+    """A column of texts of any length, or ``None``."""
+    return Column(heading, wraps=True, human=lambda value: "" if value is None else str(value))
 
 
-def _object(names: _Names, row: Sequence[Any]) -> dict[str, Any]:
-    return {name: cell.machine() if isinstance(cell, Text) else cell for name, cell in zip(names, row, strict=True)}
+def timestamp(heading: str, width: int = 0) -> Column:
+    """A column of moments in milliseconds since the epoch, or ``None``: local time for people, else ISO 8601 in UTC."""
+
+    def iso(value: int | None) -> str | None:
+        if value is None:
+            return None
+        moment = datetime.fromtimestamp(value / 1000, timezone.utc)
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    def local(value: int | None) -> str:
+        return "never" if value is None else f"{datetime.fromtimestamp(value / 1000):%F %T}"
+
+    return Column(heading, width, machine=iso, plain=lambda value: iso(value) or "never", human=local)
+
+
+def tags(heading: str) -> Column:
+    """A column of services' tags, in flat formats as ``--tags`` reads them."""
+    return Column(heading, wraps=True, flat=formatTags, human=", ".join)
+
+
+def metadata(heading: str) -> Column:
+    """A column of metadata, in flat formats as ``--metadata`` reads it."""
+
+    def human(value: Mapping[str, str]) -> str:
+        return ", ".join(f"{key}={each}" for key, each in value.items())
+
+    return Column(heading, wraps=True, flat=formatMetadata, human=human)
+
+
+def payload(heading: str) -> Column:
+    """A column of events' payloads, in flat formats as JSON."""
+    return Column(heading, wraps=True, flat=partial(json.dumps, ensure_ascii=False))
+
+
+_Columns = Mapping[str, Column]
+
+
+def _texts(columns: _Columns, record: _Record) -> list[str]:
+    return [printable(column.human(record[name])) for name, column in columns.items()]
+
+
+def _object(columns: _Columns, record: _Record) -> dict[str, Any]:
+    return {name: column.machine(record[name]) for name, column in columns.items()}
 
 
 # -- the formats
 
 
-def writeTable(names: _Names, rows: _Rows, stdout: TextIO, options: Any, isOne: bool = False) -> None:
+def _grid(columns: _Columns, records: Sequence[_Record], isOne: bool) -> tuple[list[str], list[list[str]]]:
+    """The headings and the lines of a table; of one object, it has a line for each column."""
+    headings = [column.heading for column in columns.values()]
+    lines = [_texts(columns, record) for record in records]
+    return (["Field", "Value"], list(map(list, zip(headings, lines[0], strict=True)))) if isOne else (headings, lines)
+
+
+def writeTable(columns: _Columns, records: Sequence[_Record], options: Any, isOne: bool = False) -> None:
     """
     A table. On a terminal it is made to fit: texts are broken between words, then columns are left out, and then words
     are broken. In a pipe it is not changed.
@@ -149,22 +139,23 @@ def writeTable(names: _Names, rows: _Rows, stdout: TextIO, options: Any, isOne: 
     # The import is slow, and not needed for any other format.
     from prettytable import PrettyTable
 
-    texts = [[_human(cell) for cell in row] for row in rows]
-    kept: Sequence[int] = range(len(names))
+    headings, lines = _grid(columns, records, isOne)
+    wraps = [column.wraps for column in columns.values()]
+    kept: Sequence[int] = range(len(headings))
     width = options.max_width if options.max_width > 0 else _terminalWidth(options.fit_width)
     if width:
-        important = [] if isOne else [names.index(name) for name in options.importance]
-        kept = _fit(names, rows, texts, important, width)
-        leftOut = [name for column, name in enumerate(names) if column not in kept]
+        important = [] if isOne else [list(columns).index(name) for name in options.important]
+        kept = _fit(headings, lines, [False, any(wraps)] if isOne else wraps, important, width)
+        leftOut = [heading for column, heading in enumerate(headings) if column not in kept]
         if leftOut:
             options.note(f"the terminal is too narrow for {', '.join(leftOut)}: choose columns with -c, or use -f json")
-    table = PrettyTable([names[column] for column in kept])
+    table = PrettyTable([headings[column] for column in kept])
     table.align = "l"
-    for column in kept:
-        if not isOne and rows and all(isinstance(row[column], int) for row in rows):
-            table.align[names[column]] = "r"
-    table.add_rows([[row[column] for column in kept] for row in texts])
-    print(table.get_string(), file=stdout)
+    for column, name in enumerate(columns):
+        if column in kept and not isOne and records and all(isinstance(record[name], int) for record in records):
+            table.align[headings[column]] = "r"
+    table.add_rows([[line[column] for column in kept] for line in lines])
+    print(table.get_string())
 
 
 def _terminalWidth(always: bool) -> int:
@@ -178,18 +169,20 @@ def _terminalWidth(always: bool) -> int:
     return 0
 
 
-def _fit(names: _Names, rows: _Rows, texts: list[list[str]], important: Sequence[int], width: int) -> list[int]:
+def _fit(
+    headings: Sequence[str], lines: list[list[str]], wraps: Sequence[bool], important: Sequence[int], width: int
+) -> list[int]:
     """
-    Fit *texts* into a *width*, and return the columns that are kept. Of the *important* ones, the last may be left out
+    Fit *lines* into a *width*, and return the columns that are kept. Of the *important* ones, the last may be left out
     first.
     """
     present, whole, least = [], [], []
-    for column, name in enumerate(names):
-        cells = [row[column] for row in texts]
-        present.append(max([len(name), *(len(line) for text in cells for line in text.split("\n"))]))
-        if any(isinstance(row[column], Text) and row[column].wraps for row in rows):
-            least.append(min(present[column], max(len(name), _NARROWEST)))
-            whole.append(max([least[column], *(len(word) for text in cells for word in text.split())]))
+    for column, heading in enumerate(headings):
+        texts = [line[column] for line in lines]
+        present.append(max([len(heading), *(len(part) for text in texts for part in text.split("\n"))]))
+        if lines and wraps[column]:
+            least.append(min(present[column], max(len(heading), _NARROWEST)))
+            whole.append(max([least[column], *(len(word) for text in texts for word in text.split())]))
         else:
             least.append(present[column])
             whole.append(present[column])
@@ -197,7 +190,7 @@ def _fit(names: _Names, rows: _Rows, texts: list[list[str]], important: Sequence
     def fits(columns: Sequence[int], widths: Sequence[int]) -> bool:
         return sum(widths[column] for column in columns) <= width - 3 * len(columns) - 1
 
-    kept = [column for column in range(len(names)) if column not in important]
+    kept = [column for column in range(len(headings)) if column not in important]
     for column in important:
         if fits([*kept, column], whole):
             kept.append(column)
@@ -209,8 +202,8 @@ def _fit(names: _Names, rows: _Rows, texts: list[list[str]], important: Sequence
             widths[max(wide, key=lambda column: widths[column])] -= 1
     for column in kept:
         if widths[column] < present[column]:
-            for row in texts:
-                row[column] = _broken(row[column], widths[column])
+            for line in lines:
+                line[column] = _broken(line[column], widths[column])
     return kept
 
 
@@ -220,10 +213,11 @@ def _broken(text: str, width: int) -> str:
     return "\n".join(part for parts in lines for part in parts)
 
 
-def _writeCSV(names: _Names, rows: _Rows, stdout: TextIO, options: Any, isOne: bool) -> None:
-    writer = csv.writer(stdout, quoting=_QUOTE_MODES[options.quote_mode], lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([_harmless(cell.flat() if isinstance(cell, Text) else cell) for cell in row] for row in rows)
+def _writeCSV(columns: _Columns, records: Sequence[_Record], options: Any, hasNames: bool = True) -> None:
+    writer = csv.writer(sys.stdout, quoting=_QUOTE_MODES[options.quote_mode], lineterminator="\n")
+    if hasNames:
+        writer.writerow(columns)
+    writer.writerows([_harmless(column.flat(record[name])) for name, column in columns.items()] for record in records)
 
 
 def _harmless(cell: Any) -> Any:
@@ -231,54 +225,21 @@ def _harmless(cell: Any) -> Any:
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
-def _writeJSON(names: _Names, rows: _Rows, stdout: TextIO, options: Any, isOne: bool) -> None:
-    records = [_object(names, row) for row in rows]
-    json.dump(records[0] if isOne else records, stdout, indent=None if options.noindent else 2)
-    stdout.write("\n")
-
-
-def _writeYAML(names: _Names, rows: _Rows, stdout: TextIO, options: Any, isOne: bool) -> None:
-    # The import is slow.
-    import yaml
-
-    records = [_object(names, row) for row in rows]
-    # One object is in the order of its columns.
-    yaml.safe_dump(records[0] if isOne else records, stdout, default_flow_style=False, sort_keys=not isOne)
-
-
-def _writeValues(names: _Names, rows: _Rows, stdout: TextIO, options: Any, isOne: bool) -> None:
-    for row in rows:
-        cells = (cell.plain() if isinstance(cell, Text) else str(cell) for cell in row)
-        print(*cells, sep="\n" if isOne else " ", file=stdout)
-
-
-def _writeHTML(names: _Names, rows: _Rows, stdout: TextIO, options: Any, isOne: bool) -> None:
+def _writeHTML(columns: _Columns, records: Sequence[_Record], isOne: bool) -> None:
     """A table for a browser, with the texts of tables."""
 
-    def line(tag: str, cells: Iterable[Any]) -> str:
-        return f"<tr>{''.join(f'<{tag}>{html.escape(_human(cell))}</{tag}>' for cell in cells)}</tr>"
+    def row(tag: str, texts: Iterable[str]) -> str:
+        return f"<tr>{''.join(f'<{tag}>{html.escape(text)}</{tag}>' for text in texts)}</tr>"
 
-    body = [line("td", row) for row in rows]
-    print(
-        "<table>\n<thead>", line("th", names), "</thead>\n<tbody>", *body, "</tbody>\n</table>", sep="\n", file=stdout
-    )
+    headings, lines = _grid(columns, records, isOne)
+    body = [row("td", line) for line in lines]
+    print("<table>\n<thead>", row("th", headings), "</thead>\n<tbody>", *body, "</tbody>\n</table>", sep="\n")
 
 
-# Without a format for shells, whose output would run a $(…) in a value.
-_FORMATS = {
-    "table": writeTable,
-    "csv": _writeCSV,
-    "json": _writeJSON,
-    "yaml": _writeYAML,
-    "value": _writeValues,
-    "html": _writeHTML,
-}
-#: The names of the formats of ``-f``.
-FORMATS = tuple(_FORMATS)
-#: The formats for rows that come one by one. A table of HTML needs an end.
-FOLLOWED_FORMATS = FORMATS[:-1]
-#: The formats in which columns have headings; in all others they have their names in the API.
-FOR_PEOPLE = ("table", "html")
+#: The formats of ``-f``, without one for shells, whose output would run a ``$(…)`` in a value.
+FORMATS = ("csv", "html", "json", "table", "value", "yaml")
+#: The formats for records that come one by one. A table of HTML needs an end.
+FOLLOWED_FORMATS = ("csv", "json", "table", "value", "yaml")
 
 
 def addFormats(parser: argparse.ArgumentParser) -> None:
@@ -298,47 +259,57 @@ def addFormats(parser: argparse.ArgumentParser) -> None:
     json.add_argument("--noindent", action="store_true", help="write JSON on one line")
 
 
-def write(format: str, names: _Names, rows: _Rows, stdout: TextIO, options: Any, *, isOne: bool = False) -> None:
+def write(columns: _Columns, records: Sequence[_Record], options: Any, *, isOne: bool = False) -> None:
     """
-    Write rows, or one object.
+    Write records, or one object, to the standard output.
 
-    :param options: the options of :func:`addFormats`; *importance*, the headings of columns that a table may leave out,
-        the most important one first; and *note*, which takes a text for the user.
+    :param options: *formatter*, the name of the format; the options of :func:`addFormats`; *important*, the columns
+        that a table may leave out, the most important one first; and *note*, which takes a text for the user.
     """
-    if isOne and format in FOR_PEOPLE:
-        names, rows = ("Field", "Value"), list(zip(names, rows[0], strict=True))
-    _FORMATS[format](names, rows, stdout, options, isOne)
-
-
-def rowWriter(
-    format: str, columns: _Names, widths: Mapping[str, int], stdout: TextIO, options: argparse.Namespace
-) -> Callable[[Sequence[Any]], None]:
-    """
-    Write what comes before the first of the rows that come one by one; the result writes a row at once.
-
-    :param widths: the least widths of the columns of a table.
-    :param options: the formats' options.
-    """
-
-    def writeLine(texts: Sequence[str]) -> None:
-        padded = [text.ljust(widths.get(name, 0)) for name, text in zip(columns, texts, strict=True)]
-        print("  ".join(padded).rstrip(), file=stdout)
-
-    def writeRow(row: Sequence[Any]) -> None:
-        if format == "table":
-            writeLine([_human(cell).replace("\n", " ") for cell in row])
-        elif format == "json":
-            print(json.dumps(_object(columns, row)), file=stdout)
+    if options.formatter == "table":
+        writeTable(columns, records, options, isOne)
+    elif options.formatter == "html":
+        _writeHTML(columns, records, isOne)
+    elif options.formatter == "csv":
+        _writeCSV(columns, records, options)
+    elif options.formatter == "value":
+        for record in records:
+            texts = [column.plain(record[name]) for name, column in columns.items()]
+            print(*texts, sep="\n" if isOne else " ")
+    else:
+        objects = [_object(columns, record) for record in records]
+        found = objects[0] if isOne else objects
+        if options.formatter == "json":
+            print(json.dumps(found, indent=None if options.noindent else 2))
         else:
-            rows = io.StringIO()
-            write(format, columns, [row], rows, options)
-            # The header of CSV has been written.
-            stdout.write(rows.getvalue().partition("\n")[2] if format == "csv" else rows.getvalue())
-        stdout.flush()
+            # The import is slow.
+            import yaml
 
-    if format == "table":
-        writeLine(columns)
-    elif format == "csv":
-        write(format, columns, [], stdout, options)
-    stdout.flush()
-    return writeRow
+            # One object is in the order of its columns.
+            yaml.safe_dump(found, sys.stdout, default_flow_style=False, sort_keys=not isOne)
+
+
+def recordWriter(columns: _Columns, options: Any) -> Callable[[_Record], None]:
+    """Write what comes before the first of the records that come one by one; the result writes a record at once."""
+
+    def writeLine(texts: Iterable[str]) -> None:
+        padded = (text.ljust(column.width) for text, column in zip(texts, columns.values(), strict=True))
+        print("  ".join(padded).rstrip())
+
+    def writeRecord(record: _Record) -> None:
+        if options.formatter == "table":
+            writeLine(text.replace("\n", " ") for text in _texts(columns, record))
+        elif options.formatter == "json":
+            print(json.dumps(_object(columns, record)))
+        elif options.formatter == "csv":
+            _writeCSV(columns, [record], options, hasNames=False)
+        else:
+            write(columns, [record], options)
+        sys.stdout.flush()
+
+    if options.formatter == "table":
+        writeLine(column.heading for column in columns.values())
+    elif options.formatter == "csv":
+        _writeCSV(columns, [], options)
+    sys.stdout.flush()
+    return writeRecord

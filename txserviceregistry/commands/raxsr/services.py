@@ -12,15 +12,15 @@ from ...util.fields import ID_RULE
 from ...util.parsing import parseDuration, parseMetadata, parseTags
 from ..outcome import CommandFailed, UsageError
 from .base import ListCommand, RaxsrCommand, ShowCommand, explainedToken
-from .output import Column, Metadata, Tags, Text, Timestamp
+from .output import Column, metadata, tags, text, timestamp
 from .parser import Parser
 
 COLUMNS = {
     "id": Column("Service ID"),
     "heartbeat_timeout": Column("Heartbeat Timeout"),
-    "last_seen": Column("Last Seen", Timestamp),
-    "tags": Column("Tags", Tags),
-    "metadata": Column("Metadata", Metadata),
+    "last_seen": timestamp("Last Seen"),
+    "tags": tags("Tags"),
+    "metadata": metadata("Metadata"),
 }
 _NO_STATES = "this registry has no states of services. Use: raxsr services update ID --add-metadata status=disabled"
 
@@ -273,8 +273,8 @@ class States(ListCommand):
     columns = {
         "id": Column("Service ID"),
         "state": Column("State"),
-        "expires_at": Column("Ends", Timestamp),
-        "reason": Column("Reason", Text),
+        "expires_at": timestamp("Ends"),
+        "reason": text("Reason"),
     }
     important = ("state", "reason", "expires_at")
     paged = "states"

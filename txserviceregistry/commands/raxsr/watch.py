@@ -63,10 +63,10 @@ class _Watch(FollowCommand):
             await source.stopService()
 
     def _draw(self, source: Any) -> None:
-        rows = [self.row({"change": "", **record}) for record in self.records(source)]
-        options = SimpleNamespace(max_width=0, fit_width=False, importance=[], note=lambda _: None)
+        records = [{"change": "", **record} for record in self.records(source)]
+        options = SimpleNamespace(max_width=0, fit_width=False, important=[], note=lambda _: None)
         sys.stdout.write(_HOME)
-        writeTable(self.headings, rows, sys.stdout, options)
+        writeTable(self.chosen, records, options)
         if source.stale:
             print(f"not current for {source.stale:.0f} s")
         sys.stdout.flush()

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.commands.raxsr.output import Metadata, Tags, Text, writeTable
+from txserviceregistry.commands.raxsr.output import Column, metadata, tags, text, writeTable
 
-NAMES = ("Service ID", "Seconds", "Tags", "Metadata")
-IMPORTANCE = ("Metadata", "Tags", "Seconds")
+COLUMNS = {
+    "id": Column("Service ID"),
+    "seconds": Column("Seconds"),
+    "tags": tags("Tags"),
+    "metadata": metadata("Metadata"),
+}
+NAMES = [column.heading for column in COLUMNS.values()]
+VALUES = {"id": Column("ID"), "value": text("Value")}
+IMPORTANCE = ("metadata", "tags", "seconds")
 
 
 class TableTests(SynchronousTestCase):
     """Tables of a given width."""
 
-    def table(self, rows: Sequence[Sequence[Any]], width: int, names: Sequence[str] = NAMES) -> list[str]:
+    def table(
+        self, records: Sequence[Mapping[str, Any]], width: int, columns: Mapping[str, Column] = COLUMNS
+    ) -> list[str]:
         """The lines of a table; what is told beside it is in :attr:`notes`."""
         self.notes: list[str] = []
-        stdout = io.StringIO()
-        importance = [name for name in IMPORTANCE if name in names]
-        options = argparse.Namespace(max_width=width, fit_width=False, importance=importance, note=self.notes.append)
-        writeTable(names, rows, stdout, options)
+        important = [name for name in IMPORTANCE if name in columns]
+        options = argparse.Namespace(max_width=width, fit_width=False, important=important, note=self.notes.append)
+        with contextlib.redirect_stdout(io.StringIO()) as stdout:
+            writeTable(columns, records, options)
         return stdout.getvalue().splitlines()
 
-    def row(self, tags: Sequence[str], **metadata: str) -> Sequence[Any]:
-        return ("web-server-1", 30, Tags(tags), Metadata(metadata))
+    def row(self, tags: Sequence[str], **metadata: str) -> Mapping[str, Any]:
+        return {"id": "web-server-1", "seconds": 30, "tags": tags, "metadata": metadata}
 
     def test_breaksBetweenWords(self) -> None:
         """Where that is enough, all columns stay and all words are whole, those with hyphens too."""
@@ -57,14 +67,14 @@ class TableTests(SynchronousTestCase):
 
     def test_breaksWordsAtTheEnd(self) -> None:
         """Where nothing can be left out, words are broken rather than lines of the table; ids never are."""
-        lines = self.table([("/some/long/key", Text("x" * 200))], 60, ("ID", "Value"))
+        lines = self.table([{"id": "/some/long/key", "value": "x" * 200}], 60, VALUES)
         self.assertEqual((self.notes, {len(line) for line in lines}), ([], {60}))
         self.assertEqual("".join(lines).count("x"), 200)
         self.assertTrue(any("/some/long/key" in line for line in lines))
 
     def test_lineEndsStay(self) -> None:
         """What has several lines has them in a narrow table too, the empty ones included."""
-        lines = self.table([("key", Text("one\n\ntwo " + "three " * 20))], 40, ("ID", "Value"))
+        lines = self.table([{"id": "key", "value": "one\n\ntwo " + "three " * 20}], 40, VALUES)
         self.assertEqual(
             [line.split("|")[2].strip() for line in lines[3:6]], ["one", "", lines[5].split("|")[2].strip()]
         )
