@@ -127,7 +127,7 @@ class EventFeed:
                     if not hasPlace:
                         self.places.take(tenant, TOO_MANY_WAIT)
                         hasPlace = True
-                    if not await change.addTimeout(left, self._clock, onTimeoutCancel=_noNews):
+                    if not await change.addTimeout(left, self._clock, onTimeoutCancel=timeIsOver):
                         return page
                 finally:
                     self._forget(tenant, change)
@@ -194,7 +194,8 @@ class EventFeed:
                 self._log.info("Dropped {dropped} events older than {hours} hours", dropped=dropped, hours=hours)
 
 
-def _noNews(failure: object, seconds: float) -> bool:
+def timeIsOver(failure: object, seconds: float) -> bool:
+    """What a Deferred fires with that has waited too long: that there is nothing new."""
     return False
 
 

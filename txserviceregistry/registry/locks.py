@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from .engine import Engine
 from .expiry.deadlines import ServiceState
 from .faults import Fault, limitReached, lockHeld, notFound, systemFailure
-from .feed import TOO_MANY_WAIT
+from .feed import TOO_MANY_WAIT, timeIsOver
 from .model import NewLock, Page
 from .places import Places
 from .scopes import isLockScope, lockScope, tenantOf
@@ -182,7 +182,7 @@ class Locks:
             waiter.hasPlace = True
         waiter.change = Deferred()
         left = max(0.0, latest - self._clock.seconds())
-        return await waiter.change.addTimeout(left, self._clock, onTimeoutCancel=_timeIsOver)
+        return await waiter.change.addTimeout(left, self._clock, onTimeoutCancel=timeIsOver)
 
     async def _isHeldBy(self, tenant: str, lock: NewLock) -> bool:
         """Whether this very acquisition was successful before."""
@@ -284,7 +284,3 @@ class Locks:
             record.shown() for record in records if record.incarnation not in hidden and record.name >= (marker or "")
         ]
         return Page.of(shown, limit, "name")
-
-
-def _timeIsOver(failure: object, seconds: float) -> bool:
-    return False
