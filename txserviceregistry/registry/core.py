@@ -22,10 +22,9 @@ from .configuration import Configuration
 from .engine import Engine
 from .faults import limitReached, notFound, serviceExists
 from .feed import EVENT_RETENTION, EventFeed
-from .limits import ResourceLimits
+from .limits import Places, ResourceLimits
 from .locks import LockOptions, Locks
 from .model import Figures, NewService, Page, ServiceChanges
-from .places import Places
 from .scopes import isLockScope
 from .servicelog import ServiceLog
 from .states import ServiceStates

@@ -13,8 +13,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from ..util.logs import Logger
 from .eventids import position, positionOf
 from .faults import badRequest
+from .limits import Places
 from .model import EVENT_TYPES, PLAIN_TYPES, Page
-from .places import Places
 from .stores.interfaces import Account, IStore, StoreUnavailable
 from .streams import EventStreams
 from .tasks import TaskOwner, Turns, available, owned

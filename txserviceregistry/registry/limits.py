@@ -1,20 +1,24 @@
 """
-How many objects an account may have (:class:`ResourceLimits`), and how many GETs it may make (:class:`RateLimiter`).
+How many objects an account may have (:class:`ResourceLimits`), how many GETs it may make (:class:`RateLimiter`), and
+how many requests may be held (:class:`Places`).
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import attrs
 
-from .faults import rateLimitReached
+from .faults import rateLimitReached, systemFailure
 
 #: The pattern of paths that the rate limit counts: all of them.
 PATHS = "/.*"
+#: Seconds after which a request for which there was no place may be sent again.
+RETRY_AFTER = 5
 #: The names of the headers with a client's rate.
 RATE_HEADERS = ("X-Ratelimit-Path-Regex", "X-Ratelimit-Limit", "X-Ratelimit-Used", "X-Ratelimit-Window", "Reply-After")
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -130,3 +134,39 @@ class RateLimiter:
                 if not usage:
                     del self._usage[name]
         return self._usage.get(tenant, {})
+
+
+class Places:
+    """
+    Places of one kind.
+
+    :param most: how many there are.
+    :param mostOfTenant: how many one tenant may have; as many as there are if not given.
+    :param within: places of several kinds, of which each of these takes one.
+    :ivar count: how many are taken.
+    """
+
+    def __init__(self, most: int, mostOfTenant: int | None = None, within: Places | None = None) -> None:
+        self._most = most
+        self._mostOfTenant = most if mostOfTenant is None else mostOfTenant
+        self._within = within
+        self._countOf: Counter[str] = Counter()
+        self.count = 0
+
+    def take(self, tenant: str, refusal: str) -> None:
+        """Take one for a request of a tenant; the fault 503 with this *refusal*, if there is none left."""
+        if self.count >= self._most or self._countOf[tenant] >= self._mostOfTenant:
+            raise systemFailure(refusal, RETRY_AFTER)
+        if self._within is not None:
+            self._within.take(tenant, refusal)
+        self._countOf[tenant] += 1
+        self.count += 1
+
+    def give(self, tenant: str) -> None:
+        """Give one back."""
+        self._countOf[tenant] -= 1
+        if not self._countOf[tenant]:
+            del self._countOf[tenant]
+        self.count -= 1
+        if self._within is not None:
+            self._within.give(tenant)

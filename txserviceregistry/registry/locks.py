@@ -19,8 +19,8 @@ from .engine import Engine
 from .expiry.deadlines import ServiceState
 from .faults import Fault, limitReached, lockHeld, notFound, systemFailure
 from .feed import TOO_MANY_WAIT, timeIsOver
+from .limits import Places
 from .model import NewLock, Page
-from .places import Places
 from .scopes import isLockScope, lockScope, tenantOf
 from .stores.interfaces import IStore, LimitExceeded, LockRecord, LockTaken, NoSuchObject
 from .tasks import TaskOwner, available, owned, serialized

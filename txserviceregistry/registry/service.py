@@ -40,9 +40,8 @@ from .http.server import ApiSite
 from .http.statuspages import LOOPBACK, Health, statusPages
 from .identity.apikeys import newKey
 from .identity.identity import Identity, InvalidUser
-from .limits import RateLimiter, ResourceLimits
+from .limits import Places, RateLimiter, ResourceLimits
 from .locks import LockOptions
-from .places import Places
 from .statistics import Sources
 from .stores.interfaces import IStore, ObjectExists, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore

@@ -17,8 +17,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from ..util.logs import Logger
 from .eventids import isMoment, momentAt, position, positionOf
 from .faults import Fault, systemFailure
+from .limits import Places
 from .model import EVENT_TYPES
-from .places import Places
 from .stores.interfaces import Account, EventRecord, NoSuchObject, ServiceRecord, StoreUnavailable
 from .stores.shared import ISharedStore
 from .tasks import TaskOwner, Turns, available, serialized

@@ -12,10 +12,9 @@ from twisted.logger import capturedLogs, formatEvent
 from tests.unit.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.faults import Fault
-from txserviceregistry.registry.limits import ResourceLimits
+from txserviceregistry.registry.limits import Places, ResourceLimits
 from txserviceregistry.registry.locks import LockOptions
 from txserviceregistry.registry.model import NewLock, NewService
-from txserviceregistry.registry.places import Places
 from txserviceregistry.registry.scopes import lockScope
 
 NAME = "/billing/scheduler"
