@@ -30,9 +30,11 @@ from txserviceregistry import Client, RegisteredService, errors
 from txserviceregistry.commands.configfile import readConfigFile
 from txserviceregistry.discovery import Directory, RegistryAgent, closeShared
 from txserviceregistry.discovery.endpoints import RegisteredPort
+from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.util.deferred import returnsDeferred
 from txserviceregistry.util.faults import FAULT_TYPES
 
+LISTEN = "tcp:0:interface=127.0.0.1"
 PACKAGE = Path(str(txserviceregistry.__file__)).parent
 PUBLIC_MODULES = (
     "txserviceregistry",
@@ -267,6 +269,7 @@ class PythonTests(PageTestCase):
         self.patch(os, "environ", {**withoutSettings(), "HOME": self.home, "RAXSR_DATA_DIR": self.dataDir})
         self.numbers = count(1)
         self.port: int | None = None
+        self.registry: RegistryService | None = None
         self.clients: list[Client] = []
         make = Client.fromSettings
 
@@ -307,6 +310,8 @@ class PythonTests(PageTestCase):
         await closeShared()
         for client in self.clients:
             await client.close()
+        if self.registry is not None:
+            await self.registry.stopService()
 
     async def test_stayingRegistered(self) -> None:
         """A service, and monotonic time."""
@@ -375,6 +380,13 @@ class PythonTests(PageTestCase):
 
     async def stay(self, command: str) -> None:
         """See PageTestCase; what happens in the registry while the page is read begins with the registry."""
+        if command == "twistd -n service-registry" and self.port is None:
+            # The page does not stop it: it runs in this process.
+            if self.registry is None:
+                self.registry = RegistryService(reactor, dataDir=Path(self.dataDir), endpoints=[LISTEN], store="memory")
+                self.registry.startService()
+                await self.registry.whenListening()
+            return
         await super().stay(command)
         if self.port is not None and command.endswith(" service-registry"):
             other = self.client()
