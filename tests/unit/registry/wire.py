@@ -1,6 +1,4 @@
-"""
-A whole registry over the memory store, spoken to in bytes: what tests of the HTTP layer share.
-"""
+"""A whole registry over the memory store, spoken to in bytes: what tests of the HTTP layer share."""
 
 from __future__ import annotations
 
@@ -57,9 +55,7 @@ class Reply:
 
 
 def parseReplies(data: bytes, noBody: bool = False) -> list[Reply]:
-    """
-    The responses in a stream of bytes. Each must have a length, but for an event stream.
-    """
+    """The responses in a stream of bytes. Each must have a length, but for an event stream."""
     replies = []
     while data:
         head, _, data = data.partition(b"\r\n\r\n")

@@ -1,6 +1,4 @@
-"""
-Work for clients that have not shown a valid token: in which order it is done, and how much of it at once.
-"""
+"""Work for clients that have not shown a valid token: in which order it is done, and how much of it at once."""
 
 from __future__ import annotations
 

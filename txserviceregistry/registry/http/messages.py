@@ -1,6 +1,4 @@
-"""
-The framing of every request and response: how a body is parsed, and what a response looks like on the wire.
-"""
+"""The framing of every request and response: how a body is parsed, and what a response looks like on the wire."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-The access log: its lines, and what becomes of them when they can't be written.
-"""
+"""The access log: its lines, and what becomes of them when they can't be written."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Health: what a registry reports, and how often it probes its store for that.
-"""
+"""Health: what a registry reports, and how often it probes its store for that."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Where a registry listens: what becomes of endpoint strings with TLS, good and bad ones.
-"""
+"""Where a registry listens: what becomes of endpoint strings with TLS, good and bad ones."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Tests for :mod:`txserviceregistry.registry.http.handlers`: locks, as what a client sends and gets.
-"""
+"""Tests for :mod:`txserviceregistry.registry.http.handlers`: locks, as what a client sends and gets."""
 
 from __future__ import annotations
 

@@ -36,9 +36,7 @@ JSON_TYPE = "application/json; charset=UTF-8"
 
 
 class FramingCase(SynchronousTestCase):
-    """
-    A registry, and a connection to it.
-    """
+    """A registry, and a connection to it."""
 
     def setUp(self) -> None:
         self.api = Api()
@@ -63,14 +61,10 @@ class FramingCase(SynchronousTestCase):
 
 
 class AnswerTests(FramingCase):
-    """
-    What every response looks like.
-    """
+    """What every response looks like."""
 
     def test_headers(self) -> None:
-        """
-        Every response says what and how long it is, has an id of its own, and names the extensions.
-        """
+        """Every response says what and how long it is, has an id of its own, and names the extensions."""
         ids = set()
         for method, path, body, code in [
             ("GET", SERVICES, None, 200),
@@ -97,9 +91,7 @@ class AnswerTests(FramingCase):
         self.assertEqual((len(ids), None in ids), (13, False))
 
     def test_noContent(self) -> None:
-        """
-        A 204 has no body, and neither length nor type of one; the connection goes on.
-        """
+        """A 204 has no body, and neither length nor type of one; the connection goes on."""
         self.connection.send(self.create("web1"))
         self.connection.replies()
         for _ in range(2):
@@ -113,9 +105,7 @@ class AnswerTests(FramingCase):
         self.assertEqual(len(replies), 2)
 
     def test_head(self) -> None:
-        """
-        HEAD is answered as GET is, with the length of the body that is left out, and the connection goes on.
-        """
+        """HEAD is answered as GET is, with the length of the body that is left out, and the connection goes on."""
         for path in ("/v1.0/1234/services", "/v1.0/1234/services/unknown", "/v1.0/1234/nothing"):
             self.connection.send(self.request("HEAD", path))
             (head,) = self.connection.replies(noBody=True)
@@ -124,9 +114,7 @@ class AnswerTests(FramingCase):
             self.assertEqual((head.code, head.header("Content-Length")), (whole.code, whole.header("Content-Length")))
 
     def test_manyOnOneConnection(self) -> None:
-        """
-        Requests that come in one go are answered in their order, also when they come in bits.
-        """
+        """Requests that come in one go are answered in their order, also when they come in bits."""
         data = b"".join(self.create(f"web{number}") for number in range(3)) + self.request()
         self.connection.send(data[:-20])
         for byte in data[-20:]:
@@ -136,9 +124,7 @@ class AnswerTests(FramingCase):
         self.assertEqual(replies[-1].json["metadata"]["count"], 3)
 
     def test_oldHTTP(self) -> None:
-        """
-        A client that speaks HTTP/1.0, or asks for it, gets its response and then the connection is closed.
-        """
+        """A client that speaks HTTP/1.0, or asks for it, gets its response and then the connection is closed."""
         old = requestBytes("GET", SERVICES, None, {"X-Auth-Token": self.api.token}, version="1.0")
         for data in (old, self.request(Connection="close")):
             connection = Connection(self.api)
@@ -147,9 +133,7 @@ class AnswerTests(FramingCase):
             self.assertFalse(connection.isOpen)
 
     def test_noHTTP(self) -> None:
-        """
-        Invalid HTTP is refused with a fault, and the connection is closed.
-        """
+        """Invalid HTTP is refused with a fault, and the connection is closed."""
         for data in (
             b"hello\r\n\r\n",
             b"GET / HTTP/1.1\r\nbroken header\r\n\r\n",
@@ -169,9 +153,7 @@ class AnswerTests(FramingCase):
             self.assertFalse(connection.isOpen)
 
     def test_duplicateHeaders(self) -> None:
-        """
-        Headers that come twice never break anything.
-        """
+        """Headers that come twice never break anything."""
         token = self.api.token.encode()
         twice = b"".join(
             name + b": " + value + b"\r\n"
@@ -209,9 +191,7 @@ class AnswerTests(FramingCase):
         self.assertEqual(reply.code, 400)
 
     def test_aHeaderIsOneLine(self) -> None:
-        """
-        No value of a header begins another line.
-        """
+        """No value of a header begins another line."""
         response = inBytes(Response(400, headers={"Location": "/a\r\nSet-Cookie: b"}), "1", b"Bad Request")
         self.assertIn(b"\r\nLocation: /a Set-Cookie: b\r\n", response)
 
@@ -241,9 +221,7 @@ class AnswerTests(FramingCase):
         self.assertEqual((codes, left), ([200, 201, 200, 404, 404, 404, 404, 400, 404], 0))
 
     def test_noAccessLog(self) -> None:
-        """
-        Requests leave no line in the log, and idle connections no secrets.
-        """
+        """Requests leave no line in the log, and idle connections no secrets."""
         events: list[dict[str, Any]] = []
         globalLogPublisher.addObserver(events.append)
         self.addCleanup(globalLogPublisher.removeObserver, events.append)
@@ -252,9 +230,7 @@ class AnswerTests(FramingCase):
 
 
 class HostTests(FramingCase):
-    """
-    The URLs in responses.
-    """
+    """The URLs in responses."""
 
     def location(self, host: str | None, **headers: str) -> str | None:
         connection = self.connection
@@ -271,16 +247,12 @@ class HostTests(FramingCase):
         return location.removesuffix("/v1.0/1234/services/web1")
 
     def test_host(self) -> None:
-        """
-        A client finds its own name of the registry in URLs.
-        """
+        """A client finds its own name of the registry in URLs."""
         for host in ("registry.example", "Registry.example:81", "127.0.0.1:8880", "[::1]:8880", "[2001:db8::1]", "a_b"):
             self.assertEqual(self.location(host), f"http://{host}")
 
     def test_noHost(self) -> None:
-        """
-        A name that is none is not repeated: the local address takes its place.
-        """
+        """A name that is none is not repeated: the local address takes its place."""
         for host in (
             None,
             "",
@@ -299,9 +271,7 @@ class HostTests(FramingCase):
             self.assertEqual(self.location(host), "http://127.0.0.1:8880", host)
 
     def test_otherAddresses(self) -> None:
-        """
-        The local address can be of another family.
-        """
+        """The local address can be of another family."""
         for address, url in [
             (IPv6Address("TCP", "fe80::1%eth0", 8880), "http://[fe80::1]:8880"),
             (UNIXAddress(b"/tmp/socket"), "http://localhost"),
@@ -310,26 +280,20 @@ class HostTests(FramingCase):
             self.assertEqual(self.location(None), url)
 
     def test_secure(self) -> None:
-        """
-        Over TLS the URLs are https.
-        """
+        """Over TLS the URLs are https."""
         directlyProvides(self.connection.transport, ISSLTransport, providedBy(self.connection.transport))
         self.assertEqual(self.location("registry.example"), "https://registry.example")
 
 
 class BodySizeTests(FramingCase):
-    """
-    Bodies of 5,000 bytes and more, and of 256 KiB where these are taken.
-    """
+    """Bodies of 5,000 bytes and more, and of 256 KiB where these are taken."""
 
     def chunked(self, *chunks: bytes) -> bytes:
         head = self.request("POST", body=b"", **{"Transfer-Encoding": "chunked"})
         return head + b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
 
     def test_largestBody(self) -> None:
-        """
-        4,999 bytes are taken, in chunks too.
-        """
+        """4,999 bytes are taken, in chunks too."""
         self.connection.send(self.create("web1", 4999))
         body = b'{"id": "web2", "heartbeat_timeout": 30}'.ljust(4999)
         self.connection.send(self.chunked(body[:2000], body[2000:]) + b"0\r\n\r\n")
@@ -337,9 +301,7 @@ class BodySizeTests(FramingCase):
         self.assertTrue(self.connection.isOpen)
 
     def test_tooLarge(self) -> None:
-        """
-        5,000 bytes are not; nothing is stored, and the connection ends.
-        """
+        """5,000 bytes are not; nothing is stored, and the connection ends."""
         self.connection.send(self.create("web1", 5000))
         self.assertRefused(self.connection.replies())
         self.assertFalse(self.connection.isOpen)
@@ -359,9 +321,7 @@ class BodySizeTests(FramingCase):
         self.assertEqual(self.connection.replies(), [])
 
     def test_chunked(self) -> None:
-        """
-        A body without a length is refused when there is too much of it.
-        """
+        """A body without a length is refused when there is too much of it."""
         self.connection.send(self.chunked(b"x" * 4999))
         self.assertEqual(self.connection.replies(), [])
         self.connection.send(b"1\r\nx\r\n")
@@ -371,9 +331,7 @@ class BodySizeTests(FramingCase):
         self.assertFalse(self.connection.isOpen)
 
     def test_discardsForAWhile(self) -> None:
-        """
-        A client that goes on and on is cut off after two seconds.
-        """
+        """A client that goes on and on is cut off after two seconds."""
         self.connection.send(self.chunked(b"x" * 5000))
         self.assertRefused(self.connection.replies())
         for _ in range(19):
@@ -384,9 +342,7 @@ class BodySizeTests(FramingCase):
         self.assertFalse(self.connection.isOpen)
 
     def test_discardsSoMuch(self) -> None:
-        """
-        A client that sends more than a megabyte after it was refused is cut off.
-        """
+        """A client that sends more than a megabyte after it was refused is cut off."""
         self.connection.send(self.create("web1", 10_000_000)[:1_000_000])
         self.assertRefused(self.connection.replies())
         self.assertTrue(self.connection.isOpen)
@@ -394,9 +350,7 @@ class BodySizeTests(FramingCase):
         self.assertFalse(self.connection.isOpen)
 
     def test_clientHangsUp(self) -> None:
-        """
-        A client that goes away when it is refused leaves nothing behind.
-        """
+        """A client that goes away when it is refused leaves nothing behind."""
         before = len(self.api.clock.getDelayedCalls())
         connection = Connection(self.api)
         connection.send(self.create("web1", 10_000)[:5_000])
@@ -404,9 +358,7 @@ class BodySizeTests(FramingCase):
         self.assertEqual((len(self.api.clock.getDelayedCalls()), self.flushLoggedErrors()), (before, []))
 
     def test_expectContinue(self) -> None:
-        """
-        A client that sends ``Expect`` gets 100, or the refusal alone.
-        """
+        """A client that sends ``Expect`` gets 100, or the refusal alone."""
         data = self.create("web1", 100, Expect="100-continue")
         self.connection.send(data[:-100])
         self.assertEqual([reply.code for reply in self.connection.replies()], [100])
@@ -441,9 +393,7 @@ class BodySizeTests(FramingCase):
         self.assertRefused(self.connection.replies())
 
     def test_batchesThatAreTooLarge(self) -> None:
-        """
-        256 KiB are too much, and a batch sent elsewhere is none.
-        """
+        """256 KiB are too much, and a batch sent elsewhere is none."""
         for method, path, size in [
             ("POST", BATCHES, 256 * 1024),
             ("PUT", BATCHES, 5000),
@@ -467,9 +417,7 @@ class BodySizeTests(FramingCase):
             connection.transport.loseConnection()
 
     def test_underAPlainSite(self) -> None:
-        """
-        Wherever the resource is served, what is too large is refused.
-        """
+        """Wherever the resource is served, what is too large is refused."""
         treq = StubTreq(self.api.resource)
         for path, size, code in (
             (SERVICES, 4999, 201),
@@ -488,14 +436,10 @@ class BodySizeTests(FramingCase):
 
 
 class ConnectionTests(FramingCase):
-    """
-    How connections end.
-    """
+    """How connections end."""
 
     def test_idle(self) -> None:
-        """
-        A connection on which nothing has happened for two minutes since its last request is closed.
-        """
+        """A connection on which nothing has happened for two minutes since its last request is closed."""
         self.connection.send(self.request())
         self.api.clock.advance(119)
         self.assertTrue(self.connection.isOpen)
@@ -503,9 +447,7 @@ class ConnectionTests(FramingCase):
         self.assertFalse(self.connection.isOpen)
 
     def test_idleEachByItself(self) -> None:
-        """
-        Each has two minutes from its last request, also after a response that took longer.
-        """
+        """Each has two minutes from its last request, also after a response that took longer."""
         slow: Deferred[Any] = Deferred()
         self.patch(self.api.registry, "get", lambda *args: slow)
         first, second, busy = (Connection(self.api) for _ in range(3))
@@ -527,9 +469,7 @@ class ConnectionTests(FramingCase):
         self.assertFalse(busy.isOpen)
 
     def test_drain(self) -> None:
-        """
-        Idle connections are closed at once, others with their response; then the site is drained.
-        """
+        """Idle connections are closed at once, others with their response; then the site is drained."""
         slow: Deferred[Any] = Deferred()
         self.patch(self.api.registry, "get", lambda *args: slow)
         busy = Connection(self.api)
@@ -546,9 +486,7 @@ class ConnectionTests(FramingCase):
         self.assertEqual(self.services(), [])
 
     def test_drainIsBounded(self) -> None:
-        """
-        A request that takes too long is cut off.
-        """
+        """A request that takes too long is cut off."""
         self.patch(self.api.registry, "get", lambda *args: Deferred())
         self.connection.send(self.request("GET", SERVICES + "/web1"))
         drained = self.api.site.connections.drain(1.0)
@@ -559,9 +497,7 @@ class ConnectionTests(FramingCase):
         self.assertFalse(self.connection.isOpen)
 
     def test_http11Only(self) -> None:
-        """
-        Over TLS nothing else than HTTP/1.1 is agreed on.
-        """
+        """Over TLS nothing else than HTTP/1.1 is agreed on."""
         self.assertEqual(self.api.site.acceptableProtocols(), [b"http/1.1"])
 
 
@@ -582,9 +518,7 @@ class _Client(Protocol):
 
 
 class SocketTests(TestCase):
-    """
-    What only sockets can show.
-    """
+    """What only sockets can show."""
 
     def setUp(self) -> None:
         self.api = Api()
@@ -602,9 +536,7 @@ class SocketTests(TestCase):
         return requestBytes("POST", SERVICES, body, {"X-Auth-Token": self.api.token, "Connection": "close"})
 
     async def test_theRefusalIsRead(self) -> None:
-        """
-        A client that sends all of a large body before it reads gets the response, and not a reset.
-        """
+        """A client that sends all of a large body before it reads gets the response, and not a reset."""
         for size in (5000, 100_000, 900_000):
             client = await self.connect()
             client.transport.write(self.request(size))  # type: ignore[union-attr]
@@ -613,9 +545,7 @@ class SocketTests(TestCase):
             self.assertEqual([reply.code for reply in parseReplies(client.data)], [413])
 
     async def test_answers(self) -> None:
-        """
-        An ordinary request gets an ordinary response.
-        """
+        """An ordinary request gets an ordinary response."""
         client = await self.connect()
         client.transport.write(self.request(100))  # type: ignore[union-attr]
         await client.ended
@@ -641,9 +571,7 @@ class SocketTests(TestCase):
             self.assertEqual([reply.code for reply in parseReplies(each.data)], [404])
 
     async def test_drain(self) -> None:
-        """
-        A site that is drained has no connections, whatever happens on them.
-        """
+        """A site that is drained has no connections, whatever happens on them."""
         idle, busy = await self.connect(), await self.connect()
         arrived: Deferred[None] = Deferred()
         self.patch(self.api.registry, "account", lambda tenant: arrived.callback(None) or Deferred())

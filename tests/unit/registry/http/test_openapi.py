@@ -1,6 +1,4 @@
-"""
-``GET /openapi.json``, and that requests and responses are as it says.
-"""
+"""``GET /openapi.json``, and that requests and responses are as it says."""
 
 from __future__ import annotations
 
@@ -54,21 +52,15 @@ def values(document: Any, key: str) -> Iterator[Any]:
 
 
 class DocumentTests(SynchronousTestCase):
-    """
-    The document as such.
-    """
+    """The document as such."""
 
     def test_isOpenAPI(self) -> None:
-        """
-        It is what OpenAPI 3.1 asks for.
-        """
+        """It is what OpenAPI 3.1 asks for."""
         errors = [error.message for error in OpenAPIV31SpecValidator(DOCUMENT).iter_errors()]
         self.assertEqual(errors, [])
 
     def test_describesEveryRoute(self) -> None:
-        """
-        Every route is described, and no other; so is every page beside the API.
-        """
+        """Every route is described, and no other; so is every page beside the API."""
         described = {
             (path, method.upper(), operation["operationId"])
             for path, operations in DOCUMENT["paths"].items()
@@ -84,9 +76,7 @@ class DocumentTests(SynchronousTestCase):
         self.assertEqual(set(DOCUMENT["paths"]["/v2.0/tokens"]), {"post"})
 
     def test_describesEveryQueryAndBody(self) -> None:
-        """
-        Every parameter, header and field of an operation is described, and no other.
-        """
+        """Every parameter, header and field of an operation is described, and no other."""
         for operation in OPERATIONS:
             described = DOCUMENT["paths"][API + "/{tenant}" + operation.path][operation.method.lower()]
             found = [(parameter["in"], parameter["name"]) for parameter in described.get("parameters", ())]
@@ -98,9 +88,7 @@ class DocumentTests(SynchronousTestCase):
             self.assertEqual(body and set(body["properties"]), fields, operation.name)
 
     def test_tellsTheExtensions(self) -> None:
-        """
-        It names the extensions, and describes what they add.
-        """
+        """It names the extensions, and describes what they add."""
         for name in EXTENSIONS:
             self.assertIn(name, DOCUMENT["info"]["description"])
         parameters = DOCUMENT["paths"]["/v1.0/{tenant}/events"]["get"]["parameters"]
@@ -110,9 +98,7 @@ class DocumentTests(SynchronousTestCase):
         self.assertIn("262144", operation["responses"]["413"]["description"])
 
     def test_tellsWhatIsInEveryEvent(self) -> None:
-        """
-        For each type of event there is one description of its payload, and what lacks a field of it does not fit.
-        """
+        """For each type of event there is one description of its payload, and what lacks a field of it does not fit."""
         event = DOCUMENT["components"]["schemas"]["Event"]
         described = [name for each in event["oneOf"] for name in each["properties"]["type"]["enum"]]
         self.assertEqual(sorted(described), sorted(EVENT_TYPES))
@@ -140,9 +126,7 @@ class DocumentTests(SynchronousTestCase):
         self.assertFalse(validator.is_valid({**removed, "payload": {**value, "new_value": "b"}}))
 
     def test_patternsAreOfBothDialects(self) -> None:
-        """
-        No pattern says what Python and ECMAScript understand differently, or only one of them.
-        """
+        """No pattern says what Python and ECMAScript understand differently, or only one of them."""
         patterns = list(values(DOCUMENT, "pattern"))
         self.assertGreater(len(patterns), 10)
         for pattern in patterns:
@@ -155,9 +139,7 @@ class DocumentTests(SynchronousTestCase):
             self.assertLessEqual(set(re.findall(r"\\(.)", inside)), set("^$\\.*+?()[]{}|/-"), pattern)
 
     def test_faultTypes(self) -> None:
-        """
-        There is a fault of every type but one.
-        """
+        """There is a fault of every type but one."""
         made = [
             faults.badRequest("m", "d"),
             faults.invalidLimit("d"),
@@ -178,25 +160,19 @@ class DocumentTests(SynchronousTestCase):
         self.assertEqual(set(FAULT_TYPES) - {fault.type for fault in made}, {"notImplementedError"})
 
     def test_unknownTypes(self) -> None:
-        """
-        A type without an equivalent in JSON is an error.
-        """
+        """A type without an equivalent in JSON is an error."""
         self.assertRaises(TypeError, components.ofType, bytes)
 
 
 class ServedTests(SynchronousTestCase):
-    """
-    The page.
-    """
+    """The page."""
 
     def setUp(self) -> None:
         self.api = Api()
         self.api.resource.pages = statusPages(Health(self.api.store, self.api.clock), sourcesOf(self.api))
 
     def test_servers(self) -> None:
-        """
-        It needs no token, and has the registry's URL as the client wrote its host.
-        """
+        """It needs no token, and has the registry's URL as the client wrote its host."""
         for host in ("registry.example:8880", "[::1]:81", "registry.example:8880"):
             reply = self.api.ask("GET", b"/openapi.json", headers={"Host": host}, token=None)
             self.assertEqual((reply.code, reply.header("Content-Type")), (200, "application/json; charset=UTF-8"))
@@ -204,9 +180,7 @@ class ServedTests(SynchronousTestCase):
             self.assertEqual({**reply.json, "servers": None}, {**DOCUMENT, "servers": None})
 
     def test_answersConform(self) -> None:
-        """
-        Responses, faults too, are as described.
-        """
+        """Responses, faults too, are as described."""
         token = self.api.create("web1", tags=["www"], metadata={"port": "80"})
         entries = [{"id": "web1", "token": token}, {"id": "gone", "token": token}]
         for method, path, body, code in [
@@ -257,9 +231,7 @@ class ServedTests(SynchronousTestCase):
         self.assertEqual(errors, [], (path, method))
 
     def test_declaredQueriesAreChecked(self) -> None:
-        """
-        Every parameter of a query that is described is looked at.
-        """
+        """Every parameter of a query that is described is looked at."""
         for operation in OPERATIONS:
             for parameter in operation.query:
                 path = re.sub(r"\{\w+\}", "some", operation.path)
@@ -285,9 +257,7 @@ class SchemaTests(SynchronousTestCase):
 
     @given(texts("aZ0/_-.~\n", 60) | st.from_regex(r"(/[a-z]{3,4}/?){1,11}[a-z]{0,3}", fullmatch=True))
     def test_texts(self, text: str) -> None:
-        """
-        Ids, keys, tags and markers.
-        """
+        """Ids, keys, tags and markers."""
         parameters = (
             *validation.PATH_PARAMETERS,
             validation.MARKER,
@@ -300,9 +270,7 @@ class SchemaTests(SynchronousTestCase):
 
     @given(st.integers() | st.integers(0, 130) | st.floats() | st.integers(-1, 130).map(str) | texts("0123 +.-e", 4))
     def test_numbers(self, value: Any) -> None:
-        """
-        The timeout of a service, in all the ways that a number can be written.
-        """
+        """The timeout of a service, in all the ways that a number can be written."""
         if isinstance(value, str) and "e" in value:
             # A pattern can't tell what such a number is: the schema leaves it out.
             self.assertFalse(Draft202012Validator(rules.number(3, 120).schema).is_valid(value))
@@ -311,9 +279,7 @@ class SchemaTests(SynchronousTestCase):
 
     @given(st.uuids(version=1).map(str) | st.uuids().map(str).map(str.upper) | texts("0123456789abcdefg-", 36))
     def test_tokens(self, text: str) -> None:
-        """
-        Version-1 UUIDs.
-        """
+        """Version-1 UUIDs."""
         self.agrees(rules.TIME_UUID, text)
 
     @given(
@@ -326,9 +292,7 @@ class SchemaTests(SynchronousTestCase):
         )
     )  # fmt: skip
     def test_bodies(self, body: dict[str, Any]) -> None:
-        """
-        Whole bodies: what has to be there, and what may be ``null``.
-        """
+        """Whole bodies: what has to be there, and what may be ``null``."""
         for fields, validator in BODIES:
             fits = validator.is_valid(body)
             try:

@@ -1,6 +1,4 @@
-"""
-Tests for conditional writes of configuration values over HTTP: tags, ``If-Match`` and ``If-None-Match``.
-"""
+"""Tests for conditional writes of configuration values over HTTP: tags, ``If-Match`` and ``If-None-Match``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Tests for :mod:`txserviceregistry.registry.http.prometheus`.
-"""
+"""Tests for :mod:`txserviceregistry.registry.http.prometheus`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-How requests are counted, and what the access log has of them.
-"""
+"""How requests are counted, and what the access log has of them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Tests for :mod:`txserviceregistry.registry.http.resource`: the API, as what a client sends and gets.
-"""
+"""Tests for :mod:`txserviceregistry.registry.http.resource`: the API, as what a client sends and gets."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ CREDENTIALS = {"auth": {"RAX-KSKEY:apiKeyCredentials": {"username": USER, "apiKe
 
 
 class ApiCase(SynchronousTestCase):
-    """
-    A whole registry over the memory store.
-    """
+    """A whole registry over the memory store."""
 
     def setUp(self) -> None:
         self.api = Api()
@@ -45,17 +41,13 @@ class ApiCase(SynchronousTestCase):
 
 
 class IdentityTests(ApiCase):
-    """
-    The Auth API.
-    """
+    """The Auth API."""
 
     def authenticate(self, body: Any, path: bytes = b"/v2.0/tokens", **headers: str) -> Reply:
         return self.ask("POST", path, body, headers, token=None)
 
     def test_apiKey(self) -> None:
-        """
-        User name and API key bring a token, and the four entries where old clients look for the tenant.
-        """
+        """User name and API key bring a token, and the four entries where old clients look for the tenant."""
         reply = self.authenticate(CREDENTIALS)
         self.assertEqual((reply.code, reply.header("Content-Type")), (200, JSON_TYPE))
         access = reply.json["access"]
@@ -76,25 +68,19 @@ class IdentityTests(ApiCase):
         self.assertEqual(self.ask("GET", "/services", token=access["token"]["id"]).code, 200)
 
     def test_expires(self) -> None:
-        """
-        The end of a token is written in the one form that every old client can read.
-        """
+        """The end of a token is written in the one form that every old client can read."""
         # The wall clock of the tests begins at midnight of 2026-01-01 in UTC, which is 18:00 the day before at -06:00.
         expires = self.authenticate(CREDENTIALS).json["access"]["token"]["expires"]
         self.assertEqual(expires, "2026-01-01T18:00:00.000-06:00")
 
     def test_passwordAndSlash(self) -> None:
-        """
-        The API key is accepted as a password, and ``/tokens/`` is ``/tokens``.
-        """
+        """The API key is accepted as a password, and ``/tokens/`` is ``/tokens``."""
         body = {"auth": {"passwordCredentials": {"username": USER, "password": KEY}, "tenantName": "x"}}
         for path in (b"/v2.0/tokens", b"/v2.0/tokens/", b"/v2.0//tokens", b"/v2.0%2Ftokens"):
             self.assertEqual(self.authenticate(body, path).code, 200, path)
 
     def test_wrong(self) -> None:
-        """
-        Wrong users and wrong keys get the very same answer, in the Auth API's own shape.
-        """
+        """Wrong users and wrong keys get the very same answer, in the Auth API's own shape."""
         bodies = []
         for username, key in ((USER, "wrong"), ("unknown", KEY)):
             credentials = {"username": username, "apiKey": key}
@@ -106,9 +92,7 @@ class IdentityTests(ApiCase):
         self.assertEqual(bodies, [expected, expected])
 
     def test_malformed(self) -> None:
-        """
-        Bodies that hold no credentials are 400 in the Auth API's own shape.
-        """
+        """Bodies that hold no credentials are 400 in the Auth API's own shape."""
         kind = "RAX-KSKEY:apiKeyCredentials"
         for body in (
             b"",
@@ -138,9 +122,7 @@ class IdentityTests(ApiCase):
         self.assertEqual(reply.json["badRequest"]["message"], "Unsupported content type: text/xml")
 
     def test_otherPaths(self) -> None:
-        """
-        The Auth API has one path and one method.
-        """
+        """The Auth API has one path and one method."""
         for method, path in (
             ("GET", b"/v2.0/tokens"),
             ("POST", b"/v2.0"),
@@ -152,18 +134,14 @@ class IdentityTests(ApiCase):
             self.assertNoPage(self.ask(method, path, token=None))
 
     def test_storeIsAway(self) -> None:
-        """
-        Unknown users can't log in while the store is unreachable.
-        """
+        """Unknown users can't log in while the store is unreachable."""
         self.api.store.unavailable = True
         credentials = {"username": "ann", "apiKey": "k"}
         reply = self.authenticate({"auth": {"RAX-KSKEY:apiKeyCredentials": credentials}})
         self.assertFault(reply, 503, "systemFailureError", "Service unavailable")
 
     def test_overload(self) -> None:
-        """
-        When too many keys wait to be checked the next one is 503.
-        """
+        """When too many keys wait to be checked the next one is 503."""
         connections = [Connection(self.api) for _ in range(502)]
         self.api.hashesHang = True
         for number, connection in enumerate(connections):
@@ -176,9 +154,7 @@ class IdentityTests(ApiCase):
 
 
 class UnauthorizedTests(ApiCase):
-    """
-    Requests without a token that counts.
-    """
+    """Requests without a token that counts."""
 
     def assertUnauthorized(self, reply: Reply, details: str) -> None:
         self.assertFault(reply, 401, "unauthorizedError", "forbidden", details)
@@ -187,18 +163,14 @@ class UnauthorizedTests(ApiCase):
         self.assertEqual(reply.headers["www-authenticate"], challenges)
 
     def test_noToken(self) -> None:
-        """
-        Without a token every path below ``/v1.0`` is 401, whether there is such a page or not.
-        """
+        """Without a token every path below ``/v1.0`` is 401, whether there is such a page or not."""
         for path in (b"/v1.0/1234/services", b"/v1.0/1234/nothing", b"/v1.0", b"/v1.0/", b"/v1.0/1234"):
             self.assertUnauthorized(self.ask("GET", path, token=None), "No authentication token provided")
         empty = self.ask("GET", "/services", headers={"X-Auth-Token": ""}, token=None)
         self.assertUnauthorized(empty, "No authentication token provided")
 
     def test_wrongToken(self) -> None:
-        """
-        A token that is unknown, expired, or another tenant's opens nothing.
-        """
+        """A token that is unknown, expired, or another tenant's opens nothing."""
         details = "Invalid or expired authentication token"
         for token in ("wrong", self.api.token + "x", "\xe4"):
             self.assertUnauthorized(self.ask("GET", "/services", token=token), details)
@@ -209,9 +181,7 @@ class UnauthorizedTests(ApiCase):
         self.assertUnauthorized(self.ask("GET", "/services"), details)
 
     def test_severalTokens(self) -> None:
-        """
-        Of several tokens in one request the first counts.
-        """
+        """Of several tokens in one request the first counts."""
         connection = Connection(self.api)
         for first, second, code in ((self.api.token, "wrong", 200), ("wrong", self.api.token, 401)):
             connection.send(
@@ -221,28 +191,20 @@ class UnauthorizedTests(ApiCase):
             self.assertEqual([reply.code for reply in connection.replies()], [code])
 
     def test_xTenantIdIsIgnored(self) -> None:
-        """
-        Only the path says whose objects are meant.
-        """
+        """Only the path says whose objects are meant."""
         self.assertEqual(self.ask("GET", "/services", headers={"X-Tenant-Id": "99", "Accept": "text/html"}).code, 200)
 
     def test_noTenant(self) -> None:
-        """
-        With a good token, a path without a tenant is a page that can't be found.
-        """
+        """With a good token, a path without a tenant is a page that can't be found."""
         for path in (b"/v1.0", b"/v1.0/", b"/v1.0//"):
             self.assertNoPage(self.ask("GET", path))
 
 
 class OrderTests(ApiCase):
-    """
-    Which fault wins when a request has several.
-    """
+    """Which fault wins when a request has several."""
 
     def test_order(self) -> None:
-        """
-        Size, content type, JSON, token, page, limit, marker, other parameters, fields, existence: in this order.
-        """
+        """Size, content type, JSON, token, page, limit, marker, other parameters, fields, existence: in this order."""
         xml = {"Content-Type": "text/xml"}
         large = b"x" * 5000
         for reply, message in [
@@ -268,14 +230,10 @@ class OrderTests(ApiCase):
 
 
 class BodyTests(ApiCase):
-    """
-    What a body may be.
-    """
+    """What a body may be."""
 
     def test_notJSON(self) -> None:
-        """
-        A body that is not a JSON object is refused with a reason, and stores nothing.
-        """
+        """A body that is not a JSON object is refused with a reason, and stores nothing."""
         for body in (
             b"[]",
             b'"x"',
@@ -319,17 +277,13 @@ class BodyTests(ApiCase):
             )
 
     def test_tooManyDigits(self) -> None:
-        """
-        The error for a number with thousands of digits does not mention Python.
-        """
+        """The error for a number with thousands of digits does not mention Python."""
         reply = self.ask("POST", "/services", b'{"id": "web1", "heartbeat_timeout": ' + b"3" * 4400 + b"}")
         message = "Failed to parse request body: a number has too many digits"
         self.assertFault(reply, 400, "badRequest", message, "a number has too many digits")
 
     def test_oddButJSON(self) -> None:
-        """
-        What JSON allows is taken, and what it leaves open never breaks the registry.
-        """
+        """What JSON allows is taken, and what it leaves open never breaks the registry."""
         for number, body in enumerate(
             [
                 b'\r\n\t {"id": "%s", "heartbeat_timeout": 30} ',
@@ -346,9 +300,7 @@ class BodyTests(ApiCase):
             self.assertFault(reply, 400, "badRequest", "Validation error for key 'heartbeat_timeout'")
 
     def test_emptyBody(self) -> None:
-        """
-        An empty body is an object without fields, whatever it is said to be.
-        """
+        """An empty body is an object without fields, whatever it is said to be."""
         for headers in ({}, {"Content-Type": "text/xml"}, {"Content-Length": "0"}):
             reply = self.ask("POST", "/services", None, headers)
             self.assertFault(reply, 400, "badRequest", "Validation error for key 'id'", "Missing required key (id)")
@@ -356,9 +308,7 @@ class BodyTests(ApiCase):
         self.assertEqual(self.ask("PUT", "/services/web1", b"").code, 204)
 
     def test_contentTypes(self) -> None:
-        """
-        JSON is JSON in whatever case, with whatever parameters, or unnamed; anything else is refused.
-        """
+        """JSON is JSON in whatever case, with whatever parameters, or unnamed; anything else is refused."""
         for index, good in enumerate(
             ("application/json", "Application/JSON;charset=utf-8", "application/json ; x=y", "", "application/json;")
         ):
@@ -377,9 +327,7 @@ class BodyTests(ApiCase):
         self.assertEqual(reply.json["message"], "Unsupported content type: foo/bar")
 
     def test_contentTypeWithoutBody(self) -> None:
-        """
-        A GET or DELETE may be said to be of any type.
-        """
+        """A GET or DELETE may be said to be of any type."""
         self.api.create("web1")
         for method, code in (("GET", 200), ("DELETE", 204)):
             reply = self.ask(method, "/services/web1", headers={"Content-Type": "text/xml"})
@@ -387,31 +335,23 @@ class BodyTests(ApiCase):
 
 
 class ServiceTests(ApiCase):
-    """
-    Services over HTTP.
-    """
+    """Services over HTTP."""
 
     def test_create(self) -> None:
-        """
-        A service is created with its place and its first heartbeat token.
-        """
+        """A service is created with its place and its first heartbeat token."""
         reply = self.ask("POST", "/services", {"id": "web1", "heartbeat_timeout": 30})
         self.assertEqual(reply.code, 201)
         self.assertEqual(reply.header("Location"), "http://registry.example:8880/v1.0/1234/services/web1")
         self.assertEqual(list(reply.json), ["token"])
 
     def test_createTwice(self) -> None:
-        """
-        An id that is alive can't be taken.
-        """
+        """An id that is alive can't be taken."""
         self.api.create("web1")
         reply = self.ask("POST", "/services", {"id": "web1", "heartbeat_timeout": 30})
         self.assertFault(reply, 400, "serviceWithThisIdExists", "Service with id web1 already exists.")
 
     def test_getAndList(self) -> None:
-        """
-        A service is shown with all its fields, alone and in a page.
-        """
+        """A service is shown with all its fields, alone and in a page."""
         self.api.create("web1", 30, tags=["www", "\xe4"], metadata={"k": "\U0001f600"})
         service = {
             "id": "web1",
@@ -431,9 +371,7 @@ class ServiceTests(ApiCase):
         self.assertEqual(self.ask("GET", "/services?tag=www").json["values"], [service])
 
     def test_heartbeat(self) -> None:
-        """
-        A heartbeat returns the next token; unknown services and foreign tokens are different faults.
-        """
+        """A heartbeat returns the next token; unknown services and foreign tokens are different faults."""
         token = self.api.create("web1")
         reply = self.ask("POST", "/services/web1/heartbeat", {"token": token})
         self.assertEqual((reply.code, list(reply.json)), (200, ["token"]))
@@ -457,9 +395,7 @@ class ServiceTests(ApiCase):
         self.assertFault(reply, 400, "badRequest", "Validation error for key 'token'")
 
     def test_heartbeatNeedsNoStore(self) -> None:
-        """
-        Heartbeats are answered while the store is away; what needs it is 503.
-        """
+        """Heartbeats are answered while the store is away; what needs it is 503."""
         token = self.api.create("web1")
         self.api.store.unavailable = True
         self.api.advance(20)
@@ -467,9 +403,7 @@ class ServiceTests(ApiCase):
         self.assertFault(self.ask("GET", "/services"), 503, "systemFailureError", "Service unavailable")
 
     def test_heartbeats(self) -> None:
-        """
-        A batch of heartbeats is answered in its order; each that fails says why, and the others count.
-        """
+        """A batch of heartbeats is answered in its order; each that fails says why, and the others count."""
         tokens = {id: self.api.create(id) for id in ("web1", "web2", "web3")}
         self.api.advance(20)
         entries = [
@@ -506,9 +440,7 @@ class ServiceTests(ApiCase):
         self.assertEqual(reply.code, 200)
 
     def test_heartbeatsThatAreNone(self) -> None:
-        """
-        An invalid entry is refused in its place, with its id, if that is a string.
-        """
+        """An invalid entry is refused in its place, with its id, if that is a string."""
         token = self.api.create("web1")
         entries = [
             5,
@@ -537,9 +469,7 @@ class ServiceTests(ApiCase):
         self.assertEqual({(value["fault"]["code"], value["fault"]["type"]) for value in values}, {(400, "badRequest")})
 
     def test_batchesThatAreNone(self) -> None:
-        """
-        A batch is an array of 1 to 1,000, and no other method is taken.
-        """
+        """A batch is an array of 1 to 1,000, and no other method is taken."""
         for body, reason in [
             ({}, "Missing required key (heartbeats)"),
             ({"heartbeats": None}, "Not an array"),
@@ -555,9 +485,7 @@ class ServiceTests(ApiCase):
         self.assertEqual(self.ask("POST", b"/v1.0/99/heartbeats", {"heartbeats": [0]}).code, 401)
 
     def test_heartbeatsNeedNoStore(self) -> None:
-        """
-        A batch is answered while the store is away, and is none of the rate limit's business.
-        """
+        """A batch is answered while the store is away, and is none of the rate limit's business."""
         entry = {"id": "web1", "token": self.api.create("web1")}
         used = self.ask("GET", "/limits").json["rate"]["/.*"]["used"]
         self.api.store.unavailable = True
@@ -567,9 +495,7 @@ class ServiceTests(ApiCase):
         self.assertEqual(self.ask("GET", "/limits").json["rate"]["/.*"]["used"], used + 1)
 
     def test_update(self) -> None:
-        """
-        An update has no body to answer with, and says where the service is.
-        """
+        """An update has no body to answer with, and says where the service is."""
         self.api.create("web1", tags=["a"])
         reply = self.ask("PUT", "/services/web1", {"id": "web1", "metadata": {"a": "b"}})
         self.assertEqual((reply.code, reply.raw), (204, b""))
@@ -585,9 +511,7 @@ class ServiceTests(ApiCase):
         self.assertEqual(self.ask("PUT", "/services/gone", {}).code, 404)
 
     def test_remove(self) -> None:
-        """
-        A service that is removed is gone.
-        """
+        """A service that is removed is gone."""
         self.api.create("web1")
         self.assertEqual(self.ask("DELETE", "/services/web1").code, 204)
         for method in ("DELETE", "GET"):
@@ -600,9 +524,7 @@ class ServiceTests(ApiCase):
             )
 
     def test_ids(self) -> None:
-        """
-        Ids in a path that nothing can have are refused by name, with the reason.
-        """
+        """Ids in a path that nothing can have are refused by name, with the reason."""
         for id, reason in [
             (b"ab", "String is not in range (3..65)"),
             (b"x" * 66, "String is not in range (3..65)"),
@@ -623,9 +545,7 @@ class ServiceTests(ApiCase):
         self.assertNoPage(self.ask("GET", "/services/a%2Fb"))
 
     def test_limit(self) -> None:
-        """
-        Limits and markers are checked as the API says, on every collection.
-        """
+        """Limits and markers are checked as the API says, on every collection."""
         for path in ("/services", "/configuration", "/events", "/configuration/production/"):
             for limit in ("0", "-1", "1001"):
                 details = f"Invalid limit {limit}. Minimum limit is 1 and maximum limit is 1000."
@@ -650,9 +570,7 @@ class ServiceTests(ApiCase):
                 )
 
     def test_pages(self) -> None:
-        """
-        Following ``next_href`` as it is leads through a whole collection once.
-        """
+        """Following ``next_href`` as it is leads through a whole collection once."""
         ids = [f"web{number}" for number in range(7)]
         for id in ids:
             self.api.create(id, tags=["a&b=c"] if id != "web3" else ["other"])
@@ -675,9 +593,7 @@ class ServiceTests(ApiCase):
         self.assertEqual((seen, pages), (ids, 4))
 
     def test_pagesOfLongKeys(self) -> None:
-        """
-        A page can begin at a key that is longer than a marker may be; other texts may not be longer.
-        """
+        """A page can begin at a key that is longer than a marker may be; other texts may not be longer."""
         long = "/" + "/".join(["x" * 50] * 7)
         for key in ("/aaa/bbb", long):
             self.assertEqual(self.ask("PUT", "/configuration/" + key, {"value": "x"}).code, 204)
@@ -695,9 +611,7 @@ class ServiceTests(ApiCase):
         )
 
     def test_nextHrefKeepsEscapes(self) -> None:
-        """
-        What a client had to escape in a path is escaped in ``next_href``.
-        """
+        """What a client had to escape in a path is escaped in ``next_href``."""
         for number in range(3):
             self.ask("PUT", f"/configuration/production/key{number}", {"value": "x"})
         page = self.ask("GET", "/configuration/%2Fproduction%2F?limit=2").json
@@ -707,21 +621,15 @@ class ServiceTests(ApiCase):
         )
 
     def test_markerIsShown(self) -> None:
-        """
-        A page repeats its marker.
-        """
+        """A page repeats its marker."""
         self.assertEqual(self.ask("GET", "/services?marker=web5").json["metadata"]["marker"], "web5")
 
 
 class ConfigurationTests(ApiCase):
-    """
-    Configuration over HTTP.
-    """
+    """Configuration over HTTP."""
 
     def test_spellings(self) -> None:
-        """
-        A value is found under every spelling of its key; the Location has its own.
-        """
+        """A value is found under every spelling of its key; the Location has its own."""
         for path, key in [
             ("/configuration/listen_ip", "listen_ip"),
             ("/configuration//abc_def", "/abc_def"),
@@ -750,9 +658,7 @@ class ConfigurationTests(ApiCase):
             self.assertEqual([value["id"] for value in page["values"]], keys, path)
 
     def test_badKeys(self) -> None:
-        """
-        Keys and namespaces that nothing can have are refused by name.
-        """
+        """Keys and namespaces that nothing can have are refused by name."""
         for method, path in [
             ("PUT", "/configuration//"),
             ("PUT", "/configuration/production/"),
@@ -774,9 +680,7 @@ class ConfigurationTests(ApiCase):
             )
 
     def test_values(self) -> None:
-        """
-        A value is a string, comes back as it was sent, and is gone when it is removed.
-        """
+        """A value is a string, comes back as it was sent, and is gone when it is removed."""
         value = '\xe4\u2028\U0001f600 "\\\x00'
         self.assertEqual(self.ask("PUT", "/configuration/abc", {"value": value}).code, 204)
         self.assertEqual(self.ask("GET", "/configuration/abc").json["value"], value)
@@ -794,14 +698,10 @@ class ConfigurationTests(ApiCase):
 
 
 class EventTests(ApiCase):
-    """
-    The events feed over HTTP.
-    """
+    """The events feed over HTTP."""
 
     def test_feed(self) -> None:
-        """
-        Events are filtered, paged, and found again by their ids.
-        """
+        """Events are filtered, paged, and found again by their ids."""
         self.api.create("web1")
         self.ask("PUT", "/configuration/abc", {"value": "x"})
         self.ask("DELETE", "/services/web1")
@@ -819,9 +719,7 @@ class EventTests(ApiCase):
         self.assertEqual(shouted["values"], feed[1:2])
 
     def test_longQueriesAreNotKept(self) -> None:
-        """
-        Queries with thousands of parameters are not kept in memory.
-        """
+        """Queries with thousands of parameters are not kept in memory."""
         self.ask("GET", "/events")
         self.addCleanup(tracemalloc.stop)
         tracemalloc.start()
@@ -835,9 +733,7 @@ class EventTests(ApiCase):
         self.assertLess(after - before, 500_000)
 
     def test_refusals(self) -> None:
-        """
-        What the feed can't be asked is a fault with the same words twice.
-        """
+        """What the feed can't be asked is a fault with the same words twice."""
         for query, reason in [
             ("marker=", "Invalid UUID"),
             ("marker=x", "Invalid UUID"),
@@ -857,14 +753,10 @@ class EventTests(ApiCase):
 
 
 class LimitTests(ApiCase):
-    """
-    Limits over HTTP.
-    """
+    """Limits over HTTP."""
 
     def test_limits(self) -> None:
-        """
-        An account sees its limits, and that only GETs count.
-        """
+        """An account sees its limits, and that only GETs count."""
         self.api.create("web1")
         self.ask("PUT", "/configuration/abc", {"value": "x"})
         self.ask("GET", "/services")
@@ -877,9 +769,7 @@ class LimitTests(ApiCase):
         )
 
     def test_raised(self) -> None:
-        """
-        An operator's limits are shown, and are those that count.
-        """
+        """An operator's limits are shown, and are those that count."""
         self.api = Api(limits=ResourceLimits(service=1, configurationValue=2))
         self.assertEqual(self.api.ask("GET", "/limits").json["resource"], {"service": 1, "configuration_value": 2})
         self.api.create("web1")
@@ -892,9 +782,7 @@ class LimitTests(ApiCase):
         )
 
     def test_rate(self) -> None:
-        """
-        Beyond the rate limit ``Retry-After`` says when to retry, and heartbeats still work.
-        """
+        """Beyond the rate limit ``Retry-After`` says when to retry, and heartbeats still work."""
         self.api = Api(rateLimit=2)
         token = self.api.create("web1")
         for _ in range(2):
@@ -905,16 +793,12 @@ class LimitTests(ApiCase):
         self.assertEqual(self.api.ask("POST", "/services/web1/heartbeat", {"token": token}).code, 200)
 
     def test_unknownPagesDoNotCount(self) -> None:
-        """
-        A path that is no resource does not count.
-        """
+        """A path that is no resource does not count."""
         self.assertNoPage(self.ask("GET", "/nothing"))
         self.assertEqual(self.ask("GET", "/limits").json["rate"]["/.*"]["used"], 0)
 
     def test_headers(self) -> None:
-        """
-        Every response to a request that counts, also a fault, has the rate headers; others do not.
-        """
+        """Every response to a request that counts, also a fault, has the rate headers; others do not."""
         paths = ("/services", "/services/unknown", "/events", "/limits?limit=x", "/configuration?marker=%20")
         for used, path in enumerate(paths):
             reply = self.ask("HEAD" if used == 1 else "GET", path)
@@ -934,14 +818,10 @@ class LimitTests(ApiCase):
 
 
 class ErrorTests(ApiCase):
-    """
-    Internal errors.
-    """
+    """Internal errors."""
 
     def test_internalError(self) -> None:
-        """
-        An internal error is a 500 without details; the log has them, with the same id.
-        """
+        """An internal error is a 500 without details; the log has them, with the same id."""
         self.patch(self.api.registry, "list", lambda *args: 1 / 0)
         reply = self.ask("GET", "/services")
         self.assertFault(reply, 500, "internalError", "Internal Error", "Internal Error")
@@ -949,9 +829,7 @@ class ErrorTests(ApiCase):
         self.assertNotIn(b"ZeroDivision", reply.raw)
 
     def test_clientHangsUp(self) -> None:
-        """
-        A client that goes away before its answer is there leaves neither an error nor a connection.
-        """
+        """A client that goes away before its answer is there leaves neither an error nor a connection."""
         slow: Deferred[Any] = Deferred()
         self.patch(self.api.registry, "get", lambda *args: slow)
         connection = Connection(self.api)
@@ -961,9 +839,7 @@ class ErrorTests(ApiCase):
         self.assertEqual((connection.replies(), self.flushLoggedErrors()), ([], []))
 
     def test_slowAnswer(self) -> None:
-        """
-        An answer that takes a while comes when it is there.
-        """
+        """An answer that takes a while comes when it is there."""
         slow: Deferred[Any] = Deferred()
         self.patch(self.api.registry, "get", lambda *args: slow)
         connection = Connection(self.api)
@@ -973,9 +849,7 @@ class ErrorTests(ApiCase):
         self.assertEqual([reply.json for reply in connection.replies()], [{"id": "web1"}])
 
     def test_answerThatCanNotBeSent(self) -> None:
-        """
-        An answer that JSON has no words for is an error like any other.
-        """
+        """An answer that JSON has no words for is an error like any other."""
         self.patch(self.api.registry, "get", lambda *args: succeed({"id": object()}))
         reply = self.ask("GET", "/services/web1")
         self.assertFault(reply, 500, "internalError", "Internal Error", "Internal Error")

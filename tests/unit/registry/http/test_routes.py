@@ -1,6 +1,4 @@
-"""
-Tests for :mod:`txserviceregistry.registry.http.routes`.
-"""
+"""Tests for :mod:`txserviceregistry.registry.http.routes`."""
 
 from __future__ import annotations
 
@@ -11,14 +9,10 @@ from txserviceregistry.registry.http.routes import TOKENS, decodePath, match, re
 
 
 class DecodePathTests(SynchronousTestCase):
-    """
-    The escapes in a path.
-    """
+    """The escapes in a path."""
 
     def test_decodes(self) -> None:
-        """
-        Every escape counts once, %2F is a slash, and no slash is merged.
-        """
+        """Every escape counts once, %2F is a slash, and no slash is merged."""
         for raw, path in [
             (b"/v1.0//1/services", "/v1.0//1/services"),
             (b"/a%2Fb%2fc", "/a/b/c"),
@@ -31,18 +25,14 @@ class DecodePathTests(SynchronousTestCase):
             self.assertEqual(decodePath(raw), path)
 
     def test_refusesWhatIsBroken(self) -> None:
-        """
-        Escapes that are none, and bytes that are no UTF-8, are the fault that the API names.
-        """
+        """Escapes that are none, and bytes that are no UTF-8, are the fault that the API names."""
         for raw in (b"/%", b"/%z", b"/%zz", b"/%4", b"/a%+4", b"/%80", b"/\x80", b"/%ED%A0%80", b"/%C3", b"/% 4"):
             fault = self.assertRaises(Fault, decodePath, raw)
             self.assertEqual((fault.code, fault.type, fault.message), (400, "badRequest", "URI malformed"), raw)
 
 
 class MatchTests(SynchronousTestCase):
-    """
-    The table of routes.
-    """
+    """The table of routes."""
 
     def assertNoPage(self, method: str, path: str) -> None:
         self.assertIsNone(match(method, path)[0], (method, path))
@@ -53,9 +43,7 @@ class MatchTests(SynchronousTestCase):
         self.assertEqual((operation and operation.name, found), (name, argument), (method, path))
 
     def test_services(self) -> None:
-        """
-        The paths of services, whatever the ids look like.
-        """
+        """The paths of services, whatever the ids look like."""
         for method, path, *found in [
             ("GET", "/services", "listServices"),
             ("POST", "/services", "createService"),
@@ -71,9 +59,7 @@ class MatchTests(SynchronousTestCase):
             self.assertMatches(method, path, *found)
 
     def test_aSlashTooMany(self) -> None:
-        """
-        Old clients end these paths with a slash.
-        """
+        """Old clients end these paths with a slash."""
         for method, path in [
             ("GET", "/services"),
             ("POST", "/services"),
@@ -87,16 +73,12 @@ class MatchTests(SynchronousTestCase):
             self.assertEqual(match(method, path + "/"), match(method, path))
 
     def test_head(self) -> None:
-        """
-        HEAD is the operation of GET.
-        """
+        """HEAD is the operation of GET."""
         for path in ("/services", "/services/web1", "/configuration", "/configuration/abc", "/configuration/abc/"):
             self.assertEqual(match("HEAD", path), match("GET", path))
 
     def test_noPage(self) -> None:
-        """
-        What is not in the table, two slashes too many and a wrong method are a page that can't be found.
-        """
+        """What is not in the table, two slashes too many and a wrong method are a page that can't be found."""
         for method, path in [
             ("GET", ""),
             ("GET", "/"),
@@ -128,9 +110,7 @@ class MatchTests(SynchronousTestCase):
             self.assertNoPage(method, path)
 
     def test_configuration(self) -> None:
-        """
-        All spellings of collections, namespaces, simple and qualified keys.
-        """
+        """All spellings of collections, namespaces, simple and qualified keys."""
         for path, *found in [
             ("", "listValues"),
             ("/", "listValues"),
@@ -153,9 +133,7 @@ class MatchTests(SynchronousTestCase):
             self.assertMatches("GET", "/configuration" + path, *found)
 
     def test_configurationThatIsChanged(self) -> None:
-        """
-        What is put or deleted is a key, never a namespace, whatever slash it ends in.
-        """
+        """What is put or deleted is a key, never a namespace, whatever slash it ends in."""
         for method, name in (("PUT", "setValue"), ("DELETE", "removeValue")):
             for path, key in [
                 ("/listen_ip", "listen_ip"),
@@ -170,14 +148,10 @@ class MatchTests(SynchronousTestCase):
 
 
 class PrefixTests(SynchronousTestCase):
-    """
-    What comes before the table.
-    """
+    """What comes before the table."""
 
     def test_tenant(self) -> None:
-        """
-        The tenant comes first; a slash too many before it is tolerated, after it none is taken away.
-        """
+        """The tenant comes first; a slash too many before it is tolerated, after it none is taken away."""
         for path, parts in [
             (b"/1/services", ("1", "/services")),
             (b"//1/services", ("1", "/services")),
@@ -191,9 +165,7 @@ class PrefixTests(SynchronousTestCase):
             self.assertEqual((target.isApi, target.tenant, target.route), (True, *parts), path)
 
     def test_tokens(self) -> None:
-        """
-        ``/tokens`` and ``/tokens/`` are the same, also below an auth URL with a slash too many.
-        """
+        """``/tokens`` and ``/tokens/`` are the same, also below an auth URL with a slash too many."""
         for path, found in [
             (b"/tokens", True),
             (b"/tokens/", True),

@@ -1,6 +1,4 @@
-"""
-Tests for :mod:`txserviceregistry.registry.http.server`, on the wire and with real TLS.
-"""
+"""Tests for :mod:`txserviceregistry.registry.http.server`, on the wire and with real TLS."""
 
 from __future__ import annotations
 

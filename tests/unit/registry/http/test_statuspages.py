@@ -1,6 +1,4 @@
-"""
-The pages beside the API, as bytes on the wire.
-"""
+"""The pages beside the API, as bytes on the wire."""
 
 from __future__ import annotations
 

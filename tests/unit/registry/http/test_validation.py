@@ -1,6 +1,4 @@
-"""
-The rules for fields and parameters, and the exact words of their reasons.
-"""
+"""The rules for fields and parameters, and the exact words of their reasons."""
 
 from __future__ import annotations
 
