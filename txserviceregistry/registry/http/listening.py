@@ -180,7 +180,8 @@ class TLSEndpoint(TCP4ServerEndpoint):
             return "localhost"
         if self._bound in _LOOPBACK:
             return address
-        return next((name for name in names if not name.startswith("*") and not _isAddress(name)), address)
+        isAddress = re.compile(r".*:.*|[0-9.]+").fullmatch
+        return next((name for name in names if not name.startswith("*") and not isAddress(name)), address)
 
 
 def parseEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
@@ -211,10 +212,6 @@ def _isReadableByAll(path: str) -> bool:
         return bool(os.stat(path).st_mode & (stat.S_IROTH | stat.S_IWOTH))
     except OSError:
         return False  # it has been read, and is gone
-
-
-def _isAddress(name: str) -> bool:
-    return ":" in name or name.replace(".", "").isdigit()
 
 
 def _tlsEndpoint(reactor: Any, description: str) -> TLSEndpoint:

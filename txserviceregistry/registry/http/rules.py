@@ -58,10 +58,16 @@ def number(least: int, greatest: int) -> Rule:
     """An integer, as ``30`` or ``30.0``, or as text that reads as one: ``"30"``, ``" 030"``, ``"3e1"``. No boolean."""
 
     def check(value: object) -> int:
-        found = _integer(value)
-        if not least <= found <= greatest:
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            # A number that overflows is infinite: an integer out of every range.
+            value = max(-_HUGE, min(float(value), _HUGE))
+        if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise Invalid("Invalid integer")
+        if not least <= value <= greatest:
             raise Invalid(f"Value out of range ({least}..{greatest})")
-        return found
+        return value
 
     digits = "|".join(_digits(least, greatest))
     # In a path or a query a number is written in digits, and in one way only. In a body, exponents and other white
@@ -281,17 +287,6 @@ def schemaOf(fields: Sequence[Field]) -> Schema:
     schema: Schema = {"type": "object", "properties": {field.name: field.schema() for field in fields}}
     required = [field.name for field in fields if field.isRequired]
     return {**schema, "required": required} if required else schema
-
-
-def _integer(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, str) and _NUMBER.fullmatch(value):
-        # A number that overflows is infinite: an integer out of every range.
-        value = max(-_HUGE, min(float(value), _HUGE))
-    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
-        return int(value)
-    raise Invalid("Invalid integer")
 
 
 def _digits(least: int, greatest: int) -> Iterator[str]:
