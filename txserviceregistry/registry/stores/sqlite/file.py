@@ -7,7 +7,6 @@ changed it. Everything here blocks, and is called in the store's threads.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import sqlite3
@@ -175,6 +174,9 @@ def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None
             " there, or remove the link to begin with an empty store"
         )
     if not _sizeOf(path):
+        # Here, because FakeRegistry, whose store is in memory, also runs on systems without it.
+        import fcntl
+
         # A symbolic link to an empty file stays one.
         file = os.path.realpath(path)
         folder = os.open(os.path.dirname(file), os.O_RDONLY)
