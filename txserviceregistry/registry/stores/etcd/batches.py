@@ -38,7 +38,7 @@ LARGEST = 1_000_000
 PATIENCE = 8.0
 #: Seconds for which a process that has made changes of a tenant is expected to make more, and those of a turn at most.
 ACTIVE = 1.0
-TURN = 0.1
+TURN = 0.05
 _LATE = "etcd: other nodes are always quicker, or more is asked of it than it can do"
 
 

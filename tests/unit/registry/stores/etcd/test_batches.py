@@ -93,7 +93,7 @@ class TurnTests(SynchronousTestCase):
         self.assertEqual(len(self.etcd.asked), 1)
 
     def test_aTurnIsNotLongerWhereEtcdIsSlow(self) -> None:
-        """What etcd takes for a transaction may be seconds; the wait for a turn is a tenth of one."""
+        """What etcd takes for a transaction may be seconds; the wait for a turn is a twentieth of one."""
         for _ in range(50):
             self.change()
             self.clock.advance(10 * TURN)
