@@ -8,13 +8,14 @@ the same rules and roles. Besides, there are a few requests that only the page n
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qs
 
+import attrs
 from twisted.web.server import Request
 
 from ..._version import __version__
@@ -64,36 +65,33 @@ _CHANGES = frozenset({"configuration_value.update", "configuration_value.remove"
 _EVENTS = 1000
 
 
+def _loadFiles() -> Mapping[str, Response]:
+    """The responses with the files, by name; the page itself has the empty name too."""
+    responses = {}
+    for file in (files(__package__) / "assets").iterdir():
+        kind = _TYPES.get(file.name.rpartition(".")[2])
+        if kind is not None:
+            # No-cache: a browser asks again after an update of the registry.
+            headers = {"Content-Type": f"{kind}; charset=utf-8", "Cache-Control": "no-cache"}
+            responses[file.name] = Response(200, headers=headers, text=file.read_bytes())
+    responses[""] = responses["index.html"]
+    return MappingProxyType(responses)
+
+
+@attrs.define(eq=False)
 class Console:
     """
     Answers the requests of the console, which is served under these *names*, those of the loopback and its address.
     """
 
-    def __init__(
-        self,
-        resource: ApiResource,
-        registry: Registry,
-        store: IStore,
-        identity: Identity,
-        sessions: Sessions,
-        overview: Overview,
-        names: Collection[str] = (),
-    ) -> None:
-        self._resource = resource
-        self._registry = registry
-        self._store = store
-        self._identity = identity
-        self._sessions = sessions
-        self._overview = overview
-        self._names = frozenset(map(origins.nameOf, names))
-        self._files = _loadFiles()
-        self._requests: dict[tuple[bytes, str], Callable[[RequestRecord, Session], Awaitable[Response]]] = {
-            (b"GET", "/session"): self._getSession,
-            (b"POST", "/logout"): self._logOut,
-            (b"POST", "/heartbeats-seen"): self._getHeartbeats,
-            (b"GET", "/cluster"): self._getOverview,
-            (b"GET", "/value-history"): self._getHistory,
-        }
+    _resource: ApiResource
+    _registry: Registry
+    _store: IStore
+    _identity: Identity
+    _sessions: Sessions
+    _overview: Overview
+    _names: frozenset[str] = attrs.field(converter=origins.namesOf)
+    _files: Mapping[str, Response] = attrs.field(init=False, factory=_loadFiles)
 
     async def makeLink(self, user: UserRecord, root: str) -> dict[str, Any]:
         """A link that opens the page as this user, once, as JSON; *root* is the registry's URL."""
@@ -126,9 +124,9 @@ class Console:
         session = await self._session(request)
         user = session.user
         record.user, record.tenant = user.name, user.tenant
-        handler = self._requests.get((request.method, api))
+        handler = _REQUESTS.get((request.method, api))
         if handler is not None:
-            return await handler(record, session)
+            return await handler(self, record, session)
         target = resolve(request.method, f"{API}/{user.tenant}".encode() + request.path.partition(b"/api")[2])
         target.note(record)
         return await self._resource.operate(record, user, target, parseBody(request), partial(self._user, request))
@@ -208,17 +206,13 @@ class Console:
         return Response(200, {"values": changes, "metadata": {"count": len(changes), "next_marker": None}})
 
 
-def _loadFiles() -> Mapping[str, Response]:
-    """The responses with the files, by name; the page itself has the empty name too."""
-    responses = {}
-    for file in (files(__package__) / "assets").iterdir():
-        kind = _TYPES.get(file.name.rpartition(".")[2])
-        if kind is not None:
-            # No-cache: a browser asks again after an update of the registry.
-            headers = {"Content-Type": f"{kind}; charset=utf-8", "Cache-Control": "no-cache"}
-            responses[file.name] = Response(200, headers=headers, text=file.read_bytes())
-    responses[""] = responses["index.html"]
-    return MappingProxyType(responses)
+_REQUESTS: Mapping[tuple[bytes, str], Callable[[Console, RequestRecord, Session], Awaitable[Response]]] = {
+    (b"GET", "/session"): Console._getSession,
+    (b"POST", "/logout"): Console._logOut,
+    (b"POST", "/heartbeats-seen"): Console._getHeartbeats,
+    (b"GET", "/cluster"): Console._getOverview,
+    (b"GET", "/value-history"): Console._getHistory,
+}
 
 
 async def _changesOf(store: IStore, tenant: str, key: str) -> list[Mapping[str, Any]]:

@@ -41,6 +41,10 @@ def check(request: Request, names: Collection[str]) -> None:
         raise forbidden("The request comes from a page of another site")
 
 
+def namesOf(hosts: Collection[str]) -> frozenset[str]:
+    return frozenset(map(nameOf, hosts))
+
+
 def nameOf(host: str) -> str:
     """The name in a ``Host`` header, in lower case and without the port; an IP address in its shortest form."""
     found = _HOST.fullmatch(host.lower())

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 from twisted.internet.interfaces import IReactorTime
 
 from ..core import Registry
@@ -18,26 +19,18 @@ from ..stores.shared import ISharedStore
 _SECONDS = 10.0
 
 
+@attrs.define(eq=False)
 class Overview:
     """Describes the registry."""
 
-    def __init__(
-        self,
-        registry: Registry,
-        store: Any,
-        health: Health,
-        requests: RequestStatistics,
-        clock: IReactorTime,
-        wallClock: Callable[[], float] = time.time,
-    ) -> None:
-        self._registry = registry
-        self._store = store
-        self._health = health
-        self._requests = requests
-        self._clock = clock
-        self._wallClock = wallClock
-        # When something was counted, and the heartbeats and requests until then.
-        self._counts: deque[tuple[float, int, int]] = deque()
+    _registry: Registry
+    _store: Any
+    _health: Health
+    _requests: RequestStatistics
+    _clock: IReactorTime
+    _wallClock: Callable[[], float] = time.time
+    # When something was counted, and the heartbeats and requests until then.
+    _counts: deque[tuple[float, int, int]] = attrs.field(init=False, factory=deque)
 
     def now(self) -> int:
         """The time, in milliseconds since the epoch."""

@@ -10,12 +10,11 @@ role changes.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
+from secrets import token_urlsafe
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
@@ -43,22 +42,14 @@ class Session:
 class Sessions:
     """The sessions of all users."""
 
-    def __init__(
-        self,
-        store: IStore,
-        *,
-        clock: IReactorTime,
-        wallClock: Callable[[], float] = time.time,
-        randomBytes: Callable[[int], bytes] = os.urandom,
-    ) -> None:
+    def __init__(self, store: IStore, *, clock: IReactorTime, wallClock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._wallClock = wallClock
-        self._randomBytes = randomBytes
         self._records: StoreCache[tuple[TokenRecord, UserRecord]] = StoreCache(store.getToken, clock)
 
     async def begin(self, user: UserRecord) -> Session:
         """Begin a session of a user who has just authenticated."""
-        cookie, secret = f"{self._random()}.{_roleDigest(user.role)}", self._random()
+        cookie, secret = f"{token_urlsafe(32)}.{_roleDigest(user.role)}", token_urlsafe(32)
         expires = float(int(self._wallClock() + LIFETIME))
         await self._store.addToken(TokenRecord(_hash("session", cookie, secret), user.name, user.tenant, expires))
         return Session(user, expires, cookie, secret)
@@ -76,7 +67,7 @@ class Sessions:
 
     async def issueLink(self, user: UserRecord) -> str:
         """A secret that begins one session within a minute."""
-        link = self._random()
+        link = token_urlsafe(32)
         expires = self._wallClock() + LINK_LIFETIME
         await self._store.addToken(TokenRecord(_hash("link", link), user.name, user.tenant, expires))
         return link
@@ -103,9 +94,6 @@ class Sessions:
         removed = await self._store.removeToken(tokenHash)
         self._records.forget(tokenHash)
         return removed
-
-    def _random(self) -> str:
-        return base64.urlsafe_b64encode(self._randomBytes(32)).rstrip(b"=").decode("ascii")
 
 
 def _hash(purpose: str, *secrets: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import attrs
 from twisted.web.server import Request
 
 from ..faults import Fault, badRequest, forbidden, unauthorized
@@ -49,9 +50,9 @@ _LOGIN = b"POST " + AUTH.encode()
 _OWN_SITES = frozenset({b"same-origin", b"none"})
 
 
+@attrs.frozen
 class Authenticator:
-    def __init__(self, identity: Identity) -> None:
-        self._identity = identity
+    _identity: Identity
 
     async def userOf(self, request: Request) -> UserRecord:
         """

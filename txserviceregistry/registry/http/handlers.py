@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
+import attrs
 from twisted.internet.defer import CancelledError
 from twisted.web.server import Request
 
@@ -73,14 +74,14 @@ def _operation(
     return add
 
 
+@attrs.define(eq=False)
 class Handlers:
     """The handlers of all operations; *limits* are those that the *registry* has."""
 
-    def __init__(self, registry: Registry, rateLimiter: RateLimiter, limits: ResourceLimits) -> None:
-        self._registry = registry
-        self._rateLimiter = rateLimiter
-        self._limits = limits
-        self.console: Console | None = None
+    _registry: Registry
+    _rateLimiter: RateLimiter
+    _limits: ResourceLimits
+    console: Console | None = None
 
     @_operation(
         "GET /limits",

@@ -84,27 +84,15 @@ class RequestRecord:
         return self.txnId if trace is None else f"{self.txnId} (traceparent {trace})"
 
 
+@attrs.define(eq=False, slots=False)
 class RequestLog:
-    """
-    Counts every response, and adds it to the access log and the audit log.
+    """Counts every response, and adds it to the access log and the audit log."""
 
-    :param seconds: what times are measured with; monotonic.
-    :ivar statistics: counts them.
-    """
-
-    def __init__(
-        self,
-        accessLog: LogFile | None = None,
-        auditLog: LogFile | None = None,
-        *,
-        seconds: Callable[[], float] = time.monotonic,
-        wallClock: Callable[[], float] = time.time,
-    ) -> None:
-        self.statistics = RequestStatistics()
-        self._accessLog = accessLog
-        self._auditLog = auditLog
-        self._seconds = seconds
-        self._wallClock = wallClock
+    _accessLog: LogFile | None = None
+    _auditLog: LogFile | None = None
+    _seconds: Callable[[], float] = time.monotonic
+    _wallClock: Callable[[], float] = time.time
+    statistics: RequestStatistics = attrs.field(init=False, factory=RequestStatistics)
 
     def begin(self, request: Request) -> RequestRecord:
         """A request has come in, as a whole."""
