@@ -221,11 +221,7 @@ async def _changesOf(store: IStore, tenant: str, key: str) -> list[Mapping[str, 
     since = 0
     while True:
         records = await available(store.listEvents(tenant, since, _EVENTS, _CHANGES))
-        changes += [
-            {"id": record.id, "timestamp": record.timestamp, "type": record.type, "payload": record.payload}
-            for record in records
-            if record.payload["configuration_value_id"] == key
-        ]
+        changes += [record.shown for record in records if record.payload["configuration_value_id"] == key]
         if len(records) < _EVENTS:
             return changes
         since = position(records[-1].id) + 1

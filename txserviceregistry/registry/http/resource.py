@@ -27,7 +27,7 @@ from .messages import Response, closeAfterwards, faultResponse, parseBody, send
 from .operations import MAXIMUM_BODY, Call, Operation, sentQuery
 from .requestlog import GONE, LOCK_WAITING, STREAM, WAITING, RequestLog, RequestRecord
 from .routes import TOKENS, Target, bodyLimit, resolve
-from .statuspages import NO_PAGES, Pages
+from .statuspages import Pages
 
 # What the rate limit counts.
 _COUNTED = frozenset({b"GET", b"HEAD"})
@@ -50,11 +50,10 @@ class ApiResource(Resource):
         *,
         rateLimiter: RateLimiter,
         limits: ResourceLimits = ResourceLimits(),  # noqa: B008 (it is immutable)
-        pages: Pages = NO_PAGES,
         requestLog: RequestLog | None = None,
     ) -> None:
         Resource.__init__(self)
-        self.pages = pages
+        self.pages: Pages = {}
         self.requestLog = requestLog or RequestLog()
         self._registry = registry
         self._rateLimiter = rateLimiter

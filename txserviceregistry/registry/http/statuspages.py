@@ -6,7 +6,6 @@ token, are outside ``/v1.0`` and ``/v2.0``, and take ``GET`` and ``HEAD``.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from twisted.internet.address import UNIXAddress
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 #: By path, the handlers of pages.
 Pages: TypeAlias = Mapping[str, Callable[[Request], Awaitable[Response]]]
-
-NO_PAGES: Pages = MappingProxyType({})
 
 #: Who may read the metrics: every client, clients on this machine, none.
 ANYWHERE = "anywhere"
