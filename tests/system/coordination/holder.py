@@ -15,6 +15,7 @@ from twisted.application.service import Application
 from twisted.internet.task import deferLater, react
 
 from txserviceregistry import Client
+from txserviceregistry.clock import useMonotonic
 from txserviceregistry.coordination import Election, Leadership
 
 NAME = "/tests/holder"
@@ -25,6 +26,7 @@ _STEP = 0.01
 
 
 async def main(reactor: Any, label: str, folder: str) -> None:
+    useMonotonic(reactor)
     client = Client.fromSettings(reactor)
     seen = Path(folder, "seen").open("a", buffering=1)  # noqa: SIM115  # it is open until the end of the process
     table = sqlite3.connect(Path(folder, "resource.db"), timeout=30, isolation_level=None)
