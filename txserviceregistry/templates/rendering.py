@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -20,6 +21,8 @@ from ..util.waiters import Waiters
 
 if TYPE_CHECKING:
     from ..client import Client
+
+_View = TypeVar("_View", Directory, ConfigurationWatcher)
 
 # What has no meaning in the syntax of any configuration file: names, addresses, numbers and URLs.
 _WORD = re.compile(r"[A-Za-z0-9._:/@%+\-\[\]]+")
@@ -59,11 +62,11 @@ class Views:
     """
 
     def __init__(self, client: Client, panicThreshold: float = THRESHOLD) -> None:
-        self._client = client
         self._directory = Directory(client)
         self._suspects = Suspects(self._directory, client.clock, panicThreshold)
         self._suspects.onChange(lambda kind, service: self._changes.fire(None))
-        self._watcher: ConfigurationWatcher | None = None
+        self._watcher = ConfigurationWatcher(client)
+        self._watcher.onChange(lambda change: self._changes.fire(None))
         self._changes: Waiters[None] = Waiters()
 
     @property
@@ -89,77 +92,59 @@ class Views:
         for view in self._started():
             await view.stopService()
 
-    def services(self) -> Suspects:
+    def functions(self, allowEmpty: bool) -> dict[str, Callable[..., Any]]:
         """
-        The services, those among them that expired all at once.
+        The functions of templates. They raise NotCurrent if what they return is not known, or may have changed.
 
-        :raises NotCurrent: if they are not known, or may have changed.
+        :param allowEmpty: whether a tag without a service that can receive connections is no error.
         """
-        if not self._directory.running:
-            self._directory.startService()
-        _check(self._directory)
-        return self._suspects
 
-    def service(self, id: str) -> Service | None:
-        """The service with this id. Raises as :meth:`services` does."""
-        self.services()
-        return self._directory.get(id)
+        def services(*args: Any, **options: Any) -> list[dict[str, Any]]:
+            # A partial would be an object with attributes that the sandbox does not know.
+            return self._services(allowEmpty, *args, **options)
 
-    def values(self) -> ConfigurationWatcher:
-        """
-        The configuration values.
+        return {"services": services, "service": self._service, "value": self._value, "values": self._values}
 
-        :raises NotCurrent: as for :meth:`services`.
-        """
-        if self._watcher is None:
-            self._watcher = ConfigurationWatcher(self._client)
-            self._watcher.onChange(lambda change: self._changes.fire(None))
-            self._watcher.startService()
-        _check(self._watcher)
-        return self._watcher
-
-    def _started(self) -> list[Directory | ConfigurationWatcher]:
-        return [view for view in (self._directory, self._watcher) if view is not None and view.running]
-
-
-def _check(view: Directory | ConfigurationWatcher) -> None:
-    if view.stale:
-        raise NotCurrent
-
-
-class _Functions:
-    """The functions of a template while it is rendered once."""
-
-    def __init__(self, views: Views, allowEmpty: bool) -> None:
-        self._views = views
-        self._allowEmpty = allowEmpty
-
-    def services(self, tag: str | None = None, *, all: bool = False, empty: bool = False) -> list[dict[str, Any]]:
+    def _services(
+        self, allowEmpty: bool, tag: str | None = None, *, all: bool = False, empty: bool = False
+    ) -> list[dict[str, Any]]:
         """The services with a tag that are to receive connections, or with *all* every one of them."""
-        services = self._views.services()
-        listed = services.services() if tag is None else services.forTag(tag)
+        _current(self._directory)
+        listed = self._suspects.services() if tag is None else self._suspects.forTag(tag)
         found = [_forTemplates(each) for each in listed if all or takesWork(each)]
         if not all:
             found = [each for each in found if isinstance(each["port"], int)]
-        if not found and not empty and not self._allowEmpty:
+        if not found and not empty and not allowEmpty:
             which = "" if tag is None else f" with tag {tag!r}"
             raise TemplateFailed(f"no service{which} can receive connections (--allow-empty renders it nevertheless)")
         return found
 
-    def service(self, id: str) -> dict[str, Any] | Undefined:
+    def _service(self, id: str) -> dict[str, Any] | Undefined:
         """The service with this id."""
-        found = self._views.service(id)
+        found = _current(self._directory).get(id)
         return StrictUndefined(f"there is no service {id!r}") if found is None else _forTemplates(found)
 
-    def value(self, key: str) -> str | Undefined:
+    def _value(self, key: str) -> str | Undefined:
         """The value of a key, in full."""
-        found = self._views.values().get(key)
+        found = _current(self._watcher).get(key)
         return StrictUndefined(f"there is no configuration value {key!r}") if found is None else found
 
-    def values(self, namespace: str) -> dict[str, str]:
+    def _values(self, namespace: str) -> dict[str, str]:
         """The values below a namespace, by the part of the key that is below it."""
         prefix = f"/{namespace.strip('/')}/" if namespace.strip("/") else "/"
-        return {key[len(prefix) :]: value for key, value in self._views.values().items() if key.startswith(prefix)}
+        values = _current(self._watcher).items()
+        return {key[len(prefix) :]: value for key, value in values if key.startswith(prefix)}
+
+    def _started(self) -> list[Directory | ConfigurationWatcher]:
+        return [view for view in (self._directory, self._watcher) if view.running]
+
+
+def _current(view: _View) -> _View:
+    if not view.running:
+        view.startService()
+    if view.stale:
+        raise NotCurrent
+    return view
 
 
 def word(value: object) -> str:
@@ -196,11 +181,9 @@ class Renderer:
         :raises NotCurrent: if what the template needs is not known now.
         :raises TemplateFailed: if it is wrong, needs something that does not exist, or a tag without services.
         """
-        functions = _Functions(views, self._allowEmpty)
-        names = ("services", "service", "value", "values")
         try:
             template = self._environment.get_template(self._name)
-            return template.render({name: getattr(functions, name) for name in names})
+            return template.render(views.functions(self._allowEmpty))
         except (NotCurrent, TemplateFailed):
             raise
         except TemplateSyntaxError as error:
