@@ -96,7 +96,7 @@ class Views:
         """
         The functions of templates. They raise NotCurrent if what they return is not known, or may have changed.
 
-        :param allowEmpty: whether a tag without a service that can receive connections is no error.
+        :param allowEmpty: whether there may be tags without a service that can receive connections.
         """
 
         def services(*args: Any, **options: Any) -> list[dict[str, Any]]:
