@@ -81,8 +81,8 @@ class Partitioner(Contender):
         Partitioner(client, "/workers/mail", ["queue-1", "queue-2"], assigned).setServiceParent(application)
 
     Each item is owned by at most one member at a time, and by exactly one while members do not come and go. It moves to
-    another member only after what *assigned* has returned was cancelled and has ended. ``stopService`` ends all of them and
-    releases the items; its Deferred fires when that is done.
+    another member only after what *assigned* has returned was cancelled and has ended. ``stopService`` ends all of that
+    and releases the items; its Deferred fires when that is done.
     """
 
     impossible = "Partitioning of {name} is not possible (retrying): {reason}"

@@ -30,8 +30,6 @@ from .strategies import strategyNamed
 from .suspects import THRESHOLD, checkedThreshold
 
 _CLIENT_KEYS = ("tag", "strategy", "timeout", "region", "zone", "panicThreshold")
-# How the description of an endpoint begins: with the name of its type.
-_ENDPOINT_START = re.compile("[a-z][a-z0-9]*:")
 _SERVER_KEYS = ("id", "tags", "metadata", "heartbeatTimeout", "endpoint")
 _log = Logger()
 
@@ -40,15 +38,12 @@ _T = TypeVar("_T")
 
 @implementer(IStreamClientEndpoint)
 class SharedRegistryEndpoint:
-    """
-    A :class:`~txserviceregistry.discovery.RegistryEndpoint` over the directory that all strings share. It refers to
-    that from its first connect until it is garbage.
-    """
+    """A RegistryEndpoint over the directory that all strings share, from its first connect until it is garbage."""
 
     def __init__(self, reactor: Any, tag: str, options: Mapping[str, Any]) -> None:
         self._reactor = reactor
         self._tag = tag
-        self._options = dict(options)
+        self._options = options
         self._reference: Reference | None = None
         self._end: Callable[[], object] = lambda: None
         self._endpoint: RegistryEndpoint | None = None
@@ -121,16 +116,15 @@ def parseRegistry(reactor: Any, *args: str, **kwargs: str) -> SharedRegistryEndp
         raise ValueError(
             r"registry: one tag is required, as in registry:web:strategy=random (a colon within a tag is written \:)"
         )
-    options: dict[str, Any] = {}
-    if "strategy" in given:
-        options["strategy"] = given["strategy"]
+    strategy = given.get("strategy", "round-robin")
     try:
-        strategyNamed(given.get("strategy", "round-robin"))
-        options["timeout"] = checkedConnectTimeout(given.get("timeout", CONNECT_TIMEOUT))
-        options["panicThreshold"] = checkedThreshold(given.get("panicThreshold", THRESHOLD))
+        strategyNamed(strategy)
+        timeout = checkedConnectTimeout(given.get("timeout", CONNECT_TIMEOUT))
+        threshold = checkedThreshold(given.get("panicThreshold", THRESHOLD))
     except ValueError as error:
         raise ValueError(f"registry: {error}") from None
-    options["near"] = {area: given[area] for area in ("region", "zone") if area in given}
+    near = {area: given[area] for area in ("region", "zone") if area in given}
+    options = {"strategy": strategy, "timeout": timeout, "panicThreshold": threshold, "near": near}
     return SharedRegistryEndpoint(reactor, tags[0], options)
 
 
@@ -194,7 +188,7 @@ def _unquoted(args: Sequence[str], unknown: Sequence[str], kwargs: Mapping[str, 
     values = {name: kwargs[name] for name in _SERVER_KEYS if name in kwargs}
     wrong = "the colons of the wrapped endpoint have to be escaped"
     whole = ":".join([nested, *pieces] if nested is not None else pieces)
-    if nested is None and len(pieces) <= (1 if "id" in values else 2) and _ENDPOINT_START.match(pieces[-1]):
+    if nested is None and len(pieces) <= (1 if "id" in values else 2) and re.match("[a-z][a-z0-9]*:", pieces[-1]):
         # The endpoint was quoted. A value before it can only be the id.
         wrong, whole = "each value needs a name", pieces[-1]
         values.update({"id": pieces[0]} if len(pieces) == 2 else {})

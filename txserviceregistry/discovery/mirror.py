@@ -157,7 +157,7 @@ class Mirror(Subscriber, Generic[_T]):
 
     def _known(self) -> dict[str, _T]:
         """The items; raises NotRunning if this was never started."""
-        if self._running is None and self._ending is None:
+        if self._task is None:
             raise notRunning(self)
         return self._items
 

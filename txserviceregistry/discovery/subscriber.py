@@ -67,8 +67,7 @@ class Subscriber(Service):
         self._outage = Outage(self._log, self._clock, self.outageBegins, self.outageEnds, after=2, what=self.what)
         self._writeOutage = WriteOutage(self._path or "", self._log, self._clock, self.fileLoss)
         self._stopListeners: Listeners[[]] = Listeners(self._log, "a stop")
-        self._running: BackgroundTask | None = None
-        self._ending: BackgroundTask | None = None
+        self._task: BackgroundTask | None = None
 
     # -- what a kind of subscriber does
 
@@ -94,12 +93,12 @@ class Subscriber(Service):
 
     def startService(self) -> None:
         """Begin. Never fails."""
-        Service.startService(self)
-        if self._running is not None:
+        if self.running:
             return
-        self._running = run = BackgroundTask(self._ending)
+        Service.startService(self)
+        self._task = task = BackgroundTask(self._task)
         self._load()
-        run.begin(self._run).addErrback(
+        task.begin(self._run).addErrback(
             lambda failure: self._log.failure("Updates of the {what} ended", failure, what=self.what)
         )
 
@@ -110,41 +109,40 @@ class Subscriber(Service):
         :return: fires when nothing of it is left on the reactor.
         """
         Service.stopService(self)
-        if self._running is not None:
-            self._ending, self._running = self._running, None
-        stopped: Deferred[None] = succeed(None) if self._ending is None else self._stop(self._ending)
+        stopped: Deferred[None] = succeed(None) if self._task is None else self._stop(self._task)
         self._stopListeners.call()
         return stopped
 
     async def _run(self, run: BackgroundTask) -> None:
         with self._poller.used():
-            await self._runSteps(run)
+            while not run.isStopping:
+                delay = await self._tryStep(run)
+                if delay is None:
+                    self._succeeded()
+                    continue
+                self._interrupted()
+                if not run.isStopping:
+                    await deferLater(self._clock, delay)
 
-    async def _runSteps(self, run: BackgroundTask) -> None:
-        while not run.isStopping:
-            try:
-                await self._step(run)
-            except CancelledError:
-                # Not every cancellation is a stop: a client that is closed cancels its requests.
-                delay = self._backoff.next()
-            except StaleCursor:
-                self._positionLost()
-                delay = self._backoff.next()
-            except ServiceRegistryError as error:
-                delay = self._backoff.next()
-                if isinstance(error, RateLimited):
-                    delay = max(delay, error.retryAfter or _LONGEST_RETRY)
-                self._outage.failed(reason=str(error))
-            except Exception as error:
-                # A defect of this library must not end it.
-                delay = self._backoff.next()
-                self._outage.failed(Failure(), reason=str(error))
-            else:
-                self._succeeded()
-                continue
-            self._interrupted()
-            if not run.isStopping:
-                await deferLater(self._clock, delay)
+    async def _tryStep(self, run: BackgroundTask) -> float | None:
+        """``None`` if it succeeded, or the seconds until the next try."""
+        longer = 0.0
+        try:
+            await self._step(run)
+            return None
+        except CancelledError:
+            # Not every cancellation is a stop: a client that is closed cancels its requests.
+            pass
+        except StaleCursor:
+            self._positionLost()
+        except ServiceRegistryError as error:
+            if isinstance(error, RateLimited):
+                longer = error.retryAfter or _LONGEST_RETRY
+            self._outage.failed(reason=str(error))
+        except Exception as error:
+            # A defect of this library must not end it.
+            self._outage.failed(Failure(), reason=str(error))
+        return max(self._backoff.next(), longer)
 
     def _succeeded(self) -> None:
         """The registry has responded: an outage is over."""
@@ -157,7 +155,7 @@ class Subscriber(Service):
 
     def _checkRunning(self) -> None:
         """Raises NotRunning if nothing that is waited for would come."""
-        checkRunning(self, self._running is not None)
+        checkRunning(self, bool(self.running))
 
     # -- the file
 

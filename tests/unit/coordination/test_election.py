@@ -170,7 +170,7 @@ class ElectionTests(CoordinationTestCase):
         self.assertEqual((self.first.cancelled, sum(self.leading())), (1, 1))
 
     def test_startsDuringAnOutage(self) -> None:
-        """A process that starts while the registry is unreachable competes as soon as it is reachable again."""
+        """A process that starts while the registry is unreachable competes soon after it is reachable again."""
         self.fake.stop()
         third = Member(self.newClient(), "third")
         third.election.startService()
@@ -180,7 +180,8 @@ class ElectionTests(CoordinationTestCase):
         self.second.election.stopService()
         self.fake.advance(5)
         self.fake.start(keepData=False)
-        self.fake.advance(0.6)
+        # Half a second, and one until there is a new auth token.
+        self.fake.advance(1.6)
         self.assertTrue(third.election.isLeading)
 
     def test_aClientThatIsClosedEndsIt(self) -> None:
