@@ -338,6 +338,9 @@ class EventStreams:
                     await stream.authenticate()
             except (Fault, StoreUnavailable):
                 stream.end()
+            except Exception:
+                self._log.failure("Cannot check the token of an event stream (it is closed)")
+                stream.end()
             if not stream.isOver:
                 stream.outlet.write(frame("ping", stream.place.id))
         if not tail.isOver:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest.mock import patch
 
 import attrs
 from twisted.internet.defer import Deferred, fail
@@ -265,6 +266,25 @@ class StreamTests(SynchronousTestCase):
         fired(self.api.identity.purge(self.api.token))
         self.api.advance(PING)
         self.assertEqual((reader.isOpen, reader.text()), (False, ""))
+
+    def test_endsWhileItsTokenIsChecked(self) -> None:
+        """A stream may end while a ping checks its token, and new streams get their pings."""
+        reader = Reader(self.api)
+        getToken, checks = self.api.store.getToken, []
+
+        def held(token: str) -> Deferred[Any]:
+            checks.append(Deferred())
+            return checks[-1].addCallback(lambda _: getToken(token))
+
+        with patch.object(self.api.store, "getToken", held):
+            self.api.advance(PING)
+            self.api.registry.feed.streams.endAll()
+        self.assertFalse(reader.isOpen)
+        checks[0].callback(None)
+        other = Reader(self.api)
+        other.text()
+        self.api.advance(PING)
+        self.assertEqual([each.type for each in other.sent()], ["ping"])
 
     def test_endsWithTheRegistry(self) -> None:
         """When the registry stops, streams end in good order, new ones are refused, and nothing is left."""

@@ -176,16 +176,22 @@ class Client:
         self.admission.requests.spend(self.origin, work)
 
 
+def _clientOf(request: Request) -> Client | None:
+    # Requests to a plain Site have another channel; one that was finished meanwhile has none.
+    channel = getattr(request, "channel", None)
+    return channel if isinstance(channel, Client) else None
+
+
 def recognize(request: Request) -> None:
     """The client of a request has shown a valid token or valid credentials."""
-    # Requests to a plain Site come without one.
-    if isinstance(request.channel, Client):
-        request.channel.recognize()
+    if (client := _clientOf(request)) is not None:
+        client.recognize()
 
 
 def originOf(request: Request) -> Origin:
     """The origin of a request."""
-    return request.channel.origin if isinstance(request.channel, Client) else Origin()
+    client = _clientOf(request)
+    return Origin() if client is None else client.origin
 
 
 async def inTurn(request: Request) -> None:
@@ -193,8 +199,8 @@ async def inTurn(request: Request) -> None:
     Wait for the turn of a request that had to wait for something else. What is still to be done for it, and for the
     requests behind it, is work for an unauthenticated client, unless its client has shown a token meanwhile.
     """
-    client = request.channel
-    if isinstance(client, Client) and not client.isKnown:
+    client = _clientOf(request)
+    if client is not None and not client.isKnown:
         turn: Deferred[None] = Deferred()
         client.admission.requests.enter(client.origin, partial(client.spend, partial(turn.callback, None)))
         await turn
