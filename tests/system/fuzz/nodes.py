@@ -61,10 +61,13 @@ class Turns(Clock):
             except Empty:
                 raise AssertionError("nothing more happens, and there is no answer") from None
 
-    def hear(self) -> None:
-        """Hear what has been reported by now."""
+    def hear(self) -> bool:
+        """Hear what has been reported by now; returns whether there was anything."""
+        hasHeard = False
         while not self._reports.empty():
             self._reports.get()()
+            hasHeard = True
+        return hasHeard
 
     def wait(self, deferred: Deferred[Any]) -> Any:
         """What a Deferred fires with."""
@@ -266,6 +269,21 @@ class Nodes:
         # Until its watch shows that a service was removed elsewhere, a node may acknowledge its heartbeats.
         self.turns.hear()
         return self._answer(self.send(request, node))
+
+    def answered(self, asked: Asked) -> float:
+        """
+        Wait for an answer; time goes by only if nothing else can happen.
+
+        :return: how many seconds have gone by.
+        """
+        began = self.turns.seconds()
+        if self.backing.late:
+            # A node may wait for the others' votes, for a second at the most. Such a store reports nothing by itself.
+            while asked.reply is None and self.turns.seconds() - began < PATIENCE:
+                if not self.turns.hear():
+                    self.turns.advance(max(0.0, self.turns.next()))
+        self._answer(asked)
+        return self.turns.seconds() - began
 
     def _answer(self, asked: Asked) -> Reply:
         self.turns.until(lambda: asked.reply is not None)
