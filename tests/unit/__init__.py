@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "txserviceregistry",
-    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", 25)),
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", 15)),
     derandomize="HYPOTHESIS_RANDOM" not in os.environ,
     print_blob=True,
     # A machine that is busy fails no test.
