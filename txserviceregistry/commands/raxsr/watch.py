@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -16,10 +16,6 @@ from .configuration import addNamespace
 from .output import Column, writeTable
 from .parser import Parser
 from .services import COLUMNS as SERVICE_COLUMNS
-
-if TYPE_CHECKING:
-    from ...discovery import ConfigurationWatcher, Directory
-    from ...discovery.directory import Change
 
 _Show = Callable[[Mapping[str, Any]], None]
 
@@ -33,27 +29,17 @@ _HOME = "\x1b[H\x1b[J"
 class _Watch(FollowCommand):
     """A command that shows what a directory or a watcher has."""
 
-    def source(self) -> Any:
-        raise NotImplementedError
-
-    def records(self, source: Any) -> Iterable[Mapping[str, Any]]:
-        raise NotImplementedError
-
-    def follow(self, source: Any, show: _Show) -> None:
-        """Let *show* be called with a record of each change."""
+    def watched(self, show: _Show) -> tuple[Any, Callable[[], Iterable[Mapping[str, Any]]]]:
+        """A directory or watcher that calls *show* with a record of each change, and what gives all its records."""
         raise NotImplementedError
 
     async def perform(self) -> Any:
         # A directory would retry what is wrong with the settings.
         await self.client.account.getLimits()
-        source = self.source()
-        table: _Table | None = None
-        if self.parsed.formatter == "table" and sys.stdout.isatty():
-            table = _Table(self.client.clock, source, lambda: self._draw(source))
-            redraw = table.redraw
-            self.follow(source, lambda _: redraw())
-        else:
-            self.follow(source, self.writer())
+        table = _Table(self.client.clock) if self.parsed.formatter == "table" and sys.stdout.isatty() else None
+        source, records = self.watched(self.writer() if table is None else table.changed)
+        if table is not None:
+            table.start(source, lambda: self._draw(source, records()))
         source.startService()
         try:
             await Deferred()
@@ -62,11 +48,10 @@ class _Watch(FollowCommand):
                 table.stop()
             await source.stopService()
 
-    def _draw(self, source: Any) -> None:
-        records = [{"change": "", **record} for record in self.records(source)]
+    def _draw(self, source: Any, records: Iterable[Mapping[str, Any]]) -> None:
         options = SimpleNamespace(max_width=0, fit_width=False, important=[], note=lambda _: None)
         sys.stdout.write(_HOME)
-        writeTable(self.chosen, records, options)
+        writeTable(self.chosen, [{"change": "", **record} for record in records], options)
         if source.stale:
             print(f"not current for {source.stale:.0f} s")
         sys.stdout.flush()
@@ -75,14 +60,19 @@ class _Watch(FollowCommand):
 class _Table:
     """Draws a table when something has changed, but not too often."""
 
-    def __init__(self, clock: Any, source: Any, draw: Callable[[], None]) -> None:
+    _next: IDelayedCall | None = None
+
+    def __init__(self, clock: Any) -> None:
         self._clock = clock
+
+    def start(self, source: Any, draw: Callable[[], None]) -> None:
+        """Draw the table at each change, and while *source* is stale."""
         self._source = source
         self._draw = draw
-        self._next: IDelayedCall | None = None
         self._look: IDelayedCall = self._clock.callLater(0, self._looked)
 
-    def redraw(self) -> None:
+    def changed(self, record: object = None) -> None:
+        """Draw the table soon."""
         if self._next is None:
             self._next = self._clock.callLater(_REDRAW, self._drawn)
 
@@ -98,7 +88,7 @@ class _Table:
     def _looked(self) -> None:
         self._look = self._clock.callLater(_LOOK, self._looked)
         if self._source.stale:
-            self.redraw()
+            self.changed()
 
 
 class Services(_Watch):
@@ -115,19 +105,12 @@ class Services(_Watch):
     def addArguments(self, parser: Parser) -> None:
         parser.add_argument("--tag", metavar="TAG", help="only services with this tag")
 
-    def source(self) -> Directory:
+    def watched(self, show: _Show) -> tuple[Any, Callable[[], Iterable[Mapping[str, Any]]]]:
         from ...discovery import Directory
 
-        return Directory(self.client, self.parsed.tag)
-
-    def records(self, source: Directory) -> Iterable[Mapping[str, Any]]:
-        return [dict(service) for service in source.services()]
-
-    def follow(self, source: Directory, show: _Show) -> None:
-        def changed(change: Change, service: Any) -> None:
-            show({**service, "change": change})
-
-        source.onChange(changed)
+        directory = Directory(self.client, self.parsed.tag)
+        directory.onChange(lambda change, service: show({**service, "change": change}))
+        return directory, lambda: map(dict, directory.services())
 
 
 class Configuration(_Watch):
@@ -144,17 +127,13 @@ class Configuration(_Watch):
     def addArguments(self, parser: Parser) -> None:
         addNamespace(parser)
 
-    def source(self) -> ConfigurationWatcher:
+    def watched(self, show: _Show) -> tuple[Any, Callable[[], Iterable[Mapping[str, Any]]]]:
         from ...discovery import ConfigurationWatcher
 
-        return ConfigurationWatcher(self.client, self.parsed.namespace)
+        watcher = ConfigurationWatcher(self.client, self.parsed.namespace)
 
-    def records(self, source: ConfigurationWatcher) -> Iterable[Mapping[str, Any]]:
-        return [{"id": key, "value": source[key]} for key in source]
+        def changed(change: Any) -> None:
+            show({"change": "remove" if change.new is None else "set", "id": change.key, "value": change.new})
 
-    def follow(self, source: ConfigurationWatcher, show: _Show) -> None:
-        source.onChange(
-            lambda change: show(
-                {"change": "remove" if change.new is None else "set", "id": change.key, "value": change.new}
-            )
-        )
+        watcher.onChange(changed)
+        return watcher, lambda: ({"id": key, "value": watcher[key]} for key in watcher)
