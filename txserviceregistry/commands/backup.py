@@ -1,8 +1,4 @@
-"""
-``service-registry-backup``: copies the store of a registry while it runs, and puts such a copy back.
-
-Run by root, it becomes the data directory's owner first.
-"""
+"""``service-registry-backup``: copies the store of a registry while it runs, and puts such a copy back."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """
-Files of options: INI, or TOML if the name ends in ``.toml``.
-
-A file has options by their names, without dashes, under ``[service-registry]`` or without a section. It has no secrets,
-and every user may read it.
+Files of options: INI, or TOML if the name ends in ``.toml``. A file has options by their names, without dashes, under
+``[service-registry]`` or without a section. It has no secrets, and every user may read it.
 """
 
 from __future__ import annotations

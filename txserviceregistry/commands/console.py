@@ -1,7 +1,4 @@
-"""
-The standard streams of a console script, and its end without a traceback when it can't write or is interrupted. This
-module imports nothing of Twisted.
-"""
+"""The standard streams of a console script, and its end without a traceback. This module imports nothing of Twisted."""
 
 from __future__ import annotations
 
@@ -66,8 +63,7 @@ def runConsole(name: str, run: Callable[[], int]) -> int:
 def holdDescriptors() -> None:
     """
     Open the descriptors of standard streams that were closed when the process began, so that they can't be read or
-    written: else the next connection or file would get the number of one, and the data that is meant for the stream. In
-    programs that this process starts they are closed again.
+    written: else the next connection or file would get the number of one, and the data that is meant for the stream.
     """
     for descriptor, (_, mode) in enumerate(_STREAMS):
         try:

@@ -13,10 +13,7 @@ _STREAMS = (0, 1, 2)
 
 
 class Hangup:
-    """
-    Calls *reload* at each SIGHUP from :meth:`start` until :meth:`stop`, both in the main thread. The reactor is stopped
-    when the process's terminal was closed.
-    """
+    """Calls *reload* at each SIGHUP; stops the reactor when the process's terminal was closed."""
 
     _log = Logger()
 

@@ -45,12 +45,7 @@ class Notifier:
 
 
 class Watchdog:
-    """
-    Tells the service manager regularly that the process works, while it does: the reactor runs this, and *isWorking*
-    says so.
-
-    :param isWorking: fires with whether the process can work.
-    """
+    """Tells the service manager regularly that the process works, while the result of *isWorking* is true."""
 
     _log = Logger()
 

@@ -52,11 +52,11 @@ class TableOptions(OneLineOptions):
     """
     The options of a twistd command, which may be in a file too. The command line comes before the file, the file before
     the default. After :meth:`postOptions` the values are here by the options' names.
+
+    :ivar given: the names of those that were given, on the command line or in a file.
     """
 
-    #: The options.
     table: Sequence[Option] = ()
-    #: The names of those that were given, on the command line or in a file.
     given: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, **arguments: Any) -> None:

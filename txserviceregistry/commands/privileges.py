@@ -15,10 +15,8 @@ _NO_GROUP = 65534
 
 def becomeOwner(path: Path) -> None:
     """
-    If root runs this process and another user controls *path*, become that user for good. So the process can do no more
-    in the directory than that user, whose symbolic links it may follow, and new files belong to that user.
-
-    :raises CommandFailed: if several users control it.
+    If root runs this process and another user controls *path*, become that user for good: this process may follow that
+    user's symbolic links. :class:`CommandFailed` if several users control it.
     """
     if not isPrivileged():
         return

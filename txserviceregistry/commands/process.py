@@ -25,8 +25,7 @@ _NEW_OBJECTS = 50_000
 
 def collectSeldom() -> None:
     """
-    Run Python's garbage collection less often in a process that serves requests: when there are 50,000 new objects, if
-    Python's own threshold is lower.
+    Run Python's garbage collection less often in a process that serves requests.
 
     The requests of some tens of clients are more objects than Python's threshold, and not garbage. Examining them again
     and again takes a tenth of the process's time, and a full collection with thousands of services delays all responses
@@ -38,10 +37,7 @@ def collectSeldom() -> None:
 
 
 def say(text: str) -> None:
-    """
-    Print *text* to the terminal so that it can be copied, and not as lines of the log, into which twistd turns what is
-    printed.
-    """
+    """Print *text* so that it can be copied, and not as lines of the log, into which twistd turns what is printed."""
     _print(printable(text), sys.__stdout__)
 
 
@@ -55,11 +51,7 @@ def _print(text: str, stream: TextIO | None, end: str = "\n") -> None:
 
 
 def endProcess(reactor: Any, line: str) -> None:
-    """
-    End a process that could not start: one *line* on stderr and in the log, an orderly shutdown, exit code 1.
-
-    This is for failures while the reactor runs; before, ``SystemExit(line)`` is enough.
-    """
+    """End a process that could not start: a *line* on stderr and in the log, an orderly shutdown, exit code 1."""
     _log.error("{line}", line=line)
     _print(escaped(line), sys.__stderr__)
     # twistd itself sets no exit code once its reactor has run.
@@ -75,10 +67,7 @@ def _exitCode(code: int) -> NoReturn:
 
 
 class OneLineOptions(usage.Options):
-    """
-    Options of a twistd command whose errors are one line on stderr, with exit code 1. twistd itself would print the
-    whole help before it.
-    """
+    """Options of a twistd command whose errors are one line. twistd itself would print the whole help before it."""
 
     #: The command's name, for the line.
     command = ""

@@ -1,9 +1,6 @@
 """
-``service-registry-users``: adds, lists and removes the users of a registry, rotates their API keys, and changes roles.
-
-It works on the data directory, whether the registry runs or not: several processes may write the store's file, and the
-lock on the directory is the registry's. Run by root, it becomes the directory's owner first. Names and keys go to
-stdout, messages to stderr.
+``service-registry-users``: adds, lists and removes the users of a registry, rotates their API keys, and changes roles,
+whether the registry runs or not: several processes may write the store's file. Keys go to stdout, messages to stderr.
 """
 
 from __future__ import annotations

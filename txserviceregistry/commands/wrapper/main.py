@@ -1,9 +1,4 @@
-"""
-``service-registry-wrapper``: runs a command as a registered service.
-
-This module has the order of events, from the options to the exit code. :mod:`.process` starts and reaps the process,
-:mod:`.signals` receives signals, :mod:`.registration` keeps the service registered, :mod:`.checks` runs health checks.
-"""
+"""``service-registry-wrapper``: runs a command as a registered service. Here is the order of events."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
 """
-Starting a command whose environment has its own process id.
-
-systemd passes sockets and the watchdog to the process whose id is in ``LISTEN_PID`` and ``WATCHDOG_PID``. That is the
-wrapper, and the id of the command is known only when it has been started. So these variables are changed in the new
-process, by this file as a program, which then becomes the command.
+Starting a command whose environment has its own process id: systemd passes sockets and the watchdog to the process with
+the id in ``LISTEN_PID`` and ``WATCHDOG_PID``, which is the wrapper. The id of the command is known only when it has
+been started. So this file, as a program in the new process, changes the variables, and then becomes the command.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """
-The notifications of a wrapped command, passed on to the service manager.
-
-systemd takes notifications from the main process only, which is the wrapper. So the command gets another socket, and
-what it sends is sent again by the wrapper.
+The notifications of a wrapped command, passed on to the service manager: systemd takes those of the main process only,
+which is the wrapper. So the command gets another socket.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """
-The signals that reach this process, each with whether it was typed at the terminal.
-
-A Python signal handler does not get the origin of a signal. ``sigwaitinfo`` does, so the signals are blocked, and a
-thread waits for them, as in small init programs.
+The signals that reach this process, each with whether it was typed at the terminal. Only ``sigwaitinfo`` gets the
+origin of a signal, so the signals are blocked, and a thread waits for them, as in small init programs.
 """
 
 from __future__ import annotations
@@ -34,9 +32,7 @@ class Signals:
     """
     Receives the signals of this process from its construction on, and passes them on from its start on.
 
-    SIGHUP stays ignored if it is, as under ``nohup``.
-
-    :ivar kept: the signals that stay ignored.
+    :ivar kept: the signals that stay ignored, as SIGHUP under ``nohup``.
     """
 
     def __init__(self) -> None:
