@@ -131,7 +131,7 @@ class ServiceState:
     deadline: float
     lastSeen: int | None
     # The deadline under which the queue holds this; other entries of it in the queue are void.
-    _queued: float
+    _queued: float = _NOWHERE
     proof: str = ""
 
     @property
@@ -179,18 +179,15 @@ class Deadlines:
 
     def add(self, service: ServiceSummary) -> ServiceState:
         """Add a service, with a full timeout from now on. An earlier active incarnation of the same id is over."""
-        tenant, id = service.tenant, service.id
-        deadline = self.now() + service.heartbeatTimeout
-        proof = REFUSED if service.isForced else ""
-        state = ServiceState(
-            tenant, id, service.incarnation, service.heartbeatTimeout, deadline, service.lastSeen, deadline, proof
-        )
+        tenant, timeout = service.tenant, service.heartbeatTimeout
+        deadline, proof = self.now() + timeout, REFUSED if service.isForced else ""
+        state = ServiceState(tenant, service.id, service.incarnation, timeout, deadline, service.lastSeen, proof=proof)
         states = self._active.setdefault(tenant, {})
-        if id in states:
-            states[id]._queued = _NOWHERE
-            self._registrations.pop((tenant, states[id].incarnation), None)
-        states[id] = state
-        heappush(self._queue, (deadline, state))
+        if service.id in states:
+            states[service.id]._queued = _NOWHERE
+            self._registrations.pop((tenant, states[service.id].incarnation), None)
+        states[service.id] = state
+        self.requeue(state)
         if not self.isAuthoritative:
             self._registrations[tenant, service.incarnation] = state
         return state
@@ -216,9 +213,9 @@ class Deadlines:
         """Give an active service another timeout (seconds), which begins now."""
         state.timeout = timeout
         state.deadline = self.now() + timeout
-        if state.deadline < state._queued or state._queued == _NOWHERE:
-            state._queued = state.deadline
-            heappush(self._queue, (state.deadline, state))
+        if state.deadline < state._queued:
+            state._queued = _NOWHERE
+        self.requeue(state)
 
     def count(self) -> dict[str, int]:
         """How many are active, by tenant. Some may have passed their deadline since the last collection."""
