@@ -122,23 +122,19 @@ class OpenFiles:
         """Note that the connection is about to be closed: SQLite may remove the log, and make another one."""
         self._beside = {}
 
-    def check(self) -> int:
+    def check(self, isToWrite: bool = False) -> int:
         """
-        Raise :exc:`FileLost` unless the files are those under their names, and the main one has the store's content.
-        Returns how many bytes the log has.
+        Raise :exc:`FileLost` unless the files are those under their names, and the main one has the store's content;
+        also see the guard if something is to be written. Returns how many bytes the log has.
         """
         if self._main is not None:
             self._checkOne(self._path, self._main)
         if self._claim is not None:
             self._claim.check()
         sizes = {path: self._checkOne(path, known) for path, known in self._beside.items()}
+        if isToWrite:
+            self._guard()
         return next((size for path, size in sizes.items() if path.endswith("-wal")), 0)
-
-    def checkToWrite(self) -> int:
-        """As :meth:`check`, and see the guard."""
-        size = self.check()
-        self._guard()
-        return size
 
     def _checkOne(self, path: str, known: os.stat_result) -> int:
         try:

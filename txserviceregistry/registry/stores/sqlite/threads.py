@@ -155,10 +155,6 @@ class Worker(ABC):
         self._thread = None
         self._ending.fire(None)
 
-    def _notOpened(self, opened: Deferred[None], error: Exception) -> None:
-        self._ended()
-        opened.errback(error)
-
     def _settle(self, jobs: Sequence[Job], cause: Exception | None) -> None:
         now = self._reactor.seconds()
         if cause is None:
@@ -180,7 +176,8 @@ class Worker(ABC):
         try:
             self._connected()
         except Exception as error:
-            self._reactor.callFromThread(self._notOpened, opened, error)
+            self._reactor.callFromThread(self._ended)
+            self._reactor.callFromThread(opened.errback, error)
             return
         self._reactor.callFromThread(opened.callback, None)
         while jobs := self._nextGroup():

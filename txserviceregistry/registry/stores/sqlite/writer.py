@@ -145,7 +145,7 @@ class Writer(Worker):
         if not self._isLost and 0 <= now - self._checked < _CHECK_SECONDS:
             return
         try:
-            self._logBytes = self._files.checkToWrite()
+            self._logBytes = self._files.check(isToWrite=True)
         except Exception as error:
             self._isLost = True
             raise _Lost(str(error)) from None
@@ -174,7 +174,7 @@ class Writer(Worker):
             return
         try:
             tables.cutLog(_CUT_SECONDS)
-            self._logBytes = self._files.checkToWrite()
+            self._logBytes = self._files.check(isToWrite=True)
         except Exception as error:
             # What was written is kept.
             self._log.warn("Cannot truncate the write-ahead log: {error}", error=str(error))
