@@ -61,14 +61,18 @@ class Console(Protocol):
     def makeLink(self, user: UserRecord, root: str) -> Awaitable[Mapping[str, Any]]: ...
 
 
-def _operation(
-    target: str, summary: str, success: str, schema: str | None = None, **more: Any
-) -> Callable[[_Handler], _Handler]:
-    """The handler below answers this operation; the arguments are those of :class:`Operation`."""
-    method, path = target.split(" ")
+def _operation(target: str, summary: str, success: str, **more: Any) -> Callable[[_Handler], _Handler]:
+    """
+    The handler below answers this operation.
+
+    :param target: method, path, and the response: its code, and its schema if it has a body.
+    :param more: arguments of :class:`Operation`.
+    """
+    method, path, _, code, *schema = target.split(" ")
 
     def add(handler: _Handler) -> _Handler:
-        OPERATIONS.append(Operation(handler.__name__, handler, method, path, summary, success, schema, **more))
+        body = schema[0] if schema else None
+        OPERATIONS.append(Operation(handler.__name__, handler, method, path, summary, success, int(code), body, **more))
         return handler
 
     return add
@@ -84,10 +88,9 @@ class Handlers:
     console: Console | None = None
 
     @_operation(
-        "GET /limits",
+        "GET /limits -> 200 Limits",
         "Get the account's limits, and how much of the rate limit is used",
         "The limits; the request itself is not counted in them.",
-        "Limits",
     )
     async def getLimits(self, call: Call) -> Response:
         resource = {"service": self._limits.service, "configuration_value": self._limits.configurationValue}
@@ -95,11 +98,9 @@ class Handlers:
         return Response(200, {"resource": resource, "rate": self._rateLimiter.usage(used)})
 
     @_operation(
-        "POST /console-links",
+        "POST /console-links -> 201 ConsoleLink",
         "Make a link that opens the web console once, without a key",
         "The link, which ends after a minute.",
-        "ConsoleLink",
-        code=201,
     )
     async def createConsoleLink(self, call: Call) -> Response:
         if self.console is None:
@@ -109,10 +110,9 @@ class Handlers:
     # -- services
 
     @_operation(
-        "GET /services",
+        "GET /services -> 200 ServicePage",
         "List services by id, all of them or those with a tag",
         "A page of services, sorted by id.",
-        "ServicePage",
         query=(*_PAGE, rules.TAG, rules.STATES),
     )
     async def listServices(self, call: Call) -> Response:
@@ -121,11 +121,9 @@ class Handlers:
         return Response(200, call.page(page))
 
     @_operation(
-        "POST /services",
+        "POST /services -> 201 HeartbeatToken",
         "Register a service",
         "The service is registered; its first heartbeat presents this token.",
-        "HeartbeatToken",
-        code=201,
         body=rules.SERVICE_FIELDS,
         faults=("serviceWithThisIdExists", "limitReached"),
         sends=("Location",),
@@ -138,14 +136,14 @@ class Handlers:
         return Response(201, {"token": token}, {"Location": call.url(f"/services/{service.id}")})
 
     @_operation(
-        "GET /services/{serviceId}", "Get a service", "The service as it is now.", "Service", query=(rules.STATES,)
+        "GET /services/{serviceId} -> 200 Service", "Get a service", "The service as it is now.", query=(rules.STATES,)
     )
     async def getService(self, call: Call) -> Response:
         id = rules.SERVICE_ID.value(call.argument)
         return Response(200, await self._registry.get(call.tenant, id, call.query["states"]))
 
     @_operation(
-        "PUT /services/{serviceId}",
+        "PUT /services/{serviceId} -> 204",
         "Change a service; an absent field stays, and a new timeout counts from now",
         "The service is changed.",
         body=rules.CHANGE_FIELDS,
@@ -158,7 +156,7 @@ class Handlers:
         await self._registry.update(call.tenant, id, changes)
         return Response(204, headers={"Location": call.url(f"/services/{id}")})
 
-    @_operation("DELETE /services/{serviceId}", "Deregister a service", "The service is deregistered.")
+    @_operation("DELETE /services/{serviceId} -> 204", "Deregister a service", "The service is deregistered.")
     async def removeService(self, call: Call) -> Response:
         id = rules.SERVICE_ID.value(call.argument)
         call.authorize(SERVICES, id)
@@ -166,17 +164,16 @@ class Handlers:
         return Response(204)
 
     @_operation(
-        "GET /services/{serviceId}/state",
+        "GET /services/{serviceId}/state -> 200 ServiceState",
         "Get the state of a service (the extension service-state)",
         "The state of the service, whether or not it is registered.",
-        "ServiceState",
     )
     async def getState(self, call: Call) -> Response:
         id = rules.EXISTING_SERVICE_ID.value(call.argument)
         return Response(200, (await self._registry.states.get(call.tenant, id)).toJSON())
 
     @_operation(
-        "PUT /services/{serviceId}/state",
+        "PUT /services/{serviceId}/state -> 204",
         "Set the state of a service (the extension service-state); up without a reason clears it",
         "The state is set.",
         body=rules.STATE_FIELDS,
@@ -190,7 +187,7 @@ class Handlers:
         return Response(204)
 
     @_operation(
-        "DELETE /services/{serviceId}/state",
+        "DELETE /services/{serviceId}/state -> 204",
         "Clear the state of a service (the extension service-state)",
         "The service has no state.",
     )
@@ -201,10 +198,9 @@ class Handlers:
         return Response(204)
 
     @_operation(
-        "GET /states",
+        "GET /states -> 200 ServiceStatePage",
         "List the states that were set for services (the extension service-state)",
         "A page of states, sorted by id.",
-        "ServiceStatePage",
         query=_PAGE,
     )
     async def listStates(self, call: Call) -> Response:
@@ -212,10 +208,9 @@ class Handlers:
         return Response(200, call.page(page))
 
     @_operation(
-        "POST /services/{serviceId}/heartbeat",
+        "POST /services/{serviceId}/heartbeat -> 200 HeartbeatToken",
         "Send a heartbeat, with any token that was issued since the service was registered",
         "The service has its full timeout again; the next heartbeat presents this token.",
-        "HeartbeatToken",
         body=rules.HEARTBEAT_FIELDS,
         needsStore=False,
     )
@@ -226,10 +221,9 @@ class Handlers:
         return Response(200, {"token": await self._registry.heartbeat(call.tenant, id, token)})
 
     @_operation(
-        "POST /heartbeats",
+        "POST /heartbeats -> 200 HeartbeatOutcomes",
         "Send heartbeats of many services (the extension heartbeats); one that fails does not affect the others",
         "The results, in the order of the request: a token or a fault for each heartbeat.",
-        "HeartbeatOutcomes",
         body=rules.BATCH_FIELDS,
         maximumBody=256 * 1024,
         needsStore=False,
@@ -238,10 +232,9 @@ class Handlers:
         return await takeHeartbeats(self._registry, call)
 
     @_operation(
-        "GET /prometheus",
+        "GET /prometheus -> 200 PrometheusTargets",
         "List services as targets for Prometheus's http_sd_configs (the extension prometheus-sd)",
         "All targets at one moment; there are no pages.",
-        "PrometheusTargets",
         query=(rules.TAG,),
     )
     async def listPrometheusTargets(self, call: Call) -> Response:
@@ -250,20 +243,18 @@ class Handlers:
     # -- configuration
 
     @_operation(
-        "GET /configuration",
+        "GET /configuration -> 200 ConfigurationPage",
         "List configuration values by key",
         "A page of values, sorted by key.",
-        "ConfigurationPage",
         query=(*_KEY_PAGE, rules.ETAGS),
     )
     async def listValues(self, call: Call) -> Response:
         return await self._listValues(call, None)
 
     @_operation(
-        "GET /configuration/{namespace}/",
+        "GET /configuration/{namespace}/ -> 200 ConfigurationPage",
         "List the configuration values below a namespace, and the one that has its name",
         "A page of values, sorted by key.",
-        "ConfigurationPage",
         query=(*_KEY_PAGE, rules.ETAGS),
     )
     async def listNamespace(self, call: Call) -> Response:
@@ -278,10 +269,9 @@ class Handlers:
         return Response(200, call.page(page))
 
     @_operation(
-        "GET /configuration/{configurationId}",
+        "GET /configuration/{configurationId} -> 200 ConfigurationValue",
         "Get a configuration value",
         "The value.",
-        "ConfigurationValue",
         sends=_TAGGED,
     )
     async def getValue(self, call: Call) -> Response:
@@ -289,7 +279,7 @@ class Handlers:
         return Response(200, {"id": found.key, "value": found.value}, _tagged(found.position))
 
     @_operation(
-        "PUT /configuration/{configurationId}",
+        "PUT /configuration/{configurationId} -> 204",
         "Set a configuration value",
         "The value is set.",
         body=rules.VALUE_FIELDS,
@@ -306,7 +296,7 @@ class Handlers:
         return Response(204, headers={"Location": call.url(f"/configuration/{key}"), **_tagged(position)})
 
     @_operation(
-        "DELETE /configuration/{configurationId}",
+        "DELETE /configuration/{configurationId} -> 204",
         "Remove a configuration value",
         "The value is removed.",
         faults=("preconditionFailed",),
@@ -322,10 +312,9 @@ class Handlers:
     # -- events
 
     @_operation(
-        "GET /events",
+        "GET /events -> 200 EventPage",
         "List events, oldest first; with wait (the extension events-wait), wait for one that is newer than the marker",
         "A page of events, oldest first, with the one that the marker names.",
-        "EventPage",
         query=(rules.LIMIT, rules.EVENT_MARKER, rules.EVENT_TYPE, rules.WAIT, rules.EVENT_TYPES_WANTED),
     )
     async def listEvents(self, call: Call) -> Response:
@@ -344,10 +333,9 @@ class Handlers:
         return Response(200, _eventPage(call, page))
 
     @_operation(
-        f"GET {STREAM}",
+        f"GET {STREAM} -> 200 EventStream",
         "Get events as they happen (the extension event-stream)",
         "Server-sent events until the connection ends.",
-        "EventStream",
         query=(rules.EVENT_MARKER, rules.TAG, rules.EVENT_TYPES_WANTED),
         mediaType="text/event-stream",
     )
@@ -357,11 +345,9 @@ class Handlers:
     # -- locks
 
     @_operation(
-        "POST /locks",
+        "POST /locks -> 201 AcquiredLock",
         "Acquire a lock, or wait for it; the same nonce while it is held is a heartbeat (the extension locks)",
         "The lock is acquired; its first heartbeat presents this token.",
-        "AcquiredLock",
-        code=201,
         body=rules.ACQUIRE_FIELDS,
         faults=("lockHeld", "limitReached"),
         links=_LOCK_LINKS,
@@ -382,10 +368,9 @@ class Handlers:
         return Response(201, await self._registry.locks.acquire(call.tenant, lock, wait or 0, check))
 
     @_operation(
-        "POST /locks/heartbeat",
+        "POST /locks/heartbeat -> 200 HeartbeatToken",
         "Send a heartbeat of a lock, with any token that was issued since the lock was acquired (the extension locks)",
         "The lock has its full timeout again; the next heartbeat presents this token.",
-        "HeartbeatToken",
         body=rules.LOCK_HEARTBEAT_FIELDS,
         needsStore=False,
     )
@@ -395,7 +380,7 @@ class Handlers:
         return Response(200, {"token": await self._registry.heartbeat(lockScope(call.tenant), name, token)})
 
     @_operation(
-        "POST /locks/release",
+        "POST /locks/release -> 204",
         "Release a lock by a token, or another's by force (the extension locks)",
         "The lock is free; with force and without now, once its holder's timeout has passed.",
         body=rules.RELEASE_FIELDS,
@@ -413,10 +398,9 @@ class Handlers:
         return Response(204)
 
     @_operation(
-        "GET /locks",
+        "GET /locks -> 200 LockPage",
         "List the locks that are held (the extension locks)",
         "A page of locks, sorted by name.",
-        "LockPage",
         query=(*_KEY_PAGE, rules.LOCK_NAME),
     )
     async def listLocks(self, call: Call) -> Response:

@@ -112,9 +112,9 @@ class Operation:
     :ivar path: below the tenant, with at most one placeholder.
     :ivar summary: what it does.
     :ivar success: what the response to a request that succeeds means.
+    :ivar code: its status.
     :ivar schema: the name of its body's schema (:mod:`~txserviceregistry.registry.http.components`); ``None`` if it has
         no body.
-    :ivar code: its status.
     :ivar query: the parameters of the query, in the order in which they are checked.
     :ivar body: the fields of the body, in the order in which they are checked; ``None`` if it takes no body.
     :ivar faults: the types of its faults, beside those that all operations have, and those of its parameters.
@@ -133,8 +133,8 @@ class Operation:
     path: str
     summary: str
     success: str
+    code: int
     schema: str | None = None
-    code: int = attrs.field()
     query: tuple[Parameter, ...] = ()
     body: tuple[Field, ...] | None = None
     faults: tuple[str, ...] = ()
@@ -145,10 +145,6 @@ class Operation:
     maximumBody: int = MAXIMUM_BODY
     needsStore: bool = True
     isAudited: bool = attrs.field(init=False)
-
-    @code.default
-    def _code(self) -> int:
-        return 204 if self.schema is None else 200
 
     @isAudited.default
     def _audited(self) -> bool:
