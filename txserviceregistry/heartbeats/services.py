@@ -146,8 +146,8 @@ class ServicesClient(ServicesAPI):
             except ServiceExists:
                 if oldTimeout is None:
                     oldTimeout = await self._timeoutOf(id)
-                patience = began + (heartbeatTimeout if oldTimeout is None else oldTimeout) + _EXPIRY_MARGIN
-                left = patience - self._clock.seconds()
+                expiry = began + (heartbeatTimeout if oldTimeout is None else oldTimeout) + _EXPIRY_MARGIN
+                left = expiry - self._clock.seconds()
                 if left <= 0:
                     raise
                 # The last try is made when the old service must have expired.
@@ -239,12 +239,11 @@ class ServicesClient(ServicesAPI):
             # It has just expired, or the request failed: the next try shows which.
             return None
 
-    @returnsDeferred
-    async def _sendBatch(
+    def _sendBatch(
         self, heartbeats: Sequence[Mapping[str, str]], timeout: float, whenLate: WhenLate
-    ) -> Sequence[str | None]:
-        outcomes: Any = await self.heartbeatsOnce(heartbeats, timeout=timeout, whenLate=whenLate)
-        return [outcome.get("token") for outcome in outcomes]
+    ) -> Deferred[Sequence[str | None]]:
+        sent: Deferred[Any] = self.heartbeatsOnce(heartbeats, timeout=timeout, whenLate=whenLate)
+        return sent.addCallback(lambda outcomes: [outcome.get("token") for outcome in outcomes])
 
     def _created(
         self, desired: DesiredState, token: str, register: Callable[[], Deferred[str]] | None
