@@ -242,7 +242,7 @@ class HeartbeatTests(SeveralServersTestCase):
             self.fake.advance(5)
             self.nodes.page = page
             self.nodes.states["a"] = HIDDEN
-            self.fake.advance(10)
+            self.fake.advance(6)
             self.assertEqual((page, self.eventTypes()), (page, ["join"] * 4))
             self.assertTrue(all(service.healthy for service in services))
 

@@ -58,7 +58,7 @@ class SlowNetworkTests(SynchronousTestCase):
             slow.delay = 1.1
             service = RegisteredService(fake.client(), "web1", 3, check=check, random=lambda: 0.5)
             service.startService()
-            fake.advance(120)
+            fake.advance(30)
             self.assertEqual(service.state, "registered")
             events = self.successResultOf(other.events.list())["values"]
             self.assertEqual([event["type"] for event in events], ["service.join"])

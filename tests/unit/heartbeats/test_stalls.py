@@ -65,7 +65,7 @@ class StallTests(SynchronousTestCase):
         self.fake.advance(0.5)
         self.assertEqual({service.state for service in services}, {"registered"})
         self.assertEqual(self.expired(), ["short"])
-        self.fake.advance(600)
+        self.fake.advance(60)
         self.assertEqual(self.expired(), ["short"])
 
     def test_noticesWhileARequestIsUnderWay(self) -> None:
