@@ -99,13 +99,13 @@ class FollowTests(SynchronousTestCase):
         """While nothing happens there is nothing but the stream; without one there are two requests a minute."""
         self.follow()
         began = len(self.fake.requests)
-        self.fake.advance(600)
+        self.fake.advance(300)
         self.assertEqual((self.values(), len(self.fake.requests) - began), ([], 0))
         self.follow(self.clientOver(Proxy(self.fake.agent, without="event-stream")))
         began = len(self.fake.requests)
-        self.fake.advance(600)
+        self.fake.advance(300)
         self.assertEqual(self.values(), [])
-        self.assertIn(len(self.fake.requests) - began, range(19, 22))
+        self.assertIn(len(self.fake.requests) - began, range(9, 12))
 
     def test_aRegistryThatCannotWait(self) -> None:
         """There is about one request a second."""

@@ -56,7 +56,7 @@ class LogLinesTests(SynchronousTestCase):
         self.addCleanup(service.abandon)
         self.lines.tell(f"{failures[0]}. The command is started unregistered")
         self.lines.startIsOver()
-        self.fake.advance(600)
+        self.fake.advance(200)
         self.assertEqual(len(self.written), 1, self.written)
         self.assertNotIn("not-the-key", self.written[0])
 

@@ -255,7 +255,7 @@ class WrapperOrderTests(WrapperCase):
         """Without --abort-on-failure the command goes on, and is registered again as soon as possible."""
         code = self.wrapper()
         self.fake.stop()
-        self.fake.advance(600)
+        self.fake.advance(120)
         self.assertEqual(self.running().signals, [])
         self.fake.start(keepData=False)
         self.fake.advance(10)

@@ -342,7 +342,7 @@ class RegistrationTests(SynchronousTestCase):
         self.settings = right
         self.fake.advance(6)
         self.assertEqual(self.listed(), ["web1"])
-        self.fake.advance(600)
+        self.fake.advance(400)
         self.assertEqual(self.eventTypes(), ["service.join"])
 
     def test_settingsOfAServiceThatIsRegisteredStay(self) -> None:
@@ -365,7 +365,7 @@ class RegistrationTests(SynchronousTestCase):
         before = len(self.fake.requests)
         self.fake.advance(6)
         self.assertGreater(len(self.fake.requests), before)
-        self.fake.advance(600)
+        self.fake.advance(400)
 
 
 class TokenFileTests(SynchronousTestCase):
