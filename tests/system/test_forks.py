@@ -1,4 +1,4 @@
-"""Ids of requests in processes that were one."""
+"""Processes that were one: ids of requests, and lookups of host names."""
 
 from __future__ import annotations
 
@@ -16,6 +16,33 @@ os.write(1, (newTxnId() + "\\n").encode())
 """
 
 
+_LOOKUPS = """
+import os, time
+from twisted.internet._resolver import GAIResolver
+from txserviceregistry.http.resolving import hostNames
+
+class Reactor:
+    getThreadPool = None
+    seconds = staticmethod(time.monotonic)
+    callFromThread = staticmethod(lambda function, *arguments: function(*arguments))
+
+    def __init__(self):
+        self.nameResolver = GAIResolver(self)
+
+def lookUp():
+    reactor, found = Reactor(), []
+    hostNames(reactor).resolve(reactor, "localhost", 80).addCallback(found.extend)
+    end = time.monotonic() + 20
+    while not found and time.monotonic() < end:
+        time.sleep(0.01)
+    return bool(found)
+
+lookUp()
+os.fork()
+os.write(1, b"%d\\n" % lookUp())
+"""
+
+
 class TxnIdTests(SynchronousTestCase):
     """Ids of requests."""
 
@@ -23,3 +50,12 @@ class TxnIdTests(SynchronousTestCase):
         """After a fork, by which a process goes into the background, each of the two goes on with ids of its own."""
         said = subprocess.run([sys.executable, "-c", _FORKS], stdout=subprocess.PIPE, check=True).stdout.split()
         self.assertEqual(len(set(said)), 2)
+
+
+class LookupTests(SynchronousTestCase):
+    """Lookups in threads, which only one of the two processes has."""
+
+    def test_goOnInBoth(self) -> None:
+        """After a fork, both processes resolve host names."""
+        said = subprocess.run([sys.executable, "-c", _LOOKUPS], stdout=subprocess.PIPE, check=True).stdout.split()
+        self.assertEqual(said, [b"1", b"1"])

@@ -7,9 +7,10 @@ connection to a host name, and so heartbeats.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from threading import Thread
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -60,9 +61,12 @@ class _Threads(ThreadPool):
     threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment] # makes threads, as the class does
 
 
-_threads = _Threads(minthreads=0, maxthreads=20, name="resolving host names")
-# It makes no thread before the first lookup.
-_threads.start()
+@lru_cache(maxsize=1)
+def _threadsOf(process: int) -> ThreadPool:
+    """The threads of this process: a fork of it has others."""
+    threads = _Threads(minthreads=0, maxthreads=20, name="resolving host names")
+    threads.start()
+    return threads
 
 
 def _getaddrinfo(*args: Any) -> Any:
@@ -209,4 +213,4 @@ def _resolverOf(reactor: Any) -> IHostnameResolver:
     installed: IHostnameResolver = reactor.nameResolver
     if type(installed) is not GAIResolver:
         return installed
-    return GAIResolver(reactor, lambda: _threads, _getaddrinfo)  # type: ignore[arg-type] # it takes what it is given
+    return GAIResolver(reactor, lambda: _threadsOf(os.getpid()), _getaddrinfo)  # type: ignore[arg-type] # it takes what it is given
