@@ -270,17 +270,16 @@ class StreamTests(SynchronousTestCase):
     def test_endsWhileItsTokenIsChecked(self) -> None:
         """A stream may end while a ping checks its token, and new streams get their pings."""
         reader = Reader(self.api)
-        getToken, checks = self.api.store.getToken, []
-
-        def held(token: str) -> Deferred[Any]:
-            checks.append(Deferred())
-            return checks[-1].addCallback(lambda _: getToken(token))
-
-        with patch.object(self.api.store, "getToken", held):
+        userOf, asked = self.api.identity.userOf, Deferred()
+        with patch.multiple(
+            self.api.identity,
+            knownUser=lambda token: None,
+            userOf=lambda token: asked.addCallback(lambda _: userOf(token)),
+        ):
             self.api.advance(PING)
             self.api.registry.feed.streams.endAll()
-        self.assertFalse(reader.isOpen)
-        checks[0].callback(None)
+            self.assertFalse(reader.isOpen)
+            asked.callback(None)
         other = Reader(self.api)
         other.text()
         self.api.advance(PING)
