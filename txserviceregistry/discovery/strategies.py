@@ -27,8 +27,8 @@ class IStrategy(Interface):
         """A use of *instance* has ended."""
 
 
-class _Stateless:
-    """A strategy that needs no knowledge of what is in use."""
+class _Strategy:
+    """A strategy that needs no knowledge of what is in use, and a source of numbers from 0 to 1."""
 
     def __init__(self, random: Callable[[], float] = randomModule.random) -> None:
         self._random = random
@@ -41,13 +41,11 @@ class _Stateless:
 
 
 @implementer(IStrategy)
-class RoundRobin(_Stateless):
+class RoundRobin(_Strategy):
     """
     One after the other, in the order of their ids, beginning at a random one: programs that make one request per run,
     and programs that restart together, spread over all instances. With different weights, each as often as its weight
     says.
-
-    :param random: gives numbers from 0 to 1; draws the first instance.
     """
 
     _candidates: Sequence[Instance] = ()
@@ -57,44 +55,35 @@ class RoundRobin(_Stateless):
     _credits: Mapping[Key, float] = MappingProxyType({})
 
     def pick(self, candidates: Sequence[Instance]) -> Instance:
-        if candidates is not self._candidates and len({one.weight for one in candidates}) > 1:
-            # Each process begins elsewhere.
-            known = self._credits
-            self._credits = {one.key: known.get(one.key, one.weight * self._random()) for one in candidates}
-            self._candidates = candidates
-        if candidates is self._candidates and self._credits:
-            return self._pickByWeight(candidates)
-        self._credits = {}
-        if candidates is self._candidates:
-            position = self._position + 1
-        elif self._last is None:
-            # Another source of numbers than random.random may give exactly 1.
-            position = min(int(self._random() * len(candidates)), len(candidates) - 1)
+        if candidates is not self._candidates:
+            self._arrange(candidates)
+        if self._credits:
+            # As nginx does it: in each round every instance gets as many turns as its weight, evenly distributed.
+            credits = self._credits = {one.key: self._credits[one.key] + one.weight for one in candidates}
+            picked = max(candidates, key=lambda one: credits[one.key])
+            credits[picked.key] -= sum(one.weight for one in candidates)
         else:
-            # After other candidates, the next one is the one whose id follows the last one's.
-            position = bisect_right(candidates, self._last, key=lambda one: one.id)
-        self._candidates = candidates
-        self._position = position % len(candidates)
-        picked = candidates[self._position]
+            self._position = (self._position + 1) % len(candidates)
+            picked = candidates[self._position]
         self._last = picked.id
         return picked
 
-    def _pickByWeight(self, candidates: Sequence[Instance]) -> Instance:
-        # As nginx does it: in each round every instance gets as many turns as its weight, evenly distributed.
-        credits = self._credits = {one.key: self._credits[one.key] + one.weight for one in candidates}
-        picked = max(candidates, key=lambda one: credits[one.key])
-        credits[picked.key] -= sum(one.weight for one in candidates)
-        self._last = picked.id
-        return picked
+    def _arrange(self, candidates: Sequence[Instance]) -> None:
+        self._candidates, known, self._credits = candidates, self._credits, {}
+        if len({one.weight for one in candidates}) > 1:
+            # Each process begins elsewhere.
+            self._credits = {one.key: known.get(one.key, one.weight * self._random()) for one in candidates}
+        elif self._last is None:
+            # Another source of numbers than random.random may give exactly 1.
+            self._position = min(int(self._random() * len(candidates)), len(candidates) - 1) - 1
+        else:
+            # The next one is the one whose id follows the last one's.
+            self._position = bisect_right(candidates, self._last, key=lambda one: one.id) - 1
 
 
 @implementer(IStrategy)
-class RandomChoice(_Stateless):
-    """
-    A random one, each with a probability by its weight.
-
-    :param random: gives numbers from 0 to 1.
-    """
+class RandomChoice(_Strategy):
+    """A random one, each with a probability by its weight."""
 
     _candidates: Sequence[Instance] = ()
     _ends: Sequence[int] = ()
@@ -107,16 +96,14 @@ class RandomChoice(_Stateless):
 
 
 @implementer(IStrategy)
-class LeastConnections:
+class LeastConnections(_Strategy):
     """
     The one that this process uses least at this moment, in proportion to its weight; of several such, the one whose
     number of uses has been the same for longest; of several that were never used, a random one.
-
-    :param random: gives numbers from 0 to 1; breaks ties.
     """
 
     def __init__(self, random: Callable[[], float] = randomModule.random) -> None:
-        self._random = random
+        super().__init__(random)
         self._uses: Counter[Key] = Counter()
         # For each candidate, the number of the change after which its uses have been the same.
         self._turns: dict[Key, int] = {}
