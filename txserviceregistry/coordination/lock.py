@@ -19,7 +19,7 @@ from ..errors import UNKNOWN_OUTCOME, LockHeld, NotFound, RateLimited, ServerErr
 from ..heartbeats.heartbeater import HeartBeater
 from ..http.jsontransport import ClientClosed
 from ..http.messages import WhenLate
-from ..types import HeartbeatToken
+from ..types import AcquiredLock, HeartbeatToken
 from ..util.backoff import Backoff
 from ..util.deferred import returnsDeferred, waitFor
 from ..util.fields import checkedTimeout
@@ -292,14 +292,7 @@ class Lock:
             left = max(0.0, end - clock.seconds())
             sent, sentAt = self._client.bootTime(), clock.seconds()
             try:
-                acquired = await self._client.locks.acquire(
-                    self.name,
-                    self.timeout,
-                    holder=self.holder,
-                    nonce=nonce,
-                    wait=math.ceil(min(left, _LONGEST_WAIT)),
-                    metadata=self._metadata,
-                )
+                acquired = await self._request(nonce, math.ceil(min(left, _LONGEST_WAIT)))
             except LockHeld:
                 outage.succeeded()
                 unreachable.reset()
@@ -333,18 +326,17 @@ class Lock:
                 raise
         return Held(self._client, self.name, acquired["fence"], heartBeater)
 
+    def _request(self, nonce: str, wait: int) -> Deferred[AcquiredLock]:
+        return self._client.locks.acquire(
+            self.name, self.timeout, holder=self.holder, nonce=nonce, wait=wait, metadata=self._metadata
+        )
+
     def _abandon(self, nonce: str) -> None:
         """Release what may have been acquired, although the response did not come."""
-
-        @returnsDeferred
-        async def release() -> None:
-            # With a wait it takes the place of the request that may still wait, and be granted, at the registry.
-            acquired = await self._client.locks.acquire(
-                self.name, self.timeout, holder=self.holder, nonce=nonce, wait=1
-            )
-            await self._client.locks.release(self.name, acquired["token"])
-
-        release().addErrback(lambda failure: failure.trap(ServiceRegistryError))
+        # With a wait it takes the place of the request that may still wait, and be granted, at the registry.
+        self._request(nonce, 1).addCallback(
+            lambda acquired: self._client.locks.release(self.name, acquired["token"])
+        ).addErrback(lambda failure: failure.trap(ServiceRegistryError))
 
     async def __aenter__(self) -> Held:
         await self._blocks.acquire()
