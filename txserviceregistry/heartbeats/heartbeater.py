@@ -88,6 +88,7 @@ class HeartBeater(SingleHeartbeats):
     """
 
     _log = Logger()
+    _stopped: Waiters[None] | None = None
 
     def __init__(
         self,
@@ -137,8 +138,6 @@ class HeartBeater(SingleHeartbeats):
         self.batchSince = 0.0
         self._state = _State.NEW
         self._lost: Failure | None = None
-        # Made when they are needed: thousands of HeartBeaters have neither.
-        self._stopped: Waiters[None] | None = None
         self._listeners: Listeners[[str]] | None = None
 
     def __repr__(self) -> str:

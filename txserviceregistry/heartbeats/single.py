@@ -84,6 +84,11 @@ class SingleHeartbeats:
 
     # For the log.
     what = "service"
+    # Most services never have one of these. Up to 30 attributes an object has no dictionary of its own: there can be
+    # thousands.
+    _health: HealthCheck | None = None
+    _late: LateTries | None = None
+    _outage: Outage | None = None
 
     def __init__(
         self,
@@ -104,7 +109,8 @@ class SingleHeartbeats:
         self.provenToken: str | None = None
         self._services = services
         self._register = register
-        self._health = health
+        if health is not None:
+            self._health = health
         self._context = context
         self._clock = clock
         self._random = random
@@ -115,8 +121,6 @@ class SingleHeartbeats:
         self._timer: IDelayedCall | None = None
         self._work: Deferred[Any] | None = None
         self._turn: PrioritySemaphore | None = None
-        self._late: LateTries | None = None
-        self._outage: Outage | None = None
         self._drawInterval()
 
     # -- what HeartBeater adds
@@ -175,7 +179,8 @@ class SingleHeartbeats:
         self._context.suspends.discard(self._resumed)
         self._endTries()
         self._backoff.reset()
-        self._outage = None
+        if self._outage is not None:
+            self._outage = None
         self._unheardUntil = float("-inf")
 
     def _beginAt(self, moment: float) -> None:
@@ -323,9 +328,9 @@ class SingleHeartbeats:
     def _succeeded(self) -> None:
         if self._backoff.failures:
             self._backoff.reset()
-        outage, self._outage = self._outage, None
-        if outage is not None:
-            outage.succeeded()
+        if self._outage is not None:
+            self._outage.succeeded()
+            self._outage = None
 
     def _failed(self, failure: Failure) -> None:
         error = failure.value

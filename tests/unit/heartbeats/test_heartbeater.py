@@ -122,6 +122,14 @@ class HeartBeaterTests(SynchronousTestCase):
         heartBeater.start()
         self.assertEqual((calls, self.services.sent), (["start"], []))
 
+    def test_hasFewAttributes(self) -> None:
+        """There can be thousands: up to 30 attributes take less memory than a dictionary for each."""
+        heartBeater = self.heartBeater()
+        heartBeater.onStateChange(lambda state: None)
+        heartBeater.start()
+        self.pass_(30)
+        self.assertLessEqual(len(vars(heartBeater)), 30)
+
     # -- the interval
 
     def test_intervalIsAPartOfTheTimeout(self) -> None:
