@@ -70,7 +70,8 @@ class StoreFaultCase(FaultCase):
 
     async def begin(self) -> tuple[Child, Application]:
         registry = await self.registry()
-        application = await self.application("--services=5", "--writers=6", "--creators=2", "--pace=0.005")
+        pace = 0.005 if self.isFull else 0.02
+        application = await self.application("--services=5", "--writers=6", "--creators=2", f"--pace={pace}")
         await self.registered(application, 5)
         self.findings = self.audit()
         self.writer = self.client(cache=None)

@@ -24,7 +24,8 @@ class KillTests(FaultCase):
         kills = 200 if self.isFull else 3
         random = Random(1)
         registry = await self.registry()
-        application = await self.application("--services=5", "--writers=4", "--creators=2", "--pace=0.005")
+        pace = 0.005 if self.isFull else 0.02
+        application = await self.application("--services=5", "--writers=4", "--creators=2", f"--pace={pace}")
         await self.registered(application, 5)
         audit = self.audit()
         outcomes = dict.fromkeys(Outcome, 0)
