@@ -72,9 +72,9 @@ def _threadsOf(process: int) -> ThreadPool:
 def _getaddrinfo(*args: Any) -> Any:
     try:
         return socket.getaddrinfo(*args)
-    except UnicodeError as error:
-        # A name that can't be encoded. Twisted expects no other error than this.
-        raise socket.gaierror(str(error))
+    except Exception as error:
+        # Of a name that can't be encoded, or too many open files. Twisted's lookups never end with another error.
+        raise error if isinstance(error, socket.gaierror) else socket.gaierror(str(error))
 
 
 @implementer(IResolutionReceiver)

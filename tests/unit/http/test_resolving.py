@@ -4,6 +4,7 @@ Host names: own threads, the last known addresses, and what is reported while a 
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import Sequence
@@ -256,6 +257,16 @@ class ThreadTests(TestCase):
         """Invalid names have no address, like names that do not exist."""
         for name in ("a" * 70 + ".test", ".test", "a..test"):
             self.assertEqual(list(await hostNames(reactor).resolve(reactor, name, 80)), [])
+
+    async def test_aLookupThatIsImpossible(self) -> None:
+        """A lookup that fails in any other way, because too many files are open for example, finds no address."""
+
+        def lookUp(*args: Any) -> Sequence[Any]:
+            raise OSError(errno.EMFILE, "too many open files")
+
+        self.patch(socket, "getaddrinfo", lookUp)
+        found = hostNames(reactor).resolve(reactor, "impossible.test", 80).addTimeout(5, reactor)  # type: ignore[arg-type] # a module is a reactor
+        self.assertEqual(list(await found), [])
 
     async def test_aHangingLookupHoldsUpNoOther(self) -> None:
         """Lookups of other names go on beside one that hangs; threads that run them do not delay the process's end."""
