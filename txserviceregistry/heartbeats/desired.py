@@ -107,7 +107,7 @@ class DesiredState(DesiredFields):
         # Deferreds that wait for them.
         self._known: Mapping[str, Any] | None = None
         self._posted: tuple[Mapping[str, Any], Mapping[str, Any], tuple[Deferred[None], ...]] = self.fields, {}, ()
-        # The fields that were sent, from the last registration that had its effect on.
+        # The fields that were sent, from the last registration that had its effect to the first heartbeat.
         self._sent: deque[Mapping[str, Any]] = deque(maxlen=_MOST_SENT)
         # How many updates are under way; and how many have begun, and registrations have had their effect.
         self._underWay = 0
@@ -348,7 +348,12 @@ class DesiredState(DesiredFields):
         if timeout is not None:
             # From now on the registry may have either timeout.
             self._setTimeouts(*self._timeouts, timeout)
-        self._sent.append(changes)
+        heartBeater = self.heartBeater
+        if heartBeater is None or (heartBeater.registersAgain and heartBeater.provenToken is None):
+            self._sent.append(changes)
+        else:
+            # This one will not be looked for: see isOurs().
+            self._sent.clear()
         isFirst = not self._underWay
         self._underWay += 1
         self._writes = write = self._writes + 1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import ReferenceType, ref
 
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
@@ -65,6 +68,41 @@ class UpdateCase(SynchronousTestCase):
         self.assertEqual(self.events()[-2:], ["timeout", "join"])
         found = self.found()
         self.assertEqual({name: found[name] for name in expected}, expected)
+
+
+class Text(str):
+    """A string that can be referenced weakly."""
+
+
+class MemoryTests(UpdateCase):
+    """What is kept of the updates of a service that is updated again and again."""
+
+    def kept(self, update: Callable[[Text], Deferred[Any]]) -> int:
+        """How many of 50 updates are in memory, when heartbeats were sent between them."""
+        updates: list[ReferenceType[Text]] = []
+        for number in range(50):
+            text = Text(number)
+            updates.append(ref(text))
+            self.successResultOf(update(text))
+            self.fake.advance(2)
+        del text
+        gc.collect()
+        return sum(each() is not None for each in updates)
+
+    def throughTheClient(self, text: Text) -> Deferred[Any]:
+        return self.client.services.update("web1", {"metadata": {"load": text}})
+
+    def test_ofAService(self) -> None:
+        """Those of a RegisteredService."""
+        service = self.service(3)
+        self.assertLess(self.kept(lambda text: service.update(metadata={"load": text})), 5)
+        self.assertLess(self.kept(self.throughTheClient), 5)
+
+    def test_ofACreatedService(self) -> None:
+        """Those of a service that is not registered again, and whose heartbeats the application itself sends."""
+        _, heartBeater = self.successResultOf(self.client.services.create("web1", 120))
+        self.assertLess(self.kept(self.throughTheClient), 5)
+        heartBeater.stop()
 
 
 class ReregistrationTests(UpdateCase):
