@@ -110,10 +110,10 @@ class WholeResponse:
     phrase: bytes = b""
     request: Any = None
     previousResponse: Any = None
-    length: int = attrs.field(init=False)
 
-    @length.default
-    def _lengthOfBody(self) -> int:
+    @property
+    def length(self) -> int:
+        """The length of the body."""
         return len(self.body)
 
     def deliverBody(self, protocol: IProtocol) -> None:

@@ -60,7 +60,9 @@ def segment(text: str) -> str:
 
 def pathOf(path: str, query: Mapping[str, object] | None) -> str:
     """A path, which is encoded, with the parameters that are not ``None``."""
-    pairs = {name: value for name, value in (query or {}).items() if value is not None}
+    if not query:
+        return path
+    pairs = {name: value for name, value in query.items() if value is not None}
     return f"{path}?{urlencode(pairs, safe='', quote_via=quote)}" if pairs else path
 
 
