@@ -110,7 +110,8 @@ class OneMachineTests(PageCase):
         members, nodes, client, away, user, backup, restore = blocks("sh")
         for block in (members, nodes, client):
             await self.run_(block)
-        self.assertIn("blue", self.said)
+        self.assertRegex(self.said, r"(?s)web1.*web1.*service\.join")
+        await self.run_("raxsr configuration set colour blue\n")
         await self.run_(backup)
         await self.run_("raxsr configuration set colour red\n")
         await self.run_(user)

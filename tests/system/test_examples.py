@@ -15,6 +15,7 @@ from twisted.internet import reactor
 from tests import ROOT
 from tests.system.processes import Child, ProcessTestCase, sharedRegistry
 from txserviceregistry import Client
+from txserviceregistry.coordination import Lock
 from txserviceregistry.settings import readSettings
 
 EXAMPLES = ROOT / "examples"
@@ -161,6 +162,19 @@ class ExampleTests(ProcessTestCase):
         self.assertEqual(counter.exitCode, 0)
         self.assertEqual((await self.registry.services.listForTag("counter"))["values"], [])
         self.assertNoTraceback()
+
+    async def test_aProgramFromConsul(self) -> None:
+        """The program that was migrated prints what it did, also while another process has its lock."""
+        program = self.example("fromconsul.py")
+        await program.ended
+        found = "10.0.0.5 8000\n4\n"
+        self.assertEqual((program.exitCode, program.output, program.errors), (0, f"{found}reporting\n", ""))
+        held = await Lock(self.registry, "/web/report", holder="other").acquire()
+        self.addCleanup(held.release)
+        program = self.example("fromconsul.py")
+        await program.ended
+        self.assertEqual((program.exitCode, program.output), (0, f"{found}held by other\n"))
+        self.assertEqual((await self.registry.services.listForTag("web"))["values"], [])
 
 
 class ClusterTests(ProcessTestCase):
