@@ -13,8 +13,11 @@ from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from tests.system.etcd.etcds import newPrefix, sharedEtcd
 from tests.system.faults.proxy import Proxy
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK, EtcdCase
+from txserviceregistry.registry.eventids import position
 from txserviceregistry.registry.stores.etcd.batches import GROUP, Batches, Transaction, eventsIn
+from txserviceregistry.registry.stores.etcd.events import EtcdEvents
 from txserviceregistry.registry.stores.etcd.gateway import Etcd, endOf, put
+from txserviceregistry.registry.stores.etcd.part import TenantIds
 from txserviceregistry.registry.stores.interfaces import LimitExceeded, StoreUnavailable
 
 NOW = 1_700_000_000.0
@@ -143,6 +146,19 @@ class GroupsTests(EtcdCase):
         self.assertEqual(await self.events(), positions)
         found = await self.asked.all(f"{self.prefix}large")
         self.assertEqual([len(each.value) for each in found], [250_000] * 9)
+
+    async def test_eventsOfLargeGroupsAreRead(self) -> None:
+        """Groups of events as large as etcd takes are read and dropped in parts that a response may have."""
+        node = self.node("a")
+        events = EtcdEvents(self.asked, node, self.prefix, TenantIds(lambda: NOW), CLOCK, lambda: NOW)
+        made: list[int] = []
+        for group in range(14):
+            made += await gatherResults([self.event(node, f"{group:024000}") for _ in range(GROUP)])
+        found = await events.list(T, made[3], 1000, None)
+        self.assertEqual([position(each.id) for each in found], made[3:])
+        self.assertEqual(await events.list(T, 0, 1000, {"lock.expire"}), [])
+        self.assertEqual(await events.drop(made[-1]), len(made) - 1)
+        self.assertEqual(await self.events(), made[-1:])
 
     async def test_aLostAnswerIsReadBack(self) -> None:
         """Over a network that loses every second answer each change is made once, beside another node's changes."""

@@ -5,14 +5,14 @@ The clock is a key that every change of the tenant's objects sets. It holds the 
 that event ids grow strictly whichever node makes them, and how many objects there are. A group whose guard fails has
 lost to another node's group: it is worked out again over what is there now. So that nodes do not starve each other,
 all changes that wait together go together, and nodes that make changes of one tenant take turns. The events of a group
-share a key.
+share keys.
 """
 
 from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import attrs
@@ -34,6 +34,8 @@ _T = TypeVar("_T")
 GROUP = 40
 #: Bytes that a transaction sets before it takes no further change: etcd takes requests of 1.5 MB.
 LARGEST = 1_000_000
+#: Bytes of the events that share a key, unless a single one is larger: so a page of keys stays small.
+SHARED = 16_000
 #: Seconds that a change waits and is tried while other nodes are always quicker.
 PATIENCE = 8.0
 #: Seconds for which a process that has made changes of a tenant is expected to make more, and those of a turn at most.
@@ -154,15 +156,28 @@ class Transaction:
         """The changes, as etcd takes them."""
         made = [deletion(key) if change is None else put(key, change) for key, change in self._changes.items()]
         for kind in dict.fromkeys(kind for kind, _, _ in self._events):
-            events = [(position, event) for of, position, event in self._events if of == kind]
-            value = b'{"v":2,"events":[%s]}' % b",".join(event for _, event in events)
-            made.append(put(f"{prefix}{kind}/{tenant}/{events[-1][0]:016x}", value))
+            for events in _shared((position, event) for of, position, event in self._events if of == kind):
+                value = b'{"v":2,"events":[%s]}' % b",".join(event for _, event in events)
+                made.append(put(f"{prefix}{kind}/{tenant}/{events[-1][0]:016x}", value))
         return made
 
     @property
     def compares(self) -> Collection[dict[str, Any]]:
         """The guards, as etcd takes them."""
         return self._guards.values()
+
+
+def _shared(events: Iterable[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    """The events, in parts that share a key."""
+    part, size = list[tuple[int, bytes]](), 0
+    for each in events:
+        if part and size + len(each[1]) > SHARED:
+            yield part
+            part, size = [], 0
+        part.append(each)
+        size += len(each[1])
+    if part:
+        yield part
 
 
 def lastPosition(found: KeyValue) -> int:

@@ -16,8 +16,11 @@ from ....util.deferred import returnsDeferred
 from ...model import PLAIN_TYPES
 from ..interfaces import EventRecord
 from .batches import TenantClock, eventsIn, lastPosition
-from .gateway import PAGE, after, deletion, endOf, reading, unchanged
+from .gateway import after, deletion, endOf, reading, unchanged
 from .part import Part
+
+#: Keys in one read: so many of the largest events, of both kinds, are as much as a response may have.
+KEYS = 32
 
 
 @attrs.define(eq=False)
@@ -36,8 +39,8 @@ class EtcdEvents(Part):
         prefixes = self._prefixes(tenant)[: 1 if isPlain else 2]
         idAt = self._ids.of(tenant).idAt
         events: list[EventRecord] = []
-        # Keys in a page: each has one event at least, and those of a group up to some dozens.
-        size = 16
+        # Each key has one event at least.
+        size = min(KEYS, count)
         while True:
             # At one revision, so that no event is skipped.
             done = await self._etcd.txn(
@@ -57,7 +60,7 @@ class EtcdEvents(Part):
                         return events
             if last is None:
                 return events
-            position, size = last + 1, min(PAGE, 4 * size)
+            position = last + 1
 
     @returnsDeferred
     async def last(self, tenant: str) -> str | None:
@@ -86,7 +89,7 @@ class EtcdEvents(Part):
             for prefix in self._prefixes(clock.key.rpartition("/")[2]):
                 end = f"{prefix}{max(before, 0):016x}"
                 while True:
-                    found, _ = await self._etcd.range(prefix, end, PAGE)
+                    found, _ = await self._etcd.range(prefix, end, KEYS)
                     if not found:
                         break
                     await self._etcd.txn((), [deletion(prefix, after(found[-1]))])
