@@ -269,20 +269,13 @@ class Etcd:
         """
         body = {"compare": compare, "success": success, "failure": failure}
         isWrite = any("request_range" not in each for each in (*success, *failure))
-        asked, works = self._clock.seconds(), True
+        asked = self._clock.seconds()
         try:
             answer = await self._ask(_TXN, body, patience, urgency)
         except StoreUnavailable as error:
-            works = isinstance(error, EtcdError) and error.code in _OF_WHAT_WAS_ASKED
+            self._count(isWrite, asked, isinstance(error, EtcdError) and error.code in _OF_WHAT_WAS_ASKED)
             raise
-        finally:
-            seconds = max(0.0, self._clock.seconds() - asked)
-            if isWrite:
-                self.statistics.writes.add(seconds)
-                self.statistics.isWritable = works
-            else:
-                self.statistics.reads.add(seconds)
-                self.statistics.isReadable = works
+        self._count(isWrite, asked, True)
         reads = (response.get("response_range", {}) for response in answer.get("responses", ()))
         found = [[keyValue(each) for each in read.get("kvs", ())] for read in reads]
         return Txn(bool(answer.get("succeeded")), int(answer["header"]["revision"]), found)
@@ -369,6 +362,15 @@ class Etcd:
                 raise
 
     # -- inside
+
+    def _count(self, isWrite: bool, asked: float, works: bool) -> None:
+        seconds = max(0.0, self._clock.seconds() - asked)
+        if isWrite:
+            self.statistics.writes.add(seconds)
+            self.statistics.isWritable = works
+        else:
+            self.statistics.reads.add(seconds)
+            self.statistics.isReadable = works
 
     async def _ask(
         self,

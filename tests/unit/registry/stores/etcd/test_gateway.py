@@ -29,6 +29,7 @@ from txserviceregistry.registry.stores.etcd.gateway import (
     Urgency,
     User,
     put,
+    reading,
 )
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.util.concurrency import PrioritySemaphore
@@ -123,6 +124,17 @@ class TroubleTests(EtcdCase):
         text = await self.refuses(EtcdError, self.etcd(server.url).txn((), [put("/a", b""), put("/a", b"")]))
         self.assertIn("duplicate key", text)
         self.assertEqual(len(server.calls), 1)
+
+    async def test_whatIsGivenUpSaysNothingOfEtcd(self) -> None:
+        """A transaction whose caller stops waiting is neither a read nor a write, and etcd is as it was."""
+        etcd = self.etcd(self.serve(lambda call: None).url)
+        counted = etcd.statistics
+        counted.isReadable = counted.isWritable = False
+        for works in (etcd.txn((), [reading("/a")]), etcd.txn((), [put("/a", b"")])):
+            works.cancel()
+            await self.refuses(CancelledError, works)
+        self.assertEqual((counted.isReadable, counted.isWritable), (False, False))
+        self.assertEqual((sum(counted.reads.counts), sum(counted.writes.counts)), (0, 0))
 
     async def test_theGateIsAskedBeforeEachTry(self) -> None:
         """When nothing may be asked any more, a request that is being tried again ends."""
