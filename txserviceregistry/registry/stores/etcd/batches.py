@@ -229,7 +229,8 @@ class Batches:
     _idle: Waiters[None] = attrs.Factory(Waiters)
     # When each process has made a group last, by tenant, in their order.
     _commits: dict[str, dict[str, float]] = attrs.Factory(dict)
-    _committed: Waiters[None] = attrs.Factory(Waiters)
+    # The group that waits for its turn, by tenant.
+    _committed: dict[str, Waiters[None]] = attrs.Factory(dict)
     # Seconds that a transaction takes, on average.
     _turn: float = 0.0
 
@@ -263,7 +264,8 @@ class Batches:
         """A process has made a group of a tenant's changes."""
         others = {each: at for each, at in self._recent(tenant) if each != process}
         self._commits[tenant] = {**others, process: self._clock.seconds()}
-        self._committed.fire(None)
+        if tenant in self._committed:
+            self._committed[tenant].fire(None)
 
     def _recent(self, tenant: str) -> list[tuple[str, float]]:
         """The processes that make changes of a tenant, the last one last, with when they did."""
@@ -272,10 +274,10 @@ class Batches:
 
     async def _untilTurn(self, tenant: str) -> None:
         """Let the processes go first that are between the last one and this one: of groups at once all but one fail."""
-        begun = self._clock.seconds()
+        begun, committed = self._clock.seconds(), self._committed.setdefault(tenant, Waiters())
         while (left := begun + self._turn * self._before(tenant) - self._clock.seconds()) > 0:
             try:
-                await self._committed.wait().addTimeout(left, self._clock)
+                await committed.wait().addTimeout(left, self._clock)
             except TimeoutError:
                 return
 
@@ -350,8 +352,6 @@ class Batches:
             self._turn += (min(TURN, self._clock.seconds() - sent) - self._turn) / 8
             if done.succeeded:
                 transaction.made = done.revision
-                self.committed(tenant, self.process)
-                self.clockChanged(tenant, KeyValue(clockKey, clockValue, 0, done.revision, 0))
             else:
                 # If the answer was lost it was sent again, and failed then: what it did the first time, the key shows
                 # that only this node sets.
@@ -360,6 +360,8 @@ class Batches:
                 if commit is not None and commit.value == number:
                     transaction.made = commit.modified
             if transaction.made:
+                self.committed(tenant, self.process)
+                self.clockChanged(tenant, KeyValue(clockKey, clockValue, 0, transaction.made, 0))
                 self._etcd.statistics.commits.add(len(steps))
                 return outcomes
             if isAssumed and clockKey in found and found[clockKey].modified != revision:
