@@ -58,7 +58,8 @@ class ResolvingTimedOut(ConnectTimeout):
 class _Threads(ThreadPool):
     """Lookups that hang delay neither others, up to the number of threads, nor the end of the process."""
 
-    threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment] # makes threads, as the class does
+    # As a plain class attribute it would become a method from Python 3.14 on.
+    threadFactory = staticmethod(partial(Thread, daemon=True))  # type: ignore[assignment] # makes threads, as the class does
 
 
 @lru_cache(maxsize=1)
