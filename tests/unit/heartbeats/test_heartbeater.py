@@ -21,6 +21,10 @@ from txserviceregistry.errors import (
     ServiceExists,
 )
 from txserviceregistry.heartbeats.heartbeater import HeartBeater
+from txserviceregistry.heartbeats.single import HeartbeatContext
+from txserviceregistry.heartbeats.stalls import StallWatch
+from txserviceregistry.util.concurrency import PrioritySemaphore
+from txserviceregistry.util.suspend import SuspendWatch
 
 GONE = NotFound(404, "notFoundError", "object does not exist", 'Object "Service" with key "web1" does not exist')
 MARKER = NotFound(
@@ -575,6 +579,24 @@ class HeartBeaterTests(SynchronousTestCase):
             heartBeater.start()
             self.pass_(10)
             self.assertEqual((heartBeater.state, self.clock.getDelayedCalls()), ("stopped", []), state)
+
+    def test_theServiceThatIsNextMayStopIt(self) -> None:
+        """A failed registration makes room for another one, whose code may stop this one: nothing is left of it."""
+        stalls, suspends = StallWatch(self.clock), SuspendWatch(self.clock, lambda: 0.0)
+        context = HeartbeatContext(stalls, suspends, registrations=PrioritySemaphore(1))
+        registering: Deferred[str] = Deferred()
+        first = self.heartBeater(token=None, register=lambda: registering, context=context)
+
+        def stopTheFirst() -> Deferred[str]:
+            first.stop()
+            return Deferred()
+
+        second = self.heartBeater(token=None, register=stopTheFirst, context=context)
+        first.start()
+        second.start()
+        registering.errback(ServerError(503))
+        second.stop()
+        self.assertEqual((first.state, self.clock.getDelayedCalls()), ("stopped", []))
 
     def test_startsAgain(self) -> None:
         """After a stop in the middle of a heartbeat it can be started again: one loop runs."""
