@@ -228,7 +228,7 @@ class HeartBeater(SingleHeartbeats):
 
     def _end(self, lost: Failure | None) -> None:
         self._lost = lost
-        self._endForGood()
+        self._forgetTries()
         if self._batcher is not None:
             self._batcher.leave(self)
         self._transition(_State.STOPPED)
@@ -262,7 +262,7 @@ class HeartBeater(SingleHeartbeats):
         """Have heartbeats sent in batches, if the registry accepts these; the next one at that time at the latest."""
         if self._batcher is None or self.nextToken is None or not self._batcher.isOffered:
             return False
-        self._endForGood()
+        self._forgetTries()
         self._batcher.join(self, due)
         return True
 

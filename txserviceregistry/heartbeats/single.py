@@ -174,7 +174,7 @@ class SingleHeartbeats:
         self._context.suspends.add(self._resumed)
         self._try()
 
-    def _endForGood(self) -> None:
+    def _forgetTries(self) -> None:
         """Leave nothing on the reactor, and forget the failures."""
         self._context.suspends.discard(self._resumed)
         self._endTries()

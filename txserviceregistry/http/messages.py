@@ -102,7 +102,7 @@ class Request:
     _clock: IReactorTime
     stage: Callable[[str], str]
     timeout: float
-    body: bytes | None = attrs.field(default=None, converter=attrs.converters.optional(encodeJSON))
+    body: bytes | None = attrs.field(default=None, converter=attrs.converters.optional(encodeJSON), repr=False)
     isRepeatable: bool = attrs.field(alias="repeatable", kw_only=True)
     wait: float | None = None
     lane: Lane = Lane.ORDINARY
