@@ -189,12 +189,7 @@ class SingleHeartbeats:
         self._timer = self._context.stalls.callLater(max(0.0, moment - self._clock.seconds()), self._try)
 
     def _endTries(self) -> None:
-        self._endTry()
-        if self._late is not None:
-            self._late.end()
-
-    def _endTry(self) -> None:
-        """End the current try, or the wait for it."""
+        """End the current try, or the wait for it, and those that are late."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
@@ -202,6 +197,8 @@ class SingleHeartbeats:
         if work is not None:
             work.cancel()
         self._giveTurn()
+        if self._late is not None:
+            self._late.end()
 
     def _giveTurn(self) -> None:
         turn, self._turn = self._turn, None
@@ -334,8 +331,6 @@ class SingleHeartbeats:
 
     def _failed(self, failure: Failure) -> None:
         error = failure.value
-        # If it is one that was late, the one after it ends too.
-        self._endTry()
         if self._isGone(error):
             self._refused(failure)
             return
