@@ -610,6 +610,20 @@ class HeartBeaterTests(SynchronousTestCase):
         self.pass_(25)
         self.assertEqual(len(self.services.sent), 3)
 
+    def test_forgetsItsFailures(self) -> None:
+        """One that is started again retries as soon, and logs as little, as if it had never failed."""
+        heartBeater = self.heartBeater(3)
+        self.services.answer = ConnectionFailed("refused")
+        heartBeater.start()
+        self.pass_(60)
+        heartBeater.stop()
+        self.services.sent.clear()
+        self.logged.clear()
+        heartBeater.start()
+        self.assertEqual(self.logged, [])
+        self.pass_(0.2)
+        self.assertEqual((len(self.services.sent), self.logged), (4, ["warn"]))
+
     def test_aTokenThatCannotBeKept(self) -> None:
         """If what is called with each token fails, that is logged, and the heartbeat is repeated with the old token."""
         errors = [ValueError("no"), ValueError("no")]
