@@ -201,6 +201,9 @@ class Client:
         self.events = EventsClient(self._transport, suspends)
         self.account = AccountClient(self._transport)
         self.treq = HTTPClient(RetryingAuthAgent(ordinary, authenticator))
+        # What the services that read the event feed through this client share. It refers to the client, and is garbage
+        # with it.
+        self.shared: dict[object, Any] = {}
         self._closing: Deferred[None] | None = None
 
     @classmethod

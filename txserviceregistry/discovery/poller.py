@@ -151,6 +151,8 @@ class EventPoller:
         self._waiters: Waiters[bool | None] = Waiters(self._stopPolling)
         self._quietListeners: Listeners[[]] = Listeners(self._log, "a quiet event feed")
         self._polling: BackgroundTask | None = None
+        # Whether the last page of the shared request was full, so that there may be more.
+        self._isBehind = False
         # How many requests that wait have failed in a row where others succeeded, and until when no other one is sent.
         self._refusedWaits = 0
         self._pollUntil = 0.0
@@ -209,12 +211,15 @@ class EventPoller:
             if events:
                 return events
             if not self._isOpening and events is None and span is not quiet:
+                end = span.end
                 page = await self.read(cursor)
                 if not cursor.isQuiet(page):
                     return page
                 if not self.isLive and self._polling is None:
-                    self._span = span = _Span(cursor)
-                quiet = span
+                    self._span = quiet = _Span(cursor)
+                elif self.isLive or span.end is end:
+                    # Otherwise the shared request has brought events that may have come after this page was made.
+                    quiet = span
                 onQuiet()
                 continue
             forget = self._quietListeners.add(onQuiet)
@@ -315,6 +320,7 @@ class EventPoller:
         if task.isStopping:
             return
         self._polling = None
+        self._isBehind = len(page) >= PAGE
         if isinstance(outcome, Failure) or span.end.isStale(page):
             # Each subscriber reads on its own, which shows whether its own place is stale.
             self._span = _Span(Cursor())
@@ -325,7 +331,8 @@ class EventPoller:
     async def _nextPage(self, cursor: Cursor) -> list[Event]:
         began = self._client.clock.seconds()
         if EVENTS_WAIT not in self._client.extensions or began < self._pollUntil:
-            await self._client.pause(self._interval * (1.0 - 0.2 * self._random()))
+            if not self._isBehind:
+                await self._client.pause(self._interval * (1.0 - 0.2 * self._random()))
             return await self.read(cursor)
         try:
             page = await self.read(cursor, WAIT)
@@ -443,7 +450,7 @@ def pollerOf(client: Client, types: Collection[str] = WATCHED) -> EventPoller:
 
 def sharedBy(client: Client, key: object, make: Callable[[], _T]) -> _T:
     """What the subscribers of a client share: made when it is first used, and garbage with the client."""
-    shared: dict[object, _T] = vars(client).setdefault("_sharedBySubscribers", {})
-    if key not in shared:
-        shared[key] = make()
-    return shared[key]
+    if key not in client.shared:
+        client.shared[key] = make()
+    shared: _T = client.shared[key]
+    return shared

@@ -12,8 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakeagent import Proxy
 from txserviceregistry import Client
-from txserviceregistry.discovery import Directory, poller
-from txserviceregistry.discovery.cursor import Cursor, StaleCursor
+from txserviceregistry.discovery import Directory, EventsFeed, poller
+from txserviceregistry.discovery.cursor import Cursor, StaleCursor, markerAt
 from txserviceregistry.discovery.poller import EventPoller, pollerOf
 from txserviceregistry.errors import ConnectionFailed, MalformedResponse
 from txserviceregistry.testing import FakeRegistry
@@ -153,6 +153,50 @@ class PollerTests(SynchronousTestCase):
         cursor = Cursor(self.happen(), True)
         self.fake.answerNext(200, json.dumps(page).encode(), "application/json")
         self.failureResultOf(self.poller.read(cursor), MalformedResponse)
+
+    def test_anEventDuringItsOwnRequest(self) -> None:
+        """What happens after the registry has answered a subscriber, and before that response comes, is not missed."""
+        self.happen()
+        self.fake.advance(2)
+        behind = Cursor(markerAt(self.fake.wallClock() - 1))
+        waiting = self.after(Cursor(self.happen(), True))
+        self.successResultOf(self.after(behind))
+        end = self.fake.wallClock()
+        self.fake.advance(2)
+        original, late = self.client.events.list, Deferred[None]()
+
+        def slow(*args: Any, **options: Any) -> Deferred[Any]:
+            listing.restore()
+            return original(*args, **options).addCallback(lambda page: late.addCallback(lambda _: page))
+
+        listing = self.patch(self.client.events, "list", slow)
+        another = self.after(Cursor(markerAt(end + 1)))
+        self.assertNoResult(waiting)
+        new = self.happen()
+        self.successResultOf(waiting)
+        self.after(Cursor(new, True))
+        late.callback(None)
+        self.fake.flush()
+        self.assertEqual([event["id"] for event in self.successResultOf(another)], [new])
+
+    def test_manyEventsWithoutWaits(self) -> None:
+        """Where the registry can't wait, a full page is followed by the next one at once."""
+        self.patch(poller, "PAGE", 10)
+        agent = Proxy(self.fake.agent, isPlain=True)
+        client = Client(
+            self.fake.username, self.fake.apiKey, baseUrl=self.fake.url, agent=agent, reactor=self.fake.clock
+        )
+        feed = EventsFeed(client, self.happen())
+        seen: list[Any] = []
+        feed.onEvent(seen.append)
+        feed.startService()
+        self.fake.advance(12)
+        self.assertEqual(len(seen), 1)
+        for _ in range(95):
+            self.change()
+        self.fake.advance(5.5)
+        self.assertEqual(len(seen), 96)
+        self.successResultOf(feed.stopService())
 
     def test_nothingHappens(self) -> None:
         """While nothing happens, a request ends after half a minute, and the next one begins."""
