@@ -55,6 +55,7 @@ HEARTBEATS = "heartbeats"
 _NO_PAGE = "The page cannot be found"
 _EXTENSIONS = b"X-Service-Registry-Extensions"
 _EVENT_STREAM = "text/event-stream"
+_CLOSED = "This client has been closed"
 
 
 class Transport:
@@ -210,7 +211,7 @@ class Transport:
         Fails with ``ConnectionFailed`` if it is none, and otherwise as the agent does.
         """
         if self.isClosed:
-            raise ClientClosed("This client has been closed")
+            raise ClientClosed(_CLOSED)
         session = await self._authenticator.session()
         url = self.baseUrl + pathOf(path, query)
         fields = {"Host": urlsplit(url).netloc, **USER_AGENT, "Accept": _EVENT_STREAM, "X-Auth-Token": session.token}
@@ -255,13 +256,15 @@ class Transport:
 
     def pause(self, seconds: float) -> Deferred[None]:
         """Wait for so many *seconds*. Fails with :class:`ClientClosed` when this transport is closed before."""
+        if self.isClosed:
+            return fail(ClientClosed(_CLOSED))
         pause = self._pauses.wait()
         return cancelWith(self._clock.callLater(seconds, self._pauses.fire, None, [pause]), pause)
 
     def close(self) -> None:
         """End the pauses. The requests end with their agent."""
         self.isClosed = True
-        self._pauses.fire(Failure(ClientClosed("This client has been closed")))
+        self._pauses.fire(Failure(ClientClosed(_CLOSED)))
 
 
 @lru_cache(maxsize=8)

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.defer import Deferred
+
 from ..discovery.cursor import Cursor, StaleCursor
 from ..discovery.poller import sharedBy
 from ..discovery.subscriber import Subscriber
 from ..discovery.task import BackgroundTask
+from ..http.jsontransport import ClientClosed
 from ..util.listeners import Listeners
 
 if TYPE_CHECKING:
@@ -54,6 +57,16 @@ class LockWatch(Subscriber):
 
     def _load(self) -> None:
         self._cursor = None
+
+    async def _run(self, run: BackgroundTask) -> None:
+        try:
+            await super()._run(run)
+        except ClientClosed:
+            # Nobody can stop this: those that hold locks of a closed client have lost them, and end by themselves.
+            pass
+
+    def _pause(self, seconds: float) -> Deferred[None]:
+        return self._client.pause(seconds)
 
     async def _step(self, run: BackgroundTask) -> None:
         if self._cursor is None:

@@ -86,6 +86,10 @@ class Subscriber(Service):
     def _interrupted(self) -> None:
         """A step has failed."""
 
+    def _pause(self, seconds: float) -> Deferred[None]:
+        """Wait before the next try."""
+        return deferLater(self._clock, seconds)
+
     def _stop(self, run: BackgroundTask) -> Deferred[None]:
         return run.stop()
 
@@ -122,7 +126,7 @@ class Subscriber(Service):
                     continue
                 self._interrupted()
                 if not run.isStopping:
-                    await deferLater(self._clock, delay)
+                    await self._pause(delay)
 
     async def _tryStep(self, run: BackgroundTask) -> float | None:
         """``None`` if it succeeded, or the seconds until the next try."""
