@@ -6,7 +6,7 @@ import random as randomModule
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
 from ..discovery.task import BackgroundTask
 from ..errors import UNKNOWN_OUTCOME, LockHeld, ServiceRegistryError
@@ -122,11 +122,14 @@ class Election(Contender):
     # -- inside
 
     @returnsDeferred
-    async def _acquire(self) -> Held:
+    async def _acquire(self, task: BackgroundTask) -> Held:
         try:
             return await self._lock.acquire(0)
         except LockHeld as error:
             self._setLeader(error.holder, error.fence)
+            if task.isStopping:
+                # A listener has stopped it, when there was nothing to cancel.
+                raise CancelledError()
         except UNKNOWN_OUTCOME:
             # The next call retries that.
             pass

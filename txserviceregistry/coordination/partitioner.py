@@ -295,7 +295,8 @@ class Partitioner(Contender):
                 del self._owned[item]
 
     def _retryLater(self) -> None:
-        if self._retryCall is None:
+        # What was begun before a stop may fail after it.
+        if self._retryCall is None and self._task is not None and not self._task.isStopping:
             self._retryCall = self._client.clock.callLater(_RETRY, self._retry)
 
     def _retry(self) -> None:

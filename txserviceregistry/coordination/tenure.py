@@ -90,7 +90,7 @@ class Contender(Service):
         self._outage = Outage(self._log, client.clock, self.impossible, name=name)
         self._task: BackgroundTask | None = None
 
-    def _acquire(self) -> Deferred[Held]:
+    def _acquire(self, task: BackgroundTask) -> Deferred[Held]:
         return self._lock.acquire()
 
     async def _hold(self, task: BackgroundTask, held: Held) -> bool:
@@ -120,7 +120,7 @@ class Contender(Service):
             try:
                 if delay:
                     await task.wait(self._client.pause(delay))
-                held = await task.wait(self._acquire())
+                held = await task.wait(self._acquire(task))
                 self._outage.succeeded()
                 if task.isStopping:
                     await held.release()

@@ -192,3 +192,25 @@ class ElectionTests(CoordinationTestCase):
         self.fake.advance(1)
         self.assertEqual(self.first.cancelled, 1)
         self.assertEqual(self.fake.clock.getDelayedCalls(), [])
+
+    def test_aClientThatIsClosedEndsTheWatch(self) -> None:
+        """The same if the leader is watched."""
+        for member in (self.first, self.second):
+            member.election.onChange(lambda leader: None)
+        self.fake.advance(1)
+        self.test_aClientThatIsClosedEndsIt()
+
+    def test_stopsWhenItLearnsWhoLeads(self) -> None:
+        """A listener that stops the election when another process leads does not leave it waiting for the lock."""
+        third = Member(self.newClient(), "third")
+        stopped: list[Deferred[None]] = []
+        third.election.onChange(lambda leader: stopped.append(third.election.stopService()))
+        self.fake.pause()
+        third.election.startService()
+        self.fake.resume()
+        self.fake.advance(1)
+        self.assertEqual(third.election.leader, "first")
+        self.successResultOf(stopped[0])
+        self.stop()
+        self.fake.advance(1)
+        self.assertEqual(third.work, [])

@@ -209,6 +209,19 @@ class PartitionerTests(PartitionerCase):
         self.passes(60)
         self.assertEqual(self.owned(), sorted(ITEMS))
 
+    def test_stopsDuringAnOutage(self) -> None:
+        """When it is stopped while the members are listed, and that fails, nothing is left on the reactor."""
+        member = self.join()
+        self.passes(7)
+        self.join().partitioner.stopService()
+        self.passes(4)
+        self.fake.pause()
+        self.passes(2)
+        stopped = member.partitioner.stopService()
+        self.passes(60)
+        self.successResultOf(stopped)
+        self.assertEqual(self.fake.clock.getDelayedCalls(), [])
+
     def test_startsAgain(self) -> None:
         """A partitioner that was stopped can be started again, and any text may name an item."""
         partitioner = Partitioner(self.client, GROUP, ["a", "ä/b c", ""], lambda _: None, settle=0)
