@@ -90,9 +90,12 @@ class Items(AsyncIterator[_T]):
 
     async def aclose(self) -> None:
         """Want no more items."""
-        self.__del__()
+        self._close()
 
     def __del__(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
         for forget in self._forget:
             forget()
         self._queue.close()
