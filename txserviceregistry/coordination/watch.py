@@ -62,7 +62,7 @@ class LockWatch(Subscriber):
         try:
             await super()._run(run)
         except ClientClosed:
-            # Nobody can stop this: those that hold locks of a closed client have lost them, and end by themselves.
+            # Holders of locks of a closed client have lost them, and end by themselves, without a stop of this.
             pass
 
     def _pause(self, seconds: float) -> Deferred[None]:
