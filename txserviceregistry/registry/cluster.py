@@ -143,6 +143,14 @@ class Cluster(Engine):
     async def untilDecided(self, scope: str, id: str | None) -> bool:
         end = self._clock.seconds() + _PATIENCE
         hasWaited = False
+        state = None if id is None else self._deadlines.active(scope, id)
+        if (
+            state is not None
+            and state.deadline <= state.aliveUntil <= self._deadlines.now()
+            and state.incarnation not in self._store.closed(scope)
+        ):
+            # It was left to another registry, where it may have expired by now: another vote tells.
+            self._deadlines.requeue(state)
         while self._mayHaveExpired(scope, id):
             if self._clock.seconds() >= end:
                 return False
@@ -155,7 +163,9 @@ class Cluster(Engine):
         if id is None:
             return any(state.incarnation in closed for state in self._deadlines.ofTenant(scope).values())
         state = self._deadlines.active(scope, id)
-        return state is not None and (state.incarnation in closed or state.deadline <= self._deadlines.now())
+        if state is None:
+            return False
+        return state.incarnation in closed or max(state.deadline, state.aliveUntil) <= self._deadlines.now()
 
     # -- IStoreListener
 
@@ -201,6 +211,8 @@ class Cluster(Engine):
             # A heartbeat that came since has put it back into the queue.
             if state.deadline <= now and self._deadlines.registered(registration) is state:
                 (due[registration],) = self.live.timestamps([state])
+                # What others answer counts from now at the earliest.
+                state.aliveUntil = now
         return due
 
     def lookAgain(self, registration: tuple[str, str]) -> None:
@@ -208,9 +220,14 @@ class Cluster(Engine):
         if state is not None:
             self._deadlines.requeue(state)
 
-    def leaveTo(self, registration: tuple[str, str]) -> None:
-        if self.secondsLeft(registration) > 0:
-            self.lookAgain(registration)
+    def leaveTo(self, registration: tuple[str, str], seconds: float) -> None:
+        state = self._deadlines.registered(registration)
+        if state is None:
+            return
+        if state.deadline > self._deadlines.now():
+            self._deadlines.requeue(state)
+        else:
+            state.aliveUntil += seconds
 
     def expired(self, registration: tuple[str, str]) -> None:
         state = self._deadlines.registered(registration)

@@ -285,6 +285,38 @@ class ClusterTests(ClusterCase):
         self.passes(1)
         self.assertEqual(self.fault(self.b.create(T, NewService("web1", 10)))[0], 400)
 
+    def test_anIdThatIsHeartbeatedElsewhereIsRefusedAtOnce(self) -> None:
+        """
+        Its deadline on B has passed. As soon as a vote has shown that A gets its heartbeats, B lets no create wait;
+        when the deadline that A had told has passed too, one create waits for another vote.
+        """
+        token = self.create(self.a)
+        self.passes(8)
+        token = self.beat(self.a, token)
+        self.passes(3.5)
+        self.assertEqual(self.fault(self.b.create(T, NewService("web1", 10)))[0], 400)
+        self.passes(4)
+        for _ in range(3):
+            token = self.beat(self.a, token)
+            self.passes(7)
+            creating = self.b.create(T, NewService("web1", 10))
+            self.assertNoResult(creating)
+            self.passes(1)
+            self.assertEqual(self.fault(creating)[0], 400)
+            self.assertEqual(self.fault(self.b.create(T, NewService("web1", 10)))[0], 400)
+        self.assertEqual(self.events(self.b), ["service.join"])
+
+    def test_anIdThatExpiresElsewhereIsWaitedFor(self) -> None:
+        """When the deadline that a vote told B of has passed too, a create on B waits until it is decided."""
+        token = self.create(self.a)
+        self.passes(8)
+        self.beat(self.a, token)
+        self.passes(10.05)
+        creating = self.b.create(T, NewService("web1", 10))
+        self.passes(1)
+        self.successResultOf(creating)
+        self.assertEqual(self.events(self.b), ["service.join", "service.timeout", "service.join"])
+
     def test_anotherTimeoutCountsForAll(self) -> None:
         """A timeout that was changed on A is the one that B goes by."""
         self.create(self.a, timeout=60)

@@ -122,6 +122,7 @@ class ServiceState:
     :ivar deadline: in seconds of the :class:`StallTolerantClock`.
     :ivar lastSeen: when its last heartbeat came, in milliseconds since the epoch; ``None`` before the first.
     :ivar proof: what its tokens have in common; empty before its first heartbeat here.
+    :ivar aliveUntil: its deadline at another registry, as far as that has told.
     """
 
     tenant: str
@@ -133,6 +134,7 @@ class ServiceState:
     # The deadline under which the queue holds this; other entries of it in the queue are void.
     _queued: float = _NOWHERE
     proof: str = ""
+    aliveUntil: float = _NOWHERE
 
     @property
     def name(self) -> tuple[str, str, str]:

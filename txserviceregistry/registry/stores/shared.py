@@ -52,10 +52,10 @@ class IStoreListener(Interface):
     def lookAgain(registration: tuple[str, str]) -> None:
         """Let :meth:`due` return a registration again, if its deadline has passed then."""
 
-    def leaveTo(registration: tuple[str, str]) -> None:
+    def leaveTo(registration: tuple[str, str], seconds: float) -> None:
         """
-        Another registry has received a heartbeat: unless the deadline is still to come here, let :meth:`due` return it
-        only after a heartbeat here, or :meth:`renewAll`.
+        Another registry has received a heartbeat, and its deadline is so many seconds away: unless the deadline is
+        still to come here too, :meth:`due` need not return it before a heartbeat here, or :meth:`renewAll`.
         """
 
     def expired(registration: tuple[str, str]) -> None:

@@ -94,7 +94,7 @@ class Listener:
     def lookAgain(self, registration: tuple[str, str]) -> None:
         self._waiting.add(registration)
 
-    def leaveTo(self, registration: tuple[str, str]) -> None:
+    def leaveTo(self, registration: tuple[str, str], seconds: float) -> None:
         if self.secondsLeft(registration) > 0:
             self._waiting.add(registration)
 

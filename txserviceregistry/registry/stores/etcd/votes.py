@@ -112,7 +112,8 @@ class Votes(Generic[_E]):
     :param node: the name of this node, which no other node has or had.
     :param secondsLeft: returns the seconds until a registration's deadline as this node knows it; 0 or less if it has
         passed or the registration is unknown, and the full timeout while a touch is under way.
-    :param onAlive: called with a registration of an own vote that another node has received a heartbeat for.
+    :param onAlive: called with a registration of an own vote that another node has received a heartbeat for, and the
+        seconds left there.
     :param onOpen: called with a registration that no vote closes any more.
     :param onExpired: called with the number of an own vote, a registration that no node has received a heartbeat for,
         and what was noted of it. The caller deletes the record, and calls :meth:`decided` when the outcome is known.
@@ -121,7 +122,7 @@ class Votes(Generic[_E]):
 
     _node: str
     _secondsLeft: Callable[[Registration], float]
-    _onAlive: Callable[[Registration], None]
+    _onAlive: Callable[[Registration, float], None]
     _onOpen: Callable[[Registration], None]
     _onExpired: Callable[[int, Registration, _E], object]
     isChanged: bool = True
@@ -252,11 +253,13 @@ class Votes(Generic[_E]):
         for number, vote in list(self._own.items()):
             if vote.undecided is not None or not self._members.keys() <= vote.answers.keys():
                 continue
-            places = {place for answer in vote.answers.values() for place in answer}
-            alive = [each for place, each in enumerate(vote.items) if place in places]
-            for each in alive:
+            left: dict[int, float] = {}
+            for answer in vote.answers.values():
+                left |= {place: max(seconds, left.get(place, 0.0)) for place, seconds in answer.items()}
+            alive = {each: left[place] for place, each in enumerate(vote.items) if place in left}
+            for each, seconds in alive.items():
                 self._reopen(each, (self._node, number))
-                self._onAlive(each)
+                self._onAlive(each, seconds)
             vote.undecided = set(vote.items).difference(alive)
             silent = [each for each in vote.items if each in vote.undecided]
             if not silent:

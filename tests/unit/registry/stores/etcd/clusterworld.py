@@ -530,7 +530,7 @@ class Process:
         if known is not None:
             known.isQueued = True
 
-    def leaveTo(self, registration: Registration) -> None:
+    def leaveTo(self, registration: Registration, seconds: float) -> None:
         """See :meth:`IStoreListener.leaveTo`."""
         known = self.known.get(registration)
         if known is not None:
