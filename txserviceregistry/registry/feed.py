@@ -131,7 +131,6 @@ class EventFeed:
                         return page
                 finally:
                     self._forget(tenant, change)
-                await self._turns.take()
         finally:
             if hasPlace:
                 self.places.give(tenant)
@@ -150,12 +149,22 @@ class EventFeed:
 
     def notify(self, tenants: Iterable[str], type: str | None = None) -> None:
         """These tenants have new events of a *type*, or of any types: let streams and those who wait have them."""
+        changes = []
         for tenant in tenants:
             self.streams.notify(tenant)
             for change, types in list(self._waiting.get(tenant, {}).items()):
                 if type is None or type in types:
                     self._forget(tenant, change)
-                    change.callback(True)
+                    changes.append(change)
+        if changes:
+            self._tasks.start(self._wake(changes))
+
+    async def _wake(self, changes: Iterable[Deferred[bool]]) -> None:
+        for change in changes:
+            await self._turns.take()
+            # One whose client has gone, or whose waiting has ended, has been called.
+            if not change.called:
+                change.callback(True)
 
     def lose(self) -> None:
         """

@@ -16,14 +16,16 @@ from urllib.parse import urlsplit
 
 import treq
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent, HTTPConnectionPool
 
-from txserviceregistry.registry.model import EVENT_TYPES
+from txserviceregistry.registry.model import EVENT_TYPES, Page
 from txserviceregistry.registry.service import RegistryService
+from txserviceregistry.registry.tasks import Turns
 
+from .registrycase import TENANT, RegistryCase
 from .wire import Api, Connection, Reply, fired, requestBytes
 
 EVENTS = "/v1.0/1234/events"
@@ -293,6 +295,87 @@ class WaitingTests(SynchronousTestCase):
             api.clock.advance(0)
         self.assertEqual({self.reply(each).code for each in calls}, {200})
         self.assertEqual(len(reads), 1000)
+
+
+class FeedTests(RegistryCase):
+    """Those who wait for events while the store, the reactor or the registry's end let them wait."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.create("web1", 120)
+        self.marker = self.successResultOf(self.memory.lastEvent(TENANT))
+        self.calls = len(self.clock.getDelayedCalls())
+
+    def waiting(self, seconds: float = 60) -> Deferred[Page]:
+        return Deferred.fromCoroutine(self.registry.feed.wait(TENANT, self.marker, 100, seconds))
+
+    def about(self, waiting: Deferred[Page]) -> list[str]:
+        return [event["payload"]["id"] for event in self.page(waiting).values]
+
+    def takeTime(self) -> None:
+        """Let each read of the feed take a turn of the reactor."""
+        read = self.memory.listEvents
+
+        def slow(*arguments: Any) -> Any:
+            self.clock.rightNow += Turns.SLICE
+            return read(*arguments)
+
+        self.patch(self.memory, "listEvents", slow)
+
+    def test_aChangeAfterTheEnd(self) -> None:
+        """A change is answered that is made while those who read the feed at the end still do so."""
+        held = self.store.hold("listEvents")
+        waiting = self.waiting()
+        self.registry.endWaiting()
+        self.create("web2")
+        held.pop().release()
+        self.assertEqual(self.about(waiting), ["web1", "web2"])
+
+    def test_aChangeWhileTheFeedIsRead(self) -> None:
+        """An event that comes after the feed was read, and before the answer of the store, is not missed."""
+        held = self.store.hold("listEvents", acts=True)
+        waiting = self.waiting()
+        self.create("web2")
+        while held:
+            held.pop().release()
+        self.assertEqual(self.about(waiting), ["web1", "web2"])
+
+    def test_aHundredAreAnsweredOneByOne(self) -> None:
+        """A change holds the reactor up for a moment only, however many wait for it; all are answered in order."""
+        answered: list[int] = []
+        for number in range(100):
+            self.waiting().addCallback(lambda _, number=number: answered.append(number))
+        self.takeTime()
+        self.create("web2")
+        self.assertEqual(answered, [0])
+        # The others have not been touched: they still have their timers.
+        self.assertGreaterEqual(len(self.clock.getDelayedCalls()), self.calls + 99)
+        self.clock.advance(0)
+        self.assertEqual(answered, list(range(100)))
+
+    def test_goneBeforeItsTurn(self) -> None:
+        """Those who go, or whose time is over, before they are told of an event keep no others waiting."""
+        first, gone, late, last = self.waiting(), self.waiting(), self.waiting(Turns.SLICE), self.waiting()
+        self.takeTime()
+        self.create("web2")
+        gone.cancel()
+        self.failureResultOf(gone, CancelledError)
+        self.clock.advance(0)
+        self.assertEqual([self.about(each)[0] for each in (first, late)], ["web1"] * 2)
+        self.assertEqual(self.about(last), ["web1", "web2"])
+        self.assertEqual(self.registry.figures().subscribers, 0)
+
+    def test_theEndBeforeTheirTurn(self) -> None:
+        """At the end all have the event, and nothing is left on the reactor."""
+        waiting = [self.waiting() for _ in range(5)]
+        self.takeTime()
+        self.create("web2")
+        self.registry.endWaiting()
+        self.assertEqual([self.about(each) for each in waiting], [["web1", "web2"]] * 5)
+        self.assertEqual(self.about(self.waiting()), ["web1", "web2"])
+        self.assertEqual(self.registry.figures().subscribers, 0)
+        self.successResultOf(self.registry.stop())
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
 class SocketTests(TestCase):
