@@ -121,16 +121,23 @@ class Database:
 
     @contextmanager
     def operation(self) -> Iterator[None]:
-        """One operation, alone or among those of a transaction. If it fails, it is undone, and nothing else."""
+        """
+        One operation, alone or among those of a transaction. If it fails, it is undone, and nothing else; if that is not
+        possible, neither is the transaction.
+        """
         self._execute("SAVEPOINT operation")
         try:
             yield
+            self._execute("RELEASE operation")
         except BaseException:
             if self.inTransaction:
-                self._execute("ROLLBACK TO operation")
-                self._execute("RELEASE operation")
+                try:
+                    self._execute("ROLLBACK TO operation")
+                    self._execute("RELEASE operation")
+                except sqlite3.Error:
+                    self.undo()
+                    raise
             raise
-        self._execute("RELEASE operation")
 
     def undo(self) -> None:
         """Undo all of the transaction, and end it."""
