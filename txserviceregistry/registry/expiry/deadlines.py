@@ -175,6 +175,9 @@ class Deadlines:
         self.isAuthoritative = True
         self._active: dict[str, dict[str, ServiceState]] = {}
         self._expired: dict[str, dict[str, ServiceState]] = {}
+        # What expired() returned last, until it changes: with a full disk it may become large, and is asked for by all
+        # who read.
+        self._snapshots: dict[str, frozenset[str]] = {}
         self._queue: list[tuple[float, ServiceState]] = []
         # Where this registry is not authoritative: the services by tenant and incarnation.
         self._registrations: dict[tuple[str, str], ServiceState] = {}
@@ -263,6 +266,7 @@ class Deadlines:
         """Let an active service expire."""
         _remove(self._active, state, state.id)
         self._expired.setdefault(state.tenant, {})[state.incarnation] = state
+        self._snapshots.pop(state.tenant, None)
 
     def requeue(self, state: ServiceState) -> None:
         """Let :meth:`collect` find a service again that it has found, when its deadline has passed."""
@@ -272,7 +276,11 @@ class Deadlines:
 
     def expired(self, tenant: str) -> frozenset[str]:
         """The incarnations of the expired services of *tenant*."""
-        return frozenset(self._expired.get(tenant, ()))
+        if tenant not in self._expired:
+            return frozenset()
+        if tenant not in self._snapshots:
+            self._snapshots[tenant] = frozenset(self._expired[tenant])
+        return self._snapshots[tenant]
 
     def isExpired(self, tenant: str, incarnation: str) -> bool:
         """Whether this incarnation is expired."""
@@ -292,6 +300,7 @@ class Deadlines:
             _remove(self._active, state, id)
             _remove(self._expired, state, incarnation)
             self._registrations.pop((tenant, incarnation), None)
+            self._snapshots.pop(tenant, None)
             state._queued = _NOWHERE
             self.onForgotten(state)
 

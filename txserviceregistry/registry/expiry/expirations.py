@@ -89,26 +89,29 @@ class ExpirationQueue:
         self._waiters.fire(Failure(_stopping()))
 
     async def _persistAll(self) -> None:
-        while self._queue and not self._isStopped:
-            group = list(islice(self._queue, self.GROUP))
-            pending = [expiration for expiration in group if self._isPending(expiration)]
-            try:
-                if pending:
-                    await self._persist(pending)
-            except Exception:
-                failure = Failure()
-                self._outage.failed(None if failure.check(Fault) else failure, count=len(self._queue))
-                self._waiters.fire(failure)
-                break
-            for _ in group:
-                self._queue.popleft()
-            self.report(pending)
-            self._waiters.fire(None)
-            if self._queue and not self._isStopped:
-                # stop() cancels it, which is not a failure.
-                self._turn = deferLater(self._clock, 0).addErrback(lambda _: None)
-                await self._turn
-        self._isBusy = False
+        try:
+            while self._queue and not self._isStopped:
+                await self._persistGroup()
+                if self._queue and not self._isStopped:
+                    # stop() cancels it, which is not a failure.
+                    self._turn = deferLater(self._clock, 0).addErrback(lambda _: None)
+                    await self._turn
+        except Exception:
+            failure = Failure()
+            self._outage.failed(None if failure.check(Fault) else failure, count=len(self._queue))
+            self._waiters.fire(failure)
+        finally:
+            self._isBusy = False
+
+    async def _persistGroup(self) -> None:
+        group = list(islice(self._queue, self.GROUP))
+        pending = [expiration for expiration in group if self._isPending(expiration)]
+        if pending:
+            await self._persist(pending)
+        for _ in group:
+            self._queue.popleft()
+        self.report(pending)
+        self._waiters.fire(None)
 
     def report(self, expirations: Sequence[Expiration]) -> None:
         """Log expirations that are persisted."""

@@ -165,11 +165,13 @@ class SqliteStore(TableStore):
         self._lastSeen = {}
         writes = [self._writer.submit(partial(Tables.recordLastSeen, seen=part), background=True) for part in parts]
         outcomes = await DeferredList(writes, consumeErrors=True)
+        refused: dict[tuple[str, str, str], int] = {}
         for part, (_, failure) in zip(parts, outcomes, strict=True):
             if isinstance(failure, Failure) and failure.check(StoreUnavailable):  # which the writer has logged
-                self._lastSeen = {**dict(part), **self._lastSeen}
+                refused.update(part)
             elif isinstance(failure, Failure):
                 self._log.failure("Cannot write the times of heartbeats", failure)
+        self._lastSeen = refused | self._lastSeen  # which may have later ones
         self._lastSeenCall = None
         if self._lastSeen and self._writer.isRunning:
             self._writeLastSeenLater()
