@@ -122,8 +122,8 @@ class Database:
     @contextmanager
     def operation(self) -> Iterator[None]:
         """
-        One operation, alone or among those of a transaction. If it fails, it is undone, and nothing else; if that is not
-        possible, neither is the transaction.
+        One operation, alone or among those of a transaction. If it fails, it is undone, and nothing else; if that is
+        not possible, the whole transaction is undone.
         """
         self._execute("SAVEPOINT operation")
         try:
