@@ -140,14 +140,14 @@ class ApiChannel(Client, HTTPChannel):
     # Whether the client does not read what it is sent.
     _isClogged = False
     _deadline: IDelayedCall | None = None
-    # Twisted asks for both with every request.
-    _host: IAddress
-    _peer: IAddress
+    # Twisted asks for both with every request. With the PROXY protocol they are those of the client from the first
+    # request on, and those of the proxy before.
+    _host: IAddress | None = None
+    _peer: IAddress | None = None
 
     def connectionMade(self) -> None:
         HTTPChannel.connectionMade(self)
-        self._host, self._peer = self.transport.getHost(), self.transport.getPeer()
-        self.peer = peerOf(self._peer)
+        self.peer = peerOf(self.transport.getPeer())
         self.endAfter(self.connections.limits.requestSeconds, self.loseConnection)
         self.connections.opened(self)
 
@@ -276,9 +276,13 @@ class ApiChannel(Client, HTTPChannel):
         HTTPChannel.loseConnection(self)
 
     def getHost(self) -> IAddress:
+        if self._host is None:
+            self._host = HTTPChannel.getHost(self)
         return self._host
 
     def getPeer(self) -> IAddress:
+        if self._peer is None:
+            self._peer = HTTPChannel.getPeer(self)
         return self._peer
 
     def timeoutConnection(self) -> None:
@@ -333,7 +337,7 @@ class ApiChannel(Client, HTTPChannel):
         """What has been coming in was refused before it was a request."""
         method, path = self._asked()
         route = routes.targetOf(method, path).route
-        self.resource.requestLog.refused(method, path, route, self._peer, code, txnId)
+        self.resource.requestLog.refused(method, path, route, self.transport.getPeer(), code, txnId)
 
     def _asked(self) -> tuple[bytes, bytes]:
         # Twisted hands the first line of a request over with the last byte of its body. (If Twisted ever keeps the line

@@ -7,6 +7,10 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+from twisted.internet.address import IPv4Address
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.testing import MemoryReactor, StringTransport
+from twisted.protocols.haproxy import proxyEndpoint
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.unit.registry.wire import KEY, USER, Api, Connection, fired, requestBytes
@@ -177,6 +181,15 @@ class RequestLogTests(SynchronousTestCase):
                 "2026-01-01T00:00:00.000Z",
             ],
         )
+
+    def test_clientBehindAProxy(self) -> None:
+        """With the PROXY protocol, the client is the one that the proxy names."""
+        reactor = MemoryReactor()
+        proxyEndpoint(TCP4ServerEndpoint(reactor, 8880)).listen(self.api.site)  # type: ignore[no-untyped-call]  # Twisted's
+        connection: Any = reactor.tcpServers[0][1].buildProtocol(None)
+        connection.makeConnection(StringTransport(peerAddress=IPv4Address("TCP", "127.0.0.1", 50_000)))
+        connection.dataReceived(b"PROXY TCP4 10.9.8.7 10.0.0.1 50001 8880\r\n" + requestBytes("GET", "/metrics"))
+        self.assertEqual(self.last()["client"], "10.9.8.7")
 
     def test_aTenantIsOneThatATokenTold(self) -> None:
         """Without a valid token an entry has no user and no tenant, whatever the path says."""
