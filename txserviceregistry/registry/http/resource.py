@@ -5,6 +5,7 @@ The API as a resource of twisted.web: the way of a request through the checks to
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -95,7 +96,8 @@ class ApiResource(Resource):
                 self._log.failure("Internal error while answering request {request}", request=record.name)
             response = faultResponse(internalError(), txnId)
         if record.isLate:
-            await inTurn(request)
+            with suppress(CancelledError):  # the client is gone
+                await inTurn(request)
         if record.isGone:
             self.requestLog.end(record, GONE, response.code)
         elif not request.startedWriting:

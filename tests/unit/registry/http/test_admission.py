@@ -10,6 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.web.server import Request
 
+from txserviceregistry.registry.http.requestlog import GONE, STREAM
 from txserviceregistry.registry.identity.identity import InvalidToken
 
 from ..wire import Connection, requestBytes
@@ -165,6 +166,18 @@ class QueueTests(LimitsCase):
         self.assertEqual([self.codes(each) for each in guests], [[401], [], []])
         self.later()
         self.assertEqual([self.codes(each) for each in guests], [[], [401], [401]])
+
+    def test_whoLeavesBeforeItsTurnComes(self) -> None:
+        """A client that leaves then is counted as gone, and nothing is logged as an error."""
+        asked: Deferred[Any] = Deferred()
+        self.patch(self.api.identity, "userOf", lambda token: asked)
+        guest = self.connect()
+        guest.send(requestBytes("GET", "/v1.0/1234/events/stream", None, {"X-Auth-Token": "unknown"}))
+        asked.errback(InvalidToken())
+        guest.transport.loseConnection()
+        self.later()
+        self.assertEqual(self.api.requestLog.statistics.routes[(b"GET", STREAM)].codes, {GONE: 1})
+        self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_aWholeRequestIsNotClosedUpon(self) -> None:
         """A request that waits for its turn is answered, however many connections come meanwhile."""
