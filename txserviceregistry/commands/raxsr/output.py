@@ -152,10 +152,20 @@ def writeTable(columns: _Columns, records: Sequence[_Record], options: Any, isOn
     table = PrettyTable([headings[column] for column in kept])
     table.align = "l"
     for column, name in enumerate(columns):
-        if column in kept and not isOne and records and all(isinstance(record[name], int) for record in records):
+        if (
+            column in kept
+            and not isOne
+            and records
+            and all(_isNumber(columns[name], record[name]) for record in records)
+        ):
             table.align[headings[column]] = "r"
     table.add_rows([[line[column] for column in kept] for line in lines])
     print(table.get_string())
+
+
+def _isNumber(column: Column, value: Any) -> bool:
+    # A time is one in the registry, but a text for programs.
+    return isinstance(column.machine(value), int)
 
 
 def _terminalWidth(always: bool) -> int:
@@ -285,8 +295,10 @@ def write(columns: _Columns, records: Sequence[_Record], options: Any, *, isOne:
             # The import is slow.
             import yaml
 
-            # One object is in the order of its columns.
-            yaml.safe_dump(found, sys.stdout, default_flow_style=False, sort_keys=not isOne)
+            # One object is in the order of its columns, and what is below them sorted.
+            parts = [{name: value} for name, value in objects[0].items()] if isOne else [objects]
+            for part in parts:
+                yaml.safe_dump(part, sys.stdout, default_flow_style=False)
 
 
 def recordWriter(columns: _Columns, options: Any) -> Callable[[_Record], None]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.commands.raxsr.output import Column, metadata, tags, text, writeTable
+from txserviceregistry.commands.raxsr.output import Column, metadata, tags, text, timestamp, write, writeTable
 
 COLUMNS = {
     "id": Column("Service ID"),
@@ -80,8 +80,27 @@ class TableTests(SynchronousTestCase):
         )
         self.assertTrue(lines[5].split("|")[2].strip().startswith("two three"))
 
+    def test_numbersAreOnTheRight(self) -> None:
+        """A column of numbers is, and nothing else, also not times, which are numbers in the registry."""
+        columns = {"count": Column("How many"), "at": timestamp("At", 30)}
+        lines = self.table([{"count": 5, "at": 1_700_000_000_000}], 0, columns)
+        self.assertIn("| How many | At   ", lines[1])
+        self.assertIn("|        5 | 20", lines[3])
+
     def test_whatFitsStaysWhole(self) -> None:
         """A table that fits, or for which no width is known, is written as it is."""
         row = self.row(["a"], b="c")
         self.assertEqual(self.table([row], 80), self.table([row], 0))
         self.assertEqual(self.notes, [])
+
+
+class YamlTests(SynchronousTestCase):
+    """YAML."""
+
+    def test_order(self) -> None:
+        """One object is in the order of its columns; what is below that is sorted, so that it can be compared."""
+        columns = {"id": Column("ID"), "metadata": metadata("Metadata")}
+        record = {"id": "web1", "metadata": {"port": "1", "host": "a"}}
+        with contextlib.redirect_stdout(io.StringIO()) as stdout:
+            write(columns, [record], argparse.Namespace(formatter="yaml"), isOne=True)
+        self.assertEqual(stdout.getvalue(), "id: web1\nmetadata:\n  host: a\n  port: '1'\n")
