@@ -58,7 +58,7 @@ class LocksTests(RaxsrTestCase):
         """While another holds the lock, nothing is run, and the exit code is 75."""
         name = f"/{self.prefix}/report"
         await self.client().locks.acquire(name, 30, holder="another")
-        for how in (["--nonblock"], ["--wait", "0"]):
+        for how in (["--nonblock"], ["--wait", "0.1"]):
             said = await self.refused("lock", name, *how, "--", "echo", "ran", code=75)
             self.assertEqual(said, f'raxsr: the lock "{name}" is held by another. The command was not run\n')
 
