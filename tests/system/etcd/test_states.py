@@ -52,6 +52,24 @@ class StatesTests(EtcdStoreCase):
         third = await self.store(wallClock=lambda: self.now)
         self.assertEqual([record.id for record in await third.listStates(T, None, 10)], ["web1", "web2"])
 
+    async def test_theFirstStateIsSeenByAllNodes(self) -> None:
+        """A node that knows of no states creates services with those that another one has set since, also meanwhile."""
+        await self.create(self.first, "web0")
+        states = [StateRecord(f"web{number}", "drain") for number in range(1, 11)]
+        await self.second.setState(T, states[0], 100)
+        made = await self.create(self.first, "web1")
+        self.assertEqual(made.state, states[0])
+        for record in states[1:]:
+            await gatherResults([self.beginCreate(self.first, record.id), self.second.setState(T, record, 100)])
+        drained = set()
+        for event in await self.first.listEvents(T, 0, 1000, None):
+            if event.type == "service.state":
+                drained.add(event.payload["id"])
+            else:
+                self.assertEqual("state" in event.payload, event.payload["id"] in drained)
+        shown = await self.second.listServices(T, None, 100, None, (), True)
+        self.assertEqual({one.state for one in shown}, {None, *states})
+
     async def test_moreRecordsThanAPage(self) -> None:
         """Thousands of records are set together, listed and shown with their services."""
         records = [StateRecord(f"web{number:04}", "out") for number in range(1100)]

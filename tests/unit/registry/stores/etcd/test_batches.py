@@ -120,6 +120,17 @@ class TurnTests(SynchronousTestCase):
         self.respond()
         self.assertEqual(len(self.made), 51)
 
+    def test_oneThatFailsHarmsNotTheOneBefore(self) -> None:
+        """The outcome of a group is its own, also if the next one fails before that is reported."""
+        self.change()
+        after = self.batches.do(T, (), lambda draft: draft.addEvent("service.join", {}))
+        self.etcd.asked.pop().callback(Txn(True, 2, []))
+        self.etcd.asked.pop().errback(StoreUnavailable("etcd: no leader"))
+        self.clock.pump([0, 0, 0])
+        self.assertEqual(len(self.made), 51)
+        self.failureResultOf(after, StoreUnavailable)
+        self.successResultOf(self.batches.whenIdle())
+
     def test_theEndIsAwaited(self) -> None:
         """A store that closes waits until the last group has been reported."""
         self.change()
