@@ -309,8 +309,13 @@ class PreconditionFailed(APIError):
 
 
 class ServerError(APIError):
-    """The registry, or a gateway before it, is unavailable (any 5xx)."""
+    """
+    The registry, or a gateway before it, is unavailable (any 5xx).
 
+    :ivar retryAfter: seconds after which it says to try again, at most 3600; ``None`` if it does not say.
+    """
+
+    retryAfter: float | None = None
     advice = "Retry later"
 
 

@@ -25,6 +25,7 @@ from ..errors import (
     OutcomeUnknown,
     PreconditionFailed,
     RateLimited,
+    ServerError,
     ServiceRegistryError,
     apiErrorFor,
     isUnknown,
@@ -301,7 +302,7 @@ def faultOf(response: Response, sent: object = None, path: str = "") -> Exceptio
     error = kind(response.status, type, message, details, txnId, method=response.method, url=response.url, doubt=doubt)
     if isinstance(error, LockHeld):
         error.holder, error.fence, error.secondsLeft = readHolder((fault or {}).get("lock"))
-    if isinstance(error, RateLimited):
+    if isinstance(error, (RateLimited, ServerError)):
         error.retryAfter = parseRetryAfter(response.header("Retry-After"))
     if isinstance(error, PreconditionFailed):
         error.etag = etagOf(response)

@@ -306,8 +306,14 @@ class Lock:
                 if not isPassing or clock.seconds() >= end:
                     raise
                 outage.failed(reason=str(error))
-                backoff = refused if isinstance(error, (ServerError, RateLimited)) else unreachable
-                delay = max(backoff.next(), getattr(error, "retryAfter", None) or 0.0)
+                isRefusal = isinstance(error, (ServerError, RateLimited))
+                delay = (refused if isRefusal else unreachable).next()
+                told: float | None = getattr(error, "retryAfter", None)
+                if isinstance(error, RateLimited):
+                    delay = max(delay, told or 0.0)
+                elif told:
+                    # A registry without locks after its start says for how long; a proxy may say anything.
+                    delay = min(max(told, _SHORTEST_RETRY), _LONGEST_REFUSAL)
                 await self._client.pause(min(delay, max(0.0, end - clock.seconds())))
             else:
                 outage.succeeded()

@@ -314,6 +314,7 @@ class TransportTests(SynchronousTestCase):
         self.assertIsInstance(limited, RateLimited)
         self.assertEqual(limited.retryAfter, 12.0)
         self.assertIsNone(self.fault(fault("rateLimitReached", Retry_After="soon")).retryAfter)
+        self.assertEqual(self.fault(answer(503, Retry_After="12")).retryAfter, 12.0)
 
     def test_headersThatAreNoText(self) -> None:
         """What stands before a registry may send any bytes; they make no other error than the answer does."""

@@ -5,6 +5,7 @@ Tests for :mod:`txserviceregistry.coordination.lock`.
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -214,6 +215,26 @@ class LockTests(CoordinationTestCase):
         self.fake.start()
         self.fake.advance(6)
         self.assertTrue(self.successResultOf(waiting).isValid)
+
+    def test_waitsAsLongAsTheRegistrySays(self) -> None:
+        """A registry that gives no locks for a while says how long, and is asked then; at least every five seconds."""
+        asked: list[float] = []
+
+        def when(request: Any) -> bool:
+            isLock = "/locks" in request.path
+            asked.extend([self.fake.clock.seconds()] if isLock else [])
+            return isLock
+
+        for told, seconds in (("2", 2.0), ("120", 5.0)):
+            asked.clear()
+            self.fake.answerNext(503, headers={"Retry-After": told}, count=None, when=when)
+            waiting = self.lock.acquire()
+            self.fake.advance(22)
+            self.fake.answerNormally()
+            self.fake.advance(5.1)
+            self.result(self.successResultOf(waiting).release())
+            pauses = {round(after - before, 1) for before, after in pairwise(asked)}
+            self.assertEqual(pauses, {seconds}, told)
 
     def test_aSingleTryFailsAtOnce(self) -> None:
         """A single try of a registry that is unavailable fails with its error."""
