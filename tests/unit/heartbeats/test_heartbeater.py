@@ -485,6 +485,24 @@ class HeartBeaterTests(SynchronousTestCase):
         self.assertLess(max(after - before for before, after in pairwise(tries)), 15.1)
         self.assertGreater(tries[-1] - tries[-2], 5.0)
 
+    def test_doesNotHurryAfterAnotherStart(self) -> None:
+        """One that is started again has created nothing: what may be there was left by the start before."""
+        tries: list[float] = []
+        problem = RequestTimedOut("no answer")
+
+        def register() -> Deferred[str]:
+            tries.append(self.clock.seconds())
+            return fail(problem)
+
+        heartBeater = self.heartBeater(120, token=None, register=register)
+        heartBeater.start()
+        heartBeater.stop()
+        problem = ConnectionFailed("refused")
+        problem.wasSent = False
+        heartBeater.start()
+        self.pass_(110)
+        self.assertGreater(tries[-1] - tries[-2], 5.0)
+
     def test_waitsWhileTheIdIsTaken(self) -> None:
         """While another service holds the id, the registration is retried every one to two seconds."""
         tries: list[float] = []

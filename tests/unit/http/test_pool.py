@@ -4,7 +4,9 @@ Connections and the queue for them.
 
 from __future__ import annotations
 
+import gc
 from typing import Any
+from weakref import WeakSet
 
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
@@ -171,6 +173,23 @@ class ConnectionTests(LoopbackTestCase):
         await gatherResults([self.get(server), self.get(server)])
         await self.pool.close()
         await self.until(lambda: not server.open)
+
+    async def test_lostConnectionsAreForgotten(self) -> None:
+        """A client that connects again and again does not fill the memory."""
+        server = self.serve(lambda call: call.hangUp())
+        connections: WeakSet[Any] = WeakSet()
+        connect = self.pool.getConnection
+
+        def noted(*args: Any) -> Any:
+            return connect(*args).addCallback(lambda connection: (connections.add(connection), connection)[1])
+
+        self.patch(self.pool, "getConnection", noted)
+        for _ in range(20):
+            with self.assertRaises(ResponseNeverReceived):
+                await self.get(server)
+        gc.collect()
+        self.assertEqual(server.opened, 20)
+        self.assertLess(len(connections), 5)
 
     async def test_idleConnectionsAreClosedInTime(self) -> None:
         """An idle connection is closed by us, before a server would do it under a request."""

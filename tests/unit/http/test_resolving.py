@@ -142,6 +142,19 @@ class LastKnownTests(SlowNamesTestCase):
         self.names.answer()
         self.assertEqual(self.tried, ["192.0.2.1"] * 2)
 
+    def test_thoseOfTooManyNames(self) -> None:
+        """Those of a thousand names are kept; that of the name that was used least lately is forgotten."""
+
+        def resolve(number: int, *addresses: IAddress) -> Sequence[IAddress]:
+            resolving = hostNames(self.reactor).resolve(self.reactor, f"name{number}", 80)
+            self.names.answer(*addresses)
+            return self.successResultOf(resolving)
+
+        for number in range(1001):
+            resolve(number, ONE)
+            resolve(1)
+        self.assertEqual([list(resolve(number)) for number in (0, 1, 1000)], [[], [ONE], [ONE]])
+
     def test_newAddresses(self) -> None:
         """The result of a lookup, in time or late, replaces them."""
         self.connect()
