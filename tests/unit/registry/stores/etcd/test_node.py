@@ -4,9 +4,11 @@ The end of a node, in simulated time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
 from unittest.mock import Mock
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -52,6 +54,23 @@ class StopTests(SynchronousTestCase):
         self.assertNoResult(self.waiting)
         self.touched.callback(True)
         self.failureResultOf(self.waiting, StoreUnavailable)
+
+    def test_itStopsWhileItJoins(self) -> None:
+        """At its first write, while it reads, and between two attempts: it has not joined, and does nothing more."""
+        waits: list[Callable[[], Any]] = [Deferred, lambda: fail(StoreUnavailable("etcd: no leader"))]
+        for name in ("join", "load"):
+            for wait in waits:
+                clock, keys = Clock(), Mock()
+                keys.join.side_effect = lambda *_: succeed(Joined(1, 5.0))
+                keys.leave.side_effect = lambda _: succeed(None)
+                getattr(keys, name).side_effect = lambda *_, wait=wait: wait()
+                node = Node(keys, clock, clock.seconds)
+                joining = node.start(Mock())
+                self.assertNoResult(joining)
+                self.successResultOf(Deferred.fromCoroutine(node.stop()))
+                self.failureResultOf(joining, CancelledError)
+                keys.leave.assert_called_once()
+                self.assertEqual((node.members, clock.getDelayedCalls()), ([], []))
 
     def test_aStatusThatIsNotWrittenDoesNotDelayIt(self) -> None:
         """Nor does a lease that etcd does not end: it runs out."""
