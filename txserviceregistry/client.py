@@ -124,7 +124,7 @@ class Client:
             heartbeats are sent at once.
         :param bootTime: returns seconds of a clock that neither stands still in a suspend nor steps; locks use it.
         :param traceparent: called where a request begins; returns the value of the W3C header ``traceparent`` for it,
-            or ``None``. The registry logs it. A value that is not valid is not sent.
+            or ``None``. The registry logs it. A value that is not valid is not sent. An exception is logged.
         :raises InvalidSettings: if a setting can't be used, or there are no credentials.
         """
         if reactor is None:

@@ -35,6 +35,8 @@ from ..http.jsontransport import TIMEOUT, USER_AGENT, ClientClosed, JSONTranspor
 from ..http.messages import NO_REGISTRY, Lane, Request, Response, WhenLate, pathOf, segment
 from ..util.deferred import cancelWith, returnsDeferred
 from ..util.faults import faultIn
+from ..util.logs import Logger
+from ..util.outage import Outage
 from ..util.parsing import parseRetryAfter, validTraceparent
 from ..util.redaction import redacted
 from ..util.waiters import Waiters
@@ -94,6 +96,7 @@ class Transport:
         self._basesFor = basesFor
         self._streaming = streaming or agent
         self._traceparent = traceparent
+        self._tracing = Outage(Logger(), clock, "The function traceparent failed: requests are sent without the header")
         self._jsonOver = partial(
             JSONTransport, agent, clock, timeout=timeout, lanes=lanes, random=random, isFault=_isFault
         )
@@ -140,8 +143,18 @@ class Transport:
         except ValueError:
             return fail()
         if self._traceparent is not None:
-            request.traceparent = validTraceparent(self._traceparent()) or ""
+            request.traceparent = self._currentTrace(self._traceparent)
         return request.inTime(self._send(request, body))
+
+    def _currentTrace(self, traceparent: Callable[[], str | None]) -> str:
+        try:
+            current = traceparent()
+        except Exception:
+            # It is the application's. Heartbeats must not depend on it.
+            self._tracing.failed(Failure())
+            return ""
+        self._tracing.succeeded()
+        return validTraceparent(current) or ""
 
     async def require(self, extension: str) -> None:
         """Raise ``NotSupported`` unless the registry has an extension; ask it if no response has named it so far."""

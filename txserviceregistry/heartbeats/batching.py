@@ -13,7 +13,7 @@ import random as randomModule
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
@@ -202,7 +202,7 @@ class HeartbeatBatcher:
                 self._probe.refused(len(services), result.getErrorMessage())
             self._setTimer()
 
-        request = self._send(entries, timeout, late)
+        request = maybeDeferred(self._send, entries, timeout, late)
         self._underWay[request] = sent
         request.addBoth(over).addErrback(self._broken)
 

@@ -353,6 +353,7 @@ class SingleHeartbeats:
         text = "Heartbeats for {what} {serviceId} failed unexpectedly (retrying)"
         _log.failure(text, failure, what=self.what, serviceId=self.serviceId)
         if self._makesTries and self._timer is None and self._work is None:
+            self._giveTurn()
             self._retry(self.retryDelay(self._backoff.next()))
 
     def _isGone(self, error: BaseException | None) -> bool:

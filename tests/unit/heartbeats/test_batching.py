@@ -80,6 +80,7 @@ class BatcherTests(SynchronousTestCase):
         self.whenLate: list[WhenLate] = []
         self.isOffered = True
         self.answersAtOnce = True
+        self.isBroken = False
         self.batcher = self.makeBatcher()
 
     def makeBatcher(self) -> HeartbeatBatcher:
@@ -91,6 +92,8 @@ class BatcherTests(SynchronousTestCase):
     def send(
         self, entries: Sequence[Mapping[str, str]], timeout: float, whenLate: WhenLate
     ) -> Deferred[Sequence[str | None]]:
+        if self.isBroken:
+            raise ZeroDivisionError
         beats = [(entry["id"], entry["token"]) for entry in entries]
         answer: Deferred[Sequence[str | None]] = Deferred()
         self.whenLate.append(whenLate)
@@ -425,6 +428,16 @@ class BatcherTests(SynchronousTestCase):
         self.passes(1)
         self.assertEqual(len(self.requests), 2)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_anErrorBeforeTheRequestIsRetried(self) -> None:
+        """So is one that comes before anything is sent."""
+        self.isBroken = True
+        self.service("a", due=1)
+        self.passes(1.1)
+        self.isBroken = False
+        self.passes(1)
+        self.assertEqual(len(self.requests), 1)
+        self.assertNotEqual(self.flushLoggedErrors(ZeroDivisionError), [])
 
     # -- late requests
 

@@ -54,6 +54,8 @@ class Services:
         self.timeouts.append(timeout or 0.0)
         self.tokens.append(token)
         answer = self.refusal[1] if token == self.refusal[0] else self.answer
+        if answer == "raise":
+            raise ZeroDivisionError
         if answer == "hang":
             return self._hang(timeout or 10.0, whenLate)
         if isinstance(answer, Exception):
@@ -655,6 +657,19 @@ class HeartBeaterTests(SynchronousTestCase):
         self.pass_(1)
         self.assertEqual((self.services.tokens, heartBeater.nextToken), (["t0", "t0", "t0"], "t3"))
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
+
+    def test_anUnexpectedErrorGivesItsTurnBack(self) -> None:
+        """An error before a request is sent is logged, and retried; it keeps no other service waiting for its turn."""
+        stalls, suspends = StallWatch(self.clock), SuspendWatch(self.clock, lambda: 0.0)
+        context = HeartbeatContext(stalls, suspends, turns=PrioritySemaphore(1))
+        self.services.answer = "raise"
+        heartBeater = self.heartBeater(3, context=context)
+        heartBeater.start()
+        self.pass_(1)
+        self.assertGreater(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.services.answer = None
+        self.pass_(1)
+        self.assertIsNotNone(heartBeater.lastSeen)
 
     def test_anAlienCancellationIsAFailureLikeAnother(self) -> None:
         """A CancelledError that is not stop()'s own does not end the heartbeats."""

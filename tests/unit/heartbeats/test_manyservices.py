@@ -75,6 +75,7 @@ class SingleHeartbeatTests(SynchronousTestCase):
     """Many services of one application, and a registry without heartbeat batches."""
 
     isPlain = True
+    isTraceBroken = False
 
     def setUp(self) -> None:
         self.fake = FakeRegistry()
@@ -86,12 +87,17 @@ class SingleHeartbeatTests(SynchronousTestCase):
             baseUrl=self.fake.url,
             agent=self.connections,
             reactor=self.fake.clock,
+            traceparent=self.trace,
         )
         draw = random.Random(20261123).random
         self.services = [RegisteredService(self.client, f"service{number}", 6, random=draw) for number in range(COUNT)]
         for service in self.services:
             service.startService()
         self.fake.advance(10)
+
+    def trace(self) -> None:
+        if self.isTraceBroken:
+            raise ZeroDivisionError
 
     def assertNoneExpired(self) -> None:
         events = self.successResultOf(self.watcher.events.list(limit=1000))["values"]
@@ -112,6 +118,15 @@ class SingleHeartbeatTests(SynchronousTestCase):
         self.assertGreater(self.connections.hung, 5)
         self.fake.advance(15)
         self.assertLessEqual(self.connections.most, 2 + MOST_BESIDE)
+        self.assertNoneExpired()
+
+    def test_surviveATraceThatFails(self) -> None:
+        """No service expires while the application's function for the header traceparent raises exceptions."""
+        self.isTraceBroken = True
+        self.fake.advance(20)
+        self.isTraceBroken = False
+        self.fake.advance(5)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertNoneExpired()
 
     def test_stopAllAtOnce(self) -> None:
