@@ -259,6 +259,13 @@ class HeartBeaterTests(SynchronousTestCase):
         self.services.isCrowded = False
         self.assertEqual(heartBeater.state, "registered")
 
+    def test_theAnswerToALateTryDoesNotCountAfterThat(self) -> None:
+        """The late tries end when the next one is answered; one of them may be answered in this very moment."""
+        heartBeater = self.late(3)
+        self.services.isCrowded = True
+        self.services.hanging[-1].callback({"token": "current"})
+        self.assertEqual((heartBeater.nextToken, self.services.inFlight), ("current", 0))
+
     def test_oneThatIsStoppedIsNotDismissed(self) -> None:
         """A listener may have stopped it just before: it does not begin again."""
         heartBeater = self.heartBeater()
