@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any, TypeAlias
 
@@ -31,6 +31,9 @@ _STATES = " LEFT JOIN states r ON r.tenant = s.tenant AND r.id = s.id"
 _ALL = "services s"
 _TAGGED = "service_tags t CROSS JOIN services s ON s.tenant = t.tenant AND s.id = t.id"
 _PLACES = "FROM {rows} n CROSS JOIN services s ON s.tenant = n.column1 AND s.id = n.column2"
+
+#: How many services are looked at in one go for those that are not hidden.
+_LOOKED_AT = 100
 
 #: The time of a heartbeat, in milliseconds since the epoch, behind the service's tenant, id and incarnation.
 LastSeen: TypeAlias = tuple[tuple[str, str, str], int]
@@ -126,17 +129,21 @@ class Services(States):
         hidden: Collection[str],
         states: bool = False,
     ) -> list[ServiceRecord]:
-        table, source, where, values = "s", _ALL, "s.tenant = ?", list[Any]([tenant])
+        table, source, where, whose = "s", _ALL, "s.tenant = ?", list[Any]([tenant])
         if tag is not None:
             table, source, where = "t", _TAGGED, "t.tenant = ? AND t.tag = ?"
-            values.append(asBytes(tag))
-        where += f" AND {table}.id >= ?"
-        values.append(marker or "")
-        if hidden:
-            where += " AND s.incarnation NOT IN (SELECT value FROM json_each(?))"
-            values.append(asJson([position for position in map(self._ids.owned, hidden) if position is not None]))
-        rows = self._execute(f"{_statement(source, where, states)} ORDER BY {table}.id LIMIT ?", (*values, count))
-        return [self._record(row) for row in rows.fetchall()]
+            whose.append(asBytes(tag))
+        sql = f"{_statement(source, where, states)} AND {table}.id >= ? ORDER BY {table}.id LIMIT ?"
+        start, size = marker or "", count
+        found: list[ServiceRecord] = []
+        while True:
+            rows = self._execute(sql, (*whose, start, size)).fetchall()
+            # Not in the statement: it would be given all that are hidden, which may be many more than there are rows.
+            visible = (row for row in rows if self._ids.idAt(row[1]) not in hidden)
+            found += map(self._record, islice(visible, count - len(found)))
+            if len(found) == count or len(rows) < size:
+                return found
+            start, size = rows[-1][0] + "\0", _LOOKED_AT  # there is no text between the two
 
     def updateService(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> ServiceRecord:
         _, old = self._find(tenant, id, incarnation, states=True)
