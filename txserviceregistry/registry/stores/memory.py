@@ -6,6 +6,7 @@ file and without threads. Every Deferred that it returns has fired already.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -42,6 +43,8 @@ class MemoryStore(TableStore):
         self.statistics = StoreStatistics()
         self._isOpen = False
         self._tables = Tables(connectToMemory(), wallClock)
+        # Newer versions of Python warn of connections that nothing has closed.
+        weakref.finalize(self, self._tables.close)
         self._lastSeen: dict[tuple[str, str, str], int] = {}
 
     def open(self) -> Deferred[None]:

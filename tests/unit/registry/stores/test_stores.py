@@ -4,6 +4,8 @@ The stores: each passes the suite that all of them pass. What only one of them p
 
 from __future__ import annotations
 
+import gc
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +17,10 @@ from tests.unit.registry.sharedmemory import SharedMemory, SharedMemoryStore
 from tests.unit.registry.stores.sharedsuite import SharedSuite
 from tests.unit.registry.stores.storesuite import NOW, StoreSuite
 from txserviceregistry.registry.model import NewService
+from txserviceregistry.registry.stores import memory
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
+from txserviceregistry.registry.stores.sqlite.file import connectToMemory
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 
 
@@ -91,6 +95,17 @@ class MemoryStoreTests(SynchronousTestCase):
         store.recordLastSeen("1", "web", made.incarnation, 5)
         store.unavailable = False
         self.assertEqual(self.successResultOf(store.getService("1", "web")), made)
+
+    def test_leavesNothingOpen(self):
+        """A store that is no longer used leaves no connection open, of which Python would warn."""
+        connections = []
+        self.patch(memory, "connectToMemory", lambda: connections.append(connectToMemory()) or connections[-1])
+        store = MemoryStore()
+        self.successResultOf(store.open())
+        connections[0].execute("SELECT 1")
+        del store
+        gc.collect()
+        self.assertRaises(sqlite3.ProgrammingError, connections[0].execute, "SELECT 1")
 
     def test_keepsItsContentWhileItIsClosed(self):
         """A store that is closed and opened again has what it had."""
