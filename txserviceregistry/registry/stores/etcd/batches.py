@@ -38,8 +38,11 @@ LARGEST = 1_000_000
 SHARED = 16_000
 #: Seconds that a change waits and is tried while other nodes are always quicker.
 PATIENCE = 8.0
-#: Seconds for which a process that has made changes of a tenant is expected to make more, and those of a turn at most.
+#: For how many seconds, and how many groups of this process without one of its own, a process that has made changes of
+#: a tenant is expected to make more.
 ACTIVE = 1.0
+MISSED = 2
+#: Seconds of a turn at most.
 TURN = 0.05
 _LATE = "etcd: other nodes are always quicker, or more is asked of it than it can do"
 
@@ -227,8 +230,8 @@ class Batches:
     # The tenants' clocks, as far as they are known.
     _clocks: dict[str, KeyValue] = attrs.Factory(dict)
     _idle: Waiters[None] = attrs.Factory(Waiters)
-    # When each process has made a group last, by tenant, in their order.
-    _commits: dict[str, dict[str, float]] = attrs.Factory(dict)
+    # When each process has made a group last, by tenant, in their order, and how many this one has made since.
+    _commits: dict[str, dict[str, tuple[float, int]]] = attrs.Factory(dict)
     # The group that waits for its turn, by tenant.
     _committed: dict[str, Waiters[None]] = attrs.Factory(dict)
     # Seconds that a transaction takes, on average.
@@ -262,15 +265,16 @@ class Batches:
 
     def committed(self, tenant: str, process: str) -> None:
         """A process has made a group of a tenant's changes."""
-        others = {each: at for each, at in self._recent(tenant) if each != process}
-        self._commits[tenant] = {**others, process: self._clock.seconds()}
+        isOwn = process == self.process
+        others = {each: (at, missed + isOwn) for each, (at, missed) in self._recent(tenant).items() if each != process}
+        self._commits[tenant] = {**others, process: (self._clock.seconds(), 0)}
         if tenant in self._committed:
             self._committed[tenant].fire(None)
 
-    def _recent(self, tenant: str) -> list[tuple[str, float]]:
-        """The processes that make changes of a tenant, the last one last, with when they did."""
-        since = self._clock.seconds() - ACTIVE
-        return [(process, at) for process, at in self._commits.get(tenant, {}).items() if at > since]
+    def _recent(self, tenant: str) -> dict[str, tuple[float, int]]:
+        """The processes that are expected to make changes of a tenant, the one that did so last at the end."""
+        since, commits = self._clock.seconds() - ACTIVE, self._commits.get(tenant, {})
+        return {process: (at, missed) for process, (at, missed) in commits.items() if at > since and missed < MISSED}
 
     async def _untilTurn(self, tenant: str) -> None:
         """Let the processes go first that are between the last one and this one: of groups at once all but one fail."""
@@ -283,7 +287,7 @@ class Batches:
 
     def _before(self, tenant: str) -> int:
         """How many processes have a turn before this one."""
-        recent = [process for process, _ in self._recent(tenant)]
+        recent = list(self._recent(tenant))
         order = sorted({*recent, self.process})
         last = recent[-1] if recent else self.process
         return (order.index(self.process) - order.index(last) - 1) % len(order)

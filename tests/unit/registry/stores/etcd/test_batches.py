@@ -92,6 +92,25 @@ class TurnTests(SynchronousTestCase):
         self.change()
         self.assertEqual(len(self.etcd.asked), 1)
 
+    def test_itWaitsNoMoreForOthersThatAreIdle(self) -> None:
+        """One that makes changes all the time waits for those that make few once or twice after each of theirs."""
+        self.batches.committed(T, "a")
+        self.batches.committed(T, "c")
+        waits = []
+        for _ in range(4):
+            self.change()
+            waits.append(0)
+            while not self.etcd.asked:
+                self.clock.advance(TAKES)
+                waits[-1] += 1
+            self.respond()
+        self.assertEqual(waits, [1, 2, 0, 0])
+        self.batches.committed(T, "c")
+        self.change()
+        self.respond()
+        self.change()
+        self.assertEqual(self.etcd.asked, [])
+
     def test_aTurnIsNotLongerWhereEtcdIsSlow(self) -> None:
         """What etcd takes for a transaction may be seconds; the wait for a turn is a twentieth of one."""
         for _ in range(50):
