@@ -24,6 +24,7 @@ from txserviceregistry.errors import ConnectionFailed, InvalidSettings, Malforme
 from txserviceregistry.http.tls import CertificateRefused, describeTLS, tlsPolicy
 from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.settings import readSettings
+from txserviceregistry.util import reloading
 
 from ...certificates import Holder, commonHolder, selfSigned
 from ...fakeagent import API_KEY, WEB1, access
@@ -250,6 +251,13 @@ class OtherConnectionsTests(SynchronousTestCase):
 class CAFileTests(SynchronousTestCase):
     """CA files that are none."""
 
+    def test_namesAreSent(self) -> None:
+        """The server is told the name by which it is asked (RFC 6066), but no address."""
+        for policy in (tlsPolicy(), tlsPolicy(False)):
+            for host, name in ((b"registry.test", b"registry.test"), (b"192.0.2.1", None), (b"[2001:db8::1]", None)):
+                connection: Any = policy.creatorForNetloc(host, 443).clientConnectionForTLS(None)  # type: ignore[arg-type] # it needs no protocol
+                self.assertEqual(connection.get_servername(), name)
+
     def test_unusableFilesAreNamed(self) -> None:
         """A file that is not there, holds no certificate, or a broken one, is an InvalidSettings that names it."""
         path = Path(self.mktemp())
@@ -346,6 +354,16 @@ class RotationTests(TLSTestCase):
         self.assertIn("(the previous content of the file is in use: The CA file", text)
         path.write_bytes(self.old.certificate)
         self.assertEqual(await ask(other), 200)
+
+    async def test_aRefusalLooksIntoTheFile(self) -> None:
+        """After a refusal it is read again although it seems unchanged, as on a network file system that is late."""
+        self.patch(reloading, "stampOf", lambda path: (0,))
+        self.patch(reloading, "RETRY_SECONDS", 0.0)
+        path = Path(self.pem(self.old.certificate))
+        ask, server = self.requesting(True, str(path)), self.registry(self.leaf.options())
+        path.write_bytes(self.new.certificate)
+        self.assertIn("a CA that is not in", await self.refused(ask(server)))
+        self.assertEqual(await ask(server), 200)
 
     async def test_theFileIsFoundFromAnyDirectory(self) -> None:
         """The file's name means the same after the working directory has changed."""
