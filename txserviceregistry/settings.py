@@ -261,8 +261,9 @@ class _Lookup:
         named = environ.get("RAXSR_RAXRC")
         path = Path(named) if named else self._home and self._home / ".raxrc"
         # Without a home directory, the files in it do not exist.
-        self._file = None if path is None else _IniFile(path, bool(named), isReadAgain)
-        self._local = None if self.dataDir is None else _IniFile(self.dataDir / "raxrc", False, isReadAgain)
+        local = self.dataDir and self.dataDir / "raxrc"
+        self._file = None if path is None else _IniFile(path, mustExist=bool(named), isReadAgain=isReadAgain)
+        self._local = None if local is None else _IniFile(local, mustExist=False, isReadAgain=isReadAgain)
 
     def get(self, name: str, *, local: bool = True) -> _Setting | None:
         """Find a value; *local* says whether the registry of this machine may give it."""
