@@ -153,7 +153,8 @@ class TreqTests(TestCase):
                 [token] = headers.getRawHeaders("X-Auth-Token")
                 original = answer(200, {"token": token}) if token == "token-2" else fault("unauthorizedError")
                 # Not the kind of response that our own queue gives.
-                return type("Plain", (), {**vars(original), "deliverBody": lambda _, p: original.deliverBody(p)})()
+                members = {**vars(original), "length": original.length}
+                return type("Plain", (), {**members, "deliverBody": lambda _, p: original.deliverBody(p)})()
 
         tokens = iter(["token-1", "token-2"])
         transport = JSONTransport(FakeAgent(lambda sent: answer(200, access(next(tokens)))), Clock(), [AUTH])
