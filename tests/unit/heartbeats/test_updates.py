@@ -140,6 +140,18 @@ class ReregistrationTests(UpdateCase):
         self.fake.advance(10)
         self.assertEqual(self.metadata(), UPDATED)
 
+    def test_anotherClientsService(self) -> None:
+        """Another client's service in the place of one whose heartbeats were accepted stays, even if it is the same."""
+        for start in (self.service, self.registered):
+            start(metadata=GIVEN)
+            self.fake.advance(20)
+            self.successResultOf(self.other.services.remove("web1"))
+            self.successResultOf(self.other.services.create("web1", 10, {"tags": [], "metadata": GIVEN}))
+            self.fake.advance(30)
+            self.assertEqual(self.events()[-4:], ["remove", "join", "timeout", "join"])
+            self.doCleanups()
+            self.fake.advance(20)
+
     def test_beforeTheStart(self) -> None:
         """The change counts for the start, but the Deferred does not wait for a start that may never come."""
         service = RegisteredService(self.client, "web1", 10)
