@@ -95,8 +95,9 @@ class Zone:
         self._alike: dict[bytes, dict[bytes, None]] = {}
         # The names that a service has given something to.
         self._names: dict[str, list[tuple[bytes, bytes]]] = {}
-        # By name and type. What changes the records of a name drops its answers.
-        self._answers: dict[bytes, dict[int, Answer]] = {}
+        # By name and type; None where a name has no records of a type: who asks for A, often asks for AAAA as well. What
+        # changes the records of a name drops its answers.
+        self._answers: dict[bytes, dict[int, Answer | None]] = {}
 
     def put(self, id: str, service: Service | None) -> None:
         """A service is there, or has changed; ``None``: it is gone."""
@@ -177,7 +178,8 @@ class Zone:
         if not name.endswith(self._domain) or query.klass != IN or type in _REFUSED_TYPES:
             return query.empty(REFUSED)
         relative = name[: -len(self._domain)]
-        answer = self._answers.get(relative, {}).get(type) or self._build(relative, type)
+        answers = self._answers.get(relative, {})
+        answer = answers[type] if type in answers else self._build(relative, type)
         if answer is not None:
             return answer.response(query, size)
         return self._negative(query, relative)
@@ -211,6 +213,8 @@ class Zone:
         if not found and isOne:
             found = dict(given[CNAME] for given in nodes[0].values() if CNAME in given)
         if not found:
+            if nodes and type in _KEPT:
+                self._answers.setdefault(relative, {})[type] = None
             return None
         additional: list[bytes] = []
         if len(found) < _MOST_WITH_ADDRESSES:

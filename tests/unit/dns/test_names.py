@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.dns.names`.
+Labels of names, in :mod:`txserviceregistry.dns.zone`.
 """
 
 from __future__ import annotations

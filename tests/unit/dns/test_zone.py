@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.dns.zone` and :mod:`txserviceregistry.dns.answers`.
+Tests for :mod:`txserviceregistry.dns.zone`, and for the answers of :mod:`txserviceregistry.dns.messages`.
 """
 
 from __future__ import annotations
@@ -72,6 +72,19 @@ class RecordsTests(SynchronousTestCase):
             response = ask(zone, name, type)
             self.assertEqual((response.rcode(), response.answer), (dns.rcode.NOERROR, []), name)
         self.assertEqual(recordsOf(ask(zone, "zero.id.registry"), "A"), ["10.0.0.1"])
+
+    def test_theOtherFamily(self) -> None:
+        """A name without addresses of a family has them as soon as a service has one, whichever name was asked for."""
+        zone = zoneOf(service("web1", ["Www"]))
+        names = ("www.service.registry", "Www.service.registry")
+        for _ in range(2):
+            for name in names:
+                empty = ask(zone, name, "AAAA")
+                self.assertEqual((empty.rcode(), empty.answer), (dns.rcode.NOERROR, []))
+            zone.put("web2", service("web2", ["Www"], host="2001:db8::1"))
+            for name in names:
+                self.assertEqual(recordsOf(ask(zone, name, "AAAA"), "AAAA"), ["2001:db8::1"])
+            zone.put("web2", None)
 
     def test_changes(self) -> None:
         """A change of a service changes all names that it has, or had."""
