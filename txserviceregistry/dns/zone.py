@@ -95,8 +95,8 @@ class Zone:
         self._alike: dict[bytes, dict[bytes, None]] = {}
         # The names that a service has given something to.
         self._names: dict[str, list[tuple[bytes, bytes]]] = {}
-        # By name and type; None where a name has no records of a type: who asks for A, often asks for AAAA as well. What
-        # changes the records of a name drops its answers.
+        # By name and type; None where a name has no records of a type: resolvers that ask for A ask for AAAA as well.
+        # What changes the records of a name drops its answers.
         self._answers: dict[bytes, dict[int, Answer | None]] = {}
 
     def put(self, id: str, service: Service | None) -> None:
