@@ -89,23 +89,23 @@ class Stream:
 
 
 class _Event:
-    """An event that has been read; *tags* are those of its service."""
+    """An event that has been read; *tags* are those of its service, as far as the event tells."""
 
-    def __init__(self, record: EventRecord, tags: Collection[str]) -> None:
+    def __init__(self, record: EventRecord) -> None:
         self.place = _Place(position(record.id), record.id)
-        self._record = record
-        self._tags = tags
+        self.record = record
+        self.tags: Collection[str] = [*record.payload.get("tags", ()), *record.payload.get("old_tags", ())]
 
     def isFor(self, stream: Stream) -> bool:
         return (
             self.place.position > stream.place.position
-            and self._record.type in stream.types
-            and (stream.tag is None or stream.tag in self._tags)
+            and self.record.type in stream.types
+            and (stream.tag is None or stream.tag in self.tags)
         )
 
     @cached_property
     def frame(self) -> bytes:
-        return frame(self._record.type, self._record.id, _encode(self._record.shown))
+        return frame(self.record.type, self.record.id, _encode(self.record.shown))
 
 
 @attrs.define(eq=False)
@@ -252,6 +252,7 @@ class EventStreams:
             while stream.place.position < tail.place.position and not stream.isOver:
                 end = tail.place
                 page = await self._read(stream.tenant, stream.place, stream.types)
+                await self._lookUpTags(page, [stream])
                 if stream.isOver:
                     return
                 stream.outlet.write(b"".join([each.frame for each in page if each.isFor(stream)]))
@@ -294,7 +295,9 @@ class EventStreams:
         # From here on, a stream that still catches up does so to the end of this page.
         tail.place = end = page[-1].place
         same: dict[tuple[frozenset[str], str | None, _Place], bytes] = {}
-        for stream in [stream for stream in tail.streams if not stream.isCatchingUp]:
+        streams = [stream for stream in tail.streams if not stream.isCatchingUp]
+        await self._lookUpTags(page, streams)
+        for stream in streams:
             await self._turns.take()
             if stream.isOver or stream.place.position >= end.position:
                 continue
@@ -311,21 +314,28 @@ class EventStreams:
         return await reading.addTimeout(PATIENCE, self._clock)
 
     async def _page(self, tenant: str, begin: int, types: frozenset[str] | None) -> Sequence[_Event]:
-        records = await self._store.listEvents(tenant, begin, PAGE, types)
-        return [_Event(each, await self._tagsOf(tenant, each)) for each in records]
+        return [_Event(each) for each in await self._store.listEvents(tenant, begin, PAGE, types)]
 
-    async def _tagsOf(self, tenant: str, record: EventRecord) -> Collection[str]:
-        payload = record.payload
-        if record.type != "service.state":
-            return [*payload.get("tags", ()), *payload.get("old_tags", ())]
-        try:
-            service: ServiceRecord = await self._store.getService(tenant, payload["id"])
-        except NoSuchObject:
-            return ()
-        return service.tags
+    async def _lookUpTags(self, page: Sequence[_Event], streams: Sequence[Stream]) -> None:
+        """Complete the tags of events if a stream needs them: changes of states do not tell those of the services."""
+        events = [each for each in page if each.record.type == "service.state"]
+        if events and any(stream.tag is not None for stream in streams):
+            await self._tasks.start(self._takeTags(streams[0].tenant, events)).addTimeout(PATIENCE, self._clock)
+
+    async def _takeTags(self, tenant: str, events: Sequence[_Event]) -> None:
+        for event in events:
+            try:
+                service: ServiceRecord = await self._store.getService(tenant, event.record.payload["id"])
+            except NoSuchObject:
+                continue
+            event.tags = service.tags
 
     def _ping(self, tail: _Tail) -> None:
         tail.ping = None
+        if not tail.streams:
+            # The client for which the end was looked up has gone meanwhile.
+            self._drop(tail)
+            return
         # Whether the store can be reached, a read shows.
         self._follow(tail)
         self._tasks.start(self._pingAll(tail))

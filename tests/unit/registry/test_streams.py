@@ -295,6 +295,43 @@ class StreamTests(SynchronousTestCase):
         left = [call for call in self.api.clock.getDelayedCalls() if "streams" in repr(call)]
         self.assertEqual(left, [])
 
+    def test_readsServicesOnlyForTags(self) -> None:
+        """
+        A change of a state does not tell the tags of the service. They are looked up once for all streams that ask for
+        one, those included that began while the change was read.
+        """
+        self.api.create("web1", tags=["a"])
+        first = self.lastEvent()["id"]
+        readers = [Reader(self.api, "?types=all")]
+        services: list[object] = []
+        getService, listEvents = self.api.store.getService, self.api.store.listEvents
+        self.patch(self.api.store, "getService", lambda *args: services.append(args) or getService(*args))
+        fired(self.api.registry.states.set("1234", "web1", "draining"))
+        self.assertEqual((readers[0].events(), services), ([("service.state", "web1")], []))
+        held: Deferred[Any] = Deferred()
+        self.patch(self.api.store, "listEvents", lambda *args: held.addCallback(lambda _: listEvents(*args)))
+        fired(self.api.registry.states.set("1234", "web1", "down"))
+        readers += [Reader(self.api, f"?types=all&tag={tag}") for tag in ("a", "a", "b")]
+        held.callback(None)
+        expected = [("service.state", "web1")]
+        self.assertEqual([each.events() for each in readers], [expected, expected, expected, []])
+        self.assertEqual(len(services), 1)
+        late = Reader(self.api, "?types=all&tag=a", lastId=first)
+        self.assertEqual(late.events(), expected * 2)
+
+    def test_goneBeforeItHasBegun(self) -> None:
+        """Nothing is left of a client that goes while the end of the feed is looked up."""
+        looked: Deferred[Any] = Deferred()
+        lastEvent = self.api.store.lastEvent
+        self.patch(self.api.store, "lastEvent", lambda *args: looked.addCallback(lambda _: lastEvent(*args)))
+        connection = Connection(self.api)
+        connection.send(requestBytes("GET", STREAM, None, {"X-Auth-Token": self.api.token}))
+        connection.transport.abortConnection()
+        looked.callback(None)
+        self.api.advance(PING)
+        self.assertEqual(self.api.registry.figures().streams, 0)
+        self.assertEqual([call for call in self.api.clock.getDelayedCalls() if "streams" in repr(call)], [])
+
     def test_endsBeforeItHasBegun(self) -> None:
         """A stream that must end while its place is looked for is refused, and its place is free."""
         self.api.create("web1")
