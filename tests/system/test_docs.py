@@ -119,14 +119,6 @@ class PagesTests(SynchronousTestCase):
         self.assertEqual([bar for bar in bars if bar not in figures], [])
         self.assertGreater(len(bars), 20)
 
-    def test_contributorsFindTheFiles(self) -> None:
-        """Each file that CONTRIBUTING names is there, in the repository or in the package."""
-        text = (DOCS.parent / "CONTRIBUTING.rst").read_text()
-        named = set(re.findall(r"``([\w.-]+(?:/[\w.-]+)+\.(?:py|rst))``", text))
-        missing = {name for name in named if not (DOCS.parent / name).exists() and not (PACKAGE / name).exists()}
-        self.assertEqual(missing, set())
-        self.assertGreater(len(named), 50)
-
     def test_readmeHasEachPage(self) -> None:
         """Who reads on from the README finds every page of the documentation."""
         pages = {page.name for page in DOCS.glob("*.rst") if not page.stem.endswith("-figures")} - {"index.rst"}
