@@ -46,6 +46,21 @@ class SlowAgent:
         return answered.addCallback(lambda answer: deferLater(self._clock, self.delay, lambda: answer))
 
 
+@implementer(IAgent)
+class HoldingAgent:
+    """The fake's own agent, over a network on which creations need seconds to reach the registry."""
+
+    def __init__(self, fake: FakeRegistry, *delays: float) -> None:
+        self._agent = fake.agent
+        self._clock = fake.clock
+        self._delays = list(delays)
+
+    def request(self, method: bytes, uri: bytes, *args: Any) -> Deferred[IResponse]:
+        isCreation = method == b"POST" and uri.endswith(b"/services")
+        delay = self._delays.pop(0) if isCreation else 0.0
+        return deferLater(self._clock, delay, self._agent.request, method, uri, *args)
+
+
 class SlowNetworkTests(SynchronousTestCase):
     """A network on which a response takes longer than a third of the heartbeat timeout."""
 
@@ -77,6 +92,24 @@ class SlowNetworkTests(SynchronousTestCase):
         fake.advance(0.5)
         updated = service.update(tags=["new"])
         fake.advance(20)
+        self.successResultOf(updated)
+        self.assertEqual(self.successResultOf(other.services.get("web1"))["tags"], ["new"])
+        events = self.successResultOf(other.events.list())["values"]
+        self.assertEqual([event["type"] for event in events], ["service.join"])
+        stopped = service.stopService()
+        fake.advance(3)
+        self.successResultOf(stopped)
+
+    def test_updatesFollowAnEarlierCreation(self) -> None:
+        """So it does if the creation reached the registry late, and before the one that already has the updates."""
+        fake = FakeRegistry()
+        other = fake.client()
+        fake.agent = HoldingAgent(fake, 1.5, 1.0)
+        service = RegisteredService(fake.client(), "web1", 3, random=lambda: 0.5)
+        service.startService()
+        fake.advance(0.5)
+        updated = service.update(tags=["new"])
+        fake.advance(5)
         self.successResultOf(updated)
         self.assertEqual(self.successResultOf(other.services.get("web1"))["tags"], ["new"])
         events = self.successResultOf(other.events.list())["values"]

@@ -458,6 +458,13 @@ class TimeoutTests(UpdateCase):
         self.failureResultOf(self.client.services.update("web1", {"heartbeat_timeout": 500}), BadRequest)
         self.assertEqual(service.heartbeatTimeout, 10)
 
+    def test_refusedWithAnotherField(self) -> None:
+        """Nor does a shorter one in an update that the registry refuses: there are no more heartbeats than before."""
+        heartBeater = self.registered(10)
+        payload = {"heartbeat_timeout": 3, "tags": ["x" * 56]}
+        self.failureResultOf(self.client.services.update("web1", payload), BadRequest)
+        self.assertEqual(heartBeater.heartbeatTimeout, 10)
+
 
 class HostTests(UpdateCase):
     """The host that is determined automatically."""
