@@ -17,6 +17,7 @@ from twisted.internet.task import deferLater
 
 from .. import types
 from ..util.deferred import returnsDeferred
+from ..util.singleflight import SingleFlight
 from .cluster import Cluster
 from .configuration import Configuration
 from .engine import Engine
@@ -69,6 +70,7 @@ class Registry:
         self._clock = clock
         self._limits = limits
         self._accounts: dict[str, Account] = {}
+        self._opening: SingleFlight[str, Account] = SingleFlight()
         self._tasks = tasks = TaskOwner()
         turns, self._followers = Turns(clock), followers or Places(5_000, 2_500)
         shared = clock, wallClock, tasks, turns, eventRetention
@@ -136,13 +138,15 @@ class Registry:
 
     def account(self, tenant: str) -> Deferred[Account]:
         """The tenant's account, which is created by the first call; from memory if it is known."""
-        return succeed(self._accounts[tenant]) if tenant in self._accounts else self._account(tenant)
+        if tenant in self._accounts:
+            return succeed(self._accounts[tenant])
+        # While the store does not answer, all wait for the same answer, and not each for one of its own.
+        return self._opening.do(tenant, lambda: self._account(tenant))
 
-    @serialized(lambda tenant: ("account", tenant))
+    @owned
     async def _account(self, tenant: str) -> Account:
-        if tenant not in self._accounts:
-            self._accounts[tenant] = await available(self._store.account(tenant))
-        return self._accounts[tenant]
+        account = self._accounts[tenant] = await available(self._store.account(tenant))
+        return account
 
     # -- services
 

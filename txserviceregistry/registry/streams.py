@@ -15,13 +15,14 @@ from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ..util.logs import Logger
+from ..util.singleflight import SingleFlight
 from .eventids import isMoment, momentAt, position, positionOf
 from .faults import Fault, systemFailure
 from .limits import Places
 from .model import EVENT_TYPES
 from .stores.interfaces import Account, EventRecord, NoSuchObject, ServiceRecord, StoreUnavailable
 from .stores.shared import ISharedStore
-from .tasks import TaskOwner, Turns, available, serialized
+from .tasks import TaskOwner, Turns, available, owned
 
 #: Seconds from one ping to the next.
 PING = 15.0
@@ -136,6 +137,7 @@ class EventStreams:
     _turns: Turns
     _retention: float
     _tails: dict[str, _Tail] = attrs.field(init=False, factory=dict)
+    _opening: SingleFlight[str, _Tail] = attrs.field(init=False, factory=SingleFlight)
     _isEnded: bool = attrs.field(init=False, default=False)
 
     def open(self, stream: Stream) -> None:
@@ -193,7 +195,10 @@ class EventStreams:
         :raises Fault: 503, if the store is unavailable.
         """
         tenant = stream.tenant
-        tail = await available(self._tail(tenant))
+        tail = self._tails.get(tenant)
+        if tail is None:
+            # While the store does not answer, all wait for the same answer, and not each for one of its own.
+            tail = await available(self._opening.do(tenant, lambda: self._open(tenant)))
         stream.place = tail.place
         tail.streams[stream] = None
         if lastId.lower() == tail.place.id:
@@ -207,21 +212,20 @@ class EventStreams:
             stream.place = _Place.moment(begin - 1)
         return True
 
-    @serialized(lambda tenant: ("streams", tenant))
-    async def _tail(self, tenant: str) -> _Tail:
-        if tenant not in self._tails:
-            id = await self._store.lastEvent(tenant)
-            if id is not None:
-                place = _Place(position(id), id)
-            else:
-                # Whatever comes is newer, even if the wall clock is set back.
-                created = positionOf((await self._account(tenant)).created / 1000)
-                place = _Place(0, momentAt(created))
-            if self._isEnded:
-                raise StoreUnavailable("the registry is stopping")
-            self._tails[tenant] = tail = _Tail(tenant, place)
-            tail.ping = self._clock.callLater(PING, self._ping, tail)
-        return self._tails[tenant]
+    @owned
+    async def _open(self, tenant: str) -> _Tail:
+        id = await self._store.lastEvent(tenant)
+        if id is not None:
+            place = _Place(position(id), id)
+        else:
+            # Whatever comes is newer, even if the wall clock is set back.
+            created = positionOf((await self._account(tenant)).created / 1000)
+            place = _Place(0, momentAt(created))
+        if self._isEnded:
+            raise StoreUnavailable("the registry is stopping")
+        self._tails[tenant] = tail = _Tail(tenant, place)
+        tail.ping = self._clock.callLater(PING, self._ping, tail)
+        return tail
 
     async def _isKnown(self, tenant: str, id: str) -> bool:
         try:

@@ -768,6 +768,15 @@ class AccountsTests(RegistryCase):
         self.assertEqual(self.successResultOf(other).tenant, "99")
         self.assertEqual(self.store.calls["account"], 2)
 
+    def test_firstRequestsShareTheFailure(self) -> None:
+        """So they do if the store can't be reached: none waits for the failures of those before it."""
+        held = self.store.hold("account")
+        asked = [self.registry.account(TENANT) for _ in range(3)]
+        [call] = held
+        call.refuse()
+        for each in asked:
+            self.assertUnavailable(each)
+
     def test_unavailable(self) -> None:
         """While the store is away an unknown account is a 503, and is found when it is back."""
         self.memory.unavailable = True

@@ -106,6 +106,18 @@ class StreamTests(SynchronousTestCase):
         self.assertTrue(text.endswith("\n\n"))
         self.assertTrue(reader.isOpen)
 
+    def test_sharesTheStoresAnswer(self) -> None:
+        """Streams that begin together wait for one answer of the store. Whoever has left by then is no error."""
+        held = self.api.held.hold("lastEvent")
+        connections = [Connection(self.api) for _ in range(3)]
+        for each in connections:
+            each.send(requestBytes("GET", STREAM, None, {"X-Auth-Token": self.api.token}))
+        connections[0].transport.loseConnection()
+        [call] = held
+        call.refuse()
+        codes = [[reply.code for reply in each.replies()] for each in connections]
+        self.assertEqual((codes, self.flushLoggedErrors()), ([[], [503], [503]], []))
+
     def test_head(self) -> None:
         """HEAD gets the head alone, and takes no place."""
         reader = Reader(self.api, method="HEAD")
