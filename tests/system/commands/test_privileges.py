@@ -20,8 +20,8 @@ from txserviceregistry.util.ownership import UnsafePath, checkPath, controllingU
 #: Two users that are not root. They need no passwd entry.
 JOE, ANN = 64001, 64002
 
-# Waits for a file of a name to appear in its folder, and puts a symbolic link in its place, again and again, for as long
-# as its parent lives. It may do what JOE may do.
+# Waits for a file of a name to appear in its folder, and puts a symbolic link in its place, again and again, while its
+# parent lives. It may do what JOE may do.
 RACER = """
 import os, sys
 joe, folder, target, parent = int(sys.argv[1]), sys.argv[2], sys.argv[3], os.getppid()

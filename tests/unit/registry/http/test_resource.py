@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import tracemalloc
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,12 +13,21 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.http import validation
+from txserviceregistry.registry.http.handlers import OPERATIONS
+from txserviceregistry.registry.http.operations import Operation
+from txserviceregistry.registry.http.requestlog import GONE
 from txserviceregistry.registry.limits import RATE_HEADERS, ResourceLimits
 
 from ..wire import KEY, USER, Api, Connection, Reply, requestBytes
 
 JSON_TYPE = "application/json; charset=UTF-8"
 CREDENTIALS = {"auth": {"RAX-KSKEY:apiKeyCredentials": {"username": USER, "apiKey": KEY}}}
+# The store's operations that requests wait for.
+STORE_OPERATIONS = (
+    *("createService", "getService", "listServices", "updateService", "removeService"),
+    *("getState", "setState", "listStates", "getValue", "listValues", "setValue", "removeValue"),
+    *("listEvents", "lastEvent", "hasEvent", "acquireLock", "getLock", "listLocks", "releaseLock", "forceLock"),
+)
 
 
 class ApiCase(SynchronousTestCase):
@@ -837,6 +847,35 @@ class ErrorTests(ApiCase):
         connection.transport.loseConnection()
         slow.callback({"id": "web1"})
         self.assertEqual((connection.replies(), self.flushLoggedErrors()), ([], []))
+
+    def hangsUp(self, operation: Operation, isAnswered: bool) -> bool:
+        """A client asks for this, and goes away before the store answers, or refuses; whether the store was asked."""
+        api = Api()
+        lock = api.ask("POST", "/locks", {"name": "/lock/one", "timeout": 30}).json
+        fields = {"heartbeat_timeout": 30, "value": "a", "state": "out", "timeout": 30, "wait": 1, "heartbeats": [{}]}
+        body = json.dumps({"id": "key1", "name": "/lock/one", "token": lock["token"], **fields}).encode()
+        path = re.sub("{.*?}", "key1", operation.path) + ("?wait=1" if operation.path == "/events" else "")
+        held = [api.held.hold(name) for name in STORE_OPERATIONS]
+        connection, others = Connection(api), api.site.connections.count - 1
+        headers = {"X-Auth-Token": api.token}
+        connection.send(requestBytes(operation.method, f"/v1.0/1234{path}", operation.body and body, headers))
+        isHeld = any(held)
+        connection.transport.loseConnection()
+        for _ in range(5):  # an answer may lead to the next question
+            for call in [calls.pop() for calls in held if calls]:
+                (call.release if isAnswered else call.refuse)()
+        api.advance(2)
+        figures = api.registry.figures()
+        left = figures.subscribers, figures.streams, api.site.connections.count - others
+        self.assertEqual((left, self.flushLoggedErrors()), ((0, 0, 0), []), operation.name)
+        gone = sum(one.codes[GONE] for one in api.requestLog.statistics.routes.values())
+        self.assertEqual(gone, int(isHeld), operation.name)
+        return isHeld
+
+    def test_clientHangsUpWhateverItHasAskedFor(self) -> None:
+        """Whether the store answers after that or not, the request is counted as one whose client is gone."""
+        asked = [self.hangsUp(operation, isAnswered) for operation in OPERATIONS for isAnswered in (True, False)]
+        self.assertGreater(sum(asked), 35)
 
     def test_slowAnswer(self) -> None:
         """An answer that takes a while comes when it is there."""
