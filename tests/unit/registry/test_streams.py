@@ -107,7 +107,7 @@ class StreamTests(SynchronousTestCase):
         self.assertTrue(reader.isOpen)
 
     def test_sharesTheStoresAnswer(self) -> None:
-        """Streams that begin together wait for one answer of the store. Whoever has left by then is no error."""
+        """Streams that begin together wait for one answer of the store; a client may have left before it comes."""
         held = self.api.held.hold("lastEvent")
         connections = [Connection(self.api) for _ in range(3)]
         for each in connections:
