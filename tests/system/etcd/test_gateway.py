@@ -47,6 +47,14 @@ class GatewayTests(EtcdCase):
         self.assertEqual(len(contacts), 1)
         self.assertTrue(before <= contacts[0] <= CLOCK.seconds())
 
+    async def test_largeValuesAreReadInSmallParts(self) -> None:
+        """All keys are read, however large together, and etcd counts as readable meanwhile."""
+        etcd, prefix = self.etcd(sharedEtcd()), newPrefix()
+        for number in range(20):
+            await etcd.txn((), [put(f"{prefix}{number:02}", b"x" * 1_000_000)])
+        self.assertEqual([len(each.value) for each in await etcd.all(prefix)], [1_000_000] * 20)
+        self.assertTrue(etcd.statistics.isReadable)
+
     async def test_leases(self) -> None:
         """Of many that are kept alive at once, some of them gone, each has its own result."""
         etcd = self.etcd(sharedEtcd())

@@ -23,6 +23,7 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from ....errors import ServiceRegistryError
+from ....http.bodies import ResponseTooLarge
 from ....http.jsontransport import JSONTransport
 from ....util.concurrency import PrioritySemaphore
 from ....util.deferred import returnsDeferred
@@ -38,8 +39,9 @@ PATIENCE = 4.0
 PAUSE = 0.1
 #: Seconds that a request waits for its turn: what comes later is of no use to clients, and would keep others waiting.
 QUEUE = 8.0
-#: Keys in one read: a page of the largest is some megabytes.
+#: Keys in one read, and by how much fewer are read after a response that was too large.
 PAGE = 1000
+_FEWER = 8
 
 # The codes of gRPC that mean "again, perhaps elsewhere": DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNAVAILABLE. UNKNOWN is
 # what a change of the leader looks like from a follower.
@@ -83,6 +85,10 @@ class EtcdError(StoreUnavailable):
         super().__init__(f"etcd refuses: {message}")
         self.code = code
         self.message = message
+
+
+class TooLarge(StoreUnavailable):
+    """What was read has more bytes than a response may have."""
 
 
 @attrs.frozen
@@ -273,7 +279,8 @@ class Etcd:
         try:
             answer = await self._ask(_TXN, body, patience, urgency)
         except StoreUnavailable as error:
-            self._count(isWrite, asked, isinstance(error, EtcdError) and error.code in _OF_WHAT_WAS_ASKED)
+            isRefused = isinstance(error, EtcdError) and error.code in _OF_WHAT_WAS_ASKED
+            self._count(isWrite, asked, isRefused or isinstance(error, TooLarge))
             raise
         self._count(isWrite, asked, True)
         reads = (response.get("response_range", {}) for response in answer.get("responses", ()))
@@ -306,10 +313,17 @@ class Etcd:
         self, begin: str, end: str, *, revision: int = 0, urgency: Urgency = Urgency.ordinary
     ) -> AsyncIterator[list[KeyValue]]:
         """The same, up to :data:`PAGE` keys at a time."""
+        size = PAGE
         while True:
-            found, _ = await self.range(begin, end, PAGE, revision=revision, urgency=urgency)
+            try:
+                found, _ = await self.range(begin, end, size, revision=revision, urgency=urgency)
+            except TooLarge:
+                if size == 1:
+                    raise
+                size = max(1, size // _FEWER)
+                continue
             yield found
-            if len(found) < PAGE:
+            if len(found) < size:
                 return
             begin = after(found[-1])
 
@@ -390,6 +404,8 @@ class Etcd:
                 reason = error.message
             except ServiceRegistryError as error:
                 reason = str(error)
+                if isinstance(error.__cause__, ResponseTooLarge):
+                    raise TooLarge(f"etcd: {reason}") from None
             if self._clock.seconds() + PAUSE >= end:
                 raise StoreUnavailable(f"etcd: {reason}")
             await deferLater(self._clock, PAUSE)
