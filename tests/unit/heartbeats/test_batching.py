@@ -494,6 +494,23 @@ class BatcherTests(SynchronousTestCase):
         self.passes(1)
         self.assertEqual([len(ids) for ids in self.ids()], [4, 4, 2, 2])
 
+    def test_aLateRefusalWhileOneSendsSingleHeartbeats(self) -> None:
+        """It says nothing about the size as long as the single heartbeats may show that it is an outage."""
+        self.answersAtOnce = False
+        for name in "abcdefghi":
+            self.service(name, timeout=3)
+        self.passes(0.05)
+        for number in range(2):
+            self.requests[number][2].errback(ServerError(502))
+            self.passes(0.1)
+        self.tooLate(2)
+        self.passes(0.5)
+        self.refuse(2)
+        self.requests[3][2].errback(self.unreachable())
+        self.answersAtOnce = True
+        self.passes(1)
+        self.assertEqual([len(ids) for ids in self.ids()], [9, 9, 8, 8, 8])
+
     def test_whenAllHaveLeftNothingIsUnderWay(self) -> None:
         """Requests that are late end as well."""
         self.answersAtOnce = False
