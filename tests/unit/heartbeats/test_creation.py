@@ -40,9 +40,13 @@ class SlowAgent:
         self._agent = fake.agent
         self._clock = fake.clock
         self.delay = 0.0
+        #: Whether only the responses to creations are slow.
+        self.isOfCreations = False
 
-    def request(self, *args: Any, **kwargs: Any) -> Deferred[IResponse]:
-        answered: Deferred[IResponse] = self._agent.request(*args, **kwargs)
+    def request(self, method: bytes, uri: bytes, *args: Any) -> Deferred[IResponse]:
+        answered: Deferred[IResponse] = self._agent.request(method, uri, *args)
+        if self.isOfCreations and not (method == b"POST" and uri.endswith(b"/services")):
+            return answered
         return answered.addCallback(lambda answer: deferLater(self._clock, self.delay, lambda: answer))
 
 
@@ -80,6 +84,20 @@ class SlowNetworkTests(SynchronousTestCase):
             stopped = service.stopService()
             fake.advance(3)
             self.successResultOf(stopped)
+
+    def test_waitsForTheResponse(self) -> None:
+        """A service that is found soon after its creation is not removed at once: the response may be on the way."""
+        fake = FakeRegistry()
+        other = fake.client()
+        fake.agent = slow = SlowAgent(fake)
+        slow.delay, slow.isOfCreations = 1.4, True
+        service = RegisteredService(fake.client(), "web1", 3, random=lambda: 0.5)
+        service.startService()
+        fake.advance(10)
+        self.assertEqual(service.state, "registered")
+        events = self.successResultOf(other.events.list())["values"]
+        self.assertEqual([event["type"] for event in events], ["service.join"])
+        self.successResultOf(service.stopService())
 
     def test_updatesFollowALateResponse(self) -> None:
         """After the late response of a creation the service has the updates that were made meanwhile."""
