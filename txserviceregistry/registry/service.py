@@ -63,7 +63,7 @@ class StartFailed(Exception):
     """The registry can't start; the text, one line, says why."""
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class RegistryService(Service):
     """
     A registry: data directory, store, identity, rules and listeners. They start in this order and end in the opposite
