@@ -14,7 +14,7 @@ from ...errors import MalformedResponse, NotFound
 from ...util.escaping import escaped
 from ..console import tell, useUTF8
 from ..outcome import CommandFailed, UsageError, didYouMean, oneLine
-from .output import FOLLOWED_FORMATS, FORMATS, Column, addFormats, recordWriter, write
+from .output import FOLLOWED_FORMATS, FORMATS, Column, addFormats, checkFormat, recordWriter, write
 from .parser import GlobalParser, Parser
 
 if TYPE_CHECKING:
@@ -227,6 +227,8 @@ class _Displaying(RaxsrCommand):
         # Columns that are chosen are not left out.
         self.parsed.important = [] if asked else self.important
         self.parsed.note = self.program.note
+        # Before anything is changed: the result could not be shown.
+        checkFormat(self.parsed.formatter)
         self.show()
         return None
 

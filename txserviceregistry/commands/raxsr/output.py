@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import html
+import importlib
 import json
 import os
 import sys
@@ -250,6 +251,16 @@ def _writeHTML(columns: _Columns, records: Sequence[_Record], isOne: bool) -> No
 FORMATS = ("csv", "html", "json", "table", "value", "yaml")
 #: The formats for records that come one by one. A table of HTML needs an end.
 FOLLOWED_FORMATS = ("csv", "json", "table", "value", "yaml")
+
+
+# What formats import, which takes a while.
+_MODULES = {"table": "prettytable", "yaml": "yaml"}
+
+
+def checkFormat(name: str) -> None:
+    """Import what a format needs; an ``ImportError`` if it is not installed."""
+    if name in _MODULES:
+        importlib.import_module(_MODULES[name])
 
 
 def addFormats(parser: argparse.ArgumentParser) -> None:

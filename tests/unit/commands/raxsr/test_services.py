@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
+import sys
+from unittest import mock
 
 from twisted.internet.defer import gatherResults
 
@@ -47,6 +49,14 @@ class ServicesTests(RaxsrTestCase):
         removed = await self.good("services", "remove", id)
         self.assertEqual(removed.out, f'Service "{id}" has been removed\n')
         self.assertIn(f'there is no service "{id}"', await self.refused("services", "get", id))
+
+    async def test_aFormatThatIsNotInstalled(self) -> None:
+        """Nothing is changed if the result could not be shown."""
+        for format, module in (("table", "prettytable"), ("yaml", "yaml")):
+            with mock.patch.dict(sys.modules, {module: None}):
+                said = await self.refused("services", "create", self.prefix, "-f", format)
+            self.assertIn(f"the extra 'cli' is required, and {module} is not installed", said)
+        self.assertEqual((await self.client().services.list())["values"], [])
 
     async def test_formats(self) -> None:
         """Every format has every column; times are local in tables and UTC elsewhere; structures stay structures."""
