@@ -185,6 +185,7 @@ class EventPoller:
             if not self._users:
                 self._endStream(0.0)
                 self._lastId = None
+                self._span = _Span(Cursor())
 
     @returnsDeferred
     async def after(

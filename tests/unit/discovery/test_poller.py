@@ -179,6 +179,22 @@ class PollerTests(SynchronousTestCase):
         self.fake.flush()
         self.assertEqual([event["id"] for event in self.successResultOf(another)], [new])
 
+    def test_nothingIsKeptWithoutSubscribers(self) -> None:
+        """After a time without subscribers the registry is asked: it may have lost the events of the time before."""
+        agent = Proxy(self.fake.agent, without="event-stream")
+        client = Client(
+            self.fake.username, self.fake.apiKey, baseUrl=self.fake.url, agent=agent, reactor=self.fake.clock
+        )
+        self.poller = EventPoller(client)
+        first = Cursor(self.happen(), True)
+        with self.poller.used():
+            waiting = self.after(first)
+            self.happen()
+            self.successResultOf(waiting)
+        self.fake.restart(keepData=False)
+        with self.poller.used():
+            self.failureResultOf(self.after(first), StaleCursor)
+
     def test_manyEventsWithoutWaits(self) -> None:
         """Where the registry can't wait, a full page is followed by the next one at once."""
         self.patch(poller, "PAGE", 10)
