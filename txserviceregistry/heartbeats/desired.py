@@ -5,7 +5,6 @@ The desired state of the services that a client registered, so that updates outl
 from __future__ import annotations
 
 import random as randomModule
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Any
@@ -108,7 +107,7 @@ class DesiredState(DesiredFields):
         self._known: Mapping[str, Any] | None = None
         self._posted: tuple[Mapping[str, Any], Mapping[str, Any], tuple[Deferred[None], ...]] = self.fields, {}, ()
         # The fields that were sent, from the last registration that had its effect to the first heartbeat.
-        self._sent: deque[Mapping[str, Any]] = deque(maxlen=_MOST_SENT)
+        self._sent: list[Mapping[str, Any]] = []
         # How many updates are under way; and how many have begun, and registrations have had their effect.
         self._underWay = 0
         self._writes = 0
@@ -145,7 +144,7 @@ class DesiredState(DesiredFields):
             self._sent.clear()
         wire = self.wire()
         self._posted = self.fields, wire, tuple(self._waiters)
-        self._sent.append(comparable(wire))
+        self._remember(comparable(wire))
         return wire
 
     def registered(self, *, isLast: bool = True) -> None:
@@ -159,7 +158,7 @@ class DesiredState(DesiredFields):
         self._has(wire)
         if isLast:
             self.accepted = fields
-            self._sent.append(comparable(wire))
+            self._remember(comparable(wire))
             self._waiters.fire(None, covered)
         else:
             self._known = None
@@ -187,6 +186,10 @@ class DesiredState(DesiredFields):
     def resumed(self, found: Mapping[str, Any]) -> None:
         """The service that an earlier process left is continued; the registry has these fields."""
         self._has({name: found[name] for name in FIELDS})
+
+    def _remember(self, sent: Mapping[str, Any]) -> None:
+        # A deque of its own for each of thousands of services would take ten times as much memory.
+        self._sent = [*self._sent[1 - _MOST_SENT :], sent]
 
     def isOurs(self, found: Mapping[str, Any]) -> bool:
         """
@@ -350,7 +353,7 @@ class DesiredState(DesiredFields):
             self._setTimeouts(*self._timeouts, timeout)
         heartBeater = self.heartBeater
         if heartBeater is None or (heartBeater.registersAgain and heartBeater.provenToken is None):
-            self._sent.append(changes)
+            self._remember(changes)
         else:
             # This one will not be looked for: see isOurs().
             self._sent.clear()

@@ -77,14 +77,14 @@ class Text(str):
 class MemoryTests(UpdateCase):
     """What is kept of the updates of a service that is updated again and again."""
 
-    def kept(self, update: Callable[[Text], Deferred[Any]]) -> int:
-        """How many of 50 updates are in memory, when heartbeats were sent between them."""
+    def kept(self, update: Callable[[Text], Deferred[Any]], count: int = 50, seconds: float = 2) -> int:
+        """How many of so many updates are in memory, with so many seconds between them."""
         updates: list[ReferenceType[Text]] = []
-        for number in range(50):
+        for number in range(count):
             text = Text(number)
             updates.append(ref(text))
             self.successResultOf(update(text))
-            self.fake.advance(2)
+            self.fake.advance(seconds)
         del text
         gc.collect()
         return sum(each() is not None for each in updates)
@@ -97,6 +97,12 @@ class MemoryTests(UpdateCase):
         service = self.service(3)
         self.assertLess(self.kept(lambda text: service.update(metadata={"load": text})), 5)
         self.assertLess(self.kept(self.throughTheClient), 5)
+
+    def test_beforeTheFirstHeartbeat(self) -> None:
+        """Those of a service for which no heartbeat was accepted so far are bounded."""
+        _, heartBeater = self.successResultOf(self.client.services.register("web1", 120))
+        self.assertLess(self.kept(self.throughTheClient, 150, 0.1), 105)
+        heartBeater.stop()
 
     def test_ofACreatedService(self) -> None:
         """Those of a service that is not registered again, and whose heartbeats the application itself sends."""
