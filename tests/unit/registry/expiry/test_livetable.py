@@ -131,6 +131,18 @@ class SlowStoreTests(RegistryCase):
         self.assertEqual(outcomes, {"token": 1, "serviceWithThisIdExists": 399})
         self.assertEqual(self.events(), [(JOIN, "web1")])
 
+    def test_manyChangesThatWaitForOne(self) -> None:
+        """A thousand changes of one service that wait for another are made in their order, as soon as that is done."""
+        token = self.create()
+        held = self.store.hold("updateService")
+        changes = [self.registry.update(TENANT, "web1", ServiceChanges(tags=(f"t{n}",))) for n in range(1000)]
+        self.store.pass_("updateService")
+        held[0].release()
+        for change in changes:
+            self.successResultOf(change)
+        self.assertEqual(self.successResultOf(self.registry.get(TENANT, "web1"))["tags"], ["t999"])
+        self.beat(token)
+
     def test_theDeadlineCountsFromTheAnswer(self) -> None:
         """A service whose registration took long has a full timeout from when it was acknowledged."""
         held = self.store.hold("createService", acts=True)
