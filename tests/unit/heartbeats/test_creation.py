@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.iweb import IAgent, IResponse
@@ -182,6 +182,16 @@ class CreationTests(SynchronousTestCase):
     def eventTypes(self) -> list[str]:
         page = self.successResultOf(self.other.events.list())
         return [event["type"].partition(".")[2] for event in page["values"]]
+
+    def test_cancellingEndsTheRequest(self) -> None:
+        """Nothing is left of a creation that is cancelled."""
+        before = len(self.fake.clock.getDelayedCalls())
+        self.fake.hangNext()
+        creating = self.client.services.create("web1", 10)
+        self.assertNoResult(creating)
+        creating.cancel()
+        self.failureResultOf(creating, CancelledError)
+        self.assertEqual(len(self.fake.clock.getDelayedCalls()), before)
 
     def test_isFoundWhenOtherAnswersAreLostToo(self) -> None:
         """Looking for it is done again at once; that the removal was not answered is no matter."""
