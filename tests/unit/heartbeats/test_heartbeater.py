@@ -637,6 +637,18 @@ class HeartBeaterTests(SynchronousTestCase):
         self.pass_(25)
         self.assertEqual(len(self.services.sent), 3)
 
+    def test_theDeadlineStaysWithAnotherStart(self) -> None:
+        """It is that of the last heartbeat that was answered, however often it is stopped and started."""
+        heartBeater = self.heartBeater(30)
+        heartBeater.start()
+        heartBeater.stop()
+        self.pass_(20)
+        self.services.answer = "hang"
+        heartBeater.start()
+        self.assertEqual(heartBeater.deadline, 30)
+        self.pass_(11)
+        self.assertFalse(heartBeater.healthy)
+
     def test_forgetsItsFailures(self) -> None:
         """One that is started again retries as soon, and logs as little, as if it had never failed."""
         heartBeater = self.heartBeater(3)
