@@ -21,6 +21,7 @@ from txserviceregistry.errors import (
     BadRequest,
     Forbidden,
     ForeignResponse,
+    InvalidSettings,
     LimitReached,
     MalformedResponse,
     NotFound,
@@ -92,6 +93,18 @@ class TransportTests(SynchronousTestCase):
         self.successResultOf(transport.request("GET", "/services"))
         self.assertEqual(self.agent.asked, [f"GET {SERVER}/7/services", f"GET {SERVER}/8/services"])
         self.assertEqual(transport.baseUrl, f"{SERVER}/8")
+
+    def test_anotherCatalogMayNameTheRegistry(self) -> None:
+        """When the catalog names no registry, the next request authenticates anew, which may bring another catalog."""
+
+        def basesFor(session: Session) -> list[str]:
+            if session.token == "token":
+                raise InvalidSettings("the catalog names no registry")
+            return [self.base]
+
+        transport = Transport(FakeAgent(lambda sent: answer(200, {})), self.clock, self.authenticator, basesFor)
+        self.failureResultOf(transport.request("GET", "/services"), InvalidSettings)
+        self.successResultOf(transport.request("GET", "/services"))
 
     def test_theDeadlineCoversAuthentication(self) -> None:
         """A request that waits for its token too long says what it waited for."""

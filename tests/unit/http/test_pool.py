@@ -320,6 +320,16 @@ class QueueTests(SynchronousTestCase):
         self.agent.close()
         self.assertEqual(clock.getDelayedCalls(), [])
 
+    def test_aClosedQueueLooksAtNothingAgain(self) -> None:
+        """When it is closed while urgent requests wait for others to hang, nothing is left on the reactor."""
+        clock = Clock()
+        self.agent = QueueingAgent(self.inner, 2, clock)
+        for number in range(3):
+            self.get(f"http://a/urgent{number}").addErrback(lambda _: None)
+        self.assertNotEqual(clock.getDelayedCalls(), [])
+        self.agent.close()
+        self.assertEqual(clock.getDelayedCalls(), [])
+
     def test_cancelledInTheQueueIsNeverSent(self) -> None:
         """What is cancelled while it waits never reaches the server, and the next one is served."""
         requests = [self.get(f"http://a/{n}") for n in range(4)]
