@@ -20,6 +20,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IDelayedCall, IListeningPort, IStreamServerEndpoint
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
 
 from .._version import __version__
 from ..util.deferred import returnsDeferred
@@ -57,6 +58,8 @@ FIRST_USER = "local"
 #: How long requests that are under way may still take when the registry stops, and all of the stopping, in seconds.
 DRAIN_SECONDS = 1.0
 END_SECONDS = 4.0
+# As many API keys as are checked at a time. Each thread that has hashed one keeps 16 MiB.
+_KEY_THREADS = 2
 
 
 class StartFailed(Exception):
@@ -212,12 +215,15 @@ class RegistryService(Service):
         await store.open()
         if ISharedStore.providedBy(store):
             isNew = store.isNew
+        threads = ThreadPool(0, _KEY_THREADS, name="API keys")
+        threads.start()
+        self._endings.append(("the threads for API keys", threads.stop))
         identity = Identity(
             store,
             clock=self._reactor,
             wallClock=self._wallClock,
             tokenLifetime=self._tokenLifetime,
-            hasher=partial(deferToThreadPool, self._reactor, self._reactor.getThreadPool()),
+            hasher=partial(deferToThreadPool, self._reactor, threads),
         )
         await self._makeFirstUser(identity, isNew=isNew)
         self.hasCredentials = self._directory.credentials() is not None
