@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
-from threading import Thread
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,12 +19,12 @@ from twisted.internet._resolver import GAIResolver  # what reactors have by defa
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IAddress, IHostnameResolver, IHostResolution, IResolutionReceiver
-from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from ..util.deferred import cancelWith
 from ..util.logs import Logger
 from ..util.outage import Outage
+from ..util.threads import DaemonThreadPool
 from ..util.waiters import Waiters
 
 #: Seconds that a lookup may take before the last known addresses are used instead.
@@ -55,17 +54,10 @@ class ResolvingTimedOut(ConnectTimeout):
         return str(self.args[0])
 
 
-class _Threads(ThreadPool):
-    """Lookups that hang delay neither others, up to the number of threads, nor the end of the process."""
-
-    # As a plain class attribute it would become a method from Python 3.14 on.
-    threadFactory = staticmethod(partial(Thread, daemon=True))  # type: ignore[assignment] # makes threads, as the class does
-
-
 @lru_cache(maxsize=1)
-def _threadsOf(process: int) -> ThreadPool:
-    """The threads of this process: a fork of it has others."""
-    threads = _Threads(minthreads=0, maxthreads=20, name="resolving host names")
+def _threadsOf(process: int) -> DaemonThreadPool:
+    """The threads of this process: a fork of it has others. Lookups that hang delay no others, up to their number."""
+    threads = DaemonThreadPool(minthreads=0, maxthreads=20, name="resolving host names")
     threads.start()
     return threads
 

@@ -20,11 +20,11 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IDelayedCall, IListeningPort, IStreamServerEndpoint
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 
 from .._version import __version__
 from ..util.deferred import returnsDeferred
 from ..util.logs import Logger
+from ..util.threads import DaemonThreadPool
 from ..util.waiters import Waiters
 from .console.console import Console
 from .console.overview import Overview
@@ -215,7 +215,7 @@ class RegistryService(Service):
         await store.open()
         if ISharedStore.providedBy(store):
             isNew = store.isNew
-        threads = ThreadPool(0, _KEY_THREADS, name="API keys")
+        threads = DaemonThreadPool(0, _KEY_THREADS, name="API keys")
         threads.start()
         self._endings.append(("the threads for API keys", threads.stop))
         identity = Identity(

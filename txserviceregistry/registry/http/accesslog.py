@@ -12,19 +12,18 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from threading import Thread
 from typing import Any
 
 from twisted.internet.defer import Deferred, TimeoutError, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import LogLevel
-from twisted.python.threadpool import ThreadPool
 
 from ...util.deferred import returnsDeferred, waitFor
 from ...util.logs import Logger
 from ...util.outage import Outage
 from ...util.ownership import checkPath
+from ...util.threads import DaemonThreadPool
 
 #: The target that stands for the standard output.
 STDOUT = "-"
@@ -106,8 +105,7 @@ class LogThread:
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._pool = ThreadPool(0, 1, name="txserviceregistry log")
-        self._pool.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]  # it is called like one
+        self._pool = DaemonThreadPool(0, 1, name="txserviceregistry log")
         self._pool.start()
 
     def run(self, work: Callable[[], None]) -> Deferred[None]:
