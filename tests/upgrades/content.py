@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+from twisted.internet.defer import gatherResults
 
 from txserviceregistry.registry.model import NewLock, NewService, Precondition, ServiceChanges
 from txserviceregistry.registry.roles import Role
@@ -49,6 +50,8 @@ async def fill(store: Any, tick: Callable[[], object]) -> None:
         await store.setValue(
             tenant, "/production/www/workers", "9", _MANY, Precondition(True, frozenset([str(position)]))
         )
+        # What comes at once is kept as a group by some stores.
+        await gatherResults([store.setValue(tenant, f"group{number}", str(number), _MANY) for number in range(10)])
         held = NewLock("job", 15, "host1", "n" * 22, {"pid": "1"})
         await store.acquireLock(tenant, held, _MANY, int(NOW * 1000), 0)
         forced = await store.acquireLock(tenant, NewLock("job2", 15, "host2"), _MANY, int(NOW * 1000), 0)
