@@ -19,6 +19,7 @@ from txserviceregistry.api.transport import Transport
 from txserviceregistry.errors import (
     APIError,
     BadRequest,
+    ConnectionFailed,
     Forbidden,
     ForeignResponse,
     InvalidSettings,
@@ -105,6 +106,14 @@ class TransportTests(SynchronousTestCase):
         transport = Transport(FakeAgent(lambda sent: answer(200, {})), self.clock, self.authenticator, basesFor)
         self.failureResultOf(transport.request("GET", "/services"), InvalidSettings)
         self.successResultOf(transport.request("GET", "/services"))
+
+    def test_aStreamThatIsRefused(self) -> None:
+        """A 401 to a stream may be a proxy's: the token stays in use until the next request has found that out."""
+        answers = iter([answer(200, {}), answer(401, {})])
+        transport = self.transport(lambda sent: next(answers))
+        self.successResultOf(transport.request("GET", "/limits"))
+        self.failureResultOf(transport.stream("/events/stream", {}, {}), ConnectionFailed)
+        self.assertEqual((self.authenticator.suspected, self.authenticator.invalid), (["token"], []))
 
     def test_theDeadlineCoversAuthentication(self) -> None:
         """A request that waits for its token too long says what it waited for."""
