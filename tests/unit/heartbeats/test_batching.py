@@ -4,9 +4,11 @@ Heartbeat batching: which heartbeats are sent in one request, and when.
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Mapping, Sequence
 from functools import partial
+from weakref import ref
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -353,6 +355,23 @@ class BatcherTests(SynchronousTestCase):
                 alone.append(sum(service.dismissals for service in services))
                 self.passes(0.5)
             self.assertEqual(alone, numbers, error)
+
+    def test_oneThatEndsMeanwhileIsForgotten(self) -> None:
+        """A service that sends single heartbeats to find out the reason may end; nothing is kept of it."""
+        self.answersAtOnce = False
+        services = [self.service(f"s{number}", due=1, timeout=100) for number in range(3)]
+        self.passes(1.1)
+        for _ in range(2):
+            self.requests[-1][2].errback(ServerError(502))
+            self.passes(0.2)
+        [alone] = [service for service in services if service.dismissals]
+        self.batcher.leave(alone)
+        forgotten = ref(alone)
+        for held in (services, self.requests, self.whenLate):
+            held.clear()
+        del alone
+        gc.collect()
+        self.assertIsNone(forgotten())
 
     def test_aBadConnectionIsNoReasonToSplit(self) -> None:
         """When a batch is accepted after two that had no response, the next ones are not halved."""
