@@ -150,11 +150,12 @@ class ReregistrationTests(UpdateCase):
         """Another client's service in the place of one whose heartbeats were accepted stays, even if it is the same."""
         for start in (self.service, self.registered):
             start(metadata=GIVEN)
-            self.fake.advance(20)
-            self.successResultOf(self.other.services.remove("web1"))
-            self.successResultOf(self.other.services.create("web1", 10, {"tags": [], "metadata": GIVEN}))
-            self.fake.advance(30)
-            self.assertEqual(self.events()[-4:], ["remove", "join", "timeout", "join"])
+            for _ in range(2):
+                self.fake.advance(20)
+                self.successResultOf(self.other.services.remove("web1"))
+                self.successResultOf(self.other.services.create("web1", 10, {"tags": [], "metadata": GIVEN}))
+                self.fake.advance(30)
+                self.assertEqual(self.events()[-4:], ["remove", "join", "timeout", "join"])
             self.doCleanups()
             self.fake.advance(20)
 
