@@ -1,4 +1,4 @@
-"""Cursor: a place in the event feed, from which the next page is read."""
+"""Places in the event feed, from which the next page is read, and the events after them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from ..types import Event
 # The time of a UUID, in units of 100 nanoseconds, begins in 1582 (RFC 9562, section 5.1).
 _UUID_EPOCH = 0x01B21DD213814000
 _TICKS = 10_000_000
+# The most events that are kept for subscribers that are behind.
+_KEPT = 1000
 
 # The API's messages for a marker of the event feed that it refuses: not a version-1 UUID, or a time out of range.
 _MARKER_REFUSED = (
@@ -94,3 +96,42 @@ def isMarkerRefused(error: BadRequest) -> bool:
     return (error.status, error.type) == (400, "badRequest") and any(
         text.startswith(_MARKER_REFUSED) for text in (error.message, error.details)
     )
+
+
+class Span:
+    """
+    The events after a place, without a gap.
+
+    Only the ids of its events and of its beginning are known to be in it: a registry that was restored from a backup
+    has lost other ones.
+    """
+
+    def __init__(self, begin: Cursor) -> None:
+        self.end = begin
+        self._events: list[Event] = []
+        # By id, how many of all events come before the place after it.
+        self._places = {begin.marker.lower(): 0} if begin.seen and begin.marker is not None else {}
+        self._count = 0
+
+    def add(self, event: Event) -> None:
+        self._count += 1
+        self._events.append(event)
+        self.end = Cursor.after(event)
+        self._places[event["id"].lower()] = self._count
+        if len(self._events) > _KEPT:
+            # The dropped event itself is still a place; the one before is not.
+            del self._events[0], self._places[next(iter(self._places))]
+
+    def after(self, cursor: Cursor, isComplete: bool) -> Following | None:
+        """
+        The events after a place; ``None`` if they are not all known.
+
+        :param isComplete: whether the feed is known to have nothing between that place and the beginning of the span.
+        """
+        before = self._places.get((cursor.marker or "").lower())
+        if before is not None:
+            return Following(self._events[before - self._count + len(self._events) :])
+        if not isComplete:
+            return None
+        ticks = ticksOf(cursor.marker) or 0
+        return Following(event for event in self._events if (ticksOf(event["id"]) or 0) > ticks)

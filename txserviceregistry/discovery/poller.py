@@ -26,7 +26,7 @@ from ..util.deferred import returnsDeferred
 from ..util.listeners import Listeners
 from ..util.logs import Logger
 from ..util.waiters import Waiters
-from .cursor import Cursor, Following, StaleCursor, isMarkerRefused, ticksOf
+from .cursor import Cursor, Span, StaleCursor, isMarkerRefused, ticksOf
 from .task import BackgroundTask
 
 if TYPE_CHECKING:
@@ -62,8 +62,6 @@ RETRY = 600.0
 _PAUSE = 1.0
 _TRIES = 8
 _LONG = 60.0
-# The most events that are kept for subscribers that are behind.
-_KEPT = 1000
 
 
 class _Stream(Enum):
@@ -72,45 +70,6 @@ class _Stream(Enum):
     CLOSED = "there is no stream"
     OPENING = "no ping has come so far"
     LIVE = "events come as they happen"
-
-
-class _Span:
-    """
-    The events after a place, without a gap.
-
-    Only the ids of its events and of its beginning are known to be in it: a registry that was restored from a backup
-    has lost other ones.
-    """
-
-    def __init__(self, begin: Cursor) -> None:
-        self.end = begin
-        self._events: list[Event] = []
-        # By id, how many of all events come before the place after it.
-        self._places = {begin.marker.lower(): 0} if begin.seen and begin.marker is not None else {}
-        self._count = 0
-
-    def add(self, event: Event) -> None:
-        self._count += 1
-        self._events.append(event)
-        self.end = Cursor.after(event)
-        self._places[event["id"].lower()] = self._count
-        if len(self._events) > _KEPT:
-            # The dropped event itself is still a place; the one before is not.
-            del self._events[0], self._places[next(iter(self._places))]
-
-    def after(self, cursor: Cursor, isComplete: bool) -> Following | None:
-        """
-        The events after a place; ``None`` if they are not all known.
-
-        :param isComplete: whether the feed is known to have nothing between that place and the beginning of the span.
-        """
-        before = self._places.get((cursor.marker or "").lower())
-        if before is not None:
-            return Following(self._events[before - self._count + len(self._events) :])
-        if not isComplete:
-            return None
-        ticks = ticksOf(cursor.marker) or 0
-        return Following(event for event in self._events if (ticksOf(event["id"]) or 0) > ticks)
 
 
 class EventPoller:
@@ -146,7 +105,7 @@ class EventPoller:
         self._interval = interval
         self._random = random
         self._users = 0
-        self._span = _Span(Cursor())
+        self._span = Span(Cursor())
         # Fire with whether there are events; with None when a stream begins or ends.
         self._waiters: Waiters[bool | None] = Waiters(self._stopPolling)
         self._quietListeners: Listeners[[]] = Listeners(self._log, "a quiet event feed")
@@ -185,7 +144,7 @@ class EventPoller:
             if not self._users:
                 self._endStream(0.0)
                 self._lastId = None
-                self._span = _Span(Cursor())
+                self._span = Span(Cursor())
 
     @returnsDeferred
     async def after(
@@ -203,7 +162,7 @@ class EventPoller:
             <txserviceregistry.api.events.EventsClient.list>` does. It may be cancelled.
         """
         # The span up to whose beginning, or end if it is not live, the feed is known to have nothing newer.
-        quiet: _Span | None = None
+        quiet: Span | None = None
         while True:
             if resets not in (None, self.resets):
                 raise StaleCursor("The registry says that events may be missing")
@@ -217,7 +176,7 @@ class EventPoller:
                 if not cursor.isQuiet(page):
                     return page
                 if not self.isLive and self._polling is None:
-                    self._span = quiet = _Span(cursor)
+                    self._span = quiet = Span(cursor)
                 elif self.isLive or span.end is end:
                     # Otherwise the shared request has brought events that may have come after this page was made.
                     quiet = span
@@ -324,7 +283,7 @@ class EventPoller:
         self._isBehind = len(page) >= PAGE
         if isinstance(outcome, Failure) or span.end.isStale(page):
             # Each subscriber reads on its own, which shows whether its own place is stale.
-            self._span = _Span(Cursor())
+            self._span = Span(Cursor())
         for event in span.end.newer(page):
             span.add(event)
         self._waiters.fire(outcome)
@@ -389,7 +348,7 @@ class EventPoller:
         self._lastId = id
         if type == "reset" or not wasLive:
             # Subscribers read on their own what comes before.
-            self._span = _Span(Cursor(id, True))
+            self._span = Span(Cursor(id, True))
             self._state = _Stream.LIVE
             self._isBlocked = False
             self._watch(SILENCE)
@@ -439,7 +398,7 @@ class EventPoller:
         if timer is not None:
             timer.cancel()
         if wasOpen and self._polling is None:
-            self._span = _Span(Cursor())
+            self._span = Span(Cursor())
             self._waiters.fire(None)
 
 
