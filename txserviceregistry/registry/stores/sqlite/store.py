@@ -125,8 +125,11 @@ class SqliteStore(TableStore):
             self._lastSeenCall.cancel()
         self._writeLastSeen()
         self._logSize.stop()
-        for end in [thread.stop() for thread in (self._checkpointer, self._reader, self._writer)]:
+        # The writer closes the file last: of connections that are closed at the same moment SQLite may take none for
+        # the last one, and then leaves the log as it is.
+        for end in [self._checkpointer.stop(), self._reader.stop()]:
             await end
+        await self._writer.stop()
         if self._claim is not None:
             self._claim.release()
         self._lastSeen.clear()
