@@ -67,9 +67,9 @@ class ClientSuite(TestCase):
         error = await self.assertFailure(services.create(self.own("new"), 30, {"tags": "www"}), BadRequest)
         self.assertIn("tags", str(error))
         await services.remove(self.own("web"))
-        stranger = Client("unknown", "0" * 40, reactor=reactor)
-        self.addCleanup(stranger.close)
-        await self.assertFailure(stranger.services.list(), AuthenticationFailed)
+        unknown = Client("unknown", "0" * 40, reactor=reactor)
+        self.addCleanup(unknown.close)
+        await self.assertFailure(unknown.services.list(), AuthenticationFailed)
 
     async def test_registration(self):
         """Many applications stay registered, also after one of them is removed; a Directory sees each change."""
