@@ -80,7 +80,12 @@ class Child(ProcessProtocol):
         waiter: Deferred[None] = Deferred()
         self._waiting.append((text, waiter))
         self._look()
-        return waiter.addTimeout(PATIENCE, reactor)
+
+        def tooLate(result: object, seconds: float) -> None:
+            self._waiting.remove((text, waiter))
+            raise AssertionError(f"did not say {text!r} within {seconds} s:\n{self.output}\n{self.errors}")
+
+        return waiter.addTimeout(PATIENCE, reactor, onTimeoutCancel=tooLate)
 
     def kill(self, signal: str) -> None:
         """Send a signal (``TERM``, ``KILL``, …); a process that has ended already takes none."""

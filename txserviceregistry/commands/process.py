@@ -19,8 +19,8 @@ from .outcome import printable, undecodable
 
 _log = Logger()
 
-# More than the objects of a thousand requests, which as garbage are some ten megabytes.
-_NEW_OBJECTS = 50_000
+# More than the objects of some hundred requests, which are a few megabytes; examining them takes 2 ms.
+_NEW_OBJECTS = 20_000
 
 
 def collectSeldom() -> None:

@@ -83,8 +83,8 @@ class TaskOwner:
 class Turns:
     """Divides work between turns of the reactor. Between two turns come heartbeats."""
 
-    #: Seconds that the work may take of a turn.
-    SLICE = 0.002
+    #: Seconds that the work may take of a turn. Sending what it has written takes as long again.
+    SLICE = 0.001
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock

@@ -268,17 +268,24 @@ class WrapperTests(WrapperTestCase):
     async def test_jobControl(self) -> None:
         """In a shell on a terminal Ctrl-Z gives the prompt back, and fg goes on."""
         shell = self.onTerminal("/bin/bash", "--norc", "--noprofile", "-i")
-        write = shell.transport.write  # type: ignore[union-attr] # IProcessTransport
-        write(f"{WRAPPER} --id=jobs sh -c 'echo rea''dy; read line; echo \"go\"t $line; exit 9'\n".encode())
-        await shell.says("ready")
-        write(b"\x1a")
-        await shell.says("Stopped")
-        write(b"fg\n")
-        await shell.says("fg\r\n")
-        write(b"hello\n")
-        await shell.says("got hello")
-        write(b'echo "co"de $?\n')
-        await shell.says("code 9")
+
+        async def typed(line: bytes, answer: str) -> None:
+            shell.output = ""
+            shell.transport.write(line)  # type: ignore[union-attr] # IProcessTransport
+            await shell.says(answer)
+
+        # Each answer is one that the shell gives after it has read the line: what is typed while it changes the mode
+        # of the terminal may be echoed twice, or not at all.
+        await typed(b"PS1='next'': '\n", "next: ")
+        await typed(
+            f"{WRAPPER} --id=jobs sh -c 'echo rea''dy; read line; echo \"go\"t $line; exit 9'\n".encode(), "ready"
+        )
+        await typed(b"\x1a", "next: ")
+        self.assertIn("Stopped", shell.output)
+        await typed(b"fg\n", WRAPPER)
+        await typed(b"hello\n", "got hello")
+        await shell.says("next: ")
+        await typed(b'echo "co"de $?\n', "code 9")
 
     # -- processes of processes
 

@@ -19,7 +19,7 @@ class GarbageTests(SynchronousTestCase):
         """The youngest generation is collected less often; the thresholds of the others do not change."""
         gc.set_threshold(700, 10, 5)
         collectSeldom()
-        self.assertEqual(gc.get_threshold(), (50_000, 10, 5))
+        self.assertEqual(gc.get_threshold(), (20_000, 10, 5))
 
     def test_keepsOtherThresholds(self) -> None:
         """A higher threshold, or none, is not changed."""
