@@ -277,15 +277,13 @@ class Etcd:
         isWrite = any("request_range" not in each for each in (*success, *failure))
         asked = self._clock.seconds()
         try:
-            answer = await self._ask(_TXN, body, patience, urgency)
+            done: Txn = await self._ask(_TXN, body, _readTxn, patience, urgency)
         except StoreUnavailable as error:
             isRefused = isinstance(error, EtcdError) and error.code in _OF_WHAT_WAS_ASKED
             self._count(isWrite, asked, isRefused or isinstance(error, TooLarge))
             raise
         self._count(isWrite, asked, True)
-        reads = (response.get("response_range", {}) for response in answer.get("responses", ()))
-        found = [[keyValue(each) for each in read.get("kvs", ())] for read in reads]
-        return Txn(bool(answer.get("succeeded")), int(answer["header"]["revision"]), found)
+        return done
 
     @returnsDeferred
     async def range(
@@ -340,19 +338,19 @@ class Etcd:
         no error: ids are random, and it is the first attempt's.
         """
         try:
-            granted = await self._ask("lease/grant", {"ID": str(lease), "TTL": str(seconds)})
+            granted: int = await self._ask("lease/grant", {"ID": str(lease), "TTL": str(seconds)}, _readTTL)
         except EtcdError as error:
             if "already exists" not in str(error):
                 raise
             return seconds
-        return max(seconds, int(granted.get("TTL", 0)))
+        return max(seconds, granted)
 
     @returnsDeferred
     async def revoke(self, lease: int, *, patience: float = PATIENCE) -> None:
         """End a lease, and the keys that go with it. One that is not there is no error."""
         try:
             # One that is not revoked runs out.
-            await self._ask("lease/revoke", {"ID": str(lease)}, patience, Urgency.idle)
+            await self._ask("lease/revoke", {"ID": str(lease)}, patience=patience, urgency=Urgency.idle)
         except EtcdError as error:
             if error.code != 5:
                 raise
@@ -360,11 +358,10 @@ class Etcd:
     @returnsDeferred
     async def keepAlive(self, lease: int) -> bool:
         """Let a lease begin anew; fires with whether it exists."""
-        answer = await self._ask("lease/keepalive", {"ID": str(lease)}, 0)
-        result = answer.get("result") if isinstance(answer, dict) else None
-        if not isinstance(result, dict):
-            raise StoreUnavailable("etcd: the response to a keep-alive is not one")
-        return int(result.get("TTL", 0)) > 0
+        left: int = await self._ask(
+            "lease/keepalive", {"ID": str(lease)}, lambda answer: _readTTL(answer["result"]), patience=0
+        )
+        return left > 0
 
     @returnsDeferred
     async def compact(self, revision: int) -> None:
@@ -390,14 +387,16 @@ class Etcd:
         self,
         path: str,
         body: Mapping[str, Any],
+        read: Callable[[Any], Any] = lambda answer: answer,
         patience: float = PATIENCE,
         urgency: Urgency = Urgency.ordinary,
     ) -> Any:
+        """What *read* makes of the answer. It may raise what reading unexpected JSON raises."""
         end = self._clock.seconds() + patience
         while True:
             self._gate()
             try:
-                return await self._inTurn(path, body, urgency)
+                return await self._inTurn(path, body, read, urgency)
             except EtcdError as error:
                 if error.code not in _PASSING:
                     raise
@@ -410,9 +409,9 @@ class Etcd:
                 raise StoreUnavailable(f"etcd: {reason}")
             await deferLater(self._clock, PAUSE)
 
-    async def _inTurn(self, path: str, body: Any, urgency: Urgency) -> Any:
+    async def _inTurn(self, path: str, body: Any, read: Callable[[Any], Any], urgency: Urgency) -> Any:
         if self._turns is None:
-            return await self._askOnce(path, body)
+            return await self._askOnce(path, body, read)
         turn = self._turns.take(urgency.value)
         if not turn.called:
             turn.addTimeout(QUEUE, self._clock)
@@ -422,11 +421,11 @@ class Etcd:
             raise StoreUnavailable("etcd: more is asked of it than it can do") from None
         try:
             self._gate()
-            return await self._askOnce(path, body)
+            return await self._askOnce(path, body, read)
         finally:
             self._turns.give()
 
-    async def _askOnce(self, path: str, body: Any) -> Any:
+    async def _askOnce(self, path: str, body: Any, read: Callable[[Any], Any]) -> Any:
         for isSecond in (False, True):
             if self._user is not None and self._user.token is None:
                 await self._authenticating.do(None, self._authenticate)
@@ -435,14 +434,20 @@ class Etcd:
             response = await self._transport.request("POST", f"/v3/{path}", body=body, repeatable=True)
             answer = response.json
             if response.status == 200:
+                try:
+                    result = read(answer)
+                except (ValueError, TypeError, LookupError, AttributeError):
+                    response.leave()
+                    raise EtcdError(_UNAVAILABLE, f"unexpected response to {path}") from None
                 if path == _TXN:
                     # Leases belong to their leader alone, which may not know yet that it is no longer the leader.
                     self._onContact(sent)
-                return answer
+                return result
             fault = answer[0] if isinstance(answer, list) and answer else answer
             fault = fault if isinstance(fault, dict) else {}
+            code = fault.get("code")
             error = EtcdError(
-                int(fault.get("code", _UNAVAILABLE)),
+                code if isinstance(code, int) else _UNAVAILABLE,
                 str(fault.get("message") or fault.get("error") or f"HTTP {response.status}"),
             )
             isOld = error.code == _INVALID and _OLD_TOKEN in error.message
@@ -466,6 +471,16 @@ class Etcd:
                 user.token = response.read(_readToken)
                 return
         raise StoreUnavailable(f"etcd refuses its user {user.name!r}: check the name and the password")
+
+
+def _readTxn(answer: Any) -> Txn:
+    reads = (response.get("response_range", {}) for response in answer.get("responses", ()))
+    found = [[keyValue(each) for each in read.get("kvs", ())] for read in reads]
+    return Txn(bool(answer.get("succeeded")), int(answer["header"]["revision"]), found)
+
+
+def _readTTL(answer: Any) -> int:
+    return int(answer.get("TTL", 0))
 
 
 def _readToken(value: Any) -> str:

@@ -98,6 +98,26 @@ class TroubleTests(EtcdCase):
             done = await self.etcd(server.url).txn((), [put("/a", b"")])
             self.assertEqual((done.succeeded, done.revision), (True, 7))
 
+    async def test_anAnswerThatIsNoneIsTriedAgain(self) -> None:
+        """JSON that is not etcd's, under any status: a proxy's, or what a broken one has left of it."""
+        odd: list[Any] = [[], "text", 5, None, {}, {"header": {}}, {"header": {"revision": "x"}}]
+        odd += [{**DONE, "responses": 1}, {**DONE, "responses": [{"response_range": {"kvs": [{}]}}]}]
+        page = {"code": "Unavailable", "message": ["no", "text"]}
+        for status, answer in [*((200, each) for each in odd), *((502, each) for each in odd), (500, page)]:
+            content = json.dumps(answer).encode("ascii")
+            server = self.answering(
+                lambda call, status=status, content=content: call.answer(status, content),
+                lambda call: call.answer(200, DONE),
+            )
+            done = await self.etcd(server.url).txn((), [put("/a", b"")])
+            self.assertEqual((done.revision, len(server.calls)), (7, 2), answer)
+            server = self.serve(lambda call, status=status, content=content: call.answer(status, content))
+            for asked in (
+                self.etcd(server.url).txn((), (), patience=0),
+                self.etcd(server.url).keepAlive(1),
+            ):
+                await self.refuses(StoreUnavailable, asked)
+
     async def test_aMemberThatHangsIsLeftForAnother(self) -> None:
         """Within its share of the time, so that none of the timeout is needed."""
         hanging = self.serve(lambda call: None)
