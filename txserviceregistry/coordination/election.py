@@ -136,7 +136,7 @@ class Election(Contender):
         return await self._lock.acquire()
 
     async def _hold(self, task: BackgroundTask, held: Held) -> bool:
-        self._leadership = leadership = Leadership(held)
+        self._leadership = leadership = Leadership(held, self._client.clock)
         self._log.info("This process leads {name}, fence {fence}", name=self._name, fence=held.fence)
         self._setLeader(self._lock.holder, held.fence)
         try:

@@ -16,7 +16,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, DeferredLock, DeferredSemaphore, gatherResults
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ..discovery.settling import Settling
 from ..discovery.task import BackgroundTask
@@ -62,8 +62,8 @@ class Assignment(Tenure):
     :ivar item: the item.
     """
 
-    def __init__(self, item: str, held: Held) -> None:
-        super().__init__(held)
+    def __init__(self, item: str, held: Held, clock: IReactorTime) -> None:
+        super().__init__(held, clock)
         self.item = item
 
 
@@ -284,7 +284,7 @@ class Partitioner(Contender):
             if item not in self._plan:
                 await held.release()
                 return
-            self._owned[item] = assignment = Assignment(item, held)
+            self._owned[item] = assignment = Assignment(item, held, self._client.clock)
             try:
                 await assignment.run(self._assigned, isLasting=True)
             except Exception:

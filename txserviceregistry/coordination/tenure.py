@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from ..discovery.task import BackgroundTask
 from ..errors import ServiceRegistryError
 from ..http.jsontransport import ClientClosed
 from ..util.backoff import Backoff
+from ..util.deferred import cancelWith
 from ..util.logs import Logger
 from ..util.outage import Outage
 from .lock import Held, Lock
@@ -34,10 +36,10 @@ class Tenure:
     :ivar fence: the fencing token: it is larger than that of every earlier holder.
     """
 
-    def __init__(self, held: Held) -> None:
+    def __init__(self, held: Held, clock: IReactorTime) -> None:
         self.fence = held.fence
         self._held = held
-        self._work: Deferred[Any] | None = None
+        self._clock = clock
         self._ending: Deferred[None] = Deferred()
 
     @property
@@ -52,11 +54,15 @@ class Tenure:
         :param isLasting: whether the tenure goes on when the work is done.
         """
         lost = self._held.lost.addCallback(lambda _: self.end())
-        self._work = maybeDeferred(work, self)
-        if self._ending.called:
-            self._work.cancel()
+        working = maybeDeferred(work, self)
+
+        def cancelSoon(_: None) -> None:
+            # Not now: the work may have called end(), and a coroutine that is running can't be cancelled.
+            cancelWith(self._clock.callLater(0, working.cancel), working)
+
+        self._ending.addCallback(cancelSoon)
         try:
-            await self._work
+            await working
             if isLasting:
                 await self._ending
         except CancelledError:
@@ -70,8 +76,6 @@ class Tenure:
         """End it: cancel the work. The lock is released when the work has ended."""
         if not self._ending.called:
             self._ending.callback(None)
-            if self._work is not None:
-                self._work.cancel()
 
 
 class Contender(Service):

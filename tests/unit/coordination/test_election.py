@@ -4,6 +4,8 @@ Tests for :mod:`txserviceregistry.coordination.election`.
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from txserviceregistry import Client
@@ -109,6 +111,41 @@ class ElectionTests(CoordinationTestCase):
         self.second.leaderships[0].stepDown()
         self.fake.advance(0.1)
         self.assertEqual(self.leading(), [True, False])
+
+    def test_workThatEndsItsOwnLeadership(self) -> None:
+        """Work that steps down, stops the election or closes the client is cancelled where it waits next."""
+
+        async def stop(leadership: Leadership) -> None:
+            await third.election.stopService()
+
+        async def close(leadership: Leadership) -> None:
+            await third.client.close()
+            await Deferred()
+
+        async def stepDown(leadership: Leadership) -> None:
+            leadership.stepDown()
+            await Deferred()
+
+        for end in (stepDown, close, stop):
+            third = Member(self.newClient(), "third")
+            ended: list[Exception] = []
+
+            async def lead(leadership: Leadership, end: Any = end, third: Any = third, ended: Any = ended) -> None:
+                try:
+                    # In a coroutine of its own, and not before it has waited for something.
+                    await third.client.pause(1)
+                    await Deferred.fromCoroutine(end(leadership))
+                except CancelledError as error:
+                    ended.append(error)
+                    raise
+
+            third.election = Election(third.client, f"{NAME}/{end.__name__}", lead)
+            third.election.startService()
+            self.fake.advance(1.1)
+            self.assertEqual(len(ended), 1, end)
+            stopped = third.election.stopService()
+            self.fake.advance(1)
+            self.successResultOf(stopped)
 
     def test_workThatEnds(self) -> None:
         """When the work is done or fails, another one leads; with no other, the same one again after a pause."""

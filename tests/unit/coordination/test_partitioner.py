@@ -100,6 +100,23 @@ class PartitionerCase(CoordinationTestCase):
 class PartitionerTests(PartitionerCase):
     """What moves, and when."""
 
+    def test_workThatStopsThePartitioner(self) -> None:
+        """Work that waits for the stop of its own partitioner is cancelled, and the stop ends."""
+        stops: list[Deferred[None]] = []
+
+        async def assigned(assignment: Assignment) -> None:
+            await self.client.pause(1)
+            stops.append(partitioner.stopService())
+            await stops[-1]
+
+        partitioner = Partitioner(self.client, GROUP, ITEMS, assigned)
+        partitioner.startService()
+        self.passes(10)
+        stops.append(partitioner.stopService())
+        self.passes(1)
+        self.successResultOf(stops[-1])
+        self.assertEqual(partitioner.owned, frozenset())
+
     def test_oneMemberOwnsAll(self) -> None:
         """A single member owns every item, after the time to settle."""
         member = self.join()
