@@ -25,6 +25,8 @@ from .transport import EVENT_TYPES, EVENTS_WAIT, APIGroup, Transport
 
 # The most bytes of one event: what a broken server can make a client hold.
 _LONGEST = 1024 * 1024
+# Other fields are ignored.
+_FIELDS = frozenset({"event", "id", "data"})
 _END_OF_LINE = re.compile("\r\n|\n|\r")
 
 
@@ -127,7 +129,9 @@ class EventStream(BodyProtocol):
         self._onClosed = onClosed
         self._response: Any = None
         self._rest = b""
-        self._fields: dict[str, str] = {}
+        # The lines of an event so far, by the names of their fields, and their length.
+        self._fields: dict[str, list[str]] = {}
+        self._length = 0
         self._requesting = requesting
         suspends.add(self._resumed)
         requesting.addCallbacks(self._begun, lambda _: self.interrupt())
@@ -193,14 +197,16 @@ class EventStream(BodyProtocol):
 
     def _line(self, line: str) -> None:
         name, _, value = line.partition(":")
-        if name:
-            value = value.removeprefix(" ")
-            isMore = name == "data" and name in self._fields
-            self._fields[name] = f"{self._fields[name]}\n{value}" if isMore else value
+        if name in _FIELDS:
+            self._fields.setdefault(name, []).append(value.removeprefix(" "))
+            self._length += len(line) + 1
+            if self._length > _LONGEST:
+                self.interrupt()
         elif not line:
-            fields, self._fields = self._fields, {}
+            fields, self._fields, self._length = self._fields, {}, 0
             if "data" in fields and self._listener is not None:
-                self._listener.happened(fields.get("event", "message"), fields.get("id"), fields["data"])
+                id = fields["id"][-1] if "id" in fields else None
+                self._listener.happened(fields.get("event", ["message"])[-1], id, "\n".join(fields["data"]))
 
 
 class EventStreams:

@@ -262,13 +262,14 @@ class ParserTests(SynchronousTestCase):
         self.assertEqual((listener.ends, stream.isOpen), (1, False))
 
     def test_anEventWithoutEnd(self) -> None:
-        """What never ends is not kept."""
-        listener = _Listener()
-        response: Any = _Response()
-        stream = EventStream(succeed(response), listener, SuspendWatch(Clock()), lambda stream: None)
-        for _ in range(20):
-            stream.dataReceived(b"data: " + b"x" * 100_000)
-        self.assertEqual((listener.heard, listener.ends, response.aborted), ([], 1, 1))
+        """What never ends is not kept: neither a line nor an event of many lines."""
+        for part, count in ((b"data: " + b"x" * 100_000, 20), (b"data: x\n" * 100, 2000), (b"id: 1\n" * 100, 2000)):
+            listener = _Listener()
+            response: Any = _Response()
+            stream = EventStream(succeed(response), listener, SuspendWatch(Clock()), lambda stream: None)
+            for _ in range(count):
+                stream.dataReceived(part)
+            self.assertEqual((listener.heard, listener.ends, response.aborted), ([], 1, 1), part[:10])
 
     def test_closedBeforeItsResponse(self) -> None:
         """A stream that is closed while it is being opened cancels its request."""
