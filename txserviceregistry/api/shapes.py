@@ -154,6 +154,7 @@ _PAYLOADS: Mapping[str, Mapping[str, _Check]] = {
     "configuration_value.update": {"configuration_value_id": _text, "new_value": _text, "old_value": _textOrNull},
     "configuration_value.remove": {"configuration_value_id": _text, "old_value": _textOrNull},
     "service.state": {**_STATE, "old_state": _text},
+    **dict.fromkeys(("lock.acquire", "lock.release", "lock.expire"), _LOCK),
 }
 
 # -- responses

@@ -29,6 +29,19 @@ JOIN = {
     "type": "service.join",
     "payload": {name: value for name, value in WEB1.items() if name != "last_seen"},
 }
+ACQUIRED = {
+    "id": "59a8f3a4-e0ac-11f0-8000-000000000000",
+    "timestamp": 1767225600000,
+    "type": "lock.acquire",
+    "payload": {
+        "name": "/a/lock",
+        "holder": "joe",
+        "fence": 7,
+        "timeout": 15,
+        "acquired_at": 1767225600000,
+        "metadata": {"a": "b"},
+    },
+}
 NEW = {**SET, "id": "59a8f3a3-e0ac-11f0-8000-000000000000", "type": "service.moved", "payload": [None]}
 LIMITS = {"resource": {"service": 200}, "rate": {"/.*": {"limit": 1, "used": 0, "window": "24.0 hours"}}}
 
@@ -37,7 +50,7 @@ GOOD: list[tuple[Callable[[Any], Any], Any]] = [
     (readServicePage, page(WEB1, {**WEB1, "id": "web2", "last_seen": 1767225600000}, next="web3")),
     (readConfigurationValue, A),
     (readConfigurationPage, page(A, B)),
-    (readEventPage, page(GONE, SET, JOIN)),
+    (readEventPage, page(GONE, SET, JOIN, ACQUIRED)),
     (readToken, {"token": "59a8f3a0-e0ac-11f0-8000-000000000000"}),
     (lambda value: readHeartbeats(value, [{"id": "web1"}]), {"values": [{"token": "t"}]}),
     (readLimits, LIMITS),
