@@ -241,8 +241,10 @@ class RegisteredService(Service):
         self._desired.open(heartBeater)
         self._ignoreAddress = self._client.onLocalAddress(self._useHost)
         self._listeners.call(REGISTERING)
-        heartBeater.start()
-        heartBeater.whenStopped().addErrback(self._refused)
+        if self._heartBeater is heartBeater:
+            # No listener has stopped it.
+            heartBeater.start()
+            heartBeater.whenStopped().addErrback(self._refused)
 
     def stopService(self) -> Deferred[None]:
         """

@@ -608,6 +608,34 @@ class RegisteredServiceTests(RegistrationCase):
 
     # -- the address
 
+    def test_aListenerThatStopsIt(self) -> None:
+        """A listener may stop it, or start it again, in any state: nothing is registered or left in the end."""
+        for at in ("registering", "registered"):
+            for again in (False, True):
+                fake = FakeRegistry()
+                client = fake.client()
+                service = RegisteredService(client, "web1", 10)
+                left = [at] * 3
+
+                def listener(
+                    state: str, service: RegisteredService = service, left: list[str] = left, again: bool = again
+                ) -> None:
+                    if state in left:
+                        left.remove(state)
+                        service.stopService()
+                        if again:
+                            service.startService()
+
+                service.onStateChange(listener)
+                service.startService()
+                fake.advance(30)
+                self.assertEqual(service.state, "registered" if again else "stopped")
+                service.stopService()
+                client.close()
+                fake.advance(10)
+                self.failureResultOf(fake.client().services.get("web1"), NotFound)
+                self.assertEqual(fake.clock.getDelayedCalls(), [], (at, again))
+
     def test_findsItsHost(self) -> None:
         """With a port and no host in the metadata, the host is the address that reaches the registry."""
         service = self.service(metadata={"port": "8000"})
