@@ -63,8 +63,8 @@ nitpick_ignore_regex = [
 
 class Help(SphinxDirective):
     """
-    ``.. help:: PROGRAM [SUBCOMMAND …]``: what it says to ``--help``, asked now. With the option ``each``, a section for
-    each command that the help lists.
+    ``.. help:: PROGRAM``: the output of its ``--help``. With the option ``each``, a section for each command that the
+    help lists follows.
     """
 
     required_arguments = 1
@@ -74,18 +74,19 @@ class Help(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """See docutils."""
         text = helpOf(self.arguments[0])
+        found: list[nodes.Node] = [nodes.literal_block(text, text, language="none")]
         if "each" not in self.options:
-            return [nodes.literal_block(text, text, language="none")]
-        sections: list[nodes.Node] = []
-        for command in re.findall(r"^  (\w+(?: [\w-]+)?)   ", text.partition("\ncommands:\n")[2], re.MULTILINE):
+            return found
+        listed = re.split(r"\n(?:commands|actions):\n", text)[-1]
+        for command in re.findall(r"^ {2,4}(\w+(?: [\w-]+)?)  +", listed, re.MULTILINE):
             title = f"{self.arguments[0]} {command}"
             section = nodes.section("", nodes.title(title, title), ids=[nodes.make_id(title)])
-            told = helpOf(title)
-            section += nodes.literal_block(told, told, language="none")
-            sections.append(section)
-        if not sections:
+            text = helpOf(title)
+            section += nodes.literal_block(text, text, language="none")
+            found.append(section)
+        if len(found) == 1:
             raise self.error(f"{self.arguments[0]} lists no commands")
-        return sections
+        return found
 
 
 def helpOf(command: str) -> str:

@@ -172,7 +172,8 @@ class ShellTests(PageTestCase):
         await self.perform(DOCS / "applications.rst")
 
     async def test_healthChecks(self) -> None:
-        """An application with a database, and the test of a check."""
+        """An application with a database, the test of a check, and checks of a program that is wrapped."""
+        self.makeProgram()
         await self.perform(DOCS / "health-checks.rst")
 
     async def test_httpApi(self) -> None:
@@ -196,12 +197,16 @@ class ShellTests(PageTestCase):
 
     async def test_wrapper(self) -> None:
         """A program that is wrapped, beside a registry and without one."""
+        self.makeProgram()
+        await self.stay("twistd -n service-registry")
+        await self.perform(DOCS / "wrapper.rst")
+
+    def makeProgram(self) -> None:
+        """Install the program that pages wrap: it ends at once."""
         program = Path(self.home, "my-app", "bin", "api")
         program.parent.mkdir(parents=True)
         program.write_text("#!/bin/sh\n")
         program.chmod(0o700)
-        await self.stay("twistd -n service-registry")
-        await self.perform(DOCS / "wrapper.rst")
 
 
 class CommandLineTests(PageTestCase):
@@ -230,6 +235,16 @@ class CommandLineTests(PageTestCase):
         """All that is typed there prints what is shown there."""
         await self.stay("twistd -n service-registry")
         await self.perform(DOCS / "raxsr.rst")
+
+    async def test_configuration(self) -> None:
+        """Values are set, restored, imported and given to a command."""
+        await self.stay("twistd -n service-registry")
+        await self.perform(DOCS / "configuration.rst")
+
+    async def test_gracefulShutdown(self) -> None:
+        """A service is drained and used again."""
+        await self.stay("twistd -n service-registry")
+        await self.perform(DOCS / "graceful-shutdown.rst")
 
     async def test_templates(self) -> None:
         """The first template of the page on templates is rendered as shown."""

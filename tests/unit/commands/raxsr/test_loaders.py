@@ -16,8 +16,8 @@ class LoadersTests(SynchronousTestCase):
     """Which variables decide what runs."""
 
     def test_theListOfTheDocumentation(self) -> None:
-        """docs/raxsr.rst names all that is refused and nothing else; what applications have of their own is not."""
-        page = (ROOT / "docs" / "raxsr.rst").read_text("utf-8")
+        """docs/configuration.rst names all refused variables and no others; variables of applications are permitted."""
+        page = (ROOT / "docs" / "configuration.rst").read_text("utf-8")
         table = page.partition("Refused              Variables")[2].partition("Variables that only")[0]
         documented = re.findall("``([A-Z0-9_*]+)``", table)
         self.assertEqual(sorted(documented), sorted([*NAMES, *(f"{prefix}*" for prefix in PREFIXES)]))
