@@ -167,7 +167,10 @@ class TcpServer(Factory):
         """Make room for a new connection."""
         self.connections[connection] = None
         if len(self.connections) > CONNECTIONS:
-            next(iter(self.connections)).timeoutConnection()
+            idlest = next(iter(self.connections))
+            # Now, so that the next one takes another's place: the connection is lost only in the next turn.
+            del self.connections[idlest]
+            idlest.timeoutConnection()
 
     def used(self, connection: TcpConnection) -> None:
         """A connection has brought a query."""

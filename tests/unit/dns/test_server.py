@@ -356,6 +356,17 @@ class TcpTests(ServerCase):
         self.assertEqual([stream.connected for _, stream in streams[:3]], [True, False, True])
         self.clock.advance(IDLE)
 
+    def test_manyInOneTurn(self) -> None:
+        """Each of several new connections takes another's place, though a connection is lost only in the next turn."""
+        streams = [self.connect()[1] for _ in range(CONNECTIONS)]
+        aborted: list[_Stream] = []
+        self.patch(_Stream, "abortConnection", lambda stream: aborted.append(stream))
+        for _ in range(3):
+            self.connect()
+        self.assertEqual(aborted, streams[:3])
+        self.assertEqual(len(self.server.connections), CONNECTIONS)
+        self.clock.advance(IDLE)
+
     def test_unread(self) -> None:
         """While a client does not read its responses, no query of it is answered."""
         connection, stream = self.connect()
