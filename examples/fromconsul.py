@@ -1,7 +1,7 @@
 """
 A synchronous program, migrated from python-consul: ``python examples/fromconsul.py``.
 
-docs/from-others.rst shows the original. Start a registry first (``twistd -n --pidfile= service-registry``). crochet
+docs/from-consul.rst shows the original. Start a registry first (``twistd -n --pidfile= service-registry``). crochet
 (``pip install crochet``) runs Twisted in a thread.
 """
 

@@ -92,10 +92,10 @@ class PagesTests(SynchronousTestCase):
     def test_errorsAreAllThere(self) -> None:
         """The page on errors has every exception of the library, and every type of fault."""
         page = (DOCS / "errors.rst").read_text()
-        named = set(re.findall(r"^   \* - ``(\w+)``$", page, re.MULTILINE))
+        named = set(re.findall(r"^``(\w+)``  ", page, re.MULTILINE))
         exceptions = {name for name in errors.__all__ if isinstance(getattr(errors, name), type)}
         self.assertEqual(named, exceptions | set(FAULT_TYPES))
-        codes = dict(re.findall(r"^   \* - ``(\w+)``\n     - (\d+)$", page, re.MULTILINE))
+        codes = dict(re.findall(r"^``(\w+)`` +(\d+)  ", page, re.MULTILINE))
         self.assertEqual(codes, {name: str(code) for name, code in FAULT_TYPES.items()})
 
     def test_dependenciesAreAllThere(self) -> None:
@@ -122,7 +122,7 @@ class PagesTests(SynchronousTestCase):
     def test_readmeHasEachPage(self) -> None:
         """Who reads on from the README finds every page of the documentation."""
         pages = {page.name for page in DOCS.glob("*.rst") if not page.stem.endswith("-figures")} - {"index.rst"}
-        linked = re.findall(r"^\.\. _docs/.*: docs/(.*)$", (DOCS.parent / "README.rst").read_text(), re.MULTILINE)
+        linked = re.findall(r"`[^`<]+ <docs/([^>]+)>`_", (DOCS.parent / "README.rst").read_text())
         self.assertEqual(set(linked), pages)
 
     def test_everyPublicNameIsInTheReference(self) -> None:
@@ -179,6 +179,10 @@ class ShellTests(PageTestCase):
     async def test_httpApi(self) -> None:
         """The API with curl."""
         await self.perform(DOCS / "http-api.rst")
+
+    async def test_httpApiExtensions(self) -> None:
+        """Basic credentials, a conditional write and a lock with curl."""
+        await self.perform(DOCS / "http-api-extensions.rst")
 
     async def test_operating(self) -> None:
         """What can be seen of a registry's health."""
@@ -361,10 +365,10 @@ class PythonTests(PageTestCase):
         """The import."""
         await self.perform(DOCS / "migrating.rst", self.names)
 
-    async def test_fromOthers(self) -> None:
+    async def test_fromConsul(self) -> None:
         """What a program with python-consul becomes."""
         await self.stay("twistd -n service-registry")
-        await self.perform(DOCS / "from-others.rst", self.names)
+        await self.perform(DOCS / "from-consul.rst", self.names)
         self.assertEqual([node["id"] for node in self.names["nodes"]], ["web1"])
         self.assertEqual(self.names["entry"]["value"], "4")
 
@@ -373,8 +377,16 @@ class PythonTests(PageTestCase):
         await self.perform(DOCS / "consistency.rst", self.names)
 
     async def test_testing(self) -> None:
-        """The test is one."""
+        """The tests pass."""
         await self.perform(DOCS / "testing.rst", self.names)
+
+    async def test_testingDiscovery(self) -> None:
+        """The test connects to a service of the registry in memory."""
+        await self.perform(DOCS / "testing-discovery.rst", self.names)
+
+    async def test_faultInjection(self) -> None:
+        """The failures are simulated."""
+        await self.perform(DOCS / "fault-injection.rst", self.names)
 
     async def test_instanceIds(self) -> None:
         """An id of its own for each instance."""
@@ -393,6 +405,25 @@ class PythonTests(PageTestCase):
         self.port = listening.getHost().port
         await self.perform(DOCS / "finding-services.rst", self.names)
 
+    async def test_watchingConfiguration(self) -> None:
+        """A value that is written, and one that changes while it is watched."""
+        await self.stay("twistd -n service-registry")
+        self.keepChanging()
+        await self.perform(DOCS / "watching-configuration.rst", self.names)
+
+    def keepChanging(self) -> None:
+        """Give a configuration value another content twice a second, until the test ends."""
+        client = self.client()
+        changes = LoopingCall(lambda: client.configuration.set("/production/www/workers", str(next(self.numbers))))
+        running = changes.start(0.5)
+
+        def stop() -> Any:
+            """Stop, when the change that is under way is done."""
+            changes.stop()
+            return running
+
+        self.addCleanup(stop)
+
     async def stay(self, command: str) -> None:
         """See PageTestCase; what happens in the registry while the page is read begins with the registry."""
         if command == "twistd -n service-registry" and self.port is None:
@@ -407,15 +438,7 @@ class PythonTests(PageTestCase):
             other = self.client()
             metadata = {"host": "127.0.0.1", "port": str(self.port)}
             await other.services.create("smtp1", 120, {"tags": ["smtp"], "metadata": metadata})
-            changes = LoopingCall(lambda: other.configuration.set("/production/www/workers", str(next(self.numbers))))
-            running = changes.start(0.5)
-
-            def stop() -> Any:
-                """Stop, when the change that is under way is done."""
-                changes.stop()
-                return running
-
-            self.addCleanup(stop)
+            self.keepChanging()
 
 
 class Pool:
