@@ -24,8 +24,9 @@ from ..interfaces import NoSuchObject, StoreUnavailable
 from ..shared import IStoreListener
 from .votes import Registration, Status, Votes
 
-#: Registrations that a node's votes hold at most: a status has to fit into one request to etcd.
-LISTED = 40_000
+#: What a node's votes hold at most is this, divided by one more than there are members: a status, with the answers to
+#: the votes of all others, has to fit into one request to etcd (1.5 MB; 19 bytes for a registration, 15 for an answer).
+LISTED = 60_000
 #: Seconds that a node's key outlives the node, unless etcd grants more.
 PRESENCE = 5
 #: Seconds between two renewals, and at least between two writes of the status.
@@ -103,11 +104,12 @@ class _Session:
     # The create revision of the node's key, and the seconds of its lease.
     created: int = 0
     lifetime: float = 0.0
-    # When the node stops to acknowledge heartbeats, when the last renewal began, and when the watch showed the node's
-    # own status last.
+    # When the node stops to acknowledge heartbeats, when the last renewal began, when the watch showed the node's own
+    # status last, and when everything was read last.
     validUntil: float = 0.0
     renewed: float = 0.0
     shown: float = 0.0
+    read: float = -DEAF
     # Whether the status is being written, whether everything is being read, and whether the registrations know that the
     # node is not valid.
     isWriting: bool = False
@@ -237,10 +239,13 @@ class Node:
 
         session.isReading = True
         session.votes.giveUp()
+        if (early := session.read + DEAF - self._seconds()) > 0:
+            # A watch that ends again and again must not keep etcd and the node busy.
+            await deferLater(self._clock, early)
         await self._retried(load)
         if self._session is session:
             session.isReading = False
-            session.shown = self._seconds()
+            session.shown = session.read = self._seconds()
             self._registrations.renewAll()
 
     def _lose(self, session: _Session, reason: str) -> None:
@@ -364,7 +369,8 @@ class Node:
             return
         votes = session.votes
         votes.answer()
-        due: Mapping[Registration, int] = self._registrations.due(LISTED - votes.listed)
+        most = LISTED // (len(votes.members) + 2)
+        due: Mapping[Registration, int] = self._registrations.due(most - votes.listed)
         new = {}
         for registration, timestamp in due.items():
             if registration in self._touching or votes.isInVote(registration):

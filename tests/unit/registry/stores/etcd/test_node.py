@@ -1,18 +1,21 @@
 """
-The end of a node, in simulated time.
+The end of a node, its watch and its status, in simulated time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 from unittest.mock import Mock
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.stores.etcd.node import Joined, Node
+from txserviceregistry.registry.stores.etcd.gateway import jsonBytes
+from txserviceregistry.registry.stores.etcd.node import DEAF, LISTED, Joined, Node
 from txserviceregistry.registry.stores.etcd.votes import Status
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 
@@ -79,3 +82,71 @@ class StopTests(SynchronousTestCase):
         self.clock.advance(1)
         self.successResultOf(Deferred.fromCoroutine(self.node.stop()))
         self.assertEqual(self.node.members, [])
+
+
+class WatchTests(SynchronousTestCase):
+    """A watch that ends as soon as it has begun, as behind a proxy that lets none pass."""
+
+    def test_everythingIsReadNowAndThen(self) -> None:
+        """Not as fast as etcd responds; the first time at once."""
+        clock, keys, loads = Clock(), Mock(), list[float]()
+        keys.join.side_effect = lambda *_: succeed(Joined(1, 5.0))
+        for name in ("leave", "renew", "publish"):
+            getattr(keys, name).side_effect = lambda *_: succeed(True)
+        node = Node(keys, clock, clock.seconds)
+
+        def load() -> Deferred[None]:
+            loads.append(clock.seconds())
+            clock.callLater(0.001, node.watchEnded)
+            return succeed(None)
+
+        keys.load.side_effect = load
+        self.successResultOf(node.start(Mock()))
+        clock.pump([0.001] * 10_000)
+        self.assertEqual(loads[0], 0.0)
+        self.assertTrue(2 <= len(loads) <= 10_000 * 0.001 / DEAF + 1, loads)
+        self.assertTrue(node.isValid)
+        self.successResultOf(Deferred.fromCoroutine(node.stop()))
+        self.assertEqual(clock.getDelayedCalls(), [])
+
+
+class StatusTests(SynchronousTestCase):
+    """As many services as there may be, whose heartbeats only some of the nodes have received."""
+
+    def test_itFitsIntoOneRequest(self) -> None:
+        """However many deadlines pass at once on all nodes, and whatever the others have to answer."""
+        for count in (3, 6):
+            clock, nodes, largest = Clock(), list[Node](), 0
+            alive = [("1", str(10**18 + place)) for place in range(LISTED)]
+            for number in range(count):
+                keys, registrations = Mock(), Mock()
+                keys.join.side_effect = lambda *_: succeed(Joined(1, 5.0))
+                keys.load.side_effect = lambda: succeed(None)
+                keys.publish.side_effect = lambda *_: succeed(True)
+                keys.renew.side_effect = lambda *_: succeed(True)
+                # Each node has received a part of the heartbeats, and the deadlines of the others have passed there.
+                first, last = LISTED * number // count, LISTED * (number + 1) // count
+                own = set(alive[first:last])
+                silent = iter([each for each in alive if each not in own])
+                registrations.secondsLeft = lambda each, own=own: 29.123 if each in own else -1.0
+                registrations.due = lambda most, silent=silent: dict.fromkeys(islice(silent, most), 0)
+                keys.seen = lambda each: 0
+                nodes.append(Node(keys, clock, clock.seconds))
+                self.successResultOf(nodes[-1].start(registrations))
+            for node in nodes:
+                node.membersAre({each.name for each in nodes if each is not node})
+                for each in nodes:
+                    node.statusChanged(each.name, Status(1))
+            for _ in range(2):
+                for node in nodes:
+                    node.tick()
+                said = {}
+                for node in nodes:
+                    assert node.votes is not None
+                    said[node.name] = node.votes.status()
+                    kept = said[node.name].toJSON(lambda registration: int(registration[1]))
+                    largest = max(largest, len(jsonBytes(kept)))
+                for node in nodes:
+                    for name, status in said.items():
+                        node.statusChanged(name, attrs.evolve(status, serial=status.serial + 10))
+            self.assertTrue(400_000 < largest < 1_300_000, (count, largest))
