@@ -257,6 +257,10 @@ class Batches:
         """Fires when no change is under way."""
         return self._idle.wait() if self._waiting or self._groups else succeed(None)
 
+    def forget(self) -> None:
+        """The tenants' clocks may have been set back: etcd may have been restored from a backup."""
+        self._clocks = {}
+
     def clockChanged(self, tenant: str, now: KeyValue) -> None:
         """A tenant's clock is known to have been changed."""
         before = self._clocks.get(tenant)

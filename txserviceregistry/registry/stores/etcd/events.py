@@ -102,7 +102,8 @@ class EtcdEvents(Part):
         return dropped
 
     async def _forgetNodes(self) -> None:
-        present = {json.loads(each.value).get("commits") for each in await self._etcd.all(f"{self._prefix}nodes/")}
+        nodes = await self._etcd.all(f"{self._prefix}nodes/")
+        present = {json.loads(each.value).get("commits") for each in nodes if each.lease}
         for mark in await self._etcd.all(f"{self._prefix}commits/"):
             if mark.key.rpartition("/")[2] not in present:
                 await self._etcd.txn([unchanged(mark.key, mark.modified)], [deletion(mark.key)])

@@ -22,11 +22,13 @@ from .batches import eventsIn
 from .gateway import EtcdError, KeyValue, Revision, Urgency, jsonBytes, newLease, put, unchanged
 from .locks import EtcdLocks
 from .node import Evidence, INodeKeys, Joined, Node
-from .part import Part
+from .part import Part, understood
 from .registrations import Registrations
 from .services import EtcdServices
 from .votes import Registration, Status
 from .watch import Change, Watch
+
+_REPLACED = "etcd has another registry's data now, or none: restart this node"
 
 
 @implementer(INodeKeys)
@@ -36,7 +38,8 @@ class NodeKeys(Part):
     See the module. Its *etcd* may be asked while others are refused.
 
     :param agent: sends the request of a watch, to one of the *urls* of etcd's members after the other.
-    :ivar node: whose keys these are. It and *listener*, which is notified of changes, are set before the first use.
+    :ivar node: whose keys these are. It, *secret*, the registry's, and *listener*, which is notified of changes, are
+        set before the first use.
     """
 
     _log = Logger()
@@ -45,10 +48,13 @@ class NodeKeys(Part):
     _services: EtcdServices
     _locks: EtcdLocks
     node: Node = attrs.field(init=False)
+    secret: str = attrs.field(init=False)
     listener: IStoreListener = attrs.field(init=False)
     _leases: dict[str, int] = attrs.field(factory=dict, init=False)
     _watch: Watch | None = attrs.field(default=None, init=False)
     _loads: int = attrs.field(default=0, init=False)
+    # Whether the log says that etcd has other data now.
+    _isReplaced: bool = attrs.field(default=False, init=False)
 
     # -- the node's key
 
@@ -67,6 +73,13 @@ class NodeKeys(Part):
 
     @returnsDeferred
     async def join(self, name: str, seconds: int, status: Status) -> Joined:
+        meta = await self._etcd.get(f"{self._prefix}meta")
+        if meta is None or json.loads(meta.value)["secret"] != self.secret:
+            # Nodes with different secrets would refuse each other's tokens, and give the same event different ids.
+            if not self._isReplaced:
+                self._isReplaced = True
+                self._log.error(_REPLACED)
+            raise StoreUnavailable(_REPLACED)
         self._leases = {name: newLease()}
         granted = await self._etcd.grant(self._leases[name], seconds)
         condition = unchanged(self._key(name), 0, Revision.created)
@@ -127,6 +140,9 @@ class NodeKeys(Part):
         ]
         if number != self._loads:
             raise StoreUnavailable("everything is being read for a later membership")
+        # A node's key goes with its lease; copies of keys have none.
+        nodes = [each for each in nodes if each.lease]
+        self._batches.forget()
         registrations = [*self._services.load(records, seen, revision), *self._locks.load(locks, seenLocks, revision)]
         self.listener.synchronized(registrations)
         for tenant in {tenantOf(each.tenant) for each in registrations}:
@@ -159,6 +175,10 @@ class NodeKeys(Part):
             return None
 
     def _changed(self, change: Change) -> None:
+        with understood(change.now):
+            self._take(change)
+
+    def _take(self, change: Change) -> None:
         now = change.now
         kind, _, rest = now.key[len(self._prefix) :].partition("/")
         registrations = self._locks if kind in ("locks", "seen-locks") else self._services
@@ -167,16 +187,16 @@ class NodeKeys(Part):
                 registrations.recordDeleted(now, change.before)
             else:
                 registrations.recordChanged(now)
-        elif kind == "nodes" and change.isDeleted:
-            self.node.nodeGone(rest)
-        elif change.isDeleted:
-            return
-        elif kind == "nodes":
+        elif kind == "nodes" and now.lease:
             self.node.statusChanged(rest, self._statusOf(now))
+        elif kind == "nodes":
+            self.node.nodeGone(rest)
         elif kind == "joins":
-            self.node.joins = now.modified
+            self.node.joins = now.modified if now.created else 0
         elif kind in ("seen", "seen-locks"):
             registrations.seenChanged(now)
+        elif change.isDeleted:
+            return
         elif kind == "clocks":
             self._batches.clockChanged(rest, now)
         elif kind == "commits":

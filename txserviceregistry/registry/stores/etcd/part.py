@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
 
+from ....util.logs import Logger
 from ...eventids import EventIds, newTail
 from ...scopes import tenantOf
 from .batches import Batches
-from .gateway import Etcd
+from .gateway import Etcd, KeyValue
+
+_log = Logger()
+
+
+@contextmanager
+def understood(found: KeyValue) -> Iterator[None]:
+    """Taking over a key: one that no registry has written must not keep a node from the others."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        _log.error(
+            "Ignored what is in etcd at {key!r}, which no registry has written: {error!r}", key=found.key, error=error
+        )
 
 
 class TenantIds:

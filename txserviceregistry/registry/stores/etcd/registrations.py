@@ -24,7 +24,7 @@ from ..shared import IStoreListener
 from .batches import Transaction
 from .gateway import PATIENCE, KeyValue, Revision, Urgency, putGreater, unchanged
 from .node import Evidence
-from .part import Part
+from .part import Part, understood
 from .votes import Registration
 
 #: Seconds between two writes of the time of a service's heartbeats.
@@ -125,7 +125,7 @@ class Registrations(Part):
 
     def _keep(self, tenant: str, id: str, kept: Mapping[str, Any], created: int, modified: int) -> Known | None:
         """Take over a record as it was at a revision; ``None`` if it is known to have ended."""
-        incarnation = self._incarnation(tenant, kept)
+        incarnation, timeout = self._incarnation(tenant, kept), int(kept["timeout"])
         known = self._known.get((tenant, id))
         if (tenant, incarnation) in self._gone or (known is not None and known.created > created):
             return None
@@ -134,7 +134,7 @@ class Registrations(Part):
             known = Known(tenant, id, incarnation, created)
             self._known[tenant, id] = self._byIncarnation[tenant, incarnation] = known
         if modified >= known.modified:
-            known.modified, known.timeout = modified, kept["timeout"]
+            known.modified, known.timeout = modified, timeout
             known.renewals, known.isForced = kept.get("renewals", 0), kept.get("isForced", False)
         return known
 
@@ -169,15 +169,17 @@ class Registrations(Part):
         self._gone = {registration: at for registration, at in self._gone.items() if at > revision}
         before = {registration for registration, known in self._byIncarnation.items() if known.created <= revision}
         for each in records:
-            tenant, id = self._name(each.key)
-            known = self._keep(tenant, id, json.loads(each.value), each.created, each.modified)
-            if known is not None:
-                known.touched = 0
-                before.discard((tenant, known.incarnation))
+            with understood(each):
+                tenant, id = self._name(each.key)
+                known = self._keep(tenant, id, json.loads(each.value), each.created, each.modified)
+                if known is not None:
+                    known.touched = 0
+                    before.discard((tenant, known.incarnation))
         for registration in before:
             self._drop(self._byIncarnation[registration])
         for each in seen:
-            self.seenChanged(each)
+            with understood(each):
+                self.seenChanged(each)
         return [known.summary for known in self._known.values()]
 
     def recordChanged(self, now: KeyValue) -> None:
@@ -213,13 +215,13 @@ class Registrations(Part):
             self.listener.vanished(tenant, id, incarnation)
 
     def seenChanged(self, now: KeyValue) -> None:
-        """The watch shows the time of a heartbeat."""
+        """The watch shows the time of a heartbeat, or that it was deleted."""
         known = self._known.get(self._name(now.key))
         # One of an earlier incarnation may be shown after this one was created here.
         if known is not None and known.created <= now.modified:
-            known.touched = now.modified
+            known.touched = now.modified if now.created else 0
             # What was received here may be newer than what was written. A touch writes 0 before the first heartbeat.
-            known.seen = max(known.seen or 0, int(now.value)) or None
+            known.seen = max(known.seen or 0, int(now.value or 0)) or None
 
     def touchedAt(self, registration: Registration) -> int:
         """The revision of a registration's last touch that the watch has shown; 0 for none."""

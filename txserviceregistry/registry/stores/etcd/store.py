@@ -187,6 +187,7 @@ class EtcdStore:
     @returnsDeferred
     async def open(self) -> None:
         meta = await openLayout(self._asking, self._reactor, self._prefix)
+        self._keys.secret = meta["secret"]
         self._secret = bytes.fromhex(meta["secret"])
         self._ids.tail = meta["tail"]
         self.isNew = not await self._users.hasBeenUsed(self._asking)

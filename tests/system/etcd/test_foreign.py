@@ -1,0 +1,137 @@
+"""Keys that no node has written, that an operator has deleted or copied; and an etcd with other data."""
+
+from __future__ import annotations
+
+from twisted.logger import LogLevel, capturedLogs
+
+from tests.system.etcd.etcds import startEtcd
+from tests.system.etcd.storecase import EtcdStoreCase, T
+from txserviceregistry.registry.stores.etcd.gateway import deletion, endOf, put
+from txserviceregistry.registry.stores.etcd.store import EtcdStore
+from txserviceregistry.registry.stores.interfaces import ServiceRecord, StoreUnavailable
+
+#: Keys below the prefix, with values that no node has written.
+ODD = {
+    "services/9/text": b"not JSON",
+    "services/9/list": b"[]",
+    "services/9/empty": b"{}",
+    "services/9/untimed": b'{"position": 5}',
+    "services/nobodys": b"{}",
+    "locks/9/text": b"not JSON",
+    "seen/9/text": b"not a time",
+    "seen-locks/nobodys": b"",
+    "clocks/9": b"not JSON",
+    "commits/nobodys": b"",
+    "events/9/0000000000000001": b"not JSON",
+    "joins": b"\xff",
+    "nobodys/": b"",
+    "nobodys": b"",
+}
+
+
+class ForeignKeyTests(EtcdStoreCase):
+    """An operator, or another program, writes below the prefix."""
+
+    async def write(self, name: str, value: bytes) -> None:
+        await self.asked.txn((), [put(self.prefix + name, value)])
+
+    async def expires(self, made: ServiceRecord, *stores: EtcdStore) -> None:
+        """A service that falls silent is reported once."""
+        self.passDeadline(made, *stores)
+        for store in stores:
+            await self.notifies(store, "vanished", made.id, made.incarnation)
+        self.assertEqual(await self.types(stores[0]), ["service.join", "service.timeout"])
+
+    async def test_whatIsNotUnderstoodIsIgnored(self) -> None:
+        """Whether a node reads it or is shown it. The log names the key, and everything else goes on."""
+        with capturedLogs() as logs:
+            a = await self.store()
+            for name, value in ODD.items():
+                await self.write(name, value)
+            b = await self.store()
+            made = await self.created(a, b)
+            loads = [str(self.listeners[each].heard).count("synchronized") for each in (a, b)]
+            self.assertEqual(loads, [1, 1])
+            await self.expires(made, a, b)
+        lines = [str(log) for log in logs if log["log_level"] is LogLevel.error]
+        for name in ("services/9/empty", "services/9/untimed", "services/nobodys", "locks/9/text"):
+            self.assertEqual(sum(name in line for line in lines), 2, lines)
+
+    async def test_aServicesOwnTime(self) -> None:
+        """A time of a heartbeat that is none is a touch like any other, and so is its deletion."""
+        a, b = await self.store(), await self.store()
+        made = await self.created(a, b)
+        await self.write("seen/1/web", b"not a time")
+        await self.catchesUp(a)
+        await self.catchesUp(b)
+        self.ticking = [a, b]
+        await self.expires(made, a, b)
+
+    async def test_deletedKeys(self) -> None:
+        """Votes compare these keys: that an operator has deleted them does not make each vote fail."""
+        for name in ("seen/1/web", "joins", "clocks/1"):
+            self.prefix += "x/"
+            a, b = await self.store(), await self.store()
+            made = await self.created(a, b)
+            await self.write("seen/1/web", b"0000000000001")
+            await self.asked.txn((), [deletion(self.prefix + name)])
+            await self.catchesUp(a)
+            await self.catchesUp(b)
+            self.ticking = [a, b]
+            await self.expires(made, a, b)
+
+    async def test_copiedKeysOfNodes(self) -> None:
+        """A node's key goes with its lease. One without is not waited for: a copy, as a mirror of an etcd has it."""
+        a = await self.store()
+        copied = (await self.newestNode()).value
+        await self.write("nodes/early", copied)
+        b = await self.store()
+        await self.write("nodes/late", copied)
+        made = await self.created(a, b)
+        self.assertEqual([len(each.members) for each in (a, b)], [2, 2])
+        await self.expires(made, a, b)
+        await a.dropEvents(0)
+
+
+class OtherDataTests(EtcdStoreCase):
+    """While nodes are running, etcd is replaced."""
+
+    async def test_anotherRegistrysData(self) -> None:
+        """A node from before is no member of it: it would refuse the others' tokens, and name events differently."""
+        a = await self.store()
+        made = await self.created(a)
+        with capturedLogs() as logs:
+            await self.asked.txn((), [deletion(self.prefix, endOf(self.prefix))])
+            await self.notifies(a, "suspend")
+            b = await self.store()
+            await self.create(b, "other")
+            await self.until(lambda: "another registry's data" in str(logs))
+        self.assertEqual(list(b.members), await self.keys("nodes/"))
+        self.assertEqual(len(b.members), 1)
+        await self.refuses(StoreUnavailable, a.admit(T, made.incarnation))
+
+    async def test_anOlderBackup(self) -> None:
+        """Nodes that go on over a backup, whose revisions are lower, make changes at once."""
+        url, end = startEtcd()
+        self.addCleanup(end)
+        relay = self.relay()
+        a, b = await self.store(relay.url), await self.store(relay.url)
+        kept = await self.created(a, b, id="kept")
+        backup = [
+            each
+            for kind in ("meta", "clocks/", "services/", "events/")
+            for each in await self.asked.all(self.prefix + kind)
+        ]
+        for number in range(20):
+            await self.create(a, f"lost{number}")
+        await self.etcd(url).txn((), [put(each.key, each.value) for each in backup])
+        relay.port = int(url.rpartition(":")[2])
+        relay.reset()
+        for store in (a, b):
+            await self.notifies(store, "synchronized", ["kept"])
+            await self.until(lambda store=store: store.isValid)
+        for number, store in enumerate((a, b, a, b)):
+            await self.create(store, f"new{number}")
+        found = await a.listServices(T, None, 10, None, ())
+        self.assertEqual([each.id for each in found], ["kept", *(f"new{number}" for number in range(4))])
+        self.assertTrue(await self.admitted(b, kept))
