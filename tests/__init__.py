@@ -8,3 +8,5 @@ from pathlib import Path
 
 #: The folder of the project.
 ROOT = Path(__file__).parents[1]
+#: scrypt's smallest cost, for the API keys of registries that run in the tests' process.
+CHEAP = 2

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from functools import partial
 from io import TextIOWrapper
 from typing import Any, TypeVar
 from unittest import mock
@@ -20,8 +21,10 @@ from twisted.internet import reactor as globalReactor
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.threads import blockingCallFromThread, deferToThread
 
+from tests import CHEAP
 from txserviceregistry.commands import backup, users
 from txserviceregistry.commands.raxsr import running
+from txserviceregistry.registry.identity.identity import Identity
 
 reactor: Any = globalReactor
 _T = TypeVar("_T")
@@ -66,6 +69,7 @@ def _alone(arguments: Sequence[str], environment: Mapping[str, str], folder: str
             stack.enter_context(mock.patch.object(module, "runReactor", _onTheReactor))
             stack.enter_context(mock.patch.object(module, "useMonotonic", lambda reactor: None))
             stack.enter_context(mock.patch.object(module, "globalLogBeginner"))
+        stack.enter_context(mock.patch.object(users, "Identity", partial(Identity, cost=CHEAP)))
         # This process stays what it is.
         for each in (backup, users):
             stack.enter_context(mock.patch.object(each, "becomeOwner"))

@@ -12,6 +12,7 @@ from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
+from tests import CHEAP
 from tests.system.browser import OTHER_NAME, browsing
 from tests.system.ports import freePorts
 from tests.system.processes import reactor
@@ -69,6 +70,7 @@ class RememberedCredentialsTests(TestCase):
             reactor,
             dataDir=self.dataDir,
             endpoints=[f"tcp:{port}:interface=127.0.0.1"],
+            keyCost=CHEAP,
             auditLog=self.dataDir.with_suffix(".audit"),
         )
         registry.startService()

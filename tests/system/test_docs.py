@@ -23,6 +23,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 import txserviceregistry
+from tests import CHEAP
 from tests.certificates import selfSigned
 from tests.inprocess import withoutSettings
 from tests.system.docblocks import DOCS, PageTestCase, blocksOf
@@ -429,7 +430,9 @@ class PythonTests(PageTestCase):
         if command == "twistd -n service-registry" and self.port is None:
             # The page does not stop it: it runs in this process.
             if self.registry is None:
-                self.registry = RegistryService(reactor, dataDir=Path(self.dataDir), endpoints=[LISTEN], store="memory")
+                self.registry = RegistryService(
+                    reactor, dataDir=Path(self.dataDir), endpoints=[LISTEN], store="memory", keyCost=CHEAP
+                )
                 self.registry.startService()
                 await self.registry.whenListening()
             return

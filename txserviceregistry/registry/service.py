@@ -39,7 +39,7 @@ from .http.requestlog import RequestLog
 from .http.resource import ApiResource
 from .http.server import ApiSite
 from .http.statuspages import LOOPBACK, Health, statusPages
-from .identity.apikeys import newKey
+from .identity.apikeys import SCRYPT_COST, newKey
 from .identity.identity import Identity, InvalidUser
 from .limits import Places, RateLimiter, ResourceLimits
 from .locks import LockOptions
@@ -93,6 +93,7 @@ class RegistryService(Service):
     :param consoleNames: the host names under which the console is served, beside those of the loopback and the
         listeners' own addresses; ``None`` for no console.
     :param wallClock: seconds since the epoch.
+    :param keyCost: scrypt's *n* for API keys that are hashed from now on: a power of two, for tests ``2``.
     :ivar urls: the base URLs of the API, one for each listener with an address, once it listens.
     :ivar hasCredentials: whether those in the ``raxrc`` are there, once it listens.
     """
@@ -116,6 +117,7 @@ class RegistryService(Service):
     _auditLog: str | os.PathLike[str] | None = None
     _consoleNames: Collection[str] | None = ()
     _wallClock: Callable[[], float] = time.time
+    _keyCost: int = SCRYPT_COST
     urls: list[str] = attrs.field(init=False, factory=list)
     hasCredentials: bool = attrs.field(init=False, default=False)
     health: Health | None = attrs.field(init=False, default=None)
@@ -224,6 +226,7 @@ class RegistryService(Service):
             wallClock=self._wallClock,
             tokenLifetime=self._tokenLifetime,
             hasher=partial(deferToThreadPool, self._reactor, threads),
+            cost=self._keyCost,
         )
         await self._makeFirstUser(identity, isNew=isNew)
         self.hasCredentials = self._directory.credentials() is not None

@@ -16,9 +16,10 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from tests import CHEAP
 from tests.system.fuzz.inputs import ROLES
 from tests.system.fuzz.records import Request
-from tests.unit.registry.wire import CHEAP, Connection, Reply, requestBytes
+from tests.unit.registry.wire import Connection, Reply, requestBytes
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.http.resource import ApiResource
 from txserviceregistry.registry.http.server import ApiSite

@@ -17,6 +17,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tests import CHEAP
 from tests.inprocess import withoutSettings
 from txserviceregistry import Client
 from txserviceregistry.commands import agent
@@ -89,7 +90,7 @@ class AgentTests(TestCase):
         return self.stdout.getvalue()
 
     async def registry(self) -> None:
-        registry = RegistryService(reactor, dataDir=self.dataDir, store="memory", endpoints=[ANY_PORT])
+        registry = RegistryService(reactor, dataDir=self.dataDir, store="memory", endpoints=[ANY_PORT], keyCost=CHEAP)
         registry.startService()
         self.addCleanup(registry.stopService)
         await registry.whenListening()

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests import CHEAP
 from tests.inprocess import Ended, runScript, withoutSettings
 from tests.unit.commands.test_users import ANY_PORT, UsersCase, reactor
 from txserviceregistry.commands.backup import main
@@ -268,7 +269,7 @@ class RestoreTests(BackupCase):
         for seconds, expected in ((0, 503), (60, 503), (125, 201), (-1000, 201)):
             now = time.time() + seconds
             registry = RegistryService(
-                reactor, dataDir=self.dataDir, endpoints=[ANY_PORT], wallClock=lambda now=now: now
+                reactor, dataDir=self.dataDir, endpoints=[ANY_PORT], wallClock=lambda now=now: now, keyCost=CHEAP
             )
             registry.startService()
             await registry.whenListening()

@@ -11,6 +11,7 @@ from unittest import mock
 from twisted.internet import reactor as globalReactor
 from twisted.trial.unittest import TestCase
 
+from tests import CHEAP
 from txserviceregistry import Client
 from txserviceregistry.commands.agent import Options as AgentOptions
 from txserviceregistry.commands.registry import Options, sayWhere
@@ -32,7 +33,9 @@ class RegistryTests(TestCase):
         self.addCleanup(patched.stop)
 
     async def registry(self, store: str, *endpoints: str) -> RegistryService:
-        registry = RegistryService(reactor, dataDir=self.home, store=store, endpoints=endpoints or (ANY_PORT,))
+        registry = RegistryService(
+            reactor, dataDir=self.home, store=store, endpoints=endpoints or (ANY_PORT,), keyCost=CHEAP
+        )
         registry.startService()
         self.addCleanup(registry.stopService)
         await registry.whenListening()

@@ -17,6 +17,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import TestCase
 
+from tests import CHEAP
 from tests.inprocess import Ended, runScript, withoutSettings
 from txserviceregistry import Client, RegisteredService
 from txserviceregistry.commands.users import main
@@ -101,7 +102,7 @@ class UsersCase(Users):
 
     async def registry(self, store: Any = "sqlite") -> RegistryService:
         """Start a registry."""
-        registry = RegistryService(reactor, dataDir=self.dataDir, store=store, endpoints=[ANY_PORT])
+        registry = RegistryService(reactor, dataDir=self.dataDir, store=store, endpoints=[ANY_PORT], keyCost=CHEAP)
         registry.startService()
         self.addCleanup(registry.stopService)
         await registry.whenListening()

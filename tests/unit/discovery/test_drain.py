@@ -16,6 +16,7 @@ from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
+from tests import CHEAP
 from txserviceregistry import Client
 from txserviceregistry.discovery import RegisteredEndpoint, RegistryAgent
 from txserviceregistry.discovery.balancing import Ejections
@@ -76,7 +77,9 @@ class DrainTests(TestCase):
 
     async def registry(self) -> Client:
         home = os.path.abspath(self.mktemp())
-        service = RegistryService(reactor, dataDir=home, store="memory", endpoints=["tcp:0:interface=127.0.0.1"])
+        service = RegistryService(
+            reactor, dataDir=home, store="memory", endpoints=["tcp:0:interface=127.0.0.1"], keyCost=CHEAP
+        )
         service.startService()
         self.addCleanup(service.stopService)
         await service.whenListening()

@@ -26,6 +26,7 @@ from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.settings import readSettings
 from txserviceregistry.util import reloading
 
+from ... import CHEAP
 from ...certificates import Holder, commonHolder, selfSigned
 from ...fakeagent import API_KEY, WEB1, access
 from ...loopback import Call, LoopbackTestCase, Server
@@ -180,7 +181,7 @@ class ExplanationTests(TLSTestCase):
     async def test_noTLS(self) -> None:
         """A registry without TLS behind an https URL."""
         registry = RegistryService(
-            reactor, dataDir=self.mktemp(), store="memory", endpoints=["tcp:0:interface=127.0.0.1"]
+            reactor, dataDir=self.mktemp(), store="memory", endpoints=["tcp:0:interface=127.0.0.1"], keyCost=CHEAP
         )
         registry.startService()
         self.addCleanup(registry.stopService)

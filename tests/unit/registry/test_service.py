@@ -22,6 +22,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tests import CHEAP
 from txserviceregistry._version import __version__
 from txserviceregistry.registry.datadir import DataDirectory, DataDirectoryError
 from txserviceregistry.registry.limits import ResourceLimits
@@ -254,7 +255,7 @@ class RegistryServiceTests(TestCase):
         self.addCleanup(globalLogPublisher.removeObserver, observer)
 
     def newService(self, **options: Any) -> RegistryService:
-        options = {"dataDir": self.dataDir, "store": "memory", "endpoints": [ANY_PORT], **options}
+        options = {"dataDir": self.dataDir, "store": "memory", "endpoints": [ANY_PORT], "keyCost": CHEAP, **options}
         service = RegistryService(reactor, **options)
 
         def stop() -> Any:

@@ -21,6 +21,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent, HTTPConnectionPool
 
+from tests import CHEAP
 from txserviceregistry.registry.model import EVENT_TYPES, Page
 from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.registry.tasks import Turns
@@ -389,7 +390,7 @@ class SocketTests(TestCase):
         directory = TemporaryDirectory()
         self.addCleanup(directory.cleanup)
         service = RegistryService(
-            reactor, dataDir=directory.name, store="memory", endpoints=["tcp:0:interface=127.0.0.1"]
+            reactor, dataDir=directory.name, store="memory", endpoints=["tcp:0:interface=127.0.0.1"], keyCost=CHEAP
         )
         ready = service.whenListening()
         service.startService()

@@ -10,6 +10,7 @@ from twisted.internet import reactor as globalReactor
 from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
+from tests import CHEAP
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.http.handlers import OPERATIONS
 from txserviceregistry.registry.http.resource import ApiResource
@@ -20,7 +21,7 @@ from txserviceregistry.registry.stores.interfaces import IStore
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 
-from .wire import CHEAP, Connection, Reply, requestBytes
+from .wire import Connection, Reply, requestBytes
 
 reactor: Any = globalReactor
 ME = "1001"

@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
 
+from tests import CHEAP
 from txserviceregistry.registry.console.console import Console
 from txserviceregistry.registry.console.overview import Overview
 from txserviceregistry.registry.console.sessions import Sessions
@@ -33,8 +34,6 @@ T = TypeVar("T")
 
 USER = "joe"
 KEY = "the-key-of-joe"
-# scrypt's smallest cost: these tests are not about how long it takes.
-CHEAP = 2
 
 
 @attrs.frozen

@@ -13,6 +13,7 @@ from typing import Any
 from twisted.internet import reactor as globalReactor
 from twisted.trial.unittest import TestCase
 
+from tests import CHEAP
 from tests.inprocess import Ended, runScript, withoutSettings
 from txserviceregistry import Client
 from txserviceregistry.commands.raxsr.main import main
@@ -92,7 +93,11 @@ class RaxsrTestCase(Commands):
         self.home = os.path.abspath(self.mktemp())
         os.makedirs(self.home)
         registry = RegistryService(
-            reactor, dataDir=Path(self.home, "registry"), store="memory", endpoints=["tcp:0:interface=127.0.0.1"]
+            reactor,
+            dataDir=Path(self.home, "registry"),
+            store="memory",
+            endpoints=["tcp:0:interface=127.0.0.1"],
+            keyCost=CHEAP,
         )
         registry.startService()
         self.addCleanup(registry.stopService)

@@ -10,10 +10,11 @@ import json
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import CHEAP
 from txserviceregistry.registry.identity.apikeys import hashKey
 from txserviceregistry.registry.roles import Role
 
-from ..wire import CHEAP, KEY, USER, Api, Connection, Reply, fired, requestBytes
+from ..wire import KEY, USER, Api, Connection, Reply, fired, requestBytes
 
 KEYSTONE = 'Keystone uri="http://registry.example:8880/v2.0"'
 BASIC = 'Basic realm="service registry", charset="UTF-8"'

@@ -19,6 +19,7 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tests import CHEAP
 from tests.certificates import Holder, commonHolder
 from txserviceregistry.client import Client
 from txserviceregistry.registry.http.listening import EndpointError, TLSEndpoint, parseEndpoint
@@ -145,7 +146,7 @@ class ListeningTests(FilesCase):
         self.addCleanup(globalLogPublisher.removeObserver, observe)
 
     async def started(self, *endpoints: Any) -> RegistryService:
-        registry = RegistryService(reactor, dataDir=self.dataDir, store="memory", endpoints=endpoints)
+        registry = RegistryService(reactor, dataDir=self.dataDir, store="memory", endpoints=endpoints, keyCost=CHEAP)
         registry.startService()
         self.addCleanup(lambda: registry.stopService() if registry.running else None)
         await registry.whenListening()

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import CHEAP
 from txserviceregistry.registry.identity.apikeys import hashKey, keyMatches
-
-from ..wire import CHEAP
 
 
 class KeyHashTests(SynchronousTestCase):

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import CHEAP
 from txserviceregistry.registry.fairness import Origin
 from txserviceregistry.registry.identity.apikeys import Overloaded
 from txserviceregistry.registry.identity.identity import Identity, InvalidCredentials, InvalidToken, InvalidUser
@@ -20,7 +21,6 @@ from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.util import singleflight
 
 from ..heldstore import HeldCall, HeldStore
-from ..wire import CHEAP
 
 DAY = 86_400.0
 
