@@ -66,14 +66,21 @@ class EventsClient(APIGroup):
         :return: fires with ``{"values": [event, …], "metadata": {…}}``. Fails with a
             :class:`~txserviceregistry.errors.ServiceRegistryError`, ``BadRequest`` if the marker is not accepted.
 
-        *wait* and *types* are the registry's extensions ``events-wait`` and ``event-types``. They are ignored without
-        these in :attr:`Client.extensions <txserviceregistry.Client.extensions>`.
+        *wait* and *types* are the registry's extensions ``events-wait`` and ``event-types``. They are ignored by a
+        registry without these.
         """
+        names = [*([] if wait is None else [EVENTS_WAIT]), *([] if types is None else [EVENT_TYPES])]
+        kinds = None if types is None else ",".join(types)
+        return await self._transport.adapted(names, lambda: self._list(marker, limit, type, wait, kinds))
+
+    async def _list(
+        self, marker: str | None, limit: int | None, type: str | None, wait: int | None, types: str | None
+    ) -> EventPage:
         if EVENTS_WAIT not in self._transport.extensions:
             wait = None
         query: dict[str, object] = {"marker": marker, "limit": limit, "type": type, "wait": wait}
         if types is not None and EVENT_TYPES in self._transport.extensions:
-            query |= {"type": None, "types": ",".join(types)}
+            query |= {"type": None, "types": types}
         lane = Lane.ORDINARY if wait is None else Lane.WAITING
         try:
             return await self._get("/events", readEventPage, query=query, wait=wait, lane=lane)

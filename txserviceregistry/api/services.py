@@ -75,9 +75,8 @@ class ServicesAPI(APIGroup):
 
         It does not use the cache: an iteration that the registry can't finish fails.
         """
-        return self._pages("/services", readServicePage, tag=tag, **self._withStates)
+        return self._pages("/services", readServicePage, tag=tag, names=[SERVICE_STATE], further=self._withStates)
 
-    @property
     def _withStates(self) -> dict[str, str]:
         """The query for services with their states, where the registry is known to have them."""
         return {"states": "true"} if SERVICE_STATE in self._transport.extensions else {}
@@ -99,7 +98,10 @@ class ServicesAPI(APIGroup):
 
         :param timeout: seconds that the request may take, if not the client's own.
         """
-        return await self._get(_path(id), readService, query=self._withStates, timeout=timeout, lane=Lane.URGENT)
+        path, options = _path(id), {"timeout": timeout, "lane": Lane.URGENT}
+        return await self._transport.adapted(
+            [SERVICE_STATE], lambda: self._get(path, readService, query=self._withStates(), **options)
+        )
 
     @returnsDeferred
     async def createOnce(
@@ -217,7 +219,10 @@ class ServicesAPI(APIGroup):
     async def _list(self, query: dict[str, object]) -> ServicePage:
         key = pathOf("/services", query)
         try:
-            response = await self._transport.request("GET", "/services", query={**query, **self._withStates})
+            response = await self._transport.adapted(
+                [SERVICE_STATE],
+                lambda: self._transport.request("GET", "/services", query={**query, **self._withStates()}),
+            )
             page = response.read(readServicePage)
         except (ConnectionFailed, RequestTimedOut, ServerError, MalformedResponse) as error:
             stale = None if self._cache is None else self._cache.stale(key, self._clock)

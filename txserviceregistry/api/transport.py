@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random as randomModule
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -162,6 +162,15 @@ class Transport:
             await self.request("GET", "/limits")
         if extension not in self.extensions:
             raise NotSupported(extension)
+
+    async def adapted(self, names: Collection[str], send: Callable[[], Awaitable[_T]]) -> _T:
+        """
+        What *send* returns, which sends a request that depends on extensions: once more if its response was the first
+        one to name one of these. So the first request of a client gets what all later ones get.
+        """
+        known = self.extensions
+        result = await send()
+        return await send() if (self.extensions - known).intersection(names) else result
 
     async def write(self, method: str, path: str, condition: tuple[str, str], body: object = None) -> Response:
         """
@@ -353,26 +362,38 @@ class APIGroup:
         return response.read(reader)
 
     async def _pages(
-        self, path: str, reader: Callable[[Any], Any], *, marker: str | None = None, **query: object
+        self,
+        path: str,
+        reader: Callable[[Any], Any],
+        *,
+        marker: str | None = None,
+        names: Collection[str] = (),
+        further: Callable[[], Mapping[str, object]] = dict,
+        **query: object,
     ) -> AsyncIterator[Any]:
         """
         The values of a collection, page by page as they are needed.
 
         :param marker: the id to begin at.
+        :param further: returns the parameters that depend on the extensions with these *names*.
         :raises MalformedResponse: if a page is not valid, or an earlier page is named as the next one.
         """
         # A circle returns to one page again and again. Comparing with each 2^n-th finds it, however long it is.
         passed, count = marker, 0
         while True:
-            response = await self._transport.request("GET", path, query={**query, "marker": marker})
-            page = response.read(reader)
+
+            def ask(parameters: Mapping[str, object] = {**query, "marker": marker}) -> Awaitable[Any]:
+                return self._get(path, reader, query={**parameters, **further()})
+
+            page = await self._transport.adapted(names, ask)
             for value in page["values"]:
                 yield value
             marker = page["metadata"]["next_marker"]
             if marker is None:
                 return
             if marker == passed:
-                raise MalformedResponse(f"GET {response.url} returned an earlier page as its next page")
+                url = self._transport.baseUrl + path
+                raise MalformedResponse(f"GET {url} returned an earlier page as its next page")
             count += 1
             if count & (count - 1) == 0:
                 passed = marker

@@ -148,6 +148,13 @@ class EventsTests(GroupTestCase):
         self.successResultOf(client.events.list("m", 5, "service.join"))
         self.assertEqual(self.asked, ["GET /events", "GET /events?marker=m&limit=5&type=service.join"])
 
+    def test_extensions(self) -> None:
+        """The first request, too, asks for types and waits, as soon as its response names the extensions."""
+        named = {"X_Service_Registry_Extensions": "event-types, events-wait"}
+        client = self.client(lambda sent: answer(200, page(SET), **named))
+        self.successResultOf(client.events.list("m", types=["lock.expire"], wait=5))
+        self.assertEqual(self.asked, ["GET /events?marker=m", "GET /events?marker=m&wait=5&types=lock.expire"])
+
     def test_iterates(self) -> None:
         """iterate() goes from the marker to the feed's end."""
         client = self.client(lambda sent: answer(200, page(SET) if "marker=n" in sent.url else page(GONE, next="n")))

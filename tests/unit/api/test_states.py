@@ -21,7 +21,8 @@ class StatesTests(SynchronousTestCase):
     """Calls for states, to a registry that has them."""
 
     def setUp(self) -> None:
-        self.client = FakeRegistry().client(cache=None)
+        self.fake = FakeRegistry()
+        self.client = self.fake.client(cache=None)
         self.services = self.client.services
 
     def test_setGetClear(self) -> None:
@@ -44,7 +45,7 @@ class StatesTests(SynchronousTestCase):
         self.failureResultOf(self.services.setState("x", "out"), BadRequest)
 
     def test_servicesWithStates(self) -> None:
-        """Once the registry is known to have states, services that are not up have theirs in every call."""
+        """Services that are not up have their states in every call."""
         self.successResultOf(self.services.create("web1", 30, {"tags": ["www"]}))
         self.successResultOf(self.services.setState("web1", "drain", "rack move"))
 
@@ -58,6 +59,17 @@ class StatesTests(SynchronousTestCase):
             *self.successResultOf(Deferred.fromCoroutine(all_())),
         ]
         self.assertEqual([(one["state"], one["state_reason"]) for one in found], [("drain", "rack move")] * 4)
+
+    def test_firstRequest(self) -> None:
+        """A client's first request gets them too, although it can't know that the registry has them."""
+        self.successResultOf(self.services.create("web1", 30, {"tags": ["www"]}))
+        self.successResultOf(self.services.setState("web1", "drain"))
+        for ask in (
+            lambda services: services.get("web1"),
+            lambda services: services.list().addCallback(lambda page: page["values"][0]),
+            lambda services: Deferred.fromCoroutine(anext(services.iterate())),
+        ):
+            self.assertEqual(self.successResultOf(ask(self.fake.client().services))["state"], "drain")
 
 
 class OtherRegistryTests(SynchronousTestCase):

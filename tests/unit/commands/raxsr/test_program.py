@@ -111,8 +111,10 @@ class ProgramTests(RaxsrTestCase):
         shown = await self.raxsr("services", "list", "-v", "-f", "json")
         self.assertEqual(shown.code, 0)
         lines = shown.err.splitlines()
-        self.assertEqual([line[0] for line in lines], [">", "<", ">", "<"])
+        # Authentication, and a listing that is asked for again when its response says that services have states.
+        self.assertEqual([line[0] for line in lines], [">", "<"] * 3)
         self.assertRegex(lines[3], r"^< 200 after \d+ ms, GET http://.*/services$")
+        self.assertRegex(lines[5], r"^< 200 after \d+ ms, GET http://.*/services\?states=true$")
         more = await self.raxsr("services", "list", "-vv", "-f", "json")
         self.assertIn('"apiKey": "***"', more.err)
 
