@@ -1,0 +1,1 @@
+"""The requests of the API: one method is one request."""

@@ -1,1 +1,1 @@
-"""What runs as a process: the commands of twistd, and the console scripts."""
+"""The programs: commands of twistd, and console scripts."""

@@ -1,5 +1,5 @@
 """
-Live discovery: find services, connect to them, follow changes.
+Service discovery: find services, connect to them, watch changes.
 
 The names are imported when they are first used.
 """

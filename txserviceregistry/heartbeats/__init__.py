@@ -1,0 +1,1 @@
+"""Keeps services registered: registrations, heartbeats, updates and health checks."""

@@ -1,0 +1,1 @@
+"""The HTTP client: URLs, TLS, connections, and failover between servers."""

@@ -1,1 +1,1 @@
-"""Files that are made of templates and of what a registry has, and are kept current."""
+"""Files that are rendered from templates with the registry's content, and kept up to date."""

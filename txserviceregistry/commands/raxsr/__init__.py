@@ -1,6 +1,5 @@
 """
-``raxsr``: the registry from a command line.
+``raxsr``: queries and changes a registry on the command line.
 
-Nothing here imports Twisted, treq or the client before a command really asks the registry: help and completion have to
-be there at once.
+Modules import Twisted, treq and the client only when a command sends a request, so that help and completion are fast.
 """

@@ -1,0 +1,1 @@
+"""``service-registry-wrapper``: runs any program as a registered service."""

@@ -1,1 +1,1 @@
-"""The console: a page on which people see and change what the registry holds."""
+"""The web console: shows and changes the content of the registry in a browser."""

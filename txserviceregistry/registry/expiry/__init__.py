@@ -1,0 +1,1 @@
+"""Heartbeat deadlines and expirations."""

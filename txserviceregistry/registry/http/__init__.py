@@ -1,0 +1,1 @@
+"""The HTTP side of the registry: it checks requests and turns them into calls of the core."""

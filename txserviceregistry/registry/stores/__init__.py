@@ -1,3 +1,3 @@
 """
-Stores: one contract (:mod:`~txserviceregistry.registry.stores.interfaces`), kept in memory, in sqlite, or in etcd.
+Stores: one interface (:mod:`~txserviceregistry.registry.stores.interfaces`), over memory, SQLite or etcd.
 """

@@ -1,4 +1,4 @@
-"""A store that several registries share: etcd."""
+"""The store in etcd, which several registries share."""
 
-#: What all keys begin with unless told otherwise.
+#: The default prefix of all keys.
 DEFAULT_PREFIX = "/txserviceregistry/"
