@@ -424,6 +424,6 @@ class ClusterCase(FaultCase):
     def tellOfWrites(self, done: Sequence[Operation]) -> None:
         """Keep figures of what applications asked for."""
         acknowledged = [each for each in done if each.outcome is Outcome.acknowledged]
-        self.tell("writes meanwhile, none of them lost", len(acknowledged))
+        self.tell("writes meanwhile, none lost", len(acknowledged))
         slowest = max(each.ended - each.begun for each in acknowledged if each.ended is not None)
-        self.tell("longest time that one of these took, in s", round(slowest, 2))
+        self.tell("longest write, in s", round(slowest, 2))

@@ -60,8 +60,6 @@ class AbsenceTests(ClusterCase):
         self.tell("seconds without a node", round(returned - killed))
         self.tell("services whose application went on", services)
         self.tell("of these, expired or registered again", 0)
-        self.tell(
-            "seconds from the start of the nodes until all of them are registered again", round(back - returned, 1)
-        )
+        self.tell("seconds until all are registered again", round(back - returned, 1))
         self.tell("services whose application was killed, each with one event", services)
-        self.tell("last of these events, in s after the start of the nodes", round(max(moments) - returned, 1))
+        self.tell("last event, in s after the start", round(max(moments) - returned, 1))

@@ -130,7 +130,7 @@ class EtcdKillTests(ClusterCase):
         self.assertNoTraceback()
         self.tell(f"stops of all members, of {length:g} s (heartbeat timeout 3 s)", stops)
         self.tell("services that expired because of that", 0)
-        self.tell("longest time until nodes and services were as before, in s", round(slowest, 1))
+        self.tell("longest recovery, in s", round(slowest, 1))
 
     async def allSay(self, status: int) -> bool:
         """Whether the health of all nodes is this."""

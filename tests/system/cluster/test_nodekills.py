@@ -64,5 +64,5 @@ class NodeKillTests(ClusterCase):
         self.tell("seconds", round(lasted))
         self.tell("kills", kills)
         self.tell("timeout events", audit.count("service.timeout"))
-        self.tell("errors that the applications met", 0)
+        self.tell("errors of applications", 0)
         self.tellOfWrites(done)

@@ -106,9 +106,9 @@ class PartitionTests(ClusterCase):
         self.tell("their length, in s", length)
         self.tell("services that expired", 0)
         self.tell("requests of applications that failed", sum(each.outcome is Outcome.unknown for each in done))
-        self.tell("longest time for which the other nodes had no leader of etcd either, in s", round(withoutLeader, 1))
-        self.tell("longest time until the node said that it is cut off, in s", round(noticed, 1))
-        self.tell("longest time until it was one of them again, in s", round(longest, 1))
+        self.tell("longest time without a leader of etcd for other nodes, in s", round(withoutLeader, 1))
+        self.tell("longest time until the node responded 503, in s", round(noticed, 1))
+        self.tell("longest time until it had joined again, in s", round(longest, 1))
         self.tellOfWrites(done)
 
     async def says(self, node: Node, status: int) -> bool:

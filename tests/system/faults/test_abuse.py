@@ -124,10 +124,10 @@ class AbuseTests(AttackCase):
         await client.configuration.set("news", "1")
         await self.until(lambda: self.haveHeard(followers, places), 0.01)
         took = reactor.seconds() - began
-        what = f"{count} who wait, {places} places"
+        what = f"{count} waiting, {places} places"
         self.tellLatencies(what, latencies)
         self.tell(
-            f"{what}: memory before, while they waited, at most, in MB",
+            f"{what}: memory before, waiting, at most, in MB",
             f"{before}, {waiting}, {memory(registry, peak=True)}",
         )
         self.tell(f"{what}: refused with 503", told(followers)["codes"].get("503", 0))

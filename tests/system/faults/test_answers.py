@@ -45,7 +45,7 @@ class AnswerTests(SimulatedCase):
         self.tell("services, with timeouts of 3 to 120 s", len(self.services))
         self.tell("requests", counts["requests"])
         for name in ("500", "502", "503", "garbage", "cut short"):
-            self.tell(f"answers that were {name}", counts[name])
+            self.tell(f"responses: {name}", counts[name])
         self.tell("services that expired", 0)
-        self.tell("writes acknowledged, none of them lost", outcomes[Outcome.acknowledged])
-        self.tell("writes without a good answer", outcomes[Outcome.unknown])
+        self.tell("writes acknowledged, none lost", outcomes[Outcome.acknowledged])
+        self.tell("writes without a valid response", outcomes[Outcome.unknown])

@@ -56,8 +56,8 @@ class DiskTests(StoreFaultCase):
                 startedWhileFull += 1
                 self.free()
             await self.recovers(application)
-        await self.end(application, "killed or stopped while the disk is full, and started", rounds)
-        self.tell("starts over the full disk that served reads at once", f"{startedWhileFull} of {rounds}")
+        await self.end(application, "registry killed or stopped on a full disk", rounds)
+        self.tell("starts over a full disk that served reads", f"{startedWhileFull} of {rounds}")
 
     async def test_readOnly(self) -> None:
         """A disk that becomes read-only when it is full, and is that for a while, even after there is room again."""

@@ -109,12 +109,12 @@ class FloodCase(AttackCase):
             without, with_ = self.medians[name], statistics.median(here)
             what = f"{count} {kind}: {name.replace('_', ' ')}"
             self.tell(
-                f"{what} took, median with the flood elsewhere, median and worst with it here, in ms",
+                f"{what} (ms: flood elsewhere, here, worst)",
                 f"{without:.1f}, {with_:.1f}, {max(here):.0f}",
             )
             # A short run has few samples, and other tests beside it.
             self.assertLess(with_, TIMES * max(without, 2.0 if self.isFull else 5.0), what)
-        self.tell(f"{count} {kind}: what came of it", json.dumps(answers["codes"]))
+        self.tell(f"{count} {kind}: outcomes", json.dumps(answers["codes"]))
         await self.stillThere(self.valid, self.application_)
         return answers
 

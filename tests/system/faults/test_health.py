@@ -100,9 +100,9 @@ class HealthTests(StoreFaultCase):
             if near and answer.isWell not in near:
                 wrong.append(answer)
         self.assertEqual(wrong, [])
-        self.tell(f"{what}: answers of /health", len(self.answers))
+        self.tell(f"{what}: responses of /health", len(self.answers))
         self.tell(f"{what}: writes acknowledged, refused", f"{self.count(True)}, {self.count(False)}")
-        self.tell(f"{what}: answers that are not what writes met", len(wrong))
+        self.tell(f"{what}: wrong responses", len(wrong))
 
     def count(self, isWell: bool) -> int:
         return sum(each.isWell is isWell for each in self.writes)
@@ -131,7 +131,7 @@ class HealthTests(StoreFaultCase):
             await registry.ended
         self.assertGreater(self.count(False), 10)
         self.check("room for a few pages")
-        self.tell("longest time from the end of it to a 200 of /health, in s", round(longest, 1))
+        self.tell("longest time to a 200 of /health, in s", round(longest, 1))
         self.assertNoTraceback()
 
     async def test_full(self) -> None:

@@ -52,10 +52,10 @@ class KillTests(FaultCase):
         self.assertEqual((audit.count("service.timeout"), application.lost), (0, set()))
         self.tell("kills", kills)
         self.tell("writes acknowledged", outcomes[Outcome.acknowledged])
-        self.tell("writes that a kill left without an answer", outcomes[Outcome.unknown])
+        self.tell("writes without a response", outcomes[Outcome.unknown])
         self.tell("acknowledged writes lost", 0)
         self.tell("services that expired", 0)
-        self.tell("longest time from a kill to the next write that was acknowledged, in s", round(longest, 1))
+        self.tell("longest time from kill to next write, in s", round(longest, 1))
 
     async def writesAgain(self, application: Application, since: float) -> None:
         """Wait until a write that began after a moment has been acknowledged."""

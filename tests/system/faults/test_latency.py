@@ -57,4 +57,4 @@ class LatencyTests(FaultCase):
         self.assertEqual([audit.count("service.timeout"), audit.count("service.join")], [0, joins])
         self.tell("resets of all connections", resets)
         self.tell("services that expired", 0)
-        self.tell("seconds that a new connection with one request over it takes", round(3 * ROUND_TRIP, 1))
+        self.tell("seconds of a new connection with one request", round(3 * ROUND_TRIP, 1))

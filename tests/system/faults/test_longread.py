@@ -73,14 +73,14 @@ class LongReadTests(FaultCase):
 
         await self.until(isSmall, 0.01)
         self.tell("largest log at the end of the read, in MB", round(largest / 1e6, 1))
-        self.tell("time from the end of the read until it is cut to 16 MB, in s", round(time.monotonic() - ended, 1))
+        self.tell("time until it is cut to 16 MB, in s", round(time.monotonic() - ended, 1))
         self.tell("longest write meanwhile, in s", round(self.longest, 3))
         await self.until(self.isToldSmall)
         # The control: as many writes without the reader.
         count = next(self.numbers) - began
         grown = await self.writes(count)
         self.assertLessEqual(grown, LOG_BYTES)
-        self.tell(f"largest log during {count} more writes without such a reader, in MB", round(grown / 1e6, 1))
+        self.tell(f"largest log during {count} writes without a reader, in MB", round(grown / 1e6, 1))
         self.writing = False
         await writing
         self.assertNoTraceback()

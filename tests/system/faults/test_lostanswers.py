@@ -34,9 +34,9 @@ class LostAnswerTests(FaultCase):
             await self.runApplication("hang", isSilent=True)
         self.assertKept(await self.audit_.whole())
         counts = self.proxy_.counts
-        self.tell("answers lost, of all", f"{counts['lost']} of {counts['answers']}")
+        self.tell("responses lost", f"{counts['lost']} of {counts['answers']}")
         self.tell("writes acknowledged", self.outcomes[Outcome.acknowledged])
-        self.tell("writes left without an answer", self.outcomes[Outcome.unknown])
+        self.tell("writes without a response", self.outcomes[Outcome.unknown])
         self.tell("acknowledged writes lost", 0)
         self.tell("registered services that expired", 0)
 

@@ -107,7 +107,7 @@ class ManyServicesTests(FaultCase):
         self.tell("simulated seconds to a real one", speed)
         self.tell("heartbeats answered", heartbeats)
         self.tell("heartbeats a real second", round(heartbeats / lasted))
-        self.tell("false timeouts", len(timedOut))
+        self.tell("false expirations", len(timedOut))
         self.tell("real seconds to register all", round(took, 1))
         for name, child, used in (("application", application, cpuBefore[0]), ("registry", registry, cpuBefore[1])):
             self.tell(f"CPU of the {name}, in cores", round((cpu(child) - used) / lasted, 2))

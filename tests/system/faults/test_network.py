@@ -60,7 +60,7 @@ class NetworkTests(FaultCase):
         )
         await self.end(application, audit)
         self.tell(f"cuts of {SHORT:g} s", cuts)
-        self.tell("events, or changes of state in the application, that these made", 0)
+        self.tell("events or changes of state", 0)
 
     async def test_aLongCutEndsAndBegins(self) -> None:
         """After more than a timeout each service times out once, and joins once when the network is back."""
@@ -82,10 +82,10 @@ class NetworkTests(FaultCase):
                     self.assertEqual(counts, [expirations, expirations + 1, 0])
         await self.end(application, audit)
         self.tell(f"cuts of {LONG:g} s (heartbeat timeout {TIMEOUT} s)", cuts)
-        self.tell("of these, cuts in which the registry received nothing", expirations)
-        self.tell("timeouts of each service in such a cut, and joins after it", 1)
-        self.tell("timeouts of services that the registry could hear", 0)
-        self.tell("longest time from the network's return until all were registered again, in s", round(longest, 1))
+        self.tell("cuts in which the registry received nothing", expirations)
+        self.tell("expirations and registrations of each service in these", 1)
+        self.tell("other expirations", 0)
+        self.tell("longest time until all were registered again, in s", round(longest, 1))
 
     async def back(self, application: Application, audit: Audit) -> float:
         """Wait until all are there again, as both sides see it; how long it took."""

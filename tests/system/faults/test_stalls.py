@@ -70,11 +70,11 @@ class StallTests(FaultCase):
         self.tell("stalls", stalls)
         self.tell("their length, in s", length)
         self.tell("services with a timeout of 20 s that expired", 0)
-        self.tell("services with a timeout of 3 s that expired because of a stall, as they must", services * stalls)
-        self.tell("longest time until all of them were back, in s", round(slowest, 2))
-        self.tell("requests until then for each of them, at most", round(most / services, 1))
+        self.tell("services with a timeout of 3 s that expired, as they must", services * stalls)
+        self.tell("longest recovery, in s", round(slowest, 2))
+        self.tell("requests of each until then, at most", round(most / services, 1))
         self.tell("lines in the log for each stall", told / stalls)
-        self.tell("writes meanwhile, none of them lost", written)
+        self.tell("writes meanwhile, none lost", written)
 
     async def backAgain(self, application: Application, stalls: int) -> None:
         """Wait until all of its services are there once more, after so many stalls in all."""

@@ -55,7 +55,7 @@ class StopTests(FaultCase):
         self.tell(f"stops of {stopped:g} s (heartbeat timeout {TIMEOUT} s)", len(steps))
         self.tell("steps of the wall clock", "none, " + ", ".join(f"{step / HOUR:+g} h" for step in steps if step))
         self.tell("services that expired", 0)
-        self.tell("longest time from SIGCONT until all were heard of again, in s", round(longest, 1))
+        self.tell("longest recovery after SIGCONT, in s", round(longest, 1))
 
     async def stop(self, registry: Child, application: Application, seconds: float, step: int) -> float:
         """Stop it, and let it go on; how long it took then until all services had been heard of."""

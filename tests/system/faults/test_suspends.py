@@ -39,6 +39,6 @@ class SuspendTests(SimulatedCase):
             self.look(mayTimeOut=may)
             self.assertEqual({service.state for service in self.services}, {"registered"})
         self.tell("sleeps", sleeps)
-        self.tell("seconds after waking in which all services were registered, at most", round(slowest, 1))
-        self.tell("services that expired although a heartbeat at waking came in time", 0)
+        self.tell("longest recovery after waking, in s", round(slowest, 1))
+        self.tell("services that expired in spite of a timely heartbeat", 0)
         self.end()

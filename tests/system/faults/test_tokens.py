@@ -46,7 +46,7 @@ class LivingTokenTests(_TokenCase):
         self.end()
         self.tell("purges", purges)
         self.tell("authentications for them", asked)
-        self.tell("writes meanwhile, none of which failed", done)
+        self.tell("writes meanwhile, none failed", done)
         self.tell("services that expired", 0)
 
     def test_renewalWhileTheAuthApiIsDown(self) -> None:
@@ -57,7 +57,7 @@ class LivingTokenTests(_TokenCase):
     def test_endWhileTheAuthApiIsDown(self) -> None:
         """A token that has ended by what it says stays in use too, as long as the registry takes it."""
         asked = self.outage(lifetime=24, begin=15)
-        self.tell("the same for one that ends meanwhile by its own word", asked)
+        self.tell("attempts to renew a token that expires meanwhile", asked)
 
     def outage(self, lifetime: int, begin: int) -> int:
         """
@@ -115,4 +115,4 @@ class DyingTokenTests(_TokenCase):
         self.tell("services that expired while there was no token", self.audit.count("service.timeout"))
         self.tell("seconds until all were back", waited)
         self.tell("authentications a second meanwhile", round(rate, 2))
-        self.tell("writes that failed meanwhile, and did not happen", outcomes[Outcome.unknown])
+        self.tell("writes that failed, without effect", outcomes[Outcome.unknown])

@@ -82,8 +82,8 @@ class VanishedTests(StoreFaultCase):
         for text in ("Cannot write the store: ", "Can write the store again"):
             self.assertTrue(1 <= said.count(text) <= len(steps), said)
         await self.end(application, ", ".join(steps) + " away and back", len(steps))
-        self.tell("writes acknowledged between the removal and the first refusal, none of them lost", self.late)
-        self.tell("longest time after the removal at which such a write began, in s", round(self.noticed, 3))
+        self.tell("writes acknowledged after the removal, none lost", self.late)
+        self.tell("latest start of such a write after the removal, in s", round(self.noticed, 3))
 
     async def test_removed(self) -> None:
         """A file that was removed is noticed too; a copy of what the registry has open has all that it acknowledged."""
