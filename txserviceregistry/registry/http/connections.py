@@ -14,7 +14,6 @@ from itertools import islice, takewhile
 from typing import Protocol
 
 import attrs
-from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 
@@ -93,9 +92,11 @@ def raiseFileLimit(limits: ConnectionLimits) -> None:
 
 def ipOf(address: IAddress) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """The IP address in an address, if it has one; that of IPv4 if it is mapped to IPv6."""
-    if not isinstance(address, (IPv4Address, IPv6Address)):
+    try:
+        host = ipaddress.ip_address(getattr(address, "host", "").partition("%")[0])
+    except ValueError:
+        # A local socket has none, and a header of the PROXY protocol may have any text instead.
         return None
-    host = ipaddress.ip_address(address.host.partition("%")[0])
     return getattr(host, "ipv4_mapped", None) or host
 
 

@@ -10,13 +10,13 @@ from functools import lru_cache
 from typing import Any
 
 import attrs
-from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.web import server
 
 # By name, because every look into this module costs a detour that Twisted makes for names that it deprecates.
 from twisted.web.http import NO_CONTENT, RESPONSES, datetimeToString
 
 from ..faults import Fault, Headers, invalidBody, unsupportedContentType
+from .connections import ipOf
 
 #: Where the API and the Auth API are.
 API = "/v1.0"
@@ -134,13 +134,14 @@ def baseUrl(request: server.Request) -> str:
     scheme = "https" if request.isSecure() else "http"
     host = header(request, b"Host")
     if not _HOST.fullmatch(host):
-        address = request.getHost()
-        if isinstance(address, IPv4Address):
-            host = f"{address.host}:{address.port}"
-        elif isinstance(address, IPv6Address):
-            host = f"[{address.host.partition('%')[0]}]:{address.port}"
-        else:
+        address: Any = request.getHost()
+        ip = ipOf(address)
+        if ip is None:
             host = "localhost"
+        elif ip.version == 4:
+            host = f"{ip}:{address.port}"
+        else:
+            host = f"[{ip}]:{address.port}"
     return f"{scheme}://{host}"
 
 

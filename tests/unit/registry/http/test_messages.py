@@ -13,7 +13,7 @@ from typing import Any
 
 from treq.testing import StubTreq
 from twisted.internet import reactor
-from twisted.internet.address import IPv6Address, UNIXAddress
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectionDone
@@ -275,6 +275,8 @@ class HostTests(FramingCase):
         for address, url in [
             (IPv6Address("TCP", "fe80::1%eth0", 8880), "http://[fe80::1]:8880"),
             (UNIXAddress(b"/tmp/socket"), "http://localhost"),
+            # A header of the PROXY protocol may have any text in the place of an address.
+            (IPv4Address("TCP", "r\xe4gistry x", 8880), "http://localhost"),
         ]:
             self.connection = Connection(self.api, host=address)
             self.assertEqual(self.location(None), url)

@@ -131,10 +131,14 @@ class MetricsPageTests(SynchronousTestCase):
         return self.samples()[f"service_registry_{name}", frozenset(labels.items())]
 
     def test_isForThisMachine(self) -> None:
-        """Clients on this machine get it, others a 403; an operator may open it to all, or close it."""
+        """
+        Clients on this machine get it, others a 403, also those whose proxy names no address; an operator may open it
+        to all, or close it.
+        """
         for host in ("127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1"):
             self.assertEqual(self.ask(host=host).code, 200, host)
-        for host in ("192.0.2.1", "10.0.0.1", "2001:db8::1", "::ffff:10.0.0.1", "fe80::1%eth0", "0.0.0.0"):
+        others = ("192.0.2.1", "10.0.0.1", "2001:db8::1", "::ffff:10.0.0.1", "fe80::1%eth0", "0.0.0.0", "", "localhost")
+        for host in others:
             reply = self.ask(host=host)
             self.assertEqual((reply.code, reply.json["type"]), (403, "forbiddenError"), host)
             self.assertIn("--metrics", reply.json["details"])
