@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, TimeoutError, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
@@ -128,7 +128,8 @@ class Held:
         self._client = client
         self._heartBeater = heartBeater
         self._hasEnded = False
-        self._lostWaiters: Deferred[str] = Deferred()
+        self._reason: str | None = None
+        self._lostWaiters: Waiters[str] = Waiters()
         self._released: Deferred[None] | None = None
         self._timer: IDelayedCall | None = None
         heartBeater.whenStopped().addCallbacks(
@@ -155,7 +156,7 @@ class Held:
         A Deferred that fires with the reason when the lock may no longer be relied on. It never fires after
         :meth:`release`. Each access returns another one, which may be cancelled.
         """
-        return waitFor(self._lostWaiters)
+        return self._lostWaiters.wait() if self._reason is None else succeed(self._reason)
 
     def release(self) -> Deferred[None]:
         """
@@ -203,7 +204,8 @@ class Held:
         self._log.warn("Lock {name} was lost: {reason}", name=self.name, reason=reason)
         # It is not released before the application does it, which may still be at work.
         self._end()
-        self._lostWaiters.callback(reason)
+        self._reason = reason
+        self._lostWaiters.fire(reason)
 
     def _end(self) -> None:
         if self._hasEnded:

@@ -4,9 +4,11 @@ Tests for :mod:`txserviceregistry.coordination.lock`.
 
 from __future__ import annotations
 
+import gc
 import json
 from itertools import pairwise
 from typing import Any
+from weakref import ref
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
@@ -99,6 +101,21 @@ class LockTests(CoordinationTestCase):
         self.fake.advance(0.2)
         self.assertFalse(held.isValid)
         self.assertEqual(self.successResultOf(lost), "no heartbeat was answered in time")
+
+    def test_manyWaitForALoss(self) -> None:
+        """A wait for the loss that is cancelled leaves nothing behind; one that begins after it fires at once."""
+        held = self.held()
+        lost = held.lost
+        cancelled = held.lost
+        cancelled.addErrback(lambda failure: failure.trap(CancelledError))
+        cancelled.cancel()
+        left = ref(cancelled)
+        del cancelled
+        gc.collect()
+        self.assertIsNone(left())
+        self.fake.partition()
+        self.fake.advance(10)
+        self.assertEqual(self.successResultOf(held.lost), self.successResultOf(lost))
 
     def test_survivesAShortOutage(self) -> None:
         """Heartbeats that fail for a while do not lose the lock."""
