@@ -22,6 +22,8 @@ from .directory import Change, Directory
 THRESHOLD = 0.5
 #: How many of them have to expire at least.
 FEWEST = 3
+# For so many tags, expired services may be kept until their tags change.
+_FEW_TAGS = 100
 
 
 def checkedThreshold(threshold: object) -> float:
@@ -67,6 +69,8 @@ class Suspects:
         self._listeners: Listeners[[Change, Service]] = Listeners(self._log, "services and suspects")
         # By tag and id, those that have expired and not returned, and when, the earliest first.
         self._expired: dict[str, dict[str, tuple[float, Service]]] = {}
+        # With more tags than these, all are judged: a tag without changes would stay otherwise.
+        self._mostTags = _FEW_TAGS
         # The tags that have suspects, which are all of their expired services; and these by id.
         self._panicking: set[str] = set()
         self._suspects: dict[str, Service] = {}
@@ -120,10 +124,15 @@ class Suspects:
                 self._expired.setdefault(tag, {})[id] = self._clock.seconds(), service
             if self._panicking.intersection(service["tags"]):
                 self._suspects[id] = service
+        isFull = len(self._expired) > self._mostTags
+        if isFull:
+            tags |= self._expired.keys()
         for tag in tags:
             self._given.pop(tag, None)
         before = self._suspects
         haveChanged = [self._judge(tag) for tag in tags]
+        if isFull:
+            self._mostTags = max(_FEW_TAGS, 2 * len(self._expired))
         if any(haveChanged):
             self._suspects = {id: service for tag in self._panicking for id, (_, service) in self._expired[tag].items()}
         if id not in self._suspects:

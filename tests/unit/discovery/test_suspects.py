@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 from typing import Any
+from weakref import ref
 
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
@@ -16,6 +17,10 @@ from txserviceregistry.discovery.suspects import Suspects
 from txserviceregistry.types import Service
 
 from .standin import FakeDirectory, service
+
+
+class _Service(dict[str, Any]):
+    """A service to which there may be a weak reference."""
 
 
 class SuspectsTests(SynchronousTestCase):
@@ -73,6 +78,20 @@ class SuspectsTests(SynchronousTestCase):
         suspects = self.suspects(5)
         self.expire(0, 1, 2, 3, 4, apart=7.0)
         self.assertEqual(self.ids(suspects), "01234")
+
+    def test_tagsThatNeverChangeAgain(self) -> None:
+        """Services that have expired are forgotten in the end, also if each has a tag of its own."""
+        suspects = self.suspects(0)
+        for number in range(1000):
+            one: Any = _Service(service(f"a{number}", tags=(f"tag{number}",)))
+            if not number:
+                first = ref(one)
+            self.directory.put(one)
+            self.expire(number, apart=1.0)
+        del one
+        gc.collect()
+        self.assertIsNone(first())
+        self.assertEqual(suspects.services(), [])
 
     def test_deregisteredServicesAreGone(self) -> None:
         """A service that was deregistered never stays in use, whatever happens to the others."""
