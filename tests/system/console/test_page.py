@@ -126,7 +126,14 @@ class SessionTests(ConsoleTestCase):
             context = browser.new_context()
             # A cookie that another page of this host has planted.
             context.add_cookies(
-                [{"name": "registry-console", "value": "planted", "domain": "127.0.0.1", "path": "/console/api"}]
+                [
+                    {
+                        "name": f"registry-console-{self.port}",
+                        "value": "planted",
+                        "domain": "127.0.0.1",
+                        "path": "/console/api",
+                    }
+                ]
             )
             watched = Watched(context, expected=(FAILED,))
             page = watched.page

@@ -37,7 +37,7 @@ from .sessions import LIFETIME, LINK_LIFETIME, Session, Sessions
 
 _ROOT = "/console"
 _API = _ROOT + "/api"
-_COOKIE, _SECURE_COOKIE = b"registry-console", b"__Host-registry-console"
+_COOKIE, _SECURE_COOKIE = "registry-console", "__Host-registry-console"
 #: What the page may do, and what may be done with it: nothing but its own scripts, styles and requests.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; form-action 'self'; "
@@ -58,6 +58,8 @@ _TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg"
 
 # The header with the secret that the page keeps.
 _SECRET = b"X-Console-Secret"
+# Of so many cookies with the name of a session's, the one that fits is looked for.
+_MOST_COOKIES = 8
 # So many services' last heartbeats are asked for at once; their ids fit into a body of 5,000 bytes.
 _MOST_SEEN = 60
 # The events that change a configuration value, and how many are read at once.
@@ -145,9 +147,7 @@ class Console:
     async def _session(self, request: Request) -> Session:
         secret = header(request, _SECRET)
         reason = "There is no session; log in"
-        # A browser may have both: one from here, the other through a proxy with TLS.
-        for name in (_SECURE_COOKIE,) if request.isSecure() else (_SECURE_COOKIE, _COOKIE):
-            cookie = (request.getCookie(name) or b"").decode("latin-1")
+        for cookie in _cookies(request):
             if cookie and secret and (cookie + secret).isascii():
                 try:
                     session = await self._sessions.find(cookie, secret)
@@ -253,10 +253,27 @@ def _unauthorized(details: str) -> Fault:
     return Fault("unauthorizedError", "forbidden", details)
 
 
+def _cookieName(request: Request, *, isSecure: bool) -> str:
+    # Browsers send a cookie to every port of a host, and another registry can be at each.
+    port = origins.portOf(header(request, b"Host"))
+    return (_SECURE_COOKIE if isSecure else _COOKIE) + (port and f"-{port}")
+
+
+def _cookies(request: Request) -> list[str]:
+    """
+    The session's cookie, among others of its name: any server of the host can set one, for more or fewer paths, and a
+    browser may have one from here, and another through a proxy with TLS.
+    """
+    names = {_cookieName(request, isSecure=isSecure) for isSecure in {True, request.isSecure()}}
+    lines = request.requestHeaders.getRawHeaders(b"Cookie", [])
+    pairs = (pair.strip().partition("=") for line in lines for pair in line.decode("latin-1").split(";"))
+    return [value for name, _, value in pairs if name in names][:_MOST_COOKIES]
+
+
 def _setCookie(request: Request, value: str, seconds: int) -> dict[str, str]:
     # The Origin says what the browser uses, where a proxy ends TLS.
     isSecure = request.isSecure() or header(request, b"Origin").lower().startswith("https://")
     # A browser takes the prefix __Host- only with these two.
     where = "Path=/; Secure" if isSecure else f"Path={_API}"
-    name = (_SECURE_COOKIE if isSecure else _COOKIE).decode("ascii")
+    name = _cookieName(request, isSecure=isSecure)
     return {"Set-Cookie": f"{name}={value}; {where}; HttpOnly; SameSite=Strict; Max-Age={seconds}"}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection
-from urllib.parse import urlsplit
 
 from twisted.web.server import Request
 
@@ -19,7 +18,7 @@ from ..faults import forbidden
 from ..http.connections import ipOf
 from ..http.messages import header
 
-_HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9._-]{1,253}))(?::[0-9]{1,5})?", re.ASCII)
+_HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9._-]{1,253}))(?::([0-9]{1,5}))?", re.ASCII)
 
 
 def check(request: Request, names: Collection[str]) -> None:
@@ -37,7 +36,7 @@ def check(request: Request, names: Collection[str]) -> None:
     if not origin:
         if request.method not in (b"GET", b"HEAD"):
             raise forbidden("The request has no Origin header")
-    elif urlsplit(origin).netloc.lower() != host.lower():
+    elif origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
         raise forbidden("The request comes from a page of another site")
 
 
@@ -55,6 +54,12 @@ def nameOf(host: str) -> str:
         return str(ipaddress.ip_address(name))
     except ValueError:
         return name
+
+
+def portOf(host: str) -> str:
+    """The port in a ``Host`` header; empty if there is none."""
+    found = _HOST.fullmatch(host.lower())
+    return (found and found[3]) or ""
 
 
 def _isLoopback(name: str) -> bool:

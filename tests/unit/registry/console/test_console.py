@@ -117,7 +117,7 @@ class SessionTests(ConsoleCase):
         self.assertEqual(reply.code, 200)
         cookie = reply.header("Set-Cookie") or ""
         self.assertRegex(
-            cookie, r"^registry-console=[\w.-]+; Path=/console/api; HttpOnly; SameSite=Strict; Max-Age=28800$"
+            cookie, r"^registry-console-8880=[\w.-]+; Path=/console/api; HttpOnly; SameSite=Strict; Max-Age=28800$"
         )
         self.assertEqual((reply.json["user"], reply.json["tenant"], reply.json["role"]), (USER, "1234", "write"))
         self.assertNotIn(reply.json["secret"], cookie)
@@ -129,11 +129,11 @@ class SessionTests(ConsoleCase):
         self.browser.origin = f"https://{HOST}"
         cookie = self.browser.logIn().header("Set-Cookie") or ""
         self.assertRegex(
-            cookie, r"^__Host-registry-console=[\w.-]+; Path=/; Secure; HttpOnly; SameSite=Strict; Max-Age=28800$"
+            cookie, r"^__Host-registry-console-8880=[\w.-]+; Path=/; Secure; HttpOnly; SameSite=Strict; Max-Age=28800$"
         )
         self.assertEqual(self.browser.session(), 200)
         secure = self.browser.cookie
-        for both in (f"registry-console=other; {secure}", f"{secure}; registry-console=other"):
+        for both in (f"registry-console-8880=other; {secure}", f"{secure}; registry-console-8880=other"):
             self.browser.cookie = both
             self.assertEqual(self.browser.session(), 200)
         self.browser.origin = ORIGIN
@@ -184,6 +184,17 @@ class SessionTests(ConsoleCase):
             ):
                 self.assertEqual(self.ask("GET", path, X_Auth_Token=token).code, 401)
 
+    def test_otherCookies(self) -> None:
+        """Cookies of the same name, for more or fewer paths, and those of a registry on another port do no harm."""
+        self.browser.logIn()
+        own = self.browser.cookie
+        for other in ("registry-console-8880=planted", "registry-console-8881=other", "registry-console-8880"):
+            for both in (f"{other}; {own}", f"{own}; {other}"):
+                self.browser.cookie = both
+                self.assertEqual(self.browser.session(), 200, both)
+        self.browser.cookie = own.replace("-8880", "-8881")
+        self.assertEqual(self.browser.session(), 401)
+
     def test_logOut(self) -> None:
         """It ends this session only, and takes the cookie away."""
         self.browser.logIn()
@@ -191,7 +202,7 @@ class SessionTests(ConsoleCase):
         other.logIn()
         reply = self.ask("POST", "/console/api/logout", {})
         self.assertEqual(reply.code, 204)
-        self.assertIn("registry-console=; ", reply.header("Set-Cookie") or "")
+        self.assertIn("registry-console-8880=; ", reply.header("Set-Cookie") or "")
         self.assertEqual((self.browser.session(), other.session()), (401, 200))
 
     def test_ends(self) -> None:
@@ -273,7 +284,7 @@ class LinkTests(ConsoleCase):
         """It is not a credential for anything else."""
         link = self.link()
         self.assertEqual(self.api.ask("GET", "/services", token=link).code, 401)
-        self.browser.cookie, self.browser.secret = f"registry-console={link}", link
+        self.browser.cookie, self.browser.secret = f"registry-console-8880={link}", link
         self.assertEqual(self.browser.session(), 401)
 
 
@@ -308,6 +319,10 @@ class OriginTests(ConsoleCase):
             "null",
             "",
             "http://127.0.0.1:8880.evil.example",
+            "http://evil.example@127.0.0.1:8880",
+            "http://[",
+            "http://[::1",
+            "http://a]b",
         ):
             reply = self.ask("PUT", "/console/api/configuration/key", {"value": "x"}, Origin=origin)
             self.assertEqual(reply.code, 403, origin)

@@ -118,17 +118,34 @@ export function hasSession() {
   return secret !== null;
 }
 
+function whenVisible() {
+  return new Promise((resolve) => {
+    const look = () => {
+      if (document.hidden) return;
+      document.removeEventListener("visibilitychange", look);
+      resolve();
+    };
+    document.addEventListener("visibilitychange", look);
+    look();
+  });
+}
+
 /**
- * Follow the event stream until the signal aborts, and across reconnects. *handle* gets type, data and id of each event;
+ * Follow the event stream until the signal aborts, and across reconnects. A page that is not to be seen has no stream:
+ * a browser opens six connections to a host, and with as many tabs nothing else could be sent. *handle* gets type, data and id of each event;
  * *state* gets true when the stream has begun and false, with the reason, when it has ended.
  */
 export async function follow(handle, state, signal) {
   let last = "";
   let delay = 500;
-  while (!signal.aborted) {
+  for (;;) {
+    await whenVisible();
+    if (signal.aborted) return;
     const attempt = new AbortController();
     const abort = () => attempt.abort();
+    const hide = () => { if (document.hidden) abort(); };
     signal.addEventListener("abort", abort);
+    document.addEventListener("visibilitychange", hide);
     let watch = setTimeout(abort, SILENCE);
     try {
       const response = await send("GET", "/events/stream?types=all", {
@@ -155,11 +172,12 @@ export async function follow(handle, state, signal) {
       state(false, "The event stream ended");
     } catch (error) {
       if (signal.aborted) return;
-      state(false, error.name === "AbortError" ? "The event stream is silent" : error.message);
+      state(false, error.name !== "AbortError" ? error.message : document.hidden ? "The page was hidden" : "The event stream is silent");
       if (error.status === 401) return;
     } finally {
       clearTimeout(watch);
       signal.removeEventListener("abort", abort);
+      document.removeEventListener("visibilitychange", hide);
     }
     await new Promise((resolve) => setTimeout(resolve, delay * (0.75 + Math.random() / 2)));
     delay = Math.min(delay * 2, 5000);

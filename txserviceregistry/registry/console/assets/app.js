@@ -1,7 +1,7 @@
 /** The frame of the page: login, views by URL, keyboard, theme, and whether what is shown is current. */
 
 import { hasSession, onSignedOut, request, signIn } from "./api.js";
-import { button, dialog, empty, fill, h, toast } from "./dom.js";
+import { button, dialog, empty, fill, formOf, h, toast } from "./dom.js";
 import { Model } from "./model.js";
 import { duration } from "./time.js";
 import { accountView } from "./account.js";
@@ -103,25 +103,19 @@ function showLogin(message = "") {
   const user = h("input", { id: "user", name: "username", autocomplete: "username", required: true });
   const key = h("input", { id: "key", name: "password", type: "password", autocomplete: "current-password", required: true });
   const problem = h("p.problem", { role: "alert" }, message);
-  const submit = h("button.primary", { type: "submit" }, "Log in");
-  const form = h("form", {
-    onsubmit: async (event) => {
-      event.preventDefault();
-      submit.disabled = true;
-      try {
-        begin(await signIn({ user: user.value, key: key.value }));
-      } catch (error) {
-        fill(problem, error.status === 401 ? "The user name or the API key is wrong." : error.message);
-        submit.disabled = false;
-        key.focus();
-      }
-    },
+  const form = formOf(async () => {
+    try {
+      begin(await signIn({ user: user.value, key: key.value }));
+    } catch (error) {
+      fill(problem, error.status === 401 ? "The user name or the API key is wrong." : error.message);
+      key.focus();
+    }
   },
   h("img", { src: "mark.svg", alt: "", width: "40", height: "40" }),
   h("h1", {}, "Service Registry"),
   h("label", { for: "user" }, "User"), user,
   h("label", { for: "key" }, "API key"), key,
-  problem, submit,
+  problem, h("button.primary", { type: "submit" }, "Log in"),
   h("p.hint", {}, "On the registry's machine ", h("code", {}, "raxsr console"), " opens this page without a key. The file ",
     h("code", {}, "raxrc"), " there, which the registry names when it starts, has a user and a key. ",
     h("code", {}, "service-registry-users"), " adds users."));
@@ -248,7 +242,7 @@ function showWaiting(problem) {
 }
 
 const theme = localStorage.getItem("registry-console-theme");
-setTheme(theme in THEMES ? theme : "auto");
+setTheme(Object.hasOwn(THEMES, theme) ? theme : "auto");
 document.getElementById("theme").addEventListener("click", nextTheme);
 document.getElementById("help").addEventListener("click", showShortcuts);
 window.addEventListener("hashchange", () => (takeLink() ? boot() : showRoute()));

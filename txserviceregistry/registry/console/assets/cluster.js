@@ -12,6 +12,9 @@ export function clusterView(place, model) {
   let asked = -Infinity;
   let isAsking = false;
   let signature = "";
+  // Of its own: a late response must not replace what another view shows.
+  const cards = h("div.center.cards");
+  fill(place, cards);
 
   async function ask() {
     isAsking = true;
@@ -31,11 +34,11 @@ export function clusterView(place, model) {
     if (wanted === signature) return;
     signature = wanted;
     if (!report) {
-      fill(place, problem ? h("p.problem", { role: "alert" }, problem) : h("p.loading", {}, "Loading"));
+      fill(cards, problem ? h("p.problem", { role: "alert" }, problem) : h("p.loading", {}, "Loading"));
       return;
     }
     const { store, version, uptime, figures, nodes } = report;
-    fill(place, h("div.center.cards", {},
+    fill(cards,
       problem ? h("p.problem", { role: "alert" }, `Not current: ${problem}`) : null,
       h("section.figures", { "aria-label": "Figures" },
         figure("Services", figures.services), figure("Heartbeats per second", figures.heartbeats_per_second),
@@ -50,7 +53,7 @@ export function clusterView(place, model) {
             h("td", {}, h("bdi.mono", {}, node.name), node.is_this ? h("span.chip", {}, "this one") : null),
             h("td", {}, node.may_acknowledge === null ? "–" : node.may_acknowledge
               ? h("span.badge.up", {}, "acknowledged") : h("span.badge.drain", {}, "refused: cut off from the store"))))))
-        : h("p.muted", {}, `One node over ${store.name}. With etcd as the store, several nodes can share the work.`))));
+        : h("p.muted", {}, `One node over ${store.name}. With etcd as the store, several nodes can share the work.`)));
   }
 
   return {

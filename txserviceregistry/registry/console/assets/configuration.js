@@ -1,7 +1,7 @@
 /** The configuration: a tree of keys, one value with its history, and edits that never overwrite another's unseen. */
 
 import { all, getWithHeaders, request } from "./api.js";
-import { actions, button, command, copyButton, dialog, empty, fill, h, identifier, toast } from "./dom.js";
+import { actions, button, command, copyButton, dialog, empty, fill, formOf, h, identifier, toast } from "./dom.js";
 import { diffElement } from "./diff.js";
 import { ago, exactly, moment } from "./time.js";
 
@@ -177,14 +177,8 @@ function conditionFor(base) {
 
 /** Edit a value, or set a new one; *proposed* is what the editor begins with. */
 async function editor(model, key, value, proposed = value ?? "") {
-  let base = null;
-  try {
-    if (key) base = await current(key);
-  } catch (error) {
-    toast(error.message, "error");
-    return;
-  }
-  await dialog(key ? `Edit ${key}` : "New value", (close) => {
+  const base = key ? await current(key) : null;
+  const outcome = await dialog(key ? `Edit ${key}` : "New value", (close) => {
     const name = h("input", { id: "key", value: key, required: true, autocomplete: "off", spellcheck: "false", placeholder: "/production/web/workers" });
     const text = h("textarea", { id: "text", rows: "8", maxlength: "1024", required: true, spellcheck: "false", value: proposed });
     const problem = h("p.problem", { role: "alert" });
@@ -192,29 +186,37 @@ async function editor(model, key, value, proposed = value ?? "") {
     const show = () => fill(preview, h("h3", {}, "Changes"), diffElement(base?.value ?? null, text.value, ["the value now", "yours"]));
     text.addEventListener("input", show);
     show();
-    return h("form", {
-      onsubmit: async (event) => {
-        event.preventDefault();
-        const wanted = key || name.value;
-        try {
-          await request("PUT", pathOf(wanted), { body: { value: text.value }, headers: conditionFor(base) });
-          toast(`${wanted} is set`);
-          close();
-        } catch (error) {
-          if (error.status !== 412) { fill(problem, error.message); return; }
-          close();
-          conflict(model, wanted, base, text.value);
-        }
-      },
+    return formOf(async () => {
+      const wanted = key || name.value;
+      const mine = text.value;
+      try {
+        const isSaved = await save(wanted, mine, base);
+        if (isSaved) toast(`${wanted} is set`);
+        close(isSaved ? null : { wanted, mine, theirs: await current(wanted) });
+      } catch (error) {
+        fill(problem, error.message);
+      }
     },
     key ? null : [h("label", { for: "key" }, "Key"), name],
     h("label", { for: "text" }, "Value"), text, preview, problem, actions(close, "Save"));
   }, "wide");
+  if (outcome) await conflict(model, base, outcome);
+}
+
+/** Whether a value could be set or, if it is null, removed, because it is still what it was. */
+async function save(key, value, base) {
+  const headers = conditionFor(base);
+  try {
+    await (value === null ? request("DELETE", pathOf(key), { headers }) : request("PUT", pathOf(key), { body: { value }, headers }));
+    return true;
+  } catch (error) {
+    if (error.status !== 412) throw error;
+    return false;
+  }
 }
 
 /** Another editor was first: show both, and let the user decide. */
-async function conflict(model, key, base, mine) {
-  const theirs = await current(key).catch(() => null);
+async function conflict(model, base, { wanted: key, mine, theirs }) {
   const choice = await dialog("The value has changed meanwhile", (close) => [
     h("p", {}, h("bdi.mono", {}, key), " was changed by another editor after you opened it. Nothing of yours is saved."),
     h("h3", {}, "Their change"), diffElement(base?.value ?? null, theirs?.value ?? null, ["what you began with", "theirs"]),
@@ -225,18 +227,11 @@ async function conflict(model, key, base, mine) {
 }
 
 async function remover(model, key) {
-  const base = await current(key).catch(() => null);
-  if (base === null) return;
-  await dialog(`Remove ${key}?`, (close) => h("form", {
-    onsubmit: async (event) => {
-      event.preventDefault();
-      close();
-      try {
-        await request("DELETE", pathOf(key), { headers: conditionFor(base) });
-        toast(`${key} is removed`);
-      } catch (error) {
-        toast(error.status === 412 ? "Not removed: the value has changed meanwhile" : error.message, "error");
-      }
-    },
+  const base = await current(key);
+  if (base === null) throw new Error(`${key} has been removed by another editor`);
+  await dialog(`Remove ${key}?`, (close) => formOf(async () => {
+    close();
+    if (!await save(key, null, base)) throw new Error("Not removed: the value has changed meanwhile");
+    toast(`${key} is removed`);
   }, diffElement(base.value, null), actions(close, "Remove", "danger")));
 }

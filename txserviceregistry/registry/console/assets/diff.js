@@ -2,10 +2,9 @@
 
 import { h } from "./dom.js";
 
-/** The lines of two texts: [" ", line] in both, ["-", line] only in the first, ["+", line] only in the second. */
+/** The lines of two texts, of which null has none: [" ", line] in both, ["-", line] only in the first, ["+", line] only in the second. */
 export function diff(before, after) {
-  const a = before.split("\n");
-  const b = after.split("\n");
+  const [a, b] = [before, after].map((text) => (text === null ? [] : text.split("\n")));
   // The longest common subsequence; values have 1,024 characters at most.
   const lengths = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
   for (let i = a.length - 1; i >= 0; i -= 1) {
@@ -28,8 +27,6 @@ const KINDS = { " ": "same", "-": "gone", "+": "new" };
 
 /** The difference as an element; null stands for no value. */
 export function diffElement(before, after, names = ["before", "after"]) {
-  const lines = before === null ? after.split("\n").map((line) => ["+", line])
-    : after === null ? before.split("\n").map((line) => ["-", line]) : diff(before, after);
   return h("div.diff", { role: "group", "aria-label": `Difference between ${names[0]} and ${names[1]}`, tabindex: "0" },
-    lines.map(([sign, line]) => h(`div.${KINDS[sign]}`, {}, h("span.sign", {}, sign), h("bdi", {}, line || " "))));
+    before === after && after === null ? h("div", {}, "No value") : diff(before, after).map(([sign, line]) => h(`div.${KINDS[sign]}`, {}, h("span.sign", {}, sign), h("bdi", {}, line || " "))));
 }

@@ -40,9 +40,30 @@ export function fill(element, ...children) {
   return element;
 }
 
+/** An action that says why it failed, and does nothing while it goes on, as after a double click. */
+function guarded(action) {
+  return async (event) => {
+    event.preventDefault();
+    const element = event.currentTarget;
+    if (element.ariaBusy) return;
+    element.ariaBusy = "true";
+    try {
+      await action(event);
+    } catch (error) {
+      toast(error.message, "error");
+    }
+    element.ariaBusy = null;
+  };
+}
+
 /** A button. */
 export function button(text, action, attributes = {}) {
-  return h("button", { type: "button", onclick: action, ...attributes }, text);
+  return h("button", { type: "button", onclick: guarded(action), ...attributes }, text);
+}
+
+/** A form; *action* is called when it is submitted. */
+export function formOf(action, ...children) {
+  return h("form", { onsubmit: guarded(action) }, ...children);
 }
 
 /** A button that copies a text. */

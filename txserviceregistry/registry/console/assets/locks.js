@@ -1,7 +1,7 @@
 /** Locks: who holds them, since when, with which fence. */
 
 import { request } from "./api.js";
-import { actions, button, command, dialog, empty, fill, h, identifier, toast } from "./dom.js";
+import { actions, button, command, dialog, empty, fill, formOf, h, identifier, toast } from "./dom.js";
 import { metadata } from "./service.js";
 import { Table, tableOr } from "./table.js";
 import { ago, exactly } from "./time.js";
@@ -91,17 +91,10 @@ export function locksView(place, model, { url, go }) {
 function forceRelease(lock) {
   return dialog(`Release ${lock.name} by force?`, (close) => {
     const now = h("input", { type: "checkbox", id: "now" });
-    return h("form", {
-      onsubmit: async (event) => {
-        event.preventDefault();
-        close();
-        try {
-          await request("POST", "/locks/release", { body: { name: lock.name, force: true, ...(now.checked ? { now: true } : {}) } });
-          toast(now.checked ? `${lock.name} is free` : `${lock.name} will be free within ${lock.timeout} s`);
-        } catch (error) {
-          toast(error.message, "error");
-        }
-      },
+    return formOf(async () => {
+      close();
+      await request("POST", "/locks/release", { body: { name: lock.name, force: true, ...(now.checked ? { now: true } : {}) } });
+      toast(now.checked ? `${lock.name} is free` : `${lock.name} will be free within ${lock.timeout} s`);
     },
     h("p", {}, `The holder, `, h("bdi", {}, lock.holder || "unnamed"), `, learns of it with its next heartbeat. `
       + `The lock becomes free when the holder's timeout of ${lock.timeout} s has passed.`),

@@ -1,7 +1,7 @@
 /** One service: what is known of it, its last events, and the actions of an operator. */
 
 import { request } from "./api.js";
-import { actions, button, copyButton, dialog, fill, h, identifier, toast } from "./dom.js";
+import { actions, button, copyButton, dialog, fill, formOf, h, identifier, toast } from "./dom.js";
 import { describe } from "./event.js";
 import { ageElement, showAge } from "./heartbeat.js";
 import { weightOf } from "./model.js";
@@ -74,24 +74,17 @@ function stateButtons(id, state) {
 }
 
 async function putState(id, body) {
-  try {
-    await request("PUT", `/services/${encodeURIComponent(id)}/state`, { body });
-    toast(`${id} is ${{ up: "up", drain: "draining", out: "out of service" }[body.state]}`);
-  } catch (error) {
-    toast(error.message, "error");
-  }
+  await request("PUT", `/services/${encodeURIComponent(id)}/state`, { body });
+  toast(`${id} is ${{ up: "up", drain: "draining", out: "out of service" }[body.state]}`);
 }
 
 function askState(id, state) {
   return dialog(state === "drain" ? `Drain ${id}` : `Take ${id} out of service`, (close) => {
     const reason = h("input", { id: "reason", maxlength: "255", autocomplete: "off" });
     const time = h("select", { id: "time" }, TIMES.map(([value, text]) => h("option", { value }, text)));
-    return h("form", {
-      onsubmit: (event) => {
-        event.preventDefault();
-        putState(id, { state, reason: reason.value, ...(time.value ? { expires_in: Number(time.value) } : {}) });
-        close();
-      },
+    return formOf(() => {
+      close();
+      return putState(id, { state, reason: reason.value, ...(time.value ? { expires_in: Number(time.value) } : {}) });
     },
     h("p", {}, EFFECTS[state]),
     h("label", { for: "reason" }, "Reason"), reason,

@@ -167,7 +167,7 @@ export class Table {
     if (event.key === "Enter" && current >= 0) {
       event.preventDefault();
       this._open?.(this.rows[current]);
-    } else if (event.key in steps && this.rows.length) {
+    } else if (Object.hasOwn(steps, event.key) && this.rows.length) {
       event.preventDefault();
       const next = Math.min(Math.max(current + steps[event.key], 0), this.rows.length - 1);
       this.select(this.rows[next].id, { scroll: true });
