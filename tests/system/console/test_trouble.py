@@ -58,7 +58,7 @@ class BrowserTests(ConsoleTestCase):
         await self.browse(walk)
 
     async def test_cookiesOfOthers(self) -> None:
-        """Cookies of the same name, from other servers of the host, keep nobody out."""
+        """A login works beside cookies of the same name that other servers of the host have set."""
 
         def walk(browser: Browser, api: Api) -> None:
             for path in ("/", "/console", "/console/api", "/console/api/session"):
