@@ -71,7 +71,7 @@ class LockWatch(Subscriber):
     async def _step(self, run: BackgroundTask) -> None:
         if self._cursor is None:
             self._resets = self._poller.resets
-            self._cursor = await self._poller.readToEnd(Cursor(), [])
+            self._cursor = await self._poller.end()
             self._listeners.call("", None)
             return
         cursor = self._cursor

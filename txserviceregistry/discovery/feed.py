@@ -18,7 +18,7 @@ from ..util.listeners import Listeners
 from ..util.parsing import LATEST, boundedNumber
 from .cursor import Cursor, StaleCursor, markerAt, ticksOf
 from .iteration import ItemQueue
-from .poller import PAGE, PLAIN, WATCHED
+from .poller import PAGE, PLAIN, SHOWN, WATCHED
 from .subscriber import Subscriber
 from .task import BackgroundTask
 
@@ -34,9 +34,6 @@ _MOMENTS = (1800.0, 60.0, 0.0)
 
 # Seconds between two writes of the file while nothing happens.
 _SAVE_INTERVAL = 300.0
-
-#: Without a marker the feed shows its last hour, in seconds. Progress that is half as old needs a marker.
-SHOWN = 3600.0
 
 #: For how long the protocol promises to keep events, in seconds.
 RETENTION = 30 * 86_400.0
@@ -251,7 +248,7 @@ class EventsFeed(Subscriber):
     async def _step(self, run: BackgroundTask) -> None:
         progress = self._progress
         if progress is None:
-            end = await self._poller.readToEnd(Cursor(), [])
+            end = await self._poller.end()
             self._progress = Progress(end).quiet(self._wallClock())
             self._save(self._progress)
         elif progress.isOutdated(self._wallClock()):

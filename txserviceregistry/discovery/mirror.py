@@ -209,7 +209,7 @@ class Mirror(Subscriber, Generic[_T]):
             return
         missed: list[Event] = []
         if cursor is None:
-            cursor = await self._poller.readToEnd(Cursor(), [])
+            cursor = await self._poller.end()
         elif not self._isCurrent:
             # The listing has what happened while the feed was unreachable, but maybe not what happens from here on.
             cursor = await self._poller.readToEnd(cursor, missed)

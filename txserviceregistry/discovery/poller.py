@@ -26,7 +26,7 @@ from ..util.deferred import returnsDeferred
 from ..util.listeners import Listeners
 from ..util.logs import Logger
 from ..util.waiters import Waiters
-from .cursor import Cursor, Span, StaleCursor, isMarkerRefused, ticksOf
+from .cursor import Cursor, Span, StaleCursor, isMarkerRefused, markerAt, ticksOf
 from .task import BackgroundTask
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ POLL = 5.0
 _EARLY = 1.0
 #: The largest page that there is.
 PAGE = 1000
+#: Without a marker the feed shows its last hour, in seconds.
+SHOWN = 3600.0
+# How long before its end a feed is looked at, in seconds.
+_BEFORE_THE_END = (10.0, 100.0, 1000.0)
 #: The types of events that subscribers share; locks may have many events, which few subscribers want.
 WATCHED: frozenset[str] = frozenset(type for type in get_args(EventType) if not type.startswith("lock."))
 #: The types of events of version 1.0.
@@ -197,6 +201,29 @@ class EventPoller:
             if areEvents and not self.isLive:
                 # Only its own page shows whether a place outside the span is stale.
                 quiet = None
+
+    @returnsDeferred
+    async def end(self) -> Cursor:
+        """
+        The place of the end that the feed has now. Fails as :meth:`readToEnd` does.
+
+        Not all of a busy feed's last hour is read for that. Its first event tells when it ends, so no clock is needed.
+        """
+        page = await self.read(Cursor())
+        cursor = Cursor.after(page[-1]) if page else Cursor()
+        if len(page) < PAGE:
+            return cursor
+        begins = Cursor.after(page[0]).time or 0.0
+        for seconds in _BEFORE_THE_END:
+            try:
+                recent = await self.read(Cursor(markerAt(begins + SHOWN - seconds)))
+            except StaleCursor:
+                # That is in the future.
+                continue
+            if recent:
+                cursor = Cursor.after(recent[-1])
+                break
+        return await self.readToEnd(cursor, [])
 
     @returnsDeferred
     async def readToEnd(self, cursor: Cursor, into: list[Event]) -> Cursor:

@@ -86,6 +86,19 @@ class PollerTests(SynchronousTestCase):
         self.happen()
         self.assertEqual(self.successResultOf(waiting), self.successResultOf(also))
 
+    def test_end(self) -> None:
+        """The end of a feed is found without reading its last hour, however its events are spread."""
+        self.patch(poller, "PAGE", 10)
+        for gap, count, most in ((20.0, 150, 5), (1.0, 50, 6), (300.0, 1, 12)):
+            for _ in range(count):
+                last = self.happen()
+                self.fake.advance(gap)
+            began = len(self.fake.requests)
+            end = self.poller.end()
+            self.fake.flush()
+            self.assertEqual(self.successResultOf(end), Cursor(last, True))
+            self.assertLessEqual(len(self.fake.requests) - began, most)
+
     def test_cancelling(self) -> None:
         """A subscriber that cancels changes nothing for the others; with the last one the request ends."""
         position = Cursor(self.happen(), True)

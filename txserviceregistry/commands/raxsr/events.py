@@ -154,7 +154,7 @@ async def follow(
     events: list[Event] = []
     if since is None:
         try:
-            cursor = await poller.readToEnd(cursor, [])
+            cursor = await poller.end()
         except StaleCursor:
             raise MalformedResponse("The event feed does not have the event that it ended with a moment ago") from None
     else:
