@@ -406,6 +406,10 @@ class PythonTests(PageTestCase):
         self.port = listening.getHost().port
         await self.perform(DOCS / "finding-services.rst", self.names)
 
+    async def test_registeredEndpoints(self) -> None:
+        """A web server, a port in this program, and a .tac file."""
+        await self.perform(DOCS / "registered-endpoints.rst", self.names)
+
     async def test_watchingConfiguration(self) -> None:
         """A value that is written, and one that changes while it is watched."""
         await self.stay("twistd -n service-registry")
