@@ -211,7 +211,7 @@ class ConnectionPool(HTTPConnectionPool):
         # Its Deferred is not used: it does not fire for a peer that does not take part in closing.
         self.closeCachedConnections()  # type: ignore[no-untyped-call] # Twisted has no types there
         left = [connection for connection in self._known if connection.transport is not None]
-        done = gatherResults([connection.whenLost() for connection in left])
+        done = gatherResults([connection.whenLost() for connection in left], consumeErrors=True)
 
         def cutOff() -> None:
             for connection in left:

@@ -435,7 +435,11 @@ class RegistryService(Service):
             what, end = self._endings.pop()
             # Late ones have a moment too: unlocking and closing take no time when nothing is wrong.
             left = max(latest - self._reactor.seconds(), 0.1)
+
+            def late(outcome: object, seconds: float, what: str = what) -> None:
+                self._log.warn("Did not close {what} within {seconds:.1f} s", what=what, seconds=seconds)
+
             try:
-                await maybeDeferred(end).addTimeout(left, self._reactor)
+                await maybeDeferred(end).addTimeout(left, self._reactor, late)
             except Exception:
                 self._log.failure("Cannot close {what}", what=what)

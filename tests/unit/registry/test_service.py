@@ -24,6 +24,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests import CHEAP
 from txserviceregistry._version import __version__
+from txserviceregistry.registry import service as registryService
 from txserviceregistry.registry.datadir import DataDirectory, DataDirectoryError
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.service import RegistryService, StartFailed
@@ -624,6 +625,22 @@ class RegistryServiceTests(TestCase):
         service = await self.started(store=Broken)
         await service.stopService()
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertFalse(RegistryService.runsOver(self.dataDir))
+
+    async def test_endingsThatAreLate(self) -> None:
+        """
+        One part that does not end in time is left alone, whatever its cancellation fails with: a line, no traceback.
+        """
+
+        class Slow(MemoryStore):
+            def close(self) -> Deferred[None]:
+                return Deferred(lambda it: it.errback(ZeroDivisionError()))
+
+        self.patch(registryService, "END_SECONDS", 0.1)
+        service = await self.started(store=Slow)
+        await service.stopService()
+        self.assertEqual(self.flushLoggedErrors(), [])
+        self.assertEqual(len([event for event in self.log if "Did not close" in event and "the store" in event]), 1)
         self.assertFalse(RegistryService.runsOver(self.dataDir))
 
     async def test_stopEndsConnections(self) -> None:

@@ -206,7 +206,7 @@ class EtcdStore:
             # The caller may have stopped waiting for this.
             self._isOpen = False
             await self._node.stop()
-            await gatherResults([self._pool.close(), self._watchPool.close()])
+            await gatherResults([self._pool.close(), self._watchPool.close()], consumeErrors=True)
 
     def _check(self) -> None:
         if not self._isOpen:
