@@ -7,13 +7,17 @@ does, and ``HYPOTHESIS_RANDOM=1`` makes others each time.
 
 from __future__ import annotations
 
+import gc
 import os
 
 from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
+
+from tests import ROOT
 
 settings.register_profile(
     "txserviceregistry",
-    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", 15)),
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", 10)),
     derandomize="HYPOTHESIS_RANDOM" not in os.environ,
     print_blob=True,
     # A machine that is busy fails no test.
@@ -22,3 +26,7 @@ settings.register_profile(
     database=None,
 )
 settings.load_profile("txserviceregistry")
+# What it finds out about the package and about Unicode is kept for all processes, and for the next run.
+set_hypothesis_home_dir(ROOT / ".hypothesis")
+# Python's thresholds would make collections a sixth of the time of these tests.
+gc.set_threshold(20_000, 10, 10)

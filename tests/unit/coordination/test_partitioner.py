@@ -277,7 +277,7 @@ class PlanTests(SynchronousTestCase):
 class ManyItemsTests(PartitionerCase):
     """More items than are acquired at once."""
 
-    count = 100
+    count = 50
 
     def test_threeFourThree(self) -> None:
         """Three members, then four, then three again: every item has one owner whenever it is quiet, never two."""

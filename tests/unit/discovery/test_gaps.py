@@ -171,7 +171,7 @@ class GapTests(FeedTestCase):
                 self.fake.partition()
             else:
                 self.successResultOf(feed.stopService())
-            self.fake.advance(4 * 3600)
+            self.fake.advance(2 * 3600)
             self.fake.heal()
             self.assertEqual(gaps, [])
             if not isRunning:
@@ -191,7 +191,7 @@ class GapTests(FeedTestCase):
         feed.onGap(lambda: gaps.append(len(self.delivered)))
         self.happen()
         self.fake.stop()
-        self.fake.advance(4 * 3600)
+        self.fake.advance(2 * 3600)
         self.fake.start(keepData=False)
         self.happen(2)
         self.fake.advance(40)

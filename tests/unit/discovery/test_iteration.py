@@ -9,6 +9,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.unit.garbage import collectOnlyNew
 from txserviceregistry.discovery.iteration import ItemQueue, Items
 from txserviceregistry.errors import NotRunning
 
@@ -68,6 +69,7 @@ class IterationTests(SynchronousTestCase):
 
     def test_closed(self) -> None:
         """A loop that is closed, or dropped, is forgotten, and holds nothing up."""
+        collectOnlyNew(self)
         finished = self.queue.deliver(1)
         self.successResultOf(self.start(self.items.aclose()))
         self.successResultOf(finished)

@@ -11,6 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakeagent import Proxy
+from tests.unit.garbage import collectOnlyNew
 from txserviceregistry import Client
 from txserviceregistry.discovery import Directory, EventsFeed, poller
 from txserviceregistry.discovery.cursor import Cursor, StaleCursor, markerAt
@@ -62,6 +63,7 @@ class PollerTests(SynchronousTestCase):
 
     def test_garbageWithTheClient(self) -> None:
         """What subscribers share does not keep a client that is not used any more."""
+        collectOnlyNew(self)
         client = self.fake.client()
         directory = Directory(client)
         directory.startService()

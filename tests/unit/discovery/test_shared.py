@@ -18,6 +18,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.unit.garbage import collectOnlyNew
 from txserviceregistry.discovery import shared
 from txserviceregistry.discovery.endpoints import RegisteredEndpoint, RegisteredPort
 from txserviceregistry.discovery.shared import acquire, closeShared
@@ -239,6 +240,7 @@ class ClientEndpointTests(SharedTestCase):
 
     def test_connectsToWhatIsRegistered(self) -> None:
         """It connects to the service that is registered; there is one directory for all connects and all strings."""
+        collectOnlyNew(self)
         endpoints = [clientFromString(self.reactor, text) for text in ("registry:web", "registry:web:timeout=2")]
         for endpoint in endpoints * 2:
             connecting = self.connect(endpoint)
@@ -255,6 +257,7 @@ class ClientEndpointTests(SharedTestCase):
 
     def test_closedWithItsLastUser(self) -> None:
         """Everything is closed when the last endpoint is garbage, and its connect has ended."""
+        collectOnlyNew(self)
         connecting = self.connect(clientFromString(self.reactor, "registry:web"))
         gc.collect()
         self.assertEqual(self.closed, [])

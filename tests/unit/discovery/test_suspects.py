@@ -12,6 +12,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.unit.garbage import collectOnlyNew
 from txserviceregistry.discovery.balancing import Balancer
 from txserviceregistry.discovery.suspects import Suspects
 from txserviceregistry.types import Service
@@ -205,6 +206,7 @@ class SuspectsTests(SynchronousTestCase):
 
     def test_endsByItself(self) -> None:
         """What is no longer referred to no longer listens."""
+        collectOnlyNew(self)
         suspects = self.suspects(3)
         self.assertEqual(self.directory.listeners, 1)
         del suspects

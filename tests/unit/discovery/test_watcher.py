@@ -9,6 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.unit.garbage import collectOnlyNew
 from txserviceregistry.discovery.watcher import ConfigurationChange, ConfigurationWatcher
 from txserviceregistry.testing import FakeRegistry
 
@@ -123,6 +124,7 @@ class WatcherTests(SynchronousTestCase):
 
     def test_anIteratorThatIsDropped(self) -> None:
         """It is collected, with the changes that wait for it; one in a running loop is not."""
+        collectOnlyNew(self)
         watcher = self.watcher()
         dropped = watcher.changes()
         reference = weakref.ref(dropped)

@@ -262,9 +262,9 @@ class UdpTests(ServerCase):
         self.udp.datagramReceived(dns.message.make_query("www.service.registry", "A").to_wire(), ("192.0.2.1", 0))
 
     def test_strangePackets(self) -> None:
-        """Of 20,000 random packets, the malformed ones get FORMERR or nothing, and no network more than its limit."""
+        """Random packets: malformed ones get FORMERR or nothing, and no network more than its limit."""
         outcomes: Counter[str] = Counter()
-        for number, packet in enumerate(strangePackets(20_000, 1)):
+        for number, packet in enumerate(strangePackets(6_000, 1)):
             address = ("192.0.2.1" if number % 2 else "127.0.0.1", 1)
             self.udp.datagramReceived(packet, address)
             sent = b"".join(data for data, _ in self.datagrams.sent)
@@ -280,7 +280,7 @@ class UdpTests(ServerCase):
             if number % 2 and number > 2 * ANSWERS_PER_SECOND:
                 self.assertLessEqual(len(sent), len(packet))
         for outcome in ("nothing", "NOERROR", "FORMERR", "REFUSED", "BADVERS", "NOTIMP"):
-            self.assertGreater(outcomes[outcome], 100, outcomes)
+            self.assertGreater(outcomes[outcome], 30, outcomes)
 
 
 class TcpTests(ServerCase):

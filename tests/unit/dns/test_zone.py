@@ -173,46 +173,46 @@ class SizesTests(SynchronousTestCase):
     """Answers of many records."""
 
     def setUp(self) -> None:
-        self.zone = zoneOf(*[service(f"web{n}", host=f"10.0.0.{n}", port="80") for n in range(60)])
+        self.zone = zoneOf(*[service(f"web{n}", host=f"10.0.0.{n}", port="80") for n in range(24)])
 
     def test_rotation(self) -> None:
         """Answers begin with each of the services in turn, and have all of them."""
         firsts = Counter()
-        for _ in range(120):
+        for _ in range(48):
             records = recordsOf(ask(self.zone, "www.service.registry"), "A")
-            self.assertEqual(len(set(records)), 60)
+            self.assertEqual(len(set(records)), 24)
             firsts[records[0]] += 1
         self.assertEqual(set(firsts.values()), {2})
 
     def test_rotationAfterChanges(self) -> None:
         """Also where each answer follows a change, all services are at the beginning of some."""
         firsts = set()
-        for number in range(60):
+        for number in range(24):
             self.zone.put("web-0", service("web-0", host="10.0.0.0", port=str(number + 1)))
             firsts.add(recordsOf(ask(self.zone, "www.service.registry"), "A")[0])
-        self.assertGreater(len(firsts), 50)
+        self.assertGreater(len(firsts), 20)
 
     def test_truncated(self) -> None:
         """An answer that is too large has as many whole records as fit, and the flag."""
-        for size in (512, 513, 1000, 1232, 4096):
+        for size in (512, 513, 1000, 1051, 1052, 4096):
             seen = set()
-            for _ in range(60):
+            for _ in range(24):
                 response = ask(self.zone, "_www._tcp.service.registry", "SRV", size)
                 wire = response.to_wire()
                 records = recordsOf(response, "SRV")
-                self.assertEqual(bool(response.flags & dns.flags.TC), len(records) < 60)
-                self.assertTrue(size - 42 < 12 + 32 + 42 * len(records) <= size or len(records) == 60, len(wire))
+                self.assertEqual(bool(response.flags & dns.flags.TC), len(records) < 24)
+                self.assertTrue(size - 42 < 12 + 32 + 42 * len(records) <= size or len(records) == 24, len(wire))
                 seen.update(records)
-            self.assertEqual(len(seen), 60)
+            self.assertEqual(len(seen), 24)
 
     def test_additional(self) -> None:
         """Addresses that do not fit are left out; that is no truncation."""
-        response = ask(self.zone, "_www._tcp.service.registry", "SRV", 3000)
+        response = ask(self.zone, "_www._tcp.service.registry", "SRV", 1400)
         self.assertFalse(response.flags & dns.flags.TC)
-        self.assertEqual(len(recordsOf(response, "SRV")), 60)
-        self.assertTrue(0 < len(response.additional) < 60)
+        self.assertEqual(len(recordsOf(response, "SRV")), 24)
+        self.assertTrue(0 < len(response.additional) < 24)
         whole = ask(self.zone, "_www._tcp.service.registry", "SRV", 8192)
-        self.assertEqual(len(whole.additional), 60)
+        self.assertEqual(len(whole.additional), 24)
 
     def test_tcp(self) -> None:
         """A message over TCP that can't have all records has a part of them, another one each time."""

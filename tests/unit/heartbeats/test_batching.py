@@ -15,6 +15,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.unit.garbage import collectOnlyNew
 from txserviceregistry.errors import (
     ConnectionFailed,
     ForeignResponse,
@@ -358,6 +359,7 @@ class BatcherTests(SynchronousTestCase):
 
     def test_oneThatEndsMeanwhileIsForgotten(self) -> None:
         """A service that sends single heartbeats to find out the reason may end; nothing is kept of it."""
+        collectOnlyNew(self)
         self.answersAtOnce = False
         services = [self.service(f"s{number}", due=1, timeout=100) for number in range(3)]
         self.passes(1.1)

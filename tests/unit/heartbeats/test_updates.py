@@ -12,6 +12,7 @@ from weakref import ReferenceType, ref
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.unit.garbage import collectOnlyNew
 from txserviceregistry import HeartBeater, RegisteredService
 from txserviceregistry.errors import BadRequest, NotFound, NotRunning, RegistrationEnded, RequestTimedOut
 from txserviceregistry.testing import FakeRegistry
@@ -77,8 +78,9 @@ class Text(str):
 class MemoryTests(UpdateCase):
     """What is kept of the updates of a service that is updated again and again."""
 
-    def kept(self, update: Callable[[Text], Deferred[Any]], count: int = 50, seconds: float = 2) -> int:
+    def kept(self, update: Callable[[Text], Deferred[Any]], count: int = 20, seconds: float = 2) -> int:
         """How many of so many updates are in memory, with so many seconds between them."""
+        collectOnlyNew(self)
         updates: list[ReferenceType[Text]] = []
         for number in range(count):
             text = Text(number)

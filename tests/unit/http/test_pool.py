@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import Agent, ResponseFailed, ResponseNeverReceived, readBody
 
+from tests.unit.garbage import collectOnlyNew
 from txserviceregistry.http import bodies
 from txserviceregistry.http.bodies import BytesProducer, FixedHeaders, ResponseTooLarge
 from txserviceregistry.http.pool import ConnectionPool, StaleConnection
@@ -176,6 +177,7 @@ class ConnectionTests(LoopbackTestCase):
 
     async def test_lostConnectionsAreForgotten(self) -> None:
         """A client that connects again and again does not fill the memory."""
+        collectOnlyNew(self)
         server = self.serve(lambda call: call.hangUp())
         connections: WeakSet[Any] = WeakSet()
         connect = self.pool.getConnection

@@ -22,6 +22,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent, HTTPConnectionPool
 
 from tests import CHEAP
+from tests.unit.garbage import collectOnlyNew
 from txserviceregistry.registry.model import EVENT_TYPES, Page
 from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.registry.tasks import Turns
@@ -259,6 +260,7 @@ class WaitingTests(SynchronousTestCase):
 
     def test_isForgottenWhenTheClientHangsUp(self) -> None:
         """Nothing is kept of a client that has gone: neither memory nor anything on the reactor."""
+        collectOnlyNew(self)
         calls = len(self.api.clock.getDelayedCalls())
         waiting = self.ask("wait=60")
         request = weakref.ref(waiting.protocol.requests[0])

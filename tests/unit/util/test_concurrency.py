@@ -107,24 +107,24 @@ class ManyServicesTests(SynchronousTestCase):
     def test_startedTogether(self) -> None:
         """All of them are registered, one after the other, and none expires while it waits for the others."""
         fake = FakeRegistry(limits=ResourceLimits(service=1000))
-        client = Client(fake.username, fake.apiKey, baseUrl=fake.url, agent=Slow(fake, 25), reactor=fake.clock)
-        services = [RegisteredService(client, f"service{number}", 20 + number % 40) for number in range(400)]
+        client = Client(fake.username, fake.apiKey, baseUrl=fake.url, agent=Slow(fake, 12.5), reactor=fake.clock)
+        services = [RegisteredService(client, f"service{number}", 20 + number % 40) for number in range(200)]
         for service in services:
             service.startService()
         fake.advance(30)
         self.assertTrue(all(service.healthy for service in services))
         fake.advance(60)
         events = self.successResultOf(fake.client().events.list(limit=1000))["values"]
-        self.assertEqual([event["type"] for event in events], ["service.join"] * 400)
+        self.assertEqual([event["type"] for event in events], ["service.join"] * 200)
 
     def test_withLittleTime(self) -> None:
         """
         What a registration may take is not spent on waiting for others: none of them fails, though the registry could
-        answer no more than half a hundred in that time.
+        answer no more than two dozen in that time.
         """
         fake = FakeRegistry(limits=ResourceLimits(service=1000))
-        client = Client(fake.username, fake.apiKey, baseUrl=fake.url, agent=Slow(fake, 25), reactor=fake.clock)
-        services = [RegisteredService(client, f"service{number}", 6) for number in range(400)]
+        client = Client(fake.username, fake.apiKey, baseUrl=fake.url, agent=Slow(fake, 12.5), reactor=fake.clock)
+        services = [RegisteredService(client, f"service{number}", 6) for number in range(200)]
         failures: list[object] = []
         for service in services:
             service.onRegistrationFailure(failures.append)

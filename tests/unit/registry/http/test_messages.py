@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import directlyProvides, providedBy
 
+from tests.unit.garbage import collectOnlyNew
 from txserviceregistry.registry.http.connections import ConnectionLimits
 from txserviceregistry.registry.http.messages import EXTENSIONS, Response, inBytes
 from txserviceregistry.registry.http.server import ApiSite
@@ -201,9 +202,7 @@ class AnswerTests(FramingCase):
         thousands of others wait with, too.
         """
         self.addCleanup(gc.enable)
-        # The collector looks at nothing that was there before.
-        gc.freeze()
-        self.addCleanup(gc.unfreeze)
+        collectOnlyNew(self)
         for number in range(2):
             # The first time some things are made that stay.
             self.api.create(f"old{number}")

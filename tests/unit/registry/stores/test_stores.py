@@ -13,6 +13,7 @@ from twisted.internet import reactor
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tests.unit.garbage import collectOnlyNew
 from tests.unit.registry.sharedmemory import SharedMemory, SharedMemoryStore
 from tests.unit.registry.stores.sharedsuite import SharedSuite
 from tests.unit.registry.stores.storesuite import NOW, StoreSuite
@@ -98,6 +99,7 @@ class MemoryStoreTests(SynchronousTestCase):
 
     def test_leavesNothingOpen(self):
         """A store that is no longer used leaves no connection open, of which Python would warn."""
+        collectOnlyNew(self)
         connections = []
         self.patch(memory, "connectToMemory", lambda: connections.append(connectToMemory()) or connections[-1])
         store = MemoryStore()
