@@ -98,9 +98,9 @@ class FakeRegistry:
         while True:
             self.flush()
             now = self.clock.seconds()
-            if now >= end:
-                break
             pending = [call.getTime() for call in self.clock.getDelayedCalls()]
+            if now >= end and min(pending, default=math.inf) > now:
+                break
             step = min([end, now + _STEP, *pending]) - now
             # A call that is due now takes a step of nothing; after it the time moves on.
             self.clock.advance(max(step, 0.0))

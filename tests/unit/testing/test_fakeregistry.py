@@ -56,6 +56,20 @@ class FakeRegistryTests(SynchronousTestCase):
         seen = self.successResultOf(self.client.services.get("web1"))["last_seen"]
         self.assertEqual(seen % 1000, 200)
 
+    def test_whatIsDueNow(self) -> None:
+        """Calls that are due now, or become due by others of this moment, are made also if no time goes by."""
+        made: list[str] = []
+        clock = self.fake.clock
+
+        def first() -> None:
+            made.append("first")
+            clock.callLater(0, made.append, "second")
+
+        clock.callLater(0, first)
+        clock.callLater(0.1, made.append, "later")
+        self.fake.advance(0)
+        self.assertEqual(made, ["first", "second"])
+
     def test_timeOfDay(self) -> None:
         """Its wall clock goes with the time of the test, also while the clients' machine is suspended."""
         began = self.fake.wallClock()
