@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.logger import formatEvent, globalLogPublisher
+from twisted.logger import capturedLogs, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import Client, RegisteredService
@@ -635,6 +635,24 @@ class RegisteredServiceTests(RegistrationCase):
                 fake.advance(10)
                 self.failureResultOf(fake.client().services.get("web1"), NotFound)
                 self.assertEqual(fake.clock.getDelayedCalls(), [], (at, again))
+
+    def test_aClientThatIsClosedEndsIt(self) -> None:
+        """A service whose client is closed too early does not seem to be registered: it ends, and the log says so."""
+        # One that is batched, and one that is not.
+        for check in (None, lambda: True):
+            client = self.fake.client()
+            service = RegisteredService(client, "web1", 10, check=check)
+            service.startService()
+            self.fake.advance(30)
+            with capturedLogs() as events:
+                client.close()
+                self.fake.advance(60)
+            self.assertEqual(service.state, "stopped")
+            self.failureResultOf(service.whenRegistered(), ConnectionFailed)
+            self.failureResultOf(service.update(tags=["a"]), ConnectionFailed)
+            self.assertIn("Heartbeats for service web1 ended", "".join(formatEvent(event) for event in events))
+            self.successResultOf(service.stopService())
+        self.assertEqual(self.fake.clock.getDelayedCalls(), [])
 
     def test_findsItsHost(self) -> None:
         """With a port and no host in the metadata, the host is the address that reaches the registry."""

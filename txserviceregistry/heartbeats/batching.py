@@ -230,7 +230,11 @@ class HeartbeatBatcher:
     def _failed(self, failure: Failure, services: Sequence[HeartBeater]) -> None:
         waiting = [service for service in services if service.batchSlot is services]
         error = failure.value
-        if error is None or isinstance(error, ClientClosed) or not waiting:
+        if error is None or not waiting:
+            return
+        if isinstance(error, ClientClosed):
+            # The heartbeat that each sends fails in the same way, which ends it.
+            self._dismiss(waiting)
             return
         reason = failure.getErrorMessage()
         if not isinstance(error, ServiceRegistryError):
