@@ -211,8 +211,7 @@ class Cluster(Engine):
             # A heartbeat that came since has put it back into the queue.
             if state.deadline <= now and self._deadlines.registered(registration) is state:
                 (due[registration],) = self.live.timestamps([state])
-                # What others answer counts from now at the earliest.
-                state.aliveUntil = now
+                state.asked = now
         return due
 
     def lookAgain(self, registration: tuple[str, str]) -> None:
@@ -227,7 +226,8 @@ class Cluster(Engine):
         if state.deadline > self._deadlines.now():
             self._deadlines.requeue(state)
         else:
-            state.aliveUntil += seconds
+            # The answer was given later.
+            state.aliveUntil = state.asked + seconds
 
     def expired(self, registration: tuple[str, str]) -> None:
         state = self._deadlines.registered(registration)

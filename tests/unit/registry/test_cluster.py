@@ -70,6 +70,27 @@ class ClusterCase(SynchronousTestCase):
         return fault.code, fault.details
 
 
+class LeftTests(ClusterCase):
+    """A service whose heartbeats another registry has received."""
+
+    def test_theTimeOfItsEnd(self) -> None:
+        """Whichever registry reports it: within a second of a timeout after its last heartbeat, wherever that was."""
+        token = self.create(self.a)
+        self.passes(9.5)
+        self.beat(self.b, token)
+        self.passes(9.75)
+        # A has had no heartbeat, and asks again, before B does: it needs to know whether the id is free.
+        again = self.a.create(T, NewService("web1", 10))
+        self.passes(2)
+        self.successResultOf(again)
+        (event,) = [
+            each
+            for each in self.successResultOf(self.a.feed.list(T, None, 1000)).values
+            if each["type"] == "service.timeout"
+        ]
+        self.assertTrue(abs(event["timestamp"] / 1000 - NOW - 19.5) <= 1, event)
+
+
 class ClusterTests(ClusterCase):
     """What services and events are on A and B."""
 

@@ -122,6 +122,7 @@ class ServiceState:
     :ivar deadline: in seconds of the :class:`StallTolerantClock`.
     :ivar lastSeen: when its last heartbeat came, in milliseconds since the epoch; ``None`` before the first.
     :ivar proof: what its tokens have in common; empty before its first heartbeat here.
+    :ivar asked: when others were last asked whether they have received a heartbeat.
     :ivar aliveUntil: its deadline at another registry, as far as that has told.
     """
 
@@ -134,6 +135,7 @@ class ServiceState:
     # The deadline under which the queue holds this; other entries of it in the queue are void.
     _queued: float = _NOWHERE
     proof: str = ""
+    asked: float = _NOWHERE
     aliveUntil: float = _NOWHERE
 
     @property

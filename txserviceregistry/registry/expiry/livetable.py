@@ -166,10 +166,10 @@ class LiveServices:
         self.expirations.add([Expiration(*each.name, moment) for each, moment in zip(expired, moments, strict=True)])
 
     def timestamps(self, states: Sequence[ServiceState]) -> list[int]:
-        """The deadlines of services, in milliseconds since the epoch."""
+        """The deadlines of services, as far as they are known here, in milliseconds since the epoch."""
         # When the clock of the deadlines began, if it had never stood still.
         began = self._wallClock() - self.time.now()
-        return [round((began + state.deadline) * 1000) for state in states]
+        return [round((began + max(state.deadline, state.aliveUntil)) * 1000) for state in states]
 
     def noteExpired(self, state: ServiceState) -> None:
         """A service has expired by a decision of others, and that is persisted."""
