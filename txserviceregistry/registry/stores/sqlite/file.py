@@ -11,9 +11,9 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from urllib.parse import quote
 
@@ -84,6 +84,12 @@ LOG_BYTES = 16 * 1024 * 1024
 
 _CACHE_KIBIBYTES = 16_384
 _SECRET = "SELECT value FROM meta WHERE name = 'secret'"
+# What each store has of its own, in the table meta, and how it is made.
+_CONSTANTS: Mapping[str, Callable[[], object]] = {
+    "secret": partial(secrets.token_bytes, 32),
+    "tail": eventids.newTail,
+    "last_position": int,
+}
 #: How to open a file so that SQLite looks at it alone: at no log, and without a lock or a new file.
 IMMUTABLE = "mode=ro&immutable=1"
 #: What SQLite adds to the name of a file for the logs that hold changes which are not in the file itself.
@@ -262,10 +268,8 @@ def _migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]
 
 def _addConstants(connection: sqlite3.Connection) -> None:
     """What each store has of its own."""
-    connection.executemany(
-        "INSERT OR IGNORE INTO meta (name, value) VALUES (?, ?)",
-        [("secret", secrets.token_bytes(32)), ("tail", eventids.newTail()), ("last_position", 0)],
-    )
+    statement = "INSERT OR IGNORE INTO meta (name, value) VALUES (?, ?)"
+    connection.executemany(statement, [(name, make()) for name, make in _CONSTANTS.items()])
 
 
 def checkFile(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> int:
@@ -316,10 +320,13 @@ def _look(path: str, migrations: Sequence[Sequence[str]]) -> int:
 
 
 def _checkNames(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:
-    """Check that there are the tables and indices that these versions have made."""
+    """Check that there are the tables, indices and constants that these versions have made."""
     query = "SELECT type, name FROM sqlite_master"
     for missing in sorted({*_pattern(migrations).execute(query)} - {*connection.execute(query)}):
         raise sqlite3.DatabaseError("the {} {} is missing".format(*missing))
+    if migrations:
+        for name in sorted(_CONSTANTS.keys() - {name for (name,) in connection.execute("SELECT name FROM meta")}):
+            raise sqlite3.DatabaseError(f"the {name} in the table meta is missing")
 
 
 def _checkLog(connection: sqlite3.Connection, path: str, log: str) -> None:

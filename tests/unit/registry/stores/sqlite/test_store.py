@@ -1058,6 +1058,18 @@ class RefusedFileTests(TestCase):
             connection.close()
             await self.isRefused("damaged", f"the {kind.lower()} {name} is missing", "backup")
 
+    async def test_aConstantIsMissing(self):
+        """What each store has of its own is not made again: a new secret would refuse all heartbeat tokens."""
+        await self.fill()
+        with open(self.path, "rb") as file:
+            whole = file.read()
+        for name in ("secret", "tail", "last_position"):
+            self.change(0, whole)
+            connection = connect(self.path)
+            connection.execute("DELETE FROM meta WHERE name = ?", (name,))
+            connection.close()
+            await self.isRefused("damaged", f"the {name} in the table meta is missing", "backup")
+
     async def test_damagedAndLarge(self):
         """In a large file the tables that hold what is now are checked, and the events are not."""
         await self.fill()
