@@ -69,9 +69,9 @@ class TaskOwner:
     async def _finish(self, steps: _Steps[_T], waiter: Deferred[_T]) -> None:
         try:
             result = await steps
-        except Fault as fault:
+        except (Fault, StoreUnavailable) as error:
             # Its traceback is not needed, and would be a cycle: from here it leads to `waiter`.
-            waiter.errback(Failure(fault.with_traceback(None)))
+            waiter.errback(Failure(error.with_traceback(None)))
         except Exception:
             if waiter.called:
                 self._log.failure("A task whose caller has stopped waiting failed", Failure())

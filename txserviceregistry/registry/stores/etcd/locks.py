@@ -63,7 +63,8 @@ class EtcdLocks(Registrations):
     @returnsDeferred
     async def get(self, tenant: str, name: str) -> LockRecord:
         scope = lockScope(tenant)
-        return self._record(scope, name, json.loads((await self._find(scope, name)).value))
+        (found,) = await self._find(scope, name)
+        return self._record(scope, name, json.loads(found.value))
 
     @returnsDeferred
     async def list(self, tenant: str, marker: str | None, count: int, hidden: Collection[str]) -> list[LockRecord]:

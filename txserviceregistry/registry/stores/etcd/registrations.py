@@ -12,17 +12,15 @@ from itertools import islice
 from typing import Any, ClassVar
 
 import attrs
-from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
-from twisted.python.failure import Failure
 
 from ....util.deferred import returnsDeferred
-from ....util.waiters import Waiters
+from ....util.gathering import Gathering
 from ...scopes import tenantOf
 from ..interfaces import Expiration, NoSuchObject, ServiceSummary
 from ..shared import IStoreListener
 from .batches import Transaction
-from .gateway import PATIENCE, KeyValue, Revision, Urgency, putGreater, unchanged
+from .gateway import PATIENCE, KeyValue, Revision, Urgency, putGreater, reading, unchanged
 from .node import Evidence
 from .part import Part, understood
 from .votes import Registration
@@ -32,6 +30,8 @@ _SEEN_INTERVAL = 300.0
 #: Times and touches in one transaction (etcd takes 128 operations), and the seconds between two transactions of times.
 _GROUP = 120
 _PACE = 1.0
+#: Records in one read: so many of the largest ones, with other keys, are as much as a response may have.
+READS = 32
 #: The time of the last heartbeat of a service that has received none.
 NEVER = b"0000000000000"
 
@@ -93,7 +93,12 @@ class Registrations(Part):
     _gone: dict[Registration, int] = attrs.field(factory=dict, init=False)
     # Those whose expiration is under way, and whether the watch has shown their end already.
     _expiring: dict[Registration, bool] = attrs.field(factory=dict, init=False)
-    _touching: dict[Known, Waiters[bool]] = attrs.field(factory=dict, init=False)
+    _touching: Gathering[Known, bool] = attrs.field(init=False)
+    _reading: Gathering[tuple[str, ...], tuple[list[list[KeyValue]], int]] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._touching = Gathering(self._clock, _GROUP, self._touch)
+        self._reading = Gathering(self._clock, READS, self._read)
 
     def _record(self, tenant: str, id: str, kept: Mapping[str, Any]) -> Any:
         """A record as the registry takes it."""
@@ -235,18 +240,26 @@ class Registrations(Part):
         records, seen = [await self._etcd.all(f"{self._prefix}{kind}/") for kind in (self.kind, self.touches)]
         return self.load(records, seen, self._ended)
 
-    async def _find(self, tenant: str, id: str) -> KeyValue:
-        """Read a record: not as it was before an end of a registration that is known."""
+    async def _find(self, tenant: str, id: str, *further: str) -> Sequence[KeyValue]:
+        """
+        Read a record, and those of the *further* keys that exist: not as they were before an end of a registration that
+        is known.
+        """
         while True:
-            found, revision = await self._etcd.range(self._recordKey(tenant, id))
+            (record, *others), revision = await self._reading.do((self._recordKey(tenant, id), *further))
             if revision >= self._ended:
-                return self._foundOne(tenant, id, found)
-
-    def _foundOne(self, tenant: str, id: str, found: Sequence[KeyValue]) -> KeyValue:
-        if not found:
+                break
+        if not record:
             raise NoSuchObject(id)
-        self._keep(tenant, id, json.loads(found[0].value), found[0].created, found[0].modified)
-        return found[0]
+        self._keep(tenant, id, json.loads(record[0].value), record[0].created, record[0].modified)
+        return [*record, *(each for found in others for each in found)]
+
+    async def _read(
+        self, reads: Sequence[tuple[str, ...]]
+    ) -> Mapping[tuple[str, ...], tuple[list[list[KeyValue]], int]]:
+        done = await self._etcd.txn((), [reading(key) for keys in reads for key in keys])
+        found = iter(done.found)
+        return {keys: ([next(found) for _ in keys], done.revision) for keys in reads}
 
     def _recordIn(self, transaction: Transaction, tenant: str, id: str, incarnation: str) -> dict[str, Any]:
         value = transaction.get(self._recordKey(tenant, id))
@@ -339,27 +352,13 @@ class Registrations(Part):
     async def touch(self, registration: Registration) -> bool:
         """See :meth:`INodeKeys.touch`. Touches of one reactor turn share transactions."""
         known = self._byIncarnation.get(registration)
-        if known is None:
-            return False
-        if not self._touching:
-            self._clock.callLater(0, self._sendTouches)
-        return await self._touching.setdefault(known, Waiters()).wait()
+        return known is not None and await self._touching.do(known)
 
-    def _sendTouches(self) -> None:
-        touches, self._touching = list(self._touching.items()), {}
-        for begin in range(0, len(touches), _GROUP):
-            Deferred.fromCoroutine(self._sendGroup(dict(touches[begin : begin + _GROUP])))
+    async def _touch(self, group: Sequence[Known]) -> Mapping[Known, bool]:
+        existing = await self._write(group, urgency=Urgency.vital)
+        return {each: each in existing for each in group}
 
-    async def _sendGroup(self, touches: Mapping[Known, Waiters[bool]]) -> None:
-        failure, existing = None, list[Known]()
-        try:
-            existing = await self._write(list(touches), urgency=Urgency.vital)
-        except Exception:
-            failure = Failure()
-        for known, waiters in touches.items():
-            waiters.fire(failure or known in existing)
-
-    async def _write(self, group: list[Known], *, patience: float = PATIENCE, urgency: Urgency) -> list[Known]:
+    async def _write(self, group: Sequence[Known], *, patience: float = PATIENCE, urgency: Urgency) -> Sequence[Known]:
         """Write the times of registrations in one transaction; returns those that exist."""
         keys = [(self._recordKey(each.tenant, each.id), self._seenKey(each.tenant, each.id)) for each in group]
         done = await self._etcd.txn(

@@ -66,13 +66,9 @@ class EtcdServices(Registrations):
 
     @returnsDeferred
     async def get(self, tenant: str, id: str, states: bool = False) -> ServiceRecord:
-        if not states:
-            return self._recordOf(tenant, await self._find(tenant, id), {})
-        key = self._recordKey(tenant, id)
-        while True:
-            found, records, revision = await self._states.page(tenant, key, f"{key}\0", 1, states)
-            if revision >= self._ended:
-                return self._recordOf(tenant, self._foundOne(tenant, id, found), records)
+        further = [self._states.key(tenant, id)] if states else []
+        found, *others = await self._find(tenant, id, *further)
+        return self._recordOf(tenant, found, {record.id: record for record in self._states.shown(others)})
 
     @returnsDeferred
     async def list(

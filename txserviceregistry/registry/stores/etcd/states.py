@@ -30,7 +30,7 @@ class EtcdStates(Part):
         _, tenant, id = found.key[len(self._prefix) :].split("/", 2)
         return tenant, id
 
-    def _shown(self, found: Collection[KeyValue]) -> list[StateRecord]:
+    def shown(self, found: Collection[KeyValue]) -> list[StateRecord]:
         """Those of the records that are not over."""
         now = self._milliseconds()
         records = (_record(self._nameOf(each)[1], each.value).at(now) for each in found)
@@ -62,7 +62,7 @@ class EtcdStates(Part):
             return found, {}, revision
         first, last = (self.key(tenant, found[index].key.rpartition("/")[2]) for index in (0, -1))
         kept = await self._etcd.all(first, f"{last}\0", revision=revision)
-        return found, {record.id: record for record in self._shown(kept)}, revision
+        return found, {record.id: record for record in self.shown(kept)}, revision
 
     @returnsDeferred
     async def set(self, tenant: str, record: StateRecord, maximum: int) -> bool:
@@ -100,7 +100,7 @@ class EtcdStates(Part):
         prefix = self.key(tenant, "")
         records: list[StateRecord] = []
         async for found in self._etcd.pages(prefix + (marker or ""), endOf(prefix)):
-            records += self._shown(found)
+            records += self.shown(found)
             if len(records) >= count:
                 break
         return records[:count]
