@@ -1,7 +1,7 @@
 """
-Client: what an application has of a service registry.
+Client: the connection of an application to a service registry.
 
-Everything that the parts share is put together here: connections, queue, authentication, settings. ``APIError`` and
+It puts together everything that the parts share: connections, queue, authentication, settings. ``APIError`` and
 ``HeartBeater`` can be imported from here too, as from txServiceRegistry's ``client`` module.
 """
 
@@ -61,7 +61,7 @@ _MOST_WAITING_LOCKS = 1000
 
 class Client:
     """
-    A service registry, and one user of it.
+    A client of a service registry, with the credentials of one user.
 
     ::
 
@@ -77,11 +77,12 @@ class Client:
     :ivar events: :class:`~txserviceregistry.api.events.EventsClient`.
     :ivar account: :class:`~txserviceregistry.api.account.AccountClient`.
     :ivar treq: treq's :class:`~treq.client.HTTPClient` over the same connections and with the same auth token on each
-        request, for what this client has no method for. The token goes to whatever URL is asked: ask the registry only.
+        request, for requests that this client has no method for. Every URL gets the token: use it only for the
+        registry.
     :ivar clock: the reactor, or the clock that was given instead.
-    :ivar bootTime: returns the seconds since the machine was started, in which it was suspended or not.
-    :ivar settings: what was given and found. The API key in it changes when its file has another one by the time that
-        the client authenticates again.
+    :ivar bootTime: returns the seconds since the machine was started, suspends included.
+    :ivar settings: the settings in use. The API key in them changes if its file has another one when the client
+        authenticates again.
     """
 
     def __init__(
@@ -106,23 +107,22 @@ class Client:
         """
         :param username: the user's name.
         :param apiKey: the user's key.
-        :param region: which registry to take of an Auth API's catalog with several; matters only when there is no
-            *baseUrl* anywhere.
+        :param region: the registry's region in the Auth API's catalog; it matters only if no *baseUrl* is set.
         :param baseUrl: the registry's URL, without the tenant; or several URLs of one registry.
-        :param agent: does the requests instead of an agent with a connection pool of its own.
+        :param agent: sends the requests; by default an agent with a connection pool of its own.
         :param authUrl: the Auth API's URL, or several; by default beside the registry, at ``/v2.0``.
         :param reactor: connects and keeps time; the global reactor if it is not given.
         :param timeout: seconds that a request may take in all.
-        :param maxConnections: the most requests to one server at once; others wait. (Requests that wait for events are
-            not counted: each has a connection of its own, and all subscribers share one. Heartbeats and registrations
-            are urgent: one is sent beside requests of other kinds, and up to six are sent beside requests that have had
-            no response for 0.3 s.)
-        :param cache: keeps the good pages of ``services.list``; one of its own by default, ``None`` for no such thing.
+        :param maxConnections: the maximum number of requests to one server at a time; others wait. Requests that wait
+            for events are not counted: each has a connection of its own, and all subscribers share one. Heartbeats and
+            registrations are urgent: one is sent beside requests of other kinds, and up to six are sent beside requests
+            that have had no response for 0.3 s.
+        :param cache: keeps the last pages of ``services.list``; one of its own by default, ``None`` for no cache.
         :param settings: what :func:`~txserviceregistry.settings.readSettings` found, instead of the arguments above.
-        :param random: gives numbers from 0 to 1; draws which of several URLs to begin with.
+        :param random: returns numbers from 0 to 1; selects the first of several URLs.
         :param suspended: returns the seconds for which this machine has been suspended in all. After a suspend,
             heartbeats are sent at once.
-        :param bootTime: returns seconds of a clock that neither stands still in a suspend nor steps; locks use it.
+        :param bootTime: returns the seconds of a clock that runs during a suspend and never steps; locks use it.
         :param traceparent: called where a request begins; returns the value of the W3C header ``traceparent`` for it,
             or ``None``. The registry logs it. A value that is not valid is not sent. An exception is logged.
         :raises InvalidSettings: if a setting can't be used, or there are no credentials.
@@ -208,7 +208,7 @@ class Client:
 
     @classmethod
     def fromSettings(cls, reactor: Any = None) -> Client:
-        """A client of the registry that this machine's environment, INI files or own registry name."""
+        """A client with the settings of the environment, of INI files, or of the registry of this machine."""
         return cls(reactor=reactor)
 
     def __repr__(self) -> str:
@@ -217,7 +217,7 @@ class Client:
 
     @property
     def extensions(self) -> frozenset[str]:
-        """The extensions of the API that the registry has, by its last answer; none before the first."""
+        """The extensions of the API that the registry has, by its last response; empty before the first."""
         return self._transport.extensions
 
     def pause(self, seconds: float) -> Deferred[None]:

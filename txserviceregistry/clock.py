@@ -2,7 +2,7 @@
 Time that only ever moves forward, for the reactor and for code that depends on it.
 
 Twisted's reactor counts wall-clock time (Twisted issue 2424): when the wall clock steps back by an hour, every delayed
-call waits for an hour, heartbeats among them. :func:`useMonotonic` mends that for the whole process.
+call waits for an hour, heartbeats among them. :func:`useMonotonic` fixes that for the whole process.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def useMonotonic(reactor: Any = None) -> None:
     access log of ``twisted.web``. After a step of the wall clock they differ from it by that step until the program is
     restarted.
 
-    Call it first thing in a program, before anything is scheduled: calls that are pending already keep times of the
-    old count. Calling it again does nothing.
+    Call it first in a program, before anything is scheduled: pending calls keep their times of the wall clock. A second
+    call does nothing.
 
     :param reactor: the reactor; the global one if it is not given.
     :raises RuntimeError: if calls are pending already.

@@ -92,7 +92,7 @@ class RegisteredService(Service):
         :param state: a file that keeps the last heartbeat token and updates of the service. With it an application that
             was killed and is started again within the timeout continues the same service at once. It belongs to one
             running process: another one with the same file runs without it until the first has ended.
-        :param random: gives numbers from 0 to 1.
+        :param random: returns numbers from 0 to 1.
         :raises TypeError: if the id, a tag, or a key or value of the metadata is not a string, the timeout is not a
             number, or *check* can't be called.
         :raises ValueError: if the id or the timeout is not valid. The registry checks the rest: see
@@ -143,7 +143,7 @@ class RegisteredService(Service):
 
     @property
     def state(self) -> str:
-        """``registering``, ``registered``, ``unreachable`` (its deadline passed without an answer) or ``stopped``."""
+        """``registering``, ``registered``, ``unreachable`` (its deadline passed without a response) or ``stopped``."""
         return STOPPED if self._heartBeater is None else self._heartBeater.state
 
     @property
@@ -157,8 +157,8 @@ class RegisteredService(Service):
 
     def onRegistrationFailure(self, listener: Callable[[Exception], None]) -> None:
         """
-        Call *listener* with the reason whenever a try to register has failed; most often another one follows.
-        Exceptions of a listener are logged.
+        Call *listener* with the reason whenever a registration has failed. Most failures are retried. Exceptions of a
+        listener are logged.
         """
         self._failureListeners.add(listener)
 
@@ -249,7 +249,7 @@ class RegisteredService(Service):
     def stopService(self) -> Deferred[None]:
         """
         Stop sending heartbeats, and deregister the service. Fires when that is done, or after three seconds if the
-        registry does not answer. Never fails.
+        registry does not respond. Never fails.
         """
         Service.stopService(self)
         return self._leave()
@@ -275,7 +275,7 @@ class RegisteredService(Service):
         Deregister the service now, and wait *seconds*, in which clients that still know it are served. Call it before
         the port is closed.
 
-        :raises ValueError: if *seconds* is not a number from 0 on; nothing is removed then.
+        :raises ValueError: if *seconds* is negative or not a number; then nothing happens.
         """
         seconds = boundedNumber(seconds, 0.0, LONGEST_INTERVAL)
         return self._leave().addCallback(lambda _: deferLater(self._clock, seconds, lambda: None))

@@ -53,7 +53,7 @@ class _RequiredPageMetadata(TypedDict):
 
 
 class PageMetadata(_RequiredPageMetadata, total=False):
-    """Where a page stands in its collection. ``stale`` (seconds) is there only on a page out of the client's cache."""
+    """The position of a page in its collection. Only a page from the client's cache has ``stale``, in seconds."""
 
     stale: float
 
@@ -73,7 +73,7 @@ class _RequiredService(TypedDict):
 class Service(_RequiredService, total=False):
     """
     A registered service. ``last_seen`` is in milliseconds since the epoch, ``heartbeat_timeout`` in seconds.
-    ``state`` (``drain`` or ``out``) and ``state_reason`` are there only while an operator has set that state.
+    ``state`` (``drain`` or ``out``) and ``state_reason`` exist only while an operator has set that state.
     """
 
     state: str
@@ -83,7 +83,7 @@ class Service(_RequiredService, total=False):
 class ServiceState(TypedDict):
     """
     The state that an operator has set for a service: ``up``, ``drain`` (no new work) or ``out`` (no traffic).
-    ``expires_at``, in milliseconds since the epoch, is when the service is up again; ``None`` for no such time.
+    ``expires_at``, in milliseconds since the epoch, is when the state ends; ``None`` if it does not.
     """
 
     id: str
@@ -146,7 +146,7 @@ class _RequiredConfigurationValue(TypedDict):
 
 
 class ConfigurationValue(_RequiredConfigurationValue, total=False):
-    """One configuration value and its key. ``etag`` says which change was the last; it is there only if asked for."""
+    """One configuration value and its key. ``etag`` identifies its last change, and exists only if requested."""
 
     etag: str
 

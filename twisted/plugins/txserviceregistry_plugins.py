@@ -22,7 +22,7 @@ serviceRegistry = ServiceMaker(
 serviceRegistryAgent = ServiceMaker(
     "txserviceregistry: the agent",
     "txserviceregistry.commands.agent",
-    "Registers a dummy service; runs a registry too if none is configured.",
+    "Registers a test service; runs a registry too if none is configured.",
     "service-registry-agent",
 )
 

@@ -9,12 +9,12 @@ from .transport import APIGroup
 
 
 class AccountClient(APIGroup):
-    """The account itself."""
+    """The limits of the account, and links to its web console."""
 
     @returnsDeferred
     async def getLimits(self) -> Limits:
         """
-        The account's limits: ``{"resource": {type: limit}, "rate": {pattern: {"limit", "used", "window"}}}``. Fails
+        Get the account's limits: ``{"resource": {type: limit}, "rate": {pattern: {"limit", "used", "window"}}}``. Fails
         with a :class:`~txserviceregistry.errors.ServiceRegistryError`.
         """
         return await self._get("/limits", readLimits)

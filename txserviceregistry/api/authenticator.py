@@ -172,7 +172,7 @@ class KeystoneAuthenticator:
         known ones are refused. Without it the credentials never change.
     :param clock: for lifetimes.
     :param wallClock: seconds since the epoch, for ``expires``.
-    :param random: gives numbers from 0 to 1, so that many clients do not renew at the same time.
+    :param random: returns numbers from 0 to 1, so that many clients do not renew at the same time.
     """
 
     _log = Logger()

@@ -60,7 +60,7 @@ class ConfigurationClient(APIGroup):
         One page of the values, sorted by key.
 
         :param marker: the key to begin at; ``page["metadata"]["next_marker"]`` of the page before.
-        :param limit: the most values, 1 to 1000; 100 by default.
+        :param limit: the maximum number of values, 1 to 1000; 100 by default.
         :return: fires with ``{"values": [{"id": …, "value": …}, …], "metadata": {…}}``.
         """
         query = {"marker": marker, "limit": limit}

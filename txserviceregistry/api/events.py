@@ -56,7 +56,7 @@ class EventsClient(APIGroup):
         One page of the feed, oldest first.
 
         :param marker: the id of the first event; without it, the page has the events of the last hour.
-        :param limit: the most events, 1 to 1000; 100 by default.
+        :param limit: the maximum number of events, 1 to 1000; 100 by default.
         :param type: only events of this type, such as ``service.join``.
         :param wait: seconds, 1 to 60, to wait for an event that is newer than the *marker*. The page comes as soon as
             there is one, or after that time. The client's timeout counts from then. Such a request has a connection of

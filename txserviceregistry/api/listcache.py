@@ -13,8 +13,8 @@ class ListCache:
     """
     The last pages, kept as JSON text, so that no caller changes the page of another. The oldest ones are dropped first.
 
-    :param maxPages: the most pages.
-    :param maxBytes: the most bytes of JSON.
+    :param maxPages: the maximum number of pages.
+    :param maxBytes: the maximum number of bytes of JSON.
     """
 
     def __init__(self, maxPages: int = 256, maxBytes: int = 8 * 1024 * 1024) -> None:
@@ -29,7 +29,7 @@ class ListCache:
 
         :param key: the listing's path and query.
         :param page: the page's JSON.
-        :param clock: tells its age.
+        :param clock: measures its age.
         """
         self._drop(key)
         self._pages[key] = page, clock.seconds()

@@ -43,7 +43,7 @@ class LocksClient(APIGroup):
 
         :param name: a configuration key.
         :param timeout: the heartbeat timeout, 3 to 120 seconds.
-        :param holder: who acquires it, for people; up to 255 characters.
+        :param holder: a name of the holder, for people; up to 255 characters.
         :param nonce: a UUID that names this acquisition, by default a new one. With the nonce of a lock that is held,
             this is a heartbeat of it, and the result is that of the first request.
         :param wait: seconds to wait while another holds it, up to 60.
@@ -65,7 +65,7 @@ class LocksClient(APIGroup):
         Send a heartbeat, so that the lock expires no earlier than its timeout from now.
 
         :param token: any token of this acquisition.
-        :param timeout: seconds that the request may take, if not the client's own.
+        :param timeout: seconds that the request may take; by default the client's own.
         :param whenLate: see ``client.services.heartbeat``.
         :return: fires with ``{"token": …}``; fails with ``NotFound`` if the lock is not held, is held by another
             acquisition, or is ended by force.
@@ -79,7 +79,7 @@ class LocksClient(APIGroup):
         Release a lock, so that another can acquire it at once.
 
         :param token: any token of this acquisition.
-        :param timeout: seconds that the request may take, if not the client's own.
+        :param timeout: seconds that the request may take; by default the client's own.
         :return: fires with ``True``; fails with ``NotFound`` if this acquisition has ended already.
         """
         await self._post("/release", {"name": name, "token": token}, timeout=timeout)
@@ -88,7 +88,8 @@ class LocksClient(APIGroup):
     @returnsDeferred
     async def forceRelease(self, name: str, *, now: bool = False) -> bool:
         """
-        End another's lock. Its heartbeats are refused, and it is free once the timeout since the last one is over.
+        End a lock that another client holds. Its heartbeats are refused, and it is free when its timeout has passed
+        since the last one.
 
         :param now: free it at once. Its holder may still rely on it: use it only when you know that it does not.
         :return: fires with ``True``; fails with ``NotFound`` if the lock is not held.
@@ -103,7 +104,7 @@ class LocksClient(APIGroup):
         One page of the locks that are held, sorted by name.
 
         :param marker: the name to begin at; ``page["metadata"]["next_marker"]`` of the page before.
-        :param limit: the most locks, 1 to 1000; 100 by default.
+        :param limit: the maximum number of locks, 1 to 1000; 100 by default.
         :return: fires with ``{"values": [lock, …], "metadata": {…}}``.
         """
         await self._transport.require(LOCKS)

@@ -57,7 +57,7 @@ class ServicesAPI(APIGroup):
         ``page["metadata"]["stale"]`` is its age in seconds.
 
         :param marker: the id to begin at; ``page["metadata"]["next_marker"]`` of the page before.
-        :param limit: the most services, 1 to 1000; 100 by default.
+        :param limit: the maximum number of services, 1 to 1000; 100 by default.
         :return: fires with ``{"values": [service, …], "metadata": {…}}``.
         """
         return self._list({"marker": marker, "limit": limit})
@@ -83,7 +83,7 @@ class ServicesAPI(APIGroup):
 
     @property
     def servers(self) -> int:
-        """How many servers the registry has, by its URLs; 0 before the first authentication."""
+        """The number of the registry's URLs; 0 before the first authentication."""
         return self._transport.servers
 
     @property
@@ -96,7 +96,7 @@ class ServicesAPI(APIGroup):
         """
         One service. Fails with ``NotFound`` if there is none with this *id*.
 
-        :param timeout: seconds that the request may take, if not the client's own.
+        :param timeout: seconds that the request may take; by default the client's own.
         """
         path, options = _path(id), {"timeout": timeout, "lane": Lane.URGENT}
         return await self._transport.adapted(
@@ -132,7 +132,7 @@ class ServicesAPI(APIGroup):
         it regularly.
 
         :param token: the token of the last heartbeat's response, or of the registration's.
-        :param timeout: seconds that the request may take, if not the client's own.
+        :param timeout: seconds that the request may take; by default the client's own.
         :param whenLate: called when the *timeout* is over, with its Failure. The request runs on for as many seconds as
             it returns, and fails only then.
         :return: fires with ``{"token": …}``, the token for the next heartbeat. Fails with ``NotFound`` if the service
@@ -171,7 +171,7 @@ class ServicesAPI(APIGroup):
         """
         Remove a service now. Fires with ``True``; fails with ``NotFound`` if there is none with this *id*.
 
-        :param timeout: seconds that the request may take, if not the client's own.
+        :param timeout: seconds that the request may take; by default the client's own.
         """
         await self._transport.request("DELETE", _path(id), timeout=timeout, lane=Lane.URGENT)
         return True
@@ -187,7 +187,7 @@ class ServicesAPI(APIGroup):
         :param id: the service.
         :param state: ``up``, ``drain`` or ``out``.
         :param reason: for operators, up to 255 characters.
-        :param expiresIn: seconds after which the service is up again, 1 to 2592000; it stays so if not given.
+        :param expiresIn: seconds after which the service is up again, 1 to 2592000; without it, the state does not end.
         :return: fires with ``None``. Fails with ``BadRequest`` if a value is not valid, ``LimitReached`` if the account
             has too many states, and ``NotFound`` if the registry does not have the extension.
         """

@@ -292,7 +292,7 @@ class Transport:
 
 @lru_cache(maxsize=8)
 def _namesIn(header: bytes) -> frozenset[str]:
-    """Few different headers come."""
+    """The names in a header. Cached, because few different headers occur."""
     return frozenset(name for name in re.split(r"[\s,]+", header.decode("utf-8", "replace")) if name)
 
 

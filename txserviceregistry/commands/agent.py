@@ -1,7 +1,7 @@
 """
-``twistd -n --pidfile= service-registry-agent``: registers a dummy service and sends its heartbeats.
+``twistd -n --pidfile= service-registry-agent``: registers a test service and sends its heartbeats.
 
-Without any configuration it runs a registry in the same process, for a first try of everything.
+Without any configuration it also runs a registry in the same process.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Options(OneLineOptions):
     command = "service-registry-agent"
     synopsis = "[--id ID] [--tags a,b] [--metadata k=v,…] [--heartbeat-timeout SECONDS] [--listen ENDPOINT]"
     longdesc = (
-        "Registers a dummy service and sends its heartbeats until it is stopped. The registry is the one of the "
-        "environment (RAXSR_API_URL, …) or ~/.raxrc, else the one that runs over the data directory; if none runs, the "
+        "Registers a test service and sends its heartbeats until it is stopped. The registry is the one of the "
+        "environment (RAXSR_API_URL, …) or ~/.raxrc, else the one that uses the data directory; if none runs, the "
         "agent runs one itself. "
         "Example: twistd -n --pidfile= service-registry-agent --id web1 --tags www,test"
     )
@@ -59,7 +59,7 @@ class Options(OneLineOptions):
         ["tags", "t", None, "Tags of the service, separated by commas."],
         ["metadata", "m", None, "Metadata of the service: key=value pairs, separated by commas."],
         ["heartbeat-timeout", "b", "30", "Seconds without a heartbeat, 3 to 120, after which the service expires."],
-        ["listen", "l", None, "Endpoint where the dummy serves its own state as JSON over HTTP, such as tcp:8000."],
+        ["listen", "l", None, "Endpoint where the test service serves its state as JSON over HTTP, such as tcp:8000."],
         ["registry-listen", None, DEFAULT_LISTEN, "Endpoint of the registry in this process."],
         ["data-dir", "d", None, "Data directory of the registry in this process (default: as service-registry's)."],
     ]
@@ -97,7 +97,7 @@ class Options(OneLineOptions):
 
 class AgentProcess(Service):
     """
-    The dummy service, and its *registry* if that is given. It stops in this order: the service is deregistered, its
+    The test service, and its *registry* if that is given. It stops in this order: the service is deregistered, its
     port is closed, then the client, then the registry. SIGHUP reloads the registry's certificates.
     """
 
@@ -161,7 +161,7 @@ class AgentProcess(Service):
         description = self._options["listen"]
         try:
             site = Site(dummy)
-            # Requests to the dummy are not worth a line in the log.
+            # Requests to the test service are not worth a line in the log.
             site.log = lambda request: None  # type: ignore[method-assign]  # Site has no other switch for it
             port: IListeningPort = await serverFromString(self._reactor, description).listen(site)
         except Exception as error:
@@ -197,7 +197,7 @@ class AgentProcess(Service):
 
 
 class _Dummy(Resource):
-    """Answers every request with the state of the dummy service."""
+    """Answers every request with the state of the test service."""
 
     isLeaf = True
 
@@ -221,7 +221,7 @@ class _Dummy(Resource):
 
 
 def _curlLines(settings: Settings) -> str:
-    """Shell lines that list the services. They read the key from where the agent has it from."""
+    """Shell lines that list the services. They read the key from the same source as the agent."""
     authUrl, api = settings.authUrls[0], settings.baseUrls[0]
     file, isFile, _ = settings.sources["apiKey"].partition(", line ")
     read = "NAME=$RAXSR_USERNAME; KEY=$RAXSR_API_KEY"

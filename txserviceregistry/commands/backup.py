@@ -1,4 +1,4 @@
-"""``service-registry-backup``: copies the store of a registry while it runs, and puts such a copy back."""
+"""``service-registry-backup``: copies the store of a registry while it runs, and restores such a copy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NAME = "service-registry-backup"
 
 _DESCRIPTION = """\
 Makes a verified copy of a registry's sqlite store while the registry runs, or
-puts such a copy back while it is stopped. The default of the data directory is
+restores such a copy while it is stopped. The default of the data directory is
 RAXSR_DATA_DIR or ~/.local/state/txserviceregistry.
 """
 

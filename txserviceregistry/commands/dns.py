@@ -73,15 +73,15 @@ class Options(TableOptions):
         "Answers DNS queries with the services of a registry: addresses for TAG.service.DOMAIN, SRV records for "
         "_TAG._tcp.service.DOMAIN, one service for ID.id.DOMAIN. While the registry is unreachable it answers with the "
         "services that it knows. The registry is the one of the environment (RAXSR_API_URL, …) or ~/.raxrc, else the "
-        "one that runs over the data directory. "
+        "one that uses the data directory. "
         "Example: twistd -n --pidfile= service-registry-dns --listen udp:8600 --listen tcp:8600"
     )
     _LISTEN = "udp:PORT or tcp:PORT, perhaps with :interface=ADDRESS, repeatable (default: udp:8600, tcp:8600)."
-    _PANIC = "Part of a tag's services, 0 to 1, from which on those that expire at once stay in use; 0: never."
+    _PANIC = "Share of a tag's services, 0 to 1: if more expire at once, they stay in use; 0: never."
     table = (
         Option("listen", "l", None, _LISTEN, _listener, True),
         Option("domain", None, "registry.", "The domain to answer for.", _domain),
-        Option("ttl", None, "5s", "How long resolvers may keep an answer, also a negative one: a duration.", _TTL),
+        Option("ttl", None, "5s", "How long resolvers may cache an answer, also a negative one: a duration.", _TTL),
         Option("panic-threshold", None, str(THRESHOLD), _PANIC, partial(boundedNumber, least=0.0, most=1.0)),
         Option("cache", None, None, "File that keeps the services, for a start without the registry.", absolutePath),
     )
@@ -93,7 +93,7 @@ class Options(TableOptions):
 
 def settle() -> None:
     """
-    Leave all that there is now out of Python's garbage collection: examining 10,000 services takes 50 ms each time.
+    Exclude all present objects from Python's garbage collection: examining 10,000 services takes 50 ms each time.
     """
     gc.collect()
     gc.freeze()

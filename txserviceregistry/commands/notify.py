@@ -11,7 +11,7 @@ from twisted.internet.task import LoopingCall
 
 from ..util.logs import Logger
 
-# How often the watchdog gets a sign of life within its time.
+# How often the watchdog is notified within its time.
 _SIGNS = 3
 
 

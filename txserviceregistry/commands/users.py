@@ -55,9 +55,9 @@ RAXSR_API_KEY=… that programs read. It is valid if the exit code is 0; if it
 can't be written, nothing is changed. Exit codes: 0 success, 1 failure, 2 wrong
 usage. Run by root, this works as the data directory's owner.
 
-A user reads everything in the tenant. With the role write and a prefix, the
-user changes only what matches one of the prefixes: nothing of a kind without
-any; '' matches all of a kind.
+Every user can read everything in the tenant. A user with the role write and
+prefixes can only change objects that match one of them, and none of a kind
+without a prefix; '' matches all objects of a kind.
 """
 
 _ONCE = (

@@ -62,7 +62,7 @@ class Election(Contender):
             lasts for as long as the process wants to lead. When it fails, that is logged, and another process leads.
         :param timeout: seconds, 3 to 120, after which another process leads when this one was killed.
         :param holder: the name of this process, for people; by default the host's name and the process id.
-        :param random: gives numbers from 0 to 1.
+        :param random: returns numbers from 0 to 1.
         :raises ValueError: if *timeout* is not valid.
         """
         super().__init__(client, Lock(client, name, timeout, holder, random=random), name, random)
@@ -94,7 +94,7 @@ class Election(Contender):
         """
         Call *listener* with the :attr:`leader` whenever it changes.
 
-        :return: a function that ends it.
+        :return: a function that removes the listener.
         """
         forget = self._listeners.add(listener)
         self._watch()

@@ -110,7 +110,7 @@ class Partitioner(Contender):
         :param settle: seconds without a change of the members until items move; at most four times as long in all.
         :param timeout: seconds, 3 to 120, after which the others notice that this process was killed.
         :param member: the name of this process, for people; by default the host's name and the process id.
-        :param random: gives numbers from 0 to 1.
+        :param random: returns numbers from 0 to 1.
         :raises ValueError: if *timeout* or *settle* is not valid.
         """
         self.items = frozenset(items)
@@ -152,7 +152,7 @@ class Partitioner(Contender):
         """
         Call *listener* with :attr:`error` whenever it changes.
 
-        :return: a function that ends it.
+        :return: a function that removes the listener.
         """
         return self._failures.add(listener)
 

@@ -40,7 +40,7 @@ class LockWatch(Subscriber):
         Call *listener* with the type and the payload of each event from now on. The type is empty where the events
         begin, at the start and after a gap: the listener has to find out itself how things are.
 
-        :return: a function that ends it.
+        :return: a function that removes the listener.
         """
         forget = self._listeners.add(listener)
         if self.running:

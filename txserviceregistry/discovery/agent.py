@@ -297,16 +297,16 @@ class RegistryAgent:
     ) -> None:
         """
         :param reactor: connects.
-        :param directory: a :class:`~txserviceregistry.discovery.Directory` that runs. It stays the caller's.
-        :param pool: keeps the connections, and stays the caller's; one of its own by default.
+        :param directory: a running :class:`~txserviceregistry.discovery.Directory`. The caller stops it.
+        :param pool: keeps the connections, and the caller closes it; by default one of the agent's own.
         :param strategy: ``round-robin``, ``random`` or ``least-connections``.
-        :param timeout: seconds that each instance is given to accept a connection, 0.001 at least; also for how long
-            the directory's first listing is waited for.
-        :param near: our own ``region`` and ``zone``, to prefer what is near.
-        :param policy: whose certificates are trusted; by default those that browsers trust.
+        :param timeout: seconds for each instance to accept a connection, at least 0.001, and for the directory's first
+            listing.
+        :param near: the client's own ``region`` and ``zone``: instances there are preferred.
+        :param policy: the trusted certificates; by default those that browsers trust.
         :param panicThreshold: when a larger part of a tag's instances expires within one heartbeat timeout, three at
             least, they stay in use, until enough of them are registered again; 0 to 1, 0 for never.
-        :param random: gives numbers from 0 to 1 to the strategy.
+        :param random: returns numbers from 0 to 1 to the strategy.
         :raises ValueError: if there is no such strategy, *near* has other keys, or *timeout* or *panicThreshold* is not
             such a number.
         """

@@ -65,12 +65,12 @@ class Directory(Mirror[Service]):
         wallClock: Callable[[], float] = time.time,
     ) -> None:
         """
-        :param client: makes the requests. It stays the caller's, to be closed after the directory has stopped.
+        :param client: sends the requests. The caller closes it, after the directory has stopped.
         :param tag: only services with this tag; all if not given.
         :param path: a file that keeps the services, for a start while the registry is unreachable.
         :param refresh: seconds after which all are listed again, up to a fifth earlier; by default 600, or 60 if
             updates have no event.
-        :param random: gives numbers from 0 to 1.
+        :param random: returns numbers from 0 to 1.
         :param wallClock: seconds since the epoch.
         :raises TypeError: if *tag* is not a string.
         """
@@ -122,7 +122,7 @@ class Directory(Mirror[Service]):
             was). After a new listing, a service that is not there any more is a ``remove``, whatever the reason.
         :param settle: seconds to wait for further changes. Then *listener* is called once, with a list of such pairs,
             when nothing has changed for so long; at most four times as long after the first change, and at a stop.
-        :return: a function that ends it.
+        :return: a function that removes the listener.
         """
         return self._listen(listener, settle)
 

@@ -43,7 +43,7 @@ from .shared import Reference
 from .strategies import IStrategy
 from .suspects import THRESHOLD, Suspects
 
-#: Seconds that each instance is given to accept a connection, by default.
+#: The default of the seconds for each instance to accept a connection.
 CONNECT_TIMEOUT = 5.0
 
 
@@ -118,15 +118,15 @@ class RegistryEndpoint:
     ) -> None:
         """
         :param reactor: connects.
-        :param directory: a :class:`~txserviceregistry.discovery.Directory` that runs. It stays the caller's.
-        :param tag: which services.
+        :param directory: a running :class:`~txserviceregistry.discovery.Directory`. The caller stops it.
+        :param tag: the tag of the services.
         :param strategy: ``round-robin``, ``random``, ``least-connections``, or a strategy object.
-        :param timeout: seconds that each instance is given, 0.001 at least; also for how long the directory's first
-            listing is waited for.
-        :param near: our own ``region`` and ``zone``, to prefer what is near.
+        :param timeout: seconds for each instance to accept a connection, at least 0.001, and for the directory's first
+            listing.
+        :param near: the client's own ``region`` and ``zone``: instances there are preferred.
         :param panicThreshold: when a larger part of the instances expires within one heartbeat timeout, three at least,
             they stay in use, until enough of them are registered again; 0 to 1, 0 for never.
-        :param random: gives numbers from 0 to 1 to a strategy that is given by name.
+        :param random: returns numbers from 0 to 1 to a strategy that is given by name.
         :raises ValueError: if there is no such strategy, *near* has other keys, or *timeout* or *panicThreshold* is not
             such a number.
         """
@@ -140,7 +140,7 @@ class RegistryEndpoint:
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """
-        Connect to one of them.
+        Connect to an instance.
 
         :return: fires with the protocol, connected. Fails with
             :class:`~txserviceregistry.errors.NoServiceAvailable` if there is no service with the tag, or none that
@@ -233,15 +233,15 @@ class RegisteredEndpoint:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """
-        :param client: makes the requests, and stays the caller's; or a function that acquires a client for as long as
-            this listens.
+        :param client: sends the requests, and the caller closes it; or a function that acquires a client for as long
+            as this listens.
         :param endpoint: where to listen.
         :param serviceId: see :class:`~txserviceregistry.RegisteredService`, here and below.
         :param heartbeatTimeout: seconds.
         :param tags: the service's tags.
         :param metadata: the service's metadata.
         :raises TypeError: if one of them has a wrong type.
-        :raises ValueError: if no registry accepts the id's length or the timeout.
+        :raises ValueError: if the id or the timeout is not valid.
         """
         self._client = client
         self._endpoint = endpoint

@@ -101,8 +101,8 @@ def _exits(parse: Callable[..., _T]) -> Callable[..., _T]:
 @_exits
 def parseRegistry(reactor: Any, *args: str, **kwargs: str) -> SharedRegistryEndpoint:
     """
-    ``registry:TAG``, with ``strategy=``, ``timeout=`` (seconds that each instance is given), ``region=`` and ``zone=``
-    (our own, to prefer near instances), and ``panicThreshold=`` (0 to 1, 0.5 by default).
+    ``registry:TAG``, with ``strategy=``, ``timeout=`` (seconds for each instance), ``region=`` and ``zone=``
+    (the client's own, to prefer near instances), and ``panicThreshold=`` (0 to 1, 0.5 by default).
 
     :param reactor: connects.
     :raises ValueError: if a parameter is not valid.

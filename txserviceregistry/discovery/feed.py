@@ -182,12 +182,12 @@ class EventsFeed(Subscriber):
         wallClock: Callable[[], float] = time.time,
     ) -> None:
         """
-        :param client: makes the requests. It stays the caller's, to be closed after the feed has stopped.
-        :param marker: the id of the event to begin with; without it, what happens from the start on.
+        :param client: sends the requests. The caller closes it, after the feed has stopped.
+        :param marker: the id of the event to begin with; without it, the feed begins with new events.
         :param types: the types of events; by default those of version 1.0. Others, such as ``service.update``, come
             only from a registry with the extension ``event-types``.
         :param path: a file that keeps the position in the feed. What it holds comes before *marker*.
-        :param random: gives numbers from 0 to 1.
+        :param random: returns numbers from 0 to 1.
         :param wallClock: seconds since the epoch.
         """
         self._types = frozenset(types)
@@ -208,7 +208,7 @@ class EventsFeed(Subscriber):
 
         :param listener: called with the event. If it returns a Deferred or a coroutine, the next event waits for it.
             One that raises is logged, and still gets the next events.
-        :return: a function that ends it.
+        :return: a function that removes the listener.
         """
         return self._listeners.add(listener)
 
@@ -217,7 +217,7 @@ class EventsFeed(Subscriber):
         Call *listener* when events before the next one may be missing: the registry no longer has the position in the
         feed, because it has lost its data, or because the feed was not connected for longer than events are kept.
 
-        :return: a function that ends it.
+        :return: a function that removes the listener.
         """
         return self._gapListeners.add(listener)
 

@@ -87,7 +87,7 @@ class EventPoller:
     :param types: only events of these types; those that version 1.0 does not have are left out where the registry does
         not have them either.
     :param interval: seconds from one request to the next where the registry can't wait.
-    :param random: gives numbers from 0 to 1.
+    :param random: returns numbers from 0 to 1.
     :ivar respondedAt: when the last valid response came, by the client's clock; ``None`` before the first.
     :ivar resets: how often the registry has said that events may be missing in its event stream.
     """

@@ -66,10 +66,10 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         wallClock: Callable[[], float] = time.time,
     ) -> None:
         """
-        :param client: makes the requests. It stays the caller's, to be closed after the watcher has stopped.
+        :param client: sends the requests. The caller closes it, after the watcher has stopped.
         :param namespace: such as ``/production/www``; ``/`` for all that have one, and all values if not given.
         :param path: a file that keeps the values, for a start while the registry is unreachable.
-        :param random: gives numbers from 0 to 1.
+        :param random: returns numbers from 0 to 1.
         :param wallClock: seconds since the epoch.
         """
         super().__init__(client, None, path, random, wallClock)
@@ -107,7 +107,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         :param settle: seconds to wait for further changes, so that values that are changed together are seen together.
             Then *listener* is called once, with a list of the changes, when nothing has changed for so long; at most
             four times as long after the first change, and at a stop.
-        :return: a function that ends it.
+        :return: a function that removes the listener.
         """
         return self._listen(listener, settle)
 
@@ -120,7 +120,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         :param key: in full.
         :param listener: called with the new value, ``None`` when it was removed.
         :param settle: as for :meth:`onChange`; *listener* is called with the last value.
-        :return: a function that ends it.
+        :return: a function that removes the listener.
         """
 
         def changed(found: Any) -> None:
@@ -145,7 +145,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         :param namespace: in full, such as ``/production/www``.
         :param listener: called with the change.
         :param settle: as for :meth:`onChange`.
-        :return: a function that ends it.
+        :return: a function that removes the listener.
         """
         within = _normal(namespace)
         return self._listen(listener, settle, lambda change: _isWithin(change.key, within))

@@ -116,7 +116,7 @@ class HeartBeater(SingleHeartbeats):
             with a *check* is not batched.
         :param keep: called with each token that a heartbeat returns, before it is used, and with the token that this
             heartbeat has presented.
-        :param random: gives numbers from 0 to 1.
+        :param random: returns numbers from 0 to 1.
         """
         if token is None and register is None:
             raise ValueError("HeartBeater needs a token, or a function that registers the service")

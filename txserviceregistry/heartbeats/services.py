@@ -91,7 +91,7 @@ class ServicesClient(ServicesAPI):
         :param id: 3 to 65 characters of ``a-z A-Z 0-9 _ - .``.
         :param heartbeatTimeout: seconds without a heartbeat after which the registry removes it, 3 to 120.
         :param payload: ``tags`` (a list of strings) and ``metadata`` (a dict of strings), both optional.
-        :param timeout: seconds that the request may take, if not the client's own.
+        :param timeout: seconds that the request may take; by default the client's own.
         :return: fires with ``({"token": …}, heartBeater)``. Fails with ``ServiceExists`` if a service holds the id.
             After a ``ConnectionFailed`` (if it ``wasSent``), ``RequestTimedOut``, ``MalformedResponse`` or
             ``ServerError`` it is not known whether the service was registered. With one URL, the caller has to find

@@ -92,7 +92,7 @@ class JSONTransport:
     :param timeout: seconds that a request may take by default.
     :param name: the name of the server for error messages.
     :param lanes: sends the requests of these lanes, instead of the *agent*.
-    :param random: gives numbers from 0 to 1; draws the server to begin with.
+    :param random: returns numbers from 0 to 1; draws the server to begin with.
     :param isFault: takes the status, the headers and the JSON of a response that is an error, and returns whether it is
         the server's own. If not, it is a gateway's, and the request goes to the next server.
     """

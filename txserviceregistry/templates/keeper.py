@@ -49,7 +49,7 @@ class TemplateKeeper:
     :param quiet: seconds without a change until files are rendered again.
     :param longest: seconds after the first change until they are rendered even if more changes come.
     :param panicThreshold: see :class:`~txserviceregistry.discovery.suspects.Suspects`.
-    :param randomNumber: gives numbers from 0 to 1.
+    :param randomNumber: returns numbers from 0 to 1.
     """
 
     _log = Logger()

@@ -12,7 +12,7 @@ class Backoff:
 
     :param base: seconds of the first delay that is not zero.
     :param maximum: seconds that no delay exceeds.
-    :param random: gives numbers from 0 to 1.
+    :param random: returns numbers from 0 to 1.
     """
 
     def __init__(self, base: float, maximum: float, random: Callable[[], float]) -> None:

@@ -13,7 +13,7 @@ from .parser import Parser
 
 
 class RateLimits(ListCommand):
-    """Show how many requests the account may make, and has made."""
+    """Show the rate limits of the account, and how much of them is used."""
 
     example = "raxsr account rate-limits"
     columns = {"rate": Column("Rate"), "window": Column("Window"), "used": Column("Used"), "limit": Column("Limit")}
@@ -24,7 +24,7 @@ class RateLimits(ListCommand):
 
 
 class ResourceLimits(ListCommand):
-    """Show how many objects of each kind the account may have."""
+    """Show the maximum number of objects of each kind in the account."""
 
     example = "raxsr account resource-limits -f json"
     columns = {"resource": Column("Resource"), "limit": Column("Limit")}

@@ -25,7 +25,7 @@ NAME = "raxsr"
 # The registry's largest page.
 _LARGEST_PAGE = 1000
 
-# Seconds of work before progress is shown, and between two times that it is.
+# Seconds of work before progress is shown, and between updates of it.
 _FIRST_PROGRESS = 1.0
 _REFRESH = 0.2
 
@@ -67,9 +67,9 @@ class RaxsrCommand:
     A command. Its help is the class's docstring.
 
     :ivar example: a command line, for the help.
-    :ivar idOf: what its ID is, for the help, if it has one.
+    :ivar idOf: the meaning of its ID, for the help; empty if it has none.
     :ivar kind: what the ID names, for the error when the registry does not have it.
-    :ivar paged: what the pages of its result have, for ``--limit``, ``--all`` and ``--marker``.
+    :ivar paged: the name of the objects in its result, if that has pages: for ``--limit``, ``--all`` and ``--marker``.
     :ivar parsed: its arguments.
     :ivar client: a client, while :meth:`perform` runs.
     """

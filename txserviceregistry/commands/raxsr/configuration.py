@@ -226,7 +226,7 @@ class History(ListCommand):
 
 class Rollback(RaxsrCommand):
     """
-    Set a configuration value to what it was after an event of its history.
+    Restore a configuration value as it was after an event of its history.
 
     If the event removed the value, it is removed. If another client changes the value meanwhile, nothing is changed.
     """

@@ -1,4 +1,4 @@
-"""``raxsr events``: what has happened, and what happens."""
+"""``raxsr events``: lists past events, and shows new ones."""
 
 from __future__ import annotations
 

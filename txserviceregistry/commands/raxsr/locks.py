@@ -27,7 +27,7 @@ _COLUMNS = {
 
 # As flock and other programs have it: a failure that is temporary (EX_TEMPFAIL).
 _HELD = 75
-# The part of the timeout that a command has to end in when its lock was lost.
+# The share of the timeout in which a command must end when its lock was lost.
 _GRACE = 0.05
 
 
@@ -59,9 +59,9 @@ class Release(RaxsrCommand):
     """
     Release a lock.
 
-    With --token, a lock of your own is free at once. With --force, another's lock is ended: its holder's heartbeats are
-    refused, and the lock is free when the holder's timeout has passed. With --force --now it is free at once. Use that
-    only if the holder does not work with it any more.
+    With --token, your own lock is free at once. With --force, the registry refuses the heartbeats of another holder,
+    and the lock is free when that holder's timeout has passed. With --force --now it is free at once: use that only if
+    the holder no longer works with it.
     """
 
     example = "raxsr locks release /billing/scheduler --force"
@@ -71,7 +71,7 @@ class Release(RaxsrCommand):
     def addArguments(self, parser: Parser) -> None:
         how = parser.add_mutually_exclusive_group(required=True)
         how.add_argument("--token", metavar="TOKEN", help="a token of the lock")
-        how.add_argument("--force", action="store_true", help="end another's lock")
+        how.add_argument("--force", action="store_true", help="end a lock that another process holds")
         parser.add_argument("--now", action="store_true", help="with --force: do not wait for the holder's timeout")
 
     def complete(self) -> None:

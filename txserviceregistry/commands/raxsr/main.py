@@ -112,7 +112,7 @@ def _globalParser() -> GlobalParser:
     parser = GlobalParser(
         prog=NAME,
         usage="%(prog)s RESOURCE ACTION [OPTION]…",
-        description="Read and change what is in a service registry.",
+        description="Query and change a service registry.",
         add_help=False,
         allow_abbrev=False,
     )

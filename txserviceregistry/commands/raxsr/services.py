@@ -97,8 +97,8 @@ class Create(ShowCommand):
     """
     Register a service.
 
-    It expires after its heartbeat timeout, and after another one from each heartbeat. "raxsr services heartbeat" needs
-    the token that is shown.
+    It expires when its heartbeat timeout passes without a heartbeat. "raxsr services heartbeat" needs the token that is
+    shown.
     """
 
     example = "raxsr services create web1 --heartbeat-timeout 60 --tags www,api --metadata port=8000,host=10.0.0.1"
@@ -124,9 +124,9 @@ class Create(ShowCommand):
 
 class Heartbeat(ShowCommand):
     """
-    Send a heartbeat of a service, which keeps it for another heartbeat timeout.
+    Send a heartbeat for a service, which then expires a heartbeat timeout later.
 
-    The token that is shown is for the next heartbeat.
+    The next heartbeat needs the token that is shown.
     """
 
     example = "raxsr services heartbeat web1 --token 2d7ff6e8-c8e9-11f0-8de9-0242ac120002 -f value -c token"
@@ -212,7 +212,7 @@ class Remove(RaxsrCommand):
 
 class Drain(RaxsrCommand):
     """
-    Let a service have no new work; existing connections go on.
+    Drain a service: it gets no new work, and existing connections go on.
 
     The state belongs to the ID. It survives restarts of the service, and may be set before it is registered.
     """
@@ -223,9 +223,9 @@ class Drain(RaxsrCommand):
     done = "gets no new work"
 
     def addArguments(self, parser: Parser) -> None:
-        shown = "why, for other operators; up to 255 characters"
+        shown = "the reason, for other operators; up to 255 characters"
         parser.add_argument("--reason", default="", metavar="TEXT", help=shown)
-        shown = "up again after this time: 90s, 10m, 24h, up to 30d"
+        shown = "end the state after this time: 90s, 10m, 24h, up to 30d"
         parser.add_argument("--for", dest="duration", metavar="TIME", help=shown)
 
     def complete(self) -> None:
@@ -247,7 +247,7 @@ class Drain(RaxsrCommand):
 
 class Out(Drain):
     """
-    Let a service receive no traffic.
+    Take a service out of use: it receives no traffic.
 
     Clients send it nothing new, and Prometheus does not scrape it. The state belongs to the ID. It survives
     restarts of the service, and may be set before it is registered.
@@ -259,7 +259,7 @@ class Out(Drain):
 
 
 class Up(Drain):
-    """Let a service be used again. A reason stays with it."""
+    """Put a service back into use."""
 
     example = "raxsr services up web1"
     state = "up"

@@ -1,4 +1,4 @@
-"""``raxsr template``: files of other programs, made of templates and kept current."""
+"""``raxsr template``: keeps files of other programs up to date, rendered from templates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DEFAULT_WAIT = "1s:10s"
 
 class Template(RaxsrCommand):
     """
-    Keep files current that are made of templates, such as those of nginx or HAProxy.
+    Render templates to files, such as those of nginx or HAProxy, and keep them up to date.
 
     A template is a Jinja2 file. In it, services("www") are the services with a tag that can receive connections, and
     service("web1"), value("/production/color") and values("/production") one service, a value, and the values below a
@@ -36,7 +36,7 @@ class Template(RaxsrCommand):
             "templates",
             nargs="+",
             metavar="SOURCE:DESTINATION[:RELOAD COMMAND]",
-            help="the template, the file that is made of it, and a shell command to run when that has changed",
+            help="the template, the file to render it to, and a shell command to run when the file has changed",
         )
         parser.add_argument(
             "--check",
@@ -59,12 +59,12 @@ class Template(RaxsrCommand):
             type=typeOf(partial(boundedNumber, least=0.0, most=1.0)),
             default=0.5,
             metavar="PART",
-            help="when a larger part of a tag's services than this, 0 to 1, expires at once, they stay in use "
+            help="if more than this share of a tag's services, 0 to 1, expires at once, they stay in use "
             "(default: 0.5; 0: never)",
         )
-        parser.add_argument("--once", action="store_true", help="make each file once, and end")
+        parser.add_argument("--once", action="store_true", help="render each template once, and exit")
         parser.add_argument("--dry-run", action="store_true", help="show what would change, and change and run nothing")
-        shown = "render a template also if a tag in it has no service left"
+        shown = "render a template even if one of its tags has no service"
         parser.add_argument("--allow-empty", action="store_true", help=shown)
 
     def hasOutput(self) -> bool:
