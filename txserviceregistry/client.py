@@ -118,7 +118,7 @@ class Client:
             registrations are urgent: one is sent beside requests of other kinds, and up to six are sent beside requests
             that have had no response for 0.3 s.
         :param cache: keeps the last pages of ``services.list``; one of its own by default, ``None`` for no cache.
-        :param settings: what :func:`~txserviceregistry.settings.readSettings` found, instead of the arguments above.
+        :param settings: the result of :func:`~txserviceregistry.settings.readSettings`, instead of the arguments above.
         :param random: returns numbers from 0 to 1; selects the first of several URLs.
         :param suspended: returns the seconds for which this machine has been suspended in all. After a suspend,
             heartbeats are sent at once.

@@ -89,7 +89,7 @@ class ForeignResponse(MalformedResponse):
     :ivar status: the HTTP status code.
     :ivar method: the request's method.
     :ivar url: the requested URL.
-    :ivar doubt: what may be wrong with that URL; empty if the status does not suggest anything.
+    :ivar doubt: a possible mistake in that URL; empty if the status does not suggest one.
     """
 
     def __init__(self, status: int, *, method: str = "", url: str = "", doubt: str = "") -> None:
@@ -198,7 +198,7 @@ class APIError(ServiceRegistryError):
     :ivar txnId: the registry's id of the request, with which its operators find it in their logs.
     :ivar method: the request's method.
     :ivar url: the requested URL.
-    :ivar doubt: what may be wrong with that URL; empty if the response does not suggest anything.
+    :ivar doubt: a possible mistake in that URL; empty if the response does not suggest one.
     """
 
     advice = ""

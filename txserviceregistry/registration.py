@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["REGISTERED_AT", "RegisteredService"]
 
-#: What is logged when a service is registered for the first time after a start.
+#: The log line for the first registration after a start.
 REGISTERED_AT = "Service {serviceId} registered at {url}"
 
 # Seconds that leaving the registry may take: a process has five in all to end, and the listeners come after this.

@@ -71,7 +71,7 @@ class _Setting:
 @attrs.frozen
 class Settings:
     """
-    What a client needs for its first request.
+    The URLs, credentials and TLS files of a client.
 
     :ivar username: the user's name.
     :ivar apiKey: the user's key, a secret.
@@ -290,7 +290,7 @@ class _Lookup:
         return _Setting(value, f"the environment variable {variable}") if value else None
 
     def read(self) -> Settings:
-        """What :func:`readSettings` returns."""
+        """See :func:`readSettings`."""
         base, auth = self._urls()
         user, key = self.get("username"), self.get("apiKey")
         withheld = ""

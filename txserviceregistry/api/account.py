@@ -1,4 +1,4 @@
-"""``client.account``: what the account may do."""
+"""``client.account``: the limits of the account, and its web console."""
 
 from __future__ import annotations
 

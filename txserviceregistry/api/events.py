@@ -1,6 +1,6 @@
 """
-``client.events``: what has happened to the account's services and configuration values, page by page or as a stream
-(WHATWG HTML, "Server-sent events").
+``client.events``: the changes of the account's services and configuration values, page by page or as a stream (WHATWG
+HTML, "Server-sent events").
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class EventsClient(APIGroup):
 
 
 class StreamListener(Protocol):
-    """What happens on a stream."""
+    """Receives the events of a stream."""
 
     def received(self) -> None:
         """The connection is alive."""

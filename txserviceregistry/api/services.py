@@ -40,7 +40,7 @@ class ServicesAPI(APIGroup):
     """
     The services of the account, request by request.
 
-    :param cache: where the good pages of listings are kept; ``None`` for nowhere.
+    :param cache: keeps the last pages of listings; ``None`` for no cache.
     """
 
     def __init__(self, transport: Transport, clock: IReactorTime, cache: ListCache | None = None) -> None:

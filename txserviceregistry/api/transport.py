@@ -342,7 +342,7 @@ def _isFault(status: int, headers: Headers, value: object) -> bool:
 
 
 def _doubt(response: Response, path: str, type: str, message: str) -> str:
-    """What may be wrong with the URL of a response that is an error."""
+    """A possible mistake in the URL of a response that is an error."""
     if not type:
         return response.doubt
     base = response.url.removesuffix(path).rpartition("/")[0]

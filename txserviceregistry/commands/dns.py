@@ -36,7 +36,7 @@ _BYTES_IN_A_TURN = 16 * 1024
 
 @attrs.frozen
 class Listener:
-    """Where queries are received, over ``udp`` or ``tcp``."""
+    """An address on which queries are received, over ``udp`` or ``tcp``."""
 
     kind: str
     port: int

@@ -1,4 +1,4 @@
-"""What the twistd commands have in common: options, output, garbage collection, and the end of a failed start."""
+"""Helpers of the twistd commands: options, output, garbage collection, and the end of a failed start."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Options(TableOptions):
         Option("no-locks-for", None, "0s", "After a restore: no lock can be acquired for this duration.", _HOLD),
         Option("rate-limit", None, "500000/24h", "Maximum number of GETs of an account, N/PERIOD, or off.", parseRate),
         Option("token-lifetime", None, "24h", "How long an auth token is valid: a duration.", _TOKEN_LIFETIME),
-        Option("metrics", None, LOOPBACK, "Who may read /metrics: loopback, anywhere or off.", _AUDIENCE),
+        Option("metrics", None, LOOPBACK, "Clients that may read /metrics: loopback, anywhere or off.", _AUDIENCE),
         Option("log-format", None, TEXT, "Format of the operations log: text or json.", oneOf(TEXT, JSON)),
         Option("access-log", None, _NO_LOG, "File with a line for each request, - for stdout, or off.", _logTarget),
         Option("audit-log", None, _NO_LOG, "File with a line for each change, - for stdout, or off.", _logTarget),

@@ -42,7 +42,7 @@ class Election(Contender):
     process competes again only after it has ended. A stop ends ``lead`` too, then releases the leadership.
     """
 
-    impossible = "Election {name} is not possible (retrying): {reason}"
+    impossible = "Election {name} failed (retrying): {reason}"
     broken = "Election {name} ended"
 
     def __init__(

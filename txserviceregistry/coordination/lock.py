@@ -243,7 +243,7 @@ class Lock:
         :param client: sends the requests. Its registry needs the extension ``locks``.
         :param name: a configuration key: ``/billing/scheduler``.
         :param timeout: seconds, 3 to 120, after which others can acquire the lock when its holder was killed.
-        :param holder: who asks for it, for people; by default the host's name and the process id.
+        :param holder: the name of this process, for people; by default the host's name and the process id.
         :param metadata: up to 20 pairs, which the list of locks shows.
         :param random: returns numbers from 0 to 1.
         :raises ValueError: if *timeout* is not valid. The registry checks the rest.

@@ -1,5 +1,5 @@
 """
-Partitioner: a set of items, such as queues, that is shared by the living members of a group.
+Partitioner: a set of items, such as queues, that is shared by the members of a group.
 
 Each member has a lock of its own, by which the others know it, and a lock for each item that it owns. Which member an
 item belongs to follows from the members alone (rendezvous hashing); the locks see to it that no two members own it.
@@ -85,7 +85,7 @@ class Partitioner(Contender):
     and releases the items; its Deferred fires when that is done.
     """
 
-    impossible = "Partitioning of {name} is not possible (retrying): {reason}"
+    impossible = "Partitioning of {name} failed (retrying): {reason}"
     broken = "Partitioning of {name} failed unexpectedly"
 
     def __init__(
@@ -295,7 +295,7 @@ class Partitioner(Contender):
                 del self._owned[item]
 
     def _retryLater(self) -> None:
-        # What was begun before a stop may fail after it.
+        # Work that began before a stop may fail after it.
         if self._retryCall is None and self._task is not None and not self._task.isStopping:
             self._retryCall = self._client.clock.callLater(_RETRY, self._retry)
 

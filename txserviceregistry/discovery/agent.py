@@ -238,7 +238,7 @@ def _reasons(error: BaseException) -> list[BaseException]:
 
 
 def _tlsError(error: BaseException) -> BaseException | None:
-    """What went wrong with the handshake: no request is sent before that is done."""
+    """The failure of the handshake, if it failed: no request is sent before its end."""
     errors = (error, *_reasons(error))
     return next((one for one in errors if isinstance(one, (TLSError, VerificationError))), None)
 

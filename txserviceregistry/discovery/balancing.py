@@ -202,7 +202,7 @@ class Balancer:
 
 class TryNext(Exception):
     """
-    What an attempt of :func:`tryEach` raises when another instance may be tried. This one is ejected if it was not
+    Raised by an attempt of :func:`tryEach` when another instance may be tried. This one is ejected if it was not
     reached.
     """
 

@@ -16,7 +16,7 @@ from .mirror import Mirror
 if TYPE_CHECKING:
     from ..client import Client
 
-#: What can happen to a service.
+#: The changes of a service.
 Change = Literal["join", "update", "remove", "timeout"]
 
 #: Seconds after which all services are listed again, for safety.
@@ -144,7 +144,7 @@ class Directory(Mirror[Service]):
         return id, self._after(event, self._items.get(id))
 
     def _after(self, event: Event, service: Service | None) -> Service | None:
-        """What becomes of a service, or of none, by an event."""
+        """A service, or none, after an event."""
         payload = event["payload"]
         if event["type"] == "service.state":
             return None if service is None else _withState(service, payload["state"], payload["reason"])

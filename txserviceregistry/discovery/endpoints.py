@@ -235,7 +235,7 @@ class RegisteredEndpoint:
         """
         :param client: sends the requests, and the caller closes it; or a function that acquires a client for as long
             as this listens.
-        :param endpoint: where to listen.
+        :param endpoint: the endpoint to listen on.
         :param serviceId: see :class:`~txserviceregistry.RegisteredService`, here and below.
         :param heartbeatTimeout: seconds.
         :param tags: the service's tags.

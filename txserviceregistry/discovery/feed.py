@@ -54,7 +54,7 @@ class Progress:
     after the marker was refused    not seen, no marker    ``None``        :meth:`delivered`, :meth:`emptied`
     ==============================  =====================  ==============  ===========================================
 
-    :ivar cursor: where the next page begins.
+    :ivar cursor: the place at which the next page begins.
     :ivar includesMarker: whether the marker's own event is to be delivered too.
     :ivar quietAt: when the feed was last known to have nothing newer, in seconds since the epoch.
     :ivar repeatedTo: the id of the latest event that may have been delivered before; ``None`` if there is none.
@@ -118,7 +118,7 @@ class Progress:
         return abs(now - self.quietAt) <= SHOWN / 2 and now - self.cursor.time >= SHOWN
 
     def toJSON(self) -> dict[str, Any]:
-        """What a file keeps."""
+        """The content of the file."""
         return {
             "marker": self.cursor.marker,
             "begins": self.includesMarker,

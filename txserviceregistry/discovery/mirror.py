@@ -97,7 +97,7 @@ class Mirror(Subscriber, Generic[_T]):
         raise NotImplementedError
 
     def _valueOf(self, item: Any) -> _T:
-        """What is kept of an item that was listed."""
+        """The value to keep of an item that was listed."""
         raise NotImplementedError
 
     def _checked(self, key: str, value: Any) -> _T:
@@ -112,7 +112,7 @@ class Mirror(Subscriber, Generic[_T]):
         """
         The value of a key after a listing, and after what happened while the listing was made.
 
-        :param listed: what the listing has; it may be from before or after each of the events.
+        :param listed: the value in the listing; it may be from before or after each of the events.
         :param events: the events of this key, at least one, in order.
         """
         read = self._read(events[-1])
@@ -126,7 +126,7 @@ class Mirror(Subscriber, Generic[_T]):
         """
         Call the listeners: something has changed.
 
-        :param events: those that may have led to it, in order; none after a listing without events.
+        :param events: the possible causes, in order; none after a listing without events.
         """
         raise NotImplementedError
 
@@ -232,7 +232,7 @@ class Mirror(Subscriber, Generic[_T]):
         List everything, and make the copy equal to it.
 
         :param cursor: a place in the feed before the listing.
-        :param missed: what happened before that place, and was not applied.
+        :param missed: the events before that place that were not applied.
         """
         began = self._clock.seconds()
         self._resets = self._poller.resets

@@ -436,7 +436,7 @@ def pollerOf(client: Client, types: Collection[str] = WATCHED) -> EventPoller:
 
 
 def sharedBy(client: Client, key: object, make: Callable[[], _T]) -> _T:
-    """What the subscribers of a client share: made when it is first used, and garbage with the client."""
+    """An object that the subscribers of a client share: made at its first use, and garbage with the client."""
     if key not in client.shared:
         client.shared[key] = make()
     shared: _T = client.shared[key]

@@ -175,7 +175,7 @@ class Subscriber(Service):
             self._writeOutage.succeeded()
 
     def _readFile(self, parse: Callable[[Any], _T]) -> _T | None:
-        """What *parse* makes of the JSON in the file; ``None`` if there is no file, or *parse* raises an error."""
+        """The result of *parse* for the JSON in the file; ``None`` if there is no file, or *parse* raises an error."""
         if self._path is None:
             return None
         try:

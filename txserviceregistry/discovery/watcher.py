@@ -25,8 +25,8 @@ class ConfigurationChange:
     A value that has changed.
 
     :ivar key: its key, in full.
-    :ivar old: what it was; ``None`` if there was none.
-    :ivar new: what it is; ``None`` if it was removed.
+    :ivar old: the old value; ``None`` if there was none.
+    :ivar new: the new value; ``None`` if it was removed.
     """
 
     key: str

@@ -38,7 +38,7 @@ class Query:
     :ivar question: the question as it was sent; empty if it can't be read.
     :ivar name: the name in lower case, with its lengths.
     :ivar size: how many bytes the response may have over UDP.
-    :ivar opt: what ends the response: the record of EDNS if the query has one, or nothing.
+    :ivar opt: the end of the response: the record of EDNS if the query has one, or nothing.
     :ivar rcode: the reason why it can't be answered, or ``NOERROR``.
     """
 

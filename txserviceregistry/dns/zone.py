@@ -143,7 +143,7 @@ class Zone:
             yield named(tag, _TCP, srv if isOffered else _NOTHING, "_")
 
     def _addressAndSrv(self, metadata: Mapping[str, str]) -> tuple[Given, Given]:
-        """What a service gives to its own name, and to those of its tags."""
+        """The records of a service for its own name, and for those of its tags."""
         try:
             host, port = readAddress(metadata)
         except Unusable:

@@ -1,5 +1,5 @@
 """
-What to do when heartbeat batches fail: are they too large, are batches not accepted at all, or is there an outage?
+Reactions to failed heartbeat batches: they may be too large, not accepted at all, or there may be an outage.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class BatchSize:
 
 
 class Action(Enum):
-    """What is done with the services of a batch that has failed."""
+    """A reaction for the services of a batch that has failed."""
 
     #: Send smaller batches at once.
     SPLIT = "split"
@@ -104,7 +104,7 @@ class Action(Enum):
 
 class BatchProbe:
     """
-    Decides what is done about batches that fail.
+    Decides the reaction to batches that fail.
 
     While batches fail and nothing else is known, one service sends a single heartbeat. If it comes back, its heartbeat
     was accepted: then more services follow it, and batches become smaller. If it does not come back, it is an outage.
@@ -170,7 +170,7 @@ class BatchProbe:
         """
         A batch of *count* heartbeats failed.
 
-        :return: what to do, after how many seconds, and of how many services to send single heartbeats.
+        :return: the reaction, the seconds until it, and the number of services that send single heartbeats.
         """
         self._failedCount, self._failedFor = count, reason
         isRefused = isRefusal(error)

@@ -44,7 +44,7 @@ class DesiredStates:
     :ivar put: sends an update of a service: its id and the fields.
     :ivar turns: bounds the requests under way for them.
     :ivar pause: waits so many seconds, but no longer than the client is open.
-    :ivar byId: those that updates through the client change.
+    :ivar byId: the states that updates through the client change.
     """
 
     put: Callable[[str, Mapping[str, Any]], Deferred[Any]]
@@ -57,7 +57,7 @@ class DesiredStates:
 
 class _State(Enum):
     """
-    What is done about the fields in the registry.
+    The states of the fields in the registry.
 
     ==========  ===============================================  ==========
     State       Event                                            Next state

@@ -75,7 +75,7 @@ class HealthCheck:
         Call the check.
 
         :param timeout: seconds after which it is cancelled, and counts as failed.
-        :param suspended: what waits for it to pass, for the log: ``heartbeats`` or ``registration``.
+        :param suspended: the work that waits for it to pass, for the log: ``heartbeats`` or ``registration``.
         :param isStarting: whether it may still fail without a line in the log.
         :return: fires with whether it passes. Never fails, except by being cancelled.
         """

@@ -1,5 +1,5 @@
 """
-HeartBeater: keeps one registered service alive in the registry, from its start to its stop.
+HeartBeater: keeps one service registered, from its start to its stop.
 
 While heartbeats succeed, and the registry accepts batches, the client's
 :class:`~txserviceregistry.heartbeats.batching.HeartbeatBatcher` sends them.
@@ -30,7 +30,7 @@ from .stalls import StallWatch
 
 class _State(Enum):
     """
-    What a HeartBeater does. The values are those of :attr:`HeartBeater.state`.
+    The states of a HeartBeater. The values are those of :attr:`HeartBeater.state`.
 
     ===========  ==============================================  ===============================================
     State        Event                                           Next state
@@ -112,7 +112,7 @@ class HeartBeater(SingleHeartbeats):
             the service, and retried until it succeeds. Without it such a loss ends the HeartBeater.
         :param check: returns true, or a Deferred or coroutine of it, while the application is healthy. While it returns
             anything else, raises or takes too long, nothing is sent.
-        :param context: what it shares with the other HeartBeaters of a client, which have the same clock. A service
+        :param context: shared by the HeartBeaters of a client, which have the same clock. A service
             with a *check* is not batched.
         :param keep: called with each token that a heartbeat returns, before it is used, and with the token that this
             heartbeat has presented.
@@ -165,7 +165,7 @@ class HeartBeater(SingleHeartbeats):
 
     @property
     def state(self) -> str:
-        """``registering``, ``registered``, ``unreachable`` (its deadline passed without an answer) or ``stopped``."""
+        """``registering``, ``registered``, ``unreachable`` (its deadline passed without a response) or ``stopped``."""
         if self._state is _State.NEW:
             return REGISTERING if self.nextToken is None else REGISTERED
         value: str = self._state.value

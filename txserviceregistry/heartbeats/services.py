@@ -46,7 +46,7 @@ class ServicesClient(ServicesAPI):
 
     :param connections: how many requests to one server are under way at once.
     :param suspends: notices that the machine was suspended.
-    :ivar context: what all HeartBeaters of the client share.
+    :ivar context: shared by all HeartBeaters of the client.
     :ivar desired: the desired states of the services that the client registered.
     """
 

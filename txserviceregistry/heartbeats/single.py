@@ -50,7 +50,7 @@ _ID_TAKEN_DELAY = 2.0
 
 
 class Batcher(Protocol):
-    """What a HeartBeater needs of :class:`~txserviceregistry.heartbeats.batching.HeartbeatBatcher`."""
+    """The part of :class:`~txserviceregistry.heartbeats.batching.HeartbeatBatcher` that a HeartBeater uses."""
 
     @property
     def isOffered(self) -> bool: ...
@@ -63,7 +63,7 @@ class Batcher(Protocol):
 @attrs.frozen
 class HeartbeatContext:
     """
-    What the HeartBeaters of one client share, so that there can be thousands of them.
+    Shared by the HeartBeaters of one client, so that there can be thousands of them.
 
     :ivar stalls: the clock, which notices that the reactor stood still.
     :ivar suspends: notices that the machine was suspended.

@@ -52,7 +52,7 @@ class StallWatch:
         return self._clock.getDelayedCalls()
 
     def wasDue(self, moment: float) -> None:
-        """What happens now should have happened at this *moment* of the clock, or before."""
+        """The present call was due at this *moment* of the clock, or before."""
         now = self._clock.seconds()
         if now - moment <= self.LATE or moment <= self._loggedUntil:
             return

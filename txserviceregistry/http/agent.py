@@ -107,7 +107,7 @@ class _NamedHost:
 @implementer(IAgentEndpointFactory)
 @attrs.frozen
 class _Endpoints:
-    """What an Agent connects to for a URI."""
+    """The endpoints that an Agent connects to, by URI."""
 
     _reactor: Any
     _policy: IPolicyForHTTPS

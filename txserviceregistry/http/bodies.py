@@ -85,7 +85,7 @@ class Collector:
 
     @property
     def body(self) -> bytes:
-        """What was written so far."""
+        """The bytes so far."""
         return b"".join(self._parts)
 
 

@@ -189,7 +189,7 @@ class Response:
 
     @property
     def doubt(self) -> str:
-        """What may be wrong with the URL, if there is no such page or it does not accept such a request."""
+        """A possible mistake in the URL, if there is no such page or it does not accept such a request."""
         return NO_REGISTRY if self.status in _NO_SUCH_PAGE else ""
 
     def redirection(self, setting: str) -> str | None:

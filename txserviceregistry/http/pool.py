@@ -1,4 +1,4 @@
-"""The connections of one client: a pool, what is wrong with them, and requests over them."""
+"""The connections of one client: a pool, their errors, and requests over them."""
 
 from __future__ import annotations
 

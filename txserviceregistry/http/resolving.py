@@ -131,7 +131,7 @@ class HostNames:
         """
         Find the addresses of a host.
 
-        :param reactor: whose resolver is used, if the application has installed one.
+        :param reactor: its resolver is used if the application has installed one.
         :return: fires with the addresses; with none if there are none. May be cancelled.
         """
         key = host, port

@@ -37,7 +37,7 @@ from .certificates import namesOf, ownerOf, whyNotNow
 
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 
-# Where pyOpenSSL looks for the system's CA certificates, beside what OpenSSL itself was built with.
+# The places where pyOpenSSL looks for the system's CA certificates, beside those that OpenSSL was built with.
 _SYSTEM_BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",

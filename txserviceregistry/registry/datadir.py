@@ -63,7 +63,7 @@ class DataDirectory:
         self._restoredPath = self.path / "registry.restored"
 
     def make(self) -> None:
-        """Make the directory if it is not there, for its owner only, and :meth:`checkOwners`."""
+        """Create the directory if it does not exist, for its owner only, and :meth:`checkOwners`."""
         self.checkOwners()
         with self._writing():
             try:

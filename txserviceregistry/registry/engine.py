@@ -1,5 +1,5 @@
 """
-What services and locks have in common: registrations that live as long as their heartbeats come.
+The common part of services and locks: registrations that last while their heartbeats arrive.
 
 A registration belongs to a scope (:mod:`~txserviceregistry.registry.scopes`) and has an id there. What it is about is
 known to :mod:`~txserviceregistry.registry.core` and :mod:`~txserviceregistry.registry.locks`.

@@ -21,9 +21,9 @@ from .tasks import TaskOwner, Turns, available, owned
 
 _HOUR = 3600.0
 
-#: How long events are kept unless told otherwise, in seconds.
+#: The default of how long events are kept, in seconds.
 EVENT_RETENTION = 30 * 24 * _HOUR
-#: What is said to a request for which there is no place.
+#: The refusal of a request for which there is no place.
 TOO_MANY_WAIT = "Too many requests are waiting; retry later, or without wait"
 
 
@@ -204,7 +204,7 @@ class EventFeed:
 
 
 def timeIsOver(failure: object, seconds: float) -> bool:
-    """What a Deferred fires with that has waited too long: that there is nothing new."""
+    """The result of a Deferred that has waited too long: there is nothing new."""
     return False
 
 

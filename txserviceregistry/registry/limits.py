@@ -29,7 +29,7 @@ class ResourceLimits:
     """
     How many objects of each kind an account may have. The original registry allowed 200 services and 1,000 values.
 
-    :ivar service: living services.
+    :ivar service: registered services.
     :ivar configurationValue: configuration values.
     :ivar lock: locks that are held.
     """

@@ -1,5 +1,5 @@
 """
-The rules of locks: who holds one, who waits for it, and when it is free again.
+The rules of locks: their holders, the requests that wait for them, and when they are free again.
 
 To the engine a lock is a registration in the scope of its tenant's locks, which lasts as long as it is held.
 """
@@ -29,7 +29,7 @@ from .tasks import TaskOwner, available, owned, serialized
 @attrs.frozen
 class LockOptions:
     """
-    What an operator says after the restore of a backup.
+    An operator's options for locks after the restore of a backup.
 
     :ivar fenceFrom: the least fence of a lock that is acquired.
     :ivar heldBack: seconds after the start in which no lock can be acquired.
@@ -61,7 +61,7 @@ class _Waiter:
 @attrs.define(eq=False)
 class _Queue:
     """
-    Those who wait for one lock: the first one comes next.
+    The requests that wait for one lock: the first one comes next.
 
     :ivar isDue: whether the lock may be free, as far as is known.
     """

@@ -1,5 +1,5 @@
 """
-What :mod:`~txserviceregistry.registry.core` takes and returns: requests after they were checked, and their results.
+The arguments and results of :mod:`~txserviceregistry.registry.core`: checked requests, and their results.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class NewService:
 
 @attrs.frozen
 class ServiceChanges:
-    """What is to change of a service; what is ``None`` stays."""
+    """Changes of a service; a field that is ``None`` stays."""
 
     heartbeatTimeout: int | None = None
     tags: tuple[str, ...] | None = attrs.field(default=None, converter=attrs.converters.optional(tuple))
@@ -41,7 +41,7 @@ class NewLock:
     A lock to be acquired.
 
     :ivar timeout: the heartbeat timeout, in seconds.
-    :ivar holder: who acquires it, for people.
+    :ivar holder: a name of the holder, for people.
     :ivar nonce: names this acquisition; ``None`` if it has no name.
     """
 
@@ -55,7 +55,7 @@ class NewLock:
 @attrs.frozen
 class Precondition:
     """
-    What must be true of a configuration value before a write. Its *position* is that of its last change in the feed.
+    The condition of a write of a configuration value. Its *position* is that of its last change in the feed.
 
     :ivar exists: whether the value must be there; ``None`` where that does not matter.
     :ivar positions: the positions of which it must have one, in decimal; ``None`` for any.
@@ -96,7 +96,7 @@ class Page:
 @attrs.frozen
 class Figures:
     """
-    What a registry has done since it started, and what it has now.
+    Counts of a registry since its start, and at present.
 
     :ivar services: how many are registered, by tenant.
     :ivar subscribers: how many requests wait for events or locks.

@@ -42,7 +42,7 @@ def _texts(values: Iterable[str]) -> tuple[str, ...]:
 @attrs.frozen(slots=True)
 class Role:
     """
-    What a user may change.
+    The permissions of a user.
 
     :param name: one of :data:`NAMES`; only ``write`` can have prefixes.
     :ivar services: beginnings of service ids.

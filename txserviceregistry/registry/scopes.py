@@ -21,10 +21,10 @@ def isLockScope(scope: str) -> bool:
 
 
 def tenantOf(scope: str) -> str:
-    """Whose scope it is."""
+    """The tenant of a scope."""
     return scope.removesuffix(_LOCKS)
 
 
 def kindOf(scope: str) -> str:
-    """What is in a scope, as faults call it."""
+    """The kind of the objects in a scope, as faults call it."""
     return "Lock" if isLockScope(scope) else "Service"

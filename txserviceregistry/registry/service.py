@@ -49,7 +49,7 @@ from .stores.memory import MemoryStore
 from .stores.shared import ISharedStore
 from .stores.sqlite.store import SqliteStore
 
-#: Where a registry listens unless told otherwise: on this machine only.
+#: The default listener of a registry: on this machine only.
 DEFAULT_LISTEN = "tcp:8880:interface=127.0.0.1"
 
 #: The name of the user of a new registry.
@@ -72,22 +72,22 @@ class RegistryService(Service):
     A registry: data directory, store, identity, rules and listeners. They start in this order and end in the opposite
     one. Nothing is opened, and no thread is there, before it starts.
 
-    The first start over a new store makes a user and writes the user's credentials to ``raxrc`` in the data
-    directory; if there are credentials in that file already, these are the user's. A store whose users were all removed
-    gets none.
+    The first start with a new store creates a user and writes the credentials to ``raxrc`` in the data directory. If
+    the file has credentials already, the user gets these. A store whose users were all removed gets none.
 
     :param reactor: the reactor.
-    :param dataDir: the data directory; it is made if it is not there.
-    :param store: ``"sqlite"``, ``"memory"``, or what makes another store.
-    :param endpoints: where to listen; strings are those of :func:`~twisted.internet.endpoints.serverFromString`.
+    :param dataDir: the data directory; it is created if it does not exist.
+    :param store: ``"sqlite"``, ``"memory"``, or a function that makes another store.
+    :param endpoints: listened on; strings are those of :func:`~twisted.internet.endpoints.serverFromString`.
     :param limits: how many objects an account may have.
-    :param locks: what is to be done about locks after the restore of a backup.
+    :param locks: the options for locks after the restore of a backup.
     :param rateLimit: how many GETs an account may make in the *rateWindow*; ``None`` for no limit.
     :param rateWindow: in seconds.
     :param connectionLimits: how many may connect and wait, and for how long.
     :param tokenLifetime: how long an auth token counts, in seconds.
     :param eventRetention: how long events are kept, in seconds.
-    :param metrics: who may have ``/metrics``: ``"loopback"`` (clients on this machine), ``"anywhere"`` or ``"off"``.
+    :param metrics: the clients that may read ``/metrics``: ``"loopback"`` (clients on this machine), ``"anywhere"`` or
+        ``"off"``.
     :param accessLog: the file that the access log is added to, ``"-"`` for the standard output; none if ``None``.
     :param auditLog: the file that the audit log is added to, as with *accessLog*.
     :param consoleNames: the host names under which the console is served, beside those of the loopback and the
@@ -95,7 +95,7 @@ class RegistryService(Service):
     :param wallClock: seconds since the epoch.
     :param keyCost: scrypt's *n* for API keys that are hashed from now on: a power of two, for tests ``2``.
     :ivar urls: the base URLs of the API, one for each listener with an address, once it listens.
-    :ivar hasCredentials: whether those in the ``raxrc`` are there, once it listens.
+    :ivar hasCredentials: whether the ``raxrc`` has credentials, once it listens.
     """
 
     name = "registry"
@@ -335,7 +335,7 @@ class RegistryService(Service):
     def _logStart(self, store: IStore, registry: Registry) -> None:
         services = registry.figures().services
         self._log.info(
-            "The registry (txserviceregistry {version}) starts over its {store} store{where}: "
+            "The registry (txserviceregistry {version}) starts with its {store} store{where}: "
             "{services} services of {tenants} tenants",
             version=__version__,
             store=store.name,

@@ -14,7 +14,7 @@ class ServiceLog:
     Logs one kind of event, in one line a second at most: ``Services registered: 123456/web1, 123456/web2 and 7 more``.
 
     :param clock: the reactor.
-    :param what: what happened to what, such as ``Services registered``.
+    :param what: the beginning of the line, such as ``Services registered``.
     """
 
     #: How many services are named in a line.

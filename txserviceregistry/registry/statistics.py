@@ -1,5 +1,5 @@
 """
-What a registry counts while it works: plain numbers, because counting comes with every heartbeat.
+The counts of a registry: plain numbers, because each heartbeat is counted.
 
 :mod:`txserviceregistry.registry.http.metrics` makes metrics of them when it is asked.
 """
@@ -102,14 +102,14 @@ class IdentityStatistics:
 @attrs.frozen
 class Sources:
     """
-    Where the metrics come from; functions are called each time.
+    The sources of the metrics; functions are called each time.
 
     :ivar store: the store's name.
     :ivar connections: how many are open; *evictions*: how many were closed to make room.
     :ivar waited: how often work for unauthenticated clients had to wait, by kind: ``request``, ``handshake``,
         ``login``.
     :ivar accessLogLost: how many lines were lost.
-    :ivar certificates: those that the listeners show, by their files.
+    :ivar certificates: the certificates of the listeners, by their files.
     """
 
     store: str

@@ -1,8 +1,7 @@
 """
 Coroutines that run to their end even if their callers stop waiting for them.
 
-What has been handed to a store may be persisted whether or not the client that asked for it is still connected; so
-every change must be seen through.
+A store may persist a change even if the client that requested it has disconnected. So every change runs to its end.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ _STALE_RETRY = 0.5
 
 
 class Destination(Protocol):
-    """What takes the text; see :class:`~txserviceregistry.templates.target.Target`."""
+    """Takes the text; see :class:`~txserviceregistry.templates.target.Target`."""
 
     def put(self, text: str) -> Awaitable[bool]:
         """Take a text; whether it is another one than before."""
@@ -34,7 +34,7 @@ class Destination(Protocol):
 
 @attrs.frozen
 class Job:
-    """A template, and what is made of it. *name* is for the log."""
+    """A template and its destination. *name* is for the log."""
 
     name: str
     renderer: Renderer

@@ -37,7 +37,7 @@ class NotCurrent(Exception):
 
 
 def _forTemplates(service: Service) -> dict[str, Any]:
-    """What templates see of a service. Host, port and address are undefined if its metadata have no valid ones."""
+    """A service for templates. Host, port and address are undefined if its metadata have no valid ones."""
     metadata, instance = service["metadata"], instanceOf(service)
     found = {
         "id": service["id"],
@@ -55,7 +55,7 @@ def _forTemplates(service: Service) -> dict[str, Any]:
 
 class Views:
     """
-    What templates see of a registry.
+    The content of a registry for templates.
 
     :param client: makes the requests.
     :param panicThreshold: see :class:`~txserviceregistry.discovery.suspects.Suspects`.

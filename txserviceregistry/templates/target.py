@@ -89,7 +89,7 @@ class Target:
 
     def content(self) -> str | None:
         """
-        What is in the file; ``None`` if there is none.
+        The content of the file; ``None`` if there is none.
 
         :raises TemplateFailed: if it can't be read.
         """

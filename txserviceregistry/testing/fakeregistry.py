@@ -37,7 +37,7 @@ _SCRYPT_COST = 2
 
 class FakeRegistry:
     """
-    A registry in memory, and the time that it and its clients live in.
+    A registry in memory, with a clock for it and its clients.
 
     :ivar clock: the time of the clients. Move it with :meth:`advance`, which moves the registry's time too.
     :ivar requests: the requests of the clients so far, oldest first.

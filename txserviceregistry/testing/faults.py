@@ -1,4 +1,4 @@
-"""Faults: what can happen to a request on its way to a registry and back."""
+"""Faults of requests on their way to a registry and back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..util.faults import FAULT_TYPES
 
 #: Sends a request to the registry; fires with its response.
 Send = Callable[[], Deferred[IResponse]]
-#: What happens to a request: is called with what sends it, and returns what the client gets.
+#: A fault of a request: called with a function that sends it; returns the response for the client.
 Fault = Callable[[Send], Deferred[IResponse]]
 
 
@@ -90,7 +90,7 @@ def lose(send: Send) -> Deferred[IResponse]:
 
 
 def hang(send: Send) -> Deferred[IResponse]:
-    """Nothing ever comes."""
+    """No response comes."""
     return never()
 
 

@@ -1,4 +1,4 @@
-"""Network: what is between the clients of a fake registry and the registry."""
+"""Network: the connection between the clients of a fake registry and the registry."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-What is in a service's metadata for load balancers: its address, and whether and how much it is used.
+The metadata of a service for load balancers: its address, its weight, and whether it is enabled.
 
 The protocol does not define any of it. The metadata keys are those that its clients have always used.
 """

@@ -15,7 +15,7 @@ from typing import Any
 SERVICE_ID = re.compile(r"[A-Za-z0-9_.\-]{3,65}", re.ASCII)
 #: A configuration key of 3 to 500 characters: the protocol's own pattern.
 KEY = re.compile(r"(?!.*/$)(?=.{3,500}$)(/[A-Za-z0-9_\-]{3,50}/?){0,10}([A-Za-z0-9_\-.]{3,170})?", re.ASCII)
-#: What ``If-Match`` may say: ``*``, or a list of tags. It means the same to Python and to ECMAScript.
+#: The values of ``If-Match``: ``*``, or a list of tags. It means the same to Python and to ECMAScript.
 ETAGS = re.compile('[*]|[ \t,]*(W/)?"[!#-~]*"[ \t]*(,[ \t]*((W/)?"[!#-~]*"[ \t]*)?)*', re.ASCII)
 #: The heartbeat timeouts, in seconds.
 HEARTBEAT_TIMEOUTS = range(3, 121)

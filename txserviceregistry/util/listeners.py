@@ -14,7 +14,7 @@ class Listeners(Generic[_P]):
     """
     Functions to call in the order in which they were added. Each may add and end others.
 
-    :param what: what they listen to, for the log: "changes of the directory".
+    :param what: the subject, for the log: "changes of the directory".
     """
 
     __slots__ = ("_entries", "_log", "_what")
@@ -39,7 +39,7 @@ class Listeners(Generic[_P]):
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Callable[_P, object]]:
-        """Those that are here now, without those that have ended when it is their turn."""
+        """The present listeners, except those that end before their turn."""
         for key in tuple(self._entries):
             listener = self._entries.get(key)
             if listener is not None:

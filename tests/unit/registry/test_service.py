@@ -378,7 +378,7 @@ class RegistryServiceTests(TestCase):
         (url,) = service.urls
         await service.stopService()
         store = self.dataDir / "registry.sqlite"
-        start = f"The registry (txserviceregistry {__version__}) starts over its sqlite store {store}: "
+        start = f"The registry (txserviceregistry {__version__}) starts with its sqlite store {store}: "
         self.assertEqual(
             lines,
             [

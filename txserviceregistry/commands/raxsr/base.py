@@ -35,10 +35,10 @@ _Page = Callable[[str | None, int | None], Awaitable[Any]]
 
 class Program:
     """
-    What all commands have in common.
+    The process of ``raxsr``: the options of every command, and messages on stderr.
 
     :ivar parser: the parser of the options of every command.
-    :ivar options: those that are given.
+    :ivar options: the options on the command line.
     :ivar log: takes lines for ``--log-file``, if it is given.
     """
 
@@ -68,7 +68,7 @@ class RaxsrCommand:
 
     :ivar example: a command line, for the help.
     :ivar idOf: the meaning of its ID, for the help; empty if it has none.
-    :ivar kind: what the ID names, for the error when the registry does not have it.
+    :ivar kind: the kind of object that the ID names, for the error when it does not exist.
     :ivar paged: the name of the objects in its result, if that has pages: for ``--limit``, ``--all`` and ``--marker``.
     :ivar parsed: its arguments.
     :ivar client: a client, while :meth:`perform` runs.
@@ -95,13 +95,13 @@ class RaxsrCommand:
         """
         Send the command's requests.
 
-        :return: what :meth:`run` shows: here, the line that confirms what was done.
+        :return: the result to show: here, the line that confirms the change.
         """
         raise NotImplementedError
 
     @classmethod
     def description(cls) -> str:
-        """What the command does, the first line in short."""
+        """The help: the first line is a summary."""
         return cleandoc(cls.__doc__ or "")
 
     def parser(self, name: str) -> Parser:

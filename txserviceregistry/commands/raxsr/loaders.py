@@ -8,7 +8,7 @@ are not among them.
 
 from __future__ import annotations
 
-#: What the names of such variables begin with.
+#: The beginnings of the names of such variables.
 PREFIXES = (
     # The system's loaders: Linux and BSD, macOS, IRIX and Tru64, AIX.
     *("LD_", "DYLD_", "_RLD", "LDR_"),
@@ -23,7 +23,7 @@ PREFIXES = (
     "RAXSR_",
 )
 
-#: The names of others.
+#: The other names.
 NAMES = frozenset(
     [
         # Where programs, and their configuration, are found.

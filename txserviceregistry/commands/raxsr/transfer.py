@@ -20,7 +20,7 @@ from .valuefile import FORMATS, STANDARD, formatOf, formatValues, parseValues, r
 
 
 class _Transfer(RaxsrCommand):
-    """What the two directions have in common."""
+    """The base of import and export."""
 
     def addArguments(self, parser: Parser) -> None:
         parser.add_argument("file", metavar="FILE", help="a file of YAML or JSON; - for stdin or stdout")

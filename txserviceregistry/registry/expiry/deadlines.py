@@ -121,7 +121,7 @@ class ServiceState:
     :ivar timeout: in seconds.
     :ivar deadline: in seconds of the :class:`StallTolerantClock`.
     :ivar lastSeen: when its last heartbeat came, in milliseconds since the epoch; ``None`` before the first.
-    :ivar proof: what its tokens have in common; empty before its first heartbeat here.
+    :ivar proof: the common part of its tokens; empty before its first heartbeat here.
     :ivar asked: when others were last asked whether they have received a heartbeat.
     :ivar aliveUntil: its deadline at another registry, as far as that has told.
     """

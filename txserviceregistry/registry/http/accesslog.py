@@ -122,7 +122,7 @@ class LogFile:
     Writes a log.
 
     :param target: the path of a file, which is added to; or ``-`` for the standard output.
-    :param thread: where it is written; it ends with the log.
+    :param thread: writes the lines; it ends with the log.
     :ivar lost: how many lines could not be written.
     """
 

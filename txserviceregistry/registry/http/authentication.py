@@ -1,5 +1,5 @@
 """
-Who sends a request: the token or the credentials that it shows, and the credentials that a token is issued for.
+Authentication of requests by a token or credentials, and tokens for credentials.
 
 A request shows a token in ``X-Auth-Token`` or as ``Authorization: Bearer``, or a user's name and API key as
 ``Authorization: Basic``. Browsers remember Basic credentials for a host and send them for pages on all of its ports, so

@@ -24,7 +24,7 @@ from . import validation
 from .messages import Response, closeAfterwards, header, write
 from .operations import Call
 
-#: What is kept for a client that reads too slowly, in bytes, beside what the kernel has. Then it is disconnected.
+#: Bytes that are kept for a client that reads too slowly, beside those in the kernel. With more it is disconnected.
 BUFFER = 256 * 1024
 #: Milliseconds after which a connection counts as lost whose peer does not acknowledge what was sent.
 _UNACKNOWLEDGED = 45_000

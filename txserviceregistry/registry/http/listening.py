@@ -1,5 +1,5 @@
 """
-Where a registry listens: endpoint strings, and the certificate files of those with TLS.
+The listeners of a registry: endpoint strings, and the certificate files of those with TLS.
 
 Twisted's own parser of ``ssl:`` strings repeats the errors of OpenSSL, and serves only the first certificate of a file.
 Browsers may know the missing ones, programs don't.

@@ -18,7 +18,7 @@ from twisted.web.http import NO_CONTENT, RESPONSES, datetimeToString
 from ..faults import Fault, Headers, invalidBody, unsupportedContentType
 from .connections import ipOf
 
-#: Where the API and the Auth API are.
+#: The paths of the API and the Auth API.
 API = "/v1.0"
 AUTH = "/v2.0"
 #: The extensions of the API that this registry has.

@@ -19,7 +19,7 @@ from .routes import ROUTES, TOKENS
 from .rules import Schema, schemaOf
 from .validation import LIMIT
 
-#: Where it is served.
+#: The path of the document.
 PATH = "/openapi.json"
 
 # The faults that every operation can have, and those that every request can. A path can name what does not exist, if

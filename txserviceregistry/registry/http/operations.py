@@ -1,5 +1,5 @@
 """
-What an operation of the API is: one method of one path below ``/v1.0/{tenant}``; and a call of one. The operations
+An operation of the API: one method of one path below ``/v1.0/{tenant}``; and a call of one. The operations
 themselves are in :mod:`~txserviceregistry.registry.http.handlers`.
 """
 
@@ -27,8 +27,8 @@ class Call:
     """
     A request that has passed authentication, routing and the checks of its query.
 
-    :ivar user: who sends it.
-    :ivar tenant: whose objects it is about.
+    :ivar user: the user that sends it.
+    :ivar tenant: the owner of the objects that it is about.
     :ivar argument: the id, key or namespace in its path, not checked so far; empty if it has none.
     :ivar query: the values of the operation's parameters, by name.
     :ivar authenticate: checks the token of the request once more; raises a fault if it has ended.
@@ -110,8 +110,8 @@ class Operation:
     One method of one path. Routing, the checks of queries and bodies, and ``/openapi.json`` come from these records.
 
     :ivar path: below the tenant, with at most one placeholder.
-    :ivar summary: what it does.
-    :ivar success: what the response to a request that succeeds means.
+    :ivar summary: its purpose.
+    :ivar success: the meaning of the response to a request that succeeds.
     :ivar code: its status.
     :ivar schema: the name of its body's schema (:mod:`~txserviceregistry.registry.http.components`); ``None`` if it has
         no body.

@@ -2,7 +2,7 @@
 The requests that are answered: each is counted, and added to the access log and, if it changes something, to the audit
 log. A line never has a token or a value, and of the URL only the path, because a query may contain anything.
 
-What is refused before it is a whole request (a body that is too large, invalid HTTP) is counted too.
+Requests that are refused before they are complete (a body that is too large, invalid HTTP) are counted too.
 """
 
 from __future__ import annotations

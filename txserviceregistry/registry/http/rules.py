@@ -250,7 +250,7 @@ class Parameter:
     """
     A parameter of a path or a query, or a header.
 
-    :ivar summary: what it means, for the description of the API.
+    :ivar summary: its meaning, for the description of the API.
     :ivar default: the value of an absent parameter.
     :ivar refusal: makes the fault for a value that breaks the rule, from the value and the reason.
     :ivar ignoresEmpty: whether an empty value counts as absent.

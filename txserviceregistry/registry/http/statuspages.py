@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: By path, the handlers of pages.
 Pages: TypeAlias = Mapping[str, Callable[[Request], Awaitable[Response]]]
 
-#: Who may read the metrics: every client, clients on this machine, none.
+#: The clients that may read the metrics: all, those on this machine, none.
 ANYWHERE = "anywhere"
 LOOPBACK = "loopback"
 OFF = "off"

@@ -261,9 +261,9 @@ class KeyChecks:
         """
         Whether a key is right. If it is wrong, the result is delayed, longer with each wrong key for the name.
 
-        :param username: whose key it is said to be; any text.
+        :param username: the claimed owner of the key; any text.
         :param keyHash: the hash of the user's key; ``None`` if there is no such user, whose keys are all wrong.
-        :param origin: where the key comes from.
+        :param origin: the origin of the request.
         :raises Overloaded: if too many keys wait to be checked already.
         """
         digest = self._digest(username, apiKey)

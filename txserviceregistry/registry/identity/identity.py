@@ -38,7 +38,7 @@ _T = TypeVar("_T")
 _YOUNG = 0.9
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,63}")
-#: What the whole number of a tenant matches.
+#: The pattern of a tenant's number.
 TENANT = "[1-9][0-9]{0,9}"
 _LARGEST_TENANT = 2**31 - 1
 
@@ -86,7 +86,7 @@ def checkUser(name: str, tenant: str | None) -> None:
 
 
 async def _found(result: Awaitable[_T]) -> _T | None:
-    """What the store has; ``None`` if it has none."""
+    """The result of the store; ``None`` if it has none."""
     try:
         return await result
     except NoSuchObject:
@@ -199,7 +199,7 @@ class Identity:
         """
         The user with these credentials. It takes a while when they are wrong, and longer with each time.
 
-        :param origin: where the request comes from; keys are checked in an order that is fair to all.
+        :param origin: the origin of the request; keys are checked in an order that is fair to all.
         :raises InvalidCredentials: if there is no such user or the key is wrong.
         :raises Overloaded: if too many keys wait to be checked already.
         :raises StoreUnavailable: if the store is unavailable.

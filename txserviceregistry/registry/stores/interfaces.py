@@ -57,8 +57,8 @@ class StoreUnavailable(StoreError):
 
 class StoreRefused(StoreError):
     """
-    What is there can't be used: it is not a store, it is damaged, or it is one of a newer release. It has been left as
-    it was. The text is one line that names it and says what is wrong.
+    The data can't be used: it is not a store, it is damaged, or it belongs to a newer release. It was not changed. The
+    text is one line that names the data and the problem.
     """
 
 
@@ -92,14 +92,14 @@ class ServiceRecord:
         return attrs.evolve(self, **given)
 
     def summary(self, tenant: str) -> ServiceSummary:
-        """What the registry keeps in memory of the service, which is *tenant*'s."""
+        """The part of this service of *tenant* that the registry keeps in memory."""
         return ServiceSummary(tenant, self.id, self.incarnation, self.heartbeatTimeout, self.lastSeen)
 
 
 @attrs.frozen(slots=True)
 class ServiceSummary:
     """
-    What the registry keeps in memory of each service and each lock: enough to set deadlines and check tokens.
+    The part of a service or a lock that the registry keeps in memory, to set deadlines and check tokens.
 
     :ivar tenant: of a lock, the scope of the tenant's locks (:mod:`~txserviceregistry.registry.scopes`).
     :ivar isForced: whether its heartbeats are refused.
@@ -198,7 +198,7 @@ class LockRecord(NewLock):
         return cls(**given, incarnation=incarnation, fence=fence, acquired=acquired)
 
     def summary(self, tenant: str) -> ServiceSummary:
-        """What the registry keeps in memory of the lock, which is *tenant*'s."""
+        """The part of this lock of *tenant* that the registry keeps in memory."""
         return ServiceSummary(lockScope(tenant), self.name, self.incarnation, self.timeout, None, self.isForced)
 
     def shown(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class StateRecord:
         return self.state == UP and not self.reason
 
     def at(self, now: int) -> StateRecord:
-        """What readers see of it at a moment, in milliseconds since the epoch."""
+        """The record for readers at a moment, in milliseconds since the epoch."""
         return self if self.ends is None or self.ends > now else StateRecord(self.id)
 
     def toJSON(self) -> dict[str, Any]:

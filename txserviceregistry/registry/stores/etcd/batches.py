@@ -36,7 +36,7 @@ GROUP = 40
 LARGEST = 1_000_000
 #: Bytes of the events that share a key, unless a single one is larger: so a page of keys stays small.
 SHARED = 16_000
-#: Seconds that a change waits and is tried while other nodes are always quicker.
+#: Seconds that a change waits and is retried while other nodes change the same tenant.
 PATIENCE = 8.0
 #: For how many seconds, and how many groups of this process without one of its own, a process that has made changes of
 #: a tenant is expected to make more.
@@ -44,7 +44,7 @@ ACTIVE = 1.0
 MISSED = 2
 #: Seconds of a turn at most.
 TURN = 0.05
-_LATE = "etcd: other nodes are always quicker, or more is asked of it than it can do"
+_LATE = "etcd is overloaded, or other nodes change the same tenant all the time"
 
 
 @attrs.define
@@ -143,7 +143,7 @@ class Transaction:
         """
         Let *act* make its changes: all of them or, if it fails or they are too large with the others, none.
 
-        :return: what it returned or raised; :class:`Postponed` for what is too large.
+        :return: its result or its exception; :class:`Postponed` if the changes are too large.
         """
         before = attrs.evolve(self.clock), self._changes.copy(), self._guards.copy(), self._events.copy(), self._size
         try:
@@ -317,7 +317,8 @@ class Batches:
             self._next(tenant, waiting)
         else:
             del self._waiting[tenant]
-        # What follows a change is done while etcd works on the next group, whose request leaves with the next turn.
+        # The consequences of a change are handled while etcd works on the next group, whose request leaves in the next
+        # turn.
         for _ in range(2):
             await deferLater(self._clock, 0)
         for step, outcome in done:
@@ -374,7 +375,7 @@ class Batches:
                 return outcomes
             if isAssumed and clockKey in found and found[clockKey].modified != revision:
                 self.clockChanged(tenant, found[clockKey])
-                # What has come meanwhile goes along with the next attempt.
+                # Changes that have come meanwhile join the next attempt.
                 return [Postponed(clockKey)] * len(steps)
             if isAssumed:
                 # One of the objects exists.

@@ -61,10 +61,10 @@ class Urgency(Enum):
 
     #: Heartbeats, on which registrations depend; and what a node reads before it notices them again.
     vital = 0
-    #: What others wait for; of this there is not much at once.
+    #: Requests that others wait for; there are few at a time.
     pressing = 1
     ordinary = 2
-    #: What need not be done at all.
+    #: Requests that may be left undone.
     idle = 3
 
 
@@ -88,7 +88,7 @@ class EtcdError(StoreUnavailable):
 
 
 class TooLarge(StoreUnavailable):
-    """What was read has more bytes than a response may have."""
+    """The result of a read has more bytes than a response may have."""
 
 
 @attrs.frozen
@@ -112,7 +112,7 @@ class Revision(Enum):
 @attrs.frozen
 class Txn:
     """
-    What a transaction did: whether its conditions held, etcd's revision then, and what was read by each operation.
+    The outcome of a transaction: whether its conditions held, etcd's revision then, and the result of each read.
     """
 
     succeeded: bool
@@ -391,7 +391,7 @@ class Etcd:
         patience: float = PATIENCE,
         urgency: Urgency = Urgency.ordinary,
     ) -> Any:
-        """What *read* makes of the answer. It may raise what reading unexpected JSON raises."""
+        """The result of *read* for the response. It may raise the errors of reading unexpected JSON."""
         end = self._clock.seconds() + patience
         while True:
             self._gate()
@@ -418,7 +418,7 @@ class Etcd:
         try:
             await turn
         except TimeoutError:
-            raise StoreUnavailable("etcd: more is asked of it than it can do") from None
+            raise StoreUnavailable("etcd is overloaded: requests waited too long") from None
         try:
             self._gate()
             return await self._askOnce(path, body, read)
@@ -466,11 +466,11 @@ class Etcd:
             body = {"name": user.name, "password": password}
             response = await self._transport.request("POST", "/v3/auth/authenticate", body=body, repeatable=True)
             if response.status >= 500:
-                raise EtcdError(_UNAVAILABLE, f"it can't authenticate anybody now ({response.status})")
+                raise EtcdError(_UNAVAILABLE, f"it can't authenticate users now ({response.status})")
             if response.status == 200:
                 user.token = response.read(_readToken)
                 return
-        raise StoreUnavailable(f"etcd refuses its user {user.name!r}: check the name and the password")
+        raise StoreUnavailable(f"etcd refuses the user {user.name!r}: check the user name and the password")
 
 
 def _readTxn(answer: Any) -> Txn:

@@ -1,5 +1,5 @@
 """
-What a node reads and writes in etcd for its membership, and the watch by which it sees the changes of others.
+A node's membership in etcd: its key, and the watch that shows the changes of other nodes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class NodeKeys(Part):
     See the module. Its *etcd* may be asked while others are refused.
 
     :param agent: sends the request of a watch, to one of the *urls* of etcd's members after the other.
-    :ivar node: whose keys these are. It, *secret*, the registry's, and *listener*, which is notified of changes, are
+    :ivar node: the owner of the keys. It, *secret*, the registry's, and *listener*, which is notified of changes, are
         set before the first use.
     """
 
@@ -139,7 +139,7 @@ class NodeKeys(Part):
             for kind in ("services/", "seen/", "locks/", "seen-locks/", "nodes/")
         ]
         if number != self._loads:
-            raise StoreUnavailable("everything is being read for a later membership")
+            raise StoreUnavailable("the node has joined again since")
         # A node's key goes with its lease; copies of keys have none.
         nodes = [each for each in nodes if each.lease]
         self._batches.forget()

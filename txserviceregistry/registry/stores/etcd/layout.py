@@ -1,5 +1,5 @@
 """
-The version of what is in etcd, and its conversion from an earlier one.
+The version of the data in etcd, and its conversion from an earlier version.
 
 Version 1 kept services alive by leases. A node of that version cannot share etcd with nodes of this one: the conversion
 waits until it is gone, and an old node that starts afterwards refuses to work.
@@ -33,7 +33,7 @@ _GROUP = 100
 
 async def openLayout(etcd: Etcd, clock: IReactorTime, prefix: str) -> Mapping[str, Any]:
     """
-    Make sure that what is in etcd has this version; returns the registry's secret and the tail of its event ids. Fails
+    Make sure that the data in etcd has this version; returns the registry's secret and the tail of its event ids. Fails
     with :class:`StoreRefused` if it has an unknown version, or nodes of version 1 are running.
     """
     key = f"{prefix}meta"
@@ -44,7 +44,7 @@ async def openLayout(etcd: Etcd, clock: IReactorTime, prefix: str) -> Mapping[st
     if meta.get("v") == 1 or meta.get("converting"):
         await _convert(etcd, clock, prefix, found, meta)
     elif meta.get("v") != VERSION:
-        raise StoreRefused(f"what is in etcd below {prefix} was written by another release (version {meta.get('v')})")
+        raise StoreRefused(f"the data in etcd below {prefix} was written by another release (version {meta.get('v')})")
     return meta
 
 
@@ -54,7 +54,7 @@ async def _convert(etcd: Etcd, clock: IReactorTime, prefix: str, found: KeyValue
     taken = await etcd.txn([unchanged(lock, 0)], [put(lock, b"1", lease)])
     if not taken.succeeded:
         await etcd.revoke(lease)
-        raise StoreUnavailable("another node is converting what is in etcd")
+        raise StoreUnavailable("another node is converting the data in etcd")
     try:
         meta = {**meta, "v": VERSION}
         if "converting" not in meta:
@@ -68,7 +68,7 @@ async def _convert(etcd: Etcd, clock: IReactorTime, prefix: str, found: KeyValue
             for each in group:
                 await etcd.txn([unchanged(each.key, each.modified)], [put(each.key, each.value)])
         await etcd.txn((), [put(found.key, jsonBytes({name: meta[name] for name in ("v", "secret", "tail")}))])
-        _log.info("Converted what is in etcd below {prefix} to version {version}", prefix=prefix, version=VERSION)
+        _log.info("Data in etcd below {prefix} converted to version {version}", prefix=prefix, version=VERSION)
     finally:
         await etcd.revoke(lease)
 
@@ -84,9 +84,9 @@ async def _takeOver(etcd: Etcd, clock: IReactorTime, prefix: str, found: KeyValu
             return
         running = len(done.found[0])
         if not running:
-            raise StoreUnavailable("etcd: another node has converted what is in it")
+            raise StoreUnavailable("another node has converted the data in etcd")
         if clock.seconds() > end:
             raise StoreRefused(
-                f"{running} node(s) of an earlier release use what is in etcd below {prefix}: stop them first"
+                f"{running} node(s) of an earlier release use the data in etcd below {prefix}: stop them first"
             )
         await deferLater(clock, _PAUSE)

@@ -55,8 +55,8 @@ class Joined:
 @attrs.frozen
 class Evidence:
     """
-    What a node noted of a registration when it opened a vote: the revisions of its last touch and of the last join of a
-    node, and when the deadline passed, in milliseconds since the epoch.
+    A node's notes about a registration from the opening of a vote: the revisions of its last touch and of the last join
+    of a node, and when the deadline passed, in milliseconds since the epoch.
     """
 
     seen: int
@@ -65,7 +65,7 @@ class Evidence:
 
 
 class INodeKeys(Interface):
-    """What a node does in etcd. Every Deferred may fail with :class:`StoreUnavailable`: the outcome is unknown then."""
+    """A node's work in etcd. Every Deferred may fail with :class:`StoreUnavailable`: the outcome is unknown then."""
 
     def join(name: str, seconds: int, status: Status) -> Deferred[Joined]:
         """Write the node's key with a lease of its own, and ``joins``, in one transaction."""
@@ -157,7 +157,7 @@ class Node:
         Join the cluster, and stay a member: after each loss the node joins again under a new name. Fires when it has
         joined for the first time and has read everything; fails with `CancelledError` if it is stopped before that.
 
-        :param registrations: what it knows of services.
+        :param registrations: the known services and locks.
         """
         self._registrations = registrations
         self._joined = joined = Deferred[None]()

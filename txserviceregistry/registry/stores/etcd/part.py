@@ -1,4 +1,4 @@
-"""What the parts of the store share: where they keep their keys, and the tenants' event ids."""
+"""The base of the parts of the store: the prefix of their keys, and the tenants' event ids."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ NEVER = b"0000000000000"
 @attrs.define(eq=False)
 class Known:
     """
-    What is known of a registration without reading it.
+    A registration as it is known without reading it.
 
     :ivar created: the revision that created its record.
     :ivar modified: the revision that what its record says is known from.

@@ -1,7 +1,7 @@
 """
 The store that keeps everything in a cluster of etcd, for any number of registries at once.
 
-What the keys below the prefix are:
+The keys below the prefix:
 
 ==============================  =======================================================================================
 ``meta``                        the registry's secret, and the tail of its event ids
@@ -76,7 +76,7 @@ class EtcdStore:
     See the module.
 
     :param urls: of etcd's members, without a path.
-    :param prefix: what all keys begin with, a slash at its end.
+    :param prefix: the beginning of all keys, with a slash at its end.
     :param credentials: name and password of a user of etcd's, or the file that has the password; ``None`` where it asks
         for none.
     :param policy: whom to trust behind an ``https`` URL, and who to be there; the platform decides if not given.

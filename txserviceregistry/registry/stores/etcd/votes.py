@@ -34,7 +34,7 @@ _NONE: Mapping[str, set[VoteId]] = {}
 @attrs.frozen
 class Status:
     """
-    What a node publishes.
+    The published part of a node's state.
 
     :ivar serial: grows with each status of a node.
     :ivar votes: the node's open votes by number, each with its registrations in a fixed order.

@@ -51,7 +51,7 @@ _LAST_FENCE = "SELECT coalesce(max(last_fence), 0) FROM tenants"
 
 @attrs.frozen
 class Contents:
-    """What is in a store."""
+    """The content of a store, in numbers."""
 
     #: How many objects there are, by their names in the singular.
     counts: tuple[tuple[str, int], ...]
@@ -110,8 +110,8 @@ def _count(connection: sqlite3.Connection, rows: str) -> int:
 
 def comparedTo(older: str, path: str) -> list[tuple[str, int]]:
     """
-    What a store has that an older one has not: how many of each, by their names in the singular. Both must have the
-    newest schema.
+    The objects that a store has and an older one has not: how many of each, by their names in the singular. Both must
+    have the newest schema.
     """
     with opened(path) as connection:
         connection.execute("ATTACH ? AS other", (uri(older, IMMUTABLE),))

@@ -1,6 +1,6 @@
 """
-What is watched of a SQLite file that is open: that its name leads to it and its content is that of the store, and a
-registry's claim, by which no other registry uses it under whatever name.
+Checks of an open SQLite file: that its name leads to it and its content is that of the store; and a registry's
+claim, by which no other registry uses it under whatever name.
 
 A lock file in the data directory does not know of symbolic and hard links to the file, and a name with the same device
 and inode says nothing about what is in the file.

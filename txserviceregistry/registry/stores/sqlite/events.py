@@ -1,4 +1,4 @@
-"""What the operations of a store do to the table of events."""
+"""The operations of a store on the table of events."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ from ..interfaces import StoreRefused
 #: ``txSR``: what sets our files apart from other programs' databases (bytes 68 to 71 of the file).
 APPLICATION_ID = 0x74785352
 
-#: What makes each version of the schema out of the one before; ``PRAGMA user_version`` says how many have been done.
+#: The statements that make each version of the schema from the one before. ``PRAGMA user_version`` is the number of the
+#: present version.
 MIGRATIONS: Sequence[Sequence[str]] = (
     # Version 1. In this order the tables of a large file are checked.
     (
@@ -267,7 +268,7 @@ def _migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]
 
 
 def _addConstants(connection: sqlite3.Connection) -> None:
-    """What each store has of its own."""
+    """Add the random constants of a store."""
     statement = "INSERT OR IGNORE INTO meta (name, value) VALUES (?, ?)"
     connection.executemany(statement, [(name, make()) for name, make in _CONSTANTS.items()])
 

@@ -1,4 +1,4 @@
-"""What the operations of a store do to the tables of services."""
+"""The operations of a store on the tables of services."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operations of a store do to the table of the states of services."""
+"""The operations of a store on the table of the states of services."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class SqliteStore(TableStore):
     are one. Other processes may read and write the file at the same time. Nothing is opened before :meth:`open`.
 
     :param path: the file; :meth:`open` makes it, readable by its owner only, if it is not there.
-    :param reactor: where the Deferreds fire.
+    :param reactor: the Deferreds fire in its thread.
     :param wallClock: seconds since 1970; called in a thread.
     :param guard: is called several times a second while there are writes, in a thread; when it raises an exception,
         nothing is written until it no longer does.

@@ -25,7 +25,7 @@ Together: TypeAlias = Callable[[Tables, Sequence[_C]], Sequence[_T | StoreError]
 
 
 def alone(together: Together[_C, _T], change: _C) -> Callable[[Tables], _T]:
-    """What makes one *change* without others of its kind."""
+    """An operation that makes one *change* without others of its kind."""
 
     def make(tables: Tables) -> _T:
         (outcome,) = together(tables, [change])

@@ -47,7 +47,7 @@ class Job:
     :ivar isBackground: whether it may wait for others: only one of such jobs goes into a group.
     :ivar isProbe: whether it only finds out how the store is.
     :ivar together: does the same for many at once, each described by its *change*; ``None`` if nothing does.
-    :ivar result: what became of it: an exception if it failed.
+    :ivar result: its result: an exception if it failed.
     """
 
     function: Callable[[Tables], Any]
@@ -74,12 +74,12 @@ class Worker(ABC):
     left behind of a full disk, or a file system that was read-only for a while.
 
     :param connect: opens the file; called in the thread, at the start and after errors.
-    :param statistics: where the work is counted.
+    :param statistics: counts the work.
     :param waits: the part of them for how long jobs take.
     """
 
     _log = Logger()
-    #: What the thread does with the store, for the log.
+    #: The work of the thread, for the log.
     _verb: str
     #: How many jobs are done together at the most.
     _jobsPerGroup: int

@@ -1,4 +1,4 @@
-"""What the operations of a store do to the tables of accounts, users and auth tokens."""
+"""The operations of a store on the tables of accounts, users and auth tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operations of a store do to the table of configuration values."""
+"""The operations of a store on the table of configuration values."""
 
 from __future__ import annotations
 

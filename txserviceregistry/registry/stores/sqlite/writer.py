@@ -45,7 +45,7 @@ class Writer(Worker):
     The thread that writes: the only one in this process.
 
     :param reader: the thread that reads the same file.
-    :param files: what *connect* opens; used in the thread.
+    :param files: the files that *connect* opens; used in the thread.
     :ivar logSeen: is called with the bytes of the write-ahead log, several times a second while there are writes.
     """
 
