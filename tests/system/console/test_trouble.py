@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from tests.system.browser import Watched
-from tests.system.console.test_page import FAILED, Api, ConsoleTestCase, logIn
+from tests.system.console.test_page import FAILED, Api, ConsoleTestCase, logIn, row
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Route
+    from playwright.sync_api import Browser, Page, Route
 
 # Makes a page hidden, or to be seen again: under Playwright every tab is to be seen.
 _HIDE = """(isHidden) => {
@@ -170,5 +172,172 @@ class OthersTests(ConsoleTestCase):
                 page.click(f"text={action}")
                 page.wait_for_selector(".toast.error:text-is('The registry does not answer')")
                 page.evaluate("document.querySelector('.toast').remove()")
+
+        await self.browse(walk)
+
+    async def test_lockWithAnotherHolder(self) -> None:
+        """A lock that has another holder by the time that its release is confirmed is kept."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            name = "/production/job"
+            api.ask("POST", "/locks", {"name": name, "timeout": 120})
+            page = self.opened(browser.new_context(), api, f"locks/{name}").page
+            page.click("text=Force release…")
+            page.check("#now")
+            api.ask("POST", "/locks/release", {"name": name, "force": True, "now": True})
+            api.ask("POST", "/locks", {"name": name, "timeout": 120, "holder": "another"})
+            page.click("dialog [type=submit]")
+            page.wait_for_selector(".toast.error:has-text('another holder')")
+            self.assertEqual([lock["holder"] for lock in api.ask("GET", "/locks")["values"]], ["another"])
+
+        await self.browse(walk)
+
+
+class StreamTests(ConsoleTestCase):
+    """Whether what is shown is current."""
+
+    async def test_manyEvents(self) -> None:
+        """The page is current before it has the last hour's events, of which there may be very many."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            watched = Watched(browser.new_context())
+            page = watched.page
+            held: list[Route] = []
+            page.route("**/console/api/events?**", lambda route: held.append(route))
+            api.register("web1")
+            page.goto(f"{api.root}/")
+            logIn(page, api.user, api.key)
+            page.wait_for_selector(".live:text-is('Live')")
+            row(page, "web1").click()
+            page.wait_for_selector(".detail p:text-is('Loading')")
+            api.register("web2")
+            row(page, "web2").wait_for()
+            held[0].continue_()
+            page.wait_for_selector(".short-events:has-text('registered')")
+            page.evaluate("location.hash = '#/events'")
+            for id in ("web1", "web2"):
+                page.wait_for_selector(f".cell.object bdi:text-is('{id}')")
+            self.assertEqual(page.locator(".rows .row").count(), 2)
+            self.assertEqual(watched.complaints, [])
+
+        await self.browse(walk)
+
+    async def test_streamEndsMeanwhile(self) -> None:
+        """A list that arrives after the stream has ended is not called current."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            page = self.scripted(browser, api, ["event: ping\n\n"])
+            page.wait_for_selector(".live.stale")
+            self.held.pop().continue_()
+            page.wait_for_selector("text=No services yet")
+            self.assertEqual(page.locator(".live.stale").count(), 1)
+
+        await self.browse(walk)
+
+    async def test_reset(self) -> None:
+        """After events have been missed the page is not current until it has listed all, and applies no older event."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            service = {"id": "old", "heartbeat_timeout": 120, "tags": [], "metadata": {}}
+            event = {"id": "1", "type": "service.join", "timestamp": 1, "payload": service}
+            join = f"event: service.join\nid: 1\ndata: {json.dumps(event)}\n\n"
+            page = self.scripted(browser, api, [f"event: ping\n\n{join}", "event: reset\ndata: {}\n\n"])
+            page.wait_for_function("() => window.streams === 2")
+            first, second = self.held
+            api.register("new")
+            second.continue_()
+            row(page, "new").wait_for()
+            self.assertEqual(row(page, "old").count(), 0)
+            first.abort()
+
+        await self.browse(walk)
+
+    async def test_silentNetwork(self) -> None:
+        """A request to which no response comes is given up, and the page goes on when others are answered."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            context = browser.new_context()
+            context.add_init_script(
+                "const given = AbortSignal.timeout; AbortSignal.timeout = (time) => given.call(AbortSignal, time / 60)"
+            )
+            page = Watched(context).page
+            page.goto(f"{api.root}/")
+            held: list[Route] = []
+            page.route("**/console/api/services?**", lambda route: held.append(route), times=1)
+            logIn(page, api.user, api.key)
+            page.wait_for_selector(".live.stale")
+            page.wait_for_selector(".live:text-is('Live')")
+            held[0].abort()
+
+        await self.browse(walk)
+
+    def scripted(self, browser: Browser, api: Api, streams: list[str]) -> Page:
+        """A page whose event streams are these and then none, and whose lists of services wait in ``held``."""
+        self.held: list[Route] = []
+        page = Watched(browser.new_context()).page
+
+        def stream(route: Route) -> None:
+            if streams:
+                route.fulfill(content_type="text/event-stream", body=streams.pop(0))
+            else:
+                page.evaluate("window.streams = 2")
+                route.abort()
+
+        page.route("**/console/api/services?**", lambda route: self.held.append(route))
+        page.route("**/console/api/events/stream**", stream)
+        page.goto(f"{api.root}/")
+        logIn(page, api.user, api.key)
+        return page
+
+
+class WindowTests(ConsoleTestCase):
+    """Windows and texts of all kinds."""
+
+    async def test_highWindow(self) -> None:
+        """Every row of a very high window has the age of its last heartbeat."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            for number in range(70):
+                token = api.register(f"web{number:02}")
+                api.ask("POST", f"/services/web{number:02}/heartbeat", {"token": token})
+            context = browser.new_context(viewport={"width": 1400, "height": 2800})
+            page = self.opened(context, api).page
+            for id in ("web00", "web69"):
+                row(page, id).locator(".age .text:not(:has-text('none'))").wait_for()
+
+        await self.browse(walk)
+
+    async def test_lowWindow(self) -> None:
+        """At a zoom of 400 % nothing is cut off: the whole form to log in, and rows of the list, can be scrolled to."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            for number in range(10):
+                api.register(f"web{number}")
+            page = browser.new_context(viewport={"width": 320, "height": 256}).new_page()
+            page.goto(f"{api.root}/")
+            page.wait_for_selector("#user")
+            page.mouse.move(160, 200)
+            page.mouse.wheel(0, -5000)
+            page.wait_for_function("() => document.querySelector('main h1').getBoundingClientRect().top >= 0")
+            logIn(page, api.user, api.key)
+            row(page, "web0").wait_for()
+            self.assertGreaterEqual(page.evaluate("document.querySelector('.scroller').clientHeight"), 88)
+            self.assertLessEqual(page.evaluate("document.documentElement.scrollWidth"), 320)
+
+        await self.browse(walk)
+
+    async def test_invisibleCharacters(self) -> None:
+        """Every control or format character is shown as an escape."""
+        wanted = [
+            character
+            for character in map(chr, range(0x110000))
+            if unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp")
+        ]
+
+        def walk(browser: Browser, api: Api) -> None:
+            page = browser.new_context().new_page()
+            page.goto(f"{api.root}/console/")
+            shown = page.evaluate("(texts) => import('/console/dom.js').then((dom) => texts.map(dom.visible))", wanted)
+            self.assertEqual(shown, [f"\\u{{{ord(character):x}}}" for character in wanted])
 
         await self.browse(walk)

@@ -3,6 +3,7 @@
 const BASE = "/console/api";
 const SECRET = "registry-console-secret";
 const SILENCE = 35_000;
+const TIMEOUT = 60_000;
 
 /** A response other than a success, or none at all (status 0). */
 export class ApiError extends Error {
@@ -48,7 +49,7 @@ async function send(method, path, { body, ...options } = {}) {
   let response;
   try {
     response = await fetch(BASE + path, {
-      method, headers: given, signal: options.signal, cache: "no-store", credentials: "same-origin",
+      method, headers: given, signal: options.signal ?? AbortSignal.timeout(TIMEOUT), cache: "no-store", credentials: "same-origin",
       body: body === undefined ? undefined : JSON.stringify(body),
     });
   } catch (error) {
@@ -61,16 +62,21 @@ async function send(method, path, { body, ...options } = {}) {
   throw new ApiError(response.status, fault);
 }
 
+/** The answer's JSON; what ends before that, or is not from the registry, is no answer. */
+function read(response) {
+  return response.json().catch(() => { throw new ApiError(0); });
+}
+
 /** Send a request; the answer's JSON, or null. */
 export async function request(method, path, options) {
   const response = await send(method, path, options);
-  return response.status === 204 ? null : response.json();
+  return response.status === 204 ? null : read(response);
 }
 
 /** GET with the answer's headers. */
 export async function getWithHeaders(path) {
   const response = await send("GET", path);
-  return { body: await response.json(), headers: response.headers };
+  return { body: await read(response), headers: response.headers };
 }
 
 /** All values of a collection, page by page. */

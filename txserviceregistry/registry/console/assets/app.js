@@ -83,7 +83,7 @@ function showLive() {
   const live = document.getElementById("live");
   if (!model) return;
   const { staleSince, isLoaded, problem } = model;
-  const text = staleSince !== null ? `Not current for ${duration(Math.round((Date.now() - staleSince) / 1000))}`
+  const text = staleSince !== null ? `Not current for ${duration(Math.round((performance.now() - staleSince) / 1000))}`
     : isLoaded ? "Live" : "Loading";
   const kind = staleSince !== null ? "live stale" : isLoaded ? "live" : "live loading";
   if (live.textContent !== text) live.textContent = text;

@@ -62,7 +62,7 @@ export function eventsView(place, model, { url, go }) {
     for (const segment of kinds.children) segment.setAttribute("aria-pressed", segment.dataset.kind === kind);
     if (search.value !== q) search.value = q;
     table.show(shown);
-    tableOr(list, table, shown.length, () => (model.isLoaded
+    tableOr(list, table, shown.length, () => (model.hasEvents
       ? empty(q || kind ? "No event matches" : "No events in the last hour",
         h("p", {}, "Registrations, expirations and changes of the configuration appear here as they happen."))
       : h("p.loading", {}, "Loading")));
@@ -71,13 +71,13 @@ export function eventsView(place, model, { url, go }) {
   function showDetail() {
     detail.hidden = !open;
     place.classList.toggle("has-detail", Boolean(open));
-    if (!open || detail.dataset.id === `${open} ${model.isLoaded}`) return;
-    detail.dataset.id = `${open} ${model.isLoaded}`;
+    if (!open || detail.dataset.id === `${open} ${model.hasEvents}`) return;
+    detail.dataset.id = `${open} ${model.hasEvents}`;
     const event = model.events.find((each) => each.id === open);
     const head = h("header", {}, h("h2", {}, event ? event.type : "Event"),
       button("×", () => go(url("events", "", parameters)), { class: "quiet close", "aria-label": "Close" }));
     if (!event) {
-      fill(detail, head, h("p.muted", {}, model.isLoaded ? "This event is older than an hour." : "Loading"));
+      fill(detail, head, h("p.muted", {}, model.hasEvents ? "This event is older than an hour." : "Loading"));
       return;
     }
     const { kind, id } = objectOf(event);

@@ -93,6 +93,8 @@ function forceRelease(lock) {
     const now = h("input", { type: "checkbox", id: "now" });
     return formOf(async () => {
       close();
+      const [held] = (await request("GET", `/locks?name=${encodeURIComponent(lock.name)}`)).values;
+      if (held?.fence !== lock.fence) throw new Error("Nothing is released: the lock has been released, or has another holder meanwhile");
       await request("POST", "/locks/release", { body: { name: lock.name, force: true, ...(now.checked ? { now: true } : {}) } });
       toast(now.checked ? `${lock.name} is free` : `${lock.name} will be free within ${lock.timeout} s`);
     },

@@ -9,6 +9,8 @@ import { serverNow, setServerTime } from "./time.js";
 const INTERVAL = 250;
 const HOUR = 3_600_000;
 const KEPT_EVENTS = 5000;
+// So many services' last heartbeats may be asked for in a request.
+const MOST_SEEN = 60;
 
 export class Model {
   constructor(session) {
@@ -21,7 +23,9 @@ export class Model {
     this.events = [];
     this.extensions = new Set(session.extensions);
     this.isLoaded = false;
+    this.hasEvents = false;
     this._isCurrent = false;
+    this._isStreaming = false;
     this.staleSince = null;
     this.problem = "";
     this._waiting = [];
@@ -30,7 +34,8 @@ export class Model {
     this._timer = null;
     this._flushed = 0;
     this._ids = new Set();
-    this._loading = null;
+    this._loads = 0;
+    this._isLoading = false;
     this._ended = new AbortController();
   }
 
@@ -65,13 +70,19 @@ export class Model {
     this._listeners.clear();
   }
 
-  _live(isLive, problem) {
-    if (isLive) {
-      if (!this._isCurrent && !this._loading) this._load();
-      if (this._isCurrent) this.staleSince = null;
-    } else {
-      this.staleSince ??= Date.now();
+  _live(isStreaming, problem) {
+    this._isStreaming = isStreaming;
+    if (isStreaming) {
+      this.refreshTimes([]).catch(() => null);
+      if (!this._isCurrent && !this._isLoading) this._load();
     }
+    this._judge(problem);
+  }
+
+  /** Whether what is shown is current, or since when it is not; a *problem* is the reason. */
+  _judge(problem) {
+    if (this._isStreaming && this._isCurrent) this.staleSince = null;
+    else if (problem || this.isLoaded) this.staleSince ??= performance.now();
     this.problem = problem;
     this._mark("live");
   }
@@ -80,6 +91,8 @@ export class Model {
     if (type === "ping") return;
     if (type === "reset") {
       this._isCurrent = false;
+      this._waiting = [];
+      this._judge("");
       this._load();
       return;
     }
@@ -89,44 +102,54 @@ export class Model {
 
   /** List everything; what the stream brings meanwhile is applied afterwards. */
   async _load() {
-    const loading = (this._loading = Symbol("loading"));
-    const isCurrent = () => this._loading === loading && !this._ended.signal.aborted;
+    const load = (this._loads += 1);
+    const isLatest = () => this._loads === load && !this._ended.signal.aborted;
+    this._isLoading = true;
     try {
-      const [services, states, values, locks, events] = await Promise.all([
-        this._list("/services"),
+      const [services, states, values, locks] = await Promise.all([
+        all("/services"),
         this.has("service-state") ? all("/states") : [],
         all(this.has("etag") ? "/configuration?etags=true" : "/configuration"),
         this.has("locks") ? all("/locks") : [],
-        all(this.has("event-types") ? "/events?types=all" : "/events"),
         this.refreshTimes([]),
       ]);
-      if (!isCurrent()) return;
+      if (!isLatest()) return;
       this.services = new Map(services.map((service) => [service.id, service]));
       this.states = new Map(states.map((state) => [state.id, state]));
       this.values = new Map(values.map((value) => [value.id, value]));
       this.locks = new Map(locks.map((lock) => [lock.name, lock]));
-      this.events = events.slice(-KEPT_EVENTS);
-      this._ids = new Set(this.events.map((event) => event.id));
+      this.events = [];
+      this._ids.clear();
       this.expired.clear();
-      for (const event of events) this._rememberExpiration(event);
+      this.hasEvents = false;
       this.isLoaded = this._isCurrent = true;
-      this.staleSince = null;
-      this._mark("services", "events", "values", "locks", "live");
-      this._loading = null;
+      this._isLoading = false;
+      this._judge("");
+      this._mark("services", "events", "values", "locks");
+      await this._loadEvents(isLatest);
     } catch (error) {
-      if (!isCurrent()) return;
-      this._loading = null;
-      this.problem = error.message;
-      this.staleSince ??= Date.now();
-      this._mark("live");
-      if (error.status !== 401) setTimeout(() => { if (!this._loading && !this._ended.signal.aborted) this._load(); }, 2000);
+      if (!isLatest()) return;
+      this._isLoading = this._isCurrent = false;
+      this._judge(error.message);
+      if (error.status !== 401) setTimeout(() => { if (isLatest()) this._load(); }, 2000);
     }
   }
 
-  async _list(path) {
-    const values = [];
-    for await (const page of pages(path)) values.push(...page);
-    return values;
+  /** List the events of the last hour. The rest is shown before, because there may be millions. */
+  async _loadEvents(isLatest) {
+    let listed = [];
+    for await (const page of pages(this.has("event-types") ? "/events?types=all" : "/events")) {
+      if (!isLatest()) return;
+      for (const event of page) this._rememberExpiration(event);
+      listed = [...listed, ...page].slice(-KEPT_EVENTS);
+    }
+    const ids = new Set(listed.map((event) => event.id));
+    const since = this.events.filter((event) => !ids.has(event.id));
+    for (const event of since) this._rememberExpiration(event);
+    this.events = [...listed, ...since].slice(-KEPT_EVENTS);
+    this._ids = new Set(this.events.map((event) => event.id));
+    this.hasEvents = true;
+    this._mark("services", "events");
   }
 
   _mark(...kinds) {
@@ -143,7 +166,7 @@ export class Model {
   _flush() {
     this._timer = null;
     this._flushed = performance.now();
-    if (!this._loading) {
+    if (!this._isLoading) {
       for (const event of this._waiting.splice(0)) this._apply(event);
     }
     const dirty = this._dirty;
@@ -209,12 +232,13 @@ export class Model {
 
   /** Ask when the last heartbeats of these services arrived, and what time it is. */
   async refreshTimes(ids) {
-    const answer = await request("POST", "/heartbeats-seen", { body: { ids } });
+    const answer = await request("POST", "/heartbeats-seen", { body: { ids: ids.slice(0, MOST_SEEN) } });
     setServerTime(answer.now);
     for (const [id, seen] of Object.entries(answer.seen)) {
       const service = this.services.get(id);
       if (service && seen !== null) service.last_seen = seen;
     }
+    if (ids.length > MOST_SEEN) await this.refreshTimes(ids.slice(MOST_SEEN));
   }
 }
 

@@ -18,7 +18,7 @@ export function showService(panel, model, id, row, { close, url }) {
   const state = model.stateOf(id);
   const events = model.events.filter((event) => (event.payload.id ?? event.payload.service?.id) === id).slice(-8).reverse();
   const mayWrite = model.has("service-state") && model.mayWrite("services", id);
-  const signature = JSON.stringify([id, row?.kind, row?.service, state, events[0]?.id, mayWrite, model.isLoaded],
+  const signature = JSON.stringify([id, row?.kind, row?.service, state, events[0]?.id, mayWrite, model.isLoaded, model.hasEvents],
     (key, value) => (key === "last_seen" ? undefined : value));
   if (panel.dataset.signature === signature) return;
   panel.dataset.signature = signature;
@@ -44,7 +44,7 @@ export function showService(panel, model, id, row, { close, url }) {
     h("h3", {}, "Events"), events.length
       ? h("ol.short-events", {}, events.map((event) => h("li", {},
         h("a", { href: url("events", event.id), title: exactly(event.timestamp) }, moment(event.timestamp)), " ", describe(event).short)))
-      : h("p.muted", {}, "None in the last hour."));
+      : h("p.muted", {}, model.hasEvents ? "None in the last hour." : "Loading"));
   if (age) showAge(age, service);
 }
 

@@ -40,6 +40,7 @@ export function servicesView(place, model, { url, go }) {
   let rows = new Map();
   let open = null;
   let ticks = 0;
+  let isAsking = false;
 
   const change = (changes) => go(url("services", "", { ...parameters, ...changes }), { replace: true });
   const tags = h("nav.tag-list", { "aria-label": "Tags" });
@@ -63,7 +64,7 @@ export function servicesView(place, model, { url, go }) {
   function makeRow(service, kind) {
     const before = rows.get(service.id);
     const state = model.stateOf(service.id);
-    if (before && before.service === service && before.record === state.state && before.kind === kind) return before;
+    if (before && before.service === service && before.record === state.state && before.reason === state.reason && before.kind === kind) return before;
     const { metadata } = service;
     return {
       id: service.id, kind, service, record: state.state, reason: state.reason,
@@ -161,8 +162,10 @@ export function servicesView(place, model, { url, go }) {
   async function askTimes() {
     const ids = new Set(table.visibleRows().filter((row) => !row.kind).map((row) => row.id));
     if (open && model.services.has(open)) ids.add(open);
-    if (!model.isLoaded || document.hidden || !ids.size) return;
-    await model.refreshTimes([...ids].slice(0, 200)).catch(() => null);
+    if (isAsking || !model.isLoaded || document.hidden || !ids.size) return;
+    isAsking = true;
+    await model.refreshTimes([...ids]).catch(() => null);
+    isAsking = false;
   }
 
   return {

@@ -1,15 +1,16 @@
 /** Times: the registry's clock as this page knows it, and how times are written. */
 
-let offset = 0;
+// Against the page's own clock: unlike the browser's, it can't be set.
+let offset = performance.timeOrigin;
 
 /** The registry has just said what time it is, in milliseconds since the epoch. */
 export function setServerTime(now) {
-  offset = now - Date.now();
+  offset = now - performance.now();
 }
 
 /** The registry's time, in milliseconds since the epoch. */
 export function serverNow() {
-  return Date.now() + offset;
+  return performance.now() + offset;
 }
 
 /** A duration in words of a table: "3.2 s", "4 min", "2 h". */
@@ -31,8 +32,8 @@ export function ago(moment) {
 /** A moment, with its day if that is not today. */
 export function moment(milliseconds) {
   const date = new Date(milliseconds);
-  const time = date.toLocaleTimeString([], { hour12: false });
-  return date.toDateString() === new Date().toDateString() ? time : `${date.toLocaleDateString()} ${time}`;
+  const time = date.toLocaleTimeString([], { hourCycle: "h23" });
+  return date.toDateString() === new Date(serverNow()).toDateString() ? time : `${date.toLocaleDateString()} ${time}`;
 }
 
 /** A moment, exactly. */
