@@ -232,11 +232,23 @@ class Reader(Worker):
     # Reads that wait for each other before they are answered: few, because a page takes a millisecond.
     _jobsPerGroup = 16
     _isKeeping = True
+    # How many jobs are under way.
+    _unsettled = 0
 
     def __init__(self, reactor: ThreadedReactor, connect: Callable[[], Tables], statistics: StoreStatistics) -> None:
         super().__init__(reactor, connect, statistics, statistics.reads)
 
+    def _take(self, job: Job) -> Deferred[Any]:
+        if not self.isRunning or self._unsettled:
+            self._unsettled += self.isRunning
+            return super()._take(job)
+        # A thread without work need not wait for the end of the turn.
+        self._unsettled = 1
+        self._jobs.put(job)
+        return job.deferred
+
     def _settle(self, jobs: Sequence[Job], cause: Exception | None) -> None:
+        self._unsettled -= len(jobs)
         self._statistics.isReadable = cause is None
         super()._settle(jobs, cause)
 
