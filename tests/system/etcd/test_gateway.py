@@ -86,7 +86,7 @@ class GatewayTests(EtcdCase):
         found, _ = await etcd.range("/", "0")
         self.assertEqual(len(found), 20)
         wrong = await self.refuses(StoreUnavailable, self.etcd(url, credentials=("root", "wrong-pass")).get("/1"))
-        self.assertIn("check the name and the password", wrong)
+        self.assertIn("check the user name and the password", wrong)
         self.assertNotIn("wrong-pass", wrong)
         await self.refuses(EtcdError, self.etcd(url).get("/1"))
         # A new password ends all tokens too.

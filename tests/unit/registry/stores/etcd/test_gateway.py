@@ -327,7 +327,7 @@ class UserTests(EtcdCase):
         for content in ("new", ""):
             path.write_text(content)
             said = await self.refuses(StoreUnavailable, etcd.txn((), ()))
-            self.assertIn("check the name and the password", said)
+            self.assertIn("check the user name and the password", said)
         self.assertEqual(tried, ["new", "new"])
         path.write_text("newer")
         await etcd.txn((), ())
