@@ -291,7 +291,7 @@ class StreamTests(ConsoleTestCase):
 
 
 class WindowTests(ConsoleTestCase):
-    """Windows and texts of all kinds."""
+    """Windows, clocks and texts of all kinds."""
 
     async def test_highWindow(self) -> None:
         """Every row of a very high window has the age of its last heartbeat."""
@@ -323,6 +323,24 @@ class WindowTests(ConsoleTestCase):
             row(page, "web0").wait_for()
             self.assertGreaterEqual(page.evaluate("document.querySelector('.scroller').clientHeight"), 88)
             self.assertLessEqual(page.evaluate("document.documentElement.scrollWidth"), 320)
+
+        await self.browse(walk)
+
+    async def test_clocks(self) -> None:
+        """Ages are those of the registry's clock, also when the browser's is set; midnight is 00 in every locale."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            api.ask("POST", "/locks", {"name": "/production/job", "timeout": 120})
+            for locale in ("en-US", "de-DE"):
+                context = browser.new_context(locale=locale, timezone_id="Asia/Tokyo")
+                page = self.opened(context, api, "locks").page
+                for shift in (7_200_000, -7_200_000):
+                    page.evaluate(f"Date.now = ((now) => () => now)(Date.now() + {shift})")
+                    page.locator(".rows .when").evaluate("(element) => { element.textContent = ''; }")
+                    page.wait_for_selector(".rows .when:text-matches('^(now|[0-9.]+ s ago)$')")
+                midnight = "new Date(2026, 10, 28, 0, 5).getTime()"
+                shown = page.evaluate(f"import('/console/time.js').then((time) => time.moment({midnight}))")
+                self.assertTrue(shown.endswith("00:05:00"), shown)
 
         await self.browse(walk)
 
