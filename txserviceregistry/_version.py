@@ -1,6 +1,6 @@
 """The version and the name of the distribution, in the one place that everything else takes them from."""
 
-__version__ = "1.0.0.dev0"
+__version__ = "1.0.0"
 
 #: What pip calls the package. ``txserviceregistry`` on PyPI is another one: Rackspace's txServiceRegistry of 2013.
 DISTRIBUTION = "twisted-service-registry"
