@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from reprlib import repr as shown
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from ..errors import NotFound
+from ..errors import BadRequest, NotFound
 from ..http.messages import Lane, Response, WhenLate
 from ..types import AcquiredLock, HeartbeatToken, Lock, LockPage
 from ..util.deferred import returnsDeferred
+from ..util.fields import KEY, KEY_RULE
 from .shapes import readAcquiredLock, readLockPage, readToken
 from .transport import LOCKS, APIGroup
 
@@ -51,6 +53,9 @@ class LocksClient(APIGroup):
         :return: fires with ``{"token": …, "fence": …}``. Fails with ``LockHeld`` if another holds the lock. If the
             outcome is unknown, repeat the call with the same *nonce*.
         """
+        if not isinstance(name, str) or not KEY.fullmatch(name):
+            problem = f"{shown(name)} is not the name of a lock: {KEY_RULE}"
+            raise BadRequest(400, "badRequest", "Validation error for key 'name'", problem)
         await self._transport.require(LOCKS)
         body = {"name": name, "timeout": timeout, "holder": holder, "nonce": nonce or str(uuid.uuid4())}
         body |= {"metadata": dict(metadata or {}), "wait": wait}

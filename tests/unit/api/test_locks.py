@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.api.shapes import readAcquiredLock, readHolder, readLock
-from txserviceregistry.errors import Forbidden, LockHeld, NotFound, NotSupported, apiErrorFor
+from txserviceregistry.errors import BadRequest, Forbidden, LockHeld, NotFound, NotSupported, apiErrorFor
 from txserviceregistry.testing import FakeRegistry
 
 from .test_groups import GroupTestCase, answer
@@ -63,6 +63,14 @@ class LocksTests(SynchronousTestCase):
         self.assertEqual(self.result(self.locks.list())["values"], [])
         self.failure(self.locks.get(NAME), NotFound)
         self.failure(self.locks.release(NAME, lock["token"]), NotFound)
+
+    def test_names(self) -> None:
+        """What is not the name of a lock is refused before anything is sent, with the rule."""
+        for name in ("db/host", "/billing/", "", None):
+            error = self.failure(self.locks.acquire(name), BadRequest)  # type: ignore[arg-type]  # bad input
+            self.assertIn("'name'", str(error))
+            self.assertIn("3 to 170 characters of a-z A-Z 0-9", str(error))
+        self.assertEqual(self.fake.requests, [])
 
     def test_held(self) -> None:
         """The error of a lock that another holds says who does, and for how long."""
