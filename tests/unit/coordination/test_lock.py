@@ -326,7 +326,7 @@ class LockTests(CoordinationTestCase):
         heartBeater.stop()
 
     def test_fewRequestsPerHandover(self) -> None:
-        """Forty contenders need at most four requests for each hand-over, and each of them has its turn."""
+        """A hundred contenders need at most four requests for each hand-over, and each of them has its turn."""
         del self.fake.requests[:]
         turns: dict[int, int] = {}
 
@@ -337,12 +337,12 @@ class LockTests(CoordinationTestCase):
                     assert held.isValid
                     turns[number] = turns.get(number, 0) + 1
 
-        contending = [Deferred.fromCoroutine(contend(number)) for number in range(40)]
+        contending = [Deferred.fromCoroutine(contend(number)) for number in range(100)]
         self.fake.advance(1)
         for each in contending:
             self.successResultOf(each)
-        self.assertEqual(turns, dict.fromkeys(range(40), 3))
-        self.assertLessEqual(sum("/locks" in each.path for each in self.fake.requests), 4 * 120)
+        self.assertEqual(turns, dict.fromkeys(range(100), 3))
+        self.assertLessEqual(sum("/locks" in each.path for each in self.fake.requests), 4 * 300)
 
 
 class TextTests(SynchronousTestCase):
