@@ -165,8 +165,11 @@ class Transport:
 
     async def adapted(self, names: Collection[str], send: Callable[[], Awaitable[_T]]) -> _T:
         """
-        What *send* returns, which sends a request that depends on extensions: once more if its response was the first
-        one to name one of these. So the first request of a client gets what all later ones get.
+        Send a request that depends on extensions, and return its result. If its response is the first to name one of
+        these extensions, send it again. So a client's first request has the same result as later ones.
+
+        :param names: the extensions.
+        :param send: sends the request, with parameters that depend on :attr:`extensions`.
         """
         known = self.extensions
         result = await send()
@@ -375,7 +378,8 @@ class APIGroup:
         The values of a collection, page by page as they are needed.
 
         :param marker: the id to begin at.
-        :param further: returns the parameters that depend on the extensions with these *names*.
+        :param names: the extensions that *further* depends on.
+        :param further: returns more parameters.
         :raises MalformedResponse: if a page is not valid, or an earlier page is named as the next one.
         """
         # A circle returns to one page again and again. Comparing with each 2^n-th finds it, however long it is.

@@ -19,7 +19,7 @@ from .outcome import printable, undecodable
 
 _log = Logger()
 
-# More than the objects of some hundred requests, which are a few megabytes; examining them takes 2 ms.
+# The objects of a few hundred requests: a few megabytes. A collection of so many takes 2 ms.
 _NEW_OBJECTS = 20_000
 
 

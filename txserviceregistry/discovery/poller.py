@@ -45,7 +45,7 @@ _EARLY = 1.0
 PAGE = 1000
 #: Without a marker the feed shows its last hour, in seconds.
 SHOWN = 3600.0
-# How long before its end a feed is looked at, in seconds.
+# Seconds before the end of a feed at which to look for events.
 _BEFORE_THE_END = (10.0, 100.0, 1000.0)
 #: The types of events that subscribers share; locks may have many events, which few subscribers want.
 WATCHED: frozenset[str] = frozenset(type for type in get_args(EventType) if not type.startswith("lock."))
@@ -205,9 +205,10 @@ class EventPoller:
     @returnsDeferred
     async def end(self) -> Cursor:
         """
-        The place of the end that the feed has now. Fails as :meth:`readToEnd` does.
+        Find the current end of the feed. Fires with its cursor, and fails as :meth:`readToEnd` does.
 
-        Not all of a busy feed's last hour is read for that. Its first event tells when it ends, so no clock is needed.
+        It does not read the whole last hour of a busy feed: the time of the first event tells where to look, so that
+        no clock is needed.
         """
         page = await self.read(Cursor())
         cursor = Cursor.after(page[-1]) if page else Cursor()

@@ -189,7 +189,7 @@ class Response:
 
     @property
     def doubt(self) -> str:
-        """A possible mistake in the URL, if there is no such page or it does not accept such a request."""
+        """A possible mistake in the URL, if its path does not exist or does not accept the method."""
         return NO_REGISTRY if self.status in _NO_SUCH_PAGE else ""
 
     def redirection(self, setting: str) -> str | None:

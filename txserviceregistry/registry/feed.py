@@ -23,7 +23,7 @@ _HOUR = 3600.0
 
 #: The default of how long events are kept, in seconds.
 EVENT_RETENTION = 30 * 24 * _HOUR
-#: The refusal of a request for which there is no place.
+#: The fault's message when too many requests wait.
 TOO_MANY_WAIT = "Too many requests are waiting; retry later, or without wait"
 
 

@@ -82,7 +82,7 @@ class TaskOwner:
 class Turns:
     """Divides work between turns of the reactor. Between two turns come heartbeats."""
 
-    #: Seconds that the work may take of a turn. Sending what it has written takes as long again.
+    #: Seconds of work in one reactor turn. Sending the data then takes about as long again.
     SLICE = 0.001
 
     def __init__(self, clock: IReactorTime) -> None:

@@ -1,4 +1,4 @@
-"""Work that comes in one turn of the reactor, and is done together."""
+"""Batches of work: requests of one reactor turn are handled together."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _T = TypeVar("_T")
 
 class Gathering(Generic[_K, _T]):
     """
-    See the module.
+    Collects keys during one reactor turn, and handles them together in the next.
 
-    :param most: how many are done together at most.
-    :param work: returns the outcome of each; what it raises, all of them fail with.
+    :param most: the largest batch.
+    :param work: takes a batch and returns the result for each key. If it raises an exception, all of them fail with it.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Gathering(Generic[_K, _T]):
         self._waiting: dict[_K, Waiters[_T]] = {}
 
     def do(self, one: _K) -> Deferred[_T]:
-        """Do one with the next turn, once for all that ask for it until then. Fires with its outcome."""
+        """Add a key to the next batch, if it is not in it yet. Fires with its result; may be cancelled."""
         if not self._waiting:
             self._clock.callLater(0, self._begin)
         return self._waiting.setdefault(one, Waiters()).wait()

@@ -97,7 +97,7 @@ class OtherDataTests(EtcdStoreCase):
     """While nodes are running, etcd is replaced."""
 
     async def test_anotherRegistrysData(self) -> None:
-        """A node from before is no member of it: it would refuse the others' tokens, and name events differently."""
+        """A node of the old data does not join: it would reject the tokens of other nodes, and give other event ids."""
         a = await self.store()
         made = await self.created(a)
         with capturedLogs() as logs:

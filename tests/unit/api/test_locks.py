@@ -65,7 +65,7 @@ class LocksTests(SynchronousTestCase):
         self.failure(self.locks.release(NAME, lock["token"]), NotFound)
 
     def test_names(self) -> None:
-        """What is not the name of a lock is refused before anything is sent, with the rule."""
+        """An invalid lock name fails before a request is sent, and the error states the rule."""
         for name in ("db/host", "/billing/", "", None):
             error = self.failure(self.locks.acquire(name), BadRequest)  # type: ignore[arg-type]  # bad input
             self.assertIn("'name'", str(error))

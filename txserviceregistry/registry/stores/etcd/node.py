@@ -24,8 +24,9 @@ from ..interfaces import NoSuchObject, StoreUnavailable
 from ..shared import IStoreListener
 from .votes import Registration, Status, Votes
 
-#: What a node's votes hold at most is this, divided by one more than there are members: a status, with the answers to
-#: the votes of all others, has to fit into one request to etcd (1.5 MB; 19 bytes for a registration, 15 for an answer).
+#: A node's votes list at most this number of registrations, divided by the number of nodes plus one. So its status,
+#: with the answers to all other votes, fits into one request to etcd (1.5 MB; a registration has 19 bytes, an answer
+#: 15).
 LISTED = 60_000
 #: Seconds that a node's key outlives the node, unless etcd grants more.
 PRESENCE = 5

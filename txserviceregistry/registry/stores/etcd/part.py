@@ -20,12 +20,12 @@ _log = Logger()
 
 @contextmanager
 def understood(found: KeyValue) -> Iterator[None]:
-    """Taking over a key: one that no registry has written must not keep a node from the others."""
+    """Log and skip a key whose value no registry has written, so that the node still reads the others."""
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         _log.error(
-            "Ignored what is in etcd at {key!r}, which no registry has written: {error!r}", key=found.key, error=error
+            "Ignored key {key!r} in etcd: no registry has written its value ({error!r})", key=found.key, error=error
         )
 
 

@@ -30,7 +30,7 @@ _SEEN_INTERVAL = 300.0
 #: Times and touches in one transaction (etcd takes 128 operations), and the seconds between two transactions of times.
 _GROUP = 120
 _PACE = 1.0
-#: Records in one read: so many of the largest ones, with other keys, are as much as a response may have.
+#: Lookups in one request: the largest records, each with a state, fit into one response.
 READS = 32
 #: The time of the last heartbeat of a service that has received none.
 NEVER = b"0000000000000"
@@ -242,8 +242,7 @@ class Registrations(Part):
 
     async def _find(self, tenant: str, id: str, *further: str) -> Sequence[KeyValue]:
         """
-        Read a record, and those of the *further* keys that exist: not as they were before an end of a registration that
-        is known.
+        Read a record and the *further* keys that exist, at a revision that includes every known end of a registration.
         """
         while True:
             (record, *others), revision = await self._reading.do((self._recordKey(tenant, id), *further))
