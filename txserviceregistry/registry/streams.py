@@ -299,11 +299,13 @@ class EventStreams:
         # From here on, a stream that still catches up does so to the end of this page.
         tail.place = end = page[-1].place
         same: dict[tuple[frozenset[str], str | None, _Place], bytes] = {}
-        streams = [stream for stream in tail.streams if not stream.isCatchingUp]
+        await self._turns.take()
+        # With thousands of streams, the list alone takes a turn's time.
+        streams = list(tail.streams)
         await self._lookUpTags(page, streams)
         for stream in streams:
             await self._turns.take()
-            if stream.isOver or stream.place.position >= end.position:
+            if stream.isOver or stream.isCatchingUp or stream.place.position >= end.position:
                 continue
             wanted = stream.types, stream.tag, stream.place
             if wanted not in same:
@@ -345,8 +347,11 @@ class EventStreams:
         self._tasks.start(self._pingAll(tail))
 
     async def _pingAll(self, tail: _Tail) -> None:
-        for stream in [stream for stream in tail.streams if not stream.isCatchingUp]:
+        await self._turns.take()
+        for stream in list(tail.streams):
             await self._turns.take()
+            if stream.isCatchingUp:
+                continue
             try:
                 if not stream.isOver:
                     await stream.authenticate()

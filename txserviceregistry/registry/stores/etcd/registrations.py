@@ -155,6 +155,7 @@ class Registrations(Part):
     def _drop(self, known: Known | None) -> None:
         if known is not None:
             self._byIncarnation.pop((known.tenant, known.incarnation), None)
+            self._seenDue.pop(known, None)
             if self._known.get((known.tenant, known.id)) is known:
                 del self._known[known.tenant, known.id]
 
@@ -169,7 +170,7 @@ class Registrations(Part):
         """These are all records and times that there are, at that revision. Returns the registrations."""
         if revision < self._shown:
             # etcd was restored from a backup.
-            self._known, self._byIncarnation, self._gone = {}, {}, {}
+            self._known, self._byIncarnation, self._seenDue, self._gone = {}, {}, {}, {}
         self._shown = self._ended = revision
         self._gone = {registration: at for registration, at in self._gone.items() if at > revision}
         before = {registration for registration, known in self._byIncarnation.items() if known.created <= revision}
