@@ -137,7 +137,8 @@ def unchanged(key: str, revision: int, target: Revision = Revision.modified, end
     if that is given.
     """
     name, field = target.value
-    condition = {"key": encode(key), "target": name, "result": "EQUAL", field: str(revision)}
+    # etcd's JSON is slow: what has the default value, as the result EQUAL, is left out.
+    condition = {"key": encode(key), "target": name, **({field: str(revision)} if revision else {})}
     return condition if end is None else {**condition, "range_end": encode(end)}
 
 
@@ -153,7 +154,8 @@ def after(found: KeyValue) -> str:
 
 def put(key: str, value: bytes, lease: int = 0) -> dict[str, Any]:
     """An operation of a transaction: set a key."""
-    return {"request_put": {"key": encode(key), "value": encode(value), "lease": str(lease)}}
+    kept = {"key": encode(key), "value": encode(value)}
+    return {"request_put": {**kept, "lease": str(lease)} if lease else kept}
 
 
 def putGreater(key: str, value: bytes) -> dict[str, Any]:
@@ -174,8 +176,14 @@ def reading(key: str, end: str | None = None, limit: int = 0, revision: int = 0)
     An operation of a transaction: read a key, or up to *limit* of those from it up to *end* (0: all), as they were at a
     *revision* (0: now).
     """
-    query = {"key": encode(key), "limit": str(limit), "revision": str(revision)}
-    return {"request_range": query if end is None else {**query, "range_end": encode(end)}}
+    query = {"key": encode(key)}
+    if end is not None:
+        query["range_end"] = encode(end)
+    if limit:
+        query["limit"] = str(limit)
+    if revision:
+        query["revision"] = str(revision)
+    return {"request_range": query}
 
 
 def keyValue(found: Mapping[str, Any]) -> KeyValue:
