@@ -63,6 +63,23 @@ class SeenTests(EtcdStoreCase):
                 clock.advance(10)
         self.assertEqual(written, [0, 300, 600, 900])
 
+    async def test_thoseOfEndedServicesAreNotWritten(self) -> None:
+        """The time of a service that ends before it is written takes no request, wherever the service ends."""
+        wire, written = TroubledAgent(), list[bytes]()
+        a, b = await self.store(agent=wire), await self.store()
+        ids = ("first", "here", "elsewhere", "last")
+        made = {id: await self.created(a, b, id=id) for id in ids}
+        for id in ids:
+            # The first one is written at once, the others some time later.
+            a.recordLastSeen(T, id, made[id].incarnation, 1000)
+        wire.holds = lambda body: bool(written.append(body))
+        await a.removeService(T, "here", made["here"].incarnation)
+        await b.removeService(T, "elsewhere", made["elsewhere"].incarnation)
+        await self.notifies(a, "vanished", "elsewhere", made["elsewhere"].incarnation)
+        await self.whenever(lambda: self.key(f"seen/{T}/last"))
+        putting = {id: encode(f"{self.prefix}seen/{T}/{id}").encode() + b'","value"' for id in ids}
+        self.assertEqual([id for id in ids if any(putting[id] in body for body in written)], ["last"])
+
     async def test_itIsGuardedByTheRecord(self) -> None:
         """A node that does not know yet that a service has ended writes nothing about it."""
         wire = TroubledAgent()
