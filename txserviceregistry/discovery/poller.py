@@ -45,8 +45,8 @@ _EARLY = 1.0
 PAGE = 1000
 #: Without a marker the feed shows its last hour, in seconds.
 SHOWN = 3600.0
-# Seconds before the end of a feed at which to look for events.
-_BEFORE_THE_END = (10.0, 100.0, 1000.0)
+# Seconds of a feed within which its end need not be looked for any closer.
+_NEAR = 10.0
 #: The types of events that subscribers share; locks may have many events, which few subscribers want.
 WATCHED: frozenset[str] = frozenset(type for type in get_args(EventType) if not type.startswith("lock."))
 #: The types of events of version 1.0.
@@ -207,23 +207,28 @@ class EventPoller:
         """
         Find the current end of the feed. Fires with its cursor, and fails as :meth:`readToEnd` does.
 
-        It does not read the whole last hour of a busy feed: the time of the first event tells where to look, so that
-        no clock is needed.
+        It does not read the whole last hour of a busy feed, and needs no clock: the registry refuses a marker of the
+        future, so that the end is found by halving the time in which it can be.
         """
         page = await self.read(Cursor())
         cursor = Cursor.after(page[-1]) if page else Cursor()
         if len(page) < PAGE:
             return cursor
-        begins = Cursor.after(page[0]).time or 0.0
-        for seconds in _BEFORE_THE_END:
+        low, high = cursor.time or 0.0, (Cursor.after(page[0]).time or 0.0) + SHOWN
+        # Most often it is just before the latest time that is possible.
+        step = _NEAR
+        while high - low > _NEAR and len(page) >= PAGE:
+            at = max(high - step, (low + high) / 2)
+            step *= 10
             try:
-                recent = await self.read(Cursor(markerAt(begins + SHOWN - seconds)))
+                found = await self.read(Cursor(markerAt(at)))
             except StaleCursor:
-                # That is in the future.
-                continue
-            if recent:
-                cursor = Cursor.after(recent[-1])
-                break
+                found = []
+            if found:
+                page, cursor = found, Cursor.after(found[-1])
+                low = max(at, cursor.time or 0.0)
+            else:
+                high = at
         return await self.readToEnd(cursor, [])
 
     @returnsDeferred

@@ -91,7 +91,7 @@ class PollerTests(SynchronousTestCase):
     def test_end(self) -> None:
         """The end of a feed is found without reading its last hour, however its events are spread."""
         self.patch(poller, "PAGE", 10)
-        for gap, count, most in ((20.0, 200, 5), (1.0, 50, 9), (300.0, 1, 14)):
+        for gap, count, most in ((1.0, 300, 14), (20.0, 200, 6), (1.0, 50, 9), (300.0, 1, 14)):
             for _ in range(count):
                 last = self.happen()
                 self.fake.advance(gap)
