@@ -42,8 +42,10 @@ PATIENCE = 8.0
 #: a tenant is expected to make more.
 ACTIVE = 1.0
 MISSED = 2
-#: Seconds of a turn at most.
+#: Seconds of a turn at most, and how many transactions' time it has: this process knows of another one's transaction
+#: later than that one does, and fails if it does not wait for that.
 TURN = 0.05
+TURN_TRANSACTIONS = 3
 _LATE = "etcd is overloaded, or other nodes change the same tenant all the time"
 
 
@@ -234,7 +236,7 @@ class Batches:
     _commits: dict[str, dict[str, tuple[float, int]]] = attrs.Factory(dict)
     # The group that waits for its turn, by tenant.
     _committed: dict[str, Waiters[None]] = attrs.Factory(dict)
-    # Seconds that a transaction takes, on average.
+    # Seconds of a turn, on average.
     _turn: float = 0.0
 
     def do(
@@ -358,7 +360,7 @@ class Batches:
                 [reading(key) for key in (keys[:2] if isAssumed else keys)],
                 urgency=Urgency.pressing,
             )
-            self._turn += (min(TURN, self._clock.seconds() - sent) - self._turn) / 8
+            self._turn += (min(TURN, TURN_TRANSACTIONS * (self._clock.seconds() - sent)) - self._turn) / 8
             if done.succeeded:
                 transaction.made = done.revision
             else:

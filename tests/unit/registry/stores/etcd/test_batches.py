@@ -11,13 +11,13 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.statistics import StoreStatistics
-from txserviceregistry.registry.stores.etcd.batches import ACTIVE, GROUP, PATIENCE, TURN, Batches
+from txserviceregistry.registry.stores.etcd.batches import ACTIVE, GROUP, PATIENCE, TURN, TURN_TRANSACTIONS, Batches
 from txserviceregistry.registry.stores.etcd.gateway import KeyValue, Txn
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 
 T = "7"
 #: Seconds that a transaction takes.
-TAKES = 0.02
+TAKES = 0.01
 
 
 class _Etcd:
@@ -79,14 +79,14 @@ class TurnTests(SynchronousTestCase):
         self.assertEqual(len(self.etcd.asked), 1)
 
     def test_itDoesNotWaitForLong(self) -> None:
-        """Others that have nothing to do cost a node two transactions' time, and nothing after a second."""
+        """Others that have nothing to do cost a node two turns' time, and nothing after a second."""
         self.batches.committed(T, "a")
         self.batches.committed(T, "c")
         self.batches.committed(T, "b")
         self.change()
-        self.clock.advance(TAKES)
+        self.clock.advance(TAKES * TURN_TRANSACTIONS)
         self.assertEqual(self.etcd.asked, [])
-        self.clock.advance(TAKES)
+        self.clock.advance(TAKES * TURN_TRANSACTIONS)
         self.respond()
         self.clock.advance(ACTIVE)
         self.change()
@@ -101,7 +101,7 @@ class TurnTests(SynchronousTestCase):
             self.change()
             waits.append(0)
             while not self.etcd.asked:
-                self.clock.advance(TAKES)
+                self.clock.advance(TAKES * TURN_TRANSACTIONS)
                 waits[-1] += 1
             self.respond()
         self.assertEqual(waits, [1, 2, 0, 0])
