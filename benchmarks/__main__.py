@@ -112,30 +112,25 @@ def _processor() -> str:
 
 
 def _table(kept: Mapping[str, Any]) -> str:
-    lines = ["Made by ``python -m benchmarks``.", ""]
-    for name in [name for name in _BENCHMARKS if name in kept]:
-        lines += _section(name, kept[name]["on"], [Figure(**figure) for figure in kept[name]["figures"]])
-    return "\n".join(lines)
+    names = [name for name in _BENCHMARKS if name in kept]
+    on: dict[str, list[str]] = {}
+    for name in names:
+        on.setdefault(kept[name]["on"], []).append(name)
+    lines = ["Measured by ``python -m benchmarks`` on:", ""]
+    lines += [f"* {machine}: {', '.join(of)}" for machine, of in on.items()]
+    for name in names:
+        lines += _section(name, [Figure(**figure) for figure in kept[name]["figures"]])
+    return "\n".join(lines) + "\n"
 
 
-def _section(name: str, machine: str, figures: Sequence[Figure]) -> list[str]:
+def _section(name: str, figures: Sequence[Figure]) -> list[str]:
     title = (import_module(f"benchmarks.{name}").__doc__ or "").strip().partition(":")[0]
-    lines = [
-        f"**{title}** (``python -m benchmarks.{name}``)",
-        "",
-        ".. list-table::",
-        "   :header-rows: 1",
-        "   :widths: 60 16 24",
-        "",
-        "   * - What",
-        "     - Measured",
-        "     - Wanted",
-    ]
+    lines = ["", f".. csv-table:: {title} (``{name}``)", "   :delim: ;", "   :widths: 60 16 24", ""]
     for figure in figures:
         verdict = "" if figure.isReached else ": **not reached**"
-        lines += [f"   * - {figure.name}", f"     - {amount(figure.value, figure.unit)}"]
-        lines += [f"     - {figure.wanted}{verdict}".rstrip()]
-    return [*lines, "", f"({machine}.)", ""]
+        target = f"{figure.wanted}{verdict}" if figure.wanted else ""
+        lines.append(f"   {figure.name}; {amount(figure.value, figure.unit)}; {target}".rstrip())
+    return lines
 
 
 if __name__ == "__main__":

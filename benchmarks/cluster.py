@@ -1,5 +1,5 @@
 """
-What a registry of several nodes does, and how fast its clients fail over: ``python -m benchmarks.cluster``.
+Cluster and failover: ``python -m benchmarks.cluster``.
 
 Three members of etcd; a registry that is alone over them, one of three nodes, and one over sqlite for comparison. They
 take turns, and all of them and the load share the cores of this machine. The load is the same for each: 50 connections
@@ -45,10 +45,10 @@ _HEARTBEAT_TIMEOUT = 120
 # Seconds until what was kept in the background is kept.
 _SETTLING = 1.0
 _USERNAME, _KEY = "bench", "0123456789abcdef" * 2
-_BARE = "bare transactions of etcd"
-_CREATES, _READS, _REMOVES = "creates", "reads of one service", "removes"
-_BEATS = "heartbeats, one by one"
-_BATCHES = f"heartbeats, {_BATCH:,} in a request"
+_BARE = "bare etcd transactions"
+_CREATES, _READS, _REMOVES = "creates", "reads", "removes"
+_BEATS = "heartbeats"
+_BATCHES = f"heartbeats in batches of {_BATCH:,}"
 
 
 @contextmanager
@@ -187,32 +187,30 @@ def throughput(
     yield Figure(_BARE, statistics.median(alone[1:]), "/s")
     for name in ("one node", "three nodes"):
         ratio = rates[_CREATES, name] / statistics.median(alone[1:])
-        yield Figure(f"{_CREATES}, {name} : {_BARE}", ratio, "x", atLeast=0.8)
+        yield Figure(f"{_CREATES}, {name} / {_BARE}", ratio, "x", atLeast=0.8)
     for what in (_BEATS, _BATCHES):
         ratio = rates[what, "three nodes"] / rates[what, "one node"]
-        yield Figure(f"{what}, three nodes : one node", ratio, "x", atLeast=0.8)
+        yield Figure(f"{what}, three nodes / one node", ratio, "x", atLeast=0.8)
     for what, least in ((_BEATS, 0.8), (_BATCHES, 0.6)):
         ratio = perCpu[what, "one node"] / perCpu[what, "sqlite"]
-        yield Figure(f"{what}, for each second of the node's CPU, one node : sqlite", ratio, "x", atLeast=least)
+        yield Figure(f"{what} per CPU, one node / sqlite", ratio, "x", atLeast=least)
     for what in (_CREATES, _REMOVES, _READS, _BEATS, _BATCHES):
         for name, contender in contenders.items():
             yield Figure(f"{what}, {name}", statistics.median(contender.rates[what][1:]), "/s")
     for what in (_BEATS, _BATCHES):
         for name, contender in contenders.items():
             nodes, etcd = (statistics.median(of) for of in zip(*contender.cpu[what][1:], strict=True))
-            yield Figure(f"nodes' CPU for each of {what}, {name}", 1e6 * nodes, "µs")
+            yield Figure(f"nodes' CPU, {what}, {name}", 1e6 * nodes, "µs")
             if etcd:
-                yield Figure(f"etcd's CPU for each of {what}, {name}", 1e6 * etcd, "µs")
+                yield Figure(f"etcd's CPU, {what}, {name}", 1e6 * etcd, "µs")
 
 
 def sizes(contender: Contender, of: Costs, member: Member, services: int) -> Iterator[Figure]:
     """What a service takes of a node, and of etcd."""
     memory, size = of.memory(), member.databaseSize()
     contender.fill(services)
-    yield Figure(
-        f"memory of a node, for each of {services:,} services", (of.memory() - memory) / services / 1024, "KiB"
-    )
-    yield Figure("etcd's database, for each registration", (member.databaseSize() - size) / services / 1024, "KiB")
+    yield Figure(f"memory per service, {services:,} services", (of.memory() - memory) / services / 1024, "KiB")
+    yield Figure("etcd's database per registration", (member.databaseSize() - size) / services / 1024, "KiB")
     contender.empty(services)
 
 
@@ -255,8 +253,8 @@ async def eventsWay(reactor: Any, nodes: Sequence[Registry], count: int) -> list
             await deferLater(reactor, 0.01, lambda: None)
         await feed.stopService()
     return [
-        Figure("a create, until it is acknowledged, median", 1000 * statistics.median(acknowledged), "ms"),
-        *_spread("from a create on one node to its event on another", ways, 1000, "ms"),
+        Figure("create until acknowledged, median", 1000 * statistics.median(acknowledged), "ms"),
+        *_spread("create until its event at another node", ways, 1000, "ms"),
     ]
 
 
@@ -264,7 +262,7 @@ def _spread(what: str, seconds: Sequence[float], factor: float, unit: str) -> li
     ordered = sorted(seconds)
     return [
         Figure(f"{what}, median", factor * statistics.median(ordered), unit),
-        Figure(f"{what}, 99th percentile", factor * ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)], unit),
+        Figure(f"{what}, p99", factor * ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)], unit),
     ]
 
 
@@ -293,8 +291,8 @@ async def failover(reactor: Any, nodes: Sequence[Registry], store: Any, rounds: 
     figures = []
     for what, how, timeout in (
         ("killed", signal.SIGKILL, 10.0),
-        ("hanging, requests with a timeout of 10 s", signal.SIGSTOP, 10.0),
-        ("hanging, requests with a timeout of 1 s", signal.SIGSTOP, 1.0),
+        ("hanging, timeout 10 s", signal.SIGSTOP, 10.0),
+        ("hanging, timeout 1 s", signal.SIGSTOP, 1.0),
     ):
         silences = []
         for _ in range(rounds):
@@ -303,8 +301,8 @@ async def failover(reactor: Any, nodes: Sequence[Registry], store: Any, rounds: 
                     silences.append(await silence(reactor, doomed, nodes[1:], how, timeout))
                 finally:
                     os.kill(doomed.costs.pid, signal.SIGKILL)
-        figures.append(Figure(f"time without an answer, node {what}, median", 1000 * statistics.median(silences), "ms"))
-        figures.append(Figure(f"time without an answer, node {what}, longest", 1000 * max(silences), "ms"))
+        figures.append(Figure(f"failover, node {what}, median", 1000 * statistics.median(silences), "ms"))
+        figures.append(Figure(f"failover, node {what}, longest", 1000 * max(silences), "ms"))
     return figures
 
 

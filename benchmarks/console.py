@@ -1,5 +1,5 @@
 """
-The web console in a browser: ``python -m benchmarks.console``. It needs the extra ``browser`` and Chromium.
+Web console in a browser: ``python -m benchmarks.console``. It needs the extra ``browser`` and Chromium.
 
 The page shows 5,000 services while 100 a second are registered. Some of these are the first of the list, so that they
 are to be seen. What is measured is the time from the response to their registration until their row is in the page, the
@@ -79,12 +79,12 @@ def measure(quick: bool) -> list[Figure]:
     assert seen.keys() == registered.keys(), registered.keys() - seen.keys()
     delays = sorted(seen[id] - at for id, at in registered.items())
     return [
-        Figure(f"from the login until {count:,} services are shown", 1000 * loaded, "ms"),
-        Figure("changes while it is measured", rate, "/s"),
-        Figure("from a change until it is in the page, median", statistics.median(delays), "ms"),
-        Figure("from a change until it is in the page, the longest", delays[-1], "ms", atMost=300),
-        Figure("longest task of the page (of those that take 50 ms)", longest, "ms", atMost=100),
-        Figure("registry's CPU per change", 1e6 * cpu / (RATE * seconds), "µs"),
+        Figure(f"login until {count:,} services are shown", 1000 * loaded, "ms"),
+        Figure("changes meanwhile", rate, "/s"),
+        Figure("change until it is shown, median", statistics.median(delays), "ms"),
+        Figure("change until it is shown, longest", delays[-1], "ms", atMost=300),
+        Figure("longest task of 50 ms or more", longest, "ms", atMost=100),
+        Figure("CPU per change", 1e6 * cpu / (RATE * seconds), "µs"),
     ]
 
 

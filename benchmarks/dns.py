@@ -154,19 +154,19 @@ def measure(quick):
     with serving("-m", "benchmarks.dns", "--serve") as (line, pid):
         costs = Costs(pid)
         for text, queries, least in (
-            ("one question, repeated", _queries(NAMES[:1], False), 20_000),
+            ("one question", _queries(NAMES[:1], False), 20_000),
             (f"{TAGS:,} names in random case, with cookies", _queries([*NAMES] * 10, True), 5_000),
         ):
             _ask(int(line), queries, WINDOW * 10)
             costs.since()
             answered = _ask(int(line), queries, count)
             figures.append(
-                Figure(f"answers with {EACH} SRV records: {text}", answered / costs.since(), "/s", atLeast=least)
+                Figure(f"answers with {EACH} SRV records, {text}", answered / costs.since(), "/s", atLeast=least)
             )
-        figures.append(Figure(f"memory with {TAGS * EACH:,} services", costs.memory() / 2**20, "MiB"))
+        figures.append(Figure(f"memory, {TAGS * EACH:,} services", costs.memory() / 2**20, "MiB"))
     changes, answer = (1000 * min(those) for those in zip(*[_turns() for _ in range(2 if quick else 5)], strict=True))
-    figures.append(Figure(f"longest turn while {CHANGES:,} changes are applied", changes, "ms", atMost=5))
-    figures.append(Figure(f"first answer after a change of a tag of {TAGS * EACH:,}", answer, "ms", atMost=5))
+    figures.append(Figure(f"longest reactor turn, {CHANGES:,} changes", changes, "ms", atMost=5))
+    figures.append(Figure(f"first answer after a change, tag of {TAGS * EACH:,}", answer, "ms", atMost=5))
     return figures
 
 

@@ -1,5 +1,5 @@
 """
-Many followers on one registry: ``python -m benchmarks.followers``.
+Many directories on one registry: ``python -m benchmarks.followers``.
 
 Each of 1,000 is a Client with a Directory and sockets of its own, in this process; the registry is a second process. It
 shows how long it takes until all of them have heard of a change, and what that and the silence after it cost the
@@ -36,7 +36,7 @@ async def follow(reactor, measured, count, silence, figures):
         for directory in started:
             directory.startService()
         await gatherResults([directory.whenReady() for directory in started])
-    figures.append(Figure(f"time until {count:,} followers are ready", time.monotonic() - began, "s"))
+    figures.append(Figure(f"until {count:,} directories are ready", time.monotonic() - began, "s"))
     heard = []
     for directory in directories:
         directory.onChange(lambda kind, service: heard.append(time.monotonic()))
@@ -53,15 +53,15 @@ async def follow(reactor, measured, count, silence, figures):
         halves.append(statistics.median(heard) - began)
         lasts.append(max(heard) - began)
     figures += [
-        Figure(f"time until half of {count:,} have heard of a change", 1000 * statistics.median(halves), "ms"),
-        Figure(f"time until all of {count:,} have heard of it", 1000 * statistics.median(lasts), "ms"),
-        Figure("registry's CPU per follower and event", 1e6 * statistics.median(cpu) / count, "µs"),
+        Figure("change at half of them", 1000 * statistics.median(halves), "ms"),
+        Figure("change at all of them", 1000 * statistics.median(lasts), "ms"),
+        Figure("CPU per directory and event", 1e6 * statistics.median(cpu) / count, "µs"),
     ]
     await deferLater(reactor, 2, lambda: None)
     costs.since()
     await deferLater(reactor, silence, lambda: None)
-    figures.append(Figure("registry's CPU while nothing happens", 100 * costs.since() / silence, "%"))
-    figures.append(Figure(f"registry's memory with {count:,} followers", costs.memory() / 2**20, "MiB"))
+    figures.append(Figure("CPU while idle", 100 * costs.since() / silence, "%"))
+    figures.append(Figure(f"memory, {count:,} directories", costs.memory() / 2**20, "MiB"))
     await gatherResults([directory.stopService() for directory in directories])
     await gatherResults([client.close() for client in (*clients, by)])
 

@@ -39,7 +39,7 @@ def contenders(stack):
     :return: by name the load of what single heartbeats can be sent to, and a load of batches.
     """
     loads, together = {}, None
-    for name, log in (("registry", None), ("registry with its access log", "access.log")):
+    for name, log in (("registry", None), ("registry with access log", "access.log")):
         home = stack.enter_context(TemporaryDirectory())
         options = {} if log is None else {"accessLog": f"{home}/{log}"}
         measured = stack.enter_context(registry(home, **options))
@@ -51,7 +51,7 @@ def contenders(stack):
         if log is None:
             together = Load(api.root, measured.costs, stack.enter_context(TemporaryDirectory()), headers)
             together.prepare([("POST", f"{api.path}/heartbeats", {"heartbeats": beats})])
-            for of, forms in (("bare resource", True), ("bare resource that looks for no forms", False)):
+            for of, forms in (("bare resource", True), ("bare resource without forms", False)):
                 port, pid = stack.enter_context(bare(forms=forms))
                 folder = stack.enter_context(TemporaryDirectory())
                 loads[of] = Load(f"http://127.0.0.1:{port}", Costs(pid), folder, headers)
@@ -72,21 +72,21 @@ def measure(quick):
                     outcomes[name].append(outcome)
     batches = outcomes.pop(TOGETHER)
     figures = []
-    for name, atLeast in (("registry", 0.85), ("registry with its access log", 0.75)):
+    for name, atLeast in (("registry", 0.85), ("registry with access log", 0.75)):
         pairs = list(zip(outcomes[name], outcomes["bare resource"], strict=True))
         ratio = statistics.median(ours.rate / theirs.rate for ours, theirs in pairs)
-        figures.append(Figure(f"heartbeats per second, {name} : bare resource", ratio, "x", atLeast=atLeast))
+        figures.append(Figure(f"rate, {name} / bare resource", ratio, "x", atLeast=atLeast))
         ratio = statistics.median(theirs.cpu / ours.cpu for ours, theirs in pairs)
-        figures.append(Figure(f"heartbeats per second of CPU, {name} : bare resource", ratio, "x"))
-    pairs = zip(outcomes["registry"], outcomes["bare resource that looks for no forms"], strict=True)
+        figures.append(Figure(f"rate per CPU, {name} / bare resource", ratio, "x"))
+    pairs = zip(outcomes["registry"], outcomes["bare resource without forms"], strict=True)
     ratio = statistics.median(ours.rate / theirs.rate for ours, theirs in pairs)
-    figures.append(Figure("heartbeats per second, registry : bare resource that looks for no forms", ratio, "x"))
+    figures.append(Figure("rate, registry / bare resource without forms", ratio, "x"))
     for name, of in outcomes.items():
-        figures.append(Figure(f"heartbeats, {name}", statistics.median(each.rate for each in of), "/s"))
-        figures.append(Figure(f"CPU per heartbeat, {name}", statistics.median(each.cpu for each in of), "µs"))
+        figures.append(Figure(f"rate, {name}", statistics.median(each.rate for each in of), "/s"))
+        figures.append(Figure(f"CPU, {name}", statistics.median(each.cpu for each in of), "µs"))
     cpu = statistics.median(each.cpu for each in batches) / SERVICES
-    figures.append(Figure(f"heartbeats in batches of {SERVICES:,}, per second of CPU", 1e6 / cpu, "/s", atLeast=90_000))
-    figures.append(Figure(f"CPU per heartbeat in batches of {SERVICES:,}", cpu, "µs"))
+    figures.append(Figure(f"rate per CPU, batches of {SERVICES:,}", 1e6 / cpu, "/s", atLeast=90_000))
+    figures.append(Figure(f"CPU, batches of {SERVICES:,}", cpu, "µs"))
     return figures
 
 

@@ -1,5 +1,5 @@
 """
-What many services of one process cost their client: ``python -m benchmarks.manyservices``.
+Many services in one client: ``python -m benchmarks.manyservices``.
 
 HeartBeaters of one Client, in a process of their own, keep services of one registry (in memory, in another process)
 registered, with a heartbeat timeout of 10 s. They are measured when each has sent two heartbeats: then everything that
@@ -46,7 +46,7 @@ def measure(quick: bool) -> list[Figure]:
     for count, of in found.items():
         figures += [
             Figure(f"CPU per heartbeat, {count:,} services", 1e6 * statistics.median(costs[count]), "µs", atMost=25),
-            Figure(f"heartbeats in a request, {count:,} services", of["inRequest"], ""),
+            Figure(f"heartbeats per request, {count:,} services", of["inRequest"], ""),
             Figure(f"connections, {count:,} services", of["connections"], "", atMost=1),
             Figure(f"delayed calls, {count:,} services", of["calls"], ""),
             Figure(f"memory per service, {count:,} services", of["memory"] / count / 1024, "KiB", atMost=2.25),
@@ -54,7 +54,7 @@ def measure(quick: bool) -> list[Figure]:
     few, many = counts
     ratio = statistics.median(large / small for small, large in zip(costs[few], costs[many], strict=True))
     figures.append(Figure(f"CPU per heartbeat, {many:,} services / {few:,}", ratio, "x", atMost=1.2))
-    return [*figures, Figure("CPU of a LoopingCall's tick", _tick(), "µs")]
+    return [*figures, Figure("CPU per LoopingCall tick", _tick(), "µs")]
 
 
 def _tick() -> float:

@@ -1,5 +1,5 @@
 """
-What a heartbeat of one service costs its client: ``python -m benchmarks.oneservice``.
+One service, per heartbeat: ``python -m benchmarks.oneservice``.
 
 Each contender is a process of its own with one connection, and heartbeats one service of one registry (over sqlite, in
 another process) as fast as it gets answers, always with the token of the last answer:
@@ -43,15 +43,15 @@ def measure(quick: bool) -> list[Figure]:
             return contender("heartbeater", str(home), id, str(_TIMEOUT), token(id), *options)
 
         contenders = {
-            "HeartBeater, alone": heartBeater("alone"),
-            "HeartBeater, batched": heartBeater("batched", "batched"),
+            "HeartBeater alone": heartBeater("alone"),
+            "HeartBeater batched": heartBeater("batched", "batched"),
             "treq": loop("treq"),
             "aiohttp": loop("aiohttp"),
-            "an etcd lease through aetcd": contender("aetcd", str(stack.enter_context(etcd())), str(_TIMEOUT)),
+            "etcd lease (aetcd)": contender("aetcd", str(stack.enter_context(etcd())), str(_TIMEOUT)),
         }
         costs = alternate(contenders, beats, rounds)
-    figures = [Figure(f"CPU per heartbeat, {name}", 1e6 * cost.cpu, "µs") for name, cost in costs.items()]
-    figures += [Figure(f"time per heartbeat, {name}", 1e6 * cost.wall, "µs") for name, cost in costs.items()]
+    figures = [Figure(f"CPU, {name}", 1e6 * cost.cpu, "µs") for name, cost in costs.items()]
+    figures += [Figure(f"time, {name}", 1e6 * cost.wall, "µs") for name, cost in costs.items()]
     for name in list(contenders)[:2]:
         cpu = costs[name].cpu
         figures += [

@@ -1,5 +1,5 @@
 """
-How long a heartbeat takes at a fixed rate, whatever the registry does: ``python -m benchmarks.openloop``.
+Heartbeats at a fixed rate: ``python -m benchmarks.openloop``.
 
 Clients send heartbeats when it is time, not when the last response has come. So each heartbeat's time counts from the
 moment at which it was to be sent: a stall of the registry delays all that come meanwhile, and shows.
@@ -131,14 +131,14 @@ def latencies(name: str, contender: Contender, rounds: int, seconds: float) -> I
     connections = _CONNECTIONS if name == "sqlite" else _CONNECTIONS // 3
     rates = [send(contender.requests("POST", beats * 3), connections)[0] for _ in range(rounds)]
     capacity = statistics.median(rates)
-    yield Figure(f"heartbeats, one by one, capacity, {name}", capacity, "/s")
+    yield Figure(f"capacity, {name}", capacity, "/s")
     for load in _LOADS:
         # In turns, so that each service's heartbeats come to all nodes.
         requests = [each for _ in range(3) for each in contender.requests("POST", beats)]
         times = sorted(atRate(requests, load * capacity, seconds))
         for percent in (50, 99, 99.9):
             value = times[min(len(times) - 1, int(len(times) * percent / 100))]
-            yield Figure(f"time of a heartbeat at {load} of the capacity, {name}, p{percent:g}", 1000 * value, "ms")
+            yield Figure(f"{load} of capacity, {name}, p{percent:g}", 1000 * value, "ms")
 
 
 def measure(quick: bool) -> list[Figure]:

@@ -1,5 +1,5 @@
 """
-A registry with 100,000 living services in one tenant: ``python -m benchmarks.scale``.
+100,000 services in one tenant: ``python -m benchmarks.scale``.
 
 It stands beside one with 100 services, each over sqlite in a process of its own. One connection asks both in turn for
 the same things, and what is compared is how long the answers take: the median one, and the one that 99 of 100 are
@@ -123,7 +123,7 @@ class Asking:
         return json.loads(data) if data else None
 
     def beat(self, number):
-        self.ask("a heartbeat", "POST", f"/services/{name(number)}/heartbeat", {"token": self.tokens[number]})
+        self.ask("heartbeat", "POST", f"/services/{name(number)}/heartbeat", {"token": self.tokens[number]})
 
     def read(self):
         number = random.randrange(self.services)
@@ -131,8 +131,8 @@ class Asking:
         first = name(random.randrange(self.services - PAGE + 1))
         tagged = name(random.randrange((self.services - PAGE) // 2 + 1))
         self.ask("one service", "GET", f"/services/{name(number)}")
-        self.ask("a page of a list", "GET", f"/services?marker={first}&limit={SHORT}")
-        self.ask("a page by tag", "GET", f"/services?tag=zone-{number % TAGGED}&marker={tagged}&limit={SHORT}")
+        self.ask("page of a list", "GET", f"/services?marker={first}&limit={SHORT}")
+        self.ask("page by tag", "GET", f"/services?tag=zone-{number % TAGGED}&marker={tagged}&limit={SHORT}")
 
     def close(self):
         """End the connection."""
@@ -145,12 +145,12 @@ def percentile(values, part):
 
 def compared(large, small):
     for what in small.took:
-        for name, of in (("median", statistics.median), ("99th percentile", lambda took: percentile(took, 0.99))):
+        for name, of in (("median", statistics.median), ("p99", lambda took: percentile(took, 0.99))):
             ratio = of(large.took[what]) / of(small.took[what])
-            title = f"{what}, {name}, at {large.services:,} services : at {small.services:,}"
+            title = f"{what}, {name}, {large.services:,} services / {small.services:,}"
             yield Figure(title, ratio, "x", atMost=1.5)
     for what in small.took:
-        yield Figure(f"{what}, median at {large.services:,}", 1000 * statistics.median(large.took[what]), "ms")
+        yield Figure(f"{what}, median", 1000 * statistics.median(large.took[what]), "ms")
 
 
 def feed(asking, events, rounds):
@@ -165,7 +165,7 @@ def feed(asking, events, rounds):
             page = asking.ask(place, "GET", f"/events?marker={marker}&limit={PAGE}")
             assert [page["values"][0]["id"], page["metadata"]["count"]] == [marker, PAGE]
     late, early = (statistics.median(asking.took[place]) for place in ("late", "early"))
-    title = f"a page of {PAGE} of the feed, at event {places['late']:,} : at event {places['early']:,}"
+    title = f"page of {PAGE} events, at event {places['late']:,} / {places['early']:,}"
     yield Figure(title, late / early, "x", atMost=1.1)
 
 
@@ -193,15 +193,15 @@ def deaths(count):
                 ends = time.monotonic() + 8
                 while time.monotonic() < ends:
                     number += 1
-                    asking.ask("a heartbeat", "POST", "/services/beating/heartbeat", {"token": beating})
-                    asking.ask("a create", "POST", "/services", {"id": f"new-{number}", "heartbeat_timeout": 120})
-                    asking.ask("a configuration set", "PUT", "/configuration/value", {"value": str(number)})
+                    asking.ask("heartbeat", "POST", "/services/beating/heartbeat", {"token": beating})
+                    asking.ask("create", "POST", "/services", {"id": f"new-{number}", "heartbeat_timeout": 120})
+                    asking.ask("configuration set", "PUT", "/configuration/value", {"value": str(number)})
                     asking.read()
                 longest[when] = {what: 1000 * max(took) for what, took in asking.took.items()}
                 assert not asking.ask("", "GET", f"/services?limit=1&marker={name(0)}")["values"]
     for what, took in longest["deaths"].items():
-        yield Figure(f"{what}, the longest while {count:,} services die in one second", took, "ms", atMost=50)
-        yield Figure(f"{what}, the longest while none does", longest["peace"][what], "ms")
+        yield Figure(f"{what}, longest while {count:,} services expire", took, "ms", atMost=50)
+        yield Figure(f"{what}, longest while none expires", longest["peace"][what], "ms")
 
 
 def measure(quick):
@@ -229,7 +229,7 @@ def measure(quick):
             for first in range(0, len(beats), 1000):
                 asking.api.beatTogether(beats[first : first + 1000])
         memory = (measured[many].costs.memory() - measured[FEW].costs.memory()) / (many - FEW) / 1024
-        figures.append(Figure("memory for each service", memory, "KiB", atMost=1.25))
+        figures.append(Figure("memory per service", memory, "KiB", atMost=1.25))
         for _ in range(rounds):
             for asking in askings:
                 asking.beat(random.randrange(asking.services))

@@ -1,5 +1,5 @@
 """
-How long starting takes: ``python -m benchmarks.startup``.
+Start of a process: ``python -m benchmarks.startup``.
 
 Each contender is a process that begins, does nothing but import or help, and ends. They take turns, and what is told is
 the median of their CPU times. ``import txserviceregistry`` brings in what is used when it is used; so all that it has

@@ -1,5 +1,5 @@
 """
-Followers at a registry: ``python -m benchmarks.waiting``.
+Events, from a create to their subscribers: ``python -m benchmarks.waiting``.
 
 Each of 1,000 has an event stream, or waits for events with a request of its own (``events-wait``) and asks again as
 soon as it has been answered. Each has a connection of its own. They are as lean as can be, and all in this process,
@@ -287,7 +287,7 @@ def bareRequests(count, rounds):
 
 def streams(count, rounds, waitingCost):
     """:return: the figures of one stream, and of so many."""
-    figures = [Figure("an fdatasync of the disk", 1000 * syncing(20 * rounds), "ms")]
+    figures = [Figure("fdatasync", 1000 * syncing(20 * rounds), "ms")]
     for readers, where in ((1, None), (1, "/dev/shm"), (count, None)):
         with ExitStack() as stack:
             home = stack.enter_context(TemporaryDirectory(dir=where))
@@ -298,14 +298,14 @@ def streams(count, rounds, waitingCost):
             crowd.becomeReady()
             medians, lasts, spent = news(measured, api, crowd, 20 * rounds if readers == 1 else rounds)
             if readers == 1:
-                title = f"from a create until one stream has the event{', data in memory' if where else ''}"
+                title = f"event at one stream{', data in memory' if where else ''}"
                 figures.append(Figure(title, 1000 * statistics.median(medians), "ms", atMost=2.5 if where else None))
             else:
-                title = f"from a create until the last of {count:,} streams has the event"
+                title = f"event at the last of {count:,} streams"
                 figures.append(Figure(title, 1000 * statistics.median(lasts), "ms", atMost=60))
                 cost = 1e6 * statistics.median(spent) / count
-                figures.append(Figure(f"registry's CPU per stream and event, {count:,} streams", cost, "µs", atMost=42))
-                title = "the same, as a part of what it is per follower with the next request"
+                figures.append(Figure(f"CPU per event and stream, {count:,} streams", cost, "µs", atMost=42))
+                title = "CPU per event, stream / waiting request"
                 figures.append(Figure(title, cost / waitingCost, "x", atMost=0.5))
     return figures
 
@@ -339,10 +339,10 @@ def manyStreams(count, rounds):
             meanwhile += beats.during(partial(event, f"service-{number}"))
             turns.append(float((measured.home / "turns").read_text()))
     return [
-        Figure(f"registry's memory with {count:,} streams", memory, "MiB", atMost=160),
-        Figure(f"longest turn of the reactor while {count:,} streams get an event", 1000 * max(turns), "ms", atMost=5),
-        Figure(f"heartbeats meanwhile, 99 of 100 in ({len(meanwhile)} sent)", 1000 * p99(meanwhile), "ms"),
-        Figure(f"heartbeats otherwise, 99 of 100 in ({len(otherwise)} sent)", 1000 * p99(otherwise), "ms"),
+        Figure(f"memory, {count:,} streams", memory, "MiB", atMost=160),
+        Figure(f"longest reactor turn, event for {count:,} streams", 1000 * max(turns), "ms", atMost=5),
+        Figure(f"heartbeat meanwhile, p99 ({len(meanwhile)} sent)", 1000 * p99(meanwhile), "ms"),
+        Figure(f"heartbeat otherwise, p99 ({len(otherwise)} sent)", 1000 * p99(otherwise), "ms"),
     ]
 
 
@@ -367,23 +367,23 @@ def measure(quick):
                 idle[followers] = quiet(measured, crowd, seconds)
             if followers:
                 medians, _, spent = news(measured, api, crowd, 20 * rounds if followers == 1 else rounds)
-                who = f"{followers:,} follower{'s' if followers > 1 else ''}"
-                title = f"from a create until the median of {who} has the event"
+                who = f"{followers:,} waiting request{'s' if followers > 1 else ''}"
+                title = f"event at the median of {who}"
                 figures.append(Figure(title, 1000 * statistics.median(medians), "ms"))
             if followers == count:
                 cost = waitingCost = 1e6 * statistics.median(spent) / count
-                title = f"registry's CPU per follower and event, {who}"
+                title = f"CPU per event, next request included, {who}"
                 figures.append(Figure(title, cost, "µs"))
                 cost = 1e6 * statistics.median(deliveries(measured, api, crowd, rounds)) / count
-                title = f"registry's CPU per follower and event, without the next request, {who}"
+                title = f"CPU per event, {who}"
                 figures.append(Figure(title, cost, "µs"))
                 cost = 1e6 * statistics.median(bareRequests(count, rounds)) / count
-                figures.append(Figure(f"CPU of a bare resource per request, {count:,} connections", cost, "µs"))
+                figures.append(Figure(f"CPU per request, bare resource, {count:,} connections", cost, "µs"))
     figures += streams(count, rounds, waitingCost)
     figures += manyStreams(1000 if quick else STREAMS, rounds)
     for followers, (cpu, woken) in idle.items():
-        figures.append(Figure(f"registry's CPU while {followers:,} followers hear nothing", 100 * cpu, "%"))
-        figures.append(Figure(f"wake-ups of the registry while {followers:,} followers hear nothing", woken, "/s"))
+        figures.append(Figure(f"CPU while {followers:,} requests wait", 100 * cpu, "%"))
+        figures.append(Figure(f"wake-ups while {followers:,} requests wait", woken, "/s"))
     return figures
 
 

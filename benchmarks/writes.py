@@ -66,12 +66,12 @@ def measure(quick):
         ours, theirs = outcomes[what, "registry"], outcomes[what, "bare resource"]
         pairs = list(zip(ours, theirs, strict=True))
         ratio = statistics.median(one.rate / other.rate for one, other in pairs)
-        figures.append(Figure(f"{what} per second, registry : bare resource", ratio, "x", atLeast=0.65))
+        figures.append(Figure(f"{what}, registry / bare resource", ratio, "x", atLeast=0.65))
         ratio = statistics.median(other.cpu / one.cpu for one, other in pairs)
-        figures.append(Figure(f"{what} per second of CPU, registry : bare resource", ratio, "x"))
+        figures.append(Figure(f"{what} per CPU, registry / bare resource", ratio, "x"))
     for (what, name), of in outcomes.items():
         figures.append(Figure(f"{what}, {name}", statistics.median(each.rate for each in of), "/s"))
-        figures.append(Figure(f"CPU for one of the {what}, {name}", statistics.median(each.cpu for each in of), "µs"))
+        figures.append(Figure(f"CPU, {what}, {name}", statistics.median(each.cpu for each in of), "µs"))
     return figures
 
 
