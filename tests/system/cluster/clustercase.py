@@ -426,4 +426,4 @@ class ClusterCase(FaultCase):
         acknowledged = [each for each in done if each.outcome is Outcome.acknowledged]
         self.tell("writes meanwhile, none lost", len(acknowledged))
         slowest = max(each.ended - each.begun for each in acknowledged if each.ended is not None)
-        self.tell("longest write, in s", round(slowest, 2))
+        self.tell("longest write, s", round(slowest, 2))

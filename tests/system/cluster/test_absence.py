@@ -16,7 +16,7 @@ class AbsenceTests(ClusterCase):
     """All nodes are killed; of two applications one is killed as well, and one goes on without a registry."""
 
     row = 15
-    fault = "All three nodes are killed (SIGKILL), and started again after three heartbeat timeouts"
+    fault = "All three nodes are killed (SIGKILL), and started after three heartbeat timeouts"
 
     async def test_onlyKilledApplicationsExpire(self) -> None:
         """Services with a heartbeat within one timeout stay; the others expire, once, and not too early."""
@@ -56,10 +56,10 @@ class AbsenceTests(ClusterCase):
             self.assertEqual(follower.ids("service.timeout"), followers[0].ids("service.timeout"))
             self.assertEqual(follower.gaps, 0)
         self.assertNoTraceback()
-        self.tell("heartbeat timeout, in s", timeout)
-        self.tell("seconds without a node", round(returned - killed))
-        self.tell("services whose application went on", services)
+        self.tell("heartbeat timeout, s", timeout)
+        self.tell("time without a node, s", round(returned - killed))
+        self.tell("services of running applications", services)
         self.tell("of these, expired or registered again", 0)
-        self.tell("seconds until all are registered again", round(back - returned, 1))
-        self.tell("services whose application was killed, each with one event", services)
-        self.tell("last event, in s after the start", round(max(moments) - returned, 1))
+        self.tell("time until all are registered again, s", round(back - returned, 1))
+        self.tell("services of killed applications, one event each", services)
+        self.tell("last event, s after the start", round(max(moments) - returned, 1))

@@ -27,7 +27,7 @@ class EtcdKillTests(ClusterCase):
     """The member that leads ends by SIGKILL, under load, and is started again some seconds later."""
 
     row = 12
-    fault = "etcd's leader is killed (SIGKILL) under load and started again; all of etcd is stopped (SIGSTOP) for 10 s"
+    fault = "etcd's leader is killed (SIGKILL) under load; all of etcd is stopped (SIGSTOP) for 10 s"
 
     async def test_aLeaderIsKilled(self) -> None:
         """All that was acknowledged is there, no service has expired, and writes go on as soon as there is a leader."""
@@ -76,9 +76,9 @@ class EtcdKillTests(ClusterCase):
             longer = [pause - election for pause, election in zip(pauses, elections, strict=True)]
             self.assertLess(max(longer), _ALLOWED + max(quiet))
         self.tell("leaders killed", kills)
-        self.tell("longest time without a leader, in s", round(max(elections), 1))
-        self.tell("longest time without an acknowledged write, in s", round(max(pauses), 1))
-        self.tell("services that expired", 0)
+        self.tell("longest time without a leader, s", round(max(elections), 1))
+        self.tell("longest time without an acknowledged write, s", round(max(pauses), 1))
+        self.tell("expirations", 0)
         self.tellOfWrites(done)
 
     async def writesAgain(self, application: Application, since: float) -> None:
@@ -128,9 +128,9 @@ class EtcdKillTests(ClusterCase):
         self.assertKept(await audit.look(done, mayTimeOut=self.stalled(application)))
         self.assertNoneExpired(audit, application)
         self.assertNoTraceback()
-        self.tell(f"stops of all members, of {length:g} s (heartbeat timeout 3 s)", stops)
-        self.tell("services that expired because of that", 0)
-        self.tell("longest recovery, in s", round(slowest, 1))
+        self.tell(f"stops of {length:g} s (heartbeat timeout 3 s)", stops)
+        self.tell("expirations after stops", 0)
+        self.tell("longest recovery, s", round(slowest, 1))
 
     async def allSay(self, status: int) -> bool:
         """Whether the health of all nodes is this."""

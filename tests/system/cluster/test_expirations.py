@@ -11,7 +11,7 @@ class ExpirationTests(ClusterCase):
     """An application with many services is killed; all nodes find out about it at once."""
 
     row = 14
-    fault = "Many services of one application expire at the same moment, in a cluster of three nodes"
+    fault = "Many services of one application expire at once, in a cluster of three nodes"
 
     async def test_eachExpirationIsOneEvent(self) -> None:
         """Every node's feed has each expiration once, all in the same order; other services stay."""
@@ -37,15 +37,15 @@ class ExpirationTests(ClusterCase):
         order = self.assertExpiredOnce(audit, ended)
         for follower in followers:
             self.assertEqual((follower.ids("service.timeout"), follower.gaps), (order[-count:], 0))
-        self.tell("services that expired", count)
-        self.tell("timeout events on each of three feeds", count)
+        self.tell("expirations", count)
+        self.tell("events on each of three feeds", count)
         self.tell("differences between the feeds", 0)
-        self.tell("their heartbeat timeout, in s", timeout)
+        self.tell("heartbeat timeout, s", timeout)
         late = max(map(self.latest, followers)) - killed - timeout
         if self.isPunctual:
             # The last heartbeats were heard before that; a second is what is promised, and the rest is this machine's.
             self.assertLess(late, 2.0)
-        self.tell("last event on any feed, in s after the heartbeat timeout", round(late, 2))
+        self.tell("last event, s after the timeout", round(late, 2))
 
     def latest(self, follower: Follower) -> float:
         """When a follower received the last expiration."""

@@ -44,8 +44,8 @@ class HistoryTests(ClusterCase):
 
     row = 41
     fault = (
-        "Nodes are killed, paused for longer than their lease and cut off from etcd (not from clients), etcd's leader "
-        "is killed, a clock is stepped; clients send each request to another node, and their histories are checked"
+        "Nodes are killed, paused for longer than their lease or cut off from etcd (not from clients); etcd's leader "
+        "is killed; a clock is stepped. Each request goes to another node, and histories are checked"
     )
 
     def setUp(self) -> None:
@@ -292,10 +292,10 @@ class HistoryTests(ClusterCase):
             self.assertLess(latest - ended, _LEASE + 1 + _TIMEOUT + 2)
         operations = [each for of in self.operations.values() for each in of]
         self.tell("faults", count)
-        self.tell("operations on values, services and locks, each history linearizable", len(operations))
+        self.tell("operations on values, services and locks, all linearizable", len(operations))
         self.tell("of these with an unknown outcome", sum(each.outcome == UNKNOWN for each in operations))
         self.tell("acknowledged heartbeats", sum(len(each.heartbeats) for each in registrations))
-        self.tell("registrations that fell silent, each reported once, none within its timeout", len(registrations))
+        self.tell("registrations without heartbeats, each reported once, none within its timeout", len(registrations))
 
     async def areTold(self, heard: list[tuple[float, Any]]) -> bool:
         """Whether all registrations have been reported."""

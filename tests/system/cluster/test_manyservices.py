@@ -13,7 +13,7 @@ class ManyServicesTests(ClusterCase):
     """A node and an application are killed at the same moment; other applications go on with the other nodes."""
 
     row = 42
-    fault = "One of three nodes is killed (SIGKILL) under 10,000 services, with an application that has some of them"
+    fault = "One of three nodes and an application are killed (SIGKILL), beside 10,000 services"
 
     async def test_onlyTheOnesThatEndedExpire(self) -> None:
         """Each service of the killed application is reported once, in time; no other one is."""
@@ -51,6 +51,6 @@ class ManyServicesTests(ClusterCase):
         if self.isPunctual:
             self.assertLess(latest, bound + 1)
         self.tell("services", crowds * each + ended)
-        self.tell("of these, expired with their application, each once", ended)
-        self.tell("services of other applications that expired", 0)
-        self.tell(f"last event, in s after the kill (promised: {bound})", round(latest, 1))
+        self.tell("expirations of the killed application's, one event each", ended)
+        self.tell("other expirations", 0)
+        self.tell(f"last event, s after the kill (at most {bound})", round(latest, 1))

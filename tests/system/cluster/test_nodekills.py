@@ -19,9 +19,7 @@ class NodeKillTests(ClusterCase):
     """Each node in its turn is killed and started again, while applications send heartbeats, write and follow."""
 
     row = 11
-    fault = (
-        "One of three nodes is killed (SIGKILL) every 5 s and started again, under many services and a load of writes"
-    )
+    fault = "One of three nodes is killed (SIGKILL) every 5 s, under many services and writes"
 
     async def test_noApplicationNotices(self) -> None:
         """No service times out, no request fails, no application is told anything but that all is well."""
@@ -63,6 +61,6 @@ class NodeKillTests(ClusterCase):
         self.tell("services", crowds * services + _HASTY)
         self.tell("seconds", round(lasted))
         self.tell("kills", kills)
-        self.tell("timeout events", audit.count("service.timeout"))
-        self.tell("errors of applications", 0)
+        self.tell("expirations", audit.count("service.timeout"))
+        self.tell("application errors", 0)
         self.tellOfWrites(done)

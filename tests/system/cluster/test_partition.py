@@ -24,7 +24,7 @@ class PartitionTests(ClusterCase):
     """Applications reach all three nodes; one of these, and the member of etcd beside it, reach none of the others."""
 
     row = 13
-    fault = "One of three members of etcd is cut off together with the node next to it, which applications still reach"
+    fault = "One of three etcd members is cut off, with a node that applications still reach"
 
     def setUp(self) -> None:
         super().setUp()
@@ -103,12 +103,12 @@ class PartitionTests(ClusterCase):
             )
         self.assertNoTraceback()
         self.tell("cuts", cuts)
-        self.tell("their length, in s", length)
-        self.tell("services that expired", 0)
-        self.tell("requests of applications that failed", sum(each.outcome is Outcome.unknown for each in done))
-        self.tell("longest time without a leader of etcd for other nodes, in s", round(withoutLeader, 1))
-        self.tell("longest time until the node responded 503, in s", round(noticed, 1))
-        self.tell("longest time until it had joined again, in s", round(longest, 1))
+        self.tell("length, s", length)
+        self.tell("expirations", 0)
+        self.tell("failed requests", sum(each.outcome is Outcome.unknown for each in done))
+        self.tell("longest time without a leader for other nodes, s", round(withoutLeader, 1))
+        self.tell("longest time until the node responded 503, s", round(noticed, 1))
+        self.tell("longest time until it rejoined, s", round(longest, 1))
         self.tellOfWrites(done)
 
     async def says(self, node: Node, status: int) -> bool:

@@ -15,7 +15,7 @@ class ProgramTests(Figures, SynchronousTestCase):
     """Two nodes over one etcd, asked at random, answer as the one model of the API does."""
 
     row = 16
-    fault = "Random programs, compared with a model of the API, over two nodes at once, requests dealt at random"
+    fault = "Random programs over two nodes, compared with a model of the API"
 
     def test_twoNodes(self) -> None:
         """There is no difference."""
@@ -27,7 +27,7 @@ class ProgramTests(Figures, SynchronousTestCase):
             run(programs, 4, None, steps=30)
         self.tell("programs", programs.programs)
         self.tell("requests", sum(programs.counts.values()))
-        self.tell("answers that the model did not give", 0)
+        self.tell("differences from the model", 0)
         self.tell("seconds", round(time.monotonic() - began))
 
     def test_theFirstOfTwoExpirations(self) -> None:

@@ -14,7 +14,7 @@ class StreamTests(ClusterCase):
     """Each node in its turn is killed and started again."""
 
     row = 44
-    fault = "One of three nodes after the other is killed (SIGKILL) while states are set and event streams are read"
+    fault = "Three nodes are killed (SIGKILL) in turn while states are set and event streams are read"
 
     async def test_streamsGoOn(self) -> None:
         """No acknowledged state is lost, and each stream has each event once and in order, whatever node it is at."""

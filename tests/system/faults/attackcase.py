@@ -38,7 +38,7 @@ class AttackCase(FaultCase):
 
     def tellLatencies(self, what: str, latencies: list[float]) -> None:
         median = statistics.median(latencies)
-        self.tell(f"{what}: GET, median and worst, in ms", f"{median:.1f}, {max(latencies):.0f}")
+        self.tell(f"{what}: GET, median and worst, ms", f"{median:.1f}, {max(latencies):.0f}")
 
     async def stillThere(self, client: Client, application: Any) -> None:
         """No service of the application has timed out, and none of its registrations was ever lost."""

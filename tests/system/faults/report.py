@@ -83,12 +83,17 @@ def _table(rows: Mapping[str, Any]) -> str:
         "   :widths: 5 40 55",
         "",
         "   * - Row",
-        "     - What is done",
-        "     - What was counted and measured",
+        "     - Fault",
+        "     - Figures",
     ]
     for number in sorted(rows, key=int):
         lines += [f"   * - {number}", f"     - {rows[number]['fault']}"]
-        figures = [f"| {what}: {figure}" for what, figure in rows[number]["figures"].items()]
+        # Figures with the same prefix share a line.
+        grouped: dict[str, list[str]] = {}
+        for what, figure in rows[number]["figures"].items():
+            prefix, separator, name = what.rpartition(": ")
+            grouped.setdefault(prefix + separator or what, []).append(f"{name}: {figure}")
+        figures = [f"| {prefix if prefix.endswith(': ') else ''}{'; '.join(of)}" for prefix, of in grouped.items()]
         lines += [f"     {'-' if nth == 0 else ' '} {figure}" for nth, figure in enumerate(figures)]
     return "\n".join(lines) + "\n"
 

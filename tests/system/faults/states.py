@@ -109,4 +109,4 @@ async def check(case: FaultCase, client: Client, writer: StateWriter, readers: I
         await case.until(hasAll)
         case.assertEqual((reader.ids, reader.gaps), (ids[-len(reader.ids) :], 0))
     case.tell("states acknowledged", len(writer.acknowledged))
-    case.tell("of these lost, events missed or delivered twice", "0, 0")
+    case.tell("states lost, events missed or delivered twice", "0, 0")

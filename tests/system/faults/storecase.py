@@ -154,5 +154,5 @@ class StoreFaultCase(FaultCase):
         self.assertNoTraceback()
         self.tell(f"{what}: times", rounds)
         self.tell(f"{what}: writes acknowledged, failed", f"{self.acknowledged}, {self.refused}")
-        self.tell(f"{what}: writes lost, services expired", "0, 0")
-        self.tell(f"{what}: longest time to the next write, in s", round(self.longest, 2))
+        self.tell(f"{what}: writes lost, expirations", "0, 0")
+        self.tell(f"{what}: longest time to the next write, s", round(self.longest, 2))

@@ -24,7 +24,7 @@ class AbuseTests(AttackCase):
     """
 
     row = 9
-    fault = "Connections that bring a byte a second, heads and bodies without end, thousands that wait for events"
+    fault = "Connections that send a byte a second, endless heads and bodies, thousands of waiting requests"
 
     async def served(self, limits: list[str], *attacks: tuple[str, int], seconds: float) -> Child:
         """
@@ -52,10 +52,10 @@ class AbuseTests(AttackCase):
         application.tell("stop")
         await application.says("stopped")
         self.assertTrue(any(each.outcome is Outcome.acknowledged for each in application.take()))
-        self.tell(f"{what}, {' '.join(limits) or 'with the defaults'}: seconds", seconds)
-        self.tell(f"{what}: connections cut off", sum(told(each)["cut"] for each in attackers))
+        self.tell(f"{what}: seconds with {' '.join(limits) or 'the defaults'}", seconds)
+        self.tell(f"{what}: cut off", sum(told(each)["cut"] for each in attackers))
         self.tellLatencies(what, latencies)
-        self.tell(f"{what}: memory before, at most, in MB", f"{before}, {memory(registry, peak=True)}")
+        self.tell(f"{what}: memory before, peak, MB", f"{before}, {memory(registry, peak=True)}")
         self.assertLess(memory(registry, peak=True), 400 if self.isFull else 200)
         return registry
 
@@ -127,11 +127,11 @@ class AbuseTests(AttackCase):
         what = f"{count} waiting, {places} places"
         self.tellLatencies(what, latencies)
         self.tell(
-            f"{what}: memory before, waiting, at most, in MB",
+            f"{what}: memory before, waiting, peak, MB",
             f"{before}, {waiting}, {memory(registry, peak=True)}",
         )
         self.tell(f"{what}: refused with 503", told(followers)["codes"].get("503", 0))
-        self.tell(f"{what}: seconds until {places} had heard of an event", round(took, 1))
+        self.tell(f"{what}: time until all had an event, s", round(took, 1))
         await self.latencies(client, 5 if self.isFull else 0.1)
         await self.stillThere(client, application)
         self.assertLess(memory(registry, peak=True), 800 if self.isFull else 150)

@@ -14,7 +14,7 @@ class AnswerTests(SimulatedCase):
     """One request in twenty fails, those for auth tokens too."""
 
     row = 5
-    fault = "5 % of all answers are 500, 502, 503, garbage or cut short"
+    fault = "5 % of responses are 500, 502, 503, garbage or cut short"
 
     def test_allLive(self) -> None:
         """No service expires, nothing acknowledged is lost, and subscribers see what is there."""
@@ -42,10 +42,10 @@ class AnswerTests(SimulatedCase):
         self.successResultOf(directory.stopService())
         self.end()
         self.tell("simulated hours", hours)
-        self.tell("services, with timeouts of 3 to 120 s", len(self.services))
+        self.tell("services, timeouts of 3 to 120 s", len(self.services))
         self.tell("requests", counts["requests"])
         for name in ("500", "502", "503", "garbage", "cut short"):
             self.tell(f"responses: {name}", counts[name])
-        self.tell("services that expired", 0)
+        self.tell("expirations", 0)
         self.tell("writes acknowledged, none lost", outcomes[Outcome.acknowledged])
         self.tell("writes without a valid response", outcomes[Outcome.unknown])

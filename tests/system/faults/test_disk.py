@@ -17,7 +17,7 @@ class DiskTests(StoreFaultCase):
     """
 
     row = 7
-    fault = "The disk under sqlite is full, read-only, or refuses every write; the registry is killed meanwhile"
+    fault = "SQLite's disk is full, read-only or refuses writes; the registry is killed meanwhile"
 
     async def test_full(self) -> None:
         """A disk that is full while groups of writes are under way: 503, and over when there is room."""
@@ -56,7 +56,7 @@ class DiskTests(StoreFaultCase):
                 startedWhileFull += 1
                 self.free()
             await self.recovers(application)
-        await self.end(application, "registry killed or stopped on a full disk", rounds)
+        await self.end(application, "killed or stopped on a full disk", rounds)
         self.tell("starts over a full disk that served reads", f"{startedWhileFull} of {rounds}")
 
     async def test_readOnly(self) -> None:

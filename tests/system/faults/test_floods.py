@@ -116,10 +116,7 @@ class FloodCase(AttackCase):
         for name, here in during.items():
             without, with_ = self.medians[name], statistics.median(here)
             what = f"{count} {kind}: {name.replace('_', ' ')}"
-            self.tell(
-                f"{what} (ms: flood elsewhere, here, worst)",
-                f"{without:.1f}, {with_:.1f}, {max(here):.0f}",
-            )
+            self.tell(f"{what}, ms", f"{without:.1f}, {with_:.1f}, {max(here):.0f}")
             self.assertLess(with_, self.limit(name), what)
         self.tell(f"{count} {kind}: outcomes", json.dumps(answers["codes"]))
         await self.stillThere(self.valid, self.application_)
@@ -169,7 +166,7 @@ class HandshakeTests(FloodCase):
     """TLS handshakes, each of which costs the registry a signature and the attacker next to nothing."""
 
     row = 28
-    fault = "A flood of TLS handshakes, with a key of 4,096 bits"
+    fault = "A flood of TLS handshakes, 4,096-bit key"
     listen = "ssl:0:privateKey=key.pem:certKey=cert.pem:interface=127.0.0.1"
 
     async def test_handshakes(self) -> None:
@@ -227,7 +224,7 @@ class RefusedTests(FloodCase):
     """Requests with tokens that do not count."""
 
     row = 30
-    fault = "Requests without a valid token: over 1,000 connections, pipelined, over ever new connections"
+    fault = "Requests without a valid token: over 1,000 connections, pipelined, or over new connections each"
 
     async def test_refused(self) -> None:
         """However they come, requests that are refused do not hold up others, over old connections or new ones."""

@@ -98,7 +98,7 @@ class GatewayTests(GatewayCase):
     """Pages of a gateway in place of the registry's responses."""
 
     row = 17
-    fault = "a gateway answers with a 4xx page of its own"
+    fault = "A gateway responds with a 4xx page of its own"
 
     def test_allStayRegistered(self) -> None:
         """
@@ -128,9 +128,9 @@ class GatewayTests(GatewayCase):
         listings = [request for request in self.fake.requests if "/services?limit" in request.path]
         self.successResultOf(directory.stopService())
         self.assertKept()
-        self.tell("services, with timeouts of 3 to 60 s", len(self.services))
+        self.tell("services, timeouts of 3 to 60 s", len(self.services))
         self.tell("pages", pages)
-        self.tell("listings of the Directory", len(listings))
+        self.tell("listings", len(listings))
         self.tell("expirations", 0)
         self.tell("new registrations", 0)
 
@@ -139,7 +139,7 @@ class LargeBodyTests(GatewayCase):
     """A proxy that refuses large bodies."""
 
     row = 18
-    fault = "a proxy refuses bodies over 8 KiB, or all batches of heartbeats, with a 4xx"
+    fault = "A proxy refuses bodies over 8 KiB, or all heartbeat batches, with a 4xx"
 
     def simulate(self, seconds: float, count: int = 400) -> list[int]:
         """Run services with a timeout of 10 s behind the proxy; the numbers of requests per minute."""
@@ -168,8 +168,8 @@ class LargeBodyTests(GatewayCase):
             self.assertIn("A batch of", log[0])
             self.assertIn(f"returned {status}", log[0])
             self.assertKept()
-            self.tell(f"requests in the last minute, refused with {status}", requests[-1])
-        self.tell("services with a timeout of 10 s", len(self.services))
+            self.tell(f"requests in the last minute, refused with: {status}", requests[-1])
+        self.tell("services, timeout 10 s", len(self.services))
         self.tell("expirations", 0)
 
     def test_theRegistrysOwnLimit(self) -> None:
@@ -192,7 +192,7 @@ class LargeBodyTests(GatewayCase):
         self.simulate(1200, 400) if self.isFull else self.simulate(360, 20)
         self.assertLess(isBatch, 40)
         self.assertKept()
-        self.tell("batches that were tried where none passes", isBatch)
+        self.tell("batches tried where none passes", isBatch)
 
     def test_anOutageOfTheGateway(self) -> None:
         """A gateway that answers everything for a few seconds is an outage: heartbeats are batched again afterwards."""
@@ -220,7 +220,7 @@ class ForeignTokenTests(GatewayCase):
     """A proxy that mixes responses up."""
 
     row = 20
-    fault = "heartbeats are answered with the token of another service"
+    fault = "Heartbeats receive the token of another service"
 
     def test_allStayRegistered(self) -> None:
         """The client falls back to the last accepted token, for single and for batched heartbeats."""
@@ -235,6 +235,6 @@ class ForeignTokenTests(GatewayCase):
         seconds = 300 if self.isFull else 120
         self.fake.advance(seconds)
         self.assertKept()
-        self.tell("services, with timeouts of 3 to 60 s", len(self.services))
-        self.tell("seconds in which every heartbeat was answered so", seconds)
+        self.tell("services, timeouts of 3 to 60 s", len(self.services))
+        self.tell("seconds", seconds)
         self.tell("expirations", 0)

@@ -38,7 +38,7 @@ class HealthTests(StoreFaultCase):
     """Values of 1 KB are written all the time, and /health is asked four times a second."""
 
     row = 33
-    fault = "The disk under sqlite has no room for values of 1 KB, and some for less; /health is asked meanwhile"
+    fault = "SQLite's disk has no room for values of 1 KB; /health is requested meanwhile"
 
     def setUp(self) -> None:
         super().setUp()
@@ -100,7 +100,7 @@ class HealthTests(StoreFaultCase):
             if near and answer.isWell not in near:
                 wrong.append(answer)
         self.assertEqual(wrong, [])
-        self.tell(f"{what}: responses of /health", len(self.answers))
+        self.tell(f"{what}: /health responses", len(self.answers))
         self.tell(f"{what}: writes acknowledged, refused", f"{self.count(True)}, {self.count(False)}")
         self.tell(f"{what}: wrong responses", len(wrong))
 
@@ -131,7 +131,7 @@ class HealthTests(StoreFaultCase):
             await registry.ended
         self.assertGreater(self.count(False), 10)
         self.check("room for a few pages")
-        self.tell("longest time to a 200 of /health, in s", round(longest, 1))
+        self.tell("longest time until /health responded 200, s", round(longest, 1))
         self.assertNoTraceback()
 
     async def test_full(self) -> None:

@@ -17,7 +17,7 @@ class KillTests(FaultCase):
     """The registry's process ends by SIGKILL at any moment, and is started again over its data."""
 
     row = 1
-    fault = "The registry is killed (SIGKILL) under load and started again, at random moments"
+    fault = "The registry is killed (SIGKILL) under load, at random moments"
 
     async def test_nothingAcknowledgedIsLost(self) -> None:
         """After each start every write that was acknowledged is there, and no service has expired."""
@@ -54,8 +54,8 @@ class KillTests(FaultCase):
         self.tell("writes acknowledged", outcomes[Outcome.acknowledged])
         self.tell("writes without a response", outcomes[Outcome.unknown])
         self.tell("acknowledged writes lost", 0)
-        self.tell("services that expired", 0)
-        self.tell("longest time from kill to next write, in s", round(longest, 1))
+        self.tell("expirations", 0)
+        self.tell("longest time to the next write, s", round(longest, 1))
 
     async def writesAgain(self, application: Application, since: float) -> None:
         """Wait until a write that began after a moment has been acknowledged."""

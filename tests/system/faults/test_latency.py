@@ -21,7 +21,7 @@ class LatencyTests(FaultCase):
     """Services with the shortest timeouts, over TLS."""
 
     row = 19
-    fault = f"Connections are reset where a round trip takes {ROUND_TRIP:g} s, over TLS, with timeouts of 3 s and 4 s"
+    fault = f"Connections over TLS with a round trip of {ROUND_TRIP:g} s are reset; timeouts of 3 s and 4 s"
 
     async def test_staysRegistered(self) -> None:
         """No service expires, with single or with batched heartbeats."""
@@ -55,6 +55,6 @@ class LatencyTests(FaultCase):
             await deferLater(reactor, 3.0, lambda: None)
         self.assertKept(await audit.look())
         self.assertEqual([audit.count("service.timeout"), audit.count("service.join")], [0, joins])
-        self.tell("resets of all connections", resets)
-        self.tell("services that expired", 0)
-        self.tell("seconds of a new connection with one request", round(3 * ROUND_TRIP, 1))
+        self.tell("resets", resets)
+        self.tell("expirations", 0)
+        self.tell("time of a new connection with one request, s", round(3 * ROUND_TRIP, 1))

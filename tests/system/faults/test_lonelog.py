@@ -17,7 +17,7 @@ class LoneLogTests(FaultCase):
     """
 
     row = 32
-    fault = "The file of the sqlite store is missing, empty, cut short or another registry's, beside a log with values"
+    fault = "SQLite's file is missing, empty, cut short or another registry's, beside a log with values"
 
     async def test_isRefused(self) -> None:
         """The registry and service-registry-users name the files and change none; nothing is lost."""
@@ -55,9 +55,9 @@ class LoneLogTests(FaultCase):
         client = self.client(cache=None)
         self.assertEqual({each["id"]: each["value"] async for each in client.configuration.iterate()}, values)
         self.assertNoTraceback()
-        self.tell("starts of the registry and of service-registry-users over such files", refusals)
-        self.tell("starts that were not refused, files that were changed", "0, 0")
-        self.tell(f"of {count} acknowledged values there when the file is back", count)
+        self.tell("starts", refusals)
+        self.tell("starts not refused, files changed", "0, 0")
+        self.tell(f"of {count} acknowledged values, kept", count)
 
     async def anotherStore(self) -> bytes:
         """The file that some other registry has made."""

@@ -24,7 +24,7 @@ class LongReadTests(FaultCase):
     """Meanwhile SQLite can't reuse its write-ahead log, which grows with every write."""
 
     row = 34
-    fault = "Another program keeps a read transaction open on the sqlite store under load"
+    fault = "Another program keeps a read transaction of SQLite open under load"
 
     def setUp(self) -> None:
         super().setUp()
@@ -63,7 +63,7 @@ class LongReadTests(FaultCase):
             return await self.metric() > LOG_BYTES
 
         await self.until(isTold)
-        self.tell("longest write before and while it reads, in s", round(self.longest, 3))
+        self.tell("longest write before and during it, s", round(self.longest, 3))
         largest, self.longest = self.log.stat().st_size, 0.0
         reader.execute("COMMIT")
         ended = time.monotonic()
@@ -72,15 +72,15 @@ class LongReadTests(FaultCase):
             return self.log.stat().st_size <= LOG_BYTES
 
         await self.until(isSmall, 0.01)
-        self.tell("largest log at the end of the read, in MB", round(largest / 1e6, 1))
-        self.tell("time until it is cut to 16 MB, in s", round(time.monotonic() - ended, 1))
-        self.tell("longest write meanwhile, in s", round(self.longest, 3))
+        self.tell("largest log, MB", round(largest / 1e6, 1))
+        self.tell("time until it is cut to 16 MB, s", round(time.monotonic() - ended, 1))
+        self.tell("longest write meanwhile, s", round(self.longest, 3))
         await self.until(self.isToldSmall)
         # The control: as many writes without the reader.
         count = next(self.numbers) - began
         grown = await self.writes(count)
         self.assertLessEqual(grown, LOG_BYTES)
-        self.tell(f"largest log during {count} writes without a reader, in MB", round(grown / 1e6, 1))
+        self.tell(f"largest log in {count} writes without a reader, MB", round(grown / 1e6, 1))
         self.writing = False
         await writing
         self.assertNoTraceback()

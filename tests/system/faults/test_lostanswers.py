@@ -21,7 +21,7 @@ class LostAnswerTests(FaultCase):
     """The application asks by way of a proxy that loses answers; the audit asks the registry itself."""
 
     row = 4
-    fault = "Every second response is lost after the registry has carried out the request, with a reset or without one"
+    fault = "Every second response is lost after the request was carried out, with or without a reset"
 
     async def test_everybodyLives(self) -> None:
         """No service expires or is registered twice. All that was acknowledged has happened, and nothing else."""
@@ -38,7 +38,7 @@ class LostAnswerTests(FaultCase):
         self.tell("writes acknowledged", self.outcomes[Outcome.acknowledged])
         self.tell("writes without a response", self.outcomes[Outcome.unknown])
         self.tell("acknowledged writes lost", 0)
-        self.tell("registered services that expired", 0)
+        self.tell("expirations", 0)
 
     async def runApplication(self, name: str, *, isSilent: bool) -> None:
         """One application, from its registrations to its end."""
@@ -78,8 +78,8 @@ class LostAnswerTests(FaultCase):
         # What a client can know to be its own does not stand in its way.
         self.assertNotIn("ServiceExists", [error for _, error in application.troubles])
         how = "without a reset" if isSilent else "with a reset"
-        self.tell(f"lost {how}: time until {SERVICES} services were registered, in s", round(took, 1))
-        self.tell(f"lost {how}: registrations without a response that expired", unheard)
+        self.tell(f"{how}: time until {SERVICES} services were registered, s", round(took, 1))
+        self.tell(f"{how}: expired registrations without a response", unheard)
 
     async def check(self, application: Application, mayTimeOut: Collection[str] = ()) -> None:
         """All is kept so far; the application pauses."""

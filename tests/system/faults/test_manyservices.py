@@ -69,7 +69,7 @@ class ManyServicesTests(FaultCase):
     """
 
     row = 8
-    fault = "Many services of one application, for an hour; registry and application in one process each"
+    fault = "Many services of one application, for an hour"
 
     async def test_allLive(self) -> None:
         """No service expires, and the application takes all of its services for registered, all the time."""
@@ -102,17 +102,17 @@ class ManyServicesTests(FaultCase):
         self.assertGreaterEqual(after.seconds - before.seconds, minutes * 60)
         self.assertNoTraceback()
         self.tell("services", services)
-        self.tell("their heartbeat timeout, in s", timeout)
+        self.tell("heartbeat timeout, s", timeout)
         self.tell("simulated minutes", round((after.seconds - before.seconds) / 60, 1))
-        self.tell("simulated seconds to a real one", speed)
-        self.tell("heartbeats answered", heartbeats)
-        self.tell("heartbeats a real second", round(heartbeats / lasted))
+        self.tell("simulated seconds per real second", speed)
+        self.tell("heartbeats", heartbeats)
+        self.tell("heartbeats per real second", round(heartbeats / lasted))
         self.tell("false expirations", len(timedOut))
-        self.tell("real seconds to register all", round(took, 1))
+        self.tell("real time until all were registered, s", round(took, 1))
         for name, child, used in (("application", application, cpuBefore[0]), ("registry", registry, cpuBefore[1])):
-            self.tell(f"CPU of the {name}, in cores", round((cpu(child) - used) / lasted, 2))
-            self.tell(f"most memory of the {name}, in MiB", memory(child))
-        self.tell("stalls that the registry noticed", registry.output.count("Registry stalled for"))
+            self.tell(f"CPU of the {name}, cores", round((cpu(child) - used) / lasted, 2))
+            self.tell(f"peak memory of the {name}, MiB", memory(child))
+        self.tell("stalls noticed by the registry", registry.output.count("Registry stalled for"))
 
     async def heartbeats(self, client: Client) -> int:
         """How many the registry has taken so far, as its metrics say."""

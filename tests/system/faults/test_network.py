@@ -30,8 +30,8 @@ class NetworkTests(FaultCase):
 
     row = 3
     fault = (
-        "The network is cut, for less and for more than a heartbeat timeout, in both directions and in each alone; "
-        "connections are reset and refused for as long"
+        "The network is cut in one direction or both, for less and more than a heartbeat timeout; connections are "
+        "reset or refused as long"
     )
 
     async def test_aMomentIsNotNoticed(self) -> None:
@@ -60,7 +60,7 @@ class NetworkTests(FaultCase):
         )
         await self.end(application, audit)
         self.tell(f"cuts of {SHORT:g} s", cuts)
-        self.tell("events or changes of state", 0)
+        self.tell("events or state changes", 0)
 
     async def test_aLongCutEndsAndBegins(self) -> None:
         """After more than a timeout each service times out once, and joins once when the network is back."""
@@ -82,10 +82,10 @@ class NetworkTests(FaultCase):
                     self.assertEqual(counts, [expirations, expirations + 1, 0])
         await self.end(application, audit)
         self.tell(f"cuts of {LONG:g} s (heartbeat timeout {TIMEOUT} s)", cuts)
-        self.tell("cuts in which the registry received nothing", expirations)
-        self.tell("expirations and registrations of each service in these", 1)
+        self.tell("cuts without a request at the registry", expirations)
+        self.tell("expirations and registrations per service in these", 1)
         self.tell("other expirations", 0)
-        self.tell("longest time until all were registered again, in s", round(longest, 1))
+        self.tell("longest time until registered again, s", round(longest, 1))
 
     async def back(self, application: Application, audit: Audit) -> float:
         """Wait until all are there again, as both sides see it; how long it took."""

@@ -17,7 +17,7 @@ class StallTests(FaultCase):
     """Something in the application does not return for longer than a heartbeat timeout, while it is under load."""
 
     row = 10
-    fault = "The reactor of an application under load is blocked, for longer than some of its timeouts"
+    fault = "An application's reactor is blocked under load, for longer than some of its timeouts"
 
     async def test_recovers(self) -> None:
         """
@@ -68,12 +68,12 @@ class StallTests(FaultCase):
         # On a machine that is busy enough there may have been more.
         self.assertGreaterEqual(told, stalls)
         self.tell("stalls", stalls)
-        self.tell("their length, in s", length)
-        self.tell("services with a timeout of 20 s that expired", 0)
-        self.tell("services with a timeout of 3 s that expired, as they must", services * stalls)
-        self.tell("longest recovery, in s", round(slowest, 2))
-        self.tell("requests of each until then, at most", round(most / services, 1))
-        self.tell("lines in the log for each stall", told / stalls)
+        self.tell("length, s", length)
+        self.tell("expirations, timeout 20 s", 0)
+        self.tell("expirations, timeout 3 s (intended)", services * stalls)
+        self.tell("longest recovery, s", round(slowest, 2))
+        self.tell("requests per service until then, at most", round(most / services, 1))
+        self.tell("log lines per stall", told / stalls)
         self.tell("writes meanwhile, none lost", written)
 
     async def backAgain(self, application: Application, stalls: int) -> None:

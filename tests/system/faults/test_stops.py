@@ -24,7 +24,7 @@ class StopTests(FaultCase):
     """The registry's process stands still for longer than its services' timeouts."""
 
     row = 2
-    fault = "The registry is stopped (SIGSTOP) for three heartbeat timeouts, its wall clock moved meanwhile"
+    fault = "The registry is stopped (SIGSTOP) for three heartbeat timeouts while its clock is set"
 
     async def test_givesTheTimeBack(self) -> None:
         """No service expires, nothing is lost, and the feed stays in order, whatever the time of day is."""
@@ -53,9 +53,9 @@ class StopTests(FaultCase):
         self.assertEqual(audit.count("service.join"), SERVICES)
         self.assertEqual(audit.count("service.timeout"), 0)
         self.tell(f"stops of {stopped:g} s (heartbeat timeout {TIMEOUT} s)", len(steps))
-        self.tell("steps of the wall clock", "none, " + ", ".join(f"{step / HOUR:+g} h" for step in steps if step))
-        self.tell("services that expired", 0)
-        self.tell("longest recovery after SIGCONT, in s", round(longest, 1))
+        self.tell("clock steps", "none, " + ", ".join(f"{step / HOUR:+g} h" for step in steps if step))
+        self.tell("expirations", 0)
+        self.tell("longest recovery, s", round(longest, 1))
 
     async def stop(self, registry: Child, application: Application, seconds: float, step: int) -> float:
         """Stop it, and let it go on; how long it took then until all services had been heard of."""

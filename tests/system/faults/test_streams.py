@@ -16,7 +16,7 @@ class StreamTests(FaultCase):
     """The registry's process ends by SIGKILL at any moment, and is started again over its data."""
 
     row = 43
-    fault = "The registry is killed (SIGKILL) and started again while states are set and event streams are read"
+    fault = "The registry is killed (SIGKILL) while states are set and event streams are read"
 
     async def test_streamsGoOn(self) -> None:
         """No acknowledged state is lost, and each stream has each event once and in order."""

@@ -75,7 +75,7 @@ class MalformedTests(SubscriberCase):
     """Malformed responses with status 200."""
 
     row = 24
-    fault = "Responses with status 200 and malformed contents"
+    fault = "Malformed responses with status 200"
 
     def test_goOn(self) -> None:
         """The three retry, and miss nothing."""
@@ -97,7 +97,7 @@ class MalformedTests(SubscriberCase):
                 self.change()
                 self.fake.advance(1)
                 self.assertCurrent()
-        self.tell("malformed responses", rounds * len(bodies) * 4)
+        self.tell("responses", rounds * len(bodies) * 4)
         self.tell("events missed or delivered twice", 0)
 
 
@@ -105,7 +105,7 @@ class ForeignRefusalTests(SubscriberCase):
     """A proxy that answers 400."""
 
     row = 25
-    fault = "A proxy answers requests for events with a 400 of its own"
+    fault = "A proxy responds to requests for events with a 400 of its own"
 
     def test_keepTheirPlace(self) -> None:
         """No gap is reported, and no event is delivered twice."""
@@ -124,7 +124,7 @@ class ForeignRefusalTests(SubscriberCase):
                 self.change()
                 self.fake.advance(1)
                 self.assertCurrent()
-        self.tell("responses of a proxy", rounds * len(pages) * 4)
+        self.tell("responses", rounds * len(pages) * 4)
         self.tell("gaps reported, events delivered twice", 0)
 
 
@@ -132,7 +132,7 @@ class QuietTests(SubscriberCase):
     """An account in which nothing happens."""
 
     row = 26
-    fault = "The last event of a quiet account is removed, because it is too old to be kept"
+    fault = "A quiet account's last event is removed because of its age"
     retention = 5400.0
 
     def test_noGap(self) -> None:
@@ -147,7 +147,7 @@ class QuietTests(SubscriberCase):
         self.change()
         self.fake.advance(1)
         self.assertCurrent()
-        self.tell("last events removed", times)
+        self.tell("removals", times)
         self.tell("gaps reported", 0)
 
 
@@ -155,7 +155,7 @@ class RetryAfterTests(SubscriberCase):
     """A registry that sends Retry-After."""
 
     row = 27
-    fault = "A fault rateLimitReached with Retry-After: inf, nan, 1e308, 10^400, or negative"
+    fault = "rateLimitReached with Retry-After: inf, nan, 1e308, 10^400, or negative"
 
     def test_tryAgain(self) -> None:
         """The three retry within an hour."""

@@ -11,7 +11,7 @@ class SuspendTests(SimulatedCase):
     """The machine of an application with many services is suspended again and again."""
 
     row = 22
-    fault = "The machine of an application is suspended, for less and for more than its heartbeat timeouts (simulated)"
+    fault = "An application's machine is suspended, for less and more than its heartbeat timeouts (simulated)"
     # Who creates something while the machine sleeps knows nothing of what became of it.
     CREATORS = 0
 
@@ -38,7 +38,7 @@ class SuspendTests(SimulatedCase):
             may = {id for id, timeout in expiries.items() if length + 0.8 * timeout + 2 > timeout}
             self.look(mayTimeOut=may)
             self.assertEqual({service.state for service in self.services}, {"registered"})
-        self.tell("sleeps", sleeps)
-        self.tell("longest recovery after waking, in s", round(slowest, 1))
-        self.tell("services that expired in spite of a timely heartbeat", 0)
+        self.tell("suspends", sleeps)
+        self.tell("longest recovery, s", round(slowest, 1))
+        self.tell("expirations despite a timely heartbeat", 0)
         self.end()

@@ -16,7 +16,7 @@ class ThreadTests(FaultCase):
     """All threads of the reactor's pool are busy while the registry restarts."""
 
     row = 21
-    fault = "All threads of an application's reactor are busy, and the registry, addressed by host name, restarts"
+    fault = "An application's reactor threads are all busy while the registry, addressed by name, restarts"
 
     async def test_staysRegistered(self) -> None:
         """No service expires: neither resolving nor connecting waits for such a thread."""
@@ -37,6 +37,6 @@ class ThreadTests(FaultCase):
             self.assertKept(await audit.look())
         self.assertEqual(audit.count("service.timeout"), 0)
         self.assertEqual([state[-1][1] for state in application.states.values()], ["registered"] * SERVICES)
-        self.tell("threads that are busy for 6 s", 10)
-        self.tell("restarts of the registry, 1 s each", restarts)
-        self.tell(f"services with a timeout of {TIMEOUT} s that expired", 0)
+        self.tell("threads, busy for 6 s", 10)
+        self.tell("restarts, 1 s each", restarts)
+        self.tell(f"expirations, timeout {TIMEOUT} s", 0)

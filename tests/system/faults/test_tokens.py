@@ -10,7 +10,7 @@ from .simulated import SimulatedCase
 
 class _TokenCase(SimulatedCase):
     row = 6
-    fault = "All auth tokens are purged every 3 s; the Auth API is down for ten minutes"
+    fault = "Auth tokens are purged every 3 s; authentication is down for ten minutes"
     TIMEOUTS = (3, 4, 6, 10, 20, 30, 45, 60, 90, 120)
 
     def setUp(self) -> None:
@@ -45,14 +45,14 @@ class LivingTokenTests(_TokenCase):
         self.assertEqual(self.audit.count("service.timeout"), 0)
         self.end()
         self.tell("purges", purges)
-        self.tell("authentications for them", asked)
+        self.tell("authentications", asked)
         self.tell("writes meanwhile, none failed", done)
-        self.tell("services that expired", 0)
+        self.tell("expirations", 0)
 
     def test_renewalWhileTheAuthApiIsDown(self) -> None:
         """A token that should have been renewed stays in use, and is renewed as soon as that can be."""
         asked = self.outage(lifetime=30, begin=19)
-        self.tell("attempts to renew a valid token, in ten minutes of outage", asked)
+        self.tell("attempts to renew a valid token", asked)
 
     def test_endWhileTheAuthApiIsDown(self) -> None:
         """A token that has ended by what it says stays in use too, as long as the registry takes it."""
@@ -112,7 +112,7 @@ class DyingTokenTests(_TokenCase):
         rate = asked / (8 * self.minute)
         self.assertLess(rate, 2.0)
         self.end()
-        self.tell("services that expired while there was no token", self.audit.count("service.timeout"))
-        self.tell("seconds until all were back", waited)
-        self.tell("authentications a second meanwhile", round(rate, 2))
+        self.tell("expirations without a token", self.audit.count("service.timeout"))
+        self.tell("time until all were back, s", waited)
+        self.tell("authentications per second meanwhile", round(rate, 2))
         self.tell("writes that failed, without effect", outcomes[Outcome.unknown])

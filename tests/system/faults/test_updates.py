@@ -21,7 +21,7 @@ class UpdateTests(Figures, SynchronousTestCase):
     """Every service is updated in each round, and expires; its machine has another address afterwards."""
 
     row = 23
-    fault = "a partition after or during updates of services"
+    fault = "Partitions during and after updates of services"
 
     def setUp(self) -> None:
         random = Random(self.row)
@@ -54,7 +54,7 @@ class UpdateTests(Figures, SynchronousTestCase):
             lost += sum(self.registered(service) != expected for service in self.services)
         self.assertEqual(lost, 0)
         self.assertEqual(self.expirations(), rounds * len(self.services))
-        self.tell("updates before and during a partition", rounds * len(self.services))
+        self.tell("updates", rounds * len(self.services))
         self.tell("updates or addresses lost", lost)
         stops = [service.stopService() for service in self.services]
         self.fake.advance(4)

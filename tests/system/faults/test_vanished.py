@@ -24,7 +24,7 @@ class VanishedTests(StoreFaultCase):
     """What SQLite writes to a file that is gone is lost when the process ends; it says nothing of it."""
 
     row = 31
-    fault = "The sqlite store's file, its log, its index, or the data directory is moved away, replaced, or removed"
+    fault = "SQLite's file, log or index, or the data directory, is moved, replaced or removed"
 
     def setUp(self) -> None:
         super().setUp()
@@ -83,7 +83,7 @@ class VanishedTests(StoreFaultCase):
             self.assertTrue(1 <= said.count(text) <= len(steps), said)
         await self.end(application, ", ".join(steps) + " away and back", len(steps))
         self.tell("writes acknowledged after the removal, none lost", self.late)
-        self.tell("latest start of such a write after the removal, in s", round(self.noticed, 3))
+        self.tell("latest start of such a write, s after the removal", round(self.noticed, 3))
 
     async def test_removed(self) -> None:
         """A file that was removed is noticed too; a copy of what the registry has open has all that it acknowledged."""
@@ -107,7 +107,7 @@ class VanishedTests(StoreFaultCase):
         await self.registry()
         application.tell("resume")
         await self.recovers(application)
-        await self.end(application, "removed, copied from the running registry, and put back", 1)
+        await self.end(application, "removed and restored from the running registry", 1)
 
     async def test_lockFile(self) -> None:
         """A lock file that is removed is made again, and keeps a second registry out; a replaced one stops writes."""
