@@ -134,6 +134,15 @@ class BackUpTests(BackupCase):
         ended = await self.backup(f"{self.home}/missing/registry.sqlite", code=1)
         self.assertIn("No such file or directory", ended.err)
 
+    async def test_toAPipe(self) -> None:
+        """What is not a regular file is not replaced by the copy."""
+        await self.stopped()
+        os.mkfifo(self.file)
+        ended = await self.backup(str(self.file), code=1)
+        self.assertIn(f"{self.file} is not a regular file", ended.err)
+        self.assertTrue(self.file.is_fifo())
+        self.assertEqual(list(self.file.parent.iterdir()), [self.file])
+
     async def test_wrongUsage(self) -> None:
         """Wrong words are one line and exit code 2."""
         for words in ((), ("",), ("a", "b"), ("--fast", "a")):
@@ -240,6 +249,17 @@ class RestoreTests(BackupCase):
             if content is not None:
                 self.file.write_bytes(content)
             self.assertIn(reason, (await self.restore(code=1)).err)
+        self.assertEqual(self.files(), before)
+
+    async def test_aDeviceOrAPipe(self) -> None:
+        """What is not a regular file is refused before it is read, which could block indefinitely."""
+        await self.stopped()
+        before = self.files()
+        self.file.symlink_to("/dev/null")
+        self.assertIn("is not a regular file", (await self.restore(code=1)).err)
+        self.file.unlink()
+        os.mkfifo(self.file)
+        self.assertIn("is not a regular file", (await self.restore(code=1)).err)
         self.assertEqual(self.files(), before)
 
     async def locks(self, path: str, **body: object) -> tuple[int, dict[str, Any]]:

@@ -17,7 +17,7 @@ import attrs
 
 from ... import eventids
 from ..interfaces import StoreRefused
-from .file import IMMUTABLE, checkFile, connect, opened, uri
+from .file import IMMUTABLE, checkFile, connect, opened, refuseIrregular, uri
 
 # What the file and its companions are called.
 _ENDINGS = ("", "-wal", "-shm", "-journal")
@@ -68,10 +68,12 @@ def copyStore(source: str, target: str) -> Contents:
 
     The copy is of one moment: it has all changes that were acknowledged before it began.
 
-    :raises StoreRefused: if *source* is not a store of this or an earlier release, or the copy is damaged.
+    :raises StoreRefused: if *source* is not a store of this or an earlier release, *target* is not a regular file, or
+        the copy is damaged.
     :raises OSError, sqlite3.Error: if a file can't be read or written.
     """
     checkFile(source)
+    refuseIrregular(target)
     folder = os.path.dirname(os.path.abspath(target))
     descriptor, making = tempfile.mkstemp(prefix=f".{os.path.basename(target)}-", dir=folder)
     try:

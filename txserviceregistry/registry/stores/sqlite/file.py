@@ -172,8 +172,7 @@ def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None
         are left as they were.
     :raises OSError, sqlite3.Error: if it can't be made or read.
     """
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise StoreRefused(f"{path} is not a regular file; move it away, or choose another path")
+    refuseIrregular(path)
     if _leadsNowhere(path):
         # A file made in place of the link would be an empty store, and hide the one that is elsewhere.
         raise StoreRefused(
@@ -208,6 +207,12 @@ def isThere(path: str) -> bool:
     symbolic link to a file that is missing.
     """
     return _sizeOf(path) > 0 or _leadsNowhere(path) or _findLog(path) is not None
+
+
+def refuseIrregular(path: str) -> None:
+    """Refuse a pipe or a device, which may block its reader indefinitely. A folder fails when it is opened."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise StoreRefused(f"{path} is not a regular file; move it away, or choose another path")
 
 
 def _leadsNowhere(path: str) -> bool:
@@ -275,6 +280,7 @@ def _addConstants(connection: sqlite3.Connection) -> None:
 
 def checkFile(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> int:
     """Refuse what is not a store, without a change to any file. Returns the version of its schema."""
+    refuseIrregular(path)
     with open(path, "rb") as file:
         header = readHeader(file.fileno())
     if len(header) < _HEADER:
