@@ -168,7 +168,7 @@ class EtcdStoreCase(EtcdCase):
     async def catchesUp(self, store: EtcdStore) -> None:
         """Wait until a store has been shown all that has happened by now."""
         tenant = f"mark{next(_marks)}"
-        await self.asked.txn((), [put(f"{self.prefix}events/{tenant}/0", b'{"type": "mark"}')])
+        await self.asked.txn((), [put(f"{self.prefix}events/{tenant}/0", b'{"events": [{"type": "mark"}]}')])
         await self.notifies(store, "eventAdded", tenant, "mark")
 
     async def haveJoined(self, count: int) -> bool:

@@ -10,7 +10,6 @@ share keys.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
@@ -27,6 +26,7 @@ from ...model import PLAIN_TYPES
 from ...scopes import tenantOf
 from ..interfaces import StoreUnavailable
 from .gateway import Etcd, KeyValue, Revision, Txn, Urgency, deletion, jsonBytes, put, reading, unchanged
+from .kept import readKept
 
 _T = TypeVar("_T")
 
@@ -46,6 +46,9 @@ MISSED = 2
 #: later than that one does, and fails if it does not wait for that.
 TURN = 0.05
 TURN_TRANSACTIONS = 3
+# What keys have since version 1.
+_CLOCK = {"last": int, "services": int, "values": int}
+_EVENT = {"timestamp": int, "type": str, "payload": dict}
 _LATE = "etcd is overloaded, or other nodes change the same tenant all the time"
 
 
@@ -63,7 +66,9 @@ class TenantClock:
     @classmethod
     def of(cls, found: KeyValue | None) -> TenantClock:
         """The clock as it is kept; a new one if there is none."""
-        kept = {} if found is None else json.loads(found.value)
+        if found is None:
+            return cls()
+        kept = readKept(found.key, found.value, _CLOCK)
         kept.pop("v", None)
         return cls(**kept)
 
@@ -190,11 +195,12 @@ def lastPosition(found: KeyValue) -> int:
     return int(found.key.rpartition("/")[2], 16)
 
 
-def eventsIn(found: KeyValue) -> Iterator[dict[str, Any]]:
+def eventsIn(found: KeyValue) -> list[dict[str, Any]]:
     """The events that share a key, in their order: position, timestamp, type and payload."""
-    kept = json.loads(found.value)
+    if "events" in (kept := readKept(found.key, found.value, {})):
+        return list(kept["events"])
     # An early release kept each under a key of its own.
-    yield from kept.get("events") or [{**kept, "position": lastPosition(found)}]
+    return [{**readKept(found.key, found.value, _EVENT), "position": lastPosition(found)}]
 
 
 @attrs.frozen(eq=False)

@@ -5,8 +5,8 @@ The feeds in etcd: events by their positions, which are made with their changes
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
+from contextlib import suppress
 from heapq import merge
 from operator import itemgetter
 
@@ -17,6 +17,7 @@ from ...model import PLAIN_TYPES
 from ..interfaces import EventRecord
 from .batches import TenantClock, eventsIn, lastPosition
 from .gateway import after, deletion, endOf, reading, unchanged
+from .kept import Unreadable, readKept
 from .part import Part
 
 #: Keys in one read: so many of the largest events, of both kinds, are as much as a response may have.
@@ -93,7 +94,9 @@ class EtcdEvents(Part):
                     if not found:
                         break
                     await self._etcd.txn((), [deletion(prefix, after(found[-1]))])
-                    dropped += sum(1 for each in found for _ in eventsIn(each))
+                    for each in found:
+                        with suppress(Unreadable):
+                            dropped += len(eventsIn(each))
         await self._forgetNodes()
         _, revision = await self._etcd.range(f"{self._prefix}meta")
         if self._compactTo:
@@ -103,7 +106,7 @@ class EtcdEvents(Part):
 
     async def _forgetNodes(self) -> None:
         nodes = await self._etcd.all(f"{self._prefix}nodes/")
-        present = {json.loads(each.value).get("commits") for each in nodes if each.lease}
+        present = {readKept(each.key, each.value, {}).get("commits") for each in nodes if each.lease}
         for mark in await self._etcd.all(f"{self._prefix}commits/"):
             if mark.key.rpartition("/")[2] not in present:
                 await self._etcd.txn([unchanged(mark.key, mark.modified)], [deletion(mark.key)])

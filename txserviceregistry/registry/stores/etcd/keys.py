@@ -20,9 +20,10 @@ from ..interfaces import StoreUnavailable
 from ..shared import IStoreListener
 from .batches import eventsIn
 from .gateway import EtcdError, KeyValue, Revision, Urgency, jsonBytes, newLease, put, unchanged
+from .kept import readKept, understood
 from .locks import EtcdLocks
 from .node import Evidence, INodeKeys, Joined, Node
-from .part import Part, understood
+from .part import Part
 from .registrations import Registrations
 from .services import EtcdServices
 from .votes import Registration, Status
@@ -74,7 +75,7 @@ class NodeKeys(Part):
     @returnsDeferred
     async def join(self, name: str, seconds: int, status: Status) -> Joined:
         meta = await self._etcd.get(f"{self._prefix}meta")
-        if meta is None or json.loads(meta.value)["secret"] != self.secret:
+        if meta is None or readKept(meta.key, meta.value, {"secret": str})["secret"] != self.secret:
             # Nodes with different secrets would refuse each other's tokens, and give the same event different ids.
             if not self._isReplaced:
                 self._isReplaced = True
@@ -175,7 +176,7 @@ class NodeKeys(Part):
             return None
 
     def _changed(self, change: Change) -> None:
-        with understood(change.now):
+        with understood(change.now.key):
             self._take(change)
 
     def _take(self, change: Change) -> None:

@@ -7,9 +7,9 @@ waits until it is gone, and an old node that starts afterwards refuses to work.
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
@@ -19,6 +19,7 @@ from ....util.logs import Logger
 from ...eventids import newTail
 from ..interfaces import StoreRefused, StoreUnavailable
 from .gateway import PAGE, Etcd, KeyValue, Revision, deletion, endOf, jsonBytes, newLease, put, reading, unchanged
+from .kept import readKept
 from .votes import VERSION
 
 _log = Logger()
@@ -40,7 +41,7 @@ async def openLayout(etcd: Etcd, clock: IReactorTime, prefix: str) -> Mapping[st
     new = {"v": VERSION, "secret": secrets.token_hex(32), "tail": newTail()}
     done = await etcd.txn([unchanged(key, 0)], [put(key, jsonBytes(new)), reading(key)], [reading(key)])
     found = next(kept for kept in done.found if kept)[0]
-    meta: dict[str, Any] = json.loads(found.value)
+    meta = readKept(key, found.value, {"v": int, "secret": str, "tail": str}, newest=inf)
     if meta.get("v") == 1 or meta.get("converting"):
         await _convert(etcd, clock, prefix, found, meta)
     elif meta.get("v") != VERSION:

@@ -5,7 +5,6 @@ the nodes vote as on services.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -17,10 +16,19 @@ from ...scopes import lockScope
 from ..interfaces import LimitExceeded, LockRecord, LockTaken
 from .batches import Transaction
 from .gateway import endOf, jsonBytes
+from .kept import Fields
 from .registrations import Registrations
 
 # What a record holds beside its position.
-_FIELDS = ("timeout", "holder", "nonce", "metadata", "fence", "acquired", "isForced")
+_FIELDS: Fields = {
+    "timeout": int,
+    "holder": str,
+    "nonce": str | None,
+    "metadata": dict,
+    "fence": int,
+    "acquired": int,
+    "isForced": bool,
+}
 
 
 @attrs.define(eq=False)
@@ -30,6 +38,7 @@ class EtcdLocks(Registrations):
     kind = "locks"
     touches = "seen-locks"
     expiration = "lock.expire"
+    fields = {"position": int, **_FIELDS}
 
     def _scope(self, tenant: str) -> str:
         return lockScope(tenant)
@@ -46,7 +55,7 @@ class EtcdLocks(Registrations):
         def acquire(transaction: Transaction) -> tuple[dict[str, Any], Transaction]:
             value, clock = transaction.get(key), transaction.clock
             if value is not None:
-                raise LockTaken(self._record(scope, lock.name, json.loads(value)))
+                raise LockTaken(self._record(scope, lock.name, self._readRecord(key, value)))
             if clock.locks >= maximum:
                 raise LimitExceeded(maximum)
             clock.locks += 1
@@ -64,7 +73,7 @@ class EtcdLocks(Registrations):
     async def get(self, tenant: str, name: str) -> LockRecord:
         scope = lockScope(tenant)
         (found,) = await self._find(scope, name)
-        return self._record(scope, name, json.loads(found.value))
+        return self._record(scope, name, self._readRecord(found.key, found.value))
 
     @returnsDeferred
     async def list(self, tenant: str, marker: str | None, count: int, hidden: Collection[str]) -> list[LockRecord]:
@@ -72,7 +81,7 @@ class EtcdLocks(Registrations):
         prefix = self._recordKey(scope, "")
         locks: list[LockRecord] = []
         async for found in self._etcd.pages(prefix + (marker or ""), endOf(prefix)):
-            records = [self._record(*self._name(each.key), json.loads(each.value)) for each in found]
+            records = [self._record(*self._name(each.key), self._readRecord(each.key, each.value)) for each in found]
             locks += [record for record in records if record.incarnation not in hidden]
             if len(locks) >= count:
                 break

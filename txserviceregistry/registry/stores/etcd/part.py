@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from hashlib import blake2b
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
 
-from ....util.logs import Logger
 from ...eventids import EventIds, newTail
 from ...scopes import tenantOf
 from .batches import Batches
-from .gateway import Etcd, KeyValue
-
-_log = Logger()
-
-
-@contextmanager
-def understood(found: KeyValue) -> Iterator[None]:
-    """Log and skip a key whose value no registry has written, so that the node still reads the others."""
-    try:
-        yield
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        _log.error(
-            "Ignored key {key!r} in etcd: no registry has written its value ({error!r})", key=found.key, error=error
-        )
+from .gateway import Etcd
 
 
 class TenantIds:

@@ -5,7 +5,6 @@ touches and now and then.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -21,8 +20,9 @@ from ..interfaces import Expiration, NoSuchObject, ServiceSummary
 from ..shared import IStoreListener
 from .batches import Transaction
 from .gateway import PATIENCE, KeyValue, Revision, Urgency, putGreater, reading, unchanged
+from .kept import Fields, Unreadable, readKept, understood
 from .node import Evidence
-from .part import Part, understood
+from .part import Part
 from .votes import Registration
 
 #: Seconds between two writes of the time of a service's heartbeats.
@@ -74,12 +74,14 @@ class Registrations(Part):
     :cvar kind: where their records are, and what the tenant's clock calls them.
     :cvar touches: where the times of heartbeats are.
     :cvar expiration: the type of the event.
+    :cvar fields: what each record has.
     :ivar listener: is notified of changes.
     """
 
     kind: ClassVar[str]
     touches: ClassVar[str]
     expiration: ClassVar[str]
+    fields: ClassVar[Fields]
     listener: IStoreListener = attrs.field(init=False)
     _known: dict[tuple[str, str], Known] = attrs.field(factory=dict, init=False)
     _byIncarnation: dict[Registration, Known] = attrs.field(factory=dict, init=False)
@@ -122,6 +124,9 @@ class Registrations(Part):
 
     def _scope(self, tenant: str) -> str:
         return tenant
+
+    def _readRecord(self, key: str, value: bytes) -> dict[str, Any]:
+        return readKept(key, value, self.fields)
 
     def _incarnation(self, tenant: str, kept: Mapping[str, Any]) -> str:
         return self._ids.of(tenant).idAt(kept["position"])
@@ -175,16 +180,16 @@ class Registrations(Part):
         self._gone = {registration: at for registration, at in self._gone.items() if at > revision}
         before = {registration for registration, known in self._byIncarnation.items() if known.created <= revision}
         for each in records:
-            with understood(each):
+            with understood(each.key):
                 tenant, id = self._name(each.key)
-                known = self._keep(tenant, id, json.loads(each.value), each.created, each.modified)
+                known = self._keep(tenant, id, self._readRecord(each.key, each.value), each.created, each.modified)
                 if known is not None:
                     known.touched = 0
                     before.discard((tenant, known.incarnation))
         for registration in before:
             self._drop(self._byIncarnation[registration])
         for each in seen:
-            with understood(each):
+            with understood(each.key):
                 self.seenChanged(each)
         return [known.summary for known in self._known.values()]
 
@@ -192,7 +197,14 @@ class Registrations(Part):
         """The watch shows a record."""
         self._shown = now.modified
         tenant, id = self._name(now.key)
-        kept, before = json.loads(now.value), self._known.get((tenant, id))
+        before = self._known.get((tenant, id))
+        try:
+            kept = self._readRecord(now.key, now.value)
+        except Unreadable:
+            # Until it is restored, nothing is registered, as for a node that starts.
+            if before is not None:
+                self._vanish(tenant, id, before.incarnation)
+            return
         isRenewed = before is not None and before.renewals < kept.get("renewals", 0)
         known = self._keep(tenant, id, kept, now.created, now.modified)
         if known is not None:
@@ -208,12 +220,15 @@ class Registrations(Part):
         known = self._known.get((tenant, id))
         if before is not None:
             # What is known may be a later incarnation, created here, which this change is not about.
-            incarnation = self._incarnation(tenant, json.loads(before.value))
+            incarnation = self._incarnation(tenant, self._readRecord(now.key, before.value))
         elif known is not None:
             incarnation = known.incarnation
         else:
             return
         self._gone.pop((tenant, incarnation), None)
+        self._vanish(tenant, id, incarnation)
+
+    def _vanish(self, tenant: str, id: str, incarnation: str) -> None:
         self._drop(self._byIncarnation.get((tenant, incarnation)))
         if (tenant, incarnation) in self._expiring:
             self._expiring[tenant, incarnation] = True
@@ -251,7 +266,7 @@ class Registrations(Part):
                 break
         if not record:
             raise NoSuchObject(id)
-        self._keep(tenant, id, json.loads(record[0].value), record[0].created, record[0].modified)
+        self._keep(tenant, id, self._readRecord(record[0].key, record[0].value), record[0].created, record[0].modified)
         return [*record, *(each for found in others for each in found)]
 
     async def _read(
@@ -262,8 +277,9 @@ class Registrations(Part):
         return {keys: ([next(found) for _ in keys], done.revision) for keys in reads}
 
     def _recordIn(self, transaction: Transaction, tenant: str, id: str, incarnation: str) -> dict[str, Any]:
-        value = transaction.get(self._recordKey(tenant, id))
-        kept: dict[str, Any] | None = None if value is None else json.loads(value)
+        key = self._recordKey(tenant, id)
+        value = transaction.get(key)
+        kept = None if value is None else self._readRecord(key, value)
         if kept is None or self._incarnation(tenant, kept) != incarnation:
             raise NoSuchObject(id)
         return kept

@@ -4,7 +4,6 @@ Services in etcd. See :class:`~txserviceregistry.registry.stores.interfaces.ISto
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -28,6 +27,7 @@ class EtcdServices(Registrations):
     kind = "services"
     touches = "seen"
     expiration = "service.timeout"
+    fields = {"position": int, "timeout": int, "tags": list, "metadata": dict}
     _states: EtcdStates
 
     def _record(self, tenant: str, id: str, kept: Mapping[str, Any], state: StateRecord | None = None) -> ServiceRecord:
@@ -38,7 +38,7 @@ class EtcdServices(Registrations):
 
     def _recordOf(self, tenant: str, found: KeyValue, states: Mapping[str, StateRecord]) -> ServiceRecord:
         id = self._name(found.key)[1]
-        return self._record(tenant, id, json.loads(found.value), states.get(id))
+        return self._record(tenant, id, self._readRecord(found.key, found.value), states.get(id))
 
     @returnsDeferred
     async def create(self, tenant: str, service: NewService, maximum: int) -> ServiceRecord:

@@ -4,18 +4,22 @@ The states of services in etcd, each under a key of its own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from functools import partial
+from typing import Any
 
 import attrs
+from twisted.internet.defer import Deferred
 
 from ....util.deferred import returnsDeferred
 from ..interfaces import LimitExceeded
 from ..states import StateRecord, stateEvents
 from .batches import TenantClock, Transaction
 from .gateway import KeyValue, endOf, jsonBytes, reading
+from .kept import readKept, understood
 from .part import Part
+
+_FIELDS = {"state": str, "reason": str, "ends": int | None, "unused": int | None}
 
 
 @attrs.define(eq=False)
@@ -33,14 +37,14 @@ class EtcdStates(Part):
     def shown(self, found: Collection[KeyValue]) -> list[StateRecord]:
         """Those of the records that are not over."""
         now = self._milliseconds()
-        records = (_record(self._nameOf(each)[1], each.value).at(now) for each in found)
+        records = (self._record(*self._nameOf(each), each.value).at(now) for each in found)
         return [record for record in records if not record.isDefault]
 
     def inTransaction(self, transaction: Transaction, tenant: str, id: str) -> StateRecord | None:
         """The record of an id whose key the step reads, unless it is over."""
         if not transaction.clock.states:
             return None
-        record = _record(id, transaction.get(self.key(tenant, id))).at(self._milliseconds())
+        record = self._record(tenant, id, transaction.get(self.key(tenant, id))).at(self._milliseconds())
         return None if record.isDefault else record
 
     async def page(
@@ -85,7 +89,7 @@ class EtcdStates(Part):
                 raise LimitExceeded(maximum)
             clock.states += value is None
             transaction.put(key, _value(record))
-        events = list(stateEvents(_record(record.id, value), record, self._milliseconds()))
+        events = list(stateEvents(self._record(tenant, record.id, value), record, self._milliseconds()))
         for payload, timestamp in events:
             transaction.addEvent("service.state", payload, timestamp)
         return bool(events)
@@ -93,7 +97,7 @@ class EtcdStates(Part):
     @returnsDeferred
     async def get(self, tenant: str, id: str) -> StateRecord:
         found = await self._etcd.get(self.key(tenant, id))
-        return _record(id, None if found is None else found.value).at(self._milliseconds())
+        return self._record(tenant, id, None if found is None else found.value).at(self._milliseconds())
 
     @returnsDeferred
     async def list(self, tenant: str, marker: str | None, count: int) -> list[StateRecord]:
@@ -111,12 +115,13 @@ class EtcdStates(Part):
         ended: set[str] = set()
         ends: list[int] = []
         for each in await self._etcd.all(f"{self._prefix}states/"):
-            tenant, id = self._nameOf(each)
-            record = _record(id, each.value)
-            if record.ends is not None and record.ends > now:
-                ends.append(record.ends)
-            elif record.ends is not None and await self._remove(tenant, id, each.value):
-                ended.add(tenant)
+            with understood(each.key):
+                tenant, id = self._nameOf(each)
+                record = self._record(tenant, id, each.value)
+                if record.ends is not None and record.ends > now:
+                    ends.append(record.ends)
+                elif record.ends is not None and await self._remove(tenant, id, each.value):
+                    ended.add(tenant)
         return ended, min(ends, default=None)
 
     async def _remove(self, tenant: str, id: str, value: bytes) -> bool:
@@ -130,24 +135,28 @@ class EtcdStates(Part):
 
     @returnsDeferred
     async def drop(self, before: int) -> Collection[str]:
-        names = [self._nameOf(each) for each in await self._etcd.all(f"{self._prefix}states/")]
-        changes = [
-            self._batches.do(
-                name[0], [self.key(*name), self._serviceKey(*name)], partial(self._dropUnused, before, *name)
-            )
-            for name in names
-        ]
-        return {tenant for (tenant, _), change in zip(names, changes, strict=True) if await change}
+        changes: list[tuple[KeyValue, Deferred[bool]]] = []
+        for each in await self._etcd.all(f"{self._prefix}states/"):
+            with understood(each.key):
+                name = self._nameOf(each)
+                drop = partial(self._dropUnused, before, *name)
+                changes.append((each, self._batches.do(name[0], [each.key, self._serviceKey(*name)], drop)))
+        changed: set[str] = set()
+        for each, change in changes:
+            with understood(each.key):
+                if await change:
+                    changed.add(self._nameOf(each)[0])
+        return changed
 
     def _dropUnused(self, before: int, tenant: str, id: str, transaction: Transaction) -> bool:
         value = transaction.get(self.key(tenant, id))
         if value is None:
             return False
-        since = json.loads(value)["unused"]
+        since = self._kept(tenant, id, value)["unused"]
         if transaction.get(self._serviceKey(tenant, id)) is not None:
             self.used(transaction, tenant, id)
         elif since is None:
-            transaction.put(self.key(tenant, id), _value(_record(id, value), self._milliseconds()))
+            transaction.put(self.key(tenant, id), _value(self._record(tenant, id, value), self._milliseconds()))
         elif since < before:
             return self._replace(transaction, tenant, StateRecord(id), 0)
         return False
@@ -155,18 +164,20 @@ class EtcdStates(Part):
     def used(self, transaction: Transaction, tenant: str, id: str) -> None:
         """Note that there is a service with this id, whose key of the state the step reads."""
         value = transaction.get(self.key(tenant, id)) if transaction.clock.states else None
-        if value is not None and json.loads(value)["unused"] is not None:
-            transaction.put(self.key(tenant, id), _value(_record(id, value)))
+        if value is not None and self._kept(tenant, id, value)["unused"] is not None:
+            transaction.put(self.key(tenant, id), _value(self._record(tenant, id, value)))
 
     def _serviceKey(self, tenant: str, id: str) -> str:
         return f"{self._prefix}services/{tenant}/{id}"
 
+    def _kept(self, tenant: str, id: str, value: bytes) -> dict[str, Any]:
+        return readKept(self.key(tenant, id), value, _FIELDS)
 
-def _record(id: str, value: bytes | None) -> StateRecord:
-    if value is None:
-        return StateRecord(id)
-    kept = json.loads(value)
-    return StateRecord(id, kept["state"], kept["reason"], kept["ends"])
+    def _record(self, tenant: str, id: str, value: bytes | None) -> StateRecord:
+        if value is None:
+            return StateRecord(id)
+        kept = self._kept(tenant, id, value)
+        return StateRecord(id, kept["state"], kept["reason"], kept["ends"])
 
 
 def _value(record: StateRecord, unused: int | None = None) -> bytes:

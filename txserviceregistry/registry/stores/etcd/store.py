@@ -27,7 +27,6 @@ Values are JSON with a version, ``v``. A service has no lease: the nodes vote on
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 import time
@@ -53,7 +52,8 @@ from ..shared import ISharedStore, IStoreListener
 from . import DEFAULT_PREFIX
 from .batches import Batches
 from .events import EtcdEvents
-from .gateway import TRY, Etcd, User, put, reading, unchanged
+from .gateway import TRY, Etcd, User, jsonBytes, put, reading, unchanged
+from .kept import readKept
 from .keys import NodeKeys
 from .layout import openLayout
 from .locks import EtcdLocks
@@ -254,10 +254,10 @@ class EtcdStore:
     @returnsDeferred
     async def account(self, tenant: str) -> Account:
         key = f"{self._prefix}accounts/{tenant}"
-        new = json.dumps({"v": 1, "created": int(self._wallClock() * 1000)}).encode("ascii")
+        new = jsonBytes({"v": 1, "created": int(self._wallClock() * 1000)})
         done = await self._etcd.txn([unchanged(key, 0)], [put(key, new), reading(key)], [reading(key)])
         found = next(kept for kept in done.found if kept)
-        return Account(tenant, json.loads(found[0].value)["created"])
+        return Account(tenant, readKept(key, found[0].value, {"created": int})["created"])
 
     def recordLastSeen(self, tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
         if self._isOpen and self._services.noteSeen(tenant, id, incarnation, lastSeen):

@@ -8,8 +8,8 @@ none stays indefinitely.
 
 from __future__ import annotations
 
-import json
 import math
+from contextlib import suppress
 from itertools import count as naturals
 from typing import Any
 
@@ -19,7 +19,11 @@ from ....util.deferred import returnsDeferred
 from ...roles import WRITE, Role
 from ..interfaces import NoSuchObject, ObjectExists, TokenRecord, UserRecord
 from .gateway import Etcd, KeyValue, deletion, endOf, jsonBytes, newLease, put, reading, unchanged
+from .kept import Unreadable, readKept
 from .part import Part
+
+_USER = {"tenant": str, "key": str}
+_TOKEN = {"user": str, "tenant": str, "expires": float | int, "revision": int}
 
 
 @attrs.define(eq=False)
@@ -94,7 +98,12 @@ class EtcdUsers(Part):
     @returnsDeferred
     async def all(self) -> list[UserRecord]:
         found, _ = await self._etcd.range(self._users, endOf(self._users))
-        return [self._user(each) for each in found]
+        users: list[UserRecord] = []
+        for each in found:
+            # A registry starts, and its other users are shown, without one that is damaged.
+            with suppress(Unreadable):
+                users.append(self._user(each))
+        return users
 
     @returnsDeferred
     async def addToken(self, token: TokenRecord) -> None:
@@ -109,7 +118,7 @@ class EtcdUsers(Part):
         found = await self._etcd.get(self._token(tokenHash))
         if found is None:
             raise NoSuchObject("token")
-        kept = json.loads(found.value)
+        kept = readKept(found.key, found.value, _TOKEN)
         # Its user is looked at after it was, so that a key that was replaced before this call began is seen.
         user = await self._etcd.get(self._users + kept["user"])
         if user is None or kept["revision"] != _keyed(user) or kept["expires"] <= self._wallClock():
@@ -122,7 +131,7 @@ class EtcdUsers(Part):
         return not (await self._etcd.txn([unchanged(key, 0)], (), [deletion(key)])).succeeded
 
     def _user(self, found: KeyValue) -> UserRecord:
-        kept = json.loads(found.value)
+        kept = readKept(found.key, found.value, _USER)
         # A slash may be in a name.
         role = Role(**kept.get("role", {}))
         return UserRecord(found.key.removeprefix(self._users), kept["tenant"], kept["key"], role)
@@ -141,5 +150,5 @@ def _keyed(found: KeyValue | None) -> int:
     """The revision in which a user got the key: the last one, unless the role was changed since."""
     if found is None:
         return 0
-    keyed: int = json.loads(found.value).get("keyed", found.modified)
+    keyed: int = readKept(found.key, found.value, _USER).get("keyed", found.modified)
     return keyed

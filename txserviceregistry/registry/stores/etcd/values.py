@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import attrs
 
 from ....util.deferred import returnsDeferred
@@ -12,6 +10,7 @@ from .. import payloads
 from ..interfaces import LimitExceeded, NoSuchObject, PreconditionFailed, ValueRecord
 from .batches import Transaction
 from .gateway import endOf, jsonBytes, reading
+from .kept import readKept
 from .part import Part
 
 
@@ -27,7 +26,7 @@ class EtcdValues(Part):
         found = await self._etcd.get(self._key(tenant, key))
         if found is None:
             raise NoSuchObject(key)
-        return _record(key, found.value)
+        return _record(found.key, key, found.value)
 
     @returnsDeferred
     async def list(self, tenant: str, marker: str | None, count: int, namespace: str | None) -> list[ValueRecord]:
@@ -43,7 +42,7 @@ class EtcdValues(Part):
             return []
         done = await self._etcd.txn((), reads)
         found = [each for kept in done.found for each in kept]
-        return [_record(each.key[len(prefix) :], each.value) for each in found[:count]]
+        return [_record(each.key, each.key[len(prefix) :], each.value) for each in found[:count]]
 
     @returnsDeferred
     async def set(
@@ -52,7 +51,7 @@ class EtcdValues(Part):
         at = self._key(tenant, key)
 
         def change(transaction: Transaction) -> int:
-            old = _allowed(key, transaction.get(at), precondition)
+            old = self._allowed(tenant, key, transaction, precondition)
             if old is not None and old.value == value:
                 return old.position
             if old is None:
@@ -71,7 +70,7 @@ class EtcdValues(Part):
         at = self._key(tenant, key)
 
         def change(transaction: Transaction) -> None:
-            old = _allowed(key, transaction.get(at), precondition)
+            old = self._allowed(tenant, key, transaction, precondition)
             if old is None:
                 raise NoSuchObject(key)
             transaction.delete(at)
@@ -80,16 +79,18 @@ class EtcdValues(Part):
 
         await self._batches.do(tenant, [at], change)
 
+    def _allowed(
+        self, tenant: str, key: str, transaction: Transaction, precondition: Precondition
+    ) -> ValueRecord | None:
+        """The value that is to be written; ``None`` if there is none."""
+        kept = transaction.get(self._key(tenant, key))
+        old = None if kept is None else _record(self._key(tenant, key), key, kept)
+        position = None if old is None else old.position
+        if not precondition.allows(position):
+            raise PreconditionFailed(position)
+        return old
 
-def _record(key: str, kept: bytes) -> ValueRecord:
-    found = json.loads(kept)
-    return ValueRecord(key, found["value"], found.get("position", 0))
 
-
-def _allowed(key: str, kept: bytes | None, precondition: Precondition) -> ValueRecord | None:
-    """The value that is to be written; ``None`` if there is none."""
-    old = None if kept is None else _record(key, kept)
-    position = None if old is None else old.position
-    if not precondition.allows(position):
-        raise PreconditionFailed(position)
-    return old
+def _record(at: str, key: str, value: bytes) -> ValueRecord:
+    kept = readKept(at, value, {"value": str})
+    return ValueRecord(key, kept["value"], kept.get("position", 0))

@@ -11,7 +11,15 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.statistics import StoreStatistics
-from txserviceregistry.registry.stores.etcd.batches import ACTIVE, GROUP, PATIENCE, TURN, TURN_TRANSACTIONS, Batches
+from txserviceregistry.registry.stores.etcd.batches import (
+    ACTIVE,
+    GROUP,
+    PATIENCE,
+    TURN,
+    TURN_TRANSACTIONS,
+    Batches,
+    TenantClock,
+)
 from txserviceregistry.registry.stores.etcd.gateway import KeyValue, Txn
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 
@@ -38,7 +46,7 @@ class TurnTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock, self.etcd = Clock(), _Etcd()
         self.batches = Batches(self.etcd, self.clock, lambda: 1e9, "/", "b")  # type: ignore[arg-type]  # what it uses
-        self.batches.clockChanged(T, KeyValue(f"/clocks/{T}", b'{"v":1}', 1, 1, 0))
+        self.batches.clockChanged(T, KeyValue(f"/clocks/{T}", TenantClock().toBytes(), 1, 1, 0))
         self.made: list[int] = []
         # So it knows how long a transaction takes.
         for _ in range(50):
