@@ -80,12 +80,16 @@ class PartitionTests(ClusterCase):
                 await self.until(lambda node=node: self.says(node, 200))
             await deferLater(reactor, max(0.0, length - (time.monotonic() - began)), lambda: None)
             self.assertNotEqual(await far.health(), 200)
+            term = await self.term()
             network.heal()
             healed = time.monotonic()
             await self.until(lambda: self.says(far, 200))
             longest = max(longest, time.monotonic() - healed)
             # All nodes are one registry again.
             await self.until(self.agree, 0.5)
+            if await self.term() != term:
+                # The member that came back made etcd elect a leader again.
+                troubled.append((healed, time.monotonic()))
             done += [operation for each in applications for operation in each.take()]
         for each in applications:
             await self.registered(each, services)
@@ -110,6 +114,11 @@ class PartitionTests(ClusterCase):
         self.tell("longest time until the node responded 503, s", round(noticed, 1))
         self.tell("longest time until it rejoined, s", round(longest, 1))
         self.tellOfWrites(done)
+
+    async def term(self) -> object:
+        """The number of etcd's last election, as a member knows it that was not cut off."""
+        status = await self.members[0].status()
+        return status["raftTerm"]
 
     async def says(self, node: Node, status: int) -> bool:
         """Whether this is a node's health."""
