@@ -110,7 +110,6 @@ class Registry:
         self.locks.endWaiting()
 
     def figures(self) -> Figures:
-        """The current counts."""
         counts = self._deadlines.count()
         return Figures(
             services={scope: count for scope, count in counts.items() if not isLockScope(scope)},
@@ -133,7 +132,6 @@ class Registry:
     # -- accounts
 
     def hasAccount(self, tenant: str) -> bool:
-        """Whether the tenant's account is known to exist."""
         return tenant in self._accounts
 
     def account(self, tenant: str) -> Deferred[Account]:

@@ -69,11 +69,9 @@ class FairQueue(Generic[_T]):
         self._waiting: dict[Hashable, FairQueue[_T]] = {}
 
     def __len__(self) -> int:
-        """How many items wait."""
         return self._count
 
     def add(self, path: _Path, item: _T) -> None:
-        """Put an item into the queue."""
         self._count += 1
         if not path:
             self._items.append(item)

@@ -163,7 +163,6 @@ class Places:
         self.count += 1
 
     def give(self, tenant: str) -> None:
-        """Give one back."""
         self._countOf[tenant] -= 1
         if not self._countOf[tenant]:
             del self._countOf[tenant]

@@ -65,7 +65,6 @@ class Role:
         return self.name == "read" or bool(self.services or self.configuration or self.locks)
 
     def prefixes(self) -> Mapping[str, Sequence[str]]:
-        """The prefixes of each kind."""
         return {kind: getattr(self, kind) for kind in KINDS}
 
     def mayChange(self, kind: str, key: str) -> bool:

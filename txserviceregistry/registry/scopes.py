@@ -11,17 +11,14 @@ _LOCKS = "/locks"
 
 
 def lockScope(tenant: str) -> str:
-    """The scope of a tenant's locks."""
     return tenant + _LOCKS
 
 
 def isLockScope(scope: str) -> bool:
-    """Whether it is a scope of locks."""
     return scope.endswith(_LOCKS)
 
 
 def tenantOf(scope: str) -> str:
-    """The tenant of a scope."""
     return scope.removesuffix(_LOCKS)
 
 

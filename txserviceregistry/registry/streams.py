@@ -83,7 +83,6 @@ class Stream:
     isCatchingUp: bool = True
 
     def end(self) -> None:
-        """Let the stream be closed."""
         if not self.isOver:
             self.isOver = True
             self.onEnd()
@@ -124,8 +123,6 @@ class _Tail:
 
 @attrs.define(eq=False)
 class EventStreams:
-    """The streams of all tenants."""
-
     _log = Logger()
 
     _store: Any
@@ -159,7 +156,6 @@ class EventStreams:
                 self._drop(tail)
 
     def notify(self, tenant: str) -> None:
-        """The tenant has new events."""
         tail = self._tails.get(tenant)
         if tail is not None:
             self._follow(tail)

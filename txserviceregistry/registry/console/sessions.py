@@ -40,8 +40,6 @@ class Session:
 
 
 class Sessions:
-    """The sessions of all users."""
-
     def __init__(self, store: IStore, *, clock: IReactorTime, wallClock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._wallClock = wallClock
@@ -62,7 +60,6 @@ class Sessions:
         return Session(user, record.expires, cookie, secret)
 
     async def end(self, session: Session) -> None:
-        """End a session."""
         await self._remove(_hash("session", session.cookie, session.secret))
 
     async def issueLink(self, user: UserRecord) -> str:

@@ -213,7 +213,6 @@ class Deadlines:
         return self._active.get(tenant, _NONE)
 
     def all(self) -> list[ServiceState]:
-        """All active services."""
         return [state for states in self._active.values() for state in states.values()]
 
     def restart(self, state: ServiceState, timeout: int) -> None:
@@ -265,7 +264,6 @@ class Deadlines:
         return found, False
 
     def expire(self, state: ServiceState) -> None:
-        """Let an active service expire."""
         _remove(self._active, state, state.id)
         self._expired.setdefault(state.tenant, {})[state.incarnation] = state
         self._snapshots.pop(state.tenant, None)
@@ -285,7 +283,6 @@ class Deadlines:
         return self._snapshots[tenant]
 
     def isExpired(self, tenant: str, incarnation: str) -> bool:
-        """Whether this incarnation is expired."""
         return incarnation in self._expired.get(tenant, ())
 
     def find(self, tenant: str, id: str, incarnation: str) -> ServiceState | None:

@@ -57,7 +57,6 @@ class ExpirationQueue:
         self._outage = Outage(self._log, self._clock, "Cannot persist expirations ({count} pending); retrying")
 
     def __len__(self) -> int:
-        """How many expirations are pending."""
         return len(self._queue)
 
     def add(self, expirations: Sequence[Expiration]) -> None:

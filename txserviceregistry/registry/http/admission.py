@@ -189,7 +189,6 @@ def recognize(request: Request) -> None:
 
 
 def originOf(request: Request) -> Origin:
-    """The origin of a request."""
     client = _clientOf(request)
     return Origin() if client is None else client.origin
 

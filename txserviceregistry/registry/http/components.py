@@ -60,7 +60,6 @@ def reference(kind: str, name: str) -> Schema:
 
 
 def components() -> Schema:
-    """All components, by kind and name."""
     return {
         "parameters": {
             name: {"name": name, "in": "path", "required": True, "description": text, "schema": schema}
@@ -75,7 +74,6 @@ def components() -> Schema:
 
 
 def objectOf(required: Schema, **optional: Schema) -> Schema:
-    """An object with these properties."""
     return {"type": "object", "properties": {**required, **optional}, "required": list(required)}
 
 

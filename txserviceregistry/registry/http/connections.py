@@ -195,7 +195,6 @@ class Connections:
 
     @property
     def count(self) -> int:
-        """How many there are."""
         return self._all.count
 
     def opened(self, connection: Evictable) -> None:

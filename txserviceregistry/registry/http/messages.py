@@ -64,7 +64,6 @@ class Response:
 
 
 def faultBody(fault: Fault, txnId: str) -> dict[str, Any]:
-    """A fault as JSON."""
     body = {"type": fault.type, "code": fault.code, "message": fault.message, "details": fault.details, "txnId": txnId}
     return {**body, **fault.more}
 

@@ -34,8 +34,6 @@ _PREFIX = "service_registry"
 
 
 class Metrics(Collector):
-    """The metrics of one registry."""
-
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self._registry = CollectorRegistry(auto_describe=False)

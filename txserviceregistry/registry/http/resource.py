@@ -186,7 +186,6 @@ def _checkSize(request: Request) -> None:
 
 
 def _queryOf(operation: Operation, request: Request) -> dict[str, Any]:
-    """The values of the operation's parameters."""
     if not operation.query:
         return {}
     sent = sentQuery(request)

@@ -58,7 +58,6 @@ class Target:
     argument: str = ""
 
     def note(self, record: RequestRecord) -> None:
-        """Note what a request is about."""
         record.route, record.object = self.route, self.argument
         if self.operation is not None and self.operation.isAudited:
             record.change = self.operation.name

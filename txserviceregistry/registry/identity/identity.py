@@ -71,7 +71,6 @@ def _tokenHash(token: str) -> str:
 
 
 def isTenant(text: str) -> bool:
-    """Whether this is a valid tenant number."""
     return re.fullmatch(TENANT, text, re.ASCII) is not None and int(text) <= _LARGEST_TENANT
 
 

@@ -81,5 +81,4 @@ class StoreCache(Generic[_T]):
         self._results.drop(key)
 
     def items(self) -> list[tuple[str, _T]]:
-        """All results."""
         return [(key, result[0]) for key, result in self._results.items()]

@@ -83,11 +83,9 @@ class ServiceRecord:
 
     @classmethod
     def of(cls, service: NewService, incarnation: str, state: StateRecord | None = None) -> ServiceRecord:
-        """A new service's record."""
         return cls(service.id, incarnation, service.heartbeatTimeout, service.tags, service.metadata, state=state)
 
     def changed(self, changes: ServiceChanges) -> ServiceRecord:
-        """The record with these changes."""
         given = attrs.asdict(changes, recurse=False, filter=lambda _, value: value is not None)
         return attrs.evolve(self, **given)
 
@@ -149,8 +147,6 @@ class ValueRecord:
 
 @attrs.frozen(slots=True)
 class Account:
-    """A tenant's account."""
-
     tenant: str
     created: int
 
@@ -193,7 +189,6 @@ class LockRecord(NewLock):
 
     @classmethod
     def of(cls, new: NewLock, incarnation: str, fence: int, acquired: int) -> LockRecord:
-        """A new lock's record."""
         given = attrs.asdict(new, recurse=False)
         return cls(**given, incarnation=incarnation, fence=fence, acquired=acquired)
 

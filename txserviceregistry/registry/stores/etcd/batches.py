@@ -126,7 +126,6 @@ class Transaction:
         self._guards[key] = unchanged(key, self.revision(key, target), target)
 
     def put(self, key: str, value: bytes) -> None:
-        """Set a key."""
         # If the group deletes it too, etcd would only change it, and its create revision would stay.
         if key in self._found and self._changes.get(key, b"") is None:
             raise Postponed(key)

@@ -26,8 +26,6 @@ KEYS = 32
 
 @attrs.define(eq=False)
 class EtcdEvents(Part):
-    """The events of all tenants."""
-
     _compactTo: int = 0
 
     def _prefixes(self, tenant: str) -> tuple[str, str]:

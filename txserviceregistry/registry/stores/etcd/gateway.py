@@ -69,7 +69,6 @@ class Urgency(Enum):
 
 
 def newLease() -> int:
-    """A random id for a lease."""
     return secrets.randbits(62) | 1
 
 

@@ -33,8 +33,6 @@ _FIELDS: Fields = {
 
 @attrs.define(eq=False)
 class EtcdLocks(Registrations):
-    """The locks of all tenants."""
-
     kind = "locks"
     touches = "seen-locks"
     expiration = "lock.expire"

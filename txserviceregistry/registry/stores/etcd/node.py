@@ -264,7 +264,6 @@ class Node:
 
     @property
     def votes(self) -> Votes[Evidence] | None:
-        """The votes of the present membership."""
         return None if self._session is None else self._session.votes
 
     @property

@@ -62,7 +62,6 @@ class Known:
 
     @property
     def summary(self) -> ServiceSummary:
-        """For the registry."""
         return ServiceSummary(self.tenant, self.id, self.incarnation, self.timeout, self.seen, self.isForced)
 
 

@@ -22,8 +22,6 @@ from .states import EtcdStates
 
 @attrs.define(eq=False)
 class EtcdServices(Registrations):
-    """The services of all tenants."""
-
     kind = "services"
     touches = "seen"
     expiration = "service.timeout"

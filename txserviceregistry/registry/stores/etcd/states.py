@@ -24,10 +24,7 @@ _FIELDS = {"state": str, "reason": str, "ends": int | None, "unused": int | None
 
 @attrs.define(eq=False)
 class EtcdStates(Part):
-    """The states of all tenants' services."""
-
     def key(self, tenant: str, id: str) -> str:
-        """The key of a record."""
         return f"{self._prefix}states/{tenant}/{id}"
 
     def _nameOf(self, found: KeyValue) -> tuple[str, str]:

@@ -28,8 +28,6 @@ _TOKEN = {"user": str, "tenant": str, "expires": float | int, "revision": int}
 
 @attrs.define(eq=False)
 class EtcdUsers(Part):
-    """The users, and their tokens."""
-
     @property
     def _users(self) -> str:
         return f"{self._prefix}users/"

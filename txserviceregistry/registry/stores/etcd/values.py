@@ -16,8 +16,6 @@ from .part import Part
 
 @attrs.define(eq=False)
 class EtcdValues(Part):
-    """The configuration values of all tenants."""
-
     def _key(self, tenant: str, key: str) -> str:
         return f"{self._prefix}values/{tenant}/{key}"
 

@@ -167,7 +167,6 @@ class Votes(Generic[_E]):
         self._settle()
 
     def isInVote(self, registration: Registration) -> bool:
-        """Whether an own vote holds a registration."""
         return any(registration in vote.items for vote in self._own.values())
 
     def decided(self, number: int, registration: Registration) -> None:

@@ -74,7 +74,6 @@ class Watch(Protocol):
         self._request.addCallbacks(self._answered, self._failed)
 
     def stop(self) -> None:
-        """End it."""
         self._isOver = True
         if self.transport is not None:
             self._abort(self.transport)

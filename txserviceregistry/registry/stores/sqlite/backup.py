@@ -51,8 +51,6 @@ _LAST_FENCE = "SELECT coalesce(max(last_fence), 0) FROM tenants"
 
 @attrs.frozen
 class Contents:
-    """The content of a store, in numbers."""
-
     #: How many objects there are, by their names in the singular.
     counts: tuple[tuple[str, int], ...]
     #: Seconds since 1970 of the last event; ``None`` if there has been none.

@@ -140,7 +140,6 @@ class Database:
             raise
 
     def undo(self) -> None:
-        """Undo all of the transaction, and end it."""
         self._execute("ROLLBACK")
 
     def close(self) -> None:

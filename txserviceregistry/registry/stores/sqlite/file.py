@@ -273,7 +273,6 @@ def _migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]
 
 
 def _addConstants(connection: sqlite3.Connection) -> None:
-    """Add the random constants of a store."""
     statement = "INSERT OR IGNORE INTO meta (name, value) VALUES (?, ?)"
     connection.executemany(statement, [(name, make()) for name, make in _CONSTANTS.items()])
 

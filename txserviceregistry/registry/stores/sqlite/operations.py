@@ -25,7 +25,6 @@ _EVENTS_PER_CHUNK = 500
 
 
 def chunks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
-    """The items in parts of this size."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 

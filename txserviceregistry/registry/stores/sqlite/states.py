@@ -12,7 +12,6 @@ _FIELDS = "SELECT r.id, r.state, r.reason, r.ends FROM states r WHERE r.tenant =
 
 
 def stateRecord(id: str, state: str, reason: bytes, ends: int | None) -> StateRecord:
-    """A record from the columns of its row."""
     return StateRecord(id, state, asText(reason), ends)
 
 

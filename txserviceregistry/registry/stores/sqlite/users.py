@@ -19,7 +19,6 @@ class Users(Database):
     """Accounts, users and auth tokens. The methods are the operations of :class:`IStore`, or parts of them."""
 
     def findAccount(self, tenant: str) -> Account | None:
-        """The account, if it exists."""
         row = self._one("SELECT created FROM tenants WHERE tenant = ? AND created IS NOT NULL", tenant)
         return None if row is None else Account(tenant, row[0])
 
