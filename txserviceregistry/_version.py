@@ -2,7 +2,7 @@
 
 __version__ = "1.0.0"
 
-#: What pip calls the package. ``txserviceregistry`` on PyPI is another one: Rackspace's txServiceRegistry of 2013.
+#: The name of the package for pip. ``txserviceregistry`` on PyPI is another one: Rackspace's txServiceRegistry of 2013.
 DISTRIBUTION = "twisted-service-registry"
 
 

@@ -147,7 +147,7 @@ class Client:
         self.clock: IReactorTime = reactor
         self.bootTime = bootTime
         self._pools: list[ConnectionPool] = []
-        # What may know local addresses.
+        # The agent, or the pool, which may know local addresses.
         self._addresses: Any = agent
         streaming = agent
         if agent is None:
@@ -201,7 +201,7 @@ class Client:
         self.events = EventsClient(self._transport, suspends)
         self.account = AccountClient(self._transport)
         self.treq = HTTPClient(RetryingAuthAgent(ordinary, authenticator))
-        # What the services that read the event feed through this client share. It refers to the client, and is garbage
+        # Shared by the services that read the event feed through this client. It refers to the client, and is garbage
         # with it.
         self.shared: dict[object, Any] = {}
         self._closing: Deferred[None] | None = None

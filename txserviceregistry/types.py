@@ -40,7 +40,7 @@ PlainEventType = Literal[
     "configuration_value.remove",
 ]
 
-#: All types of events. Those that version 1.0 does not have come only with a request that names them.
+#: All types of events. Types that version 1.0 does not have come only with a request that names them.
 EventType = Literal[PlainEventType, "service.update", "service.state", "lock.acquire", "lock.release", "lock.expire"]
 
 

@@ -46,7 +46,7 @@ class RetryingAuthAgent:
         """
         body = bodyProducer
         if body is not None and not isinstance(body, BytesProducer):
-            # Those of treq are files, which are closed after the first time.
+            # Bodies of treq are files, which are closed after the first request.
             collector = Collector()
             await body.startProducing(collector)
             body = BytesProducer(collector.body)

@@ -136,7 +136,7 @@ _timeout = _integer(_LONGEST_TIMEOUT, least=1)
 # Up to the last millisecond of the year 9999, which is the last one with a date.
 _moment = _integer(253_402_300_799_999)
 
-# What a service and the payload of its events have in common.
+# The fields that a service and the payloads of its events share.
 _REGISTRATION = {"id": _text, "heartbeat_timeout": _timeout, "tags": _strings, "metadata": _metadata}
 _STATE = {"id": _text, "state": _text, "reason": _note, "expires_at": _momentOrNull}
 _LOCK = {

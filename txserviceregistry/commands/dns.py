@@ -30,7 +30,7 @@ _MISSING = "dnspython is missing: pip install 'twisted-service-registry[dns]'"
 _LISTENER = re.compile(r"(udp|tcp):([0-9]{1,5})(?::interface=((?:\\:|[0-9A-Za-z.])+))?")
 _EXAMPLES = r"udp:8600, tcp:8600:interface=0.0.0.0 or udp:53:interface=\:\:1"
 _TTL = partial(parseDuration, least="0s", most="1d")
-# What is read in one turn of the reactor, so that a flood leaves time for everything else.
+# Bytes read in one turn of the reactor, so that a flood leaves time for everything else.
 _BYTES_IN_A_TURN = 16 * 1024
 
 

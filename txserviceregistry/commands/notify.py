@@ -33,7 +33,7 @@ class Notifier:
         self.watchdogSeconds = int(microseconds) / 1e6 if isOurs and address else None
 
     def send(self, *states: str | bytes) -> None:
-        """Send states such as ``READY=1``. What can't be sent is logged."""
+        """Send states such as ``READY=1``. A failure is logged."""
         if not self._address:
             return
         data = b"\n".join(state.encode() if isinstance(state, str) else state for state in states)

@@ -132,7 +132,7 @@ class Partitioner(Contender):
         self._clear()
 
     def _clear(self) -> None:
-        # What this member should own, what it owns, and for which items it is at work.
+        # The items that this member should own, those that it owns, and those that it is acquiring or releasing.
         self._plan: set[str] = set()
         self._owned: dict[str, Assignment] = {}
         self._working: dict[str, Deferred[None]] = {}

@@ -186,7 +186,7 @@ class EventsFeed(Subscriber):
         :param marker: the id of the event to begin with; without it, the feed begins with new events.
         :param types: the types of events; by default those of version 1.0. Others, such as ``service.update``, come
             only from a registry with the extension ``event-types``.
-        :param path: a file that keeps the position in the feed. What it holds comes before *marker*.
+        :param path: a file that keeps the position in the feed. Its content takes precedence over *marker*.
         :param random: returns numbers from 0 to 1.
         :param wallClock: seconds since the epoch.
         """

@@ -1,4 +1,4 @@
-"""Iteration: items for ``async for`` loops. What arrives while a loop is busy waits for it."""
+"""Iteration: items for ``async for`` loops. Items that arrive while a loop is busy wait for it."""
 
 from __future__ import annotations
 

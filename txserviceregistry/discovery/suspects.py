@@ -40,8 +40,8 @@ class Suspects:
     than the threshold, three at least, expires within one heartbeat timeout, they stay in use. A suspect that is
     registered again is an ordinary service. When enough have returned, the other suspects of the tag are dropped.
 
-    Use it in place of the directory to find services, for any number of tags. What the directory says of its own state
-    (``stale``, ``whenReady``) stays there::
+    Use it in place of the directory to find services, for any number of tags. The directory's own state (``stale``,
+    ``whenReady``) stays there::
 
         directory = Directory(client)
         suspects = Suspects(directory, reactor, threshold=0.5)  # before the directory starts

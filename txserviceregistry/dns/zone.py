@@ -24,7 +24,7 @@ from .messages import HEADER, Answer, Query, pointer, record
 #: The longest label, in bytes.
 LONGEST_LABEL = 63
 
-# What a label can't have as it is. A hyphen before a hyphen is escaped because two of them begin an escape.
+# Characters of a label that are escaped. A hyphen before a hyphen is escaped because two of them begin an escape.
 _ESCAPED = re.compile(rb"[^a-z0-9_-]|-(?=-)")
 _HASH_LENGTH = 10
 
@@ -49,8 +49,8 @@ def wireName(*labels: bytes) -> bytes:
     return b"".join([len(label).to_bytes(1, "big") + label for label in labels])
 
 
-# What a service gives to a name, by type: a record, and what belongs into the additional section: its name in the zone,
-# and what follows the name.
+# The records of a service for a name, by type: a record, and one for the additional section: its name in the zone, and
+# the rest of it.
 Given: TypeAlias = Mapping[int, "tuple[bytes, tuple[bytes, bytes] | None]"]
 
 _SERVICES = wireName(b"service")
@@ -96,7 +96,7 @@ class Zone:
         # The names that a service has given something to.
         self._names: dict[str, list[tuple[bytes, bytes]]] = {}
         # By name and type; None where a name has no records of a type: resolvers that ask for A ask for AAAA as well.
-        # What changes the records of a name drops its answers.
+        # A change of the records of a name drops its answers.
         self._answers: dict[bytes, dict[int, Answer | None]] = {}
 
     def put(self, id: str, service: Service | None) -> None:

@@ -71,7 +71,7 @@ class BatchSize:
         """A batch of *count* heartbeats was refused as a whole."""
         self._refused = min(self._refused, count)
         if self.isProven(count):
-            # What was accepted before the limit came, or became lower, may be refused now.
+            # A size that was accepted before the limit came, or became lower, may be refused now.
             self._proven = 0
         if self.most:
             self.most = max(1, int(self._refused) // 2)

@@ -172,7 +172,7 @@ class HeartBeater(SingleHeartbeats):
         return value
 
     def onStateChange(self, listener: Callable[[str], None]) -> None:
-        """Call *listener* with the new :attr:`state` whenever it changes. What a listener raises is logged."""
+        """Call *listener* with the new :attr:`state` whenever it changes. Errors of a listener are logged."""
         if self._listeners is None:
             self._listeners = Listeners(self._log, f"the state of service {self.serviceId}")
         self._listeners.add(listener)

@@ -184,7 +184,7 @@ class SingleHeartbeats:
         self._unheardUntil = float("-inf")
 
     def _beginAt(self, moment: float) -> None:
-        """Begin the next try at that time of the clock. Those under way have lost their purpose."""
+        """Begin the next try at that time of the clock. Running tries have lost their purpose."""
         self._endTries()
         self._timer = self._context.stalls.callLater(max(0.0, moment - self._clock.seconds()), self._try)
 

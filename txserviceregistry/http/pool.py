@@ -42,7 +42,7 @@ CLOSE_GRACE = 1.0
 # The most servers whose endpoints are kept: more than any registry has.
 _MOST_SERVERS = 100
 
-# What a URI consists of that can be sent as it is.
+# A URI that can be sent without escapes.
 _PLAIN = re.compile(rb"[!-~]+")
 
 

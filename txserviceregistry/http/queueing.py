@@ -68,7 +68,7 @@ class _Job:
             self._origin.leave(self)
         else:
             self._sent.cancel()
-        # What cancels the result fails it by itself.
+        # A cancelled result fails by itself.
         if not isinstance(why, CancelledError):
             self.result.errback(why)
 

@@ -1,7 +1,7 @@
 """
 The common part of services and locks: registrations that last while their heartbeats arrive.
 
-A registration belongs to a scope (:mod:`~txserviceregistry.registry.scopes`) and has an id there. What it is about is
+A registration belongs to a scope (:mod:`~txserviceregistry.registry.scopes`) and has an id there. Its meaning is
 known to :mod:`~txserviceregistry.registry.core` and :mod:`~txserviceregistry.registry.locks`.
 """
 

@@ -123,7 +123,7 @@ class Locks:
         self, tenant: str, lock: NewLock, wait: float = 0.0, check: Callable[[], Awaitable[None]] = _doNothing
     ) -> dict[str, Any]:
         """
-        Acquire a lock. A coroutine; cancelling what awaits it ends the waiting only. Those who wait are served in the
+        Acquire a lock. A coroutine; cancelling its Deferred ends only the waiting. Waiting clients are served in the
         order in which they came.
 
         :param lock: with the nonce of the present holder, it is a heartbeat of it.

@@ -19,7 +19,7 @@ NAMES = ("write", "read")
 #: The kinds of objects, as in the paths of the API; a role has an attribute with the prefixes of each.
 SERVICES, CONFIGURATION, LOCKS = KINDS = ("services", "configuration", "locks")
 
-# What a prefix of each kind can be the beginning of, and the sentence about it.
+# The characters of a prefix of each kind, and the sentence about them.
 _IDS = (r"[A-Za-z0-9_\-.]{0,65}", "0 to 65 letters, digits and _-.")
 _KEYS = (r"[A-Za-z0-9_\-./]{0,500}", "0 to 500 letters, digits and _-./")
 _RULES = {SERVICES: _IDS, CONFIGURATION: _KEYS, LOCKS: _KEYS}

@@ -31,7 +31,7 @@ class TaskOwner:
     _log = Logger()
 
     def __init__(self) -> None:
-        # What waits, for each key that is busy.
+        # The waiting tasks of each busy key.
         self._queues: dict[Hashable, deque[Callable[[], _Steps[None]]]] = {}
         self._idle: Waiters[None] = Waiters()
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _View = TypeVar("_View", Directory, ConfigurationWatcher)
 
-# What has no meaning in the syntax of any configuration file: names, addresses, numbers and URLs.
+# Characters without a meaning in the syntax of configuration files: names, addresses, numbers and URLs.
 _WORD = re.compile(r"[A-Za-z0-9._:/@%+\-\[\]]+")
 
 

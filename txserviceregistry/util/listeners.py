@@ -46,7 +46,7 @@ class Listeners(Generic[_P]):
                 yield listener
 
     def call(self, *args: _P.args, **kwargs: _P.kwargs) -> None:
-        """Call all of them. What one raises is logged, and the others are called all the same."""
+        """Call all of them. The error of one is logged, and the others are called all the same."""
         for listener in self:
             try:
                 listener(*args, **kwargs)

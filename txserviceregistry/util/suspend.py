@@ -54,7 +54,7 @@ class SuspendWatch:
         self._resumed = resumed
         self._listeners: dict[Callable[[float], object], None] = {}
         self._call: IDelayedCall | None = None
-        # What *suspended* returned last, and when, in seconds of the clock.
+        # The last result of *suspended*, and its time, in seconds of the clock.
         self._total = 0.0
         self._at = 0.0
 

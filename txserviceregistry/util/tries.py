@@ -91,7 +91,7 @@ class Race(Generic[_T]):
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._running: list[Deferred[_T]] = []
-        # What the coroutine waits for: its Deferred, and the try that may fail it.
+        # The Deferred that the coroutine awaits, and the try that may fail it.
         self._waiter: Deferred[_T]
         self._awaited: Deferred[_T] | None = None
 

@@ -31,7 +31,7 @@ class Waiters(Generic[_T]):
         return waiter
 
     def fire(self, outcome: _T | Failure, among: Iterable[Deferred[_T]] | None = None) -> None:
-        """Fire those that wait, or only those *among* that do. Those that begin meanwhile wait for the next time."""
+        """Fire the waiting Deferreds, or only those *among* them. Deferreds added meanwhile wait for the next time."""
         fired = [waiter for waiter in (self if among is None else among) if waiter in self._waiting]
         for waiter in fired:
             del self._waiting[waiter]

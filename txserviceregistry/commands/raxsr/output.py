@@ -253,7 +253,7 @@ FORMATS = ("csv", "html", "json", "table", "value", "yaml")
 FOLLOWED_FORMATS = ("csv", "json", "table", "value", "yaml")
 
 
-# What formats import, which takes a while.
+# Modules that formats import, which takes a while.
 _MODULES = {"table": "prettytable", "yaml": "yaml"}
 
 

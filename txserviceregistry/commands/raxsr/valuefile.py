@@ -34,7 +34,7 @@ _LONGEST_VALUE = 1024
 # UTF-8, with the byte order mark that some editors put first, or without.
 _ENCODING = "utf-8-sig"
 
-# What YAML may take for the end of a line besides the usual one. Only as escapes, in double quotes, are they kept.
+# Characters that YAML may take for the end of a line. It keeps them only as escapes, in double quotes.
 _LINE_ENDS = re.compile("[\r\x85\u2028\u2029]")
 _YAML_TEXT = "tag:yaml.org,2002:str"
 _YAML_OBJECT = "tag:yaml.org,2002:map"

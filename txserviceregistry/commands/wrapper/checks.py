@@ -36,7 +36,7 @@ _FIRST_SHARE = 0.1
 # Checks that fail in the first seconds of a program are not logged.
 _START = 10.0
 
-# What the service manager has for the wrapped command.
+# Variables of the service manager for the wrapped command.
 _NOT_INHERITED = (b"NOTIFY_SOCKET", b"LISTEN_PID", b"LISTEN_FDS", b"LISTEN_FDNAMES", b"WATCHDOG_PID", b"WATCHDOG_USEC")
 # Of a command's output in the log: its end.
 _LONGEST_OUTPUT = 100

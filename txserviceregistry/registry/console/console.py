@@ -38,7 +38,7 @@ from .sessions import LIFETIME, LINK_LIFETIME, Session, Sessions
 _ROOT = "/console"
 _API = _ROOT + "/api"
 _COOKIE, _SECURE_COOKIE = "registry-console", "__Host-registry-console"
-#: What the page may do, and what may be done with it: nothing but its own scripts, styles and requests.
+#: The page's content security policy: nothing but its own scripts, styles and requests.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"

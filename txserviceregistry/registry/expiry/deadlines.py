@@ -177,8 +177,8 @@ class Deadlines:
         self.isAuthoritative = True
         self._active: dict[str, dict[str, ServiceState]] = {}
         self._expired: dict[str, dict[str, ServiceState]] = {}
-        # What expired() returned last, until it changes: with a full disk it may become large, and is asked for by all
-        # who read.
+        # The last result of expired(), until it changes: with a full disk it may become large, and every reader needs
+        # it.
         self._snapshots: dict[str, frozenset[str]] = {}
         self._queue: list[tuple[float, ServiceState]] = []
         # Where this registry is not authoritative: the services by tenant and incarnation.

@@ -27,7 +27,7 @@ from ..tasks import TaskOwner
 class ExpirationQueue:
     """
     Brings expirations to the store in the order in which they were found, in groups, each in a turn of the reactor of
-    its own. What could not be persisted stays first in the queue until :meth:`work` is called again.
+    its own. Expirations that could not be persisted stay first in the queue until :meth:`work` is called again.
 
     :param isPending: whether an expiration still has to be persisted.
     :param onPersisted: is called with the number of services among the persisted expirations when the queue is empty.
@@ -80,7 +80,7 @@ class ExpirationQueue:
         return waiter
 
     def stop(self) -> None:
-        """Begin nothing new; what is under way belongs to the :class:`TaskOwner`. What waits, fails."""
+        """Begin nothing new. Running tasks belong to the :class:`TaskOwner`; waiting ones fail."""
         self._isStopped = True
         self._turn.cancel()
         self._services.stop()

@@ -37,8 +37,8 @@ class LiveServices:
     """
     Keeps the state of all services. They expire at their deadline, whether or not the store can persist that at once.
 
-    What is held of a service belongs to one *incarnation* of it. Where the store may have something else, because a
-    change had no good response, the service is *unsure*. It is reconciled by reading it, so that no service stays in
+    The state of a service belongs to one *incarnation* of it. If the store may have something else, because a change
+    had no good response, the service is *unsure*. It is reconciled by reading it, so that no service stays in
     the store without a deadline and none stays in memory alone.
 
     :param persist: persists some expirations; fails with a :class:`~txserviceregistry.registry.faults.Fault` when that

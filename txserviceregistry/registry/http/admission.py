@@ -76,7 +76,7 @@ class AdmissionQueue:
         """All connections are gone: end what waits for them, and leave nothing on the reactor."""
         while (served := self._queue.pop()) is not None:
             served[1]()
-        # What has been spent still counts for those that come next.
+        # The time already used still counts for the next clients.
         if self._next is not None:
             self._next.cancel()
             self._next = None
@@ -195,8 +195,8 @@ def originOf(request: Request) -> Origin:
 
 async def inTurn(request: Request) -> None:
     """
-    Wait for the turn of a request that had to wait for something else. What is still to be done for it, and for the
-    requests behind it, is work for an unauthenticated client, unless its client has shown a token meanwhile.
+    Wait for the turn of a request that had to wait for something else. The remaining work for it, and for the requests
+    behind it, is work for an unauthenticated client, unless its client has shown a token meanwhile.
     """
     client = _clientOf(request)
     if client is not None and not client.isKnown:

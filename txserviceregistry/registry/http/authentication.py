@@ -46,7 +46,7 @@ _TOKEN = re.compile(rb"\r\n(X-Auth-Token):[ \t]*([^\s]{1,200})[ \t]*\r\n", re.IG
 _AUTHORIZATION = re.compile(rb"\r\nAuthorization:[ \t]*(Bearer|Basic)[ \t]+([^\s]{1,400})[ \t]*\r\n", re.IGNORECASE)
 # The beginning of a request with credentials.
 _LOGIN = b"POST " + AUTH.encode()
-# What a browser says of requests that are not for a page of another origin.
+# A browser's Sec-Fetch-Site of requests that no page of another origin has made.
 _OWN_SITES = frozenset({b"same-origin", b"none"})
 
 

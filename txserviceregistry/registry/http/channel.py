@@ -133,7 +133,7 @@ class ApiChannel(Client, HTTPChannel):
     _ahead = 0
     # The size of a large body that is coming in.
     _body = 0
-    # What has come and waits in the queue; and how many requests have been answered since it came.
+    # Received bytes that wait in the queue, and how many requests have been answered since they came.
     _held: bytes | None = None
     _answered = 0
     _isTaking = False
@@ -200,7 +200,7 @@ class ApiChannel(Client, HTTPChannel):
 
     def _take(self, data: bytes) -> None:
         if self._isTaking:
-            # What came behind a body is handed in once more, and counts for the same turn.
+            # Bytes behind a body are passed in again, and count for the same turn.
             self._parse(data)
             return
         self._isTaking = True
@@ -334,7 +334,7 @@ class ApiChannel(Client, HTTPChannel):
         return routes.bodyLimit(*self._asked())
 
     def noticeRefusal(self, code: int, txnId: str) -> None:
-        """What has been coming in was refused before it was a request."""
+        """Log that incoming data was refused before it was a request."""
         method, path = self._asked()
         route = routes.targetOf(method, path).route
         self.resource.requestLog.refused(method, path, route, self.transport.getPeer(), code, txnId)

@@ -31,7 +31,7 @@ _PARAMETERS: Mapping[str, tuple[str, Schema]] = {
     "namespace": ("A namespace, which is written as a key is; the slash that it begins with may be left out.", TEXT),
     **{each.name: (each.summary, each.schema()) for each in validation.PATH_PARAMETERS},
 }
-# What each header means, its values, and whether it is always there.
+# The meaning of each header, its values, and whether it is always there.
 _HEADERS: Mapping[str, tuple[str, Schema, bool]] = {
     "X-Response-Id": ("The id of the request, which is the txnId of a fault.", TEXT, True),
     "X-Service-Registry-Extensions": ("The extensions of the registry.", TEXT, True),

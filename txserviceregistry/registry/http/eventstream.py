@@ -34,7 +34,7 @@ _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X
 
 @implementer(IPushProducer)
 class _Outlet:
-    """The connection of a stream. What its transport does not take is kept here, and bounded."""
+    """The connection of a stream. Data that its transport does not accept is kept here, up to a limit."""
 
     __slots__ = ("_drained", "_held", "_isClogged", "_isDirect", "_request", "_size", "_transport")
 
@@ -59,7 +59,7 @@ class _Outlet:
         self._request.channel.registerProducer(self, True)
 
     def end(self) -> None:
-        """Finish the response. What is kept is left to the transport."""
+        """Finish the response. The kept data is left to the transport."""
         self._request.channel.unregisterProducer()
         if self._held:
             self._transport.write(b"".join(self._held))

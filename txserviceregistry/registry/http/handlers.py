@@ -52,7 +52,7 @@ _LOCK_LINKS = {"heartbeat": {"operationId": "heartbeatLock", "parameters": _TENA
 
 
 class Console(Protocol):
-    """What the HTTP layer knows of :class:`txserviceregistry.registry.console.console.Console`."""
+    """The part of :class:`txserviceregistry.registry.console.console.Console` that the HTTP layer uses."""
 
     def serves(self, request: Request, path: str) -> bool: ...
 

@@ -202,7 +202,7 @@ def parseEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
         text = "systemd passed no such socket; check the .socket unit, and start the service through systemd"
         raise EndpointError(text)
     except TypeError:
-        # What Twisted says is about the arguments of its functions.
+        # Twisted's message is about the arguments of its functions.
         raise EndpointError("missing or unknown arguments; example: tcp:8880:interface=127.0.0.1")
     return endpoint
 

@@ -16,7 +16,7 @@ from .messages import Response, inJSON
 TARGETS_IN_A_TURN = 200
 
 _PREFIX = "__meta_service_registry_"
-# What the name of a label can't have.
+# Characters that the name of a label can't have.
 _OTHERS = re.compile(r"[^A-Za-z0-9_]")
 
 
@@ -33,8 +33,8 @@ async def listTargets(registry: Registry, tenant: str, tag: str | None) -> Respo
 
 def targetGroups(services: Iterable[Service]) -> Iterator[dict[str, Any]]:
     """
-    The target group of each service that is to be scraped. Those without a valid address, those that are out, and those
-    with ``status=disabled``, have none.
+    The target group of each service that is to be scraped. Services without a valid address, in the state ``out``, or
+    with ``status=disabled`` have none.
     """
     for service in services:
         metadata = service["metadata"]

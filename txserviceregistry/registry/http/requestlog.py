@@ -120,7 +120,7 @@ class RequestLog:
             self._auditLog.add(self._wallClock(), change)
 
     def refused(self, method: bytes, path: bytes, route: str, address: IAddress, code: int, txnId: str) -> None:
-        """Something was refused before it was a request. What is not known of it is empty."""
+        """Incoming data was refused before it was a request. Unknown parts are empty."""
         self._count(method, route, code, 0.0)
         if self._accessLog is not None:
             self._accessLog.add(self._wallClock(), accessFields(address, method, path, code, txnId))

@@ -30,7 +30,7 @@ from .requestlog import GONE, LOCK_WAITING, STREAM, WAITING, RequestLog, Request
 from .routes import TOKENS, Target, bodyLimit, resolve
 from .statuspages import Pages
 
-# What the rate limit counts.
+# The methods that the rate limit counts.
 _COUNTED = frozenset({b"GET", b"HEAD"})
 
 
@@ -75,7 +75,7 @@ class ApiResource(Resource):
             request.notifyFinish().addErrback(lambda _: self._gone(record, answering))
 
     def _gone(self, record: RequestRecord, answering: Deferred[None]) -> None:
-        # What the client had asked for is done all the same, unless it was only waiting.
+        # The client's request is carried out all the same, unless it was only waiting.
         record.isGone = True
         if record.route in (WAITING, LOCK_WAITING, STREAM):
             answering.cancel()

@@ -82,7 +82,7 @@ class _Handshaking(TLSMemoryBIOProtocol):
     transport: Any
     _queue: AdmissionQueue
     _origin: Origin
-    # What has come and waits in the queue.
+    # Received bytes that wait in the queue.
     _held: bytes | None = None
     _isDone = False
 

@@ -141,7 +141,7 @@ class _Lanes:
     _randomBytes: Callable[[int], bytes]
     _delays: _Delays
     _statistics: IdentityStatistics
-    # Those that wait, by whether their addresses are known, and the names of those that run.
+    # The waiting checks, by whether their addresses are known, and the names of the running ones.
     _queues: dict[bool, FairQueue[_Check[Any]]] = attrs.field(init=False)
     _running: set[str] = attrs.field(init=False, factory=set)
     _isFree: dict[bool, bool] = attrs.field(init=False, factory=lambda: {False: True, True: True})

@@ -229,8 +229,8 @@ class IStore(Interface):
     begin *at* ``marker``.
     """
 
-    name: str = Attribute("What the store is called on the command line: ``memory``, ``sqlite``, …")
-    statistics: StoreStatistics = Attribute("What the store counts of its own work.")
+    name: str = Attribute("The name of the store on the command line: ``memory``, ``sqlite``, …")
+    statistics: StoreStatistics = Attribute("The statistics of the store's own work.")
 
     def open() -> Deferred[None]:
         """

@@ -12,8 +12,8 @@ from .interfaces import IStore, ServiceSummary
 
 class IStoreListener(Interface):
     """
-    What a shared store tells a registry about changes, which may be the registry's own, and what it asks about
-    deadlines. A registration is named by its tenant and its incarnation.
+    Receives the changes of a shared store, which may be the registry's own, and its questions about deadlines. A
+    registration is named by its tenant and its incarnation.
     """
 
     def appeared(service: ServiceSummary) -> None:

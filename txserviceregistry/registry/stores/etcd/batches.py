@@ -209,7 +209,7 @@ class Step(Generic[_T]):
 
     :ivar reads: the keys that it looks at: three at the most, beside those that all steps of a kind share.
     :ivar act: makes the change in a transaction, three keys at the most; may be called again, over another
-        transaction. What it raises, the change fails with; other changes of the group do not.
+        transaction. The change fails with the exception that it raises; other changes of the group do not.
     :ivar isNew: whether it is likely that none of its keys exists.
     """
 

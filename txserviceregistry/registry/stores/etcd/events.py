@@ -45,7 +45,7 @@ class EtcdEvents(Part):
             done = await self._etcd.txn(
                 (), [reading(f"{prefix}{position:016x}", endOf(prefix), size) for prefix in prefixes]
             )
-            # What lies behind the end of a page that is full may be incomplete.
+            # Events behind the end of a full page may be incomplete.
             ends = [lastPosition(page[-1]) for page in done.found if len(page) == size]
             last = min(ends, default=None)
             found = ((event for key in page for event in eventsIn(key)) for page in done.found)

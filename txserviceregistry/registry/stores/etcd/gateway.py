@@ -186,7 +186,7 @@ def reading(key: str, end: str | None = None, limit: int = 0, revision: int = 0)
 
 
 def keyValue(found: Mapping[str, Any]) -> KeyValue:
-    """A key as etcd writes it. What is zero or empty is left out there."""
+    """A key as etcd writes it, without fields that are zero or empty."""
     return KeyValue(
         b64decode(found["key"]).decode("utf-8", "surrogatepass"),
         b64decode(found.get("value", "")),
@@ -244,7 +244,7 @@ class Etcd:
     A cluster of etcd.
 
     Every method may fail with :class:`StoreUnavailable`, when the cluster has given no answer for :data:`PATIENCE`
-    seconds, and with :class:`EtcdError` when it refuses. What is asked may be asked twice; each method says why that
+    seconds, and with :class:`EtcdError` when it refuses. A request may be sent twice; each method says why that
     does no harm.
 
     :param transport: JSON over HTTP to the members.

@@ -19,7 +19,7 @@ from .gateway import endOf, jsonBytes
 from .kept import Fields
 from .registrations import Registrations
 
-# What a record holds beside its position.
+# The fields of a record, without its position.
 _FIELDS: Fields = {
     "timeout": int,
     "holder": str,

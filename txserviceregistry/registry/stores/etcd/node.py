@@ -1,6 +1,6 @@
 """
 One node of a cluster: its membership, the time for which it may acknowledge heartbeats from memory, and its part in
-the votes by which services expire. What it does in etcd is behind :class:`INodeKeys`.
+the votes by which services expire. Its keys in etcd are behind :class:`INodeKeys`.
 """
 
 from __future__ import annotations

@@ -84,15 +84,15 @@ class Registrations(Part):
     listener: IStoreListener = attrs.field(init=False)
     _known: dict[tuple[str, str], Known] = attrs.field(factory=dict, init=False)
     _byIncarnation: dict[Registration, Known] = attrs.field(factory=dict, init=False)
-    # Those whose time is to be written, in order.
+    # Registrations whose last heartbeat is to be written, in order.
     _seenDue: dict[Known, None] = attrs.field(factory=dict, init=False)
     _hasSeenWriter: bool = attrs.field(default=False, init=False)
     # The revisions of the last record that the watch has shown, and of the last end of a registration that is known.
     _shown: int = attrs.field(default=0, init=False)
     _ended: int = attrs.field(default=0, init=False)
-    # Those that have ended here and whose end the watch has not shown yet, with its revision.
+    # Registrations that have ended here and whose end the watch has not shown yet, with its revision.
     _gone: dict[Registration, int] = attrs.field(factory=dict, init=False)
-    # Those whose expiration is under way, and whether the watch has shown their end already.
+    # Registrations that are expiring, and whether the watch has shown their end already.
     _expiring: dict[Registration, bool] = attrs.field(factory=dict, init=False)
     _touching: Gathering[Known, bool] = attrs.field(init=False)
     _reading: Gathering[tuple[str, ...], tuple[list[list[KeyValue]], int]] = attrs.field(init=False)
@@ -218,7 +218,7 @@ class Registrations(Part):
         tenant, id = self._name(now.key)
         known = self._known.get((tenant, id))
         if before is not None:
-            # What is known may be a later incarnation, created here, which this change is not about.
+            # The known one may be a later incarnation, created here, which this change does not concern.
             incarnation = self._incarnation(tenant, self._readRecord(now.key, before.value))
         elif known is not None:
             incarnation = known.incarnation
@@ -240,7 +240,7 @@ class Registrations(Part):
         # One of an earlier incarnation may be shown after this one was created here.
         if known is not None and known.created <= now.modified:
             known.touched = now.modified if now.created else 0
-            # What was received here may be newer than what was written. A touch writes 0 before the first heartbeat.
+            # A heartbeat received here may be newer than the written one. A touch writes 0 before the first heartbeat.
             known.seen = max(known.seen or 0, int(now.value or 0)) or None
 
     def touchedAt(self, registration: Registration) -> int:

@@ -32,7 +32,7 @@ class EtcdStates(Part):
         return tenant, id
 
     def shown(self, found: Collection[KeyValue]) -> list[StateRecord]:
-        """Those of the records that are not over."""
+        """The records that have not ended."""
         now = self._milliseconds()
         records = (self._record(*self._nameOf(each), each.value).at(now) for each in found)
         return [record for record in records if not record.isDefault]

@@ -57,7 +57,7 @@ class Status:
         }
         answers: dict[str, dict[int, dict[int, float]]] = {}
         for (node, number), left in self.answers.items():
-            # What is left stays above zero.
+            # The remaining time stays above zero.
             answers.setdefault(node, {})[number] = {place: round(each, 3) or 0.001 for place, each in left.items()}
         return {"v": VERSION, "serial": self.serial, "votes": votes, "answers": answers}
 

@@ -57,7 +57,7 @@ class Watch(Protocol):
         self._onEnd = onEnd
         self._isOver = False
         self._request: Deferred[IResponse] | None = None
-        # What has come of a line.
+        # The received part of a line.
         self._parts: list[bytes] = []
         self._size = 0
 

@@ -19,7 +19,7 @@ from ... import eventids
 from ..interfaces import StoreRefused
 from .file import IMMUTABLE, checkFile, connect, opened, refuseIrregular, uri
 
-# What the file and its companions are called.
+# The endings of the file and its companions.
 _ENDINGS = ("", "-wal", "-shm", "-journal")
 
 _TABLES = (

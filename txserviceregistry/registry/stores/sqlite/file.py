@@ -85,7 +85,7 @@ LOG_BYTES = 16 * 1024 * 1024
 
 _CACHE_KIBIBYTES = 16_384
 _SECRET = "SELECT value FROM meta WHERE name = 'secret'"
-# What each store has of its own, in the table meta, and how it is made.
+# The constants of each store, in the table meta, and how they are made.
 _CONSTANTS: Mapping[str, Callable[[], object]] = {
     "secret": partial(secrets.token_bytes, 32),
     "tail": eventids.newTail,
@@ -93,7 +93,7 @@ _CONSTANTS: Mapping[str, Callable[[], object]] = {
 }
 #: How to open a file so that SQLite looks at it alone: at no log, and without a lock or a new file.
 IMMUTABLE = "mode=ro&immutable=1"
-#: What SQLite adds to the name of a file for the logs that hold changes which are not in the file itself.
+#: SQLite's suffixes for the logs of a file, which hold changes that are not in the file itself.
 _LOGS = ("-wal", "-journal")
 _HEADER = 100
 _MAGIC = b"SQLite format 3\0"

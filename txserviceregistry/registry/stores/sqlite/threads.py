@@ -1,9 +1,9 @@
 """
-The threads that work on a SQLite file: what they have in common, and those that read. The one that writes is in
+The threads that work on a SQLite file: their common part, and the threads that read. The one that writes is in
 :mod:`~txserviceregistry.registry.stores.sqlite.writer`.
 
-Operations come from the reactor's thread and are run in the order in which they came. Those of one turn of the reactor
-are handed over together at its end, and their results go back to the reactor's thread, many of them in one call.
+Operations of the reactor's thread run in the order in which they came. The operations of one turn of the reactor are
+handed over together at its end, and their results go back to the reactor's thread, many of them in one call.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Worker(ABC):
         self._connect = connect
         self._statistics = statistics
         self._waits = waits
-        # What has come in this turn of the reactor, and what the thread has been given.
+        # The jobs of this turn of the reactor, and those that the thread has been given.
         self._come: list[Job] = []
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None

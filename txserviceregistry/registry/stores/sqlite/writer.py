@@ -176,7 +176,7 @@ class Writer(Worker):
             tables.cutLog(_CUT_SECONDS)
             self._logBytes = self._files.check(isToWrite=True)
         except Exception as error:
-            # What was written is kept.
+            # The written changes are kept.
             self._log.warn("Cannot truncate the write-ahead log: {error}", error=str(error))
 
     def _explained(self, error: Exception) -> Exception:
