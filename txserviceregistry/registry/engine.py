@@ -21,7 +21,7 @@ from .expiry.livetable import LiveServices
 from .faults import Fault, notFound
 from .feed import EventFeed
 from .scopes import isLockScope, kindOf, tenantOf
-from .stores.interfaces import Expiration, LimitExceeded, NoSuchObject, ObjectExists
+from .stores.interfaces import Expiration, LimitExceeded, NoSuchObject, ObjectExists, ServiceSummary
 from .tasks import TaskOwner, available
 from .tokens import HeartbeatTokens, heartbeatRefused
 
@@ -61,7 +61,11 @@ class Engine:
     async def start(self) -> None:
         """Begin: every registration has a full timeout."""
         self.tokens = HeartbeatTokens(await self._store.secret(), self._wallClock)
-        self.live.start([*await self._store.allServices(), *await self._store.allLocks()])
+        self.live.start(await self._registrations())
+
+    async def _registrations(self) -> Sequence[ServiceSummary]:
+        """Those that there are at the start."""
+        return [*await self._store.allServices(), *await self._store.allLocks()]
 
     # -- changes
 

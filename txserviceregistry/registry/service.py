@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from errno import EADDRINUSE
 from functools import partial
 from itertools import starmap
@@ -18,12 +18,14 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IDelayedCall, IListeningPort, IStreamServerEndpoint
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
 from .._version import __version__
 from ..util.deferred import returnsDeferred
 from ..util.logs import Logger
+from ..util.outage import Outage
 from ..util.threads import DaemonThreadPool
 from ..util.waiters import Waiters
 from .console.console import Console
@@ -58,6 +60,8 @@ FIRST_USER = "local"
 #: How long requests that are under way may still take when the registry stops, and all of the stopping, in seconds.
 DRAIN_SECONDS = 1.0
 END_SECONDS = 4.0
+#: Seconds between two attempts to open a shared store.
+RETRY = 0.5
 # As many API keys as are checked at a time. Each thread that has hashed one keeps 16 MiB.
 _KEY_THREADS = 2
 
@@ -214,7 +218,7 @@ class RegistryService(Service):
         if isNew and self._store == "sqlite":
             # First the file, then the store: a crash in between must not leave a registry without credentials.
             self._firstCredentials()
-        await store.open()
+        await self._untilAvailable(store, store.open)
         if ISharedStore.providedBy(store):
             isNew = store.isNew
         threads = DaemonThreadPool(0, _KEY_THREADS, name="API keys")
@@ -228,7 +232,7 @@ class RegistryService(Service):
             hasher=partial(deferToThreadPool, self._reactor, threads),
             cost=self._keyCost,
         )
-        await self._makeFirstUser(identity, isNew=isNew)
+        await self._untilAvailable(store, partial(self._makeFirstUser, identity, isNew=isNew))
         self.hasCredentials = self._directory.credentials() is not None
         connectionLimits = self._possibleLimits()
         held = Places(connectionLimits.held)
@@ -284,6 +288,26 @@ class RegistryService(Service):
         for endpoint in self._secureEndpoints():
             endpoint.onChange = self._certificateChanged
         return ports
+
+    async def _untilAvailable(self, store: IStore, step: Callable[[], Awaitable[None]]) -> None:
+        """Do a step of the start, again and again if the store is shared: what it runs on may start later."""
+        waiting = Outage(
+            self._log,
+            self._reactor,
+            "Store unavailable at the start (retrying): {reason}",
+            "Store available after {seconds:.1f} s",
+        )
+        while True:
+            try:
+                await step()
+            except StoreUnavailable as error:
+                if not ISharedStore.providedBy(store):
+                    raise
+                waiting.failed(reason=str(error))
+                await deferLater(self._reactor, RETRY)
+            else:
+                waiting.succeeded()
+                return
 
     def _firstCredentials(self) -> tuple[str, str]:
         """The name and the API key in the ``raxrc``, which get there if they are not."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from typing import Any
 
 from twisted.internet.defer import succeed
 
 from tests.system.commands.test_wrapper import WrapperTestCase
-from tests.system.processes import Child, sharedRegistry
+from tests.system.etcd.etcds import newPrefix, sharedEtcd
+from tests.system.etcd.relay import Relay
+from tests.system.ports import freePorts
+from tests.system.processes import Child, reactor, sharedRegistry
 
 # Hands a socket over as descriptor 3, and becomes the program.
 ACTIVATE = """
@@ -63,17 +65,17 @@ class ServiceManagerTests(WrapperTestCase):
         self.given = {"NOTIFY_SOCKET": path}
         self.received: list[str] = []
 
+    def notifications(self) -> list[str]:
+        """Those that have come."""
+        try:
+            while True:
+                self.received.append(self.manager.recv(4096).decode())
+        except BlockingIOError:
+            return self.received
+
     async def untilReceived(self, text: str) -> None:
         """Wait until a notification has a text."""
-
-        def look() -> Any:
-            try:
-                self.received.append(self.manager.recv(4096).decode())
-            except BlockingIOError:
-                pass
-            return succeed(any(text in each for each in self.received))
-
-        await self.until(look)
+        await self.until(lambda: succeed(any(text in each for each in self.notifications())))
 
     def activated(self, program: str, *words: str) -> Child:
         """Start a program with a passed socket and a watchdog."""
@@ -123,6 +125,37 @@ class ServiceManagerTests(WrapperTestCase):
         await self.untilReceived("WATCHDOG=1")
         registry.kill("TERM")
         await self.untilReceived("STOPPING=1")
+        await registry.ended
+        self.assertNoTraceback()
+
+    async def test_aRegistryWhoseEtcdStartsLater(self) -> None:
+        """It waits, with one line in the log, and is not ready before it listens."""
+        relay = Relay(reactor, int(sharedEtcd().rpartition(":")[2]))
+        self.addCleanup(relay.stop)
+        registry = self.activated(
+            "twistd",
+            *("-n", "--pidfile=", "service-registry", "--listen", "tcp:0:interface=127.0.0.1"),
+            *("--store", "etcd", "--etcd", relay.url, "--etcd-prefix", newPrefix()),
+        )
+        await registry.says("Store unavailable at the start (retrying): etcd: ")
+        relay.hang()
+        relay.start()
+        await self.until(lambda: succeed(len(relay.ends) > 2))
+        self.assertEqual(self.notifications(), [])
+        relay.heal()
+        await registry.says("Store available after")
+        await self.untilReceived("READY=1\nSTATUS=Listening on http://127.0.0.1:")
+        self.assertEqual(registry.output.count("Store unavailable"), 1)
+        registry.kill("TERM")
+        await registry.ended
+        self.assertEqual(registry.exitCode, None)
+        self.assertNoTraceback()
+
+    async def test_aRegistryThatIsStoppedWhileItWaits(self) -> None:
+        """It ends at once."""
+        registry = self.twistd("service-registry", "--store", "etcd", "--etcd", f"http://127.0.0.1:{freePorts(1)[0]}")
+        await registry.says("Store unavailable at the start (retrying): etcd: ")
+        registry.kill("TERM")
         await registry.ended
         self.assertNoTraceback()
 
