@@ -88,7 +88,7 @@ class Request:
     :ivar wait: seconds for which the server holds its response back; ``None`` if it does not.
     :ivar isTraced: whether the caller finds out the outcome of a request that is not repeatable.
     :ivar whenLate: called at the deadline.
-    :ivar header: one more header, its name and its value; ``None`` for none.
+    :ivar header: one more header, its name and its value, which may be a secret; ``None`` for none.
     :ivar deadline: the end of the *timeout*, in seconds of the clock.
     :ivar token: the auth token, a secret; empty for none.
     :ivar url: the URL of the last try.
@@ -108,7 +108,7 @@ class Request:
     lane: Lane = Lane.ORDINARY
     isTraced: bool = False
     whenLate: WhenLate | None = None
-    header: tuple[bytes, bytes] | None = None
+    header: tuple[bytes, bytes] | None = attrs.field(default=None, repr=False)
     deadline: float = attrs.field(init=False)
     token: str = attrs.field(init=False, default="", repr=False)
     url: str = attrs.field(init=False, default="")

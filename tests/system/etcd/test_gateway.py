@@ -80,8 +80,8 @@ class GatewayTests(EtcdCase):
         await gatherResults([etcd.txn((), [put(f"/{n}", b"")]) for n in range(20)])
         # A change of etcd's users makes all tokens old.
         answer = await open_.request("POST", "/v3/auth/authenticate", body={"name": "root", "password": password})
-        root = User("root", password, answer.json["token"]).over(QueueingAgent(Agent(reactor), 1))
-        added = await JSONTransport(root, CLOCK, [url]).request("POST", "/v3/auth/role/add", body={"name": "new"})
+        root = User("root", password, answer.json["token"]).header
+        added = await open_.request("POST", "/v3/auth/role/add", body={"name": "new"}, header=root)
         self.assertEqual(added.status, 200)
         found, _ = await etcd.range("/", "0")
         self.assertEqual(len(found), 20)
@@ -96,7 +96,7 @@ class GatewayTests(EtcdCase):
         etcd = self.etcd(url, credentials=("root", file))
         await etcd.get("/1")
         changed = {"name": "root", "password": "new-" + password}
-        await JSONTransport(root, CLOCK, [url]).request("POST", "/v3/auth/user/changepw", body=changed)
+        await open_.request("POST", "/v3/auth/user/changepw", body=changed, header=root)
         path.write_text("new-" + password)
         self.assertEqual(len((await etcd.range("/", "0"))[0]), 20)
 

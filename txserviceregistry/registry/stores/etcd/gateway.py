@@ -15,12 +15,9 @@ from enum import Enum
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import TimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
-from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IBodyProducer, IResponse
-from zope.interface import implementer
 
 from ....errors import ServiceRegistryError
 from ....http.bodies import ResponseTooLarge
@@ -217,25 +214,10 @@ class User:
         if self._password.current() != refused:
             yield self._password.current()
 
-    def over(self, agent: IAgent) -> IAgent:
-        """An agent that does requests in the name of this user."""
-        return _UserAgent(agent, self)
-
-
-@implementer(IAgent)
-@attrs.frozen
-class _UserAgent:
-    _agent: IAgent
-    _user: User
-
-    def request(
-        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
-    ) -> Deferred[IResponse]:
-        """See IAgent."""
-        if self._user.token is not None:
-            headers = Headers() if headers is None else headers.copy()
-            headers.setRawHeaders(b"Authorization", [self._user.token.encode("utf-8")])
-        return self._agent.request(method, uri, headers, bodyProducer)
+    @property
+    def header(self) -> tuple[bytes, bytes] | None:
+        """The name and value of the header that shows who asks; ``None`` as long as there is no token."""
+        return None if self.token is None else (b"Authorization", self.token.encode("utf-8"))
 
 
 @attrs.frozen(eq=False)
@@ -248,7 +230,7 @@ class Etcd:
     does no harm.
 
     :param transport: JSON over HTTP to the members.
-    :param user: in whose name the *transport* sends; ``None`` where etcd asks for no user.
+    :param user: in whose name requests are sent; ``None`` where etcd asks for no user.
     :param gate: is called before anything is asked; raises :class:`StoreUnavailable` if nothing may be.
     :param onContact: is called with the time (the clock's) at which a request was sent that has been answered by a
         majority of the members.
@@ -436,9 +418,9 @@ class Etcd:
         for isSecond in (False, True):
             if self._user is not None and self._user.token is None:
                 await self._authenticating.do(None, self._authenticate)
-            token = None if self._user is None else self._user.token
+            token, header = (None, None) if self._user is None else (self._user.token, self._user.header)
             sent = self._clock.seconds()
-            response = await self._transport.request("POST", f"/v3/{path}", body=body, repeatable=True)
+            response = await self._transport.request("POST", f"/v3/{path}", body=body, repeatable=True, header=header)
             answer = response.json
             if response.status == 200:
                 try:

@@ -19,7 +19,7 @@ from ...scopes import isLockScope, tenantOf
 from ..interfaces import StoreUnavailable
 from ..shared import IStoreListener
 from .batches import eventsIn
-from .gateway import EtcdError, KeyValue, Revision, Urgency, jsonBytes, newLease, put, unchanged
+from .gateway import EtcdError, KeyValue, Revision, Urgency, User, jsonBytes, newLease, put, unchanged
 from .kept import readKept, understood
 from .locks import EtcdLocks
 from .node import Evidence, INodeKeys, Joined, Node
@@ -39,12 +39,14 @@ class NodeKeys(Part):
     See the module. Its *etcd* may be asked while others are refused.
 
     :param agent: sends the request of a watch, to one of the *urls* of etcd's members after the other.
+    :param user: in whose name the watch is; ``None`` where etcd asks for no user.
     :ivar node: the owner of the keys. It, *secret*, the registry's, and *listener*, which is notified of changes, are
         set before the first use.
     """
 
     _log = Logger()
     _agent: IAgent
+    _user: User | None
     _urls: Sequence[str]
     _services: EtcdServices
     _locks: EtcdLocks
@@ -152,7 +154,7 @@ class NodeKeys(Part):
         self.node.membersAre({self._nameOf(each) for each in nodes})
         for each in nodes:
             self.node.statusChanged(self._nameOf(each), self._statusOf(each))
-        self._watch = Watch(self._agent, self._changed, self._watchEnded)
+        self._watch = Watch(self._agent, self._user, self._changed, self._watchEnded)
         # Each time at another member: one may be what the last watch went deaf for.
         self._watch.start(self._urls[self._loads % len(self._urls)], self._prefix, revision + 1)
 

@@ -103,10 +103,7 @@ class EtcdStore:
         self._watchPool = ConnectionPool(reactor, 0, streams=True)
         watching = agent or httpAgent(reactor, policy, TRY, self._watchPool)
         agent = QueueingAgent(agent or httpAgent(reactor, policy, TRY, self._pool), _CONNECTIONS)
-        user = None
-        if credentials is not None:
-            user = User(*credentials)
-            agent, watching = user.over(agent), user.over(watching)
+        user = None if credentials is None else User(*credentials)
         # Each member is given its own try.
         transport = JSONTransport(agent, reactor, urls, timeout=TRY * len(urls), name="etcd")
         self.statistics = StoreStatistics(votes=self._countVotes)
@@ -134,7 +131,7 @@ class EtcdStore:
         values = EtcdValues(*part)
         events = EtcdEvents(*part)
         self._users = EtcdUsers(*part)
-        self._keys = NodeKeys(self._asking, *part[1:], watching, urls, self._services, self._locks)
+        self._keys = NodeKeys(self._asking, *part[1:], watching, user, urls, self._services, self._locks)
         self._node = self._keys.node = Node(self._keys, reactor, seconds)
         self._isOpen = False
         self._secret = b""

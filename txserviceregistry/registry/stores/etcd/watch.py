@@ -20,11 +20,10 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 
 from ....http.bodies import BytesProducer
-from .gateway import KeyValue, encode, endOf, jsonBytes, keyValue
+from .gateway import KeyValue, User, encode, endOf, jsonBytes, keyValue
 
 # No change, and no group of changes of one revision, is this large; it bounds what a broken server can make us hold.
 _LONGEST_LINE = 64 * 1024 * 1024
-_HEADERS = Headers({b"Content-Type": [b"application/json"]})
 
 
 @attrs.frozen
@@ -46,13 +45,17 @@ class Watch(Protocol):
     One watch, until it ends.
 
     :param agent: does the request; it must hand over the body as it comes.
+    :param user: in whose name the request is sent; ``None`` where etcd asks for no user.
     :param onChange: is called with each change.
     :param onEnd: is called with the reason when the watch ends, unless it was stopped: nothing is known any more about
         what happens.
     """
 
-    def __init__(self, agent: IAgent, onChange: Callable[[Change], None], onEnd: Callable[[str], None]) -> None:
+    def __init__(
+        self, agent: IAgent, user: User | None, onChange: Callable[[Change], None], onEnd: Callable[[str], None]
+    ) -> None:
         self._agent = agent
+        self._user = user
         self._onChange = onChange
         self._onEnd = onEnd
         self._isOver = False
@@ -70,7 +73,10 @@ class Watch(Protocol):
             "prev_kv": True,
         }
         body = BytesProducer(jsonBytes({"create_request": create}))
-        self._request = self._agent.request(b"POST", f"{url}/v3/watch".encode("ascii"), _HEADERS, body)
+        headers = Headers({b"Content-Type": [b"application/json"]})
+        if self._user is not None and self._user.header is not None:
+            headers.addRawHeader(*self._user.header)
+        self._request = self._agent.request(b"POST", f"{url}/v3/watch".encode("ascii"), headers, body)
         self._request.addCallbacks(self._answered, self._failed)
 
     def stop(self) -> None:

@@ -20,6 +20,7 @@ from twisted.web.iweb import IAgent, IPolicyForHTTPS
 
 from tests.loopback import Call, LoopbackTestCase
 from txserviceregistry.http.jsontransport import JSONTransport
+from txserviceregistry.http.messages import Request
 from txserviceregistry.http.pool import ConnectionPool
 from txserviceregistry.http.queueing import QueueingAgent
 from txserviceregistry.registry.stores.etcd.gateway import (
@@ -60,8 +61,6 @@ class EtcdCase(LoopbackTestCase):
         self.addCleanup(pool.close)
         agent: IAgent = QueueingAgent(Agent(reactor, policy or BrowserLikePolicyForHTTPS(), pool=pool), 8)
         user = None if credentials is None else User(*credentials)
-        if user is not None:
-            agent = user.over(agent)
         transport = JSONTransport(agent, CLOCK, urls, timeout=timeout, name="etcd", random=lambda: 0.0)
         return Etcd(transport, CLOCK, user=user, **options)
 
@@ -372,5 +371,7 @@ class UserTests(EtcdCase):
         self.assertEqual(len(server.calls), 4)
 
     def test_passwordsAreInNoText(self) -> None:
-        """What shows a user shows neither password nor token."""
-        self.assertEqual(repr(User("joe", "secret", "t0ken")), "User(name='joe')")
+        """What shows a user, or a request in the name of one, shows neither password nor token."""
+        user = User("joe", "secret", "t0ken")
+        self.assertEqual(repr(user), "User(name='joe')")
+        self.assertNotIn("t0ken", repr(Request("POST", "/", CLOCK, lambda stage: "", 1.0, header=user.header)))

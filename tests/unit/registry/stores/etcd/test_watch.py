@@ -51,7 +51,7 @@ class WatchCase(LoopbackTestCase):
             onChange(watch)
 
         agent = httpAgent(reactor, BrowserLikePolicyForHTTPS(), 1.0, ConnectionPool(reactor, 0, streams=True))
-        watch = Watch(agent, changed, self.why.append)
+        watch = Watch(agent, None, changed, self.why.append)
         watch.start(url, prefix, revision)
         self.addCleanup(watch.stop)
         return watch
