@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
@@ -82,16 +81,9 @@ class Watch(Protocol):
     def stop(self) -> None:
         self._isOver = True
         if self.transport is not None:
-            self._abort(self.transport)
+            self.transport.loseConnection()
         elif self._request is not None:
             self._request.cancel()
-
-    def _abort(self, transport: Any) -> None:
-        for name in ("abortConnection", "loseConnection", "stopProducing"):
-            end = getattr(transport, name, None)
-            if end is not None:
-                end()
-                return
 
     def _answered(self, response: IResponse) -> None:
         if response.code != 200:
