@@ -275,7 +275,7 @@ class StreamTests(SynchronousTestCase):
         """When the token ends, the stream does with the next ping, and nothing comes after."""
         reader = Reader(self.api)
         reader.text()
-        fired(self.api.identity.purge(self.api.token))
+        fired(self.api.identity.purgeAll())
         self.api.advance(PING)
         self.assertEqual((reader.isOpen, reader.text()), (False, ""))
 

@@ -66,7 +66,7 @@ class WaitingTests(SynchronousTestCase):
         """A request whose token ends while it waits gets a 401, and no events."""
         self.api.create("web1")
         connection = self.ask(f"wait=60&marker={self.lastEvent()}")
-        fired(self.api.identity.purge(self.api.token))
+        fired(self.api.identity.purgeAll())
         fired(self.api.registry.configuration.set("1234", "secret", "value"))
         self.api.advance(0.1)
         reply = self.reply(connection)

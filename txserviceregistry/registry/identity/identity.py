@@ -243,13 +243,6 @@ class Identity:
         return self._asking.do(tokenHash, lambda: self._userOf(tokenHash))
 
     @returnsDeferred
-    async def purge(self, token: str) -> None:
-        """End an auth token, if it is valid."""
-        tokenHash = _tokenHash(token)
-        await self._store.removeToken(tokenHash)
-        self._tokens.forget(tokenHash)
-
-    @returnsDeferred
     async def purgeAll(self) -> None:
         """
         End all auth tokens of all users. Must not be called while another process changes keys: a key that is changed

@@ -125,7 +125,7 @@ class UserTests(IdentityCase):
     def test_manyWithOneTokenThatHasEnded(self) -> None:
         """When a token that many show has ended, each of them is refused."""
         token = self.successResultOf(self.identity.authenticate("joe", self.key))
-        self.successResultOf(self.identity.purge(token.id))
+        self.successResultOf(self.identity.purgeAll())
         held = self.store.hold("getToken")
         asked = [self.identity.userOf(token.id) for _ in range(3)]
         self.release(held)
@@ -416,7 +416,7 @@ class AuthenticationTests(IdentityCase):
         """
         for identity in (self.identity, self.newIdentity()):
             first = self.authenticate()
-            self.successResultOf(identity.purge(first.id))
+            self.successResultOf(identity.purgeAll())
             second = self.authenticate()
             self.assertNotEqual(second.id, first.id)
             self.assertCounts(second.id)
@@ -675,18 +675,6 @@ class TokenTests(IdentityCase):
             for secret in (key, issued.id, user.keyHash):
                 self.assertNotIn(secret, shown)
 
-    def test_purge(self) -> None:
-        """
-        A token that is ended is refused at once here, and the user's others are not.
-        """
-        self.advance(DAY / 2)
-        other = self.authenticate().id
-        self.assertCounts(self.token)
-        self.successResultOf(self.identity.purge(self.token))
-        self.successResultOf(self.identity.purge("no token"))
-        self.assertRefused(self.token)
-        self.assertCounts(other)
-
     def test_purgeAll(self) -> None:
         """
         All tokens end, also those that this process has not seen; keys and users stay.
@@ -701,7 +689,7 @@ class TokenTests(IdentityCase):
         A token that another process has ended is refused within a second.
         """
         self.assertCounts(self.token)
-        self.successResultOf(self.newIdentity().purge(self.token))
+        self.successResultOf(self.newIdentity().purgeAll())
         self.advance(1.0)
         self.assertRefused(self.token)
 
