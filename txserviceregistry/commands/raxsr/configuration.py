@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ...discovery.cursor import markerAt, ticksOf
 from ...errors import BadRequest, NotFound, PreconditionFailed
 from ..outcome import CommandFailed, UsageError
 from .base import ListCommand, RaxsrCommand, ShowCommand
@@ -168,6 +167,8 @@ async def firstMarker(client: Client, now: float) -> str | None:
 
     :param now: the time, in seconds since the epoch.
     """
+    # Not above: help does not need the modules below it, which take a while.
+    from ...discovery.cursor import markerAt
 
     def marker(moment: int) -> str:
         # A microsecond later, because a float rounds, and the registry refuses a marker from before the account.
@@ -213,6 +214,8 @@ class History(ListCommand):
     idOf = "value's key"
 
     async def perform(self) -> Any:
+        from ...discovery.cursor import ticksOf
+
         start = await firstMarker(self.client, time.time())
         events = [
             event
