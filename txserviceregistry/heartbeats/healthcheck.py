@@ -17,14 +17,14 @@ from ..http.agent import describeFailure
 from ..util.backoff import Backoff
 from ..util.deferred import cancelWith
 from ..util.logs import Logger
+from ..util.outage import Outage
 from ..util.tries import delayBefore
 
 # A check that fails is called at least this often (seconds), so that its recovery is noticed soon.
 _LONGEST_DELAY = 5.0
-# While a check fails, another reason is logged so many seconds after the last one at the earliest, and so many in all.
-_REASON_SECONDS = 60.0
-_MOST_REASONS = 5
 _LONGEST_REASON = 200
+_FAILED = "Service {serviceId}: {name} failed: {reason}; {suspended} suspended"
+_PASSED = "Service {serviceId}: {name} passed after {seconds:.1f} s; {suspended} resumed"
 # User and password of a URL, which an exception may quote.
 _USER_INFO = re.compile(r"(?<=://)[^\s/@]*@")
 
@@ -58,17 +58,12 @@ class HealthCheck:
         self._name = name
         # The call that has not ended: one at a time, also of a check that ignores being cancelled.
         self._running: Deferred[Any] | None = None
-        # While it fails: since when, the last reason, those that are logged as warnings, and when the last of them was.
-        self._began: float | None = None
-        self._reason = ""
-        self._logged: list[str] = []
-        self._loggedAt = 0.0
-        self._backoff: Backoff | None = None
+        self.reset()
 
     def reset(self) -> None:
         """Forget whether it failed."""
-        self._began = None
-        self._backoff = None
+        self._outage = Outage(self._log, self._clock, _FAILED, _PASSED, serviceId=self._serviceId, name=self._name)
+        self._backoff: Backoff | None = None
 
     def passes(self, timeout: float, suspended: str, *, isStarting: bool = False) -> Deferred[bool]:
         """
@@ -82,9 +77,10 @@ class HealthCheck:
 
         def ended(reason: str | None) -> bool:
             if reason is None:
-                self._passed(suspended)
+                self._backoff = None
+                self._outage.succeeded(suspended=suspended)
             elif not isStarting:
-                self._failed(reason, suspended)
+                self._outage.failed(reason=reason, suspended=suspended)
             return reason is None
 
         return self._call(timeout).addCallback(ended)
@@ -134,39 +130,6 @@ class HealthCheck:
         checked = self._running = maybeDeferred(self._check)
         checked.addBoth(ended)
         return outcome
-
-    # -- the log
-
-    def _failed(self, reason: str, suspended: str) -> None:
-        now = self._clock.seconds()
-        values = {"serviceId": self._serviceId, "name": self._name, "reason": reason}
-        isOther, self._reason = reason != self._reason, reason
-        if self._began is None:
-            self._began = now
-            self._logged = []
-            text = "Service {serviceId}: {name} failed: {reason}; {suspended} suspended"
-        else:
-            text = "Service {serviceId}: {name} still fails, now: {reason}"
-            isDue = now - self._loggedAt >= _REASON_SECONDS and len(self._logged) < _MOST_REASONS
-            if reason in self._logged or not isDue:
-                if isOther:
-                    self._log.debug(text, **values)
-                return
-        self._logged.append(reason)
-        self._loggedAt = now
-        self._log.warn(text, suspended=suspended, **values)
-
-    def _passed(self, suspended: str) -> None:
-        began, self._began = self._began, None
-        self._backoff = None
-        if began is not None:
-            self._log.info(
-                "Service {serviceId}: {name} passed after {seconds:.1f} s; {suspended} resumed",
-                serviceId=self._serviceId,
-                name=self._name,
-                seconds=self._clock.seconds() - began,
-                suspended=suspended,
-            )
 
 
 def _reasonIn(result: Any) -> str | None:
