@@ -20,6 +20,8 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Any, Literal
 
+import attrs
+
 from ...util.parsing import formatMetadata, formatTags
 from ..outcome import printable
 
@@ -39,6 +41,7 @@ _QUOTE_MODES: dict[str, Literal[0, 1, 2, 3]] = {
 }
 
 
+@attrs.frozen
 class Column:
     """
     A column of a result.
@@ -52,24 +55,13 @@ class Column:
     :ivar human: makes of it the text for people.
     """
 
-    def __init__(
-        self,
-        heading: str,
-        width: int = 0,
-        *,
-        wraps: bool = False,
-        machine: Callable[[Any], Any] = lambda value: value,
-        flat: Callable[[Any], Any] | None = None,
-        plain: Callable[[Any], str] | None = None,
-        human: Callable[[Any], str] | None = None,
-    ) -> None:
-        self.heading = heading
-        self.width = width
-        self.wraps = wraps
-        self.machine = machine
-        self.flat = flat or machine
-        self.plain = plain or (lambda value: str(self.flat(value)))
-        self.human = human or self.plain
+    heading: str
+    width: int = 0
+    wraps: bool = False
+    machine: Callable[[Any], Any] = lambda value: value
+    flat: Callable[[Any], Any] = attrs.Factory(lambda self: self.machine, takes_self=True)
+    plain: Callable[[Any], str] = attrs.Factory(lambda self: lambda value: str(self.flat(value)), takes_self=True)
+    human: Callable[[Any], str] = attrs.Factory(lambda self: self.plain, takes_self=True)
 
 
 def text(heading: str) -> Column:
