@@ -101,10 +101,6 @@ class Suspects:
             given = self._given[tag] = present, tuple(_merged(present, suspects))
         return given[1]
 
-    def isSuspect(self, id: str) -> bool:
-        """Whether the service with this id has expired, and stays in use."""
-        return id in self._suspects
-
     def onChange(self, listener: Callable[[Change, Service], None]) -> Callable[[], None]:
         """
         Call *listener* with every change from now on, as :meth:`Directory.onChange` does. A suspect has a ``timeout``
