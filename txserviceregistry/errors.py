@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import attrs
+
 from .util.escaping import escaped
 
 __all__ = [
@@ -80,6 +82,7 @@ class MalformedResponse(ServiceRegistryError):
     """The response is not one of the API: it is not JSON, it is truncated, or members are missing."""
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class ForeignResponse(MalformedResponse):
     """
     The response is an error (4xx) or a redirect, but not a fault of this API: a proxy, a gateway or another server sent
@@ -92,12 +95,10 @@ class ForeignResponse(MalformedResponse):
     :ivar doubt: a possible mistake in that URL; empty if the status does not suggest one.
     """
 
-    def __init__(self, status: int, *, method: str = "", url: str = "", doubt: str = "") -> None:
-        super().__init__(status)
-        self.status = status
-        self.method = method
-        self.url = url
-        self.doubt = doubt
+    status: int
+    method: str = ""
+    url: str = ""
+    doubt: str = ""
 
     def _text(self) -> str:
         asked = f"{self.method} {self.url} returned " if self.url else ""
@@ -119,6 +120,7 @@ class NotRunning(ServiceRegistryError, RuntimeError):
     """
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class NotSupported(ServiceRegistryError):
     """
     The registry does not have an extension of the API that the call needs.
@@ -126,14 +128,13 @@ class NotSupported(ServiceRegistryError):
     :ivar extension: its name.
     """
 
-    def __init__(self, extension: str) -> None:
-        super().__init__(extension)
-        self.extension = extension
+    extension: str
 
     def _text(self) -> str:
         return f"The registry does not have the extension {self.extension!r} of the API. Upgrade the registry"
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class OutcomeUnknown(ServiceRegistryError):
     """
     A conditional write had no response, and its repetition found that its condition does not hold: either the write had
@@ -142,15 +143,14 @@ class OutcomeUnknown(ServiceRegistryError):
     :ivar etag: the tag of the current value; ``None`` if there is no value.
     """
 
-    def __init__(self, etag: str | None) -> None:
-        super().__init__(etag)
-        self.etag = etag
+    etag: str | None
 
     def _text(self) -> str:
         now = "there is no value now" if self.etag is None else f"the value's tag is now {self.etag}"
         return f"The write had no response and may have succeeded: {now}. Read the value to find out"
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class NoServiceAvailable(ServiceRegistryError):
     """
     No service with a tag is registered, or none of them could be reached.
@@ -161,14 +161,10 @@ class NoServiceAvailable(ServiceRegistryError):
     :ivar unusable: how many services with the tag are drained or disabled, or have no host and port.
     """
 
-    def __init__(
-        self, tag: str, stale: float, reasons: Mapping[str, BaseException] | None = None, unusable: int = 0
-    ) -> None:
-        super().__init__(tag, stale)
-        self.tag = tag
-        self.stale = stale
-        self.reasons = dict(reasons or {})
-        self.unusable = unusable
+    tag: str
+    stale: float
+    reasons: Mapping[str, BaseException] = attrs.field(factory=dict)
+    unusable: int = 0
 
     def _text(self) -> str:
         if math.isinf(self.stale):
@@ -187,6 +183,7 @@ class NoServiceAvailable(ServiceRegistryError):
         return f"No service with the tag {self.tag!r} is registered{age}"
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class APIError(ServiceRegistryError):
     """
     The registry returned a fault, or a server before it a 5xx.
@@ -201,29 +198,16 @@ class APIError(ServiceRegistryError):
     :ivar doubt: a possible mistake in that URL; empty if the response does not suggest one.
     """
 
-    advice = ""
+    status: int
+    type: str = ""
+    message: str = ""
+    details: str = ""
+    txnId: str = ""
+    method: str = ""
+    url: str = ""
+    doubt: str = ""
 
-    def __init__(
-        self,
-        status: int,
-        type: str = "",
-        message: str = "",
-        details: str = "",
-        txnId: str = "",
-        *,
-        method: str = "",
-        url: str = "",
-        doubt: str = "",
-    ) -> None:
-        super().__init__(status, type, message, details, txnId)
-        self.status = status
-        self.type = type
-        self.message = message
-        self.details = details
-        self.txnId = txnId
-        self.method = method
-        self.url = url
-        self.doubt = doubt
+    advice = ""
 
     def _text(self) -> str:
         asked = f"{self.method} {self.url} returned " if self.url else ""

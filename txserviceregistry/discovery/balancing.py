@@ -141,7 +141,7 @@ class Balancer:
 
     def unavailable(self, reasons: Mapping[str, BaseException] | None = None) -> NoServiceAvailable:
         """The error for a tag without an instance, or without one that could be reached."""
-        return NoServiceAvailable(self.tag, self.directory.stale, reasons, self.unusable)
+        return NoServiceAvailable(self.tag, self.directory.stale, reasons or {}, self.unusable)
 
     def _refresh(self) -> None:
         source = self._suspects or self.directory
