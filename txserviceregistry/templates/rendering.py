@@ -27,6 +27,9 @@ _View = TypeVar("_View", Directory, ConfigurationWatcher)
 # Characters without a meaning in the syntax of configuration files: names, addresses, numbers and URLs.
 _WORD = re.compile(r"[A-Za-z0-9._:/@%+\-\[\]]+")
 
+# The most characters of a text. Nested loops could fill the memory.
+_LONGEST_TEXT = 16 << 20
+
 
 class TemplateFailed(Exception):
     """A template can't be rendered; the text, one line, says why."""
@@ -183,7 +186,13 @@ class Renderer:
         """
         try:
             template = self._environment.get_template(self._name)
-            return template.render(views.functions(self._allowEmpty))
+            parts, left = [], _LONGEST_TEXT
+            for part in template.generate(views.functions(self._allowEmpty)):
+                left -= len(part)
+                if left < 0:
+                    raise TemplateFailed(f"the text is longer than {_LONGEST_TEXT >> 20} MiB. Check the loops")
+                parts.append(part)
+            return "".join(parts)
         except (NotCurrent, TemplateFailed):
             raise
         except TemplateSyntaxError as error:

@@ -7,37 +7,36 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
 
 from twisted.internet.threads import deferToThread
 
-from ..util.files import replacement
+from ..util.files import replaceFile, replacement
 from .rendering import TemplateFailed
 
 #: Seconds after which a check or a reload is killed.
 COMMAND_SECONDS = 60.0
-# Of a command's output in an error: its last lines.
+# Of a command's output in an error: its last characters. More bytes are read, because white space is left out.
 _LONGEST_OUTPUT = 300
+_LONGEST_TAIL = 4096
 
 
 class CommandFailed(TemplateFailed):
     """A check or a reload failed; the text, one line, says how."""
 
 
-def runCommand(command: str) -> Awaitable[None]:
+async def runCommand(command: str) -> None:
     """
-    Run a shell command, in a thread: it needs no reactor that handles SIGCHLD.
+    Run a shell command. It is killed when this is cancelled.
 
-    :return: fails with :class:`CommandFailed` if its exit code is not 0, or it does not end.
+    :raises CommandFailed: if its exit code is not 0, or it does not end.
     """
-    return deferToThread(_run, command)
-
-
-def _run(command: str) -> None:
     # Not a pipe, which a daemon that the command starts would keep open.
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
@@ -48,13 +47,16 @@ def _run(command: str) -> None:
             start_new_session=True,
         )
         try:
-            code = process.wait(COMMAND_SECONDS)
+            # A thread needs no reactor that handles SIGCHLD.
+            code = await deferToThread(process.wait, COMMAND_SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             raise CommandFailed(f"{command!r} did not end within {COMMAND_SECONDS:.0f} s") from None
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         if code:
-            output.seek(0)
+            output.seek(-min(_LONGEST_TAIL, output.seek(0, os.SEEK_END)), os.SEEK_END)
             said = " ".join(output.read().decode("utf-8", "replace").split())[-_LONGEST_OUTPUT:]
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             raise CommandFailed(f"{command!r} failed with {how}{f': {said}' if said else ''}")
@@ -94,6 +96,8 @@ class Target:
         :raises TemplateFailed: if it can't be read.
         """
         try:
+            if not stat.S_ISREG(os.stat(self.path).st_mode):
+                raise TemplateFailed(f"{self.path} is not a regular file, and is not replaced")
             with open(self.path, encoding="utf-8", errors="surrogateescape", newline="") as file:
                 return file.read()
         except FileNotFoundError:
@@ -112,21 +116,23 @@ class Target:
         if not isChanged and not self._isPending:
             return False
         try:
-            if isChanged:
-                await self._replace(text)
-            if self._reload is not None:
-                await self._run(self._reload)
-        except BaseException as error:
+            try:
+                if isChanged:
+                    await self._replace(text)
+                if self._reload is not None:
+                    await self._run(self._reload)
+            except BaseException:
+                # A restart of the program finds what it has now. If this fails, the next failure tries it again.
+                with suppress(OSError):
+                    os.replace(self._old, self.path)
+                raise
             if os.path.lexists(self._old):
-                # A restart of the program finds what it has now.
-                os.replace(self._old, self.path)
-            if isinstance(error, (OSError, UnicodeError)):
-                reason = error.strerror if isinstance(error, OSError) else "the text has characters that UTF-8 has not"
-                raise TemplateFailed(f"can't write {self.path}: {reason}") from None
-            raise
+                os.unlink(self._old)
+        except OSError as error:
+            raise TemplateFailed(f"can't write {self.path}: {error.strerror}") from None
+        except UnicodeError:
+            raise TemplateFailed(f"can't write {self.path}: the text has characters that UTF-8 has not") from None
         self._isPending = False
-        if os.path.lexists(self._old):
-            os.unlink(self._old)
         return True
 
     async def _replace(self, text: str) -> None:
@@ -139,13 +145,11 @@ class Target:
                 os.chmod(new, 0o666 & ~umask)
             if self._check is not None:
                 await self._run(self._check.replace("{}", shlex.quote(new)))
-            if os.path.lexists(self._old):
-                os.unlink(self._old)
-            if self._reload is not None and like is not None:
+            if self._reload is not None and like is not None and not os.path.lexists(self._old):
                 try:
                     os.link(self.path, self._old)
                 except OSError:
                     # Not every file system has links, and the file may be another user's.
-                    shutil.copy2(self.path, self._old)
+                    replaceFile(self._old, Path(self.path).read_bytes(), like=like)
             self._isPending = self._reload is not None
             os.rename(new, self.path)

@@ -6,7 +6,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -44,12 +44,12 @@ def absolutePath(path: str) -> str:
 
 
 def replaceFile(
-    path: str | os.PathLike[str], text: str, *, isDurable: bool = False, like: os.stat_result | None = None
+    path: str | os.PathLike[str], text: str | bytes, *, isDurable: bool = False, like: os.stat_result | None = None
 ) -> None:
     """
     Replace the content of a file. A reader sees either the old content or the new one. The mode is 0600.
 
-    :param text: the new content; it is written as UTF-8.
+    :param text: the new content; a ``str`` is written as UTF-8.
     :param isDurable: whether to sync the content to the disk before it replaces the old one.
     :param like: gives the file this mode instead, and this owner and group where the process may do that.
     :raises OSError: if the file can't be written; it keeps its old content then.
@@ -60,7 +60,7 @@ def replaceFile(
 
 @contextmanager
 def replacement(
-    path: str | os.PathLike[str], text: str, *, isDurable: bool = False, like: os.stat_result | None = None
+    path: str | os.PathLike[str], text: str | bytes, *, isDurable: bool = False, like: os.stat_result | None = None
 ) -> Iterator[str]:
     """
     The path of a new file beside *path*, to be renamed to it; see :func:`replaceFile`. It is removed if an error is
@@ -70,16 +70,18 @@ def replacement(
     # mkstemp creates a new file with mode 0600, whatever the mode of the old file is.
     descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(name)}-", dir=os.path.dirname(name) or ".")
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with open(descriptor, "wb") as file:
             if like is not None:
                 _resemble(descriptor, like)
-            file.write(text)
+            file.write(text.encode("utf-8") if isinstance(text, str) else text)
             file.flush()
             if isDurable:
                 os.fsync(file.fileno())
         yield temporary
     except BaseException:
-        os.unlink(temporary)
+        # The error is the one that was raised, also if the file is not there.
+        with suppress(OSError):
+            os.unlink(temporary)
         raise
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+from collections.abc import Awaitable
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from tests.unit.templates.templatecase import TemplateCase
 from txserviceregistry.templates.rendering import TemplateFailed
@@ -94,6 +96,22 @@ class TargetTests(TemplateCase):
         self.refuses(self.target(reload="reload"), "two")
         self.assertEqual((self.file.read_text(), self.files()), ("one", ["made"]))
 
+    def test_aFullDiskWithoutLinks(self) -> None:
+        """The old file stays whole if there is no space for the copy of it that a failed reload would need."""
+
+        def refuse(*arguments: object) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        self.patch(os, "link", refuse)
+        self.file.write_text("one" * 1000)
+        _, most = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
+        try:
+            self.assertIn(f"can't write {self.file}", self.refuses(self.target(reload="reload"), "two"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        self.assertEqual((self.file.read_text(), self.files()), ("one" * 1000, ["made"]))
+
     def test_theFirstReloadThatFails(self) -> None:
         """A new file stays, because its program may not run yet and needs it; the reload is retried."""
         target = self.target(reload="reload")
@@ -120,11 +138,55 @@ class TargetTests(TemplateCase):
         waiting.addErrback(lambda failure: None)
         waiting.cancel()
 
+    def test_killedBeforeAReloadThatFails(self) -> None:
+        """The next process brings back the file of the last reload that succeeded, and not the one in between."""
+        self.file.write_text("one")
+        waiting = Deferred.fromCoroutine(Target(str(self.file), reload="reload", run=lambda _: Deferred()).put("two"))
+        self.failing.add("reload")
+        self.refuses(self.target(reload="reload"), "three")
+        self.assertEqual((self.file.read_text(), self.files()), ("one", ["made"]))
+        waiting.addErrback(lambda failure: None)
+        waiting.cancel()
+
+    def test_aCheckThatRemovesTheFile(self) -> None:
+        """The error is that of the check."""
+
+        def remove(command: str) -> Awaitable[None]:
+            os.unlink(command.split()[1])
+            return self.run_(command)
+
+        self.failing.add("check")
+        self.assertIn("'check' failed", self.refuses(Target(str(self.file), "check {}", run=remove), "one"))
+
+    def test_aFolderThatVanishes(self) -> None:
+        """A failure to bring back or remove the old file is an error like any other, and a cancelled put ends."""
+        self.file.write_text("one")
+        old = self.folder / ".made.before-reload"
+        running: Deferred[None] = Deferred()
+
+        def spoil(command: str) -> Awaitable[None]:
+            old.unlink()
+            old.mkdir()
+            return running
+
+        putting = Deferred.fromCoroutine(Target(str(self.file), reload="reload", run=spoil).put("two"))
+        putting.cancel()
+        self.failureResultOf(putting, CancelledError)
+        old.rmdir()
+        running = succeed(None)
+        self.assertIn(f"can't write {self.file}", self.refuses(Target(str(self.file), reload="r", run=spoil), "three"))
+
+    def test_whatIsNoFile(self) -> None:
+        """A device or a pipe is not replaced."""
+        os.mkfifo(self.file)
+        self.assertIn("is not a regular file", self.refuses(self.target(), "one"))
+        self.assertTrue(self.file.is_fifo())
+
     def test_whatCantBeWritten(self) -> None:
         """The error names the file and the reason; nothing is left beside it."""
         self.assertIn("characters that UTF-8", self.refuses(self.target(), "\ud800"))
         self.assertEqual(self.files(), [])
         self.file.mkdir()
-        self.assertIn(f"can't read {self.file}: Is a directory", self.refuses(self.target(), "one"))
+        self.assertIn(f"{self.file} is not a regular file", self.refuses(self.target(), "one"))
         missing = Target(str(self.folder / "missing" / "made"), run=self.run_)
         self.assertIn("No such file or directory", self.refuses(missing, "one"))

@@ -114,7 +114,7 @@ def _jobs(parsed: argparse.Namespace) -> list[Job]:
     from ...templates.target import Target
 
     checks = parsed.check or [None]
-    jobs = []
+    jobs, taken = [], {os.path.realpath(text.partition(":")[0]) for text in parsed.templates}
     for number, text in enumerate(parsed.templates):
         source, _, rest = text.partition(":")
         destination, _, reload = rest.partition(":")
@@ -123,6 +123,9 @@ def _jobs(parsed: argparse.Namespace) -> list[Job]:
         if not os.path.isfile(source):
             raise UsageError(f"there is no template {source}")
         target: Any = Target(destination, checks[number % len(checks)], reload or None)
+        if target.path in taken:
+            raise UsageError(f"{destination} is a template, or the destination of two. Choose another file")
+        taken.add(target.path)
         made = _Preview(target) if parsed.dry_run else target
         jobs.append(Job(source, Renderer(source, allowEmpty=parsed.allow_empty), made))
     return jobs

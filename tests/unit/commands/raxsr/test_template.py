@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.threads import deferToThread
+
 from tests.unit.commands.raxsr.raxsrcase import RaxsrTestCase
+from txserviceregistry.templates.target import runCommand
 
 SERVERS = "{% for s in services('www') %}\nserver {{ s.address }};\n{% endfor %}\n"
 
@@ -45,6 +50,23 @@ class TemplateTests(RaxsrTestCase):
         error = await self.refused("template", f"servers.j2:{self.file}:kill -9 $$", "--once")
         self.assertIn("'kill -9 $$' failed with signal 9", error)
 
+    async def test_aLongOutput(self) -> None:
+        """Output that does not fit into memory is not read whole for the error."""
+        write = "truncate -s 1T /proc/self/fd/1; exit 3"
+        error = await self.refused("template", f"servers.j2:{self.file}:{write}", "--once")
+        self.assertIn("failed with exit code 3", error)
+
+    async def test_aCommandThatHangs(self) -> None:
+        """It is killed when raxsr is interrupted, which would wait for it."""
+        pipe = Path(self.home, "pipe")
+        os.mkfifo(pipe)
+        running = Deferred.fromCoroutine(runCommand(f"sleep 600 >{pipe}; touch {self.file}"))
+        with await deferToThread(pipe.open) as open:
+            running.cancel()
+            self.assertEqual(await deferToThread(open.read), "")
+        await self.assertFailure(running, CancelledError)
+        self.assertFalse(self.file.exists())
+
     async def test_dryRun(self) -> None:
         """It shows the difference, and changes nothing."""
         self.file.write_text("server 127.0.0.1:7999;\n")
@@ -78,6 +100,8 @@ class TemplateTests(RaxsrTestCase):
                 (["template", "servers.j2"], "is not SOURCE:DESTINATION"),
                 (["template", "servers.j2:"], "is not SOURCE:DESTINATION"),
                 (["template", "missing.j2:x"], "there is no template missing.j2"),
+                (["template", "servers.j2:./servers.j2"], "./servers.j2 is a template, or the destination of two"),
+                (["template", "servers.j2:x", "servers.j2:./x"], "./x is a template, or the destination of two"),
                 (["template", "servers.j2:x", "--wait", "soon"], "is not a duration"),
                 (["template", "servers.j2:x", "--panic-threshold", "2"], "is not a number from 0 to 1"),
                 (["template", "servers.j2:x", "--wait", "5s:2s"], "QUIET is longer than LONGEST"),
