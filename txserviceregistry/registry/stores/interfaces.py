@@ -281,20 +281,11 @@ class IStore(Interface):
     def removeService(tenant: str, id: str, incarnation: str) -> Deferred[ServiceRecord]:
         """Remove a service, with its ``service.remove`` event; :class:`NoSuchObject` if this incarnation is gone."""
 
-    def expireServices(expirations: Sequence[Expiration]) -> Deferred[None]:
-        """
-        Remove those of the services that are there still (same incarnation), with a ``service.timeout`` event for each,
-        which has the expiration's timestamp. Each is atomic; the store chooses the groups in which they are persisted.
-        """
-
     def recordLastSeen(tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
         """
         Note the time of a heartbeat, to be kept when it suits the store (lazily, in bulk): it may be lost in a crash,
         and is never waited for.
         """
-
-    def allServices() -> Deferred[list[ServiceSummary]]:
-        """All services of all tenants, for the registry's start."""
 
     # -- the states of services. A record whose end has come is not returned, but stays until a change or endStates().
 
@@ -348,12 +339,6 @@ class IStore(Interface):
 
         :param isForced: whether it is not its holder who releases it.
         """
-
-    def expireLocks(expirations: Sequence[Expiration]) -> Deferred[None]:
-        """As :meth:`expireServices`, with ``lock.expire`` events. An expiration's tenant is the scope of its locks."""
-
-    def allLocks() -> Deferred[list[ServiceSummary]]:
-        """All locks of all tenants, for the registry's start."""
 
     # -- configuration
 
@@ -437,3 +422,22 @@ class IStore(Interface):
 
     def removeToken(tokenHash: str) -> Deferred[bool]:
         """Remove an auth token. Fires with whether it was there: of requests at the same time, one removes it."""
+
+
+class IOwnStore(IStore):
+    """A store that one registry has to itself, which says what has expired."""
+
+    def expireServices(expirations: Sequence[Expiration]) -> Deferred[None]:
+        """
+        Remove those of the services that are there still (same incarnation), with a ``service.timeout`` event for each,
+        which has the expiration's timestamp. Each is atomic; the store chooses the groups in which they are persisted.
+        """
+
+    def expireLocks(expirations: Sequence[Expiration]) -> Deferred[None]:
+        """As :meth:`expireServices`, with ``lock.expire`` events. An expiration's tenant is the scope of its locks."""
+
+    def allServices() -> Deferred[list[ServiceSummary]]:
+        """All services of all tenants, for the registry's start."""
+
+    def allLocks() -> Deferred[list[ServiceSummary]]:
+        """All locks of all tenants, for the registry's start."""

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, execute, fail, succeed
 from zope.interface import implementer
 
 from ..statistics import StoreStatistics
-from .interfaces import IStore, StoreUnavailable
+from .interfaces import IOwnStore, StoreUnavailable
 from .sqlite.file import connectToMemory
 from .sqlite.operations import TableStore
 from .sqlite.tables import Tables, Together, alone
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 _LAST_SEENS = 128
 
 
-@implementer(IStore)
+@implementer(IOwnStore)
 class MemoryStore(TableStore):
     """
     See the module. Its content lasts as long as the object: it may be closed and opened again.

@@ -8,8 +8,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 from txserviceregistry.registry.model import NewLock
-from txserviceregistry.registry.scopes import lockScope
-from txserviceregistry.registry.stores.interfaces import Expiration, LimitExceeded, LockRecord, LockTaken, NoSuchObject
+from txserviceregistry.registry.stores.interfaces import LimitExceeded, LockRecord, LockTaken, NoSuchObject
 
 NAME = "/billing/scheduler"
 
@@ -54,8 +53,6 @@ class LockSuite:
         (event,) = [each for each in await self.store.listEvents("1", 0, 9, None) if each.type == "lock.acquire"]
         self.assertEqual(event.id, lock.incarnation)
         self.assertEqual(dict(event.payload), lock.shown())
-        self.assertEqual(await self.store.allLocks(), [lock.summary("1")])
-        self.assertEqual(await self.store.allServices(), [])
 
     async def test_lockIsTaken(self):
         """A name that is taken is refused with the record of its lock, before the limit is looked at."""
@@ -106,22 +103,6 @@ class LockSuite:
         self.assertEqual(await self.store.getLock("1", NAME), forced)
         self.assertTrue(forced.isForced)
         self.assertEqual((forced.fence, forced.nonce), (lock.fence, lock.nonce))
-        self.assertEqual(await self.store.allLocks(), [forced.summary("1")])
-
-    async def test_lockExpires(self):
-        """The incarnations that are still there expire, each with an event at the time of its expiration."""
-        lock = await self.acquire()
-        gone = await self.acquire("/other/name")
-        await self.store.releaseLock("1", gone.name, gone.incarnation, False)
-        again = await self.acquire("/other/name")
-        await self.store.expireLocks(
-            [Expiration(lockScope("1"), each.name, each.incarnation, 1_700_000_123_456) for each in (lock, gone, lock)]
-        )
-        self.assertEqual(await self.store.allLocks(), [again.summary("1")])
-        event = (await self.store.listEvents("1", 0, 99, None))[-1]
-        self.assertEqual((event.type, event.timestamp), ("lock.expire", 1_700_000_123_456))
-        self.assertEqual(dict(event.payload), {**lock.shown(), "forced": False})
-        await self.acquire(maximum=2)
 
     async def test_listsLocks(self):
         """Locks are listed by name, from a marker on, without those that are hidden; other tenants see none."""

@@ -12,14 +12,16 @@ from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore, ga
 from twisted.internet.task import deferLater
 from zope.interface.verify import verifyObject
 
-from tests.unit.registry.stores.locksuite import LockSuite
+from tests.unit.registry.stores.locksuite import NAME, LockSuite
 from tests.unit.registry.stores.statesuite import StateSuite
 from txserviceregistry.registry.eventids import position, positionOf
 from txserviceregistry.registry.model import PLAIN_TYPES, NewService, Precondition, ServiceChanges
 from txserviceregistry.registry.roles import WRITE, Role
+from txserviceregistry.registry.scopes import lockScope
 from txserviceregistry.registry.stores.interfaces import (
     Account,
     Expiration,
+    IOwnStore,
     IStore,
     LimitExceeded,
     NoSuchObject,
@@ -331,7 +333,6 @@ class StoreSuite(LockSuite, StateSuite):
         await self.raises(
             NoSuchObject, self.store.updateService("1", "other", old.incarnation, ServiceChanges(heartbeatTimeout=99))
         )
-        await self.store.expireServices([Expiration("1", "web", old.incarnation, 5)])
         self.store.recordLastSeen("1", "web", old.incarnation, 5)
         await self.lastSeenIsWritten()
         self.assertEqual(await self.store.getService("1", "web"), new)
@@ -352,60 +353,6 @@ class StoreSuite(LockSuite, StateSuite):
         expected = {"id": "web", "heartbeat_timeout": 77, "tags": ["b"], "metadata": {"k": "v"}}
         self.assertEqual(event.payload, expected)
 
-    async def test_theEventHasTheTimeOfTheExpiration(self):
-        """Services that expire are gone, and their events have the deadline, whatever the time is."""
-        one = await self.create("one", tags=("t",), metadata={"k": "v"})
-        two = await self.create("two", tenant="2")
-        await self.create("three", tags=("t",))
-        expirations = [Expiration("1", "one", one.incarnation, 123), Expiration("2", "two", two.incarnation, 456)]
-        await self.store.expireServices([*expirations, expirations[0], Expiration("1", "gone", one.incarnation, 789)])
-        await self.store.expireServices(expirations)
-        await self.store.expireServices([])
-        self.assertEqual(await self.ids(), ["three"])
-        self.assertEqual(await self.ids(tag="t"), ["three"])
-        self.assertEqual(await countServices(self.store), 1)
-        (event,) = await self.events(type="service.timeout")
-        self.assertEqual(event.timestamp, 123)
-        self.assertEqual(event.payload["metadata"], {"k": "v"})
-        (event,) = await self.events("2", "service.timeout")
-        self.assertEqual((event.timestamp, event.payload["id"]), (456, "two"))
-
-    async def test_manyExpireTogether(self):
-        """A large number of expirations is persisted completely."""
-        made = await gatherResults(
-            [self.store.createService("1", NewService(f"s{n:04}", 30), 9999) for n in range(950)]
-        )
-        await self.store.expireServices([Expiration("1", one.id, one.incarnation, 7) for one in made[50:]])
-        self.assertEqual(await countServices(self.store), 50)
-        timeouts = await self.events(type="service.timeout")
-        self.assertEqual([event.payload["id"] for event in timeouts], [one.id for one in made[50:]])
-
-    async def test_expirationsOfManyKindsTogether(self):
-        """Each expiration removes its own service with all its tags, and no others."""
-        made = []
-        for n in range(70):
-            made.append(await self.create(f"s{n}", f"{n % 3}", tags=("t", f"t{n}", "\0é"), metadata={"k": '"\0é'}))
-        spared = await self.create("spared", "0", tags=("t", "t0"))
-        expirations = [Expiration(f"{n % 3}", one.id, one.incarnation, n) for n, one in enumerate(made)]
-        others = [
-            Expiration("1", "s0", made[0].incarnation, 1),
-            Expiration("0", "spared", made[0].incarnation, 1),
-            Expiration("0", "spared", "no such incarnation", 1),
-            Expiration("0", "gone", spared.incarnation, 1),
-        ]
-        await self.store.expireServices([*expirations[:10], *others, *expirations[:5], *expirations[10:]])
-        for tenant in ("0", "1", "2"):
-            expired = await self.events(tenant, "service.timeout")
-            expected = [(n, one) for n, one in enumerate(made) if f"{n % 3}" == tenant]
-            self.assertEqual(
-                [(event.timestamp, event.payload["id"], event.payload["tags"]) for event in expired],
-                [(n, one.id, list(one.tags)) for n, one in expected],
-            )
-            self.assertEqual(await self.ids(tenant=tenant, tag="\0é"), [])
-            self.assertEqual(await self.ids(tenant=tenant, tag="t"), ["spared"] if tenant == "0" else [])
-        self.assertEqual(await self.ids(tenant="0", tag="t0"), ["spared"])
-        self.assertEqual(await countServices(self.store, "0"), 1)
-
     async def test_heartbeatTimesAreKept(self):
         """The time of the last heartbeat is seen in the service, by whichever way it is read."""
         made = await self.create("web", tags=("t",))
@@ -417,22 +364,8 @@ class StoreSuite(LockSuite, StateSuite):
         self.assertEqual((await self.store.getService("1", "web")).lastSeen, 2000)
         self.assertEqual([s.lastSeen for s in await self.store.listServices("1", None, 9, None, ())], [None, 2000])
         self.assertEqual([s.lastSeen for s in await self.store.listServices("1", None, 9, "t", ())], [2000])
-        self.assertEqual({s.id: s.lastSeen for s in await self.store.allServices()}, {"web": 2000, "quiet": None})
         changed = await self.store.updateService("1", "web", made.incarnation, ServiceChanges(heartbeatTimeout=60))
         self.assertEqual(changed.lastSeen, 2000)
-
-    async def test_allServicesAreThoseOfAllTenants(self):
-        """At its start the registry learns of every service."""
-        one = await self.create("web", timeout=15)
-        two = await self.create("web", tenant="2", timeout=60)
-        gone = await self.create("gone")
-        await self.store.removeService("1", "gone", gone.incarnation)
-        services = await self.store.allServices()
-        expected = [
-            ServiceSummary("1", "web", one.incarnation, 15, None),
-            ServiceSummary("2", "web", two.incarnation, 60, None),
-        ]
-        self.assertEqual(sorted(services, key=lambda service: service.tenant), expected)
 
     async def test_recordsAreTheCallersOwn(self):
         """A caller who changes what was returned changes nothing in the store."""
@@ -723,7 +656,6 @@ class StoreSuite(LockSuite, StateSuite):
         await self.raises(
             NoSuchObject, self.store.updateService("2", "web", one.incarnation, ServiceChanges(heartbeatTimeout=99))
         )
-        await self.store.expireServices([Expiration("2", "web", one.incarnation, 1)])
         self.store.recordLastSeen("2", "web", one.incarnation, 1)
         await self.lastSeenIsWritten()
         await self.store.removeService("1", "web", one.incarnation)
@@ -819,3 +751,118 @@ class StoreSuite(LockSuite, StateSuite):
     async def test_outcomesAreOneFamily(self):
         """StoreError is the base class of every outcome that is not a success."""
         await self.raises(StoreError, self.store.getService("1", "none"))
+
+
+class OwnStoreSuite(StoreSuite):
+    """Tests of a store that one registry has to itself."""
+
+    def test_isAnOwnStore(self):
+        """A store has every operation of IOwnStore, with its arguments."""
+        verifyObject(IOwnStore, self.store)
+
+    async def test_allAreThere(self):
+        """Services have the time of their last heartbeat at the start; locks are not services."""
+        made = await self.create("web")
+        await self.create("quiet")
+        self.store.recordLastSeen("1", "web", made.incarnation, 2000)
+        await self.lastSeenIsWritten()
+        lock = await self.acquire()
+        self.assertEqual({s.id: s.lastSeen for s in await self.store.allServices()}, {"web": 2000, "quiet": None})
+        self.assertEqual(await self.store.allLocks(), [lock.summary("1")])
+        forced = await self.store.forceLock("1", NAME, lock.incarnation)
+        self.assertEqual(await self.store.allLocks(), [forced.summary("1")])
+
+    async def test_otherIncarnationsDoNotExpire(self):
+        """An expiration of an earlier incarnation, or of another tenant's service, changes nothing."""
+        old = await self.create("web")
+        await self.store.removeService("1", "web", old.incarnation)
+        new = await self.create("web")
+        two = await self.create("web", tenant="2")
+        await self.store.expireServices([Expiration("1", "web", old.incarnation, 5)])
+        await self.store.expireServices([Expiration("2", "web", new.incarnation, 1)])
+        self.assertEqual(await self.store.getService("1", "web"), new)
+        self.assertEqual(await self.store.getService("2", "web"), two)
+        expected = [("service.join", "web"), ("service.remove", "web"), ("service.join", "web")]
+        self.assertEqual(await self.feed(), expected)
+
+    async def test_theEventHasTheTimeOfTheExpiration(self):
+        """Services that expire are gone, and their events have the deadline, whatever the time is."""
+        one = await self.create("one", tags=("t",), metadata={"k": "v"})
+        two = await self.create("two", tenant="2")
+        await self.create("three", tags=("t",))
+        expirations = [Expiration("1", "one", one.incarnation, 123), Expiration("2", "two", two.incarnation, 456)]
+        await self.store.expireServices([*expirations, expirations[0], Expiration("1", "gone", one.incarnation, 789)])
+        await self.store.expireServices(expirations)
+        await self.store.expireServices([])
+        self.assertEqual(await self.ids(), ["three"])
+        self.assertEqual(await self.ids(tag="t"), ["three"])
+        self.assertEqual(await countServices(self.store), 1)
+        (event,) = await self.events(type="service.timeout")
+        self.assertEqual(event.timestamp, 123)
+        self.assertEqual(event.payload["metadata"], {"k": "v"})
+        (event,) = await self.events("2", "service.timeout")
+        self.assertEqual((event.timestamp, event.payload["id"]), (456, "two"))
+
+    async def test_manyExpireTogether(self):
+        """A large number of expirations is persisted completely."""
+        made = await gatherResults(
+            [self.store.createService("1", NewService(f"s{n:04}", 30), 9999) for n in range(950)]
+        )
+        await self.store.expireServices([Expiration("1", one.id, one.incarnation, 7) for one in made[50:]])
+        self.assertEqual(await countServices(self.store), 50)
+        timeouts = await self.events(type="service.timeout")
+        self.assertEqual([event.payload["id"] for event in timeouts], [one.id for one in made[50:]])
+
+    async def test_expirationsOfManyKindsTogether(self):
+        """Each expiration removes its own service with all its tags, and no others."""
+        made = []
+        for n in range(70):
+            made.append(await self.create(f"s{n}", f"{n % 3}", tags=("t", f"t{n}", "\0é"), metadata={"k": '"\0é'}))
+        spared = await self.create("spared", "0", tags=("t", "t0"))
+        expirations = [Expiration(f"{n % 3}", one.id, one.incarnation, n) for n, one in enumerate(made)]
+        others = [
+            Expiration("1", "s0", made[0].incarnation, 1),
+            Expiration("0", "spared", made[0].incarnation, 1),
+            Expiration("0", "spared", "no such incarnation", 1),
+            Expiration("0", "gone", spared.incarnation, 1),
+        ]
+        await self.store.expireServices([*expirations[:10], *others, *expirations[:5], *expirations[10:]])
+        for tenant in ("0", "1", "2"):
+            expired = await self.events(tenant, "service.timeout")
+            expected = [(n, one) for n, one in enumerate(made) if f"{n % 3}" == tenant]
+            self.assertEqual(
+                [(event.timestamp, event.payload["id"], event.payload["tags"]) for event in expired],
+                [(n, one.id, list(one.tags)) for n, one in expected],
+            )
+            self.assertEqual(await self.ids(tenant=tenant, tag="\0é"), [])
+            self.assertEqual(await self.ids(tenant=tenant, tag="t"), ["spared"] if tenant == "0" else [])
+        self.assertEqual(await self.ids(tenant="0", tag="t0"), ["spared"])
+        self.assertEqual(await countServices(self.store, "0"), 1)
+
+    async def test_allServicesAreThoseOfAllTenants(self):
+        """At its start the registry learns of every service."""
+        one = await self.create("web", timeout=15)
+        two = await self.create("web", tenant="2", timeout=60)
+        gone = await self.create("gone")
+        await self.store.removeService("1", "gone", gone.incarnation)
+        services = await self.store.allServices()
+        expected = [
+            ServiceSummary("1", "web", one.incarnation, 15, None),
+            ServiceSummary("2", "web", two.incarnation, 60, None),
+        ]
+        self.assertEqual(sorted(services, key=lambda service: service.tenant), expected)
+
+    async def test_lockExpires(self):
+        """The incarnations that are still there expire, each with an event at the time of its expiration."""
+        lock = await self.acquire()
+        gone = await self.acquire("/other/name")
+        await self.store.releaseLock("1", gone.name, gone.incarnation, False)
+        again = await self.acquire("/other/name")
+        await self.store.expireLocks(
+            [Expiration(lockScope("1"), each.name, each.incarnation, 1_700_000_123_456) for each in (lock, gone, lock)]
+        )
+        self.assertEqual(await self.store.allLocks(), [again.summary("1")])
+        event = (await self.store.listEvents("1", 0, 99, None))[-1]
+        self.assertEqual((event.type, event.timestamp), ("lock.expire", 1_700_000_123_456))
+        self.assertEqual(dict(event.payload), {**lock.shown(), "forced": False})
+        await self.acquire(maximum=2)

@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from tests.unit.garbage import collectOnlyNew
 from tests.unit.registry.sharedmemory import SharedMemory, SharedMemoryStore
 from tests.unit.registry.stores.sharedsuite import SharedSuite
-from tests.unit.registry.stores.storesuite import NOW, StoreSuite
+from tests.unit.registry.stores.storesuite import NOW, OwnStoreSuite
 from txserviceregistry.registry.model import NewService
 from txserviceregistry.registry.stores import memory
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
@@ -32,14 +32,14 @@ class HandReactor(Clock):
         reactor.callFromThread(callable, *args)
 
 
-class MemoryStoreSuiteTests(StoreSuite, TestCase):
+class MemoryStoreSuiteTests(OwnStoreSuite, TestCase):
     """The memory store passes the suite."""
 
     def makeStore(self) -> MemoryStore:
         return MemoryStore(wallClock=self.wallClock)
 
 
-class SqliteStoreSuiteTests(StoreSuite, TestCase):
+class SqliteStoreSuiteTests(OwnStoreSuite, TestCase):
     """The SQLite store passes the suite."""
 
     def makeStore(self) -> SqliteStore:

@@ -6,17 +6,15 @@ touches and now and then.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
 
 import attrs
 from twisted.internet.task import deferLater
 
-from ....util.deferred import returnsDeferred
 from ....util.gathering import Gathering
 from ...scopes import tenantOf
-from ..interfaces import Expiration, NoSuchObject, ServiceSummary
+from ..interfaces import NoSuchObject, ServiceSummary
 from ..shared import IStoreListener
 from .batches import Transaction
 from .gateway import PATIENCE, KeyValue, Revision, Urgency, putGreater, reading, unchanged
@@ -250,11 +248,6 @@ class Registrations(Part):
 
     # -- reading
 
-    @returnsDeferred
-    async def all(self) -> list[ServiceSummary]:
-        records, seen = [await self._etcd.all(f"{self._prefix}{kind}/") for kind in (self.kind, self.touches)]
-        return self.load(records, seen, self._ended)
-
     async def _find(self, tenant: str, id: str, *further: str) -> Sequence[KeyValue]:
         """
         Read a record and the *further* keys that exist, at a revision that includes every known end of a registration.
@@ -305,25 +298,6 @@ class Registrations(Part):
         record, transaction = await self._batches.do(tenant, [self._recordKey(tenant, id)], end)
         self._end((tenant, incarnation), transaction.made)
         return record
-
-    @returnsDeferred
-    async def expireAll(self, expirations: Sequence[Expiration]) -> None:
-        def expire(expiration: Expiration, transaction: Transaction) -> None:
-            tenant, id = expiration.tenant, expiration.id
-            try:
-                kept = self._recordIn(transaction, tenant, id, expiration.incarnation)
-            except NoSuchObject:
-                return
-            record = self._record(tenant, id, kept)
-            self._endIn(transaction, tenant, id, record, self.expiration, expiration.timestamp)
-
-        changes = [
-            self._batches.do(each.tenant, [self._recordKey(each.tenant, each.id)], partial(expire, each))
-            for each in expirations
-        ]
-        for each, change in zip(expirations, changes, strict=True):
-            await change
-            self._drop(self._byIncarnation.get((each.tenant, each.incarnation)))
 
     async def expireByVote(self, nodeKey: str, created: int, registration: Registration, evidence: Evidence) -> bool:
         """See :meth:`INodeKeys.expire`."""

@@ -144,8 +144,6 @@ class EtcdStore:
         self.listServices = self._services.list
         self.updateService = self._services.update
         self.removeService = self._services.remove
-        self.expireServices = self._services.expireAll
-        self.allServices = self._services.all
         self.setState = states.set
         self.getState = states.get
         self.listStates = states.list
@@ -156,8 +154,6 @@ class EtcdStore:
         self.listLocks = self._locks.list
         self.forceLock = self._locks.force
         self.releaseLock = self._locks.release
-        self.expireLocks = self._locks.expireAll
-        self.allLocks = self._locks.all
         self.getValue = values.get
         self.listValues = values.list
         self.setValue = values.set

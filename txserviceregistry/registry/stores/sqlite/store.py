@@ -24,7 +24,7 @@ from zope.interface import implementer
 from ....util.deferred import returnsDeferred
 from ....util.logs import Logger
 from ...statistics import StoreStatistics
-from ..interfaces import IStore, StoreUnavailable
+from ..interfaces import IOwnStore, StoreUnavailable
 from . import file as sqlitefile
 from .claim import FileClaim, OpenFiles
 from .log import LogSize
@@ -42,7 +42,7 @@ _LAST_SEEN_DELAY = 5.0
 _LAST_SEENS_PER_CHUNK = 128
 
 
-@implementer(IStore)
+@implementer(IOwnStore)
 class SqliteStore(TableStore):
     """
     See the module. All writes go through one thread and are answered after their commit; commits that arrive together
