@@ -7,9 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
-
 from .base import FollowCommand
 from .configuration import COLUMNS as VALUE_COLUMNS
 from .configuration import addNamespace
@@ -19,7 +16,7 @@ from .services import COLUMNS as SERVICE_COLUMNS
 
 _Show = Callable[[Mapping[str, Any]], None]
 
-# Seconds from one drawing of the table to the next, at least; and how often the age of data is looked at.
+# Seconds without a change after which the table is drawn, and between two looks at the age of what it shows.
 _REDRAW = 0.25
 _LOOK = 1.0
 # To the beginning of the terminal, and clear what is below.
@@ -34,18 +31,28 @@ class _Watch(FollowCommand):
         raise NotImplementedError
 
     async def perform(self) -> Any:
+        # Help does not need these, which take a while.
+        from twisted.internet.defer import Deferred
+        from twisted.internet.task import LoopingCall
+
+        from ...discovery.settling import Settling
+
         # A directory would retry what is wrong with the settings.
         await self.client.account.getLimits()
-        table = _Table(self.client.clock) if self.parsed.formatter == "table" and sys.stdout.isatty() else None
-        source, records = self.watched(self.writer() if table is None else table.changed)
-        if table is not None:
-            table.start(source, lambda: self._draw(source, records()))
+        isTable = self.parsed.formatter == "table" and sys.stdout.isatty()
+        redrawing = Settling(self.client.clock, _REDRAW, lambda _: self._draw(source, records()))
+        source, records = self.watched(redrawing.add if isTable else self.writer())
+        looking = LoopingCall(lambda: redrawing.add(None) if source.stale else None)
+        looking.clock = self.client.clock
+        if isTable:
+            looking.start(_LOOK)
         source.startService()
         try:
             await Deferred()
         finally:
-            if table is not None:
-                table.stop()
+            if isTable:
+                looking.stop()
+            redrawing.drop()
             await source.stopService()
 
     def _draw(self, source: Any, records: Iterable[Mapping[str, Any]]) -> None:
@@ -55,40 +62,6 @@ class _Watch(FollowCommand):
         if source.stale:
             print(f"not current for {source.stale:.0f} s")
         sys.stdout.flush()
-
-
-class _Table:
-    """Draws a table when something has changed, but not too often."""
-
-    _next: IDelayedCall | None = None
-
-    def __init__(self, clock: Any) -> None:
-        self._clock = clock
-
-    def start(self, source: Any, draw: Callable[[], None]) -> None:
-        """Draw the table at each change, and while *source* is stale."""
-        self._source = source
-        self._draw = draw
-        self._look: IDelayedCall = self._clock.callLater(0, self._looked)
-
-    def changed(self, record: object = None) -> None:
-        """Draw the table soon."""
-        if self._next is None:
-            self._next = self._clock.callLater(_REDRAW, self._drawn)
-
-    def stop(self) -> None:
-        for call in (self._next, self._look):
-            if call is not None and call.active():
-                call.cancel()
-
-    def _drawn(self) -> None:
-        self._next = None
-        self._draw()
-
-    def _looked(self) -> None:
-        self._look = self._clock.callLater(_LOOK, self._looked)
-        if self._source.stale:
-            self.changed()
 
 
 class Services(_Watch):
