@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IResponse
 
 from ..errors import ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError
+from ..http.bodies import cutOff
 from ..http.messages import Lane
 from ..types import Event, EventPage
 from ..util.deferred import returnsDeferred
@@ -177,12 +178,7 @@ class EventStream(BodyProtocol):
             self._abort()
 
     def _abort(self) -> None:
-        # Agents that are not ours have connections that can be ended in one of these ways.
-        abort = getattr(self._response, "abort", None)
-        for name in ("abortConnection", "loseConnection", "stopProducing"):
-            abort = abort or getattr(self.transport, name, None)
-        if abort is not None:
-            abort()
+        cutOff(self.transport, getattr(self._response, "abort", None))
 
     def dataReceived(self, data: bytes) -> None:
         """Called with a part of the body."""

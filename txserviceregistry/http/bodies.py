@@ -127,6 +127,18 @@ class WholeResponse:
         self.previousResponse = response
 
 
+def cutOff(transport: object, abort: Callable[[], object] | None) -> None:
+    """
+    End the connection of a body.
+
+    :param abort: does that; ``None`` under an agent that is not ours: then it is the hardest way that *transport* has.
+    """
+    for name in ("abortConnection", "loseConnection", "stopProducing"):
+        abort = abort or getattr(transport, name, None)
+    if abort is not None:
+        abort()
+
+
 class _Body(Protocol):
     """Collects a body; cancelling :attr:`whole` ends the connection, which Twisted's ``readBody`` does not."""
 
@@ -138,15 +150,7 @@ class _Body(Protocol):
         self.whole: Deferred[WholeResponse] = Deferred(lambda _: self.abort())
 
     def abort(self) -> None:
-        if self._abort is not None:
-            self._abort()
-            return
-        # A transport under an agent that is not ours: the hardest way of ending that it has.
-        for name in ("abortConnection", "loseConnection", "stopProducing"):
-            end = getattr(self.transport, name, None)
-            if end is not None:
-                end()
-                return
+        cutOff(self.transport, self._abort)
 
     def connectionMade(self) -> None:
         length = self._response.length
