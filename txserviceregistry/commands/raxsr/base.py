@@ -7,13 +7,15 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
 
 from ...errors import MalformedResponse, NotFound
 from ...util.escaping import escaped
+from ...util.parsing import parseCount
 from ..console import tell, useUTF8
-from ..outcome import CommandFailed, UsageError, didYouMean, oneLine
+from ..outcome import CommandFailed, UsageError, didYouMean, oneLine, typeOf
 from .output import FOLLOWED_FORMATS, FORMATS, Column, addFormats, checkFormat, recordWriter, write
 from .parser import GlobalParser, Parser
 
@@ -122,7 +124,8 @@ class RaxsrCommand:
         if self.paged:
             amount = parser.add_mutually_exclusive_group()
             shown = f"at most N {self.paged}, 1 to {_LARGEST_PAGE} (default: 100)"
-            amount.add_argument("--limit", type=_pageSize, metavar="N", help=shown)
+            size = typeOf(partial(parseCount, least=1, most=_LARGEST_PAGE))
+            amount.add_argument("--limit", type=size, metavar="N", help=shown)
             amount.add_argument("--all", action="store_true", help=f"all {self.paged}, page by page")
             parser.add_argument("--marker", metavar="ID", help="begin at the one with this id")
         return parser
@@ -326,9 +329,3 @@ class Progress:
         if self._width:
             print(f"\r{' ' * self._width}\r", end="", file=sys.stderr, flush=True)
             self._width = 0
-
-
-def _pageSize(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= _LARGEST_PAGE:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_LARGEST_PAGE}")
-    return int(text)

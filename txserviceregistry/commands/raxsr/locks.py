@@ -7,7 +7,8 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LockHeld
-from ..outcome import UsageError
+from ...util.parsing import parseDuration
+from ..outcome import UsageError, typeOf
 from .base import ListCommand, RaxsrCommand, ShowCommand, explainedToken
 from .execute import RunningCommand
 from .output import Column, metadata, text, timestamp
@@ -107,7 +108,8 @@ class Lock(RunningCommand):
         super().addArguments(parser)
         how = parser.add_mutually_exclusive_group()
         how.add_argument("-n", "--nonblock", action="store_true", help="do not wait for the lock")
-        how.add_argument("-w", "--wait", type=float, metavar="SECONDS", help="wait for the lock no longer than this")
+        shown = "wait for the lock no longer than this"
+        how.add_argument("-w", "--wait", type=typeOf(parseDuration), metavar="SECONDS", help=shown)
         parser.add_argument(
             "--timeout",
             type=int,
@@ -132,8 +134,6 @@ class Lock(RunningCommand):
             lock = Lock(self.client, self.parsed.id, self.parsed.timeout)
         except ValueError as error:
             raise UsageError(f"--timeout: {error}") from None
-        if self.parsed.wait is not None and not self.parsed.wait >= 0:
-            raise UsageError("--wait must be 0 seconds or more")
         async with await lock.acquire(0 if self.parsed.nonblock else self.parsed.wait) as held:
             return await self._run(held)
 

@@ -66,3 +66,6 @@ class LocksTests(RaxsrTestCase):
         """Wrong options, and a command that does not exist, have the usual exit codes."""
         for words, code in ((["--timeout", "2", "--", "true"], 2), ([], 2), (["--", "no-such-command"], 127)):
             await self.refused("lock", f"/{self.prefix}/report", *words, code=code)
+        for wait in ("inf", "nan", "-1", "1e9", "soon"):
+            error = await self.refused("lock", f"/{self.prefix}/report", f"--wait={wait}", "--", "true", code=2)
+            self.assertIn(f"--wait: '{wait}' is not a duration", error)

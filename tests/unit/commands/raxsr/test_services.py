@@ -187,6 +187,7 @@ class ServicesTests(RaxsrTestCase):
             (["services"], "services needs an action: create, drain, get, heartbeat, list, out, remove, states, up, "),
             (["services", "list", "--tga", "x"], "Did you mean --tag"),
             (["services", "list", "--limit", "0"], "from 1 to 1000"),
+            (["services", "list", "--limit", "9" * 5000], "from 1 to 1000"),
             (["services", "list", "--limit", "5", "--all"], "not allowed"),
             (["services", "list", "-c", "Tgas"], "Did you mean tags"),
             (["services", "list", "extra"], "extra"),
