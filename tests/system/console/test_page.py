@@ -318,6 +318,10 @@ class LiveTests(ConsoleTestCase):
             row(page, "web1").wait_for()
             blockingCallFromThread(reactor, kill)
             page.wait_for_selector(".live.stale:has-text('Not current for')")
+            reasons = ("The event stream ended", "The registry does not answer")
+            self.assertIn(
+                page.get_attribute("#live", "title"), [f"{each}. The page reconnects by itself." for each in reasons]
+            )
             blockingCallFromThread(reactor, again)
             api.register("web2")
             row(page, "web2").wait_for()

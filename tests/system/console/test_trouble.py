@@ -365,3 +365,52 @@ class WindowTests(ConsoleTestCase):
             self.assertEqual(shown, [f"\\u{{{ord(character):x}}}" for character in wanted])
 
         await self.browse(walk)
+
+
+class LimitTests(ConsoleTestCase):
+    """More than the page can show."""
+
+    async def test_manyOfEverything(self) -> None:
+        """Of very many tags, values and events some are shown, and the page says so; counts are of all."""
+        services = [
+            {"id": f"web{n}", "heartbeat_timeout": 120, "last_seen": 1, "tags": [f"tag{n:04}", "web"], "metadata": {}}
+            for n in range(1200)
+        ]
+        values = [{"id": f"/app{n % 2}/key{n:04}", "value": str(n)} for n in range(2400)]
+        events = [
+            {"id": f"event{n}", "timestamp": 1, "type": "service.join", "payload": services[n % 1200]}
+            for n in range(5001)
+        ]
+
+        def answer(route: Route) -> None:
+            lists = {"services": services, "configuration": values, "events": events}
+            path = route.request.url.partition("/api/")[2].partition("?")[0]
+            route.fulfill(json={"values": lists[path], "metadata": {"next_marker": None}})
+
+        def walk(browser: Browser, api: Api) -> None:
+            context = browser.new_context()
+            for path in ("services", "configuration", "events"):
+                context.route(f"**/console/api/{path}?**", answer)
+            watched = self.opened(context, api, "services?tag=tag1199&id=web7")
+            page = watched.page
+            page.wait_for_selector(".tag-list:has-text('Only the 200 most frequent of 1,201 tags are listed')")
+            for name, count in (("web", "1200"), ("tag1199", "1")):
+                page.wait_for_selector(f".tag-list a:has(bdi:text-is('{name}')) .count:text-is('{count}')")
+            self.assertLess(page.locator(".tag-list a").count(), 205)
+            page.set_viewport_size({"width": 800, "height": 600})
+            page.wait_for_selector("option:has-text('Only the 200 most frequent')", state="attached")
+            page.wait_for_selector(".detail:has-text('The page keeps the newest 5,000')")
+            page.evaluate("location.hash = '#/events'")
+            page.wait_for_selector("text=Only the newest 5,000 events are kept")
+            for view in ("", "?view=flat"):
+                page.evaluate(f"location.hash = '#/configuration{view}'")
+                page.wait_for_selector("text=Only 1,000 of 2,400 values are listed")
+                self.assertEqual(page.locator(".leaf").count(), 1000)
+            page.fill("input[type=search]", "key2399")
+            page.locator(".leaf", has_text="2399").wait_for()
+            self.assertEqual(page.locator("text=values are listed").count(), 0)
+            page.evaluate("location.hash = '#/configuration'")
+            page.wait_for_selector("summary:has-text('app0') .count:text-is('1200')")
+            self.assertEqual(watched.complaints, [])
+
+        await self.browse(walk)

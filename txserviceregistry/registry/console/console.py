@@ -8,6 +8,7 @@ the same rules and roles. Besides, there are a few requests that only the page n
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from importlib.resources import files
@@ -65,6 +66,8 @@ _MOST_SEEN = 60
 # The events that change a configuration value, and how many are read at once.
 _CHANGES = frozenset({"configuration_value.update", "configuration_value.remove"})
 _EVENTS = 1000
+# So many of its newest changes are the history of a value.
+_MOST_CHANGES = 100
 
 
 def _loadFiles() -> Mapping[str, Response]:
@@ -216,14 +219,14 @@ _REQUESTS: Mapping[tuple[bytes, str], Callable[[Console, RequestRecord, Session]
 
 
 async def _changesOf(store: IStore, tenant: str, key: str) -> list[Mapping[str, Any]]:
-    """The events of a value that the store still has, oldest first."""
-    changes: list[Mapping[str, Any]] = []
+    """The newest events of a value that the store still has, oldest first."""
+    changes: deque[Mapping[str, Any]] = deque(maxlen=_MOST_CHANGES)
     since = 0
     while True:
         records = await available(store.listEvents(tenant, since, _EVENTS, _CHANGES))
-        changes += [record.shown for record in records if record.payload["configuration_value_id"] == key]
+        changes.extend(record.shown for record in records if record.payload["configuration_value_id"] == key)
         if len(records) < _EVENTS:
-            return changes
+            return [*changes]
         since = position(records[-1].id) + 1
 
 

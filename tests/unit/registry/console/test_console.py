@@ -389,6 +389,13 @@ class OperationTests(ConsoleCase):
         self.assertEqual([(each["payload"].get("old_value"), each["payload"].get("new_value")) for each in values],
                          [(None, "1"), ("1", "3"), ("3", None)])  # fmt: skip
 
+    def test_longHistory(self) -> None:
+        """Of very many changes of a value, the newest 100."""
+        for number in range(102):
+            self.api.ask("PUT", "/configuration/a_key", {"value": str(number)})
+        values = self.ask("GET", "/console/api/value-history?key=a_key").json["values"]
+        self.assertEqual([each["payload"]["new_value"] for each in values], [str(number) for number in range(2, 102)])
+
     def test_overview(self) -> None:
         """The registry itself: its version and store, and rates once there is something to compare with."""
         first = self.ask("GET", "/console/api/cluster").json

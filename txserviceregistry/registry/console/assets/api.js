@@ -9,7 +9,8 @@ const TIMEOUT = 60_000;
 export class ApiError extends Error {
   constructor(status, body) {
     const details = body?.details && body.details !== body.message ? `: ${body.details}` : "";
-    super(status ? `${body?.message ?? `HTTP ${status}`}${details}` : "The registry does not answer");
+    const message = body?.message ?? `The registry does not answer: HTTP ${status} from a proxy`;
+    super(status ? `${message}${details}` : "The registry does not answer");
     this.status = status;
     this.body = body;
   }
@@ -178,7 +179,8 @@ export async function follow(handle, state, signal) {
       state(false, "The event stream ended");
     } catch (error) {
       if (signal.aborted) return;
-      state(false, error.name !== "AbortError" ? error.message : document.hidden ? "The page was hidden" : "The event stream is silent");
+      state(false, error instanceof ApiError ? error.message : error.name !== "AbortError" ? "The event stream ended"
+        : document.hidden ? "The page was hidden" : "The event stream is silent");
       if (error.status === 401) return;
     } finally {
       clearTimeout(watch);

@@ -5,6 +5,11 @@ import { actions, button, command, copyButton, dialog, empty, fill, formOf, h, i
 import { diffElement } from "./diff.js";
 import { ago, exactly, moment } from "./time.js";
 
+// Elements are slow to make, and a change of a value makes all of them anew.
+const MOST_VALUES = 1000;
+// So many changes the registry lists.
+const MOST_CHANGES = 100;
+
 /** The path of a key below the API. A key's own slash stays: /configuration//production/x. */
 function pathOf(key) {
   return `/configuration/${key.split("/").map(encodeURIComponent).join("/")}`;
@@ -13,6 +18,8 @@ function pathOf(key) {
 export function configurationView(place, model, { url, go }) {
   let parameters = {};
   let open = "";
+  // How many more values may be listed.
+  let room = 0;
   const change = (changes) => go(url("configuration", open, { ...parameters, ...changes }), { replace: true });
   const target = (key) => url("configuration", key, parameters);
   const search = h("input", {
@@ -37,9 +44,12 @@ export function configurationView(place, model, { url, go }) {
     const signature = JSON.stringify([values.map(({ id, value }) => [id, value]), view, open, q, model.isLoaded]);
     if (list.dataset.signature === signature) return;
     list.dataset.signature = signature;
+    const note = values.length > MOST_VALUES
+      ? h("p.hint", {}, `Only ${MOST_VALUES.toLocaleString("en")} of ${values.length.toLocaleString("en")} values are listed. Filter for the others.`) : null;
+    room = MOST_VALUES;
     if (!values.length) fill(list, nothing(q));
-    else if (view === "flat" || q) fill(list, h("ul.flat", {}, values.map((value) => h("li", {}, leaf(value, value.id)))));
-    else keepOpen(() => fill(list, h("div.tree", {}, branch(treeOf(values), ""))));
+    else if (view === "flat" || q) fill(list, note, h("ul.flat", {}, leaves(values.map((value) => [value.id, value])).map((each) => h("li", {}, each))));
+    else keepOpen(() => fill(list, note, h("div.tree", {}, branch(treeOf(values), ""))));
   }
 
   /** Draw the tree anew with the folders open that are open now. */
@@ -53,11 +63,18 @@ export function configurationView(place, model, { url, go }) {
 
   function branch(node, path) {
     const folders = [...node.folders].map(([name, child]) => {
+      if (!room) return null;
       const below = `${path}/${name}`;
       return h("details", { open: true, "data-path": below },
         h("summary", { "data-key": below }, h("bdi.mono", {}, name), h("span.count", {}, String(child.count))), branch(child, below));
     });
-    return h("div.branch", {}, folders, node.values.map(([name, value]) => leaf(value, name)));
+    return h("div.branch", {}, folders, leaves(node.values));
+  }
+
+  function leaves(named) {
+    const shown = named.slice(0, room);
+    room -= shown.length;
+    return shown.map(([name, value]) => leaf(value, name));
   }
 
   function leaf(value, name) {
@@ -144,8 +161,9 @@ async function showHistory(place, model, key, mayWrite) {
       fill(place, h("p.muted", {}, "No change within the last 30 days."));
       return;
     }
+    const note = changes.length < MOST_CHANGES ? null : h("p.muted", {}, `Only the newest ${MOST_CHANGES} changes are listed.`);
     const now = model.values.get(key)?.value ?? null;
-    fill(place, h("ol.changes", {}, changes.map((event) => {
+    fill(place, note, h("ol.changes", {}, changes.map((event) => {
       const value = event.payload.new_value ?? null;
       return h("li", {}, h("div.change", {},
         h("time", { datetime: exactly(event.timestamp), title: exactly(event.timestamp) }, `${moment(event.timestamp)} (${ago(event.timestamp)})`),

@@ -2,6 +2,7 @@
 
 import { button, copyButton, empty, fill, h } from "./dom.js";
 import { describe, objectOf } from "./event.js";
+import { KEPT_EVENTS } from "./model.js";
 import { Table, tableOr } from "./table.js";
 import { ago, exactly, moment } from "./time.js";
 
@@ -34,9 +35,10 @@ export function eventsView(place, model, { url, go }) {
     refresh();
   }, { "aria-pressed": "false" });
   const table = new Table("Events", COLUMNS, { open: (row) => go(url("events", row.id, parameters)) });
+  const note = h("span.muted", { hidden: true }, `Only the newest ${KEPT_EVENTS.toLocaleString("en")} events are kept. For older ones: raxsr events list`);
   const list = h("section.list", { "aria-label": "Events" });
   const detail = h("aside.detail", { hidden: true, "aria-label": "Event" });
-  fill(place, h("div.center", {}, h("div.tools", {}, search, kinds, pause), list), detail);
+  fill(place, h("div.center", {}, h("div.tools", {}, search, kinds, pause, note), list), detail);
 
   function rowOf(event) {
     let row = rows.get(event);
@@ -59,6 +61,7 @@ export function eventsView(place, model, { url, go }) {
       if (words.every((word) => row.text.includes(word))) shown.push(row);
     }
     shown.reverse();
+    note.hidden = (paused ?? model.events).length < KEPT_EVENTS;
     for (const segment of kinds.children) segment.setAttribute("aria-pressed", segment.dataset.kind === kind);
     if (search.value !== q) search.value = q;
     table.show(shown);
@@ -77,7 +80,7 @@ export function eventsView(place, model, { url, go }) {
     const head = h("header", {}, h("h2", {}, event ? event.type : "Event"),
       button("×", () => go(url("events", "", parameters)), { class: "quiet close", "aria-label": "Close" }));
     if (!event) {
-      fill(detail, head, h("p.muted", {}, model.hasEvents ? "This event is older than an hour." : "Loading"));
+      fill(detail, head, h("p.muted", {}, model.hasEvents ? `The page does not have this event. It has those of the last hour, at most ${KEPT_EVENTS.toLocaleString("en")}.` : "Loading"));
       return;
     }
     const { kind, id } = objectOf(event);

@@ -8,7 +8,7 @@ import { serverNow, setServerTime } from "./time.js";
 
 const INTERVAL = 250;
 const HOUR = 3_600_000;
-const KEPT_EVENTS = 5000;
+export const KEPT_EVENTS = 5000;
 // So many services' last heartbeats may be asked for in a request.
 const MOST_SEEN = 60;
 

@@ -4,7 +4,7 @@ import { request } from "./api.js";
 import { actions, button, copyButton, dialog, fill, formOf, h, identifier, toast } from "./dom.js";
 import { describe } from "./event.js";
 import { ageElement, showAge } from "./heartbeat.js";
-import { weightOf } from "./model.js";
+import { KEPT_EVENTS, weightOf } from "./model.js";
 import { exactly, moment } from "./time.js";
 
 const TIMES = [["", "Until it is cleared"], ["600", "10 minutes"], ["3600", "1 hour"], ["86400", "1 day"]];
@@ -18,7 +18,8 @@ export function showService(panel, model, id, row, { close, url }) {
   const state = model.stateOf(id);
   const events = model.events.filter((event) => (event.payload.id ?? event.payload.service?.id) === id).slice(-8).reverse();
   const mayWrite = model.has("service-state") && model.mayWrite("services", id);
-  const signature = JSON.stringify([id, row?.kind, row?.service, state, events[0]?.id, mayWrite, model.isLoaded, model.hasEvents],
+  const isFull = model.events.length >= KEPT_EVENTS;
+  const signature = JSON.stringify([id, isFull, row?.kind, row?.service, state, events[0]?.id, mayWrite, model.isLoaded, model.hasEvents],
     (key, value) => (key === "last_seen" ? undefined : value));
   if (panel.dataset.signature === signature) return;
   panel.dataset.signature = signature;
@@ -44,7 +45,8 @@ export function showService(panel, model, id, row, { close, url }) {
     h("h3", {}, "Events"), events.length
       ? h("ol.short-events", {}, events.map((event) => h("li", {},
         h("a", { href: url("events", event.id), title: exactly(event.timestamp) }, moment(event.timestamp)), " ", describe(event).short)))
-      : h("p.muted", {}, model.hasEvents ? "None in the last hour." : "Loading"));
+      : h("p.muted", {}, model.hasEvents ? "None in the last hour." : "Loading"),
+    isFull && h("p.muted", {}, `The page keeps the newest ${KEPT_EVENTS.toLocaleString("en")} events of all services and values.`));
   if (age) showAge(age, service);
 }
 

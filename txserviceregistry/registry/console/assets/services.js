@@ -7,6 +7,8 @@ import { showService } from "./service.js";
 import { Table, tableOr } from "./table.js";
 import { ago } from "./time.js";
 
+// Links are slow to make, and each service may have tags of its own.
+const MOST_TAGS = 200;
 const STATES = [["", "All"], ["up", "Up"], ["drain", "Draining"], ["out", "Out"], ["expired", "Expired"]];
 
 const COLUMNS = [
@@ -115,9 +117,13 @@ export function servicesView(place, model, { url, go }) {
   }
 
   function showTags(counts, alive, tag) {
-    const entries = [["", alive], ...[...counts].sort(([a], [b]) => (a < b ? -1 : 1))];
-    if (tag && !counts.has(tag)) entries.push([tag, 0]);
-    const signature = JSON.stringify([entries.map(([name]) => name), parameters]);
+    const byName = ([a], [b]) => (a < b ? -1 : 1);
+    let shown = [...counts];
+    if (counts.size > MOST_TAGS) shown = shown.sort((a, b) => b[1] - a[1] || byName(a, b)).slice(0, MOST_TAGS);
+    const entries = [["", alive], ...shown.sort(byName)];
+    if (tag && !entries.some(([name]) => name === tag)) entries.push([tag, counts.get(tag) ?? 0]);
+    const note = counts.size > MOST_TAGS ? `Only the ${MOST_TAGS} most frequent of ${counts.size.toLocaleString("en")} tags are listed. Filter for the others.` : null;
+    const signature = JSON.stringify([entries.map(([name]) => name), note, parameters]);
     if (tags.dataset.signature === signature) {
       // The same tags with other counts: links are slow to make.
       const links = tags.querySelectorAll(".count");
@@ -132,9 +138,9 @@ export function servicesView(place, model, { url, go }) {
     tags.dataset.signature = signature;
     fill(tags, h("h2", {}, "Tags"), entries.map(([name, count]) => h("a", {
       href: url("services", "", { ...parameters, tag: name, id: "" }), "aria-current": name === tag ? "true" : null,
-    }, h("bdi.name", { title: name || "All services" }, name || "All"), h("span.count", {}, String(count)))));
+    }, h("bdi.name", { title: name || "All services" }, name || "All"), h("span.count", {}, String(count)))), note && h("p.hint", {}, note));
     fill(select, entries.map(([name, count]) =>
-      h("option", { value: name, selected: name === tag }, optionText(name, count))));
+      h("option", { value: name, selected: name === tag }, optionText(name, count))), note && h("option", { disabled: true }, note));
     select.value = tag;
   }
 
