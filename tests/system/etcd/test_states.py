@@ -43,6 +43,18 @@ class StatesTests(EtcdStoreCase):
             sorted(await self.stateEvents()), [("out", "up")] * 5 + [("up", "drain")] + [("up", "out")] * 5
         )
 
+    async def test_endsAtTheSameTime(self) -> None:
+        """They share transactions: a node that waits for its turn with each one would end the last one much later."""
+        ends = int((NOW + 10) * 1000)
+        await gatherResults(
+            [self.first.setState(T, StateRecord(f"web{number}", "out", "", ends), 100) for number in range(30)]
+        )
+        self.now += 10
+        before = sum(self.second.statistics.writes.counts)
+        self.assertEqual(await self.second.endStates(), ({T}, None))
+        self.assertLess(sum(self.second.statistics.writes.counts) - before, 3)
+        self.assertEqual(await self.stateEvents(), [("up", "out")] * 30 + [("out", "up")] * 30)
+
     async def test_theLimitIsTheTenants(self) -> None:
         """The limit counts the records of all nodes, and a node that joins later finds them."""
         await self.first.setState(T, StateRecord("web1", "out"), 2)

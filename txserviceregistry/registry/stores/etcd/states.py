@@ -4,7 +4,8 @@ The states of services in etcd, each under a key of its own.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from ....util.deferred import returnsDeferred
-from ..interfaces import LimitExceeded
+from ..interfaces import LimitExceeded, StoreUnavailable
 from ..states import StateRecord, stateEvents
 from .batches import TenantClock, Transaction
 from .gateway import KeyValue, endOf, jsonBytes, reading
@@ -109,44 +110,45 @@ class EtcdStates(Part):
     @returnsDeferred
     async def end(self) -> tuple[Collection[str], int | None]:
         now = self._milliseconds()
-        ended: set[str] = set()
         ends: list[int] = []
+        ended: list[KeyValue] = []
         for each in await self._etcd.all(f"{self._prefix}states/"):
             with understood(each.key):
-                tenant, id = self._nameOf(each)
-                record = self._record(tenant, id, each.value)
-                if record.ends is not None and record.ends > now:
-                    ends.append(record.ends)
-                elif record.ends is not None and await self._remove(tenant, id, each.value):
-                    ended.add(tenant)
-        return ended, min(ends, default=None)
+                end = self._record(*self._nameOf(each), each.value).ends
+                if end is not None and end > now:
+                    ends.append(end)
+                elif end is not None:
+                    ended.append(each)
+        return await self._changeAll(ended, self._removeEnded), min(ends, default=None)
 
-    async def _remove(self, tenant: str, id: str, value: bytes) -> bool:
-        """Remove a record if it still has this value."""
-        key = self.key(tenant, id)
-
-        def remove(transaction: Transaction) -> bool:
-            return transaction.get(key) == value and self._replace(transaction, tenant, StateRecord(id), 0)
-
-        return await self._batches.do(tenant, [key], remove)
+    def _removeEnded(self, found: KeyValue, tenant: str, id: str, transaction: Transaction) -> bool:
+        isSame = transaction.get(found.key) == found.value
+        return isSame and self._replace(transaction, tenant, StateRecord(id), 0)
 
     @returnsDeferred
     async def drop(self, before: int) -> Collection[str]:
-        changes: list[tuple[KeyValue, Deferred[bool]]] = []
-        for each in await self._etcd.all(f"{self._prefix}states/"):
+        return await self._changeAll(await self._etcd.all(f"{self._prefix}states/"), partial(self._dropUnused, before))
+
+    async def _changeAll(
+        self, records: Collection[KeyValue], act: Callable[[KeyValue, str, str, Transaction], bool]
+    ) -> Collection[str]:
+        """Let *act* change records, in as few transactions as possible; returns the tenants where it returns true."""
+        changes: list[tuple[str, Deferred[bool]]] = []
+        for each in records:
             with understood(each.key):
-                name = self._nameOf(each)
-                drop = partial(self._dropUnused, before, *name)
-                changes.append((each, self._batches.do(name[0], [each.key, self._serviceKey(*name)], drop)))
+                tenant, id = self._nameOf(each)
+                reads = [each.key, self._serviceKey(tenant, id)]
+                changes.append((tenant, self._batches.do(tenant, reads, partial(act, each, tenant, id))))
         changed: set[str] = set()
-        for each, change in changes:
-            with understood(each.key):
+        for tenant, change in changes:
+            # What cannot be changed now is looked at again.
+            with suppress(StoreUnavailable):
                 if await change:
-                    changed.add(self._nameOf(each)[0])
+                    changed.add(tenant)
         return changed
 
-    def _dropUnused(self, before: int, tenant: str, id: str, transaction: Transaction) -> bool:
-        value = transaction.get(self.key(tenant, id))
+    def _dropUnused(self, before: int, found: KeyValue, tenant: str, id: str, transaction: Transaction) -> bool:
+        value = transaction.get(found.key)
         if value is None:
             return False
         since = self._kept(tenant, id, value)["unused"]
