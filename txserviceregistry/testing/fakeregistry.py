@@ -327,7 +327,8 @@ class FakeRegistry:
             hasher=maybeDeferred,
             cost=_SCRYPT_COST,
         )
-        _now(self._identity.ensureUser(self.username, key=self.apiKey))
+        if self.username not in [user.name for user in _now(self._identity.listUsers())]:
+            _now(self._identity.addUser(self.username, key=self.apiKey))
         self._registry = Registry(
             self._store,
             clock=self._registryClock,

@@ -152,11 +152,6 @@ class Identity:
         return user, key
 
     @returnsDeferred
-    async def ensureUser(self, name: str, key: str, tenant: str | None = None) -> UserRecord:
-        """Add a user with this API key, unless the name is taken: then that user is left as it is. Fires with it."""
-        return await _found(self._store.getUser(name)) or (await self.addUser(name, tenant, key))[0]
-
-    @returnsDeferred
     async def rotate(self, name: str, key: str | None = None) -> tuple[UserRecord, str]:
         """
         Give a user another API key, a random one if it is not given. The old one and the user's auth tokens end. Fires

@@ -179,15 +179,6 @@ class UserTests(IdentityCase):
         """
         self.failureResultOf(self.identity.addUser("ann", key=""), InvalidUser)
 
-    def test_ensureUser(self) -> None:
-        """
-        A user who is there is left alone, one who is not is made.
-        """
-        self.successResultOf(self.identity.ensureUser("joe", "another"))
-        self.refuse(key="another")
-        user = self.successResultOf(self.identity.ensureUser("ann", "key", "77"))
-        self.assertEqual((user.tenant, self.authenticate("ann", "key").tenant), ("77", "77"))
-
     def test_listUsers(self) -> None:
         """
         Users are listed by name.
