@@ -72,10 +72,18 @@ class EventsClient(APIGroup):
         """
         names = [*([] if wait is None else [EVENTS_WAIT]), *([] if types is None else [EVENT_TYPES])]
         kinds = None if types is None else ",".join(types)
-        return await self._transport.adapted(names, lambda: self._list(marker, limit, type, wait, kinds))
+        return await self._transport.adapted(
+            names, lambda timeout: self._list(timeout, marker, limit, type, wait, kinds)
+        )
 
     async def _list(
-        self, marker: str | None, limit: int | None, type: str | None, wait: int | None, types: str | None
+        self,
+        timeout: float,
+        marker: str | None,
+        limit: int | None,
+        type: str | None,
+        wait: int | None,
+        types: str | None,
     ) -> EventPage:
         if EVENTS_WAIT not in self._transport.extensions:
             wait = None
@@ -84,7 +92,7 @@ class EventsClient(APIGroup):
             query |= {"type": None, "types": types}
         lane = Lane.ORDINARY if wait is None else Lane.WAITING
         try:
-            return await self._get("/events", readEventPage, query=query, wait=wait, lane=lane)
+            return await self._get("/events", readEventPage, query=query, timeout=timeout, wait=wait, lane=lane)
         except (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError):
             if wait is None or self._transport.servers < 2 or self._transport.isClosed:
                 raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from functools import partial
 from reprlib import repr as shown
 from typing import Any, cast
@@ -98,10 +98,12 @@ class ServicesAPI(APIGroup):
 
         :param timeout: seconds that the request may take; by default the client's own.
         """
-        path, options = _path(id), {"timeout": timeout, "lane": Lane.URGENT}
-        return await self._transport.adapted(
-            [SERVICE_STATE], lambda: self._get(path, readService, query=self._withStates(), **options)
-        )
+        path = _path(id)
+
+        def ask(timeout: float) -> Awaitable[Service]:
+            return self._get(path, readService, query=self._withStates(), timeout=timeout, lane=Lane.URGENT)
+
+        return await self._transport.adapted([SERVICE_STATE], ask, timeout)
 
     @returnsDeferred
     async def createOnce(
@@ -218,11 +220,12 @@ class ServicesAPI(APIGroup):
     @returnsDeferred
     async def _list(self, query: dict[str, object]) -> ServicePage:
         key = pathOf("/services", query)
+
+        def ask(timeout: float) -> Deferred[Response]:
+            return self._transport.request("GET", "/services", query={**query, **self._withStates()}, timeout=timeout)
+
         try:
-            response = await self._transport.adapted(
-                [SERVICE_STATE],
-                lambda: self._transport.request("GET", "/services", query={**query, **self._withStates()}),
-            )
+            response = await self._transport.adapted([SERVICE_STATE], ask)
             page = response.read(readServicePage)
         except (ConnectionFailed, RequestTimedOut, ServerError, MalformedResponse) as error:
             stale = None if self._cache is None else self._cache.stale(key, self._clock)

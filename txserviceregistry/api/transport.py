@@ -163,17 +163,23 @@ class Transport:
         if extension not in self.extensions:
             raise NotSupported(extension)
 
-    async def adapted(self, names: Collection[str], send: Callable[[], Awaitable[_T]]) -> _T:
+    async def adapted(
+        self, names: Collection[str], send: Callable[[float], Awaitable[_T]], timeout: float | None = None
+    ) -> _T:
         """
         Send a request that depends on extensions, and return its result. If its response is the first to name one of
         these extensions, send it again. So a client's first request has the same result as later ones.
 
         :param names: the extensions.
-        :param send: sends the request, with parameters that depend on :attr:`extensions`.
+        :param send: sends the request, with this timeout and parameters that depend on :attr:`extensions`.
+        :param timeout: seconds for both.
         """
-        known = self.extensions
-        result = await send()
-        return await send() if (self.extensions - known).intersection(names) else result
+        known, seconds = self.extensions, self.timeout if timeout is None else timeout
+        began = self._clock.seconds()
+        result = await send(seconds)
+        if not (self.extensions - known).intersection(names):
+            return result
+        return await send(max(0.0, began + seconds - self._clock.seconds()))
 
     async def write(self, method: str, path: str, condition: tuple[str, str], body: object = None) -> Response:
         """
@@ -386,8 +392,8 @@ class APIGroup:
         passed, count = marker, 0
         while True:
 
-            def ask(parameters: Mapping[str, object] = {**query, "marker": marker}) -> Awaitable[Any]:
-                return self._get(path, reader, query={**parameters, **further()})
+            def ask(timeout: float, parameters: Mapping[str, object] = {**query, "marker": marker}) -> Awaitable[Any]:
+                return self._get(path, reader, query={**parameters, **further()}, timeout=timeout)
 
             page = await self._transport.adapted(names, ask)
             for value in page["values"]:

@@ -9,10 +9,10 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.client import Client
-from txserviceregistry.errors import BadRequest, MalformedResponse, NotFound
+from txserviceregistry.errors import BadRequest, MalformedResponse, NotFound, RequestTimedOut
 from txserviceregistry.testing import FakeRegistry
 
-from ...fakeagent import API_KEY, FakeApi, answer
+from ...fakeagent import API_KEY, WEB1, FakeApi, answer
 
 URL = "http://registry/v1.0"
 
@@ -70,6 +70,24 @@ class StatesTests(SynchronousTestCase):
             lambda services: Deferred.fromCoroutine(anext(services.iterate())),
         ):
             self.assertEqual(self.successResultOf(ask(self.fake.client().services))["state"], "drain")
+
+    def test_firstRequestInTime(self) -> None:
+        """Both requests that this takes have one timeout."""
+        for ask in (
+            lambda client: client.services.get("web1", timeout=10),
+            lambda client: client.services.list(),
+            lambda client: Deferred.fromCoroutine(anext(client.services.iterate())),
+            lambda client: client.events.list(types=["lock.expire"]),
+        ):
+            clock, agent = Clock(), FakeApi(lambda sent: Deferred())
+            asking = ask(Client("joe", API_KEY, baseUrl=URL, authUrl=URL, agent=agent, reactor=clock))
+            clock.advance(6)
+            named = {"X_Service_Registry_Extensions": "service-state, event-types"}
+            empty = {"values": [], "metadata": {"count": 0, "limit": 1, "marker": None, "next_marker": None}}
+            agent.pending.pop().callback(answer(200, WEB1 if "web1" in agent.sent[-1].url else empty, **named))
+            self.assertEqual(len(agent.calls), 2)
+            clock.advance(4)
+            self.failureResultOf(asking, RequestTimedOut)
 
 
 class OtherRegistryTests(SynchronousTestCase):
