@@ -34,7 +34,7 @@ def readKept(key: str, value: bytes, fields: Fields, newest: float = VERSION) ->
             raise ValueError(f"unexpected {wrong[0]}" if wrong else f"version {kept['v']} is of a newer release")
         return kept
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        reason = f"the value of key {key!r} in etcd is damaged or of a newer release ({error!r})"
+        reason = f"the value of key {key!r} in etcd is damaged or of a newer release ({error})"
         _logOnce(f"Requests receive 503: {reason}; restore it from a backup")
         raise Unreadable(reason) from None
 
