@@ -257,7 +257,8 @@ class LiveTests(ConsoleTestCase):
             api.ask("DELETE", "/services/web1")
             row(page, "web1").wait_for(state="detached")
             page.click(".tag-list a:has-text('web')")
-            page.fill("input[type=search]", "web2 port=80")
+            api.ask("PUT", "/services/web2", {"metadata": {"port": "80", "city": "Orle\u0301ans"}})
+            page.fill("input[type=search]", "web2 port=80 city=orl\u00e9")
             row(page, "web3").wait_for(state="detached")
             self.assertIn("tag=web", page.url)
             page.reload()
@@ -473,7 +474,7 @@ class AccessTests(ConsoleTestCase):
         def walk(browser: Browser, api: Api) -> None:
             from axe_playwright_python.sync_playwright import Axe
 
-            for number in range(5):
+            for number in range(30):
                 api.register(f"web{number}", tags=["web"], metadata={"host": "10.0.0.1", "port": "80"})
             api.ask("PUT", "/services/web1/state", {"state": "drain"})
             api.ask("PUT", "/configuration//production/key", {"value": "1"})
@@ -481,10 +482,11 @@ class AccessTests(ConsoleTestCase):
                 *("services", "services?id=web1", "events", "configuration//production/key"),
                 *("cluster", "account", "services?q=nothing"),
             )
-            for scheme, width in (("light", 1400), ("dark", 1400), ("light", 360)):
+            sizes = (("light", 1400, 800), ("dark", 1400, 800), ("light", 320, 640), ("dark", 640, 400))
+            for scheme, width, height in sizes:
                 context = browser.new_context(
                     color_scheme=scheme,  # type: ignore[arg-type]  # a Literal
-                    viewport={"width": width, "height": 800},
+                    viewport={"width": width, "height": height},
                 )
                 page = self.opened(context, api).page
                 for view in views:

@@ -327,7 +327,7 @@ class WindowTests(ConsoleTestCase):
             page.wait_for_function("() => document.querySelector('main h1').getBoundingClientRect().top >= 0")
             logIn(page, api.user, api.key)
             row(page, "web0").wait_for()
-            self.assertGreaterEqual(page.evaluate("document.querySelector('.scroller').clientHeight"), 88)
+            self.assertGreaterEqual(page.evaluate("document.querySelector('.table').clientHeight"), 88 + 33)
             self.assertLessEqual(page.evaluate("document.documentElement.scrollWidth"), 320)
 
         await self.browse(walk)

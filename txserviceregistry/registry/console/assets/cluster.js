@@ -13,7 +13,7 @@ export function clusterView(place, model) {
   let isAsking = false;
   let signature = "";
   // Of its own: a late response must not replace what another view shows.
-  const cards = h("div.center.cards");
+  const cards = h("div.center.cards", { tabindex: "0" });
   fill(place, cards);
 
   async function ask() {

@@ -1,7 +1,7 @@
 /** The configuration: a tree of keys, one value with its history, and edits that never overwrite another's unseen. */
 
 import { all, getWithHeaders, request } from "./api.js";
-import { actions, button, command, copyButton, dialog, empty, fill, formOf, h, identifier, toast } from "./dom.js";
+import { actions, button, command, copyButton, dialog, empty, fill, folded, formOf, h, identifier, toast, wordsOf } from "./dom.js";
 import { diffElement } from "./diff.js";
 import { ago, exactly, moment } from "./time.js";
 
@@ -35,9 +35,9 @@ export function configurationView(place, model, { url, go }) {
 
   function refresh() {
     const { q = "", view = "" } = parameters;
-    const words = q.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = wordsOf(q);
     const values = [...model.values.values()]
-      .filter(({ id, value }) => words.every((word) => `${id} ${value}`.toLowerCase().includes(word)))
+      .filter(({ id, value }) => words.every((word) => folded(`${id} ${value}`).includes(word)))
       .sort((a, b) => (a.id < b.id ? -1 : 1));
     for (const segment of form.children) segment.setAttribute("aria-pressed", segment.dataset.view === view);
     if (search.value !== q) search.value = q;

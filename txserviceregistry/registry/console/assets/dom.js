@@ -11,6 +11,16 @@ export function visible(text) {
   return String(text).replace(MISLEADING, (character) => `\\u{${character.codePointAt(0).toString(16)}}`);
 }
 
+/** Text as filters compare it: an accent may be a character of its own. */
+export function folded(text) {
+  return text.normalize().toLowerCase();
+}
+
+/** The words of a filter; each must occur. */
+export function wordsOf(filter) {
+  return folded(filter).split(/\s+/).filter(Boolean);
+}
+
 /**
  * An element. Attributes whose names begin with "on" are listeners; false and null leave one out. Children are elements,
  * texts, or lists of them.

@@ -1,6 +1,6 @@
 /** The event feed: the last hour, and what happens now. */
 
-import { button, copyButton, empty, fill, h } from "./dom.js";
+import { button, copyButton, empty, fill, folded, h, wordsOf } from "./dom.js";
 import { describe, objectOf } from "./event.js";
 import { KEPT_EVENTS } from "./model.js";
 import { Table, tableOr } from "./table.js";
@@ -45,7 +45,7 @@ export function eventsView(place, model, { url, go }) {
     if (!row) {
       const says = describe(event);
       const object = objectOf(event);
-      row = { id: event.id, event, says, object, text: `${event.type} ${object.id} ${says.word} ${says.rest}`.toLowerCase() };
+      row = { id: event.id, event, says, object, text: folded(`${event.type} ${object.id} ${says.word} ${says.rest}`) };
       rows.set(event, row);
     }
     return row;
@@ -53,7 +53,7 @@ export function eventsView(place, model, { url, go }) {
 
   function refresh() {
     const { q = "", kind = "" } = parameters;
-    const words = q.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = wordsOf(q);
     const shown = [];
     for (const event of paused ?? model.events) {
       if (kind && !event.type.startsWith(`${kind}.`)) continue;

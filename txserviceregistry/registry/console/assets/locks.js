@@ -1,7 +1,7 @@
 /** Locks: who holds them, since when, with which fence. */
 
 import { request } from "./api.js";
-import { actions, button, command, dialog, empty, fill, formOf, h, identifier, toast } from "./dom.js";
+import { actions, button, command, dialog, empty, fill, folded, formOf, h, identifier, toast, wordsOf } from "./dom.js";
 import { metadata } from "./service.js";
 import { Table, tableOr } from "./table.js";
 import { ago, exactly } from "./time.js";
@@ -33,9 +33,9 @@ export function locksView(place, model, { url, go }) {
 
   function refresh() {
     const { q = "", sort = "name" } = parameters;
-    const words = q.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = wordsOf(q);
     const shown = [...model.locks.values()]
-      .filter((lock) => words.every((word) => `${lock.name} ${lock.holder ?? ""}`.toLowerCase().includes(word)))
+      .filter((lock) => words.every((word) => folded(`${lock.name} ${lock.holder ?? ""}`).includes(word)))
       .map((lock) => ({ id: lock.name, lock }));
     if (search.value !== q) search.value = q;
     table.show(shown, sort);

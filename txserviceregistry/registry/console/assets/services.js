@@ -1,6 +1,6 @@
 /** Services: by tag and state, filtered, with the age of each heartbeat; beside the table, the one that is open. */
 
-import { command, empty, fill, h, visible } from "./dom.js";
+import { command, empty, fill, folded, h, visible, wordsOf } from "./dom.js";
 import { ageElement, ageOf, showAge } from "./heartbeat.js";
 import { addressOf, weightOf } from "./model.js";
 import { showService } from "./service.js";
@@ -72,7 +72,7 @@ export function servicesView(place, model, { url, go }) {
       id: service.id, kind, service, record: state.state, reason: state.reason,
       state: kind || (state.state === "up" && metadata.status === "disabled" ? "disabled" : state.state),
       address: addressOf(service, model.session.address_keys), zone: metadata.zone ?? "", weight: weightOf(service),
-      text: [service.id, ...service.tags, ...Object.entries(metadata).map(([key, value]) => `${key}=${value}`)].join("\n").toLowerCase(),
+      text: folded([service.id, ...service.tags, ...Object.entries(metadata).map(([key, value]) => `${key}=${value}`)].join("\n")),
     };
   }
 
@@ -87,7 +87,7 @@ export function servicesView(place, model, { url, go }) {
 
   function refresh() {
     const { tag = "", state = "", q = "", sort = "id" } = parameters;
-    const words = q.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = wordsOf(q);
     const counts = new Map();
     const perState = { "": 0, up: 0, drain: 0, out: 0, expired: 0 };
     const shown = [];

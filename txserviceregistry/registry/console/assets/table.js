@@ -21,7 +21,7 @@ export class Table {
     this._tick = tick;
     this._shown = new Map();
     this._sort = null;
-    // The scroller's position and height as its events say them: to ask for them would lay the page out at each change.
+    // The position and height as events say them: to ask for them would lay the page out at each change.
     this._top = this._view = 0;
     this._heads = columns.map((column) => {
       const head = column.order
@@ -30,13 +30,12 @@ export class Table {
       return h(`div.cell.${column.key}`, { role: "columnheader" }, head);
     });
     this._body = h("div.rows", { role: "rowgroup" });
-    this.scroller = h("div.scroller", {}, this._body);
-    this.grid = h("div.table", { role: "grid", tabindex: "0", "aria-label": label },
-      h("div.head", { role: "rowgroup" }, h("div.row", { role: "row" }, this._heads)), this.scroller);
-    this.scroller.addEventListener("scroll", () => { this._measure(); this._render(); }, { passive: true });
+    this._head = h("div.head", { role: "rowgroup" }, h("div.row", { role: "row" }, this._heads));
+    this.grid = h("div.table", { role: "grid", tabindex: "0", "aria-label": label }, this._head, this._body);
+    this.grid.addEventListener("scroll", () => { this._measure(); this._render(); }, { passive: true });
     this.grid.addEventListener("keydown", (event) => this._key(event));
     this._size = new ResizeObserver(() => { this._height = null; this._measure(); this._render(); });
-    this._size.observe(this.scroller);
+    this._size.observe(this.grid);
   }
 
   end() {
@@ -84,8 +83,8 @@ export class Table {
   }
 
   _measure() {
-    this._top = this.scroller.scrollTop;
-    this._view = this.scroller.clientHeight;
+    this._top = this.grid.scrollTop;
+    this._view = this.grid.clientHeight - this._head.offsetHeight;
   }
 
   _rowHeight() {
@@ -153,15 +152,15 @@ export class Table {
   _reveal(index) {
     if (index < 0) return;
     const height = this._rowHeight();
-    const { scrollTop, clientHeight } = this.scroller;
-    if (index * height < scrollTop) this.scroller.scrollTop = index * height;
-    else if ((index + 1) * height > scrollTop + clientHeight) this.scroller.scrollTop = (index + 1) * height - clientHeight;
+    this._measure();
+    if (index * height < this._top) this.grid.scrollTop = index * height;
+    else if ((index + 1) * height > this._top + this._view) this.grid.scrollTop = (index + 1) * height - this._view;
     this._measure();
   }
 
   _key(event) {
     if (event.target !== this.grid || event.ctrlKey || event.metaKey || event.altKey) return;
-    const page = Math.max(1, Math.floor(this.scroller.clientHeight / this._rowHeight()) - 1);
+    const page = Math.max(1, Math.floor(this._view / this._rowHeight()) - 1);
     const steps = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
     const current = this.rows.findIndex((row) => row.id === this.selected);
     if (event.key === "Enter" && current >= 0) {
