@@ -133,6 +133,30 @@ class SqliteStoreTests(SqliteCase):
         store = await self.opened()
         self.assertEqual((await store.getService("1", "web")).lastSeen, 1234)
 
+    async def test_nothingIsLeftOfServicesThatEnded(self):
+        """Removed or expired, a service leaves its event in the file and no other row."""
+        store = await self.opened()
+        await store.account("1")
+        elsewhere = self.elsewhere()
+
+        def rows() -> dict[str, int]:
+            tables = [name for (name,) in elsewhere.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+            counts = {name: elsewhere.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables}
+            return {name: count for name, count in counts.items() if name != "events"}
+
+        # This one stays, so that there is a row wherever one is kept for a tenant.
+        await store.createService("1", NewService("stays", 30, ("t",)), 10)
+        before = rows()
+        removed, expired = [await store.createService("1", NewService(id, 30, ("t", "u")), 10) for id in ("one", "two")]
+        for each in (removed, expired):
+            store.recordLastSeen("1", each.id, each.incarnation, 1234)
+        self.reactor.advance(5)
+        await store.removeToken("none")
+        self.assertEqual(rows()["last_seen"], before["last_seen"] + 2)
+        await store.removeService("1", "one", removed.incarnation)
+        await store.expireServices([Expiration("1", "two", expired.incarnation, 5)])
+        self.assertEqual(rows(), before)
+
     async def test_heartbeatTimesAreWrittenAfterFiveSeconds(self):
         """A thousand heartbeats of a service are one write, at the latest five seconds after the first."""
         store = await self.opened()
