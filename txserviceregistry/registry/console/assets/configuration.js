@@ -6,7 +6,7 @@ import { diffElement } from "./diff.js";
 import { ago, exactly, moment } from "./time.js";
 
 // Elements are slow to make, and a change of a value makes all of them anew.
-const MOST_VALUES = 1000;
+const MOST_VALUES = 400;
 // So many changes the registry lists.
 const MOST_CHANGES = 100;
 
@@ -45,7 +45,7 @@ export function configurationView(place, model, { url, go }) {
     if (list.dataset.signature === signature) return;
     list.dataset.signature = signature;
     const note = values.length > MOST_VALUES
-      ? h("p.hint", {}, `Only ${MOST_VALUES.toLocaleString("en")} of ${values.length.toLocaleString("en")} values are listed. Filter for the others.`) : null;
+      ? h("p.hint", {}, `Only ${MOST_VALUES} of ${values.length.toLocaleString("en")} values are listed. Filter for the others.`) : null;
     room = MOST_VALUES;
     if (!values.length) fill(list, nothing(q));
     else if (view === "flat" || q) fill(list, note, h("ul.flat", {}, leaves(values.map((value) => [value.id, value])).map((each) => h("li", {}, each))));
