@@ -53,7 +53,9 @@ async def runCommand(command: str) -> None:
             raise CommandFailed(f"{command!r} did not end within {COMMAND_SECONDS:.0f} s") from None
         finally:
             if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                # It may end by itself just now.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         if code:
             output.seek(-min(_LONGEST_TAIL, output.seek(0, os.SEEK_END)), os.SEEK_END)
