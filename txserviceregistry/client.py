@@ -157,7 +157,7 @@ class Client:
             # A server that does not even answer the connecting leaves the others their share of the time.
             connectTimeout = timeout / max(1, len(settings.baseUrls))
             agent, streaming = (httpAgent(reactor, policy, connectTimeout, each) for each in self._pools)
-        suspends = SuspendWatch(reactor, suspended, self._resumed)
+        suspends = SuspendWatch(reactor, suspended, self._closeIdle)
         queue = QueueingAgent(agent, maxConnections, reactor)
         # Requests that the registry holds back must not keep heartbeats waiting.
         waiting, locks = QueueingAgent(agent, _MOST_WAITING), QueueingAgent(agent, _MOST_WAITING_LOCKS)
@@ -171,6 +171,7 @@ class Client:
                 name="the Auth API",
                 random=random,
                 isFault=isAuthFault,
+                onForeign=self._closeIdle,
             ),
             Credentials(settings.username, settings.apiKey),
             clock=reactor,
@@ -193,6 +194,7 @@ class Client:
             random=random,
             traceparent=traceparent,
             streaming=streaming,
+            onForeign=self._closeIdle,
         )
         pages = ListCache() if cache is ... else cache
         self.services = ServicesClient(self._transport, reactor, pages, connections=maxConnections, suspends=suspends)
@@ -293,8 +295,8 @@ class Client:
         for pool in self._pools:
             await pool.close()
 
-    def _resumed(self) -> None:
-        """The machine was suspended: idle connections are most likely dead."""
+    def _closeIdle(self) -> None:
+        """Close idle connections: they may be dead after a suspend, or lead to another program than the registry."""
         if self._pools:
             self._pools[0].closeCachedConnections()  # type: ignore[no-untyped-call] # Twisted has no types there
 

@@ -83,11 +83,11 @@ class ConnectionTests(ClientTestCase):
             await client.services.get("web1")
         self.assertEqual([call.headers.get("traceparent") for call in self.calls(server)], [None, valid, None])
 
-    async def test_aHundredHeartbeatsUseTwoConnections(self) -> None:
+    async def test_manyHeartbeatsUseTwoConnections(self) -> None:
         """Heartbeats of many services at once go over two connections."""
         server = self.registry(lambda call: call.answer(200, {"token": BEAT}))
         client = self.client(server)
-        await gatherResults([client.services.heartbeat(f"web{n}", BEAT) for n in range(100)])
+        await gatherResults([client.services.heartbeat(f"web{n}", BEAT) for n in range(20)])
         self.assertEqual(server.mostOpen, 2)
 
     async def test_retriesAtOnceWhenTheConnectionWasStale(self) -> None:
@@ -121,6 +121,24 @@ class ConnectionTests(ClientTestCase):
         await resumed
         client.services.context.suspends.discard(resumed.callback)
         await client.services.get("web1")
+        self.assertEqual(server.opened, 2)
+
+    async def test_connectionsToAnotherProgramAreClosed(self) -> None:
+        """Since the connection was made, the registry's name may have got another address, which a new one finds."""
+        for status in (200, 404, 502):
+            await self.leaves(status)
+
+    async def leaves(self, status: int) -> None:
+        def handle(call: Call) -> None:
+            isFormer = server.opened == 1 and call.nth > 2
+            call.answer(*((status, b"<p>Another site</p>") if isFormer else (200, WEB1)))
+
+        server = self.registry(handle)
+        client = self.client(server)
+        await client.services.get("web1")
+        with self.assertRaises(ServiceRegistryError):
+            await client.services.get("web1")
+        self.assertEqual((await client.services.get("web1"))["id"], "web1")
         self.assertEqual(server.opened, 2)
 
     async def test_aCreateThatWasNotAnsweredIsNotRepeated(self) -> None:

@@ -70,6 +70,7 @@ class Transport:
     :param basesFor: the base URLs, without the tenant, for a session.
     :param lanes: sends the requests of these lanes, instead of the *agent*.
     :param streaming: sends the requests of :meth:`stream`, instead of the *agent*.
+    :param onForeign: see :class:`~txserviceregistry.http.jsontransport.JSONTransport`.
     :ivar timeout: seconds that a request may take by default.
     :ivar extensions: the extensions of the API that the registry has, by its last response.
     :ivar isClosed: whether :meth:`close` was called.
@@ -87,6 +88,7 @@ class Transport:
         random: Callable[[], float] = randomModule.random,
         traceparent: Callable[[], str | None] | None = None,
         streaming: IAgent | None = None,
+        onForeign: Callable[[], object] = lambda: None,
     ) -> None:
         self.extensions: frozenset[str] = frozenset()
         self.isClosed = False
@@ -98,7 +100,14 @@ class Transport:
         self._traceparent = traceparent
         self._tracing = Outage(Logger(), clock, "The function traceparent failed: requests are sent without the header")
         self._jsonOver = partial(
-            JSONTransport, agent, clock, timeout=timeout, lanes=lanes, random=random, isFault=_isFault
+            JSONTransport,
+            agent,
+            clock,
+            timeout=timeout,
+            lanes=lanes,
+            random=random,
+            isFault=_isFault,
+            onForeign=onForeign,
         )
         # Known after the first authentication.
         self._tenant = ""

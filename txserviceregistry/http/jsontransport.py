@@ -95,6 +95,8 @@ class JSONTransport:
     :param random: returns numbers from 0 to 1; draws the server to begin with.
     :param isFault: takes the status, the headers and the JSON of a response that is an error, and returns whether it is
         the server's own. If not, it is a gateway's, and the request goes to the next server.
+    :param onForeign: called after a response that is not the server's own. Another program may have its address now:
+        idle connections are best closed, so that the next request looks up the name.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class JSONTransport:
         lanes: Mapping[Lane, IAgent] | None = None,
         random: Callable[[], float] = randomModule.random,
         isFault: Callable[[int, Headers, object], bool] = lambda status, headers, value: True,
+        onForeign: Callable[[], object] = lambda: None,
     ) -> None:
         self._agents = [agent if lanes is None else lanes.get(lane, agent) for lane in Lane]
         self._clock = clock
@@ -115,6 +118,7 @@ class JSONTransport:
         self._timeout = timeout
         self._name = name
         self._isFault = isFault
+        self._onForeign = onForeign
         self._servers = Servers(len(baseUrls), clock, random)
         self._wasAnswered = False
         # The servers of the requests whose responses are held back.
@@ -228,7 +232,10 @@ class JSONTransport:
                     raise self._explained(error, request) from error
         status, headers = answer.code, answer.headers
         value = self._valueOf(answer, request, url)
-        isAway = status >= 300 and (status in _AWAY or not self._isFault(status, headers, value))
+        isForeign = status >= 300 and not self._isFault(status, headers, value)
+        isAway = isForeign or status in _AWAY
+        if isForeign:
+            self._onForeign()
         if not isAway:
             self._servers.worked(server)
             self._wasAnswered = True
@@ -267,6 +274,7 @@ class JSONTransport:
         except (ValueError, RecursionError):
             if answer.code >= 300:
                 return None
+            self._onForeign()
             raise MalformedResponse(
                 f"{request.method} {url} returned {answer.code}, but the body is not JSON. Check that this is the URL "
                 f"of {self._name}"
