@@ -261,7 +261,7 @@ class _Watching:
         elif self in self._all:
             self._protocol.dataReceived(line)
 
-    def abortConnection(self) -> None:
+    def loseConnection(self) -> None:
         """The protocol wants no more."""
         self.end()
         self._report(self._lost)
