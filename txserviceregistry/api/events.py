@@ -90,7 +90,10 @@ class EventsClient(APIGroup):
         query: dict[str, object] = {"marker": marker, "limit": limit, "type": type, "wait": wait}
         if types is not None and EVENT_TYPES in self._transport.extensions:
             query |= {"type": None, "types": types}
-        lane = Lane.ORDINARY if wait is None else Lane.WAITING
+        lane = Lane.ORDINARY
+        if wait is not None:
+            # The request before this one may have waited for longer than the timeout.
+            lane, timeout = Lane.WAITING, self._transport.timeout
         try:
             return await self._get("/events", readEventPage, query=query, timeout=timeout, wait=wait, lane=lane)
         except (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError):

@@ -45,7 +45,7 @@ _EARLY = 1.0
 PAGE = 1000
 #: Without a marker the feed shows its last hour, in seconds.
 SHOWN = 3600.0
-# Seconds of a feed within which its end need not be looked for any closer.
+# The end of a feed is searched to within so many seconds.
 _NEAR = 10.0
 #: The types of events that subscribers share; locks may have many events, which few subscribers want.
 WATCHED: frozenset[str] = frozenset(type for type in get_args(EventType) if not type.startswith("lock."))
@@ -215,7 +215,7 @@ class EventPoller:
         if len(page) < PAGE:
             return cursor
         low, high = cursor.time or 0.0, (Cursor.after(page[0]).time or 0.0) + SHOWN
-        # Most often it is just before the latest time that is possible.
+        # Most often the end is just before the latest possible time.
         step = _NEAR
         while high - low > _NEAR and len(page) >= PAGE:
             at = max(high - step, (low + high) / 2)

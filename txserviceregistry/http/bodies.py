@@ -131,7 +131,7 @@ def cutOff(transport: object, abort: Callable[[], object] | None) -> None:
     """
     End the connection of a body.
 
-    :param abort: does that; ``None`` under an agent that is not ours: then it is the hardest way that *transport* has.
+    :param abort: ends it. ``None`` if the agent is not ours: then *transport* is ended in the hardest way that it has.
     """
     for name in ("abortConnection", "loseConnection", "stopProducing"):
         abort = abort or getattr(transport, name, None)

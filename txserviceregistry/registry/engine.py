@@ -64,7 +64,7 @@ class Engine:
         self.live.start(await self._registrations())
 
     async def _registrations(self) -> Sequence[ServiceSummary]:
-        """Those that there are at the start."""
+        """The registrations at the start."""
         return [*await self._store.allServices(), *await self._store.allLocks()]
 
     # -- changes

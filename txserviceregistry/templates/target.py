@@ -53,7 +53,7 @@ async def runCommand(command: str) -> None:
             raise CommandFailed(f"{command!r} did not end within {COMMAND_SECONDS:.0f} s") from None
         finally:
             if process.returncode is None:
-                # It may end by itself just now.
+                # It may have ended by itself just now.
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

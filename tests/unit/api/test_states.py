@@ -89,6 +89,20 @@ class StatesTests(SynchronousTestCase):
             clock.advance(4)
             self.failureResultOf(asking, RequestTimedOut)
 
+    def test_aRegistryThatIsUpgradedMeanwhile(self) -> None:
+        """A request that has waited, and is sent again for a new extension, may wait again."""
+        clock, agent = Clock(), FakeApi(lambda sent: Deferred())
+        client = Client("joe", API_KEY, baseUrl=URL, authUrl=URL, agent=agent, reactor=clock)
+        empty = {"values": [], "metadata": {"count": 0, "limit": 1, "marker": None, "next_marker": None}}
+        client.events.list()
+        agent.pending.pop().callback(answer(200, empty, X_Service_Registry_Extensions="events-wait"))
+        asking = client.events.list(wait=30, types=["lock.expire"])
+        for _ in range(2):
+            clock.advance(30)
+            answered = answer(200, empty, X_Service_Registry_Extensions="events-wait, event-types")
+            agent.pending.pop().callback(answered)
+        self.assertEqual(self.successResultOf(asking)["values"], [])
+
 
 class OtherRegistryTests(SynchronousTestCase):
     """Registries without the extension, or with invalid responses."""

@@ -135,7 +135,7 @@ class BackUpTests(BackupCase):
         self.assertIn("No such file or directory", ended.err)
 
     async def test_toAPipe(self) -> None:
-        """What is not a regular file is not replaced by the copy."""
+        """A pipe or a device is not replaced by the copy."""
         await self.stopped()
         os.mkfifo(self.file)
         ended = await self.backup(str(self.file), code=1)
@@ -252,7 +252,7 @@ class RestoreTests(BackupCase):
         self.assertEqual(self.files(), before)
 
     async def test_aDeviceOrAPipe(self) -> None:
-        """What is not a regular file is refused before it is read, which could block indefinitely."""
+        """A pipe or a device is refused before it is read, which could block indefinitely."""
         await self.stopped()
         before = self.files()
         self.file.symlink_to("/dev/null")

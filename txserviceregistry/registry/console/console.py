@@ -66,7 +66,7 @@ _MOST_SEEN = 60
 # The events that change a configuration value, and how many are read at once.
 _CHANGES = frozenset({"configuration_value.update", "configuration_value.remove"})
 _EVENTS = 1000
-# So many of its newest changes are the history of a value.
+# The history of a value has at most this many changes, the newest ones.
 _MOST_CHANGES = 100
 
 

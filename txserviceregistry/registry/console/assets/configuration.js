@@ -7,7 +7,7 @@ import { ago, exactly, moment } from "./time.js";
 
 // Elements are slow to make, and a change of a value makes all of them anew.
 const MOST_VALUES = 400;
-// So many changes the registry lists.
+// The registry lists at most this many changes of a value.
 const MOST_CHANGES = 100;
 
 /** The path of a key below the API. A key's own slash stays: /configuration//production/x. */

@@ -42,8 +42,8 @@ PATIENCE = 8.0
 #: a tenant is expected to make more.
 ACTIVE = 1.0
 MISSED = 2
-#: Seconds of a turn at most, and how many transactions' time it has: this process knows of another one's transaction
-#: later than that one does, and fails if it does not wait for that.
+#: Seconds of a turn at most, and its length in transactions. It is longer than one: a process learns of another one's
+#: transaction late, and its own fails if it does not wait until then.
 TURN = 0.05
 TURN_TRANSACTIONS = 3
 # What keys have since version 1.

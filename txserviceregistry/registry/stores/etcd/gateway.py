@@ -133,7 +133,7 @@ def unchanged(key: str, revision: int, target: Revision = Revision.modified, end
     if that is given.
     """
     name, field = target.value
-    # etcd's JSON is slow: what has the default value, as the result EQUAL, is left out.
+    # etcd parses JSON slowly, so fields with their default values are left out, such as the result EQUAL.
     condition = {"key": encode(key), "target": name, **({field: str(revision)} if revision else {})}
     return condition if end is None else {**condition, "range_end": encode(end)}
 
@@ -216,7 +216,7 @@ class User:
 
     @property
     def header(self) -> tuple[bytes, bytes] | None:
-        """The name and value of the header that shows who asks; ``None`` as long as there is no token."""
+        """The name and value of the authorization header; ``None`` until etcd has issued a token."""
         return None if self.token is None else (b"Authorization", self.token.encode("utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""What nodes keep in etcd: JSON objects with a version, whose fields are checked when they are read."""
+"""The values that nodes keep in etcd: JSON objects with a version. Their fields are checked when they are read."""
 
 from __future__ import annotations
 

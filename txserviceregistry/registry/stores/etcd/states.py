@@ -141,7 +141,7 @@ class EtcdStates(Part):
                 changes.append((tenant, self._batches.do(tenant, reads, partial(act, each, tenant, id))))
         changed: set[str] = set()
         for tenant, change in changes:
-            # What cannot be changed now is looked at again.
+            # A record that cannot be changed now is tried again later.
             with suppress(StoreUnavailable):
                 if await change:
                     changed.add(tenant)
