@@ -90,7 +90,8 @@ class RememberedCredentialsTests(TestCase):
         server = _Page(asks=True)
         before = reactor.listenTCP(port, Site(server), interface="127.0.0.1")
         pages = reactor.listenTCP(other, Site(_Page(asks=False)), interface="127.0.0.1")
-        self.addCleanup(lambda: maybeDeferred(pages.stopListening))
+        for each in (before, pages):
+            self.addCleanup(maybeDeferred, each.stopListening)
 
         async def replace() -> RegistryService:
             await maybeDeferred(before.stopListening)
