@@ -13,8 +13,8 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from txserviceregistry.errors import FAULT_TYPES
 from txserviceregistry.http.bodies import BytesProducer, WholeResponse
-from txserviceregistry.util.faults import FAULT_TYPES
 
 TOKEN = "the-auth-token"
 API_KEY = "the-api-key"

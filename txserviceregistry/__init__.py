@@ -8,7 +8,7 @@ Most programs need :class:`Client` and :class:`RegisteredService`; every excepti
 from typing import TYPE_CHECKING
 
 from ._version import __version__
-from .util.lazynames import lazyNames
+from .util import lazyNames
 
 if TYPE_CHECKING:
     from .api.authenticator import Credentials

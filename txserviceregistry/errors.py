@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import attrs
 
-from .util.escaping import escaped
+from .util.redaction import escaped
 
 __all__ = [
     "APIError",
@@ -41,6 +43,25 @@ __all__ = [
     "apiErrorFor",
 ]
 
+#: The types of faults that the API has, with the status code of each.
+FAULT_TYPES: Mapping[str, int] = MappingProxyType(
+    {
+        "badRequest": 400,
+        "serviceWithThisIdExists": 400,
+        "invalidLimit": 400,
+        "limitReached": 400,
+        "rateLimitReached": 400,
+        "unauthorizedError": 401,
+        "forbiddenError": 403,
+        "notFoundError": 404,
+        "lockHeld": 409,
+        "preconditionFailed": 412,
+        "requestTooLargeError": 413,
+        "internalError": 500,
+        "notImplementedError": 501,
+        "systemFailureError": 503,
+    }
+)
 
 # The most services that the text of a NoServiceAvailable names.
 _MOST_REASONS = 3
@@ -118,6 +139,17 @@ class NotRunning(ServiceRegistryError, RuntimeError):
     """
     A ``Directory``, ``EventsFeed``, ``ConfigurationWatcher`` or ``RegisteredService`` was used before it was started.
     """
+
+    @classmethod
+    def of(cls, service: Any) -> NotRunning:
+        """The error of a Twisted *service*."""
+        return cls(f"{type(service).__name__} is not running; call startService()")
+
+    @classmethod
+    def check(cls, service: Any) -> None:
+        """Raise it before something waits for a service that is not running and has no parent to start it."""
+        if not service.running and service.parent is None:
+            raise cls.of(service)
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -303,12 +335,11 @@ class ServerError(APIError):
     advice = "Retry later"
 
 
-_BY_TYPE: dict[str, type[APIError]] = {
+# By the fault's type for 400, or by the HTTP status.
+_CLASSES: Mapping[str | int, type[APIError]] = {
     "serviceWithThisIdExists": ServiceExists,
     "limitReached": LimitReached,
     "rateLimitReached": RateLimited,
-}
-_BY_STATUS: dict[int, type[APIError]] = {
     400: BadRequest,
     401: Unauthorized,
     403: Forbidden,
@@ -320,16 +351,27 @@ _BY_STATUS: dict[int, type[APIError]] = {
 
 
 def apiErrorFor(status: int, type: str) -> type[APIError]:
-    """
-    The class of a fault, by its *type* or its HTTP *status*.
+    """The subclass for a fault's *type* and HTTP *status*; :class:`APIError` itself for an unknown status."""
+    if status == 400 and type in _CLASSES:
+        return _CLASSES[type]
+    return ServerError if status >= 500 else _CLASSES.get(status, APIError)
 
-    :return: a subclass of :class:`APIError`, or :class:`APIError` itself for an unknown status.
+
+def faultIn(value: object, status: int | None = None) -> dict[str, Any] | None:
     """
-    if status == 400 and type in _BY_TYPE:
-        return _BY_TYPE[type]
-    if status >= 500:
-        return ServerError
-    return _BY_STATUS.get(status, APIError)
+    The fault of this API in a response's JSON. An error of a proxy or a gateway is often JSON too, and may have a
+    ``type`` (RFC 9457). It says nothing about the registry or its objects.
+
+    :param status: the HTTP status that it came with, if it came with one of its own.
+    :return: ``None`` if *value* is not an object with a known ``type``, the ``code`` that belongs to it and a
+        ``message``, or if the *status* is another one.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("message"), str):
+        return None
+    type, code = value.get("type"), value.get("code")
+    if not isinstance(type, str) or type not in FAULT_TYPES or code != FAULT_TYPES[type]:
+        return None
+    return value if status in (None, code) else None
 
 
 #: No response, or none that tells the outcome of the request.

@@ -32,13 +32,10 @@ from .heartbeats.fields import wantsHost
 from .heartbeats.heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater, refusesToken
 from .heartbeats.statefile import StateFile
 from .http.jsontransport import ClientClosed
-from .util.deferred import returnsDeferred, waitFor
+from .util.deferred import Waiters, returnsDeferred, waitFor
 from .util.fields import checkedHealthCheck, checkedId, checkedMetadata, checkedTags, checkedTimeout
-from .util.listeners import Listeners
-from .util.logs import Logger
+from .util.logs import Listeners, Logger
 from .util.parsing import LONGEST_INTERVAL, boundedNumber
-from .util.started import checkRunning
-from .util.waiters import Waiters
 
 if TYPE_CHECKING:
     from .client import Client
@@ -182,7 +179,7 @@ class RegisteredService(Service):
         if self._refusal is not None:
             return self._refusal
         try:
-            checkRunning(self, bool(self.running))
+            NotRunning.check(self)
         except NotRunning as error:
             return error
         return None

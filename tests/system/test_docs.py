@@ -31,9 +31,9 @@ from txserviceregistry import Client, RegisteredService, errors
 from txserviceregistry.commands.configfile import readConfigFile
 from txserviceregistry.discovery import Directory, RegistryAgent, closeShared
 from txserviceregistry.discovery.endpoints import RegisteredPort
+from txserviceregistry.errors import FAULT_TYPES
 from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.util.deferred import returnsDeferred
-from txserviceregistry.util.faults import FAULT_TYPES
 
 LISTEN = "tcp:0:interface=127.0.0.1"
 PACKAGE = Path(str(txserviceregistry.__file__)).parent

@@ -17,17 +17,21 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 
-from ..errors import APIError, AuthenticationFailed, ForeignResponse, InvalidSettings, ServerError, ServiceRegistryError
+from ..errors import (
+    APIError,
+    AuthenticationFailed,
+    ForeignResponse,
+    InvalidSettings,
+    ServerError,
+    ServiceRegistryError,
+    faultIn,
+)
 from ..http.jsontransport import ClientClosed, JSONTransport
 from ..http.messages import Response
-from ..util.backoff import Backoff
-from ..util.deferred import returnsDeferred
-from ..util.faults import faultIn
-from ..util.logs import Logger
-from ..util.outage import Outage
+from ..util.backoff import Backoff, LateTries
+from ..util.deferred import Waiters, returnsDeferred
+from ..util.logs import Logger, Outage
 from ..util.redaction import redacted
-from ..util.tries import LateTries
-from ..util.waiters import Waiters
 from .shapes import objectsIn, readAccess
 
 #: A token is renewed after this part of its lifetime.

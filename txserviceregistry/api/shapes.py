@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
+from ..errors import faultIn
 from ..types import (
     AcquiredLock,
     ConfigurationPage,
@@ -30,7 +31,6 @@ from ..types import (
     ServiceState,
     ServiceStatePage,
 )
-from ..util.faults import faultIn
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")

@@ -28,18 +28,16 @@ from ..errors import (
     ServerError,
     ServiceRegistryError,
     apiErrorFor,
+    faultIn,
     isUnknown,
 )
 from ..http.bodies import FixedHeaders, readWhole
 from ..http.jsontransport import TIMEOUT, USER_AGENT, ClientClosed, JSONTransport, shareOf
 from ..http.messages import NO_REGISTRY, Lane, Request, Response, WhenLate, pathOf, segment
-from ..util.deferred import cancelWith, returnsDeferred
-from ..util.faults import faultIn
-from ..util.logs import Logger
-from ..util.outage import Outage
+from ..util.deferred import Waiters, cancelWith, returnsDeferred
+from ..util.logs import Logger, Outage
 from ..util.parsing import parseRetryAfter, validTraceparent
 from ..util.redaction import redacted
-from ..util.waiters import Waiters
 from .authenticator import KeystoneAuthenticator, Session, refusesToken
 from .shapes import readHolder
 

@@ -15,7 +15,7 @@ from ..registry.stores.interfaces import StoreRefused
 from ..registry.stores.sqlite.backup import Contents, comparedTo, copyStore, raiseFences, replaceStore
 from ..registry.stores.sqlite.claim import FileClaim
 from ..registry.stores.sqlite.file import prepare
-from ..util.escaping import escaped
+from ..util.redaction import escaped
 from .arguments import ArgumentParser, dataDirectory
 from .console import runConsole, tell
 from .outcome import CommandFailed, UsageError

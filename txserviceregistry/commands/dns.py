@@ -19,8 +19,8 @@ from ..discovery import Directory
 from ..discovery.suspects import THRESHOLD
 from ..errors import InvalidSettings
 from ..settings import readSettings
-from ..util.addresses import netloc
 from ..util.deferred import returnsDeferred
+from ..util.fields import netloc
 from ..util.files import absolutePath
 from ..util.parsing import boundedNumber, parseDuration
 from .options import Option, TableOptions

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..errors import ServiceRegistryError
-from ..util.escaping import escaped
+from ..util.redaction import escaped
 
 # Python's character for a byte of the command line that the locale's encoding can't decode: 0xDC00 and the byte.
 _UNDECODED = re.compile("[\udc80-\udcff]")

@@ -6,7 +6,7 @@ import os
 import pwd
 from pathlib import Path
 
-from ..util.ownership import UnsafePath, controllingUser, isPrivileged
+from ..util.files import UnsafePath, controllingUser, isPrivileged
 from .outcome import CommandFailed
 
 # "nogroup", for a user without a passwd entry. Root may have given the directory a group that its owner is not in.

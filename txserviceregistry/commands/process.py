@@ -12,8 +12,8 @@ from twisted.python import usage
 
 from .._version import __version__
 from ..errors import InvalidSettings
-from ..util.escaping import escaped
 from ..util.logs import Logger
+from ..util.redaction import escaped
 from .console import dropOutput, holdDescriptors, show, whyNotWritten
 from .outcome import printable, undecodable
 

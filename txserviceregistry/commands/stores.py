@@ -14,8 +14,7 @@ from ..errors import InvalidSettings
 from ..http.tls import TLSPolicy, tlsPolicy
 from ..registry.stores.etcd import DEFAULT_PREFIX
 from ..settings import parseUrls
-from ..util.files import absolutePath
-from ..util.reloading import Reloaded
+from ..util.files import Reloaded, absolutePath
 from .options import Option
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from ..registry.identity.identity import Identity, InvalidUser, checkUser
 from ..registry.roles import KINDS, NAMES, Role, checkPrefix
 from ..registry.stores.interfaces import IStore, NoSuchObject, ObjectExists, StoreError, StoreRefused, StoreUnavailable
 from ..registry.stores.sqlite.store import SqliteStore
-from ..util.escaping import escaped
+from ..util.redaction import escaped
 from .arguments import ArgumentParser, dataDirectory
 from .console import checkOutput, dropOutput, runConsole, show, tell, whyNotWritten
 from .outcome import CommandFailed, UsageError, typeOf

@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from ..discovery.task import BackgroundTask
 from ..errors import UNKNOWN_OUTCOME, LockHeld, ServiceRegistryError
 from ..util.deferred import returnsDeferred
-from ..util.listeners import Listeners
+from ..util.logs import Listeners
 from .lock import Held, Lock
 from .tenure import Contender, Tenure
 from .watch import lockWatchOf

@@ -21,12 +21,10 @@ from ..http.jsontransport import ClientClosed
 from ..http.messages import WhenLate
 from ..types import AcquiredLock, HeartbeatToken
 from ..util.backoff import Backoff
-from ..util.deferred import returnsDeferred, waitFor
+from ..util.deferred import Waiters, returnsDeferred, waitFor
 from ..util.fields import checkedTimeout
-from ..util.logs import Logger
-from ..util.outage import Outage
+from ..util.logs import Logger, Outage
 from ..util.parsing import LONGEST_INTERVAL, boundedNumber
-from ..util.waiters import Waiters
 
 if TYPE_CHECKING:
     from ..client import Client

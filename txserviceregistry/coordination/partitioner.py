@@ -23,7 +23,7 @@ from ..discovery.task import BackgroundTask
 from ..errors import LockHeld, ServiceRegistryError
 from ..http.jsontransport import ClientClosed
 from ..util.deferred import returnsDeferred
-from ..util.listeners import Listeners
+from ..util.logs import Listeners
 from .lock import Held, Lock
 from .tenure import Contender, Tenure
 from .watch import lockWatchOf

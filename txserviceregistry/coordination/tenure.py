@@ -15,8 +15,7 @@ from ..errors import ServiceRegistryError
 from ..http.jsontransport import ClientClosed
 from ..util.backoff import Backoff
 from ..util.deferred import cancelWith
-from ..util.logs import Logger
-from ..util.outage import Outage
+from ..util.logs import Logger, Outage
 from .lock import Held, Lock
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from ..discovery.poller import sharedBy
 from ..discovery.subscriber import Subscriber
 from ..discovery.task import BackgroundTask
 from ..http.jsontransport import ClientClosed
-from ..util.listeners import Listeners
+from ..util.logs import Listeners
 
 if TYPE_CHECKING:
     from ..client import Client

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from ..errors import NoServiceAvailable
 from ..types import Service
-from ..util.addresses import Unusable
+from ..util.fields import Unusable
 from ..util.logs import Logger
 from .directory import Directory
 from .instances import Instance, Key, readInstance

@@ -14,7 +14,7 @@ from twisted.internet.defer import CancelledError, TimeoutError, maybeDeferred
 
 from ..types import Event
 from ..util.deferred import returnsDeferred
-from ..util.listeners import Listeners
+from ..util.logs import Listeners
 from ..util.parsing import LATEST, boundedNumber
 from .cursor import Cursor, StaleCursor, markerAt, ticksOf
 from .iteration import ItemQueue

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import attrs
 
 from ..types import Service
-from ..util.addresses import HOST, Unusable, netloc, readAddress, takesWork, weightOf
+from ..util.fields import HOST, Unusable, netloc, readAddress, takesWork, weightOf
 
 #: The metadata key with the name that the TLS certificate is for, if that is not the host.
 TLS_NAME_KEY = "tls.name"

@@ -12,10 +12,9 @@ from twisted.internet.interfaces import IDelayedCall
 
 from ..errors import NotRunning
 from ..types import Event
-from ..util.listeners import Listeners
+from ..util.deferred import Waiters
+from ..util.logs import Listeners
 from ..util.parsing import LATEST, LONGEST_INTERVAL, boundedNumber
-from ..util.started import notRunning
-from ..util.waiters import Waiters
 from .cursor import Cursor, StaleCursor
 from .settling import Settling
 from .subscriber import Subscriber
@@ -158,7 +157,7 @@ class Mirror(Subscriber, Generic[_T]):
     def _known(self) -> dict[str, _T]:
         """The items; raises NotRunning if this was never started."""
         if self._task is None:
-            raise notRunning(self)
+            raise NotRunning.of(self)
         return self._items
 
     def _listen(

@@ -22,10 +22,8 @@ from ..api.transport import EVENT_STREAM, EVENT_TYPES, EVENTS_WAIT
 from ..errors import BadRequest, ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError, ServiceRegistryError
 from ..types import Event, EventType, PlainEventType
 from ..util.backoff import Backoff
-from ..util.deferred import returnsDeferred
-from ..util.listeners import Listeners
-from ..util.logs import Logger
-from ..util.waiters import Waiters
+from ..util.deferred import Waiters, returnsDeferred
+from ..util.logs import Listeners, Logger
 from .cursor import Cursor, Span, StaleCursor, isMarkerRefused, markerAt, ticksOf
 from .task import BackgroundTask
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from ..util.listeners import Listeners
-from ..util.logs import Logger
+from ..util.logs import Listeners, Logger
 from ..util.parsing import LONGEST_INTERVAL, boundedNumber
 
 # A listener is called so many times its settling time after the first change at the latest.

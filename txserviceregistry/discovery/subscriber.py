@@ -12,14 +12,10 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from ..errors import RateLimited, ServiceRegistryError
+from ..errors import NotRunning, RateLimited, ServiceRegistryError
 from ..util.backoff import Backoff
-from ..util.files import WriteOutage, replaceFile
-from ..util.listeners import Listeners
-from ..util.logs import Logger
-from ..util.outage import Outage
-from ..util.ownership import checkPath
-from ..util.started import checkRunning
+from ..util.files import checkPath, replaceFile
+from ..util.logs import Listeners, Logger, Outage, WriteOutage
 from .cursor import StaleCursor
 from .iteration import ItemQueue, Items
 from .poller import WATCHED, pollerOf
@@ -159,7 +155,7 @@ class Subscriber(Service):
 
     def _checkRunning(self) -> None:
         """Raises NotRunning if nothing that is waited for would come."""
-        checkRunning(self, bool(self.running))
+        NotRunning.check(self)
 
     # -- the file
 

@@ -13,8 +13,7 @@ from weakref import finalize, ref
 from twisted.internet.interfaces import IReactorTime
 
 from ..types import Service
-from ..util.listeners import Listeners
-from ..util.logs import Logger
+from ..util.logs import Listeners, Logger
 from ..util.parsing import boundedNumber
 from .directory import Change, Directory
 

@@ -18,7 +18,7 @@ from dns.rdataclass import IN
 from dns.rdatatype import AAAA, ANY, AXFR, CNAME, IXFR, SOA, SRV, A
 
 from ..types import Service
-from ..util.addresses import Unusable, readAddress, takesWork, weightOf
+from ..util.fields import Unusable, readAddress, takesWork, weightOf
 from .messages import HEADER, Answer, Query, pointer, record
 
 #: The longest label, in bytes.

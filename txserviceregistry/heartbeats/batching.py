@@ -20,10 +20,9 @@ from twisted.python.failure import Failure
 from ..errors import ServiceRegistryError
 from ..http.jsontransport import ClientClosed
 from ..http.messages import WhenLate
-from ..util.logs import Logger
-from ..util.outage import Outage
+from ..util.backoff import LateTries, patienceFor, runOnAfter
+from ..util.logs import Logger, Outage
 from ..util.suspend import SuspendWatch
-from ..util.tries import LateTries, patienceFor, runOnAfter
 from .batchsize import Action, BatchProbe, BatchSize, isRefusal
 from .heartbeater import HeartBeater
 from .stalls import StallWatch

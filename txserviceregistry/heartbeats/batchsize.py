@@ -9,9 +9,8 @@ from collections.abc import Callable
 from enum import Enum
 
 from ..errors import BadRequest, Forbidden, ForeignResponse, NotFound, RequestTimedOut, isUnknown
-from ..util.backoff import Backoff
+from ..util.backoff import LONGEST_DELAY, Backoff
 from ..util.logs import Logger
-from ..util.tries import LONGEST_DELAY
 from .heartbeater import HeartBeater
 
 # After so many failures in a row a batch that is refused is split although one of its size was accepted before, and

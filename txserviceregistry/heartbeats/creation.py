@@ -23,8 +23,8 @@ from ..errors import (
 )
 from ..http.jsontransport import ClientClosed
 from ..types import HeartbeatToken, Service
+from ..util.backoff import NothingLeft, Race, TryIsLate, runOnAfter
 from ..util.deferred import returnsDeferred, waitFor
-from ..util.tries import NothingLeft, Race, TryIsLate, runOnAfter
 from .desired import DesiredState
 
 # Requests that look for a service whose creation had no response, in a row, when their responses are lost too.

@@ -17,13 +17,10 @@ from twisted.python.failure import Failure
 
 from ..errors import APIError, BadRequest, Forbidden, NotFound, ServerError, ServiceRegistryError
 from ..http.jsontransport import ClientClosed
-from ..util.backoff import Backoff
+from ..util.backoff import LONGEST_DELAY, Backoff
 from ..util.concurrency import PrioritySemaphore
-from ..util.deferred import returnsDeferred
-from ..util.logs import Logger
-from ..util.outage import Outage
-from ..util.tries import LONGEST_DELAY
-from ..util.waiters import Waiters
+from ..util.deferred import Waiters, returnsDeferred
+from ..util.logs import Logger, Outage
 from .fields import FIELDS, DesiredFields, comparable, plain
 from .heartbeater import HeartBeater
 

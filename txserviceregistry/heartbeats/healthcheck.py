@@ -14,11 +14,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from ..http.agent import describeFailure
-from ..util.backoff import Backoff
+from ..util.backoff import Backoff, delayBefore
 from ..util.deferred import cancelWith
-from ..util.logs import Logger
-from ..util.outage import Outage
-from ..util.tries import delayBefore
+from ..util.logs import Logger, Outage
 
 # A check that fails is called at least this often (seconds), so that its recovery is noticed soon.
 _LONGEST_DELAY = 5.0

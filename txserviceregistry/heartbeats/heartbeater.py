@@ -19,10 +19,9 @@ from twisted.python.failure import Failure
 from ..api.services import ServicesAPI
 from ..errors import BadRequest, Forbidden, NotFound
 from ..http.jsontransport import ClientClosed
-from ..util.listeners import Listeners
-from ..util.logs import Logger
+from ..util.deferred import Waiters
+from ..util.logs import Listeners, Logger
 from ..util.suspend import SuspendWatch
-from ..util.waiters import Waiters
 from .healthcheck import HealthCheck
 from .single import HeartbeatContext, SingleHeartbeats
 from .stalls import StallWatch

@@ -22,12 +22,10 @@ from ..errors import BadRequest, Forbidden, NotFound, ServiceExists, ServiceRegi
 from ..http.jsontransport import ClientClosed
 from ..http.messages import WhenLate
 from ..types import HeartbeatToken
-from ..util.backoff import Backoff
+from ..util.backoff import LONGEST_DELAY, SHORTEST_TRY, Backoff, LateTries, delayBefore, patienceFor, runOnAfter
 from ..util.concurrency import PrioritySemaphore
-from ..util.logs import Logger
-from ..util.outage import Outage
+from ..util.logs import Logger, Outage
 from ..util.suspend import SuspendWatch
-from ..util.tries import LONGEST_DELAY, SHORTEST_TRY, LateTries, delayBefore, patienceFor, runOnAfter
 from .healthcheck import HealthCheck
 from .stalls import StallWatch
 

@@ -13,10 +13,8 @@ from weakref import WeakSet
 
 from twisted.internet.interfaces import IReactorTime
 
-from ..util.files import WriteOutage, lockFile, replaceFile
-from ..util.logs import Logger
-from ..util.outage import Outage
-from ..util.ownership import checkPath
+from ..util.files import checkPath, lockFile, replaceFile
+from ..util.logs import Logger, Outage, WriteOutage
 from .desired import DesiredState
 from .fields import wantsHost
 

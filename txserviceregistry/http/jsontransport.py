@@ -19,7 +19,7 @@ from twisted.web.iweb import IAgent
 
 from .._version import __version__
 from ..errors import ConnectionFailed, MalformedResponse, RequestTimedOut, ServiceRegistryError
-from ..util.tries import NothingLeft, Race, TryIsLate
+from ..util.backoff import NothingLeft, Race, TryIsLate
 from .agent import describeFailure
 from .bodies import BytesProducer, FixedHeaders, ResponseTooLarge, WholeResponse
 from .failover import Servers

@@ -25,11 +25,9 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IClientRequest, IResponse
 from zope.interface import implementer
 
-from ..util.addresses import netloc
-from ..util.deferred import cancelWith
-from ..util.listeners import Listeners
-from ..util.logs import Logger
-from ..util.waiters import Waiters
+from ..util.deferred import Waiters, cancelWith
+from ..util.fields import netloc
+from ..util.logs import Listeners, Logger
 from .bodies import BytesProducer, FixedHeaders, WholeResponse, readWhole
 from .tls import describeTLS
 

@@ -21,11 +21,9 @@ from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IAddress, IHostnameResolver, IHostResolution, IResolutionReceiver
 from zope.interface import implementer
 
-from ..util.deferred import cancelWith
-from ..util.logs import Logger
-from ..util.outage import Outage
-from ..util.threads import DaemonThreadPool
-from ..util.waiters import Waiters
+from ..util.concurrency import DaemonThreadPool
+from ..util.deferred import Waiters, cancelWith
+from ..util.logs import Logger, Outage
 
 #: Seconds that a lookup may take before the last known addresses are used instead.
 PATIENCE = 0.25

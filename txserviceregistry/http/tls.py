@@ -31,8 +31,7 @@ from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
 from ..errors import InvalidSettings
-from ..util.files import absolutePath
-from ..util.reloading import Reloaded, stampOf
+from ..util.files import Reloaded, absolutePath, stampOf
 from .certificates import namesOf, ownerOf, whyNotNow
 
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"

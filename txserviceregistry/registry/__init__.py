@@ -7,7 +7,7 @@ are imported when they are first used.
 
 from typing import TYPE_CHECKING
 
-from ..util.lazynames import lazyNames
+from ..util import lazyNames
 
 if TYPE_CHECKING:
     from .http.connections import ConnectionLimits

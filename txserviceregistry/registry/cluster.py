@@ -14,9 +14,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from zope.interface import implementer
 
-from ..util.concurrency import PrioritySemaphore
+from ..util.concurrency import PrioritySemaphore, SingleFlight
 from ..util.deferred import returnsDeferred
-from ..util.singleflight import SingleFlight
 from .engine import Engine, expirationType, millisecondsUp
 from .expiry.deadlines import ServiceState
 from .expiry.livetable import readSummary

@@ -16,8 +16,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from .. import types
+from ..util.concurrency import SingleFlight
 from ..util.deferred import returnsDeferred
-from ..util.singleflight import SingleFlight
 from .cluster import Cluster
 from .configuration import Configuration
 from .engine import Engine

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import attrs
 
-from ..util.files import lockFile, replaceFile
-from ..util.ownership import UnsafePath, checkPath
+from ..util.files import UnsafePath, checkPath, lockFile, replaceFile
 from .stores.sqlite import file as sqlitefile
 
 #: Seconds after the restore of a backup in which no lock can be acquired: the longest timeout of a lock, which a client

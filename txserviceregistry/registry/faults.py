@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from ..util.faults import FAULT_TYPES
+from ..errors import FAULT_TYPES
 
 Headers: TypeAlias = Mapping[str, str | tuple[str, ...]]
 
@@ -18,7 +18,7 @@ NO_STORE: Mapping[str, str] = MappingProxyType({"Cache-Control": "no-store"})
 
 class Fault(Exception):
     """
-    A response that is an error: its type (:data:`~txserviceregistry.util.faults.FAULT_TYPES`), to which the status code
+    A response that is an error: its type (:data:`~txserviceregistry.errors.FAULT_TYPES`), to which the status code
     belongs; what went wrong, on which clients match; why, the same if ``None``; headers, and more members of the body.
     """
 

@@ -23,11 +23,9 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
 from .._version import __version__
-from ..util.deferred import returnsDeferred
-from ..util.logs import Logger
-from ..util.outage import Outage
-from ..util.threads import DaemonThreadPool
-from ..util.waiters import Waiters
+from ..util.concurrency import DaemonThreadPool
+from ..util.deferred import Waiters, returnsDeferred
+from ..util.logs import Logger, Outage
 from .console.console import Console
 from .console.overview import Overview
 from .console.sessions import Sessions

@@ -14,8 +14,8 @@ import attrs
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from ..util.concurrency import SingleFlight
 from ..util.logs import Logger
-from ..util.singleflight import SingleFlight
 from .eventids import isMoment, momentAt, position, positionOf
 from .faults import Fault, systemFailure
 from .limits import Places

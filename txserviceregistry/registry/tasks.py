@@ -15,8 +15,8 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
+from ..util.deferred import Waiters
 from ..util.logs import Logger
-from ..util.waiters import Waiters
 from .faults import Fault, systemFailure
 from .stores.interfaces import StoreUnavailable
 

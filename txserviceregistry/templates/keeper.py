@@ -11,8 +11,7 @@ from twisted.internet.task import deferLater
 
 from ..discovery.suspects import THRESHOLD
 from ..util.backoff import Backoff
-from ..util.logs import Logger
-from ..util.outage import Outage
+from ..util.logs import Logger, Outage
 from .rendering import NotCurrent, Renderer, TemplateFailed, Views
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from ..discovery.instances import instanceOf
 from ..discovery.suspects import THRESHOLD, Suspects
 from ..discovery.watcher import ConfigurationWatcher
 from ..types import Service
-from ..util.addresses import isEnabled, takesWork, weightOf
-from ..util.waiters import Waiters
+from ..util.deferred import Waiters
+from ..util.fields import isEnabled, takesWork, weightOf
 
 if TYPE_CHECKING:
     from ..client import Client

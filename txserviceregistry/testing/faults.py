@@ -14,9 +14,9 @@ from twisted.web.client import ResponseNeverReceived
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
+from ..errors import FAULT_TYPES
 from ..http.bodies import WholeResponse, readWhole
 from ..util.deferred import returnsDeferred
-from ..util.faults import FAULT_TYPES
 
 #: Sends a request to the registry; fires with its response.
 Send = Callable[[], Deferred[IResponse]]

@@ -19,8 +19,7 @@ from twisted.web.resource import Resource
 from zope.interface import implementer
 
 from ..http.bodies import BytesProducer
-from ..util.listeners import Listeners
-from ..util.logs import Logger
+from ..util.logs import Listeners, Logger
 from .faults import Fault, Request, Send, checkCount, never
 
 _log = Logger()

@@ -1,1 +1,28 @@
 """Helpers that all other layers use."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def lazyNames(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """
+    A package's ``__getattr__`` and ``__dir__``, which import its public names when they are first used. *homes* has the
+    module of each. Assign them below ``if not TYPE_CHECKING``, so that type checkers report names that do not exist.
+    """
+    module = sys.modules[package]
+
+    def find(name: str) -> Any:
+        if name in homes:
+            value = getattr(import_module(f"{package}.{homes[name]}"), name)
+        elif name in homes.values():
+            value = import_module(f"{package}.{name}")
+        else:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        setattr(module, name, value)
+        return value
+
+    return find, lambda: sorted({*vars(module), *homes})

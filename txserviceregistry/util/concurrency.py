@@ -1,11 +1,26 @@
-"""A limit on concurrent requests with priorities: for heartbeats to a registry, and its requests to etcd."""
+"""Concurrent work: limits, work that several callers share, batches, caches and threads."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from functools import partial
 from heapq import heappop, heappush
 from itertools import count
+from threading import Thread
+from typing import Generic, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from .deferred import Waiters
+
+_K = TypeVar("_K", bound=Hashable)
+_T = TypeVar("_T")
+
+#: How many items a BoundedCache may hold.
+CAPACITY = 10_000
 
 
 class PrioritySemaphore:
@@ -52,3 +67,82 @@ class PrioritySemaphore:
                     turn.callback(None)
         finally:
             self._isGiving = False
+
+
+class SingleFlight(Generic[_K, _T]):
+    """Work that several callers want at the same time and that is done once. Each has a Deferred of its own."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[_K, Waiters[_T]] = {}
+
+    def __len__(self) -> int:
+        """How many pieces of work are under way."""
+        return len(self._waiting)
+
+    def do(self, key: _K, work: Callable[[], Deferred[_T]]) -> Deferred[_T]:
+        """The result of *work*, which is begun unless work with the same *key* is under way."""
+        if key in self._waiting:
+            return self._waiting[key].wait()
+        waiters = self._waiting[key] = Waiters()
+        waiter = waiters.wait()
+
+        def done(result: _T | Failure) -> None:
+            del self._waiting[key]
+            waiters.fire(result)
+
+        work().addBoth(done)
+        return waiter
+
+
+class Gathering(Generic[_K, _T]):
+    """
+    Collects keys during one reactor turn, and handles them together in the next.
+
+    :param most: the largest batch.
+    :param work: takes a batch and returns the result for each key. If it raises an exception, all of them fail with it.
+    """
+
+    def __init__(
+        self, clock: IReactorTime, most: int, work: Callable[[Sequence[_K]], Awaitable[Mapping[_K, _T]]]
+    ) -> None:
+        self._clock = clock
+        self._most = most
+        self._work = work
+        self._waiting: dict[_K, Waiters[_T]] = {}
+
+    def do(self, one: _K) -> Deferred[_T]:
+        """Add a key to the next batch, if it is not in it yet. Fires with its result; may be cancelled."""
+        if not self._waiting:
+            self._clock.callLater(0, self._begin)
+        return self._waiting.setdefault(one, Waiters()).wait()
+
+    def _begin(self) -> None:
+        waiting, self._waiting = list(self._waiting.items()), {}
+        for begin in range(0, len(waiting), self._most):
+            Deferred.fromCoroutine(self._do(dict(waiting[begin : begin + self._most])))
+
+    async def _do(self, waiting: Mapping[_K, Waiters[_T]]) -> None:
+        try:
+            outcomes: Mapping[_K, _T | Failure] = await self._work(list(waiting))
+        except Exception:
+            outcomes = dict.fromkeys(waiting, Failure())
+        for one, waiters in waiting.items():
+            waiters.fire(outcomes[one])
+
+
+class BoundedCache(dict[_K, _T]):
+    """A cache of bounded size, in the order in which items were put; the oldest one goes first."""
+
+    def put(self, key: _K, value: _T) -> None:
+        """Keep *value*, as the newest."""
+        self.pop(key, None)
+        self[key] = value
+        if len(self) > CAPACITY:
+            del self[next(iter(self))]
+
+
+class DaemonThreadPool(ThreadPool):
+    """A thread pool whose work may hang at the end of the process: a host name's lookup, a write into a pipe."""
+
+    # As a plain class attribute it would become a method from Python 3.14 on.
+    threadFactory = staticmethod(partial(Thread, daemon=True))  # type: ignore[assignment] # makes threads, as the class does

@@ -1,17 +1,21 @@
-"""Files that are replaced as a whole, and that only their owner may read; locks on files."""
+"""
+Files that are replaced as a whole and that only their owner may read; locks on files; paths that are safe for root; and
+values made from files that may change while the program runs, such as certificates and keys.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-
-from twisted.internet.interfaces import IReactorTime
+from typing import Generic, TypeVar
 
 from .logs import Logger
-from .outage import Outage
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
@@ -30,6 +34,18 @@ else:
         :raises OSError: if the file system has no locks.
         """
         flock(descriptor, LOCK_EX | LOCK_NB)
+
+
+#: Seconds between two reads of files that have not changed, while they can't be used or after a failed handshake.
+RETRY_SECONDS = 1.0
+
+# As many as Linux follows.
+_MOST_LINKS = 40
+_ROOT = 0
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+_Text = TypeVar("_Text")
+_Made = TypeVar("_Made")
 
 
 def absolutePath(path: str) -> str:
@@ -72,7 +88,9 @@ def replacement(
     try:
         with open(descriptor, "wb") as file:
             if like is not None:
-                _resemble(descriptor, like)
+                with suppress(PermissionError):  # only root may give files away
+                    os.fchown(descriptor, like.st_uid, like.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
             file.write(text.encode("utf-8") if isinstance(text, str) else text)
             file.flush()
             if isDurable:
@@ -85,21 +103,195 @@ def replacement(
         raise
 
 
-def _resemble(descriptor: int, like: os.stat_result) -> None:
+class UnsafePath(PermissionError):
+    """Root must not use this path, because other users can change where it leads; the text says which and why."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(errno.EPERM, reason, path)
+
+
+def isPrivileged() -> bool:
+    """Whether this process can change all users' files: root runs it, not in a user namespace without other users."""
+    if not hasattr(os, "geteuid") or os.geteuid() != _ROOT:
+        return False
     try:
-        os.fchown(descriptor, like.st_uid, like.st_gid)
-    except PermissionError:
-        pass  # only root may give files away
-    os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            return sum(int(line.split()[2]) for line in file) != 1
+    except (OSError, ValueError, IndexError):
+        return True
 
 
-class WriteOutage(Outage):
-    """Logs once when a file can't be written any more, and once when it can; *loss* is the consequence, as a clause."""
+def checkPath(path: str | os.PathLike[str]) -> None:
+    """
+    Check that no other user can change where *path* leads, if this process is privileged. For another process every
+    path is safe, because it can do only what its user can do.
 
-    def __init__(self, path: str, log: Logger, clock: IReactorTime, loss: str) -> None:
-        begins = "File {path} can't be written: {reason}. Until it can, {loss}"
-        super().__init__(log, clock, begins, "File {path} is written again", path=path, loss=loss)
+    :raises UnsafePath: if another user can.
+    :raises OSError: if a directory on the way can't be read.
+    """
+    if isPrivileged() and (user := controllingUser(path)) != _ROOT:
+        raise UnsafePath(os.fspath(path), f"user {user} can change where it leads, and this process is root's")
 
-    def notWritten(self, error: OSError) -> None:
-        """Writing the file failed; see :meth:`failed`."""
-        self.failed(reason=error.strerror or type(error).__name__)
+
+def controllingUser(path: str | os.PathLike[str]) -> int:
+    """
+    The id of the user besides root who can change where *path* leads, 0 if there is none: the owner of the first
+    directory or symbolic link in it that is not root's. The part that does not exist is left out.
+
+    :raises UnsafePath: if it is more than one user.
+    :raises OSError: if a directory on the way can't be read.
+    """
+    found = _ROOT
+    # Not os.path.abspath: ".." behind a symbolic link is not where the link is.
+    for place, status in _places(os.path.join(os.getcwd(), path)):
+        if status.st_uid not in (_ROOT, found):
+            if found != _ROOT:
+                raise UnsafePath(place, f"it belongs to user {status.st_uid}, and the path to it to user {found}")
+            found = status.st_uid
+    return found
+
+
+def _places(path: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Each directory and symbolic link on a path, as the system resolves it."""
+    ahead = deque(path.split(os.sep))
+    here, links, isRoots = os.sep, 0, True
+    status = os.lstat(here)
+
+    def checkWriters(ignored: int) -> None:
+        isOpen = status.st_uid == _ROOT and status.st_mode & _WRITABLE_BY_OTHERS
+        if isRoots and isOpen and not status.st_mode & ignored:
+            raise UnsafePath(here, "users other than root can write to it: chmod go-w")
+
+    while ahead:
+        name = ahead.popleft()
+        if name == "..":
+            here = os.path.dirname(here)
+            status = os.lstat(here)
+        if name in ("", ".", ".."):
+            continue
+        checkWriters(stat.S_ISVTX)
+        place = os.path.join(here, name)
+        try:
+            status = os.lstat(place)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        yield place, status
+        isRoots = isRoots and status.st_uid == _ROOT
+        if not stat.S_ISLNK(status.st_mode):
+            here = place
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        target = os.readlink(place)
+        if target.startswith(os.sep):
+            here = os.sep
+        ahead.extendleft(reversed(target.split(os.sep)))
+        status = os.lstat(here)
+    checkWriters(0)
+
+
+def stampOf(path: str) -> tuple[int, ...] | None:
+    """A value that changes when a file is replaced or written, also behind links; ``None`` if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    if _isStream(found):
+        # Its times change while it is read.
+        return found.st_dev, found.st_ino
+    # The ctime also changes with a file's permissions, and when it is written with its old date.
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _isStream(found: os.stat_result) -> bool:
+    """Whether reading it can take forever, and returns each byte only once: a pipe, a socket or a device."""
+    if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode):
+        return False
+    return not os.path.samestat(found, os.stat(os.devnull))
+
+
+class Reloaded(Generic[_Text, _Made]):
+    """
+    A value made from files, and made again when they have changed. While the new files can't be used, the previous
+    value stays in use. That is logged once when it begins and once when it ends.
+
+    :param name: the subject of log lines.
+    :param paths: the files. The first time, they may be pipes.
+    :param make: makes the value from the result of *read*.
+    :param whyNot: why a value can't be used at this time. Such a value does not replace one that can.
+    :param seconds: monotonic time.
+    :raises Exception: as *read* and *make*.
+    :ivar problem: why the files can't be used as they are now; ``None`` if they are in use.
+    :ivar onChange: called when the value has changed.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[str],
+        read: Callable[[], _Text],
+        make: Callable[[_Text], _Made],
+        *,
+        whyNot: Callable[[_Made], str | None] = lambda made: None,
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.problem: str | None = None
+        self.onChange: Callable[[], object] = lambda: None
+        self._paths = paths
+        self._read = read
+        self._make = make
+        self._whyNot = whyNot
+        self._seconds = seconds
+        self._isSuspect = False
+        # Before they are read, so that a change meanwhile is noticed.
+        self._stamps = self._look()
+        self._readAt = seconds()
+        self._text = read()
+        self._made = make(self._text)
+
+    def current(self) -> _Made:
+        """The value, which is made again if the files have changed. It takes one ``stat`` for each file."""
+        mayBeOld = self._isSuspect or self.problem is not None
+        if self._look() != self._stamps or (mayBeOld and self._seconds() - self._readAt >= RETRY_SECONDS):
+            self.reload()
+        return self._made
+
+    def suspect(self) -> None:
+        """Read the files the next time, even if they seem unchanged: the value did not work."""
+        self._isSuspect = True
+
+    def reload(self) -> None:
+        """Read the files now."""
+        self._isSuspect = False
+        self._stamps = self._look()
+        self._readAt = self._seconds()
+        try:
+            for path in filter(os.path.exists, self._paths):
+                if _isStream(os.stat(path)):
+                    raise ValueError(f"{path} can't be read again, because it is not a regular file")
+            text = self._read()
+            made = self._made if text == self._text else self._make(text)
+            whyNot = self._whyNot(made)
+            if made is not self._made and whyNot is not None and self._whyNot(self._made) is None:
+                raise ValueError(whyNot)
+        # Invalid files raise many exceptions, none of which may end a connection.
+        except Exception as error:
+            if self.problem is None:
+                warning = "{name} can't be reloaded: {reason} (the previous content stays in use)"
+                self._log.warn(warning, name=self.name, reason=str(error))
+            self.problem = str(error)
+            return
+        problem, self.problem = self.problem, None
+        if made is not self._made:
+            self._text, self._made = text, made
+            self._log.info("{name} reloaded", name=self.name)
+            self.onChange()
+        elif problem is not None:
+            self._log.info("{name} can be used again, and has not changed", name=self.name)
+
+    def _look(self) -> list[tuple[int, ...] | None]:
+        return [stampOf(path) for path in self._paths]

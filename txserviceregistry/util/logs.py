@@ -1,13 +1,18 @@
-"""The logger of this package."""
+"""The logger of this package; outages in the log; listeners whose errors are logged."""
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import Generic, ParamSpec, cast
 
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger as _Logger
 from twisted.logger import LogLevel
+from twisted.python.failure import Failure
 
-from .escaping import escaped
+from .redaction import escaped
+
+_P = ParamSpec("_P")
 
 
 class Logger(_Logger):
@@ -20,3 +25,124 @@ class Logger(_Logger):
         """See :class:`twisted.logger.Logger`."""
         values = {name: escaped(value) if isinstance(value, str) else value for name, value in kwargs.items()}
         super().emit(level, format, **values)
+
+
+class Outage:
+    """
+    Something that can fail for a while: one line is logged when that begins, and one when it ends.
+
+    :param begins: the first line, for example ``Event feed unreachable (retrying): {reason}``. Its values are *values*
+        and those given to :meth:`failed`.
+    :param ends: the second line; ``None`` for none. It has the values of the first one, those given to
+        :meth:`succeeded`, and ``{seconds}``, counted from the first failure.
+    :param level: the level of the first line.
+    :param after: how many failures in a row begin an outage: 2 if the first one is followed by a retry at once.
+    :ivar isOn: whether it has begun.
+    """
+
+    def __init__(
+        self,
+        log: Logger,
+        clock: IReactorTime,
+        begins: str,
+        ends: str | None = None,
+        *,
+        level: LogLevel = LogLevel.warn,
+        after: int = 1,
+        **values: object,
+    ) -> None:
+        self._log = log
+        self._clock = clock
+        self._begins = begins
+        self._ends = ends
+        self._level = level
+        self._after = after
+        self._values = values
+        self.isOn = False
+        self._failures = 0
+        self._began = 0.0
+
+    def failed(self, failure: Failure | None = None, *, isCertain: bool = False, **values: object) -> None:
+        """
+        It failed; *values* are for the log.
+
+        :param failure: an unexpected error. It is logged with its traceback, and begins an outage at once.
+        :param isCertain: whether another try can't succeed, so that an outage begins at once.
+        """
+        if self.isOn:
+            return
+        self._failures += 1
+        if self._failures == 1:
+            self._began = self._clock.seconds()
+        if self._failures < self._after and failure is None and not isCertain:
+            return
+        self.isOn = True
+        self._values = {**self._values, **values}
+        if failure is None:
+            self._log.emit(self._level, self._begins, **self._values)
+        else:
+            self._log.failure(self._begins, failure, self._level, **self._values)
+
+    def succeeded(self, **values: object) -> None:
+        """It succeeded; *values* are for the log."""
+        wasOn, self.isOn = self.isOn, False
+        self._failures = 0
+        if wasOn and self._ends is not None:
+            seconds = self._clock.seconds() - self._began
+            self._log.info(self._ends, **{**self._values, **values, "seconds": seconds})
+
+
+class WriteOutage(Outage):
+    """Logs once when a file can't be written any more, and once when it can; *loss* is the consequence, as a clause."""
+
+    def __init__(self, path: str, log: Logger, clock: IReactorTime, loss: str) -> None:
+        begins = "File {path} can't be written: {reason}. Until it can, {loss}"
+        super().__init__(log, clock, begins, "File {path} is written again", path=path, loss=loss)
+
+    def notWritten(self, error: OSError) -> None:
+        """Writing the file failed; see :meth:`failed`."""
+        self.failed(reason=error.strerror or type(error).__name__)
+
+
+class Listeners(Generic[_P]):
+    """
+    Functions to call in the order in which they were added. Each may add and end others.
+
+    :param what: the subject, for the log: "changes of the directory".
+    """
+
+    __slots__ = ("_entries", "_log", "_what")
+
+    def __init__(self, log: Logger, what: str) -> None:
+        self._log = log
+        self._what = what
+        # A key for each, because the same function may be added twice.
+        self._entries: dict[object, Callable[_P, object]] = {}
+
+    def add(self, listener: Callable[_P, object]) -> Callable[[], None]:
+        """Call *listener* from now on, until the function that is returned is called."""
+        key = object()
+        self._entries[key] = listener
+
+        def end() -> None:
+            self._entries.pop(key, None)
+
+        return end
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Callable[_P, object]]:
+        """The present listeners, except those that end before their turn."""
+        for key in tuple(self._entries):
+            listener = self._entries.get(key)
+            if listener is not None:
+                yield listener
+
+    def call(self, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        """Call all of them. The error of one is logged, and the others are called all the same."""
+        for listener in self:
+            try:
+                listener(*args, **kwargs)
+            except Exception:
+                self._log.failure("Listener to {what} failed", what=self._what)

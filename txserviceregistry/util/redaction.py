@@ -1,4 +1,4 @@
-"""Redaction: secrets are removed from texts before they are logged, printed or raised."""
+"""Texts that are logged, printed or raised: without secrets, and without characters that a terminal obeys."""
 
 from __future__ import annotations
 
@@ -16,6 +16,22 @@ _BEGINNING = r"(?:(?<![^\W_])|(?<=%[0-9A-Fa-f]{2})|(?<=\\[abfnrtv])|(?<=\\x[0-9A
 _END = r"(?![^\W_])"
 
 
+def escaped(text: str, keep: str = "") -> str:
+    """
+    *text* without characters that a terminal obeys or does not show: control characters (C0, DEL, C1), those that
+    change the direction of text, and other invisible ones become escapes such as ``\\x1b`` and ``\\u202e``. Line ends
+    are among them, so that a text can't add lines.
+
+    :param keep: characters that stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or character in keep else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
 def redacted(text: str, secrets: Iterable[str], replacement: str = "…") -> str:
     """
     *text* without secrets, as they are written in it (:func:`encodings`). A secret of less than 16 characters is not
@@ -30,12 +46,8 @@ def redacted(text: str, secrets: Iterable[str], replacement: str = "…") -> str
 
 def encodings(secret: str) -> set[str]:
     """How a secret is written: as it is, in JSON and in a URL."""
-    return {
-        secret,
-        json.dumps(secret)[1:-1],
-        json.dumps(secret, ensure_ascii=False)[1:-1],
-        quote(secret, safe="", errors="replace"),
-    }
+    inJSON = {json.dumps(secret, ensure_ascii=isASCII)[1:-1] for isASCII in (True, False)}
+    return {secret, *inJSON, quote(secret, safe="", errors="replace")}
 
 
 def _pattern(secret: str) -> str:

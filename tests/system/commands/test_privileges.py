@@ -15,7 +15,7 @@ from unittest import skipUnless
 from tests.needs import SENTENCE
 from tests.system.commands.test_users import UsersProcessCase
 from txserviceregistry.heartbeats.statefile import claimed
-from txserviceregistry.util.ownership import UnsafePath, checkPath, controllingUser, isPrivileged
+from txserviceregistry.util.files import UnsafePath, checkPath, controllingUser, isPrivileged
 
 #: Two users that are not root. They need no passwd entry.
 JOE, ANN = 64001, 64002

@@ -30,7 +30,7 @@ from txserviceregistry.registry.stores.etcd.gateway import (
     unchanged,
 )
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
-from txserviceregistry.util.reloading import Reloaded
+from txserviceregistry.util.files import Reloaded
 
 
 class GatewayTests(EtcdCase):

@@ -14,8 +14,7 @@ from txserviceregistry import Client
 from txserviceregistry.discovery.directory import Change
 from txserviceregistry.discovery.instances import Instance, readInstance
 from txserviceregistry.types import Service
-from txserviceregistry.util.listeners import Listeners
-from txserviceregistry.util.logs import Logger
+from txserviceregistry.util.logs import Listeners, Logger
 
 
 def service(id: str, port: int = 80, *, host: str = "h", tags: tuple[str, ...] = ("web",), **metadata: str) -> Service:

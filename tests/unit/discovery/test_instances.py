@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.discovery.instances import instanceOf, readInstance
 from txserviceregistry.types import Service
-from txserviceregistry.util.addresses import Unusable
+from txserviceregistry.util.fields import Unusable
 
 
 def withMetadata(**metadata: str) -> Service:

@@ -28,8 +28,8 @@ from txserviceregistry.heartbeats.batchsize import BatchSize
 from txserviceregistry.heartbeats.stalls import StallWatch
 from txserviceregistry.http.jsontransport import ClientClosed
 from txserviceregistry.http.messages import WhenLate
+from txserviceregistry.util.backoff import delayBefore
 from txserviceregistry.util.suspend import SuspendWatch
-from txserviceregistry.util.tries import delayBefore
 
 
 class Service:

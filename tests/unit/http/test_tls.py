@@ -24,7 +24,7 @@ from txserviceregistry.errors import ConnectionFailed, InvalidSettings, Malforme
 from txserviceregistry.http.tls import CertificateRefused, describeTLS, tlsPolicy
 from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.settings import readSettings
-from txserviceregistry.util import reloading
+from txserviceregistry.util import files
 
 from ... import CHEAP
 from ...certificates import Holder, commonHolder, selfSigned
@@ -358,8 +358,8 @@ class RotationTests(TLSTestCase):
 
     async def test_aRefusalLooksIntoTheFile(self) -> None:
         """After a refusal it is read again although it seems unchanged, as on a network file system that is late."""
-        self.patch(reloading, "stampOf", lambda path: (0,))
-        self.patch(reloading, "RETRY_SECONDS", 0.0)
+        self.patch(files, "stampOf", lambda path: (0,))
+        self.patch(files, "RETRY_SECONDS", 0.0)
         path = Path(self.pem(self.old.certificate))
         ask, server = self.requesting(True, str(path)), self.registry(self.leaf.options())
         path.write_bytes(self.new.certificate)

@@ -12,8 +12,8 @@ from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
 
 from ...errors import MalformedResponse, NotFound
-from ...util.escaping import escaped
 from ...util.parsing import parseCount
+from ...util.redaction import escaped
 from ..console import tell, useUTF8
 from ..outcome import CommandFailed, UsageError, didYouMean, oneLine, typeOf
 from .output import FOLLOWED_FORMATS, FORMATS, Column, addFormats, checkFormat, recordWriter, write

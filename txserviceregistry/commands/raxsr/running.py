@@ -32,8 +32,7 @@ from ...http.jsontransport import TIMEOUT
 from ...http.pool import ConnectionPool
 from ...http.tls import tlsPolicy
 from ...settings import Settings
-from ...util.escaping import escaped
-from ...util.redaction import encodings, redacted
+from ...util.redaction import encodings, escaped, redacted
 from ..optionsettings import inOptions, settingsOf
 from ..outcome import CommandFailed, UsageError
 from ..running import runReactor

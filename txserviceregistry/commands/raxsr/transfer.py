@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...errors import ServiceRegistryError
-from ...util.escaping import escaped
+from ...util.redaction import escaped
 from ..console import useUTF8
 from ..outcome import CommandFailed
 from .base import RaxsrCommand

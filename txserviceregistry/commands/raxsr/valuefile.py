@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
-from ...util.escaping import escaped
 from ...util.fields import KEY, KEY_RULE
+from ...util.redaction import escaped
 from ..outcome import CommandFailed, UsageError
 
 FORMATS = ("yaml", "json")

@@ -31,10 +31,9 @@ from ...heartbeats.heartbeater import REGISTERED, STOPPED
 from ...registration import RegisteredService
 from ...settings import Settings, defaultDataDir
 from ...util.backoff import Backoff
-from ...util.deferred import returnsDeferred
+from ...util.deferred import Waiters, returnsDeferred
+from ...util.files import checkPath
 from ...util.logs import Logger
-from ...util.ownership import checkPath
-from ...util.waiters import Waiters
 
 # Another try soon after one of these fails in the same way.
 _REFUSALS = (AuthenticationFailed, BadRequest, Forbidden, InvalidSettings, LimitReached, Unauthorized)

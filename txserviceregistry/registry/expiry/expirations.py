@@ -13,9 +13,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from ...util.logs import Logger
-from ...util.outage import Outage
-from ...util.waiters import Waiters
+from ...util.deferred import Waiters
+from ...util.logs import Logger, Outage
 from ..faults import Fault, systemFailure
 from ..scopes import isLockScope, tenantOf
 from ..servicelog import ServiceLog

@@ -19,11 +19,10 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import LogLevel
 
+from ...util.concurrency import DaemonThreadPool
 from ...util.deferred import returnsDeferred, waitFor
-from ...util.logs import Logger
-from ...util.outage import Outage
-from ...util.ownership import checkPath
-from ...util.threads import DaemonThreadPool
+from ...util.files import checkPath
+from ...util.logs import Logger, Outage
 
 #: The target that stands for the standard output.
 STDOUT = "-"

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.web.server import Request
 
-from ...util.singleflight import BoundedCache
+from ...util.concurrency import BoundedCache
 from ..fairness import FairQueue, Origin
 
 # Connections are told apart by numbers: what remembers them keeps none of them alive.

@@ -9,7 +9,7 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints, is_typeddict
 
 from ... import types
-from ...util.faults import FAULT_TYPES
+from ...errors import FAULT_TYPES
 from ..identity.identity import TENANT
 from ..limits import PATHS, RATE_HEADERS
 from . import validation

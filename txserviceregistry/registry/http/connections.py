@@ -17,9 +17,8 @@ import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 
-from ...util.deferred import cancelWith
+from ...util.deferred import Waiters, cancelWith
 from ...util.logs import Logger
-from ...util.waiters import Waiters
 
 #: File descriptors that are not for connections: the store, the log, listeners, and those that are accepted in the turn
 #: of the reactor in which others are closed.

@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IPushProducer
 from twisted.web.server import Request
 from zope.interface import implementer
 
-from ...util.waiters import Waiters
+from ...util.deferred import Waiters
 from ..eventids import position
 from ..feed import EventFeed
 from ..limits import NO_HEADERS

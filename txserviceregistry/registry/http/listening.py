@@ -34,8 +34,8 @@ from twisted.internet.ssl import CertificateOptions
 from zope.interface import implementer
 
 from ...http.certificates import daysLeft, isSelfSigned, namesOf, whyNotNow
+from ...util.files import Reloaded
 from ...util.logs import Logger
-from ...util.reloading import Reloaded
 from .server import handshakingFactory
 
 #: A registry that starts warns so many days before its certificate expires.

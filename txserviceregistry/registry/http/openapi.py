@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from ..._version import __version__
-from ...util.faults import FAULT_TYPES
+from ...errors import FAULT_TYPES
 from ..limits import RATE_HEADERS
 from .components import TEXT, components, credentials, objectOf, reference
 from .messages import API, EXTENSIONS

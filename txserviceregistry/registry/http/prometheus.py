@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from ...types import Service
-from ...util.addresses import Unusable, isEnabled, netloc, readAddress
+from ...util.fields import Unusable, isEnabled, netloc, readAddress
 from ..core import Registry
 from .messages import Response, inJSON
 

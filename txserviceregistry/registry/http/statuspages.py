@@ -14,9 +14,9 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.web.server import Request
 
 from ..._version import __version__, installCommand
+from ...util.concurrency import SingleFlight
 from ...util.deferred import returnsDeferred
 from ...util.logs import Logger
-from ...util.singleflight import SingleFlight
 from ..faults import NO_STORE, forbidden
 from ..statistics import Sources
 from ..stores.interfaces import IStore, StoreUnavailable

@@ -24,8 +24,8 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
+from ...util.concurrency import BoundedCache, SingleFlight
 from ...util.deferred import returnsDeferred
-from ...util.singleflight import BoundedCache, SingleFlight
 from ..fairness import FairQueue, Origin
 from ..statistics import IdentityStatistics
 

@@ -23,8 +23,8 @@ from twisted.internet import threads
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
+from ...util.concurrency import BoundedCache, SingleFlight
 from ...util.deferred import returnsDeferred
-from ...util.singleflight import BoundedCache, SingleFlight
 from ..fairness import Origin
 from ..roles import WRITE, Role
 from ..statistics import IdentityStatistics
@@ -285,7 +285,7 @@ class Identity:
         return found[1]
 
     def _forgetUser(self, name: str) -> None:
-        self._issued.drop(name)
+        self._issued.pop(name, None)
         self._forgetRecords(name)
 
     def _forgetRecords(self, name: str) -> None:

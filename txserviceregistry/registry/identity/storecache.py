@@ -9,8 +9,8 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from ...util.concurrency import BoundedCache, SingleFlight
 from ...util.deferred import returnsDeferred
-from ...util.singleflight import BoundedCache, SingleFlight
 from ..stores.interfaces import NoSuchObject, StoreUnavailable
 
 _T = TypeVar("_T")
@@ -59,7 +59,7 @@ class StoreCache(Generic[_T]):
         try:
             value = await self._read(key)
         except NoSuchObject:
-            self._results.drop(key)
+            self._results.pop(key, None)
             raise
         except StoreUnavailable:
             result = self._results.get(key)
@@ -78,7 +78,7 @@ class StoreCache(Generic[_T]):
 
     def forget(self, key: str) -> None:
         """Ask the store the next time."""
-        self._results.drop(key)
+        self._results.pop(key, None)
 
     def items(self) -> list[tuple[str, _T]]:
         return [(key, result[0]) for key, result in self._results.items()]

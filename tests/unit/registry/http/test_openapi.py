@@ -15,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.unit.registry.http.test_statuspages import sourcesOf
 from tests.unit.registry.wire import KEY, USER, Api
+from txserviceregistry.errors import FAULT_TYPES
 from txserviceregistry.registry import faults
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.http import components, openapi, rules, validation
@@ -22,7 +23,6 @@ from txserviceregistry.registry.http.handlers import OPERATIONS
 from txserviceregistry.registry.http.messages import API, EXTENSIONS
 from txserviceregistry.registry.http.statuspages import Health, statusPages
 from txserviceregistry.registry.model import EVENT_TYPES
-from txserviceregistry.util.faults import FAULT_TYPES
 
 DOCUMENT: dict[str, Any] = json.loads(openapi.document("http://registry.example:8880"))
 # The fields of each body, and what reads its schema. Entries of a batch are checked one by one.

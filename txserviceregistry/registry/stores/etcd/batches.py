@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from ....util.waiters import Waiters
+from ....util.deferred import Waiters
 from ...eventids import positionOf
 from ...model import PLAIN_TYPES
 from ...scopes import tenantOf

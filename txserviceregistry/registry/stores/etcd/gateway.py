@@ -22,10 +22,9 @@ from twisted.internet.task import deferLater
 from ....errors import ServiceRegistryError
 from ....http.bodies import ResponseTooLarge
 from ....http.jsontransport import JSONTransport
-from ....util.concurrency import PrioritySemaphore
+from ....util.concurrency import PrioritySemaphore, SingleFlight
 from ....util.deferred import returnsDeferred
-from ....util.reloading import Reloaded
-from ....util.singleflight import SingleFlight
+from ....util.files import Reloaded
 from ...statistics import StoreStatistics
 from ..interfaces import StoreUnavailable
 

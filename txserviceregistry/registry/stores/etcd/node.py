@@ -17,9 +17,8 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.python.failure import Failure
 from zope.interface import Interface
 
-from ....util.logs import Logger
-from ....util.outage import Outage
-from ....util.waiters import Waiters
+from ....util.deferred import Waiters
+from ....util.logs import Logger, Outage
 from ..interfaces import NoSuchObject, StoreUnavailable
 from ..shared import IStoreListener
 from .votes import Registration, Status, Votes

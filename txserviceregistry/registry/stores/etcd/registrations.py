@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import attrs
 from twisted.internet.task import deferLater
 
-from ....util.gathering import Gathering
+from ....util.concurrency import Gathering
 from ...scopes import tenantOf
 from ..interfaces import NoSuchObject, ServiceSummary
 from ..shared import IStoreListener

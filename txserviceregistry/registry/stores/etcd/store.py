@@ -44,7 +44,7 @@ from ....http.queueing import QueueingAgent
 from ....http.tls import tlsPolicy
 from ....util.concurrency import PrioritySemaphore
 from ....util.deferred import returnsDeferred
-from ....util.reloading import Reloaded
+from ....util.files import Reloaded
 from ....util.suspend import bootTime
 from ...statistics import StoreStatistics
 from ..interfaces import Account, StoreUnavailable

@@ -14,8 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from ....util.logs import Logger
-from ....util.outage import Outage
+from ....util.logs import Logger, Outage
 from ..interfaces import StoreUnavailable
 from .file import LOG_BYTES
 from .threads import Checkpointer, ThreadedReactor

@@ -21,18 +21,13 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.logger import LogLevel
 
-from ....util.logs import Logger
-from ....util.outage import Outage
-from ....util.waiters import Waiters
+from ....util.deferred import Waiters
+from ....util.logs import Logger, Outage
 from ...statistics import Histogram, StoreStatistics
 from ..interfaces import StoreUnavailable
 from .tables import Tables, Together
 
 _T = TypeVar("_T")
-
-#: How long nothing may have failed before the log has the end of an outage that came back within that time. Outages
-#: follow each other on a disk that has room for small changes only, and with a file that is damaged in part.
-_CALM_SECONDS = 60.0
 
 
 class ThreadedReactor(IReactorTime, IReactorFromThreads):
@@ -98,7 +93,7 @@ class Worker(ABC):
         self._isStopped = False
         self._ending: Waiters[None] = Waiters()
         texts = "Cannot {verb} the store: {cause}", "Can {verb} the store again"
-        self._outage = Outage(self._log, reactor, *texts, level=LogLevel.error, calm=_CALM_SECONDS, verb=self._verb)
+        self._outage = Outage(self._log, reactor, *texts, level=LogLevel.error, verb=self._verb)
         # Used in the thread only.
         self._tables: Tables | None = None
         self._background: deque[Job] = deque()

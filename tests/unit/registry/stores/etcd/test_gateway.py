@@ -35,7 +35,7 @@ from txserviceregistry.registry.stores.etcd.gateway import (
 )
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.util.concurrency import PrioritySemaphore
-from txserviceregistry.util.reloading import Reloaded
+from txserviceregistry.util.files import Reloaded
 
 CLOCK: IReactorTime = reactor  # type: ignore[assignment]  # which it is
 DONE = {"header": {"revision": "7"}, "succeeded": True}
