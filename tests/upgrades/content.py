@@ -10,8 +10,13 @@ from twisted.internet.defer import gatherResults
 
 from txserviceregistry.registry.model import NewLock, NewService, Precondition, ServiceChanges
 from txserviceregistry.registry.roles import Role
-from txserviceregistry.registry.stores.interfaces import Expiration, IOwnStore, NoSuchObject, TokenRecord
-from txserviceregistry.registry.stores.states import StateRecord
+from txserviceregistry.registry.stores.interfaces import (
+    Expiration,
+    IOwnStore,
+    NoSuchObject,
+    StateRecord,
+    TokenRecord,
+)
 
 #: When the data was made, in seconds since the epoch.
 NOW = 1_796_000_000.0

@@ -29,9 +29,8 @@ from .model import Figures, NewService, Page, ServiceChanges
 from .scopes import isLockScope
 from .servicelog import ServiceLog
 from .states import ServiceStates
-from .stores.interfaces import Account, IStore, LimitExceeded, NoSuchObject, ObjectExists, ServiceRecord
+from .stores.interfaces import UP, Account, IStore, LimitExceeded, NoSuchObject, ObjectExists, ServiceRecord
 from .stores.shared import ISharedStore
-from .stores.states import UP
 from .streams import EventStreams
 from .tasks import TaskOwner, Turns, available, owned, serialized
 

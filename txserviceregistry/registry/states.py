@@ -13,8 +13,7 @@ from ..util.logs import Logger
 from .faults import limitReached
 from .feed import EventFeed
 from .model import Page
-from .stores.interfaces import IStore, LimitExceeded, StoreUnavailable
-from .stores.states import UP, StateRecord
+from .stores.interfaces import UP, IStore, LimitExceeded, StateRecord, StoreUnavailable
 from .tasks import TaskOwner, available, owned
 
 

@@ -14,8 +14,13 @@ from tests.system.etcd.storecase import EtcdStoreCase, T
 from txserviceregistry.registry.model import NewLock
 from txserviceregistry.registry.stores.etcd.gateway import deletion, endOf, jsonBytes, put
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
-from txserviceregistry.registry.stores.interfaces import NoSuchObject, ServiceRecord, StoreUnavailable, TokenRecord
-from txserviceregistry.registry.stores.states import StateRecord
+from txserviceregistry.registry.stores.interfaces import (
+    NoSuchObject,
+    ServiceRecord,
+    StateRecord,
+    StoreUnavailable,
+    TokenRecord,
+)
 
 #: Keys below the prefix, with values that no node has written.
 ODD = {

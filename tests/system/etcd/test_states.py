@@ -5,8 +5,7 @@ from __future__ import annotations
 from twisted.internet.defer import gatherResults
 
 from tests.system.etcd.storecase import EtcdStoreCase, T
-from txserviceregistry.registry.stores.interfaces import LimitExceeded
-from txserviceregistry.registry.stores.states import StateRecord
+from txserviceregistry.registry.stores.interfaces import LimitExceeded, StateRecord
 
 NOW = 1_767_225_600.0
 

@@ -18,8 +18,7 @@ from ..limits import RateLimiter, ResourceLimits
 from ..model import NewLock, NewService, Page
 from ..roles import CONFIGURATION, LOCKS, SERVICES
 from ..scopes import lockScope
-from ..stores.interfaces import UserRecord
-from ..stores.states import UP
+from ..stores.interfaces import UP, UserRecord
 from . import validation as rules
 from .batches import takeHeartbeats
 from .eventstream import streamEvents

@@ -1,11 +1,10 @@
 """
-The interface of stores, in terms of the registry's rules.
+The interfaces of stores, in terms of the registry's rules, and their records.
 
-A store keeps what :class:`~txserviceregistry.registry.core.Registry` decides, and makes each of its operations atomic
-in its own way: a change and its event are kept together or not at all. The Deferred of an operation that changes
-something fires only when the change is durable, as far as the store can make it so. A store does not know deadlines:
-the registry says which services have expired (``hidden``, ``expireServices``). Moments are in milliseconds since the
-epoch unless something else is said.
+Each operation of a store is atomic: a change and its event are kept together or not at all. A change's Deferred fires
+only when the change is durable, as far as the store can make it so. A store does not know deadlines: the registry says
+which services have expired (``hidden``, ``expireServices``). Moments are in milliseconds since the epoch unless
+something else is said.
 
 The store makes the event ids: version-1 UUIDs that grow strictly within a tenant, in the order in which the changes
 become visible, whatever the wall clock does. A service's *incarnation* is the id of its join event.
@@ -24,7 +23,9 @@ from ..model import UNCONDITIONAL, NewLock, NewService, Precondition, ServiceCha
 from ..roles import WRITE, Role
 from ..scopes import lockScope
 from ..statistics import StoreStatistics
-from .states import StateRecord
+
+#: The state of a service that has no record of one.
+UP = "up"
 
 
 class StoreError(Exception):
@@ -56,10 +57,35 @@ class StoreUnavailable(StoreError):
 
 
 class StoreRefused(StoreError):
+    """The data is not a store, damaged, or of a newer release, as one line says. It was not changed."""
+
+
+@attrs.frozen(slots=True)
+class StateRecord:
     """
-    The data can't be used: it is not a store, it is damaged, or it belongs to a newer release. It was not changed. The
-    text is one line that names the data and the problem.
+    The state that operators set for an id, whether or not there is a service. Without a record it is up.
+
+    :ivar state: ``up``, ``drain`` or ``out``.
+    :ivar ends: when the record ends; ``None`` for a record without an end.
     """
+
+    id: str
+    state: str = UP
+    reason: str = ""
+    ends: int | None = None
+
+    @property
+    def isDefault(self) -> bool:
+        """Whether it says no more than that the service is up, so that it need not be kept."""
+        return self.state == UP and not self.reason
+
+    def at(self, now: int) -> StateRecord:
+        """The record for readers at a moment."""
+        return self if self.ends is None or self.ends > now else StateRecord(self.id)
+
+    def toJSON(self) -> dict[str, Any]:
+        """As in the API."""
+        return {"id": self.id, "state": self.state, "reason": self.reason, "expires_at": self.ends}
 
 
 @attrs.frozen(slots=True)
@@ -67,7 +93,6 @@ class ServiceRecord:
     """
     A service as it is stored.
 
-    :ivar incarnation: the id of the service's join event, which is unique.
     :ivar heartbeatTimeout: in seconds.
     :ivar lastSeen: possibly older than the truth; ``None`` before the first heartbeat.
     :ivar state: the state of the id at the same moment, where it is known; ``None`` also if it has no record.
@@ -90,7 +115,6 @@ class ServiceRecord:
         return attrs.evolve(self, **given)
 
     def summary(self, tenant: str) -> ServiceSummary:
-        """The part of this service of *tenant* that the registry keeps in memory."""
         return ServiceSummary(tenant, self.id, self.incarnation, self.heartbeatTimeout, self.lastSeen)
 
 
@@ -113,7 +137,7 @@ class ServiceSummary:
 
 @attrs.frozen(slots=True)
 class Expiration:
-    """A service whose deadline has passed, at *timestamp*."""
+    """A service, or a lock in its scope, whose deadline has passed at *timestamp*."""
 
     tenant: str
     id: str
@@ -178,7 +202,6 @@ class LockRecord(NewLock):
 
     :ivar incarnation: the id of the event with which it was acquired: unique among all that belong to the tenant.
     :ivar fence: greater than that of any lock that the tenant acquired before.
-    :ivar acquired: when.
     :ivar isForced: whether its holder's heartbeats are refused, so that it expires.
     """
 
@@ -189,11 +212,9 @@ class LockRecord(NewLock):
 
     @classmethod
     def of(cls, new: NewLock, incarnation: str, fence: int, acquired: int) -> LockRecord:
-        given = attrs.asdict(new, recurse=False)
-        return cls(**given, incarnation=incarnation, fence=fence, acquired=acquired)
+        return cls(**attrs.asdict(new, recurse=False), incarnation=incarnation, fence=fence, acquired=acquired)
 
     def summary(self, tenant: str) -> ServiceSummary:
-        """The part of this lock of *tenant* that the registry keeps in memory."""
         return ServiceSummary(lockScope(tenant), self.name, self.incarnation, self.timeout, None, self.isForced)
 
     def shown(self) -> dict[str, Any]:
@@ -224,19 +245,17 @@ class IStore(Interface):
     """
     A place where a registry keeps its state.
 
-    Every operation returns a Deferred. Each may fail with :class:`StoreUnavailable`, after which nothing has changed
-    (or, where the response to a change was lost, its outcome has been found out). Lists are sorted by code point and
-    begin *at* ``marker``.
+    Each operation may fail with :class:`StoreUnavailable`, after which nothing has changed (or, where the response to a
+    change was lost, its outcome has been found out). Lists are sorted by code point, begin *at* ``marker``, and have up
+    to ``count`` entries. An operation that names an object, or an incarnation of it, fails with :class:`NoSuchObject`
+    if there is none; one that adds an object fails with :class:`LimitExceeded` if the tenant has ``maximum`` already.
     """
 
     name: str = Attribute("The name of the store on the command line: ``memory``, ``sqlite``, …")
     statistics: StoreStatistics = Attribute("The statistics of the store's own work.")
 
     def open() -> Deferred[None]:
-        """
-        Make the store ready; called once, on a running reactor, before anything else. Fails with :class:`StoreRefused`
-        if what is there can't be this store's data, :class:`StoreUnavailable` if it can't be reached now.
-        """
+        """Make the store ready, on a running reactor. Fails with :class:`StoreRefused` if the data can't be used."""
 
     def close() -> Deferred[None]:
         """Finish what is under way, then let everything go. Operations that come later fail with `StoreUnavailable`."""
@@ -256,51 +275,41 @@ class IStore(Interface):
     # -- services
 
     def createService(tenant: str, service: NewService, maximum: int) -> Deferred[ServiceRecord]:
-        """
-        Add a service, with its ``service.join`` event. Fails with :class:`ObjectExists` if the id is taken, or else
-        :class:`LimitExceeded` if the tenant has *maximum* services already.
-        """
+        """Add a service, with its ``service.join`` event; :class:`ObjectExists` if the id is taken."""
 
     def getService(tenant: str, id: str, states: bool = False) -> Deferred[ServiceRecord]:
-        """One service, with its state if *states* are asked for; fails with :class:`NoSuchObject` if there is none."""
+        """One service, with its state if *states* are asked for."""
 
     def listServices(
         tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str], states: bool = False
     ) -> Deferred[list[ServiceRecord]]:
         """
-        Up to *count* services by id, from *marker* on, that have *tag*, without those whose incarnation is in *hidden*;
-        with their states at the same moment if *states* are asked for.
+        The services by id that have *tag*, without those whose incarnation is in *hidden*; with their states at the
+        same moment if *states* are asked for.
         """
 
     def updateService(tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> Deferred[ServiceRecord]:
-        """
-        Change a service, and add a ``service.update`` event if this changes anything. Fires with the service as it is
-        then; fails with :class:`NoSuchObject` if this incarnation is gone.
-        """
+        """Change a service, with a ``service.update`` event if this changes anything. Fires with the new record."""
 
     def removeService(tenant: str, id: str, incarnation: str) -> Deferred[ServiceRecord]:
-        """Remove a service, with its ``service.remove`` event; :class:`NoSuchObject` if this incarnation is gone."""
+        """Remove a service, with its ``service.remove`` event."""
 
     def recordLastSeen(tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
-        """
-        Note the time of a heartbeat, to be kept when it suits the store (lazily, in bulk): it may be lost in a crash,
-        and is never waited for.
-        """
+        """Note the time of a heartbeat, to be kept lazily, in bulk: it may be lost in a crash."""
 
     # -- the states of services. A record whose end has come is not returned, but stays until a change or endStates().
 
     def setState(tenant: str, record: StateRecord, maximum: int) -> Deferred[bool]:
         """
         Set the record of an id, or remove it (a record that :attr:`StateRecord.isDefault`), with an event for each
-        change. Fires with whether anything has changed; fails with :class:`LimitExceeded` if the id has no record and
-        the tenant has *maximum* records already.
+        change. Fires with whether anything has changed.
         """
 
     def getState(tenant: str, id: str) -> Deferred[StateRecord]:
         """The record of an id; one without a reason if there is none."""
 
     def listStates(tenant: str, marker: str | None, count: int) -> Deferred[list[StateRecord]]:
-        """Up to *count* records by id, from *marker* on."""
+        """The records by id."""
 
     def endStates() -> Deferred[tuple[Collection[str], int | None]]:
         """
@@ -318,36 +327,30 @@ class IStore(Interface):
 
     def acquireLock(tenant: str, lock: NewLock, maximum: int, now: int, fence: int) -> Deferred[LockRecord]:
         """
-        Add a lock, with its ``lock.acquire`` event. Fails with :class:`LockTaken`, or else :class:`LimitExceeded` if
-        the tenant has *maximum* locks already.
-
-        :param fence: the least fence that it may have; it also exceeds the last one of the tenant.
+        Add a lock, with its ``lock.acquire`` event; :class:`LockTaken` if it is held. Its fence is *fence* at least,
+        and exceeds the last one of the tenant.
         """
 
     def getLock(tenant: str, name: str) -> Deferred[LockRecord]:
-        """:raises NoSuchObject: if there is none."""
+        """One lock."""
 
     def listLocks(tenant: str, marker: str | None, count: int, hidden: Collection[str]) -> Deferred[list[LockRecord]]:
-        """Up to *count* locks by name, from *marker* on, without those whose incarnation is in *hidden*."""
+        """The locks by name, without those whose incarnation is in *hidden*."""
 
     def forceLock(tenant: str, name: str, incarnation: str) -> Deferred[LockRecord]:
-        """Set ``isForced`` of a lock; fails with :class:`NoSuchObject` if this incarnation is gone."""
+        """Set ``isForced`` of a lock."""
 
     def releaseLock(tenant: str, name: str, incarnation: str, isForced: bool) -> Deferred[None]:
-        """
-        Remove a lock, with its ``lock.release`` event; :class:`NoSuchObject` if this incarnation is gone.
-
-        :param isForced: whether it is not its holder who releases it.
-        """
+        """Remove a lock, with its ``lock.release`` event. *isForced*: it is not its holder who releases it."""
 
     # -- configuration
 
     def getValue(tenant: str, key: str) -> Deferred[ValueRecord]:
-        """:raises NoSuchObject: if there is none."""
+        """One value."""
 
     def listValues(tenant: str, marker: str | None, count: int, namespace: str | None) -> Deferred[list[ValueRecord]]:
         """
-        Up to *count* values by key, from *marker* on.
+        The values by key.
 
         :param namespace: ``None`` for all; ``"/"`` for every key that begins with a slash; ``"/a/b"`` (no slash at its
             end) for ``/a/b`` itself and every key that begins with ``/a/b/``.
@@ -357,18 +360,13 @@ class IStore(Interface):
         tenant: str, key: str, value: str, maximum: int, precondition: Precondition = UNCONDITIONAL
     ) -> Deferred[int]:
         """
-        Set a value; add a ``configuration_value.update`` event if it is new or changed, none if it is the same. Fires
-        with the value's position, which is the event's if there is one.
-
-        :raises PreconditionFailed: if the *precondition* does not allow it, before anything else is looked at.
-        :raises LimitExceeded: if the key is new and the tenant has *maximum* values already.
+        Set a value, with a ``configuration_value.update`` event if it is new or changed. Fires with the value's
+        position, which is the event's if there is one. Fails with :class:`PreconditionFailed` if the *precondition*
+        does not allow it, before anything else is looked at.
         """
 
     def removeValue(tenant: str, key: str, precondition: Precondition = UNCONDITIONAL) -> Deferred[None]:
-        """
-        Remove a value, with its ``configuration_value.remove`` event. Fails with :class:`PreconditionFailed` as
-        :meth:`setValue`, or :class:`NoSuchObject` if there is none.
-        """
+        """Remove a value, with its ``configuration_value.remove`` event, as the *precondition* allows."""
 
     # -- events
 
@@ -376,8 +374,8 @@ class IStore(Interface):
         tenant: str, position: int, count: int, types: Collection[str] | None
     ) -> Deferred[list[EventRecord]]:
         """
-        Up to *count* events of some *types*, oldest first, from *position* on (see
-        :mod:`~txserviceregistry.registry.eventids`). The plain ones are found without reading others.
+        The events of some *types*, oldest first, from *position* on (see :mod:`~txserviceregistry.registry.eventids`).
+        The plain ones are found without reading others.
         """
 
     def lastEvent(tenant: str) -> Deferred[str | None]:
@@ -389,11 +387,11 @@ class IStore(Interface):
     def dropEvents(before: int) -> Deferred[int]:
         """Drop the events before this position, of all tenants; fires with how many there were."""
 
-    # -- users. All that name a user fail with NoSuchObject if there is none.
+    # -- users
 
     def addUser(name: str, keyHash: str, tenant: str | None, role: Role = WRITE) -> Deferred[UserRecord]:
         """
-        Add a user; fails with :class:`ObjectExists` if the name is taken.
+        Add a user; :class:`ObjectExists` if the name is taken.
 
         :param tenant: the tenant id; if ``None``, the smallest number from 1 on that no user has and of which the store
             holds nothing: what belonged to a removed user must not become another's.
@@ -418,7 +416,7 @@ class IStore(Interface):
         """Add an auth token, and drop those that have ended."""
 
     def getToken(tokenHash: str) -> Deferred[tuple[TokenRecord, UserRecord]]:
-        """An auth token, and its user at the same moment; fails with :class:`NoSuchObject` if there is none."""
+        """An auth token, and its user at the same moment."""
 
     def removeToken(tokenHash: str) -> Deferred[bool]:
         """Remove an auth token. Fires with whether it was there: of requests at the same time, one removes it."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from .interfaces import ServiceRecord
-from .states import UP
+from .interfaces import UP, ServiceRecord, StateRecord
 
 
 def serviceState(service: ServiceRecord) -> dict[str, Any]:
@@ -36,3 +36,16 @@ def updatedValue(key: str, oldValue: str | None, newValue: str) -> dict[str, Any
 def removedValue(key: str, oldValue: str) -> dict[str, Any]:
     """The payload of ``configuration_value.remove``."""
     return {"configuration_value_id": key, "old_value": oldValue}
+
+
+def stateEvents(old: StateRecord, new: StateRecord, now: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """
+    The payloads and timestamps of the ``service.state`` events of a change: of the end of the *old* record, if it was
+    over at *now*, and of what is new.
+    """
+    before = old.at(now)
+    if before is not old:
+        assert old.ends is not None
+        yield {**before.toJSON(), "old_state": old.state}, old.ends
+    if new != before:
+        yield {**new.toJSON(), "old_state": before.state}, now

@@ -10,8 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from txserviceregistry.registry.model import ServiceChanges
-from txserviceregistry.registry.stores.interfaces import LimitExceeded, ServiceRecord
-from txserviceregistry.registry.stores.states import StateRecord
+from txserviceregistry.registry.stores.interfaces import LimitExceeded, ServiceRecord, StateRecord
 from txserviceregistry.util.deferred import returnsDeferred
 
 DAY = 86_400

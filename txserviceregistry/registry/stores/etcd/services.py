@@ -12,8 +12,7 @@ import attrs
 from ....util.deferred import returnsDeferred
 from ...model import NewService, ServiceChanges
 from .. import payloads
-from ..interfaces import LimitExceeded, ObjectExists, ServiceRecord
-from ..states import StateRecord
+from ..interfaces import LimitExceeded, ObjectExists, ServiceRecord, StateRecord
 from .batches import Transaction
 from .gateway import PAGE, KeyValue, after, endOf, jsonBytes
 from .registrations import NEVER, Registrations

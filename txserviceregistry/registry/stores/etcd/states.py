@@ -13,8 +13,8 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from ....util.deferred import returnsDeferred
-from ..interfaces import LimitExceeded, StoreUnavailable
-from ..states import StateRecord, stateEvents
+from ..interfaces import LimitExceeded, StateRecord, StoreUnavailable
+from ..payloads import stateEvents
 from .batches import TenantClock, Transaction
 from .gateway import KeyValue, endOf, jsonBytes, reading
 from .kept import readKept, understood

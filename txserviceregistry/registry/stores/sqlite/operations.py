@@ -142,7 +142,7 @@ class TableStore(ABC):
         # Many are dropped in parts, between which other operations have their turn. If one fails, the earlier ones are
         # done, and the operation can be repeated.
         dropped = 0
-        for tenant in await self._read(Tables.tenantsWithEvents):
+        for tenant in await self._read(Tables.tenants):
             drop = partial(Tables.dropEvents, tenant=tenant, before=before, count=_EVENTS_PER_CHUNK)
             while part := await self._write(drop, background=True):
                 dropped += part

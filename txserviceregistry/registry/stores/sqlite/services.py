@@ -1,4 +1,4 @@
-"""The operations of a store on the tables of services."""
+"""The operations of a store on the tables of services and of their states."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..interfaces import (
     ObjectExists,
     ServiceRecord,
     ServiceSummary,
+    StateRecord,
     StoreError,
 )
-from .database import EVENT_TYPES, asBytes, asJson
-from .states import States, stateRecord
+from .database import EVENT_TYPES, Database, asBytes, asJson, asText
 
 _FIELDS = "SELECT s.id, s.incarnation, s.heartbeat_timeout, s.tags, s.metadata, l.milliseconds"
 _LAST_SEEN = " LEFT JOIN last_seen l ON l.incarnation = s.incarnation"
@@ -31,6 +31,7 @@ _STATES = " LEFT JOIN states r ON r.tenant = s.tenant AND r.id = s.id"
 _ALL = "services s"
 _TAGGED = "service_tags t CROSS JOIN services s ON s.tenant = t.tenant AND s.id = t.id"
 _PLACES = "FROM {rows} n CROSS JOIN services s ON s.tenant = n.column1 AND s.id = n.column2"
+_STATE = "SELECT r.id, r.state, r.reason, r.ends FROM states r WHERE r.tenant = ?"
 
 #: How many services are looked at in one go for those that are not hidden.
 _LOOKED_AT = 100
@@ -49,12 +50,16 @@ def _tagRows(tenant: str, id: str, tags: Iterable[str]) -> list[tuple[str, bytes
     return [(tenant, asBytes(tag), id) for tag in set(tags)]
 
 
-class Services(States):
-    """Services. The methods are the operations of :class:`IStore`, or those of many at once."""
+def _stateRecord(id: str, state: str, reason: bytes, ends: int | None) -> StateRecord:
+    return StateRecord(id, state, asText(reason), ends)
+
+
+class Services(Database):
+    """Services and their states. The methods are the operations of :class:`IStore`, or those of many at once."""
 
     def _record(self, row: Sequence[Any]) -> ServiceRecord:
         id, incarnation, heartbeatTimeout, tags, metadata, lastSeen, *state = row
-        record = stateRecord(id, *state).at(self._milliseconds()) if state and state[0] is not None else None
+        record = _stateRecord(id, *state).at(self._milliseconds()) if state and state[0] is not None else None
         return ServiceRecord(
             *(id, self._ids.idAt(incarnation), heartbeatTimeout, tuple(json.loads(tags)), json.loads(metadata)),
             *(lastSeen, None if record is None or record.isDefault else record),
@@ -63,12 +68,15 @@ class Services(States):
     def _find(self, tenant: str, id: str, incarnation: str, states: bool = False) -> tuple[int, ServiceRecord]:
         """This incarnation of a service, and the position of its join event."""
         row = self._row(tenant, id, states)
-        if row is None or self._ids.idAt(row[1]) != incarnation:
+        if self._ids.idAt(row[1]) != incarnation:
             raise NoSuchObject(id)
         return row[1], self._record(row)
 
     def _row(self, tenant: str, id: str, states: bool) -> Any:
-        return self._one(_statement(_ALL, "s.tenant = ? AND s.id = ?", states), tenant, id)
+        row = self._one(_statement(_ALL, "s.tenant = ? AND s.id = ?", states), tenant, id)
+        if row is None:
+            raise NoSuchObject(id)
+        return row
 
     def createServices(self, creates: Sequence[tuple[str, NewService, int]]) -> list[ServiceRecord | StoreError]:
         """Create services, one after the other. *creates* are the arguments of :meth:`IStore.createService`."""
@@ -115,10 +123,7 @@ class Services(States):
             )
 
     def getService(self, tenant: str, id: str, states: bool = False) -> ServiceRecord:
-        row = self._row(tenant, id, states)
-        if row is None:
-            raise NoSuchObject(id)
-        return self._record(row)
+        return self._record(self._row(tenant, id, states))
 
     def listServices(
         self,
@@ -205,7 +210,73 @@ class Services(States):
 
     def allServices(self) -> list[ServiceSummary]:
         rows = self._execute(
-            "SELECT s.tenant, s.id, s.incarnation, s.heartbeat_timeout, l.milliseconds"
-            " FROM services s LEFT JOIN last_seen l ON l.incarnation = s.incarnation"
+            f"SELECT s.tenant, s.id, s.incarnation, s.heartbeat_timeout, l.milliseconds FROM {_ALL}{_LAST_SEEN}"
         )
         return [ServiceSummary(tenant, id, self._ids.idAt(position), *rest) for tenant, id, position, *rest in rows]
+
+    # -- the states of services
+
+    def setState(self, tenant: str, record: StateRecord, maximum: int) -> bool:
+        old = self._state(tenant, record.id)
+        if record.isDefault:
+            self._execute("DELETE FROM states WHERE tenant = ? AND id = ?", (tenant, record.id))
+            self._count("states", {tenant: 0 if old is None else -1})
+        elif old is None and self._counts("states", {tenant})[tenant] >= maximum:
+            raise LimitExceeded(maximum)
+        else:
+            self._execute(
+                "INSERT INTO states (tenant, id, state, reason, ends) VALUES (?, ?, ?, ?, ?) ON CONFLICT (tenant, id)"
+                " DO UPDATE SET state = excluded.state, reason = excluded.reason, ends = excluded.ends",
+                (tenant, record.id, record.state, asBytes(record.reason), record.ends),
+            )
+            self._count("states", {tenant: 1 if old is None else 0})
+        events = list(payloads.stateEvents(old or StateRecord(record.id), record, self._milliseconds()))
+        for payload, moment in events:
+            self._addEvent(tenant, "service.state", payload, moment)
+        return bool(events)
+
+    def _state(self, tenant: str, id: str) -> StateRecord | None:
+        row = self._one(f"{_STATE} AND r.id = ?", tenant, id)
+        return None if row is None else _stateRecord(*row)
+
+    def getState(self, tenant: str, id: str) -> StateRecord:
+        return (self._state(tenant, id) or StateRecord(id)).at(self._milliseconds())
+
+    def listStates(self, tenant: str, marker: str | None, count: int) -> list[StateRecord]:
+        rows = self._execute(
+            f"{_STATE} AND r.id >= ? AND (r.ends IS NULL OR r.ends > ?) ORDER BY r.id LIMIT ?",
+            (tenant, marker or "", self._milliseconds(), count),
+        )
+        return [_stateRecord(*row) for row in rows]
+
+    def _statesOf(self, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StateRecord]:
+        """The records of these tenants and ids that are not over."""
+        rows = self._select(
+            "SELECT r.tenant, r.id, r.state, r.reason, r.ends FROM {rows} n"
+            " CROSS JOIN states r ON r.tenant = n.column1 AND r.id = n.column2",
+            names,
+        )
+        now = self._milliseconds()
+        found = {(tenant, id): _stateRecord(id, *rest).at(now) for tenant, id, *rest in rows}
+        return {name: record for name, record in found.items() if not record.isDefault}
+
+    def overStates(self) -> tuple[list[tuple[str, str]], int | None]:
+        """The tenants and ids of the records whose end has come, and when the next record ends."""
+        now = self._milliseconds()
+        over = "SELECT tenant, id FROM states WHERE ends IS NOT NULL AND ends <= ? ORDER BY ends"
+        (next,) = self._one("SELECT min(ends) FROM states WHERE ends IS NOT NULL AND ends > ?", now)
+        return self._execute(over, (now,)).fetchall(), next
+
+    def endStates(self, names: Sequence[tuple[str, str]]) -> set[str]:
+        """End the records with these tenants and ids whose end has come. Returns the tenants that have new events."""
+        now = self._milliseconds()
+        found = [(tenant, self._state(tenant, id)) for tenant, id in names]
+        over = [(tenant, record) for tenant, record in found if record is not None and record.at(now) is not record]
+        return {tenant for tenant, record in over if self.setState(tenant, StateRecord(record.id), 0)}
+
+    def dropStates(self, before: int) -> Collection[str]:
+        service = "EXISTS (SELECT 1 FROM services s WHERE s.tenant = states.tenant AND s.id = states.id)"
+        self._execute(f"UPDATE states SET unused = NULL WHERE unused IS NOT NULL AND {service}")
+        self._execute(f"UPDATE states SET unused = ? WHERE unused IS NULL AND NOT {service}", (self._milliseconds(),))
+        old = self._execute("SELECT tenant, id FROM states WHERE unused < ?", (before,)).fetchall()
+        return {tenant for tenant, id in old if self.setState(tenant, StateRecord(id), 0)}

@@ -1,23 +1,327 @@
-"""All tables of the SQLite file, through one connection."""
+"""The operations of a store on all other tables: configuration values, events, accounts, users, tokens and locks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias, TypeVar
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from itertools import count as naturals
+from itertools import islice
+from typing import Any, TypeAlias, TypeVar
 
-from ..interfaces import StoreError
-from .events import Events
-from .locks import LockTables
+import attrs
+
+from ...model import UNCONDITIONAL, NewLock, Precondition
+from ...roles import WRITE, Role
+from ...scopes import tenantOf
+from .. import payloads
+from ..interfaces import (
+    Account,
+    EventRecord,
+    Expiration,
+    LimitExceeded,
+    LockRecord,
+    LockTaken,
+    NoSuchObject,
+    ObjectExists,
+    PreconditionFailed,
+    ServiceSummary,
+    StoreError,
+    TokenRecord,
+    UserRecord,
+    ValueRecord,
+)
+from .database import EVENT_TYPES, asBytes, asJson, asText
 from .services import Services
-from .users import Users
-from .values import Values
 
 _C = TypeVar("_C")
 _T = TypeVar("_T")
 
+_TYPE_NAMES = {number: name for name, number in EVENT_TYPES.items()}
 
-class Tables(Services, Values, Events, Users, LockTables):
-    """A connection to the file, and what the operations of a store do through it."""
+_VALUES = "SELECT key, value, position FROM configuration_values"
+_EVENTS = "SELECT position, timestamp, type, payload FROM events"
+_OF_TYPE = f"{_EVENTS} INDEXED BY events_by_type WHERE tenant = ?1 AND type = {{}} AND position >= ?2"
+_PAGE = "ORDER BY position LIMIT ?3"
+_USERS = "SELECT name, tenant, key_hash, role FROM users"
+_END_TOKENS = "DELETE FROM tokens WHERE user = ?"
+_LOCKS = "SELECT name, timeout, holder, nonce, metadata, incarnation, fence, acquired, is_forced FROM locks"
+
+
+def _value(key: str, value: bytes, position: int) -> ValueRecord:
+    return ValueRecord(key, asText(value), position)
+
+
+def _user(name: bytes, tenant: str, keyHash: str, role: str) -> UserRecord:
+    return UserRecord(asText(name), tenant, keyHash, Role(**json.loads(role)))
+
+
+class Tables(Services):
+    """
+    A connection to the file, and what the operations of a store do through it. The methods are the operations of
+    :class:`IStore`, parts of them, or those of many at once.
+    """
+
+    # -- configuration values
+
+    def getValue(self, tenant: str, key: str) -> ValueRecord:
+        row = self._one(f"{_VALUES} WHERE tenant = ? AND key = ?", tenant, key)
+        if row is None:
+            raise NoSuchObject(key)
+        return _value(*row)
+
+    def listValues(self, tenant: str, marker: str | None, count: int, namespace: str | None) -> list[ValueRecord]:
+        start = marker or ""
+        if namespace is None:
+            rows = self._execute(
+                f"{_VALUES} WHERE tenant = ? AND key >= ? ORDER BY key LIMIT ?", (tenant, start, count)
+            )
+        else:
+            # "0" is the character after "/": together they hold what begins with the namespace and a slash.
+            prefix = namespace.rstrip("/")
+            rows = self._execute(
+                f"{_VALUES} WHERE tenant = ?1 AND key = ?2 AND key >= ?3"
+                f" UNION ALL {_VALUES}"
+                " WHERE tenant = ?1 AND key >= max(?3, ?4) AND key < ?5 ORDER BY key LIMIT ?6",
+                (tenant, namespace, start, prefix + "/", prefix + "0", count),
+            )
+        return [_value(*row) for row in rows]
+
+    def setValues(self, sets: Sequence[tuple[str, str, str, int, Precondition]]) -> list[int | StoreError]:
+        """Set values, one after the other. *sets* are the arguments of :meth:`IStore.setValue`."""
+        values = {
+            (tenant, key): (asText(value), position)
+            for tenant, key, value, position in self._select(
+                "SELECT v.tenant, v.key, v.value, v.position FROM {rows} n"
+                " CROSS JOIN configuration_values v ON v.tenant = n.column1 AND v.key = n.column2",
+                list({(tenant, key): None for tenant, key, *_ in sets}),
+            )
+        }
+        counts = self._counts("configuration_values", {tenant for tenant, *_ in sets})
+        outcomes: list[int | StoreError] = []
+        # Of each key the last value only: in which order the rows of a statement come is left to SQLite.
+        changed: dict[tuple[str, str], tuple[str, int]] = {}
+        events, added = [], Counter[str]()
+        now = self._milliseconds()
+        for tenant, key, value, maximum, precondition in sets:
+            oldValue, oldPosition = values.get((tenant, key), (None, None))
+            if not precondition.allows(oldPosition):
+                outcomes.append(PreconditionFailed(oldPosition))
+                continue
+            if oldPosition is None:
+                if counts[tenant] + added[tenant] >= maximum:
+                    outcomes.append(LimitExceeded(maximum))
+                    continue
+                added[tenant] += 1
+            elif oldValue == value:
+                outcomes.append(oldPosition)
+                continue
+            position = self._ids.next()
+            outcomes.append(position)
+            values[tenant, key] = changed[tenant, key] = value, position
+            payload = asJson(payloads.updatedValue(key, oldValue, value))
+            events.append((tenant, position, now, EVENT_TYPES["configuration_value.update"], payload))
+        self._change(
+            "INSERT INTO configuration_values (tenant, key, value, position) SELECT * FROM {rows} WHERE true"
+            " ON CONFLICT (tenant, key) DO UPDATE SET value = excluded.value, position = excluded.position",
+            [(*whose, asBytes(value), position) for whose, (value, position) in changed.items()],
+        )
+        self._count("configuration_values", added)
+        self._addEvents(events)
+        return outcomes
+
+    def removeValue(self, tenant: str, key: str, precondition: Precondition = UNCONDITIONAL) -> None:
+        row = self._one(f"{_VALUES} WHERE tenant = ? AND key = ?", tenant, key)
+        position = None if row is None else row[2]
+        if not precondition.allows(position):
+            raise PreconditionFailed(position)
+        if row is None:
+            raise NoSuchObject(key)
+        self._execute("DELETE FROM configuration_values WHERE tenant = ? AND key = ?", (tenant, key))
+        self._count("configuration_values", {tenant: -1})
+        self._addEvent(tenant, "configuration_value.remove", payloads.removedValue(key, asText(row[1])))
+
+    # -- events
+
+    def listEvents(self, tenant: str, position: int, count: int, types: Collection[str] | None) -> list[EventRecord]:
+        if types is None:
+            rows = self._execute(f"{_EVENTS} WHERE tenant = ?1 AND position >= ?2 {_PAGE}", (tenant, position, count))
+        else:
+            # SQLite merges what it finds by the index, and reads no further than the last row.
+            numbers = sorted(EVENT_TYPES[type] for type in types if type in EVENT_TYPES)
+            statement = " UNION ALL ".join(map(_OF_TYPE.format, numbers)) or _OF_TYPE.format(0)
+            rows = self._execute(f"{statement} {_PAGE}", (tenant, position, count))
+        return [
+            EventRecord(self._ids.idAt(position), timestamp, _TYPE_NAMES[number], json.loads(payload))
+            for position, timestamp, number, payload in rows
+        ]
+
+    def lastEvent(self, tenant: str) -> str | None:
+        (position,) = self._one("SELECT max(position) FROM events WHERE tenant = ?", tenant)
+        return None if position is None else self._ids.idAt(position)
+
+    def hasEvent(self, tenant: str, id: str) -> bool:
+        position = self._ids.owned(id)
+        return self._one("SELECT 1 FROM events WHERE tenant = ? AND position = ?", tenant, position) is not None
+
+    def tenants(self) -> list[str]:
+        """All tenants that have ever had an event."""
+        return [tenant for (tenant,) in self._execute("SELECT tenant FROM tenants")]
+
+    def dropEvents(self, tenant: str, before: int, count: int) -> int:
+        """Drop a tenant's oldest events, *count* at most, before a position. Returns how many there were."""
+        return self._execute(
+            "DELETE FROM events WHERE tenant = ?1 AND position IN"
+            " (SELECT position FROM events WHERE tenant = ?1 AND position < ?2 ORDER BY position LIMIT ?3)",
+            (tenant, before, count),
+        ).rowcount
+
+    # -- accounts, users and auth tokens
+
+    def findAccount(self, tenant: str) -> Account | None:
+        row = self._one("SELECT created FROM tenants WHERE tenant = ? AND created IS NOT NULL", tenant)
+        return None if row is None else Account(tenant, row[0])
+
+    def makeAccount(self, tenant: str) -> Account:
+        """The account, which is created if it does not exist."""
+        self._execute(
+            "INSERT INTO tenants (tenant, created) VALUES (?, ?)"
+            " ON CONFLICT (tenant) DO UPDATE SET created = coalesce(created, excluded.created)",
+            (tenant, self._milliseconds()),
+        )
+        account = self.findAccount(tenant)
+        assert account is not None
+        return account
+
+    def addUser(self, name: str, keyHash: str, tenant: str | None, role: Role = WRITE) -> UserRecord:
+        if self._one("SELECT 1 FROM users WHERE name = ?", asBytes(name)):
+            raise ObjectExists(name)
+        if tenant is None:
+            taken = {row[0] for row in self._execute("SELECT tenant FROM users UNION SELECT tenant FROM tenants")}
+            tenant = next(number for number in map(str, naturals(1)) if number not in taken)
+        self._execute(
+            "INSERT INTO users (name, tenant, key_hash, role) VALUES (?, ?, ?, ?)",
+            (asBytes(name), tenant, keyHash, asJson(role.asJson())),
+        )
+        return UserRecord(name, tenant, keyHash, role)
+
+    def replaceUserKey(self, name: str, keyHash: str) -> UserRecord:
+        user = attrs.evolve(self.getUser(name), keyHash=keyHash)
+        self._execute("UPDATE users SET key_hash = ? WHERE name = ?", (keyHash, asBytes(name)))
+        self._execute(_END_TOKENS, (asBytes(name),))
+        return user
+
+    def changeRole(self, name: str, role: Role) -> UserRecord:
+        user = attrs.evolve(self.getUser(name), role=role)
+        self._execute("UPDATE users SET role = ? WHERE name = ?", (asJson(role.asJson()), asBytes(name)))
+        return user
+
+    def removeUser(self, name: str) -> None:
+        self.getUser(name)
+        self._execute("DELETE FROM users WHERE name = ?", (asBytes(name),))
+        self._execute(_END_TOKENS, (asBytes(name),))
+
+    def getUser(self, name: str) -> UserRecord:
+        row = self._one(f"{_USERS} WHERE name = ?", asBytes(name))
+        if row is None:
+            raise NoSuchObject(name)
+        return _user(*row)
+
+    def listUsers(self) -> list[UserRecord]:
+        return [_user(*row) for row in self._execute(f"{_USERS} ORDER BY name")]
+
+    def addToken(self, token: TokenRecord) -> None:
+        self._execute("DELETE FROM tokens WHERE expires <= ?", (self._wallClock(),))
+        self._execute(
+            "INSERT OR REPLACE INTO tokens (hash, user, tenant, expires) VALUES (?, ?, ?, ?)",
+            (token.tokenHash, asBytes(token.user), token.tenant, token.expires),
+        )
+
+    def getToken(self, tokenHash: str) -> tuple[TokenRecord, UserRecord]:
+        row = self._one(
+            "SELECT tokens.tenant, expires, name, users.tenant, key_hash, role FROM tokens"
+            " JOIN users ON name = user WHERE hash = ?",
+            tokenHash,
+        )
+        if row is None:
+            raise NoSuchObject("token")
+        user = _user(*row[2:])
+        return TokenRecord(tokenHash, user.name, *row[:2]), user
+
+    def removeToken(self, tokenHash: str) -> bool:
+        return self._execute("DELETE FROM tokens WHERE hash = ?", (tokenHash,)).rowcount > 0
+
+    # -- locks
+
+    def acquireLock(self, tenant: str, lock: NewLock, maximum: int, now: int, fence: int) -> LockRecord:
+        held = self._findLock(tenant, lock.name)
+        if held is not None:
+            raise LockTaken(held)
+        count, last = self._one("SELECT locks, last_fence FROM tenants WHERE tenant = ?", tenant) or (0, 0)
+        if count >= maximum:
+            raise LimitExceeded(maximum)
+        fence = max(last + 1, fence)
+        self._execute(
+            "INSERT INTO tenants (tenant, locks, last_fence) VALUES (?, 1, ?)"
+            " ON CONFLICT (tenant) DO UPDATE SET locks = locks + 1, last_fence = excluded.last_fence",
+            (tenant, fence),
+        )
+        position = self._ids.next()
+        record = LockRecord.of(lock, self._ids.idAt(position), fence, now)
+        given = tenant, lock.name, lock.timeout, asBytes(lock.holder), lock.nonce, asJson(lock.metadata)
+        self._execute(
+            "INSERT INTO locks (tenant, name, timeout, holder, nonce, metadata, incarnation, fence, acquired)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*given, position, fence, now),
+        )
+        self._addEvents([(tenant, position, self._milliseconds(), EVENT_TYPES["lock.acquire"], asJson(record.shown()))])
+        return record
+
+    def _lock(self, row: Sequence[Any]) -> LockRecord:
+        name, timeout, holder, nonce, metadata, position, fence, acquired, isForced = row
+        new = NewLock(name, timeout, asText(holder), nonce, json.loads(metadata))
+        return attrs.evolve(LockRecord.of(new, self._ids.idAt(position), fence, acquired), isForced=bool(isForced))
+
+    def _findLock(self, tenant: str, name: str) -> LockRecord | None:
+        row = self._one(f"{_LOCKS} WHERE tenant = ? AND name = ?", tenant, name)
+        return None if row is None else self._lock(row)
+
+    def getLock(self, tenant: str, name: str, incarnation: str | None = None) -> LockRecord:
+        record = self._findLock(tenant, name)
+        if record is None or incarnation not in (None, record.incarnation):
+            raise NoSuchObject(name)
+        return record
+
+    def listLocks(self, tenant: str, marker: str | None, count: int, hidden: Collection[str]) -> list[LockRecord]:
+        rows = self._execute(f"{_LOCKS} WHERE tenant = ? AND name >= ? ORDER BY name", (tenant, marker or ""))
+        return list(islice((lock for lock in map(self._lock, rows) if lock.incarnation not in hidden), count))
+
+    def forceLock(self, tenant: str, name: str, incarnation: str) -> LockRecord:
+        record = self.getLock(tenant, name, incarnation)
+        self._execute("UPDATE locks SET is_forced = 1 WHERE tenant = ? AND name = ?", (tenant, name))
+        return attrs.evolve(record, isForced=True)
+
+    def _removeLock(self, tenant: str, name: str, incarnation: str) -> LockRecord:
+        record = self.getLock(tenant, name, incarnation)
+        self._execute("DELETE FROM locks WHERE tenant = ? AND name = ?", (tenant, name))
+        self._count("locks", {tenant: -1})
+        return record
+
+    def releaseLock(self, tenant: str, name: str, incarnation: str, isForced: bool) -> None:
+        record = self._removeLock(tenant, name, incarnation)
+        self._addEvent(tenant, "lock.release", attrs.evolve(record, isForced=isForced).ended())
+
+    def expireLocks(self, expirations: Sequence[Expiration]) -> None:
+        for each in expirations:
+            tenant = tenantOf(each.tenant)
+            with suppress(NoSuchObject):
+                record = self._removeLock(tenant, each.id, each.incarnation)
+                self._addEvent(tenant, "lock.expire", record.ended(), each.timestamp)
+
+    def allLocks(self) -> list[ServiceSummary]:
+        rows = self._execute(_LOCKS.replace("SELECT", "SELECT tenant,"))
+        return [self._lock(row[1:]).summary(row[0]) for row in rows]
 
 
 #: Makes many changes of one kind, each described by a value; returns what became of each.
