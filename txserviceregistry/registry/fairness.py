@@ -10,8 +10,8 @@ is the level's virtual time, which is lower than the tags of nearly all parties 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from heapq import heapify, heappop, heappush
+from collections.abc import Hashable, Sequence
+from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count
 from typing import Generic, TypeAlias, TypeVar
 
@@ -39,10 +39,6 @@ class Origin:
     isKnown: bool = False
 
 
-def _always(path: _Path) -> bool:
-    return True
-
-
 class FairQueue(Generic[_T]):
     """
     A queue that serves parties in turn, however many items each of them has in it.
@@ -54,19 +50,15 @@ class FairQueue(Generic[_T]):
 
     def __init__(self) -> None:
         self._count = 0
-        self._reset()
-
-    def _reset(self) -> None:
         # Of the last level.
         self._items: deque[_T] = deque()
-        self._now = 0.0
-        # The work done for each party that has had more than the virtual time.
-        self._ends: dict[Hashable, float] = {}
-        self._pruneAt = 64
-        # The parties with items, by start tag; and what each of them has in the queue.
+        # Of the other levels: what each party has in the queue, the work done for parties, and the parties in the queue
+        # by start tag.
+        self._parties: dict[Hashable, FairQueue[_T]] = {}
+        self._work: dict[Hashable, float] = {}
         self._heap: list[tuple[float, int, Hashable]] = []
         self._order = count()
-        self._waiting: dict[Hashable, FairQueue[_T]] = {}
+        self._now = 0.0
 
     def __len__(self) -> int:
         return self._count
@@ -77,84 +69,60 @@ class FairQueue(Generic[_T]):
             self._items.append(item)
             return
         party = path[0]
-        if party not in self._waiting:
-            self._waiting[party] = FairQueue()
-            self._push(party, max(self._now, self._ends.get(party, 0.0)))
-        self._waiting[party].add(path[1:], item)
+        if party not in self._parties:
+            self._parties[party] = FairQueue()
+            heappush(self._heap, (max(self._now, self._tag(party)), next(self._order), party))
+        self._parties[party].add(path[1:], item)
 
-    def pop(self, mayGo: Callable[[_Path], bool] = _always) -> tuple[_Path, _T] | None:
-        """
-        Remove the item that is served next.
-
-        :param mayGo: whether items whose paths begin with the given one may be taken now.
-        :return: the item with its path; ``None`` if no item may be taken.
-        """
-        return self._take((), mayGo, last=False)
-
-    def dropLast(self) -> tuple[_Path, _T] | None:
-        """Remove the item that would be served last; ``None`` if the queue is empty."""
-        return self._take((), _always, last=True)
-
-    def _take(
-        self, above: tuple[Hashable, ...], mayGo: Callable[[_Path], bool], *, last: bool
-    ) -> tuple[_Path, _T] | None:
-        taken: tuple[_Path, _T] | None = None
+    def pop(self) -> tuple[_Path, _T]:
+        """Remove the item that is served next, which must be there; returns it with its path."""
+        self._count -= 1
         if self._items:
-            taken = above, self._items.pop() if last else self._items.popleft()
-        kept = []
-        while self._heap and taken is None:
-            entry = self._popLast() if last else self._popFirst()
-            path = (*above, entry[2])
-            inside = self._waiting[entry[2]]
-            if mayGo(path):
-                taken = inside._take(path, mayGo, last=last)
-            if inside:
-                kept.append(entry)
-            else:
-                del self._waiting[entry[2]]
-            if taken is not None and not last:
-                self._now = max(self._now, entry[0])
-        for entry in kept:
-            heappush(self._heap, entry)
-        if taken is not None:
-            self._count -= 1
-            if not self._count:
-                # With an empty queue there is no order to keep. This also forgets clients that are gone.
-                self._reset()
-        return taken
+            return (), self._items.popleft()
+        tag, _, party = self._heap[0]
+        # A tag that is out of date is corrected here, because doing so at each charge costs more.
+        while tag < self._tag(party):
+            heapreplace(self._heap, (self._tag(party), next(self._order), party))
+            tag, _, party = self._heap[0]
+        self._now = max(self._now, tag)
+        path, item = self._parties[party].pop()
+        if not self._parties[party]:
+            heappop(self._heap)
+            del self._parties[party]
+        if not self._count:
+            # With an empty queue there is no order to keep. This also forgets clients that are gone.
+            self._work.clear()
+        return (party, *path), item
+
+    def dropLast(self) -> _T:
+        """Remove the last item of the party for which most work has been done, or else of the one that came last."""
+        self._count -= 1
+        if self._items:
+            return self._items.pop()
+        party = max(reversed(self._parties), key=self._tag)
+        item = self._parties[party].dropLast()
+        if not self._parties[party]:
+            del self._parties[party]
+            self._heap = [entry for entry in self._heap if entry[2] != party]
+            heapify(self._heap)
+        return item
 
     def charge(self, path: _Path, cost: float) -> None:
         """Account for work done for *path*, whether or not it was for an item of this queue."""
         if not (path and self._count and cost > 0):
             return
         party = path[0]
-        self._ends[party] = max(self._now, self._ends.get(party, 0.0)) + cost
+        self._work[party] = max(self._now, self._tag(party)) + cost
         # The virtual time also advances for parties that wait: otherwise a party that has been served would wait as
         # long as new ones arrive. It advances half as fast as each of them is served, so that the party that has had
         # the least keeps its lead until its turn.
-        self._now += cost / (2 * (len(self._waiting) + 1))
-        if party in self._waiting:
-            self._waiting[party].charge(path[1:], cost)
-        if len(self._ends) > self._pruneAt:
-            self._ends = {name: end for name, end in self._ends.items() if end > self._now}
-            if len(self._ends) > REMEMBERED_PARTIES:
-                self._ends.clear()
-            self._pruneAt = 2 * len(self._ends) + 64
+        self._now += cost / (2 * (len(self._parties) + 1))
+        if party in self._parties:
+            self._parties[party].charge(path[1:], cost)
+        if len(self._work) > REMEMBERED_PARTIES:
+            self._work = {name: work for name, work in self._work.items() if work > self._now}
+            if len(self._work) > REMEMBERED_PARTIES:
+                self._work.clear()
 
-    def _popFirst(self) -> tuple[float, int, Hashable]:
-        while True:
-            entry = heappop(self._heap)
-            # The tag may be out of date: it is corrected here, because doing so at each charge costs more.
-            end = self._ends.get(entry[2], 0.0)
-            if end <= entry[0]:
-                return entry
-            self._push(entry[2], end)
-
-    def _popLast(self) -> tuple[float, int, Hashable]:
-        entry = max(self._heap)
-        self._heap.remove(entry)
-        heapify(self._heap)
-        return entry
-
-    def _push(self, party: Hashable, tag: float) -> None:
-        heappush(self._heap, (tag, next(self._order), party))
+    def _tag(self, party: Hashable) -> float:
+        return self._work.get(party, 0.0)

@@ -60,8 +60,6 @@ DRAIN_SECONDS = 1.0
 END_SECONDS = 4.0
 #: Seconds between two attempts to open a shared store.
 RETRY = 0.5
-# As many API keys as are checked at a time. Each thread that has hashed one keeps 16 MiB.
-_KEY_THREADS = 2
 
 
 class StartFailed(Exception):
@@ -219,7 +217,7 @@ class RegistryService(Service):
         await self._untilAvailable(store, store.open)
         if ISharedStore.providedBy(store):
             isNew = store.isNew
-        threads = DaemonThreadPool(0, _KEY_THREADS, name="API keys")
+        threads = DaemonThreadPool(0, 1, name="API key")
         threads.start()
         self._endings.append(("the threads for API keys", threads.stop))
         identity = Identity(

@@ -74,8 +74,9 @@ class AdmissionQueue:
 
     def stop(self) -> None:
         """All connections are gone: end what waits for them, and leave nothing on the reactor."""
-        while (served := self._queue.pop()) is not None:
-            served[1]()
+        while self._queue:
+            _, go = self._queue.pop()
+            go()
         # The time already used still counts for the next clients.
         if self._next is not None:
             self._next.cancel()
@@ -109,9 +110,8 @@ class AdmissionQueue:
             for _ in range(len(self._queue)):
                 if self._spent >= self.SECONDS:
                     break
-                served = self._queue.pop()
-                assert served is not None
-                served[1]()
+                _, go = self._queue.pop()
+                go()
         finally:
             self._isServing = False
         if self.isBusy:

@@ -3,9 +3,9 @@ API keys: how they are stored, and how they are checked.
 
 Only the scrypt hash of a key is stored. Each key of a user, valid or wrong, is checked with scrypt once, a valid one
 again after ten minutes; in between it is recognised in memory. A key of an unknown user is not checked, but the
-response takes as long. The response to each further wrong key for one name is delayed longer. Checks run one at a time
-for each user name, in an order that is fair to addresses, names and connections
-(:mod:`~txserviceregistry.registry.fairness`).
+response takes as long. The response to each further wrong key for one name is delayed longer. Checks run one at a time,
+so that a flood takes no more than one processor, in an order that is fair to addresses, names and connections
+(:mod:`~txserviceregistry.registry.fairness`); half of them are for addresses at which a client has authenticated.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ import hashlib
 import hmac
 import os
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
 
-from ...util.concurrency import BoundedCache, SingleFlight
+from ...util.concurrency import BoundedCache, SingleFlight, Waiters
 from ...util.deferred import returnsDeferred
 from ..fairness import FairQueue, Origin
 from ..statistics import IdentityStatistics
@@ -36,7 +35,6 @@ SCRYPT_COST = 2**14
 _SCRYPT_BLOCK = 8
 _SCRYPT_LANES = 1
 _SALT_BYTES = 16
-_HASH_BYTES = 32
 
 #: How many checks may wait for their turn.
 _CHECKS_WAITING = 500
@@ -68,7 +66,9 @@ def newKey(randomBytes: Callable[[int], bytes] = os.urandom) -> str:
 def hashKey(key: str, *, cost: int = SCRYPT_COST, randomBytes: Callable[[int], bytes] = os.urandom) -> str:
     """The hash of an API key as it is stored: ``scrypt$<n>$<r>$<p>$<salt>$<hash>``. It takes long on purpose."""
     salt = randomBytes(_SALT_BYTES)
-    return _keyHash(cost, salt, _scrypt(key, salt, cost, _SCRYPT_BLOCK, _SCRYPT_LANES))
+    digest = _scrypt(key, salt, cost, _SCRYPT_BLOCK, _SCRYPT_LANES)
+    encoded = [base64.b64encode(part).decode("ascii") for part in (salt, digest)]
+    return "$".join(["scrypt", str(cost), str(_SCRYPT_BLOCK), str(_SCRYPT_LANES), *encoded])
 
 
 def keyMatches(key: str, keyHash: str) -> bool:
@@ -78,15 +78,10 @@ def keyMatches(key: str, keyHash: str) -> bool:
     return hmac.compare_digest(found, base64.b64decode(digest))
 
 
-def _keyHash(cost: int, salt: bytes, digest: bytes) -> str:
-    parts = ["scrypt", str(cost), str(_SCRYPT_BLOCK), str(_SCRYPT_LANES)]
-    return "$".join(parts + [base64.b64encode(part).decode("ascii") for part in (salt, digest)])
-
-
 def _scrypt(key: str, salt: bytes, cost: int, block: int, lanes: int) -> bytes:
     # How much memory OpenSSL may take: 128 * n * r, and a little for itself.
     memory = 128 * block * (cost + lanes + 2) + 2**20
-    return hashlib.scrypt(_encode(key), salt=salt, n=cost, r=block, p=lanes, maxmem=memory, dklen=_HASH_BYTES)
+    return hashlib.scrypt(_encode(key), salt=salt, n=cost, r=block, p=lanes, maxmem=memory, dklen=32)
 
 
 def _encode(text: str) -> bytes:
@@ -94,133 +89,18 @@ def _encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-@attrs.define(eq=False)
-class _Check(Generic[_T]):
-    """A check that waits; see :meth:`_Lanes.run`."""
+@attrs.frozen(eq=False)
+class _Check:
+    """A check that waits; if *isVain*, its result is known to be false, and only its duration matters."""
 
-    name: str
-    origin: Origin
-    work: Callable[[], _T]
+    work: Callable[[], bool]
     isVain: bool
-    hasBegun: bool = False
-    done: Deferred[_T | None] = attrs.field(factory=Deferred)
-
-
-class _Delays:
-    """Delays of responses, which end early when they are stopped or cancelled."""
-
-    def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
-        self._pending: set[Deferred[None]] = set()
-        self._isStopped = False
-
-    def wait(self, seconds: float) -> Deferred[None]:
-        if not seconds or self._isStopped:
-            return succeed(None)
-        delay: Deferred[None] = deferLater(self._clock, seconds)
-        self._pending.add(delay)
-        return delay.addBoth(lambda _: self._pending.discard(delay))
-
-    def stop(self) -> None:
-        self._isStopped = True
-        for delay in list(self._pending):
-            delay.cancel()
-
-
-@attrs.define(eq=False)
-class _Lanes:
-    """
-    Runs checks in two lanes. One is for all addresses, unknown ones first; the other is for known addresses only. So a
-    flood takes no more than one processor, and leaves a lane to clients at addresses that have authenticated before.
-
-    :param delays: for responses without a check.
-    """
-
-    _clock: IReactorTime
-    _hasher: Hasher
-    _randomBytes: Callable[[int], bytes]
-    _delays: _Delays
-    _statistics: IdentityStatistics
-    # The waiting checks, by whether their addresses are known, and the names of the running ones.
-    _queues: dict[bool, FairQueue[_Check[Any]]] = attrs.field(init=False)
-    _running: set[str] = attrs.field(init=False, factory=set)
-    _isFree: dict[bool, bool] = attrs.field(init=False, factory=lambda: {False: True, True: True})
-    _took: deque[float] = attrs.field(init=False, factory=lambda: deque(maxlen=_DURATIONS))
-    _isServing: bool = attrs.field(init=False, default=False)
-
-    @_queues.default
-    def _emptyQueues(self) -> dict[bool, FairQueue[_Check[Any]]]:
-        return {False: FairQueue(), True: FairQueue()}
-
-    def run(self, name: str, origin: Origin, work: Callable[[], _T], isVain: bool) -> Deferred[_T | None]:
-        """
-        :param name: the user name; checks of one name run one after the other.
-        :param work: is run by the hasher.
-        :param isVain: whether to wait for the duration of a check instead, once a duration is known.
-        :return: fires with the result of *work*, or with ``None`` if it was not run; fails with :exc:`Overloaded` if
-            too many checks wait and this is the one that would be served last.
-        """
-        check: _Check[_T] = _Check(name, origin, work, isVain)
-        self._queues[origin.isKnown].add((origin.peer, name, origin.connection), check)
-        self._serve()
-        if not check.hasBegun:
-            self._statistics.waited += 1
-        if sum(map(len, self._queues.values())) > _CHECKS_WAITING:
-            last = self._queues[False].dropLast() or self._queues[True].dropLast()
-            assert last is not None
-            self._statistics.overloaded += 1
-            last[1].done.errback(Overloaded())
-        return check.done
-
-    def _mayGo(self, path: Sequence[Hashable]) -> bool:
-        return len(path) != 2 or path[1] not in self._running
-
-    def _serve(self) -> None:
-        # A check that ends at once calls this again. A loop, because hundreds of such checks would overflow the stack.
-        if self._isServing:
-            return
-        self._isServing = True
-        try:
-            while (found := self._next()) is not None:
-                self._begin(*found)
-        finally:
-            self._isServing = False
-
-    def _next(self) -> tuple[bool, _Check[Any]] | None:
-        """The lane and the check that are next."""
-        for lane, isKnown in ((False, False), (False, True), (True, True)):
-            found = self._queues[isKnown].pop(self._mayGo) if self._isFree[lane] else None
-            if found is not None:
-                path, check = found
-                self._queues[isKnown].charge(path, 1)
-                return lane, check
-        return None
-
-    def _begin(self, lane: bool, check: _Check[Any]) -> None:
-        check.hasBegun = True
-        self._running.add(check.name)
-        began = self._clock.seconds()
-        isRun = not (check.isVain and self._took)
-        if isRun:
-            self._isFree[lane] = False
-            work = self._hasher(check.work)
-        else:
-            work = self._delays.wait(self._took[self._randomBytes(1)[0] % len(self._took)])
-
-        def ended(outcome: Any) -> None:
-            if isRun:
-                self._took.append(self._clock.seconds() - began)
-                self._isFree[lane] = True
-            self._running.discard(check.name)
-            check.done.callback(outcome)
-            self._serve()
-
-        work.addBoth(ended)
+    done: Deferred[bool] = attrs.field(factory=Deferred)
 
 
 @attrs.define(eq=False, repr=False, slots=False)
 class KeyChecks:
-    """Hashes API keys and checks them, a few at a time. See :class:`Identity` for the parameters."""
+    """Hashes API keys and checks them. See :class:`Identity` for the parameters."""
 
     _clock: IReactorTime
     _hasher: Hasher
@@ -229,21 +109,24 @@ class KeyChecks:
     _statistics: IdentityStatistics
     # Which stored hash a name and key were found to match, and when, and which not to match, by a digest that means
     # nothing outside this process. In two tables, so that no number of wrong keys drives a right one out.
-    _known: BoundedCache[bytes, tuple[str, float]] = attrs.field(init=False, factory=BoundedCache)
+    _right: BoundedCache[bytes, tuple[str, float]] = attrs.field(init=False, factory=BoundedCache)
     _wrong: BoundedCache[bytes, str] = attrs.field(init=False, factory=BoundedCache)
-    _checking: SingleFlight[tuple[bytes, str], bool] = attrs.field(init=False, factory=SingleFlight)
+    # How many wrong keys there were for a name, and when the last one came.
     _failures: BoundedCache[bytes, tuple[int, float]] = attrs.field(init=False, factory=BoundedCache)
+    _checking: SingleFlight[tuple[bytes, str | None], bool] = attrs.field(init=False, factory=SingleFlight)
+    _queue: FairQueue[_Check] = attrs.field(init=False, factory=FairQueue)
+    _isBusy: bool = attrs.field(init=False, default=False)
+    _durations: deque[float] = attrs.field(init=False, factory=lambda: deque(maxlen=_DURATIONS))
+    _delays: Waiters[None] = attrs.field(init=False, factory=Waiters)
+    _isStopped: bool = attrs.field(init=False, default=False)
 
     def __attrs_post_init__(self) -> None:
         self._digestKey = self._randomBytes(32)
-        self._delays = _Delays(self._clock)
-        self._lanes = _Lanes(self._clock, self._hasher, self._randomBytes, self._delays, self._statistics)
-        # The key of an unknown user is checked against this until the duration of a check is known.
-        self._decoy = _keyHash(self._cost, self._randomBytes(_SALT_BYTES), self._randomBytes(_HASH_BYTES))
 
     def stop(self) -> None:
         """End the delays of responses to wrong keys, and leave nothing on the reactor."""
-        self._delays.stop()
+        self._isStopped = True
+        self._delays.fire(None)
 
     def hash(self, key: str) -> Deferred[str]:
         """:return: fires with the hash of a key, for :meth:`check`."""
@@ -251,11 +134,8 @@ class KeyChecks:
 
     def knows(self, username: str, apiKey: str, keyHash: str) -> bool:
         """Whether a key was found to be right before, so that :meth:`check` takes no time."""
-        return self._isKnown(self._digest(username, apiKey), keyHash)
-
-    def _isKnown(self, digest: bytes, keyHash: str | None) -> bool:
-        known, checked = self._known.get(digest, (None, 0.0))
-        return known is not None and known == keyHash and self._clock.seconds() - checked < KNOWN_SECONDS
+        known, checked = self._right.get(self._digest(username, apiKey), (None, 0.0))
+        return known == keyHash and self._clock.seconds() - checked < KNOWN_SECONDS
 
     async def check(self, username: str, apiKey: str, keyHash: str | None, origin: Origin) -> bool:
         """
@@ -266,33 +146,68 @@ class KeyChecks:
         :param origin: the origin of the request.
         :raises Overloaded: if too many keys wait to be checked already.
         """
-        digest = self._digest(username, apiKey)
-        if self._isKnown(digest, keyHash):
+        if keyHash is not None and self.knows(username, apiKey, keyHash):
             return True
         # A thousand clients that come back after a restart of the registry have one key to check.
-        key = digest, keyHash or self._decoy
-        if await self._checking.do(key, lambda: self._check(username, apiKey, keyHash, digest, origin)):
-            return True
-        await self._penalty(username)
-        return False
+        key = self._digest(username, apiKey), keyHash
+        isRight = await self._checking.do(key, lambda: self._check(username, apiKey, keyHash, origin))
+        if not isRight:
+            await self._penalty(username)
+        return isRight
 
     @returnsDeferred
-    async def _check(self, username: str, apiKey: str, keyHash: str | None, digest: bytes, origin: Origin) -> bool:
+    async def _check(self, username: str, apiKey: str, keyHash: str | None, origin: Origin) -> bool:
         """Check a key. How long this takes does not disclose why a key is wrong."""
-        isWrong = keyHash is None or self._wrong.get(digest) == keyHash
-        work = partial(keyMatches, apiKey, keyHash or self._decoy)
-        right = bool(await self._lanes.run(username, origin, work, isWrong)) and not isWrong
-        if keyHash is not None and right:
-            self._known.put(digest, (keyHash, self._clock.seconds()))
-        elif keyHash is not None:
+        digest, path = self._digest(username, apiKey), (origin.isKnown, origin.peer, username, origin.connection)
+        if keyHash is None:
+            return await self._inTurn(path, _Check(partial(self._hashInVain, apiKey), isVain=True))
+        check = _Check(partial(keyMatches, apiKey, keyHash), isVain=self._wrong.get(digest) == keyHash)
+        isRight = await self._inTurn(path, check)
+        if isRight:
+            self._right.put(digest, (keyHash, self._clock.seconds()))
+        else:
             self._wrong.put(digest, keyHash)
-        return right
+        return isRight
+
+    def _hashInVain(self, apiKey: str) -> bool:
+        hashKey(apiKey, cost=self._cost)
+        return False
 
     def _digest(self, username: str, apiKey: str) -> bytes:
         name = _encode(username)
         digest = hashlib.blake2b(len(name).to_bytes(8, "big") + name, key=self._digestKey, digest_size=32)
         digest.update(_encode(apiKey))
         return digest.digest()
+
+    def _inTurn(self, path: tuple[bool, str, str, int], check: _Check) -> Deferred[bool]:
+        self._queue.add(path, check)
+        if not self._isBusy:
+            Deferred.fromCoroutine(self._workThrough())
+            return check.done
+        self._statistics.waited += 1
+        if len(self._queue) > _CHECKS_WAITING:
+            self._statistics.overloaded += 1
+            self._queue.dropLast().done.errback(Overloaded())
+        return check.done
+
+    async def _workThrough(self) -> None:
+        self._isBusy = True
+        while self._queue:
+            path, check = self._queue.pop()
+            self._queue.charge(path, 1)
+            if check.isVain and self._durations:
+                duration = self._durations[self._randomBytes(1)[0] % len(self._durations)]
+                self._delay(duration).addCallback(lambda _: False).chainDeferred(check.done)
+                continue
+            began = self._clock.seconds()
+            try:
+                isRight = await self._hasher(check.work)
+            except Exception:
+                check.done.errback()
+            else:
+                self._durations.append(self._clock.seconds() - began)
+                check.done.callback(isRight)
+        self._isBusy = False
 
     async def _penalty(self, username: str) -> None:
         name = self._digest(username, "")
@@ -301,4 +216,10 @@ class KeyChecks:
         count = count + 1 if now - last < _FAILURES_FORGOTTEN else 1
         self._failures.put(name, (count, now))
         if count > 1:
-            await self._delays.wait(min(_FIRST_WAIT * 2.0 ** min(count - 2, 10), _LONGEST_WAIT))
+            await self._delay(min(_FIRST_WAIT * 2.0 ** min(count - 2, 10), _LONGEST_WAIT))
+
+    def _delay(self, seconds: float) -> Deferred[None]:
+        """Fires after some time, or when this is stopped."""
+        if self._isStopped or not seconds:
+            return succeed(None)
+        return self._delays.wait().addTimeout(seconds, self._clock, lambda *_: None)

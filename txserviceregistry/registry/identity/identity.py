@@ -95,7 +95,7 @@ async def _found(result: Awaitable[_T]) -> _T | None:
 @attrs.define(eq=False, repr=False, slots=False)
 class Identity:
     """
-    Users, API keys and auth tokens.
+    Users, API keys and auth tokens. Methods that name a user may fail with :class:`NoSuchObject`.
 
     A user who authenticates again gets the same token, as long as more than nine tenths of its lifetime are left and it
     has not been ended: one old client authenticates before every request, and neither tokens nor writes may pile up.
@@ -107,7 +107,6 @@ class Identity:
     :param hasher: runs a function of no arguments that takes long, away from the reactor's thread.
     :param cost: scrypt's *n* for keys that are hashed from now on: a power of two.
     :param randomBytes: a source of so many random bytes, good enough for secrets.
-    :ivar statistics: counts of authentications.
     """
 
     _store: IStore
@@ -155,41 +154,54 @@ class Identity:
     async def rotate(self, name: str, key: str | None = None) -> tuple[UserRecord, str]:
         """
         Give a user another API key, a random one if it is not given. The old one and the user's auth tokens end. Fires
-        with the user and the key; fails with :class:`NoSuchObject`.
+        with the user and the key.
         """
         if key is None:
             key = newKey(self._randomBytes)
         user = await self._store.replaceUserKey(name, await self._keys.hash(key))
-        self._forgetUser(name)
+        self._forget(name)
         self._users.learn(name, user)
         return user, key
 
     @returnsDeferred
     async def changeRole(self, name: str, role: Role) -> UserRecord:
-        """Give a user another role. Fires with the user; fails with :class:`NoSuchObject` if there is none."""
+        """Give a user another role. Fires with the user."""
         user = await self._store.changeRole(name, role)
-        self._forgetRecords(name)
+        self._forget(name)
         return user
 
     @returnsDeferred
     async def removeUser(self, name: str) -> None:
-        """Remove a user and all auth tokens of the user, not the tenant's objects; may fail with NoSuchObject."""
+        """Remove a user and all auth tokens of the user, not the tenant's objects."""
         await self._store.removeUser(name)
-        self._forgetUser(name)
+        self._forget(name)
 
     def listUsers(self) -> Deferred[list[UserRecord]]:
         """All users by name."""
         return self._store.listUsers()
 
-    # -- tokens
-
     @returnsDeferred
-    async def authenticate(self, username: str, apiKey: str, origin: Origin = Origin()) -> IssuedToken:  # noqa: B008 (it is immutable)
-        """Give a user an auth token; fails as :meth:`verify` does."""
-        user = await self.verify(username, apiKey, origin)
-        return await self._issuing.do(user.name, lambda: self._tokenFor(user))
+    async def purgeAll(self) -> None:
+        """
+        End all auth tokens of all users. Must not be called while another process changes keys: a key that is changed
+        in the same moment may be changed back.
+        """
+        for user in await self._store.listUsers():
+            # The store ends a user's tokens together with the key; this is the key that the user has.
+            await self._store.replaceUserKey(user.name, user.keyHash)
+            self._forget(user.name)
 
-    async def verify(self, username: str, apiKey: str, origin: Origin = Origin()) -> UserRecord:  # noqa: B008 (as above)
+    def _forget(self, name: str) -> None:
+        """Ask the store for a user and the user's tokens the next time."""
+        self._issued.drop(name)
+        self._users.forget(name)
+        for tokenHash, (record, _) in self._tokens.items():
+            if record.user == name:
+                self._tokens.forget(tokenHash)
+
+    # -- API keys
+
+    async def verify(self, username: str, apiKey: str, origin: Origin = Origin()) -> UserRecord:  # noqa: B008 (it is immutable)
         """
         The user with these credentials. It takes a while when they are wrong, and longer with each time.
 
@@ -208,20 +220,26 @@ class Identity:
             raise InvalidCredentials()
         return user
 
-    def knownUser(self, token: str) -> UserRecord | None:
-        """The user of an auth token, if it is valid and was looked up within the last second."""
-        known = self._tokens.recent(_tokenHash(token))
-        return None if known is None or known[0].expires <= self._wallClock() else known[1]
-
     def remembers(self, username: str, apiKey: str) -> bool:
         """Whether a key was right when the store was last asked, which proves nothing about now."""
         user = self._users.last(username)
         return user is not None and self._keys.knows(username, apiKey, user.keyHash)
 
+    # -- tokens
+
+    @returnsDeferred
+    async def authenticate(self, username: str, apiKey: str, origin: Origin = Origin()) -> IssuedToken:  # noqa: B008 (as above)
+        """Give a user an auth token; fails as :meth:`verify` does."""
+        user = await self.verify(username, apiKey, origin)
+        return await self._issuing.do(user.name, lambda: self._tokenFor(user))
+
+    def knownUser(self, token: str) -> UserRecord | None:
+        """The user of an auth token, if it is valid and was looked up within the last second."""
+        return self._userIn(self._tokens.recent(_tokenHash(token)))
+
     def isFamiliar(self, token: str) -> bool:
         """Whether an auth token was valid when the store was last asked, however long ago; it may have ended since."""
-        known = self._tokens.last(_tokenHash(token))
-        return known is not None and known[0].expires > self._wallClock()
+        return self._userIn(self._tokens.last(_tokenHash(token))) is not None
 
     def userOf(self, token: str) -> Deferred[UserRecord]:
         """
@@ -238,17 +256,14 @@ class Identity:
         return self._asking.do(tokenHash, lambda: self._userOf(tokenHash))
 
     @returnsDeferred
-    async def purgeAll(self) -> None:
-        """
-        End all auth tokens of all users. Must not be called while another process changes keys: a key that is changed
-        in the same moment may be changed back.
-        """
-        for user in await self._store.listUsers():
-            # The store ends a user's tokens together with the key; this is the key that the user has.
-            await self._store.replaceUserKey(user.name, user.keyHash)
-            self._forgetUser(user.name)
+    async def _userOf(self, tokenHash: str) -> UserRecord:
+        user = self._userIn(await _found(self._tokens.get(tokenHash)))
+        if user is None:
+            raise InvalidToken()
+        return user
 
-    # -- inside
+    def _userIn(self, found: tuple[TokenRecord, UserRecord] | None) -> UserRecord | None:
+        return None if found is None or found[0].expires <= self._wallClock() else found[1]
 
     @returnsDeferred
     async def _tokenFor(self, user: UserRecord) -> IssuedToken:
@@ -276,20 +291,3 @@ class Identity:
             return False
         # The store is asked each time: a client whose token was ended must not get it again.
         return await _found(self._tokens.get(_tokenHash(issued.id))) is not None
-
-    @returnsDeferred
-    async def _userOf(self, tokenHash: str) -> UserRecord:
-        found = await _found(self._tokens.get(tokenHash))
-        if found is None or found[0].expires <= self._wallClock():
-            raise InvalidToken()
-        return found[1]
-
-    def _forgetUser(self, name: str) -> None:
-        self._issued.pop(name, None)
-        self._forgetRecords(name)
-
-    def _forgetRecords(self, name: str) -> None:
-        self._users.forget(name)
-        for tokenHash, (record, _) in self._tokens.items():
-            if record.user == name:
-                self._tokens.forget(tokenHash)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 
 from ...util.concurrency import BoundedCache, SingleFlight
@@ -28,6 +28,7 @@ class StoreCache(Generic[_T]):
 
     _read: Callable[[str], Deferred[_T]]
     _clock: IReactorTime
+    # With the time at which the store was asked.
     _results: BoundedCache[str, tuple[_T, float]] = attrs.field(init=False, factory=BoundedCache)
     _reading: SingleFlight[str, _T] = attrs.field(init=False, factory=SingleFlight)
 
@@ -46,12 +47,14 @@ class StoreCache(Generic[_T]):
         The result of the store now; while it fails or takes long, the last one. It raises :exc:`NoSuchObject` if it has
         none, :exc:`StoreUnavailable` if it is unavailable and was not asked before.
         """
+        last = self.last(key)
         reading = self._reading.do(key, lambda: self._ask(key))
-        result = self._results.get(key)
-        if result is None or reading.called:
+        if last is None:
             return await reading
-        reading.addTimeout(PATIENCE, self._clock, lambda _result, _seconds: result[0])
-        return await reading
+        try:
+            return await reading.addTimeout(PATIENCE, self._clock)
+        except (StoreUnavailable, TimeoutError):
+            return last
 
     @returnsDeferred
     async def _ask(self, key: str) -> _T:
@@ -59,15 +62,9 @@ class StoreCache(Generic[_T]):
         try:
             value = await self._read(key)
         except NoSuchObject:
-            self._results.pop(key, None)
+            self.forget(key)
             raise
-        except StoreUnavailable:
-            result = self._results.get(key)
-            if result is None:
-                raise
-            return result[0]
-        result = self._results.get(key)
-        if result is None or result[1] < asked:
+        if key not in self._results or self._results[key][1] < asked:
             # Else it was written while it was being read, and the result may be older.
             self._results.put(key, (value, asked))
         return value
@@ -78,7 +75,7 @@ class StoreCache(Generic[_T]):
 
     def forget(self, key: str) -> None:
         """Ask the store the next time."""
-        self._results.pop(key, None)
+        self._results.drop(key)
 
     def items(self) -> list[tuple[str, _T]]:
         return [(key, result[0]) for key, result in self._results.items()]

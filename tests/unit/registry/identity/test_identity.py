@@ -501,17 +501,15 @@ class AuthenticationTests(IdentityCase):
 
     def test_knownAddressesHaveAShare(self) -> None:
         """
-        A flood from thousands of addresses leaves a lane to those at which clients have authenticated before.
+        A flood from thousands of addresses leaves half of the checks to those at which clients have authenticated
+        before.
         """
         users = [self.successResultOf(self.identity.addUser(f"user{number}")) for number in range(20)]
         self.checks.held = []
         for number, (user, _) in enumerate(users):
             self.identity.authenticate(user.name, "wrong", Origin(f"10.0.0.{number}")).addErrback(lambda _: None)
-        self.assertEqual(self.checks.running, 1)
         valid = self.identity.authenticate("joe", self.key, Origin("10.0.1.1", isKnown=True))
-        self.assertEqual(self.checks.running, 2)
-        self.checks.held.pop()()
-        self.successResultOf(valid)
+        self.assertLessEqual(self.checksUntil(valid), 3)
 
     def test_aFloodOfUnknownNamesCostsNothing(self) -> None:
         """
