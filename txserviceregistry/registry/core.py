@@ -1,5 +1,5 @@
 """
-The rules of the API: what may be done to services, and what follows from it.
+The rules of the API: what may be done to services and configuration values, and what follows from it.
 
 A :class:`Registry` knows neither HTTP nor how a store keeps things. It decides; the store makes each decision atomic
 and durable; the deadlines are here, in memory. Values that come in have been validated by
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -18,35 +20,115 @@ from twisted.internet.task import deferLater
 from .. import types
 from ..util.concurrency import SingleFlight
 from ..util.deferred import returnsDeferred
-from .cluster import Cluster
-from .configuration import Configuration
-from .engine import Engine
-from .faults import limitReached, notFound, serviceExists
+from .engine import Cluster, Engine
+from .faults import Fault, limitReached, notFound, preconditionFailed, serviceExists
 from .feed import EVENT_RETENTION, EventFeed
 from .limits import Places, ResourceLimits
 from .locks import LockOptions, Locks
-from .model import Figures, NewService, Page, ServiceChanges
+from .model import UNCONDITIONAL, Figures, NewService, Page, Precondition, ServiceChanges
 from .scopes import isLockScope
 from .servicelog import ServiceLog
 from .states import ServiceStates
-from .stores.interfaces import UP, Account, IStore, LimitExceeded, NoSuchObject, ObjectExists, ServiceRecord
+from .stores.interfaces import (
+    UP,
+    Account,
+    IStore,
+    LimitExceeded,
+    NoSuchObject,
+    ObjectExists,
+    PreconditionFailed,
+    ServiceRecord,
+    ValueRecord,
+)
 from .stores.shared import ISharedStore
 from .streams import EventStreams
-from .tasks import TaskOwner, Turns, available, owned, serialized
+from .tasks import Part, TaskOwner, Turns, available, owned, serialized
 
 
-class Registry:
+@attrs.define(eq=False, slots=False)
+class Configuration(Part):
+    """
+    The configuration values of all tenants; each may have a *maximum* of them. The tag of a value says which change of
+    it was the last one.
+    """
+
+    _feed: EventFeed
+    _maximum: int
+
+    @owned
+    async def list(
+        self, tenant: str, marker: str | None, limit: int, namespace: str | None, *, tagged: bool = False
+    ) -> Page:
+        """
+        A page of configuration values by key, from *marker* on, each with its ``etag`` if *tagged*: all, or for ``"/"``
+        all qualified keys, for ``"/a/b"`` that key and all below it.
+        """
+        records = await available(self._store.listValues(tenant, marker, limit + 1, namespace))
+        values: list[dict[str, Any]] = [{"id": record.key, "value": record.value} for record in records]
+        if tagged:
+            for value, record in zip(values, records, strict=True):
+                value["etag"] = etagAt(record.position)
+        return Page.of(values, limit)
+
+    @owned
+    async def get(self, tenant: str, key: str) -> ValueRecord:
+        """One value; the fault 404 if it is not there."""
+        try:
+            record: ValueRecord = await available(self._store.getValue(tenant, key))
+        except NoSuchObject:
+            raise notFound("ConfigurationValue", key)
+        return record
+
+    @owned
+    async def set(self, tenant: str, key: str, value: str, precondition: Precondition = UNCONDITIONAL) -> int:
+        """
+        Set a value, with an event if it is new or changed; returns the position of its last change. Faults:
+        ``preconditionFailed``, ``limitReached`` if it is new and the account is full.
+        """
+        try:
+            position: int = await available(self._store.setValue(tenant, key, value, self._maximum, precondition))
+        except PreconditionFailed as refusal:
+            raise _refused(key, refusal.position)
+        except LimitExceeded:
+            raise limitReached("configuration_value", self._maximum)
+        self._feed.notify((tenant,), "configuration_value.update")
+        return position
+
+    @owned
+    async def remove(self, tenant: str, key: str, precondition: Precondition = UNCONDITIONAL) -> None:
+        """Remove a value, with an event; the faults ``preconditionFailed``, and 404 if it is not there."""
+        try:
+            await available(self._store.removeValue(tenant, key, precondition))
+        except PreconditionFailed as refusal:
+            raise _refused(key, refusal.position)
+        except NoSuchObject:
+            raise notFound("ConfigurationValue", key)
+        self._feed.notify((tenant,), "configuration_value.remove")
+
+
+def etagAt(position: int) -> str:
+    """The tag of a value, as HTTP has it."""
+    return f'"{position}"'
+
+
+def _refused(key: str, position: int | None) -> Fault:
+    if position is None:
+        return preconditionFailed(f'Object "ConfigurationValue" with key "{key}" does not exist')
+    tag = etagAt(position)
+    return preconditionFailed(f'Object "ConfigurationValue" with key "{key}" has the tag {tag}', tag)
+
+
+class Registry(Part):
     """
     The rules, for all tenants of one registry.
 
     Every method fails with a :class:`.Fault` where a rule is broken, and with the fault 503 while the store is
-    unavailable. Cancelling a Deferred ends the waiting only: what the store was asked to
-    change is seen through, so that deadlines and store agree. A service is hidden from its deadline on; its expiration
-    is persisted soon after. Every change names the *incarnation* of the service that it is about.
+    unavailable. Cancelling a Deferred ends the waiting only: what the store was asked to change is seen through, so
+    that deadlines and store agree. A service is hidden from its deadline on; its expiration is persisted soon after.
+    Every change names the *incarnation* of the service that it is about.
 
     :param store: is open, and stays open until the registry has stopped.
     :param clock: the reactor; its seconds should be monotonic (:mod:`txserviceregistry.clock`).
-    :param wallClock: seconds since the epoch.
     :param eventRetention: in seconds; not less than :attr:`EventFeed.EVENTS_SHOWN`.
     :param followers: places for requests that wait for events or locks.
     :param streams: places for event streams.
@@ -65,23 +147,21 @@ class Registry:
         streams: Places | None = None,
         locks: LockOptions = LockOptions(),  # noqa: B008 (as above)
     ) -> None:
-        self._store = store
-        self._clock = clock
-        self._limits = limits
+        common = store, TaskOwner(), clock, wallClock
+        super().__init__(*common)
+        self._maximum = limits.service
         self._accounts: dict[str, Account] = {}
         self._opening: SingleFlight[str, Account] = SingleFlight()
-        self._tasks = tasks = TaskOwner()
-        turns, self._followers = Turns(clock), followers or Places(5_000, 2_500)
-        shared = clock, wallClock, tasks, turns, eventRetention
-        openStreams = EventStreams(store, self.account, streams or Places(10_000, 5_000), *shared)
-        self.feed = EventFeed(store, self.account, self._followers, openStreams, *shared)
+        self._followers = followers or Places(5_000, 2_500)
+        events = *common, self.account, Turns(clock), eventRetention
+        self.feed = EventFeed(*events, self._followers, EventStreams(*events, streams or Places(10_000, 5_000)))
         kind = Cluster if ISharedStore.providedBy(store) else Engine
-        self._engine = engine = kind(store, self.feed, tasks, clock, wallClock)
+        self._engine = engine = kind(*common, self.feed)
         self._live, self._deadlines = engine.live, engine.live.deadlines
         self.heartbeat, self.heartbeats, self.lastSeen = engine.heartbeat, engine.takeHeartbeats, engine.lastSeen
-        self.locks = Locks(store, engine, self._followers, tasks, clock, wallClock, limits.lock, locks)
-        self.configuration = Configuration(store, self.feed, tasks, limits.configurationValue)
-        self.states = ServiceStates(store, self.feed, tasks, clock, wallClock, limits.service, eventRetention)
+        self.locks = Locks(*common, engine, self._followers, limits.lock, locks)
+        self.configuration = Configuration(*common, self.feed, limits.configurationValue)
+        self.states = ServiceStates(*common, self.feed, limits.service, eventRetention)
         self._registered = ServiceLog(clock, "Services registered")
         self._deregistered = ServiceLog(clock, "Services deregistered")
 
@@ -153,15 +233,14 @@ class Registry:
         Register a service, with an event; returns its first heartbeat token. Its deadline counts from then. Faults:
         ``serviceWithThisIdExists`` if the id is in use, ``limitReached`` if the account is full.
         """
-        maximum = self._limits.service
         try:
-            record = await self._engine.create(
-                tenant, service.id, lambda: self._store.createService(tenant, service, maximum)
+            record: ServiceRecord = await self._engine.create(
+                tenant, service.id, lambda: self._store.createService(tenant, service, self._maximum)
             )
         except ObjectExists:
             raise serviceExists(service.id)
         except LimitExceeded:
-            raise limitReached("service", maximum)
+            raise limitReached("service", self._maximum)
         self._live.track(record.summary(tenant))
         self._registered.add(tenant, record.id)
         self._registered.flush()

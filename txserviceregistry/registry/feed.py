@@ -4,20 +4,19 @@ The event feed of a registry: pages of it, requests that wait for new events, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall
 
 from ..util.logs import Logger
 from .eventids import position, positionOf
 from .faults import badRequest
-from .limits import Places
-from .model import EVENT_TYPES, PLAIN_TYPES, Page
-from .stores.interfaces import Account, IStore, StoreUnavailable
-from .streams import EventStreams
-from .tasks import TaskOwner, Turns, available, owned
+from .model import PLAIN_TYPES, Page
+from .stores.interfaces import StoreUnavailable
+from .streams import EventStreams, Subscribers, wantedTypes
+from .tasks import available, owned
 
 _HOUR = 3600.0
 
@@ -27,17 +26,11 @@ EVENT_RETENTION = 30 * 24 * _HOUR
 TOO_MANY_WAIT = "Too many requests are waiting; retry later, or without wait"
 
 
-@attrs.define(eq=False)
-class EventFeed:
-    """
-    The feeds of all tenants, and the requests that wait for their events.
+@attrs.define(eq=False, slots=False)
+class EventFeed(Subscribers):
+    """The feeds of all tenants, and the requests that wait for their events, which have the *places*."""
 
-    :param account: gives a tenant's account.
-    :param retention: how long events are kept, in seconds; not less than :attr:`EVENTS_SHOWN`.
-    :ivar places: for requests that wait.
-    """
-
-    #: How much of the events a feed without a marker shows, in seconds.
+    #: How much of the events a feed without a marker shows, in seconds. Events are kept for as long at least.
     EVENTS_SHOWN = _HOUR
     #: Seconds from the start to the first time that old events are dropped, and from then on from one time to the next.
     FIRST_DROP = 60.0
@@ -45,15 +38,7 @@ class EventFeed:
 
     _log = Logger()
 
-    _store: IStore
-    _account: Callable[[str], Deferred[Account]]
-    places: Places
     streams: EventStreams
-    _clock: IReactorTime
-    _wallClock: Callable[[], float]
-    _tasks: TaskOwner
-    _turns: Turns
-    _retention: float
     # By tenant what waits, and for which types of events.
     _waiting: dict[str, dict[Deferred[bool], Collection[str]]] = attrs.field(init=False, factory=dict)
     _isEnded: bool = attrs.field(init=False, default=False)
@@ -85,8 +70,7 @@ class EventFeed:
         else:
             since = position(marker)
             await self.checkMarker(tenant, marker)
-        wanted = None if types.issuperset(EVENT_TYPES) else types
-        records = await available(self._store.listEvents(tenant, since, limit + 1, wanted))
+        records = await available(self._store.listEvents(tenant, since, limit + 1, wantedTypes(types)))
         return Page.of([record.shown for record in records], limit)
 
     async def checkMarker(self, tenant: str, marker: str) -> None:
@@ -117,8 +101,10 @@ class EventFeed:
         hasPlace = False
         try:
             while True:
-                # Before the feed is read: what happens meanwhile must not be missed.
-                change = self._change(tenant, types)
+                # Before the feed is read: what happens meanwhile must not be missed. It fires with whether there may be
+                # new events of these types, or with False when waiting has ended.
+                change: Deferred[bool] = Deferred()
+                self._waiting.setdefault(tenant, {})[change] = types
                 try:
                     page = await self.list(tenant, marker, limit, types)
                     left = latest - self._clock.seconds()
@@ -134,12 +120,6 @@ class EventFeed:
         finally:
             if hasPlace:
                 self.places.give(tenant)
-
-    def _change(self, tenant: str, types: Collection[str]) -> Deferred[bool]:
-        """Fires with whether there may be new events of these types, or with ``False`` when waiting has ended."""
-        change: Deferred[bool] = Deferred()
-        self._waiting.setdefault(tenant, {})[change] = types
-        return change
 
     def _forget(self, tenant: str, change: Deferred[bool]) -> None:
         waiting = self._waiting.get(tenant, {})
@@ -181,7 +161,7 @@ class EventFeed:
             for change in list(waiting):
                 if not change.called:
                     change.callback(False)
-        self.streams.end()
+        self.streams.endAll(isForGood=True)
         self._turns.stop()
 
     # -- old events

@@ -13,7 +13,6 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
 
 from .engine import Engine
 from .expiry.deadlines import ServiceState
@@ -22,8 +21,8 @@ from .feed import TOO_MANY_WAIT, timeIsOver
 from .limits import Places
 from .model import NewLock, Page
 from .scopes import isLockScope, lockScope, tenantOf
-from .stores.interfaces import IStore, LimitExceeded, LockRecord, LockTaken, NoSuchObject
-from .tasks import TaskOwner, available, owned, serialized
+from .stores.interfaces import LimitExceeded, LockRecord, LockTaken, NoSuchObject
+from .tasks import Part, available, owned, serialized
 
 
 @attrs.frozen
@@ -37,10 +36,6 @@ class LockOptions:
 
     fenceFrom: int = 0
     heldBack: float = 0.0
-
-    def heldBackFor(self, seconds: float) -> LockOptions:
-        """The same, with at least so many seconds in which no lock can be acquired."""
-        return LockOptions(self.fenceFrom, max(self.heldBack, seconds))
 
 
 @attrs.define(eq=False)
@@ -96,15 +91,11 @@ async def _doNothing() -> None:
 
 
 @attrs.define(eq=False, slots=False)
-class Locks:
+class Locks(Part):
     """The locks of all tenants; each may have a *maximum* of them. *acquisitions*: how many were acquired."""
 
-    _store: IStore
     _engine: Engine
     _places: Places
-    _tasks: TaskOwner
-    _clock: IReactorTime
-    _wallClock: Callable[[], float]
     _maximum: int
     _options: LockOptions
     acquisitions: int = attrs.field(init=False, default=0)
@@ -143,23 +134,19 @@ class Locks:
         queue = self._queues.setdefault(key, _Queue())
         waiter = queue.enter(lock.nonce)
         try:
-            mustTry = queue.waiters[0] is not waiter and await self._isHeldBy(tenant, lock)
-            hasTime = True
+            if queue.waiters[0] is not waiter and await self._isHeldBy(tenant, lock):
+                return await self._try(tenant, lock)
             while True:
-                isLast = waiter.isReplaced or not hasTime
-                isNext = queue.isNext(waiter)
-                if not (mustTry or isLast or isNext):
-                    hasTime = await self._wait(tenant, waiter, latest)
-                    await check()
-                    continue
-                mustTry, queue.isDue = False, queue.isDue and not isNext
+                isNext = await self._waitForTurn(tenant, queue, waiter, latest)
+                await check()
+                queue.isDue = queue.isDue and not isNext
                 try:
                     return await self._try(tenant, lock)
                 except BaseException as error:
                     isHeld = isinstance(error, Fault) and error.type == "lockHeld"
                     # If that is not known, it is for the next one to find out.
                     queue.isDue = queue.isDue or not isHeld
-                    if isLast or not isHeld:
+                    if not (isHeld and isNext):
                         raise
         finally:
             if waiter.hasPlace:
@@ -173,16 +160,21 @@ class Locks:
             if not queue.waiters and self._queues.get(key) is queue:
                 del self._queues[key]
 
-    async def _wait(self, tenant: str, waiter: _Waiter, latest: float) -> bool:
-        """Wait until it may be the waiter's turn; returns whether it has time left."""
-        if self._isEnded:
-            raise systemFailure("The registry is stopping")
-        if not waiter.hasPlace:
-            self._places.take(tenant, TOO_MANY_WAIT)
-            waiter.hasPlace = True
-        waiter.change = Deferred()
-        left = max(0.0, latest - self._clock.seconds())
-        return await waiter.change.addTimeout(left, self._clock, onTimeoutCancel=timeIsOver)
+    async def _waitForTurn(self, tenant: str, queue: _Queue, waiter: _Waiter, latest: float) -> bool:
+        """Returns whether it is the waiter's turn; ``False`` if its time is over, or it was replaced."""
+        while not queue.isNext(waiter):
+            if waiter.isReplaced:
+                return False
+            if self._isEnded:
+                raise systemFailure("The registry is stopping")
+            if not waiter.hasPlace:
+                self._places.take(tenant, TOO_MANY_WAIT)
+                waiter.hasPlace = True
+            waiter.change = Deferred()
+            left = max(0.0, latest - self._clock.seconds())
+            if not await waiter.change.addTimeout(left, self._clock, onTimeoutCancel=timeIsOver):
+                return False
+        return True
 
     async def _isHeldBy(self, tenant: str, lock: NewLock) -> bool:
         """Whether this very acquisition was successful before."""
@@ -190,7 +182,7 @@ class Locks:
             record = await available(self._store.getLock(tenant, lock.name))
         except NoSuchObject:
             return False
-        return lock.nonce is not None and record.nonce == lock.nonce
+        return lock.nonce is not None and bool(record.nonce == lock.nonce)
 
     def _forgotten(self, state: ServiceState) -> None:
         queue = self._queues.get((tenantOf(state.tenant), state.id))

@@ -233,6 +233,7 @@ class RegistryService(Service):
         connectionLimits = self._possibleLimits()
         held = Places(connectionLimits.held)
         followers = Places(connectionLimits.followers, connectionLimits.followersPerTenant, held)
+        heldBack = self._directory.heldBack(self._wallClock())
         registry = Registry(
             store,
             clock=self._reactor,
@@ -241,7 +242,7 @@ class RegistryService(Service):
             eventRetention=self._eventRetention,
             followers=followers,
             streams=Places(connectionLimits.streams, connectionLimits.streamsPerTenant, held),
-            locks=self._locks.heldBackFor(self._directory.heldBack(self._wallClock())),
+            locks=attrs.evolve(self._locks, heldBack=max(self._locks.heldBack, heldBack)),
         )
         self._endings.append(("the rules", registry.stop))
         await registry.start()

@@ -4,56 +4,43 @@ The states of services: an operator's word that a service gets no new work (``dr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import attrs
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall
 
 from ..util.logs import Logger
 from .faults import limitReached
 from .feed import EventFeed
 from .model import Page
-from .stores.interfaces import UP, IStore, LimitExceeded, StateRecord, StoreUnavailable
-from .tasks import TaskOwner, available, owned
+from .stores.interfaces import UP, LimitExceeded, StateRecord, StoreUnavailable
+from .tasks import Part, available, owned
 
 
 @attrs.define(eq=False, slots=False)
-class ServiceStates:
+class ServiceStates(Part):
     """
     The states of all tenants' services. Each may have a *maximum* of records, which are dropped if their ids have had
     no service for the *retention* (seconds).
     """
 
     #: Seconds from one look at what has ended to the next, at most: the wall clock may be set, and other registries
-    #: make records too.
+    #: make records too. And at least: many states may end one after the other.
     LOOK = 10.0
-    #: Seconds from one look to the next at least, and the part of the time that looks take at most: many states may end
-    #: one after the other.
     PAUSE = 0.25
-    SHARE = 0.1
     #: Seconds from one look at records without a service to the next.
     DROP = 3600.0
 
     _log = Logger()
 
-    _store: IStore
     _feed: EventFeed
-    _tasks: TaskOwner
-    _clock: IReactorTime
-    _wallClock: Callable[[], float]
     _maximum: int
     _retention: float
     _looking: IDelayedCall | None = attrs.field(init=False, default=None)
-    _nextLook: float = attrs.field(init=False, default=0.0)
     _nextDrop: float = attrs.field(init=False)
     _isStopped: bool = attrs.field(init=False, default=False)
 
-    @_nextDrop.default
-    def _firstDrop(self) -> float:
-        return self._clock.seconds() + self.DROP
-
     def start(self) -> None:
         """Begin to look for records that have ended."""
+        self._nextDrop = self._clock.seconds() + self.DROP
         self._look()
 
     def stop(self) -> None:
@@ -83,7 +70,8 @@ class ServiceStates:
     @owned
     async def get(self, tenant: str, id: str) -> StateRecord:
         """The state of a service, whether or not it is registered."""
-        return await available(self._store.getState(tenant, id))
+        record: StateRecord = await available(self._store.getState(tenant, id))
+        return record
 
     @owned
     async def list(self, tenant: str, marker: str | None, limit: int) -> Page:
@@ -97,7 +85,6 @@ class ServiceStates:
 
     async def _endAndDrop(self) -> None:
         next: int | None = None
-        began = self._clock.seconds()
         try:
             tenants, next = await self._store.endStates()
             self._feed.notify(tenants, "service.state")
@@ -109,16 +96,13 @@ class ServiceStates:
             pass  # that is logged elsewhere
         except Exception:
             self._log.failure("Cannot end the states of services (retrying)")
-        now = self._clock.seconds()
-        self._nextLook = now + max(self.PAUSE, (now - began) / self.SHARE)
         if not self._isStopped:
-            self._looking = self._clock.callLater(max(self.LOOK, self._nextLook - now), self._look)
+            self._looking = self._clock.callLater(self.LOOK, self._look)
             self._lookAt(next)
 
     def _lookAt(self, ends: int | None) -> None:
         """Look no later than when a record ends, in milliseconds since the epoch."""
         if ends is not None and self._looking is not None:
-            now = self._clock.seconds()
-            wait = max(ends / 1000 - self._wallClock(), self._nextLook - now, 0.0)
-            if now + wait < self._looking.getTime():
+            wait = max(ends / 1000 - self._wallClock(), self.PAUSE)
+            if self._clock.seconds() + wait < self._looking.getTime():
                 self._looking.reset(wait)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred, TimeoutError
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall
 
 from ..util.concurrency import SingleFlight
 from ..util.logs import Logger
@@ -20,18 +21,22 @@ from .eventids import isMoment, momentAt, position, positionOf
 from .faults import Fault, systemFailure
 from .limits import Places
 from .model import EVENT_TYPES
-from .stores.interfaces import Account, EventRecord, NoSuchObject, ServiceRecord, StoreUnavailable
+from .stores.interfaces import Account, EventRecord, NoSuchObject, StoreUnavailable
 from .stores.shared import ISharedStore
-from .tasks import TaskOwner, Turns, available, owned
+from .tasks import Part, Turns, available, owned
 
 #: Seconds from one ping to the next.
 PING = 15.0
-#: Events that are read at once.
+#: Events that are read at once, and the seconds that the store may take for them.
 PAGE = 100
-#: Seconds that the store may take for them.
 PATIENCE = 10.0
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def wantedTypes(types: Collection[str]) -> Collection[str] | None:
+    """Types of events, as a store is asked for them: ``None`` for all."""
+    return None if frozenset(types).issuperset(EVENT_TYPES) else types
 
 
 class Outlet(Protocol):
@@ -55,10 +60,6 @@ class _Place(NamedTuple):
 
     position: int
     id: str
-
-    @classmethod
-    def moment(cls, position: int) -> _Place:
-        return cls(position, momentAt(position))
 
 
 @attrs.define(eq=False)
@@ -121,18 +122,28 @@ class _Tail:
     isOver: bool = False
 
 
-@attrs.define(eq=False)
-class EventStreams:
-    _log = Logger()
+@attrs.define(eq=False, slots=False)
+class Subscribers(Part):
+    """
+    The event feeds of all tenants, for one kind of subscribers.
 
-    _store: Any
+    :param account: gives a tenant's account.
+    :param retention: how long events are kept, in seconds.
+    :ivar places: for these subscribers.
+    """
+
     _account: Callable[[str], Deferred[Account]]
-    places: Places
-    _clock: IReactorTime
-    _wallClock: Callable[[], float]
-    _tasks: TaskOwner
     _turns: Turns
     _retention: float
+    places: Places
+
+
+@attrs.define(eq=False, slots=False)
+class EventStreams(Subscribers):
+    """The event streams of all tenants."""
+
+    _log = Logger()
+
     _tails: dict[str, _Tail] = attrs.field(init=False, factory=dict)
     _opening: SingleFlight[str, _Tail] = attrs.field(init=False, factory=SingleFlight)
     _isEnded: bool = attrs.field(init=False, default=False)
@@ -156,19 +167,15 @@ class EventStreams:
                 self._drop(tail)
 
     def notify(self, tenant: str) -> None:
-        tail = self._tails.get(tenant)
-        if tail is not None:
+        """There are new events."""
+        if (tail := self._tails.get(tenant)) is not None:
             self._follow(tail)
 
-    def endAll(self) -> None:
-        """Let all streams be closed: new events are not noticed here."""
+    def endAll(self, *, isForGood: bool = False) -> None:
+        """Let all streams be closed, because new events are not noticed here; if *isForGood*, later ones too."""
+        self._isEnded = self._isEnded or isForGood
         for tail in list(self._tails.values()):
             self._drop(tail)
-
-    def end(self) -> None:
-        """Let all streams be closed, now and in the future."""
-        self._isEnded = True
-        self.endAll()
 
     def _drop(self, tail: _Tail) -> None:
         if not tail.isOver:
@@ -205,7 +212,7 @@ class EventStreams:
                 return False
             stream.place = _Place(position(lastId), lastId)
         elif begin is not None and begin <= tail.place.position:
-            stream.place = _Place.moment(begin - 1)
+            stream.place = _Place(begin - 1, momentAt(begin - 1))
         return True
 
     @owned
@@ -233,7 +240,7 @@ class EventStreams:
             now = self._wallClock()
             oldest = max((await self._account(tenant)).created / 1000, now - self._retention)
             return positionOf(oldest) <= at < positionOf(now)
-        return await available(self._store.hasEvent(tenant, id))
+        return bool(await available(self._store.hasEvent(tenant, id)))
 
     def begin(self, stream: Stream, isComplete: bool) -> None:
         """Write a stream, until it ends or is closed; *isComplete* is what :meth:`locate` has returned."""
@@ -252,7 +259,6 @@ class EventStreams:
             while stream.place.position < tail.place.position and not stream.isOver:
                 end = tail.place
                 page = await self._read(stream.tenant, stream.place, stream.types)
-                await self._lookUpTags(page, [stream])
                 if stream.isOver:
                     return
                 stream.outlet.write(b"".join([each.frame for each in page if each.isFor(stream)]))
@@ -297,9 +303,7 @@ class EventStreams:
         same: dict[tuple[frozenset[str], str | None, _Place], bytes] = {}
         await self._turns.take()
         # With thousands of streams, the list alone takes a turn's time.
-        streams = list(tail.streams)
-        await self._lookUpTags(page, streams)
-        for stream in streams:
+        for stream in list(tail.streams):
             await self._turns.take()
             if stream.isOver or stream.isCatchingUp or stream.place.position >= end.position:
                 continue
@@ -310,27 +314,18 @@ class EventStreams:
             if data := same[wanted]:
                 stream.outlet.write(data)
 
-    async def _read(self, tenant: str, after: _Place, types: frozenset[str] | None = None) -> Sequence[_Event]:
-        wanted = None if types is None or types.issuperset(EVENT_TYPES) else types
-        reading = self._tasks.start(self._page(tenant, after.position + 1, wanted))
+    async def _read(self, tenant: str, after: _Place, types: Collection[str] = EVENT_TYPES) -> Sequence[_Event]:
+        reading = self._tasks.start(self._page(tenant, after.position + 1, types))
         return await reading.addTimeout(PATIENCE, self._clock)
 
-    async def _page(self, tenant: str, begin: int, types: frozenset[str] | None) -> Sequence[_Event]:
-        return [_Event(each) for each in await self._store.listEvents(tenant, begin, PAGE, types)]
-
-    async def _lookUpTags(self, page: Sequence[_Event], streams: Sequence[Stream]) -> None:
-        """Complete the tags of events if a stream needs them: changes of states do not tell those of the services."""
-        events = [each for each in page if each.record.type == "service.state"]
-        if events and any(stream.tag is not None for stream in streams):
-            await self._tasks.start(self._takeTags(streams[0].tenant, events)).addTimeout(PATIENCE, self._clock)
-
-    async def _takeTags(self, tenant: str, events: Sequence[_Event]) -> None:
-        for event in events:
-            try:
-                service: ServiceRecord = await self._store.getService(tenant, event.record.payload["id"])
-            except NoSuchObject:
-                continue
-            event.tags = service.tags
+    async def _page(self, tenant: str, begin: int, types: Collection[str]) -> Sequence[_Event]:
+        page = [_Event(each) for each in await self._store.listEvents(tenant, begin, PAGE, wantedTypes(types))]
+        for event in page:
+            # Changes of states do not tell the tags of the services.
+            if event.record.type == "service.state":
+                with suppress(NoSuchObject):
+                    event.tags = (await self._store.getService(tenant, event.record.payload["id"])).tags
+        return page
 
     def _ping(self, tail: _Tail) -> None:
         tail.ping = None

@@ -1,7 +1,6 @@
 """
-Coroutines that run to their end even if their callers stop waiting for them.
-
-A store may persist a change even if the client that requested it has disconnected. So every change runs to its end.
+Coroutines that run to their end even if their callers stop waiting for them: a store may persist a change whose client
+has disconnected.
 """
 
 from __future__ import annotations
@@ -9,8 +8,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
@@ -111,9 +111,8 @@ class Turns:
     def _turn(self) -> None:
         self._next = None
         while self._waiting and not self._isSpent():
-            turn = self._waiting.popleft()
             # One whose client has gone has been called.
-            if not turn.called:
+            if not (turn := self._waiting.popleft()).called:
                 turn.callback(None)
 
     def stop(self) -> None:
@@ -124,27 +123,31 @@ class Turns:
             self._turn()
 
 
-class _Owning(Protocol):
+@attrs.define(eq=False, slots=False)
+class Part:
+    """
+    A part of the rules of a registry.
+
+    :param tasks: changes of one registration wait for each other there, under the key ``(scope, id)``.
+    :param wallClock: seconds since the epoch.
+    """
+
+    _store: Any
     _tasks: TaskOwner
+    _clock: IReactorTime
+    _wallClock: Callable[[], float]
 
 
-_O = TypeVar("_O", bound=_Owning)
-
-
-def owned(method: Callable[Concatenate[_O, _P], _Steps[_T]]) -> Callable[Concatenate[_O, _P], Deferred[_T]]:
-    """Let a coroutine method return a Deferred; the coroutine belongs to the TaskOwner ``_tasks`` of its object."""
-
-    @wraps(method)
-    def start(self: _O, /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
-        return self._tasks.start(method(self, *args, **kwargs))
-
-    return start
+_O = TypeVar("_O", bound=Part)
 
 
 def serialized(
     key: Callable[..., Hashable],
 ) -> Callable[[Callable[Concatenate[_O, _P], _Steps[_T]]], Callable[Concatenate[_O, _P], Deferred[_T]]]:
-    """As :func:`owned`, and calls with the same *key*, which is given their arguments, wait for each other."""
+    """
+    Let a coroutine method of a part return a Deferred. The coroutine belongs to the part's TaskOwner; calls with the
+    same *key*, which is given their arguments, wait for each other.
+    """
 
     def decorate(method: Callable[Concatenate[_O, _P], _Steps[_T]]) -> Callable[Concatenate[_O, _P], Deferred[_T]]:
         @wraps(method)
@@ -154,6 +157,10 @@ def serialized(
         return start
 
     return decorate
+
+
+#: As :func:`serialized`, and calls do not wait for each other.
+owned = serialized(lambda *args, **kwargs: object())
 
 
 async def available(result: Awaitable[_T]) -> _T:

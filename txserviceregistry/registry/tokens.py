@@ -9,9 +9,6 @@ from hashlib import blake2b
 from hmac import compare_digest
 
 from .eventids import LAST_POSITION, position, positionOf, uuidAt
-from .expiry.deadlines import REFUSED, ServiceState
-from .faults import Fault, notFound
-from .scopes import kindOf
 
 # The first digit of a tail: of the four bits of the MAC's two are the variant of the UUID (RFC 4122).
 _FIRST_DIGITS = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
@@ -76,10 +73,3 @@ class HeartbeatTokens:
         mac.update(f"{len(tenant)}:{tenant}{len(id)}:{id}{len(incarnation)}:{incarnation}".encode())
         digits = mac.hexdigest()
         return f"{_FIRST_DIGITS[digits[0]]}{digits[1:4]}-{digits[4:]}"
-
-
-def heartbeatRefused(state: ServiceState, token: str) -> Fault:
-    """The fault for a heartbeat whose token is not one of the registration's, or whose registration takes none."""
-    if state.proof == REFUSED:
-        return notFound(kindOf(state.tenant), state.id)
-    return notFound("HeartbeatMarker", token)

@@ -12,8 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from tests.unit.registry.sharedmemory import SharedMemory, SharedMemoryStore
-from txserviceregistry.registry.cluster import Cluster
 from txserviceregistry.registry.core import Registry
+from txserviceregistry.registry.engine import Cluster
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.model import NewService, ServiceChanges
 from txserviceregistry.registry.stores.interfaces import NoSuchObject, StoreUnavailable

@@ -11,8 +11,7 @@ import attrs
 from twisted.internet.defer import CancelledError
 from twisted.web.server import Request
 
-from ..configuration import etagAt
-from ..core import Registry
+from ..core import Registry, etagAt
 from ..faults import NO_STORE, pageNotFound, validationError
 from ..limits import RateLimiter, ResourceLimits
 from ..model import NewLock, NewService, Page
