@@ -17,7 +17,7 @@ import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IDelayedCall, IListeningPort, IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
@@ -69,30 +69,26 @@ class StartFailed(Exception):
 @attrs.define(eq=False, repr=False, slots=False)
 class RegistryService(Service):
     """
-    A registry: data directory, store, identity, rules and listeners. They start in this order and end in the opposite
-    one. Nothing is opened, and no thread is there, before it starts.
+    A registry. Nothing is opened before it starts. Times are in seconds.
 
     The first start with a new store creates a user and writes the credentials to ``raxrc`` in the data directory. If
     the file has credentials already, the user gets these. A store whose users were all removed gets none.
 
-    :param reactor: the reactor.
     :param dataDir: the data directory; it is created if it does not exist.
     :param store: ``"sqlite"``, ``"memory"``, or a function that makes another store.
     :param endpoints: listened on; strings are those of :func:`~twisted.internet.endpoints.serverFromString`.
     :param limits: how many objects an account may have.
     :param locks: the options for locks after the restore of a backup.
     :param rateLimit: how many GETs an account may make in the *rateWindow*; ``None`` for no limit.
-    :param rateWindow: in seconds.
     :param connectionLimits: how many may connect and wait, and for how long.
-    :param tokenLifetime: how long an auth token counts, in seconds.
-    :param eventRetention: how long events are kept, in seconds.
-    :param metrics: the clients that may read ``/metrics``: ``"loopback"`` (clients on this machine), ``"anywhere"`` or
-        ``"off"``.
+    :param tokenLifetime: how long an auth token counts.
+    :param eventRetention: how long events are kept.
+    :param metrics: the clients that may read ``/metrics``: ``"loopback"`` (on this machine), ``"anywhere"``, ``"off"``.
     :param accessLog: the file that the access log is added to, ``"-"`` for the standard output; none if ``None``.
-    :param auditLog: the file that the audit log is added to, as with *accessLog*.
+    :param auditLog: the same for the audit log.
     :param consoleNames: the host names under which the console is served, beside those of the loopback and the
         listeners' own addresses; ``None`` for no console.
-    :param wallClock: seconds since the epoch.
+    :param wallClock: since the epoch.
     :param keyCost: scrypt's *n* for API keys that are hashed from now on: a power of two, for tests ``2``.
     :ivar urls: the base URLs of the API, one for each listener with an address, once it listens.
     :ivar hasCredentials: whether the ``raxrc`` has credentials, once it listens.
@@ -128,7 +124,6 @@ class RegistryService(Service):
     _waiting: Waiters[list[IListeningPort]] = attrs.field(init=False, factory=Waiters)
     # Each endpoint, and the port that it has made.
     _listening: list[tuple[IStreamServerEndpoint, IListeningPort]] = attrs.field(init=False, factory=list)
-    _unheard: IDelayedCall | None = attrs.field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
         self._directory = DataDirectory(Path(self._dataDir))
@@ -149,7 +144,6 @@ class RegistryService(Service):
             has failed, when all that it had opened is closed.
         """
         waiter = self._waiting.wait()
-        self._heard()
         if self._outcome is not None:
             self._tell(self._outcome)
         return waiter
@@ -163,12 +157,10 @@ class RegistryService(Service):
     @returnsDeferred
     async def stopService(self) -> None:
         """
-        Stop listening, let the requests that are under way finish, then end the rest. It takes seconds at most.
-
-        :return: fires when everything is closed.
+        Stop listening, let the requests that are under way finish, then end the rest, within seconds. Fires when
+        everything is closed.
         """
         Service.stopService(self)
-        self._heard()
         starting, self._starting = self._starting, None
         if starting is not None:
             # A start that is under way undoes itself.
@@ -182,10 +174,7 @@ class RegistryService(Service):
             self._log.info("The registry has stopped")
 
     def reloadCertificates(self) -> None:
-        """
-        Read the certificates of the listeners and their keys now, whether or not they seem to have changed. Without
-        this it happens with the next connection after a change.
-        """
+        """Read the certificates of the listeners and their keys now, instead of with the next connection."""
         for endpoint in self._secureEndpoints():
             endpoint.reload()
 
@@ -194,11 +183,13 @@ class RegistryService(Service):
     @returnsDeferred
     async def _begin(self) -> None:
         try:
+            # Until then the caller of startService can ask for the outcome.
+            await deferLater(self._reactor, 0)
             ports = await self._open()
-        except BaseException:
-            failure = Failure()
+        except BaseException as error:
+            outcome = self._explained(error)
             await self._end()
-            self._tell(self._explained(failure))
+            self._tell(outcome)
             return
         self._log.info("The registry listens on {urls}", urls=", ".join(self.urls))
         self._tell(ports)
@@ -423,30 +414,19 @@ class RegistryService(Service):
         site.pace(port)
         return port
 
-    def _explained(self, failure: Failure) -> StartFailed:
-        error = failure.value
+    def _explained(self, error: BaseException) -> StartFailed:
         if isinstance(error, (StartFailed, DataDirectoryError, StoreRefused, StoreUnavailable, InvalidUser)):
             return StartFailed(" ".join(str(error).split()))
         if not self.running:
             return StartFailed("stopped before it was listening")
-        self._log.failure("The registry can't start", failure)
+        self._log.failure("The registry can't start", Failure(error))
         return StartFailed(f"internal error ({type(error).__name__}); see the log")
 
     def _tell(self, outcome: list[IListeningPort] | StartFailed) -> None:
         self._outcome = outcome
         if isinstance(outcome, StartFailed) and not self._waiting and self.running:
-            # Until the next turn of the reactor the caller of startService can ask for the outcome.
-            self._unheard = self._reactor.callLater(0, self._logReason, outcome)
+            self._log.error("The registry can't start: {reason}", reason=str(outcome))
         self._waiting.fire(Failure(outcome) if isinstance(outcome, StartFailed) else outcome)
-
-    def _logReason(self, reason: StartFailed) -> None:
-        self._unheard = None
-        self._log.error("The registry can't start: {reason}", reason=str(reason))
-
-    def _heard(self) -> None:
-        unheard, self._unheard = self._unheard, None
-        if unheard is not None:
-            unheard.cancel()
 
     async def _end(self) -> None:
         self.urls = []
