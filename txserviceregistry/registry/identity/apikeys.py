@@ -23,8 +23,8 @@ import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
-from ...util.concurrency import BoundedCache, SingleFlight, Waiters
-from ...util.deferred import returnsDeferred
+from ...util.concurrency import BoundedCache, SingleFlight
+from ...util.deferred import Waiters, returnsDeferred
 from ..fairness import FairQueue, Origin
 from ..statistics import IdentityStatistics
 

@@ -193,7 +193,7 @@ class Identity:
 
     def _forget(self, name: str) -> None:
         """Ask the store for a user and the user's tokens the next time."""
-        self._issued.drop(name)
+        self._issued.pop(name, None)
         self._users.forget(name)
         for tokenHash, (record, _) in self._tokens.items():
             if record.user == name:

@@ -75,7 +75,7 @@ class StoreCache(Generic[_T]):
 
     def forget(self, key: str) -> None:
         """Ask the store the next time."""
-        self._results.drop(key)
+        self._results.pop(key, None)
 
     def items(self) -> list[tuple[str, _T]]:
         return [(key, result[0]) for key, result in self._results.items()]
