@@ -1,23 +1,204 @@
-"""Election: one of several processes leads."""
+"""Election: one of several processes leads; and what elections and partitioners have in common."""
 
 from __future__ import annotations
 
 import random as randomModule
+import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
-from ..discovery.task import BackgroundTask
-from ..errors import UNKNOWN_OUTCOME, LockHeld, ServiceRegistryError
-from ..util.deferred import returnsDeferred
-from ..util.logs import Listeners
+from ..discovery.cursor import Cursor, StaleCursor
+from ..discovery.poller import sharedBy
+from ..discovery.subscriber import BackgroundTask, Subscriber
+from ..errors import ServiceRegistryError
+from ..http.jsontransport import ClientClosed
+from ..util.backoff import Backoff
+from ..util.deferred import cancelWith
+from ..util.logs import Listeners, Logger, Outage
 from .lock import Held, Lock
-from .tenure import Contender, Tenure
-from .watch import lockWatchOf
 
 if TYPE_CHECKING:
     from ..client import Client
+
+# Seconds until a process that has held a lock competes again, so that others are first; and longer while it keeps
+# failing.
+_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+
+_EVENTS = ("lock.acquire", "lock.expire", "lock.release")
+
+_Self = TypeVar("_Self", bound="Tenure")
+
+
+class Tenure:
+    """
+    The time for which a lock is held.
+
+    :ivar fence: the fencing token: it is larger than that of every earlier holder.
+    """
+
+    def __init__(self, held: Held, clock: IReactorTime) -> None:
+        self.fence = held.fence
+        self._held = held
+        self._clock = clock
+        self._ending: Deferred[None] = Deferred()
+
+    @property
+    def isValid(self) -> bool:
+        """Whether no other process can have it now; see :attr:`Held.isValid`."""
+        return self._held.isValid
+
+    async def run(self: _Self, work: Callable[[_Self], Any], *, isLasting: bool = False) -> None:
+        """
+        Do the work, which is cancelled at the end of the tenure, then release the lock.
+
+        :param isLasting: whether the tenure goes on when the work is done.
+        """
+        lost = self._held.lost.addCallback(lambda _: self.end())
+        working = maybeDeferred(work, self)
+
+        def cancelSoon(_: None) -> None:
+            # Not now: the work may have called end(), and a coroutine that is running can't be cancelled.
+            cancelWith(self._clock.callLater(0, working.cancel), working)
+
+        self._ending.addCallback(cancelSoon)
+        try:
+            await working
+            if isLasting:
+                await self._ending
+        except CancelledError:
+            if not self._ending.called:
+                raise
+        finally:
+            lost.addErrback(lambda _: None).cancel()
+            await self._held.release()
+
+    def end(self) -> None:
+        """End it: cancel the work. The lock is released when the work has ended."""
+        if not self._ending.called:
+            self._ending.callback(None)
+
+
+class Contender(Service):
+    """A service that acquires a lock, uses it, and competes for it again, until it is stopped."""
+
+    _log = Logger()
+    # For the log, when the lock can't be acquired.
+    impossible = ""
+
+    def __init__(self, client: Client, lock: Lock, name: str, random: Callable[[], float]) -> None:
+        self._client = client
+        self._lock = lock
+        self._name = name
+        self._random = random
+        self._outage = Outage(self._log, client.clock, self.impossible, name=name)
+        self._task: BackgroundTask | None = None
+
+    async def _hold(self, task: BackgroundTask, held: Held) -> bool:
+        """Use the lock, and release it; returns whether nothing has failed."""
+        raise NotImplementedError
+
+    def _happened(self, type: str, payload: Any) -> None:
+        """Called with events of locks; see :meth:`LockWatch.add`."""
+        raise NotImplementedError
+
+    def startService(self) -> None:
+        """Begin to compete. Never fails."""
+        if not self.running:
+            Service.startService(self)
+            self._task = BackgroundTask(self._task)
+            self._task.begin(self._run, self._failed)
+
+    def stopService(self) -> Deferred[None]:
+        """
+        End.
+
+        :return: fires when the application's work has ended, and everything is released.
+        """
+        Service.stopService(self)
+        return succeed(None) if self._task is None else self._task.stop()
+
+    async def _run(self, task: BackgroundTask) -> None:
+        backoff = Backoff(_PAUSE, _LONGEST_PAUSE, self._random)
+        forget = sharedBy(self._client, LockWatch, partial(LockWatch, self._client)).add(self._happened)
+        try:
+            while not task.isStopping:
+                try:
+                    held = await task.wait(self._lock.acquire())
+                    self._outage.succeeded()
+                    if await self._hold(task, held):
+                        backoff.reset()
+                        backoff.next()
+                except CancelledError:
+                    pass
+                except ClientClosed:
+                    return
+                except ServiceRegistryError as error:
+                    self._outage.failed(reason=str(error))
+                await task.wait(self._client.pause(max(_PAUSE / 2, backoff.next())))
+        except ClientClosed:
+            pass
+        finally:
+            forget()
+
+    def _failed(self, failure: Failure) -> None:
+        self._log.failure("{what} {name} failed unexpectedly", failure, what=type(self).__name__, name=self._name)
+
+
+class LockWatch(Subscriber):
+    """Reads the events of locks, once for all contenders of a client, while there are any."""
+
+    what = "locks"
+    outageBegins = "Events of locks are unreachable (retrying): {reason}"
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(client, None, randomModule.random, time.time, _EVENTS)
+        self._listeners: Listeners[[str, Any]] = Listeners(self._log, "events of locks")
+        self._cursor: Cursor | None = None
+
+    def add(self, listener: Callable[[str, Any], object]) -> Callable[[], None]:
+        """
+        Call *listener* with the type and the payload of each event from now on. The type is empty where the events
+        begin, at the start and after a gap: the listener has to find out itself how things are.
+
+        :return: a function that removes the listener.
+        """
+        forget = self._listeners.add(listener)
+        if self.running:
+            listener("", None)
+        self.startService()
+
+        def end() -> None:
+            forget()
+            if not self._listeners:
+                self.stopService()
+
+        return end
+
+    def _load(self) -> None:
+        self._cursor = None
+
+    async def _step(self, run: BackgroundTask) -> None:
+        if self._cursor is None:
+            self._cursor = await run.wait(self._poller.end())
+            self._listeners.call("", None)
+            return
+        page = await run.wait(self._poller.after(self._cursor, self._succeeded))
+        if page.isStale:
+            raise StaleCursor()
+        for event in page.events:
+            self._cursor = Cursor.after(event)
+            if event["type"] in _EVENTS and not run.isStopping:
+                # A registry is asked for all types until it has named its extensions.
+                self._listeners.call(event["type"], event["payload"])
+
+    def _positionLost(self) -> None:
+        self._cursor = None
 
 
 class Leadership(Tenure):
@@ -43,7 +224,6 @@ class Election(Contender):
     """
 
     impossible = "Election {name} failed (retrying): {reason}"
-    broken = "Election {name} ended"
 
     def __init__(
         self,
@@ -71,7 +251,6 @@ class Election(Contender):
         # The fence of the last leader that is known: what is about earlier ones comes too late.
         self._fence = 0
         self._listeners: Listeners[[str | None]] = Listeners(self._log, f"the leader of {name}")
-        self._forget: Callable[[], None] | None = None
         self._leadership: Leadership | None = None
 
     def __repr__(self) -> str:
@@ -84,10 +263,7 @@ class Election(Contender):
 
     @property
     def leader(self) -> str | None:
-        """
-        The ``holder`` of the leader, as far as is known; ``None`` if there is none. It follows changes once there is a
-        listener to :meth:`onChange`. Without one, it is what this process found when it began to compete.
-        """
+        """The ``holder`` of the leader, as far as is known; ``None`` if there is none."""
         return self._leader
 
     def onChange(self, listener: Callable[[str | None], object]) -> Callable[[], None]:
@@ -96,14 +272,7 @@ class Election(Contender):
 
         :return: a function that removes the listener.
         """
-        forget = self._listeners.add(listener)
-        self._watch()
-        return forget
-
-    def startService(self) -> None:
-        """Begin to compete. Never fails."""
-        super().startService()
-        self._watch()
+        return self._listeners.add(listener)
 
     def stopService(self) -> Deferred[None]:
         """
@@ -111,29 +280,12 @@ class Election(Contender):
 
         :return: fires when ``lead`` has ended, and the leadership is released.
         """
-        forget, self._forget = self._forget, None
-        if forget is not None:
-            forget()
         stopped = super().stopService()
         if self._leadership is not None:
             self._leadership.end()
         return stopped
 
-    # -- inside
-
-    @returnsDeferred
-    async def _acquire(self, task: BackgroundTask) -> Held:
-        try:
-            return await self._lock.acquire(0)
-        except LockHeld as error:
-            self._setLeader(error.holder, error.fence)
-            if task.isStopping:
-                # A listener has stopped it, when there was nothing to cancel.
-                raise CancelledError()
-        except UNKNOWN_OUTCOME:
-            # The next call retries that.
-            pass
-        return await self._lock.acquire()
+    # -- Contender
 
     async def _hold(self, task: BackgroundTask, held: Held) -> bool:
         self._leadership = leadership = Leadership(held, self._client.clock)
@@ -157,10 +309,6 @@ class Election(Contender):
         if leader != self._leader:
             self._leader = leader
             self._listeners.call(leader)
-
-    def _watch(self) -> None:
-        if self.running and self._listeners and self._forget is None:
-            self._forget = lockWatchOf(self._client).add(self._happened)
 
     def _happened(self, type: str, payload: Any) -> None:
         if not type:

@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred, DeferredLock, DeferredSemaphore, gatherResults
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from ..discovery.settling import Settling
-from ..discovery.task import BackgroundTask
+from ..discovery.mirror import Settling
+from ..discovery.subscriber import BackgroundTask
 from ..errors import LockHeld, ServiceRegistryError
 from ..http.jsontransport import ClientClosed
 from ..util.deferred import returnsDeferred
 from ..util.logs import Listeners
+from .election import Contender, Tenure
 from .lock import Held, Lock
-from .tenure import Contender, Tenure
-from .watch import lockWatchOf
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -86,7 +85,6 @@ class Partitioner(Contender):
     """
 
     impossible = "Partitioning of {name} failed (retrying): {reason}"
-    broken = "Partitioning of {name} failed unexpectedly"
 
     def __init__(
         self,
@@ -160,11 +158,9 @@ class Partitioner(Contender):
 
     async def _run(self, task: BackgroundTask) -> None:
         self._clear()
-        forget = lockWatchOf(self._client).add(self._happened)
         try:
             await super()._run(task)
         finally:
-            forget()
             self._settling.drop()
             if self._retryCall is not None:
                 self._retryCall.cancel()

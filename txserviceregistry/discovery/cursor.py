@@ -1,4 +1,4 @@
-"""Places in the event feed, from which the next page is read, and the events after them."""
+"""Places in the event feed, and what the pages after them show."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from ..types import Event
 # The time of a UUID, in units of 100 nanoseconds, begins in 1582 (RFC 9562, section 5.1).
 _UUID_EPOCH = 0x01B21DD213814000
 _TICKS = 10_000_000
-# The most events that are kept for subscribers that are behind.
-_KEPT = 1000
 
 # The API's messages for a marker of the event feed that it refuses: not a version-1 UUID, or a time out of range.
 _MARKER_REFUSED = (
@@ -25,13 +23,31 @@ _MARKER_REFUSED = (
     "from parameter must be",
 )
 
+#: The largest page that there is.
+PAGE = 1000
+
 
 class StaleCursor(Exception):
     """The event feed no longer has the place of a cursor: events may be missing."""
 
 
-class Following(list[Event]):
-    """Events that are known to follow a place directly, without the event before it."""
+@attrs.frozen
+class Page:
+    """
+    The events after a cursor.
+
+    :ivar isStale: whether the feed no longer has the place of the cursor, so that events before these may be missing.
+    :ivar isFull: whether there may be more.
+    """
+
+    events: Sequence[Event]
+    isStale: bool = False
+    isFull: bool = False
+
+    @property
+    def isQuiet(self) -> bool:
+        """Whether nothing has happened since."""
+        return not self.events and not self.isStale
 
 
 @attrs.frozen
@@ -42,23 +58,18 @@ class Cursor:
     :ivar marker: the id of the last event that was read; ``None`` for the beginning of what the feed shows without a
         marker, which is its last hour.
     :ivar seen: whether that event is known to be one of this feed. Then the next page has to begin with it.
+    :ivar isInclusive: whether that event is to be read, too.
     """
 
     marker: str | None = None
     seen: bool = False
+    isInclusive: bool = False
 
-    def newer(self, page: Sequence[Event]) -> list[Event]:
-        """The events after this place, of a page that was requested with this marker."""
-        marker = self.marker and self.marker.lower()
-        return [event for event in page if event["id"].lower() != marker]
-
-    def isStale(self, page: Sequence[Event]) -> bool:
-        """Whether such a page shows that the feed no longer has this place: events before it may be lost as well."""
-        return self.seen and not isinstance(page, Following) and (not page or page[0]["id"] != self.marker)
-
-    def isQuiet(self, page: Sequence[Event]) -> bool:
-        """Whether such a page shows that nothing has happened since."""
-        return not self.isStale(page) and not self.newer(page)
+    def page(self, values: Sequence[Event]) -> Page:
+        """The page of the events that the registry has returned for this marker."""
+        marker = None if self.isInclusive else (self.marker or "").lower()
+        isStale = self.seen and (not values or values[0]["id"] != self.marker)
+        return Page([event for event in values if event["id"].lower() != marker], isStale, len(values) >= PAGE)
 
     @classmethod
     def after(cls, event: Event) -> Cursor:
@@ -96,42 +107,3 @@ def isMarkerRefused(error: BadRequest) -> bool:
     return (error.status, error.type) == (400, "badRequest") and any(
         text.startswith(_MARKER_REFUSED) for text in (error.message, error.details)
     )
-
-
-class Span:
-    """
-    The events after a place, without a gap.
-
-    Only the ids of its events and of its beginning are known to be in it: a registry that was restored from a backup
-    has lost other ones.
-    """
-
-    def __init__(self, begin: Cursor) -> None:
-        self.end = begin
-        self._events: list[Event] = []
-        # By id, how many of all events come before the place after it.
-        self._places = {begin.marker.lower(): 0} if begin.seen and begin.marker is not None else {}
-        self._count = 0
-
-    def add(self, event: Event) -> None:
-        self._count += 1
-        self._events.append(event)
-        self.end = Cursor.after(event)
-        self._places[event["id"].lower()] = self._count
-        if len(self._events) > _KEPT:
-            # The dropped event itself is still a place; the one before is not.
-            del self._events[0], self._places[next(iter(self._places))]
-
-    def after(self, cursor: Cursor, isComplete: bool) -> Following | None:
-        """
-        The events after a place; ``None`` if they are not all known.
-
-        :param isComplete: whether the feed is known to have nothing between that place and the beginning of the span.
-        """
-        before = self._places.get((cursor.marker or "").lower())
-        if before is not None:
-            return Following(self._events[before - self._count + len(self._events) :])
-        if not isComplete:
-            return None
-        ticks = ticksOf(cursor.marker) or 0
-        return Following(event for event in self._events if (ticksOf(event["id"]) or 0) > ticks)

@@ -6,21 +6,19 @@ import math
 import os
 import random as randomModule
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
-from twisted.internet.defer import CancelledError, TimeoutError, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
 
 from ..types import Event
 from ..util.deferred import returnsDeferred
 from ..util.logs import Listeners
 from ..util.parsing import LATEST, boundedNumber
-from .cursor import Cursor, StaleCursor, markerAt, ticksOf
-from .iteration import ItemQueue
-from .poller import PAGE, PLAIN, SHOWN, WATCHED
-from .subscriber import Subscriber
-from .task import BackgroundTask
+from .cursor import Cursor, Page, StaleCursor, markerAt, ticksOf
+from .poller import PLAIN, WATCHED
+from .subscriber import BackgroundTask, Items, Subscriber
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
 # Seconds that a listener may still take when the feed is stopped.
 _GRACE = 3.0
 
+# Without a marker the feed shows its last hour, in seconds.
+SHOWN = 3600.0
 # If nothing had happened for an hour, the feed can continue from any moment of that hour. These are tried, in seconds
 # before its end: the first tolerates the largest difference of clocks, the others are for young accounts.
 _MOMENTS = (1800.0, 60.0, 0.0)
@@ -44,24 +44,13 @@ class Progress:
     """
     How far a subscriber has come in the event feed.
 
-    ==============================  =====================  ==============  ===========================================
-    State                           ``cursor``             ``quietAt``     Left by
-    ==============================  =====================  ==============  ===========================================
-    at a marker that was given      not seen               ``None``        :meth:`delivered`, :meth:`emptied`
-    within a page                   seen                   ``None``        :meth:`delivered`, :meth:`quiet`
-    up to date                      seen                   a time          :meth:`delivered`, :meth:`emptied`
-    up to date, no event is known   not seen               a time          :meth:`delivered`, :meth:`movedTo`
-    after the marker was refused    not seen, no marker    ``None``        :meth:`delivered`, :meth:`emptied`
-    ==============================  =====================  ==============  ===========================================
-
     :ivar cursor: the place at which the next page begins.
-    :ivar includesMarker: whether the marker's own event is to be delivered too.
-    :ivar quietAt: when the feed was last known to have nothing newer, in seconds since the epoch.
+    :ivar quietAt: when the feed was last known to have nothing newer, in seconds since the epoch; ``None`` within a
+        page, and at a marker that was given.
     :ivar repeatedTo: the id of the latest event that may have been delivered before; ``None`` if there is none.
     """
 
     cursor: Cursor = attrs.Factory(Cursor)
-    includesMarker: bool = False
     quietAt: float | None = None
     repeatedTo: str | None = None
 
@@ -70,29 +59,17 @@ class Progress:
         areMore = self.isRepeated(event) and event["id"] != self.repeatedTo
         return Progress(Cursor.after(event), repeatedTo=self.repeatedTo if areMore else None)
 
-    def quiet(self, now: float) -> Progress:
-        """The feed has nothing newer."""
-        return attrs.evolve(self, quietAt=now)
-
-    def emptied(self, now: float) -> Progress:
-        """The feed has no event from the cursor on: the next one can't show whether others are missing before it."""
-        return self.movedTo(Cursor(self.cursor.marker), now)
-
-    def movedTo(self, cursor: Cursor, now: float) -> Progress:
-        """The feed had no event between the cursor and *cursor*."""
-        return Progress(cursor, quietAt=now, repeatedTo=self.repeatedTo)
-
-    def afterGap(self) -> Progress:
-        """Events may be missing, and the next page may begin before the last event."""
-        return self.repeating(self.cursor.marker) if self.cursor.seen else self
-
-    def refused(self) -> Progress:
-        """The registry does not accept the marker: the events that it shows without one come next."""
-        return Progress(repeatedTo=self.repeatedTo)
+    def quiet(self, now: float, cursor: Cursor | None = None) -> Progress:
+        """The feed has nothing newer; *cursor* is a place after the present one without an event between."""
+        return attrs.evolve(self, quietAt=now, cursor=cursor or self.cursor)
 
     def repeating(self, id: str | None) -> Progress:
         """Events up to the one with this id may be delivered a second time."""
         return attrs.evolve(self, repeatedTo=id) if _ticks(id) >= _ticks(self.repeatedTo) else self
+
+    def afterGap(self) -> Progress:
+        """Events may be missing, and the next page may begin before the last event."""
+        return self.repeating(self.cursor.marker) if self.cursor.seen else self
 
     def isRepeated(self, event: Event) -> bool:
         """Whether *event* may have been delivered before."""
@@ -104,24 +81,20 @@ class Progress:
             return False
         return now - self.quietAt > (SHOWN / 2 if self.cursor.marker is None else RETENTION)
 
-    def isGap(self, page: Sequence[Event], now: float) -> bool:
-        """Whether a page that was read at the cursor shows that events may be missing."""
-        return self.cursor.isStale(page) and not self._hasExpired(now)
-
-    def _hasExpired(self, now: float) -> bool:
+    def isGap(self, page: Page, now: float) -> bool:
         """
-        Whether the feed no longer has the last event because of its age, and nothing is missing: it was the last one
-        not long ago, and everything newer is kept.
+        Whether a page that was read at the cursor shows that events may be missing. They are not if the last event is
+        too old to be kept, and was the last one not long ago, because everything newer is kept.
         """
-        if self.quietAt is None or self.cursor.time is None:
-            return False
-        return abs(now - self.quietAt) <= SHOWN / 2 and now - self.cursor.time >= SHOWN
+        if not page.isStale or self.quietAt is None or self.cursor.time is None:
+            return page.isStale
+        return abs(now - self.quietAt) > SHOWN / 2 or now - self.cursor.time < SHOWN
 
     def toJSON(self) -> dict[str, Any]:
         """The content of the file."""
         return {
             "marker": self.cursor.marker,
-            "begins": self.includesMarker,
+            "begins": self.cursor.isInclusive,
             "given": self.repeatedTo,
             "quietAt": self.quietAt,
         }
@@ -129,12 +102,12 @@ class Progress:
     @classmethod
     def fromJSON(cls, kept: Any) -> Progress:
         """The progress that a file has kept; raises ValueError, KeyError or TypeError if *kept* is not that."""
-        marker, includesMarker, repeatedTo = kept["marker"], kept["begins"] is True, kept["given"]
+        marker, isInclusive, repeatedTo = kept["marker"], kept["begins"] is True, kept["given"]
         for id in (marker, repeatedTo):
             if id is not None and not (isinstance(id, str) and ticksOf(id) is not None):
                 raise ValueError(f"{id!r} is not the id of an event")
         quietAt = None if kept["quietAt"] is None else boundedNumber(kept["quietAt"], 0.0, LATEST)
-        return cls(Cursor(marker, marker is not None and not includesMarker), includesMarker, quietAt, repeatedTo)
+        return cls(Cursor(marker, marker is not None and not isInclusive, isInclusive), quietAt, repeatedTo)
 
 
 def _ticks(id: str | None) -> int:
@@ -195,10 +168,10 @@ class EventsFeed(Subscriber):
         # When the file was written, by the wall clock.
         self._savedAt = -math.inf
         # None until the end of the feed, where new events come, is known.
-        self._progress = None if marker is None else Progress(Cursor(marker), includesMarker=True)
+        self._progress = None if marker is None else Progress(Cursor(marker, isInclusive=True))
         self._listeners: Listeners[[FeedEvent]] = Listeners(self._log, "events")
         self._gapListeners: Listeners[[]] = Listeners(self._log, "gaps of the event feed")
-        self._isDelivering = False
+        self._delivering: Deferred[Any] | None = None
 
     # -- listeners
 
@@ -228,18 +201,23 @@ class EventsFeed(Subscriber):
         :class:`~txserviceregistry.errors.NotRunning` if the feed is not running, and is not the child of a service that
         will start it.
         """
-        queue: ItemQueue[FeedEvent] = ItemQueue()
-        return self._iterate(queue, self._listeners.add(queue.deliver))
+        return Items(self, self.onEvent)
 
     # -- Subscriber
 
     @returnsDeferred
-    async def _stop(self, run: BackgroundTask) -> None:
-        stopped = run.stop(patiently=self._isDelivering)
+    async def stopService(self) -> None:
+        """
+        End.
+
+        :return: fires when nothing of it is left on the reactor.
+        """
         try:
-            await stopped.addTimeout(_GRACE, self._clock)
+            await super().stopService().addTimeout(_GRACE, self._clock)
         except TimeoutError:
-            await run.stop()
+            if self._delivering is not None:
+                self._delivering.cancel()
+            await super().stopService()
 
     def _load(self) -> None:
         if self._progress is None or not self._progress.cursor.seen:
@@ -248,7 +226,7 @@ class EventsFeed(Subscriber):
     async def _step(self, run: BackgroundTask) -> None:
         progress = self._progress
         if progress is None:
-            end = await self._poller.end()
+            end = await run.wait(self._poller.end())
             self._progress = Progress(end).quiet(self._wallClock())
             self._save(self._progress)
         elif progress.isOutdated(self._wallClock()):
@@ -260,7 +238,8 @@ class EventsFeed(Subscriber):
         if self._progress is None:
             self._outage.failed(reason="the registry does not accept the event that it ended with")
         else:
-            self._progress = self._progress.afterGap().refused()
+            # The events that the registry shows without a marker come next.
+            self._progress = Progress(repeatedTo=self._progress.afterGap().repeatedTo)
             self._reportGap()
 
     # -- reading
@@ -270,24 +249,19 @@ class EventsFeed(Subscriber):
         now = self._wallClock()
         quietAt = now if progress.quietAt is None else progress.quietAt
         cursor = progress.cursor
-        if cursor.marker is None:
-            cursor = await self._cursorAt(quietAt) or cursor
-        self._progress = progress = progress.movedTo(cursor, now)
-        if now - quietAt > (SHOWN if cursor.marker is None else RETENTION):
-            self._reportGap()
-        self._save(progress)
-
-    async def _cursorAt(self, quietAt: float) -> Cursor | None:
-        """A place in the feed at a time at which it had no event."""
-        for seconds in _MOMENTS:
-            cursor = Cursor(markerAt(quietAt - seconds))
+        for seconds in _MOMENTS if cursor.marker is None else ():
+            earlier = Cursor(markerAt(quietAt - seconds))
             try:
-                await self._poller.read(cursor)
+                await run.wait(self._poller.read(earlier))
             except StaleCursor:
                 # The account was younger than that, or our clock is another one than the registry's.
                 continue
-            return cursor
-        return None
+            cursor = earlier
+            break
+        self._progress = progress = progress.quiet(now, cursor)
+        if now - quietAt > (SHOWN if cursor.marker is None else RETENTION):
+            self._reportGap()
+        self._save(progress)
 
     async def _read(self, run: BackgroundTask, progress: Progress) -> None:
         """Wait for the next events, and deliver them."""
@@ -300,58 +274,50 @@ class EventsFeed(Subscriber):
             if not 0 <= self._wallClock() - self._savedAt < _SAVE_INTERVAL:
                 self._save(progress)
 
-        if progress.includesMarker:
-            page = events = await self._poller.read(progress.cursor)
-        else:
-            page = await self._poller.after(progress.cursor, onQuiet)
-            events = progress.cursor.newer(page)
-            if progress.isGap(page, self._wallClock()):
-                progress = progress.afterGap()
-                self._reportGap()
+        page = await run.wait(self._poller.after(progress.cursor, onQuiet))
         received = self._wallClock()
-        if not events:
-            self._progress = progress.emptied(received)
+        if progress.isGap(page, received):
+            progress = progress.afterGap()
+            self._reportGap()
+        if not page.events:
+            # Without a last event the next one can't show whether others are missing before it.
+            self._progress = progress.quiet(received, Cursor(progress.cursor.marker))
             return
         # A process that is killed meanwhile can't know which of them its listeners have had.
-        self._save(progress.repeating(events[-1]["id"]))
-        interrupted: str | None = None
+        self._save(progress.repeating(page.events[-1]["id"]))
         try:
-            for event in events:
+            for event in page.events:
                 if run.isStopping:
                     return
-                if event["type"] in WATCHED and event["type"] not in self._types:
-                    # It was requested for other subscribers.
-                    progress = progress.delivered(event)
-                    continue
-                interrupted = event["id"]
-                await self._deliver(run, event, progress.isRepeated(event))
-                interrupted = None
-                progress = progress.delivered(event)
-            if len(page) < PAGE:
-                progress = progress.quiet(received)
+                # Others were requested for other subscribers.
+                if event["type"] not in WATCHED or event["type"] in self._types:
+                    self._progress = progress.repeating(event["id"])
+                    await self._deliver(run, event, progress.isRepeated(event))
+                self._progress = progress = progress.delivered(event)
+            if not page.isFull:
+                self._progress = progress.quiet(received)
         finally:
-            self._progress = progress.repeating(interrupted)
             self._save(self._progress)
 
     async def _deliver(self, run: BackgroundTask, event: Event, isRepeated: bool) -> None:
         mark = {"redelivered": True} if isRepeated else {}
         for listener in self._listeners:
-            self._isDelivering = True
+            self._delivering = maybeDeferred(listener, cast(FeedEvent, {**event, **mark}))
             try:
-                delivering = maybeDeferred(listener, cast(FeedEvent, {**event, **mark}))
-                await delivering
+                await self._delivering
             except CancelledError:
                 if run.isStopping:
                     raise
             except Exception:
                 self._log.failure("Listener to events failed at {type} {id}", type=event["type"], id=event["id"])
             finally:
-                self._isDelivering = False
+                self._delivering = None
 
     def _reportGap(self) -> None:
         self._log.warn("The event feed no longer has the last event: events may be missing")
         self._gapListeners.call()
 
-    def _save(self, progress: Progress) -> None:
+    def _save(self, progress: Progress | None) -> None:
         self._savedAt = self._wallClock()
-        self._writeFile(progress.toJSON())
+        if progress is not None:
+            self._writeFile(progress.toJSON())

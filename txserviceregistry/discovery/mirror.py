@@ -8,17 +8,15 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ..errors import NotRunning
 from ..types import Event
 from ..util.deferred import Waiters
-from ..util.logs import Listeners
+from ..util.logs import Listeners, Logger
 from ..util.parsing import LATEST, LONGEST_INTERVAL, boundedNumber
 from .cursor import Cursor, StaleCursor
-from .settling import Settling
-from .subscriber import Subscriber
-from .task import BackgroundTask
+from .subscriber import BackgroundTask, Subscriber
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -39,6 +37,56 @@ _JITTER = 0.2
 # Seconds between two writes of the file, at least.
 _SAVE_INTERVAL = 5.0
 _FILE_VERSION = 1
+
+# A listener is called so many times its settling time after the first change at the latest.
+_LATEST_SETTLING = 4
+
+
+class Settling:
+    """
+    Collects changes, and calls a listener with all of them when there was none for a while.
+
+    :param listener: called with a list of the changes, in their order.
+    :param settle: seconds without a change, after which it is called; at most four times as long after the first one.
+    :raises ValueError: if *settle* is not a finite number of 0 or more.
+    """
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, settle: float, listener: Callable[[list[Any]], object]) -> None:
+        self._clock = clock
+        self._settle = boundedNumber(settle, 0.0, LONGEST_INTERVAL)
+        self._listener = listener
+        self._changes: list[Any] = []
+        self._latest = 0.0
+        self._call: IDelayedCall | None = None
+
+    def add(self, *change: Any) -> None:
+        """Something has changed. Several arguments are one tuple."""
+        now = self._clock.seconds()
+        if self._call is None:
+            self._latest = now + _LATEST_SETTLING * self._settle
+            self._call = self._clock.callLater(self._settle, self.flush)
+        else:
+            self._call.reset(max(0.0, min(self._settle, self._latest - now)))
+        self._changes.append(change if len(change) > 1 else change[0])
+
+    def flush(self) -> None:
+        """Call the listener now, if there is a change."""
+        changes = self.drop()
+        if changes:
+            try:
+                self._listener(changes)
+            except Exception:
+                self._log.failure("Listener to settled changes failed")
+
+    def drop(self) -> list[Any]:
+        """Forget the changes, which are returned, and leave nothing on the reactor."""
+        call, self._call = self._call, None
+        if call is not None and call.active():
+            call.cancel()
+        changes, self._changes = self._changes, []
+        return changes
 
 
 class Mirror(Subscriber, Generic[_T]):
@@ -71,10 +119,8 @@ class Mirror(Subscriber, Generic[_T]):
         self.version = 0
         self._refresh = None if refresh is None else boundedNumber(refresh, 0.0, LONGEST_INTERVAL)
         self._items: dict[str, _T] = {}
-        # The place in the feed up to which events were applied.
+        # The place in the feed up to which events were applied, and when everything is to be listed again.
         self._cursor: Cursor | None = None
-        # The poller's count of resets when everything was listed, and when it is to be listed again.
-        self._resets = 0
         self._nextListing = 0.0
         # When the copy was last known to equal the registry; by the clock, which a file's age may lie before.
         self._currentAt: float | None = None
@@ -122,11 +168,7 @@ class Mirror(Subscriber, Generic[_T]):
         return old != new
 
     def _changed(self, key: str, old: _T | None, new: _T | None, events: Sequence[Event]) -> None:
-        """
-        Call the listeners: something has changed.
-
-        :param events: the possible causes, in order; none after a listing without events.
-        """
+        """Call the listeners. *events* are the possible causes, in order; none after a listing without events."""
         raise NotImplementedError
 
     # -- what can be asked
@@ -149,7 +191,7 @@ class Mirror(Subscriber, Generic[_T]):
         if self._currentAt is not None:
             return succeed(None)
         try:
-            self._checkRunning()
+            NotRunning.check(self)
         except NotRunning:
             return fail()
         return self._readiness.wait()
@@ -188,31 +230,33 @@ class Mirror(Subscriber, Generic[_T]):
             self._currentAt = self._clock.seconds() - age
             self._readiness.fire(None)
 
-    def stopService(self) -> Deferred[None]:
-        return super().stopService().addBoth(lambda _: self._ends.call())
-
     async def _run(self, run: BackgroundTask) -> None:
         try:
             await super()._run(run)
         finally:
-            self._interrupted()
             if self._saving is not None:
                 self._saving.cancel()
                 self._save()
+            self._ends.call()
 
     async def _step(self, run: BackgroundTask) -> None:
         cursor = self._cursor
         left = self._nextListing - self._clock.seconds()
-        if cursor is not None and self._isCurrent and left > 0.0:
-            self._apply(await self._nextEvents(cursor, left))
+        if cursor is None or not self._isCurrent or left <= 0.0:
+            await self._listAll(run, cursor)
             return
-        missed: list[Event] = []
-        if cursor is None:
-            cursor = await self._poller.end()
-        elif not self._isCurrent:
-            # The listing has what happened while the feed was unreachable, but maybe not what happens from here on.
-            cursor = await self._poller.readToEnd(cursor, missed)
-        await self._listAll(cursor, missed)
+        coming = self._poller.after(cursor)
+        page = await run.wait(coming.addTimeout(min(left, LONGEST_INTERVAL), self._clock, lambda *_: None))
+        if page is None:
+            return
+        if page.isStale:
+            raise StaleCursor()
+        self._currentAt = self._clock.seconds()
+        for event in page.events:
+            self._cursor = Cursor.after(event)
+            read = self._read(event)
+            if read is not None:
+                self._put(*read, [event])
 
     def _positionLost(self) -> None:
         self._log.info("The event feed no longer has the last event: listing all {what} again", what=self.what)
@@ -226,36 +270,40 @@ class Mirror(Subscriber, Generic[_T]):
 
     # -- keeping current
 
-    async def _listAll(self, cursor: Cursor, missed: Sequence[Event]) -> None:
+    async def _listAll(self, run: BackgroundTask, cursor: Cursor | None) -> None:
         """
         List everything, and make the copy equal to it.
 
-        :param cursor: a place in the feed before the listing.
-        :param missed: the events before that place that were not applied.
+        :param cursor: the place in the feed up to which events were applied, if it is known.
         """
+        poller = self._poller
+        missed: list[Event] = []
+        if cursor is None:
+            cursor = await run.wait(poller.end())
+        elif not self._isCurrent:
+            # The listing has what happened while the feed was unreachable, but maybe not what happens from here on.
+            cursor = await run.wait(poller.readToEnd(cursor, missed))
         began = self._clock.seconds()
-        self._resets = self._poller.resets
-        items: dict[str, _T] = {}
-        async for item in self._list():
-            items[item["id"]] = self._valueOf(item)
+        items = await run.wait(Deferred.fromCoroutine(self._listed()))
         events: list[Event] = []
-        self._cursor = await self._poller.readToEnd(cursor, events)
+        self._cursor = await run.wait(poller.readToEnd(cursor, events))
         for key, its in self._byKey(events).items():
             merged = self._merge(items.pop(key, None), its)
             if merged is not None:
                 items[key] = merged
         now = self._clock.seconds()
         refresh = self._defaultRefresh() if self._refresh is None else self._refresh
-        isLive = self._poller.isLive
-        if not self._cursor.seen and (math.isinf(refresh) or not isLive):
-            refresh = min(refresh, _SAFE_REFRESH if isLive else _BLIND_REFRESH)
-        interval = max(refresh, (now - began) / _LISTING_SHARE)
-        self._nextListing = now + interval * (1.0 - _JITTER * self._random())
+        if not self._cursor.seen:
+            refresh = min(refresh, _SAFE_REFRESH if poller.isLive else _BLIND_REFRESH)
+        self._nextListing = now + max(refresh, (now - began) / _LISTING_SHARE) * (1.0 - _JITTER * self._random())
         self._replace(items, self._byKey([*missed, *events]))
         self._isCurrent = True
         self._saveSoon()
         self._currentAt = now
         self._readiness.fire(None)
+
+    async def _listed(self) -> dict[str, _T]:
+        return {item["id"]: self._valueOf(item) async for item in self._list()}
 
     def _byKey(self, events: Iterable[Event]) -> dict[str, list[Event]]:
         byKey: dict[str, list[Event]] = {}
@@ -264,24 +312,6 @@ class Mirror(Subscriber, Generic[_T]):
             if read is not None:
                 byKey.setdefault(read[0], []).append(event)
         return byKey
-
-    async def _nextEvents(self, cursor: Cursor, left: float) -> list[Event]:
-        """The next events, or none when it is time for a listing."""
-        coming = self._poller.after(cursor, resets=None if cursor.seen else self._resets)
-        page = await coming.addTimeout(min(left, LONGEST_INTERVAL), self._clock, lambda _, seconds: None)
-        if page is None:
-            return []
-        if cursor.isStale(page):
-            raise StaleCursor()
-        self._currentAt = self._clock.seconds()
-        return cursor.newer(page)
-
-    def _apply(self, events: Iterable[Event]) -> None:
-        for event in events:
-            self._cursor = Cursor.after(event)
-            read = self._read(event)
-            if read is not None:
-                self._put(*read, [event])
 
     def _put(self, key: str, new: _T | None, events: Sequence[Event]) -> None:
         old = self._items.get(key)

@@ -1,7 +1,4 @@
-"""
-EventPoller: waits for events on behalf of all subscribers of one client: by the registry's event stream, or where that
-does not work with one request at a time.
-"""
+"""EventPoller: waits for events on behalf of the subscribers of one client."""
 
 from __future__ import annotations
 
@@ -9,12 +6,10 @@ import json
 import random as randomModule
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 from twisted.internet.interfaces import IDelayedCall
-from twisted.python.failure import Failure
 
 from ..api.events import EventStream
 from ..api.shapes import readEvent
@@ -24,8 +19,7 @@ from ..types import Event, EventType, PlainEventType
 from ..util.backoff import Backoff
 from ..util.deferred import Waiters, returnsDeferred
 from ..util.logs import Listeners, Logger
-from .cursor import Cursor, Span, StaleCursor, isMarkerRefused, markerAt, ticksOf
-from .task import BackgroundTask
+from .cursor import PAGE, Cursor, Page, StaleCursor, isMarkerRefused, ticksOf
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -39,12 +33,6 @@ WAIT = 30
 POLL = 5.0
 #: Seconds to the next request if the registry could wait, but did not: it is probably stopping.
 _EARLY = 1.0
-#: The largest page that there is.
-PAGE = 1000
-#: Without a marker the feed shows its last hour, in seconds.
-SHOWN = 3600.0
-# The end of a feed is searched to within so many seconds.
-_NEAR = 10.0
 #: The types of events that subscribers share; locks may have many events, which few subscribers want.
 WATCHED: frozenset[str] = frozenset(type for type in get_args(EventType) if not type.startswith("lock."))
 #: The types of events of version 1.0.
@@ -59,27 +47,56 @@ FIRST_PING = 5.0
 SILENCE = 35.0
 #: Seconds until a stream is tried again that could not be opened.
 RETRY = 600.0
-# Seconds until one is tried again that was live before: at first, and how often before it counts as one that could not
-# be opened. One that was live for so long begins anew.
+# The same at first, where streams could be opened before.
 _PAUSE = 1.0
-_TRIES = 8
-_LONG = 60.0
+# The most events of a stream that are kept for subscribers that are behind.
+_KEPT = 1000
 
 
-class _Stream(Enum):
-    """CLOSED → OPENING → LIVE, and from each of them to CLOSED."""
+class _Span:
+    """
+    The events of a stream.
 
-    CLOSED = "there is no stream"
-    OPENING = "no ping has come so far"
-    LIVE = "events come as they happen"
+    Only the ids of its events and of its beginning are known to be in the feed: a registry that was restored from a
+    backup has lost other ones.
+    """
+
+    def __init__(self, begin: str) -> None:
+        self._begin = begin
+        self._events: list[Event] = []
+
+    def add(self, event: Event) -> None:
+        self._events.append(event)
+        if len(self._events) > 2 * _KEPT:
+            self._begin = self._events[_KEPT - 1]["id"]
+            del self._events[:_KEPT]
+
+    def after(self, cursor: Cursor, isComplete: bool) -> list[Event] | None:
+        """
+        The events after a place; ``None`` if they are not all known.
+
+        :param isComplete: whether the feed is known to have nothing between that place and the beginning.
+        """
+        marker = (cursor.marker or "").lower()
+        if not cursor.isInclusive:
+            # Most subscribers are at the end.
+            for index in range(len(self._events), 0, -1):
+                if self._events[index - 1]["id"].lower() == marker:
+                    return self._events[index:]
+            if cursor.seen and self._begin.lower() == marker:
+                return self._events[:]
+        if not isComplete:
+            return None
+        ticks = ticksOf(marker) or 0
+        return [event for event in self._events if (ticksOf(event["id"]) or 0) > ticks]
 
 
 class EventPoller:
     """
     Reads the event feed for all subscribers of one client.
 
-    They share one event stream. Where the registry has none, or it can't be opened, they share one request that waits.
-    Both extend one span of the feed. A subscriber at another place reads on its own until nothing newer is there.
+    They share one event stream. Where the registry has none, or it can't be opened, each has a request of its own that
+    waits, or a request every few seconds.
 
     :param client: makes the requests.
     :param types: only events of these types; those that version 1.0 does not have are left out where the registry does
@@ -87,7 +104,6 @@ class EventPoller:
     :param interval: seconds from one request to the next where the registry can't wait.
     :param random: returns numbers from 0 to 1.
     :ivar respondedAt: when the last valid response came, by the client's clock; ``None`` before the first.
-    :ivar resets: how often the registry has said that events may be missing in its event stream.
     """
 
     _log = Logger()
@@ -101,39 +117,32 @@ class EventPoller:
         random: Callable[[], float] = randomModule.random,
     ) -> None:
         self.respondedAt: float | None = None
-        self.resets = 0
         self._client = client
         self._wanted = frozenset(types)
         self._interval = interval
         self._random = random
         self._users = 0
-        self._span = Span(Cursor())
-        # Fire with whether there are events; with None when a stream begins or ends.
-        self._waiters: Waiters[bool | None] = Waiters(self._stopPolling)
-        self._quietListeners: Listeners[[]] = Listeners(self._log, "a quiet event feed")
-        self._polling: BackgroundTask | None = None
-        # Whether the last page of the shared request was full, so that there may be more.
-        self._isBehind = False
-        # How many requests that wait have failed in a row where others succeeded, and until when no other one is sent.
-        self._refusedWaits = 0
-        self._pollUntil = 0.0
-        # Whether the last request has failed.
-        self._hasFailed = False
-        self._state = _Stream.CLOSED
+        # Until when no request waits, and until when no request is made at all where none waits.
+        self._noWaitUntil = self._noPollUntil = 0.0
+        # A stream that is open, or being opened; what has come since its first ping.
         self._stream: EventStream | None = None
+        self._span: _Span | None = None
         self._timer: IDelayedCall | None = None
-        self._openedAt = 0.0
         self._backoff = Backoff(_PAUSE, RETRY, random)
         # When a stream may be opened again, and whether it could not be opened the last time.
         self._notBefore = 0.0
         self._isBlocked = False
-        # The id of the last event or ping of a stream.
+        # The id of the last event or ping of a stream, and how often the registry has said that events may be missing.
         self._lastId: str | None = None
+        self._resets = 0
+        # Fire when there are events, and when a stream begins or ends.
+        self._waiters: Waiters[None] = Waiters()
+        self._quietListeners: Listeners[[]] = Listeners(self._log, "a quiet event feed")
 
     @property
     def isLive(self) -> bool:
         """Whether events come by an event stream, which says if any may be missing."""
-        return self._state is _Stream.LIVE
+        return self._span is not None
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -144,93 +153,59 @@ class EventPoller:
         finally:
             self._users -= 1
             if not self._users:
-                self._endStream(0.0)
+                self._closeStream(0.0)
                 self._lastId = None
-                self._span = Span(Cursor())
 
     @returnsDeferred
-    async def after(
-        self, cursor: Cursor, onQuiet: Callable[[], None] = lambda: None, *, resets: int | None = None
-    ) -> list[Event]:
+    async def after(self, cursor: Cursor, onQuiet: Callable[[], None] = lambda: None) -> Page:
         """
         The next events after a place, as soon as there are any.
 
         :param onQuiet: called whenever the registry has responded that there is nothing newer yet.
-        :param resets: :attr:`resets` as it was when the place was known to be the end of the feed; ``None`` if the
-            cursor shows by itself whether events are missing.
-        :return: fires with a page as it came, the event of the *cursor* included; also with one for which the cursor is
-            stale. Fails with :class:`~txserviceregistry.discovery.cursor.StaleCursor` if the registry refuses the
-            marker, or if there were more *resets*, and otherwise as :meth:`EventsClient.list
+        :return: fires with a page that has events, or is stale. Fails with
+            :class:`~txserviceregistry.discovery.cursor.StaleCursor` if the registry refuses the marker, or says that
+            events may be missing and the cursor can't show it, and otherwise as :meth:`EventsClient.list
             <txserviceregistry.api.events.EventsClient.list>` does. It may be cancelled.
         """
-        # The span up to whose beginning, or end if it is not live, the feed is known to have nothing newer.
-        quiet: Span | None = None
+        resets = self._resets
+        # The span up to whose beginning the feed is known to have nothing newer.
+        quiet: _Span | None = None
+        # A stream that has ended may be opened again as soon as there is a response.
+        isUrgent = cursor.isInclusive
         while True:
-            if resets not in (None, self.resets):
+            if self._resets != resets and not cursor.seen:
                 raise StaleCursor("The registry says that events may be missing")
             span = self._span
-            events = span.after(cursor, self.isLive and span is quiet)
+            events = None if span is None else span.after(cursor, span is quiet)
             if events:
-                return events
-            if not self._isOpening and events is None and span is not quiet:
-                end = span.end
-                page = await self.read(cursor)
-                if not cursor.isQuiet(page):
-                    return page
-                if not self.isLive and self._polling is None:
-                    self._span = quiet = Span(cursor)
-                elif self.isLive or span.end is end:
-                    # Otherwise the shared request has brought events that may have come after this page was made.
-                    quiet = span
-                onQuiet()
+                return Page(events)
+            if events is not None or self._isOpening:
+                forget = self._quietListeners.add(onQuiet)
+                try:
+                    await self._waiters.wait()
+                finally:
+                    forget()
+                isUrgent = True
                 continue
-            forget = self._quietListeners.add(onQuiet)
-            waiter = self._waiters.wait()
-            try:
-                if not self._isOpening and not self.isLive:
-                    self._startPolling()
-                areEvents = await waiter
-            except StaleCursor:
-                if cursor == span.end:
-                    raise
-                areEvents = True
-            finally:
-                forget()
-            if areEvents and not self.isLive:
-                # Only its own page shows whether a place outside the span is stale.
-                quiet = None
+            page = await (self.read(cursor) if span is not None or isUrgent else self._nextPage(cursor))
+            if not page.isQuiet:
+                return page
+            quiet, isUrgent = span, False
+            onQuiet()
 
     @returnsDeferred
     async def end(self) -> Cursor:
-        """
-        Find the current end of the feed. Fires with its cursor, and fails as :meth:`readToEnd` does.
-
-        It does not read the whole last hour of a busy feed, and needs no clock: the registry refuses a marker of the
-        future, so that the end is found by halving the time in which it can be.
-        """
+        """Find the current end of the feed. Fires with its cursor, and fails as :meth:`readToEnd` does."""
         page = await self.read(Cursor())
-        cursor = Cursor.after(page[-1]) if page else Cursor()
-        if len(page) < PAGE:
-            return cursor
-        low, high = cursor.time or 0.0, (Cursor.after(page[0]).time or 0.0) + SHOWN
-        # Most often the end is just before the latest possible time.
-        step = _NEAR
-        while high - low > _NEAR and len(page) >= PAGE:
-            at = max(high - step, (low + high) / 2)
-            step *= 10
-            try:
-                found = await self.read(Cursor(markerAt(at)))
-            except StaleCursor:
-                found = []
-            if found:
-                page, cursor = found, Cursor.after(found[-1])
-                low = max(at, cursor.time or 0.0)
-            else:
-                high = at
-        return await self.readToEnd(cursor, [])
+        if page.isFull and self._isOpening:
+            # A stream begins at the end, and the last hour may have had many events.
+            await self._waiters.wait()
+        if page.isFull and self.isLive:
+            return Cursor(self._lastId)
+        return await self.readToEnd(Cursor())
 
     @returnsDeferred
-    async def readToEnd(self, cursor: Cursor, into: list[Event]) -> Cursor:
+    async def readToEnd(self, cursor: Cursor, into: list[Event] | None = None) -> Cursor:
         """
         Read all events *into* a list, to the end that the feed has now.
 
@@ -239,104 +214,65 @@ class EventPoller:
         """
         while True:
             page = await self.read(cursor)
-            if cursor.isStale(page):
+            if page.isStale:
                 raise StaleCursor()
-            events = cursor.newer(page)
-            into.extend(events)
-            if events:
-                cursor = Cursor.after(events[-1])
-            if len(page) < PAGE:
+            if page.events:
+                cursor = Cursor.after(page.events[-1])
+            if into is not None:
+                into.extend(page.events)
+            if not page.isFull:
                 return cursor
 
     @returnsDeferred
-    async def read(self, cursor: Cursor, wait: int | None = None) -> list[Event]:
-        """One page, the event of the *cursor* included, after at most *wait* seconds. Fails as :meth:`after` does."""
+    async def read(self, cursor: Cursor, wait: int | None = None) -> Page:
+        """One page, after at most *wait* seconds. Fails as :meth:`after` does."""
         types = self._types
         type = next(iter(self._wanted)) if types is None and len(self._wanted) == 1 and self._wanted <= PLAIN else None
         try:
-            page = await self._client.events.list(cursor.marker, PAGE, type, wait=wait, types=types)
+            values = (await self._client.events.list(cursor.marker, PAGE, type, wait=wait, types=types))["values"]
         except BadRequest as error:
             if cursor.marker is not None and isMarkerRefused(error):
                 raise StaleCursor(str(error)) from error
             raise
         except ServiceRegistryError:
-            self._hasFailed = self._hasFailed or wait is None
+            if wait is None:
+                # Once the registry is reachable again, a stream may be opened.
+                self._notBefore = 0.0
             raise
-        events = page["values"]
         marker = ticksOf(cursor.marker)
-        if events and marker is not None and (ticksOf(events[0]["id"]) or 0) < marker:
+        if values and marker is not None and (ticksOf(values[0]["id"]) or 0) < marker:
             # Otherwise the same page, sent again and again, would count as new events each time.
             raise MalformedResponse("A page of events begins before the marker that it was requested with")
         self.respondedAt = self._client.clock.seconds()
-        if self._hasFailed:
-            self._hasFailed = False
-            self._notBefore = 0.0
-            self._backoff.reset()
         if self._users and EVENT_STREAM in self._client.extensions:
             self._openStream()
-        return events
+        return cursor.page(values)
 
     @property
     def _types(self) -> list[str] | None:
         """The types that a request names; ``None`` where the registry only has those of version 1.0."""
         return sorted(self._wanted) if EVENT_TYPES in self._client.extensions else None
 
-    # -- the shared request
-
-    def _startPolling(self) -> None:
-        """Ask for what comes after the span, while it is waited for."""
-        if self._polling is None:
-            self._polling = BackgroundTask()
-            self._polling.begin(self._poll)
-
-    def _stopPolling(self) -> None:
-        polling, self._polling = self._polling, None
-        if polling is not None:
-            polling.stop()
-
-    async def _poll(self, task: BackgroundTask) -> None:
-        span = self._span
-        page: list[Event] = []
-        outcome: bool | Failure = True
-        try:
-            while not task.isStopping:
-                page = await self._nextPage(span.end)
-                if not span.end.isQuiet(page):
-                    break
-                self._quietListeners.call()
-                if self._isOpening:
-                    break
-        except Exception:
-            outcome = Failure()
-        if task.isStopping:
-            return
-        self._polling = None
-        self._isBehind = len(page) >= PAGE
-        if isinstance(outcome, Failure) or span.end.isStale(page):
-            # Each subscriber reads on its own, which shows whether its own place is stale.
-            self._span = Span(Cursor())
-        for event in span.end.newer(page):
-            span.add(event)
-        self._waiters.fire(outcome)
-
-    async def _nextPage(self, cursor: Cursor) -> list[Event]:
-        began = self._client.clock.seconds()
-        if EVENTS_WAIT not in self._client.extensions or began < self._pollUntil:
-            if not self._isBehind:
-                await self._client.pause(self._interval * (1.0 - 0.2 * self._random()))
-            return await self.read(cursor)
-        try:
-            page = await self.read(cursor, WAIT)
-        except _MAYBE_OF_WAITING:
-            # This fails too if the registry is unreachable.
-            page = await self.read(cursor)
-            self._refusedWaits += 1
-            if self._refusedWaits > 1:
-                self._pollUntil = self._client.clock.seconds() + WAIT
+    async def _nextPage(self, cursor: Cursor) -> Page:
+        """A page that has events, as soon as there are any, or none after some time."""
+        clock = self._client.clock
+        began = clock.seconds()
+        if EVENTS_WAIT in self._client.extensions and began >= self._noWaitUntil:
+            try:
+                page = await self.read(cursor, WAIT)
+            except _MAYBE_OF_WAITING:
+                # This fails too if the registry is unreachable.
+                page = await self.read(cursor)
+                self._noWaitUntil = clock.seconds() + WAIT
+            else:
+                if page.isQuiet and clock.seconds() - began < WAIT / 2:
+                    await self._client.pause(_EARLY)
             return page
-        self._refusedWaits = 0
-        if self._client.clock.seconds() - began < WAIT / 2 and cursor.isQuiet(page):
-            await self._client.pause(_EARLY)
+        if began < self._noPollUntil:
+            await self._client.pause(self._noPollUntil - began)
+        page = await self.read(cursor)
+        if not page.isFull:
+            self._noPollUntil = clock.seconds() + self._interval * (1.0 - 0.2 * self._random())
         return page
 
     # -- the stream
@@ -344,25 +280,22 @@ class EventPoller:
     @property
     def _isOpening(self) -> bool:
         """Whether there will most likely be a stream in a moment."""
-        return self._state is _Stream.OPENING and not self._isBlocked
+        return self._stream is not None and self._span is None and not self._isBlocked
 
     def _openStream(self) -> None:
         """Open a stream, if it is time for that. The registry has just responded."""
-        now = self._client.clock.seconds()
-        if self._state is not _Stream.CLOSED or now < self._notBefore:
+        if self._stream is not None or self._client.clock.seconds() < self._notBefore:
             return
-        self._state = _Stream.OPENING
-        self._openedAt = now
-        self._watch(FIRST_PING)
-        types = self._types
-        stream = self._client.events.streams.open(self, None if types is None else ",".join(types), self._lastId)
-        if self._state is not _Stream.CLOSED:
+        self._timer = self._client.clock.callLater(FIRST_PING, self.ended)
+        types = None if self._types is None else ",".join(self._types)
+        stream = self._client.events.streams.open(self, types, self._lastId)
+        if stream.isOpen:
             self._stream = stream
 
     def received(self) -> None:
         """See StreamListener."""
-        if self.isLive:
-            self._watch(SILENCE)
+        if self.isLive and self._timer is not None:
+            self._timer.reset(SILENCE)
 
     def happened(self, type: str, id: str | None, data: str) -> None:
         """See StreamListener."""
@@ -372,20 +305,18 @@ class EventPoller:
         if id is None or ticksOf(id) is None:
             self._fail("an event has no valid id")
             return
-        wasLive = self.isLive
         self.respondedAt = self._client.clock.seconds()
-        if type == "reset":
-            self.resets += self._lastId is not None
+        if type == "reset" and self._lastId is not None:
+            self._resets += 1
         self._lastId = id
-        if type == "reset" or not wasLive:
+        if type == "reset" or self._span is None:
             # Subscribers read on their own what comes before.
-            self._span = Span(Cursor(id, True))
-            self._state = _Stream.LIVE
+            self._span = _Span(id)
             self._isBlocked = False
-            self._watch(SILENCE)
-            self._stopPolling()
+            self.received()
             self._waiters.fire(None)
         elif type == "ping":
+            self._backoff.reset()
             self._quietListeners.call()
         else:
             try:
@@ -393,44 +324,29 @@ class EventPoller:
             except (ValueError, RecursionError) as error:
                 self._fail(str(error))
             else:
-                self._waiters.fire(True)
+                self._waiters.fire(None)
 
     def ended(self) -> None:
         """See StreamListener."""
         self._isBlocked = not self.isLive
-        now = self._client.clock.seconds()
-        if self.isLive and now - self._openedAt >= _LONG:
-            self._backoff.reset()
-        mayTry = self._lastId is not None and self._backoff.failures < _TRIES
-        self._endStream(now + (self._backoff.next() if mayTry else RETRY))
-
-    def _watch(self, seconds: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._client.clock.callLater(seconds, self._silent)
-
-    def _silent(self) -> None:
-        self._timer = None
-        self.ended()
+        # Where a stream has worked before, the registry may just be starting.
+        delay = RETRY if self._lastId is None else self._backoff.next()
+        self._closeStream(self._client.clock.seconds() + delay)
 
     def _fail(self, reason: str) -> None:
         self._log.debug("The event stream is malformed: {reason}", reason=reason)
-        self._state = _Stream.OPENING
+        self._span = None
         self.ended()
 
-    def _endStream(self, notBefore: float) -> None:
-        stream, self._stream = self._stream, None
+    def _closeStream(self, notBefore: float) -> None:
+        stream, self._stream, self._span = self._stream, None, None
         timer, self._timer = self._timer, None
-        wasOpen = self._state is not _Stream.CLOSED
-        self._state = _Stream.CLOSED
         self._notBefore = notBefore
         if stream is not None:
             stream.close()
-        if timer is not None:
+        if timer is not None and timer.active():
             timer.cancel()
-        if wasOpen and self._polling is None:
-            self._span = Span(Cursor())
-            self._waiters.fire(None)
+        self._waiters.fire(None)
 
 
 def pollerOf(client: Client, types: Collection[str] = WATCHED) -> EventPoller:

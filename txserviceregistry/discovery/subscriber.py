@@ -1,25 +1,25 @@
-"""Subscriber: what all services that read the event feed have in common, from their start to their stop."""
+"""What all services that read the event feed have in common: their work from start to stop, their file, their loops."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from ..errors import NotRunning, RateLimited, ServiceRegistryError
+from ..http.jsontransport import ClientClosed
 from ..util.backoff import Backoff
+from ..util.deferred import waitFor
 from ..util.files import checkPath, replaceFile
 from ..util.logs import Listeners, Logger, Outage, WriteOutage
 from .cursor import StaleCursor
-from .iteration import ItemQueue, Items
 from .poller import WATCHED, pollerOf
-from .task import BackgroundTask
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -31,6 +31,58 @@ _SHORTEST_RETRY = 0.5
 _LONGEST_RETRY = 10.0
 # Characters of an error in the log.
 _LONGEST_REASON = 150
+
+
+class BackgroundTask:
+    """
+    One run of a coroutine until it is stopped.
+
+    :param previous: a run that was stopped and may not be over yet; this one waits for its end.
+    :ivar isStopping: whether it was stopped. The work checks it after each call of listeners, which may stop it.
+    """
+
+    def __init__(self, previous: BackgroundTask | None = None) -> None:
+        self.isStopping = False
+        self._previous = previous
+        self._over: Deferred[None] = Deferred()
+        self._waiting: Deferred[Any] | None = None
+
+    def begin(
+        self,
+        work: Callable[[BackgroundTask], Coroutine[Deferred[Any], Any, None]],
+        failed: Callable[[Failure], object],
+    ) -> None:
+        """Start the work. *failed* is called with an error that ends it and is not the consequence of a stop."""
+
+        async def run() -> None:
+            previous, self._previous = self._previous, None
+            if previous is not None:
+                await waitFor(previous._over)
+            try:
+                if not self.isStopping:
+                    await work(self)
+            except CancelledError:
+                if not self.isStopping:
+                    raise
+
+        Deferred.fromCoroutine(run()).addErrback(failed).addBoth(lambda _: self._over.callback(None))
+
+    async def wait(self, waiting: Deferred[_T]) -> _T:
+        """Wait for something that a stop cancels. For everything else that the work awaits a stop waits, too."""
+        if self.isStopping:
+            waiting.cancel()
+        self._waiting = waiting
+        try:
+            return await waiting
+        finally:
+            self._waiting = None
+
+    def stop(self) -> Deferred[None]:
+        """Fires when it is over."""
+        self.isStopping = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+        return waitFor(self._over)
 
 
 class Subscriber(Service):
@@ -62,32 +114,25 @@ class Subscriber(Service):
         # The first failure is followed by a retry at once.
         self._outage = Outage(self._log, self._clock, self.outageBegins, self.outageEnds, after=2, what=self.what)
         self._writeOutage = WriteOutage(self._path or "", self._log, self._clock, self.fileLoss)
+        # Called when it is stopped, and when it has stopped.
         self._stopListeners: Listeners[[]] = Listeners(self._log, "a stop")
         self._task: BackgroundTask | None = None
 
-    # -- what a kind of subscriber does
+    # -- what a kind of subscriber does. All of it may call listeners.
 
     def _load(self) -> None:
-        """Continue with what the file has. May call listeners."""
-        raise NotImplementedError
+        """Continue with what the file has."""
 
     async def _step(self, run: BackgroundTask) -> None:
         """The next request and its consequences; raises StaleCursor if the feed no longer has the position."""
         raise NotImplementedError
 
     def _positionLost(self) -> None:
-        """The feed no longer has the position. May call listeners."""
+        """The feed no longer has the position."""
         raise NotImplementedError
 
     def _interrupted(self) -> None:
-        """A step has failed."""
-
-    def _pause(self, seconds: float) -> Deferred[None]:
-        """Wait before the next try."""
-        return deferLater(self._clock, seconds)
-
-    def _stop(self, run: BackgroundTask) -> Deferred[None]:
-        return run.stop()
+        """A step has failed, or it was stopped."""
 
     # -- IService
 
@@ -98,9 +143,7 @@ class Subscriber(Service):
         Service.startService(self)
         self._task = task = BackgroundTask(self._task)
         self._load()
-        task.begin(self._run).addErrback(
-            lambda failure: self._log.failure("Updates of the {what} ended", failure, what=self.what)
-        )
+        task.begin(self._run, lambda failure: self._log.failure("Updates of the {what} ended", failure, what=self.what))
 
     def stopService(self) -> Deferred[None]:
         """
@@ -109,26 +152,29 @@ class Subscriber(Service):
         :return: fires when nothing of it is left on the reactor.
         """
         Service.stopService(self)
-        stopped: Deferred[None] = succeed(None) if self._task is None else self._stop(self._task)
+        stopped: Deferred[None] = succeed(None) if self._task is None else self._task.stop()
         self._stopListeners.call()
         return stopped
 
     async def _run(self, run: BackgroundTask) -> None:
         with self._poller.used():
-            while not run.isStopping:
-                delay = await self._tryStep(run)
-                if delay is None:
-                    self._succeeded()
-                    continue
+            try:
+                while not run.isStopping:
+                    delay = await self._tryStep(run)
+                    if delay is not None and not run.isStopping:
+                        self._interrupted()
+                        await run.wait(self._client.pause(delay))
+            except ClientClosed:
+                pass
+            finally:
                 self._interrupted()
-                if not run.isStopping:
-                    await self._pause(delay)
 
     async def _tryStep(self, run: BackgroundTask) -> float | None:
         """``None`` if it succeeded, or the seconds until the next try."""
         longer = 0.0
         try:
             await self._step(run)
+            self._succeeded()
             return None
         except CancelledError:
             # Not every cancellation is a stop: a client that is closed cancels its requests.
@@ -148,14 +194,6 @@ class Subscriber(Service):
         """The registry has responded: an outage is over."""
         self._backoff.reset()
         self._outage.succeeded()
-
-    def _iterate(self, queue: ItemQueue[_T], forget: Callable[[], None]) -> Items[_T]:
-        """An iterator over a queue, which ends with the service; *forget* stops the items."""
-        return Items(queue, self._checkRunning, forget, self._stopListeners.add(queue.end))
-
-    def _checkRunning(self) -> None:
-        """Raises NotRunning if nothing that is waited for would come."""
-        NotRunning.check(self)
 
     # -- the file
 
@@ -183,3 +221,80 @@ class Subscriber(Service):
             # The error may quote the file.
             self._log.warn("File {path} ignored: {reason}", path=self._path, reason=repr(error)[:_LONGEST_REASON])
             return None
+
+
+class Items(AsyncIterator[_T]):
+    """
+    Items for an ``async for`` loop, from now until the subscriber is stopped. Items that arrive while the loop is busy
+    wait for it.
+
+    :param listen: adds a listener to the items; returns a function that removes it. The listener returns a Deferred,
+        which fires when the loop has finished with the item: when it requests the next one or is closed. It is
+        cancelled if the subscriber is stopped before.
+    """
+
+    def __init__(
+        self, subscriber: Subscriber, listen: Callable[[Callable[[_T], Deferred[None]]], Callable[[], None]]
+    ) -> None:
+        self._subscriber = subscriber
+        self._queue = queue = _ItemQueue[_T]()
+        self._forget = (listen(queue.put), subscriber._stopListeners.add(queue.end))
+
+    async def __anext__(self) -> _T:
+        return await self._queue.next(self._subscriber)
+
+    async def aclose(self) -> None:
+        """Want no more items."""
+        self.__del__()
+
+    def __del__(self) -> None:
+        for forget in self._forget:
+            forget()
+        self._queue.end(isClosed=True)
+
+
+class _ItemQueue(Generic[_T]):
+    """The listener refers to this and not to the iterator, so that an iterator that is dropped is collected."""
+
+    def __init__(self) -> None:
+        self._items: deque[tuple[_T, Deferred[None]]] = deque()
+        # Of the item that the loop has now.
+        self._finished: Deferred[None] | None = None
+        self._arrival: Deferred[None] | None = None
+        self._isEnded = False
+
+    def put(self, item: _T) -> Deferred[None]:
+        finished: Deferred[None] = Deferred()
+        if self._isEnded:
+            finished.cancel()
+        else:
+            self._items.append((item, finished))
+            _fire(self._arrival)
+        return finished
+
+    def end(self, *, isClosed: bool = False) -> None:
+        self._isEnded = True
+        unfinished = [self._finished, *(finished for _, finished in self._items)]
+        self._items.clear()
+        for finished in unfinished:
+            if isClosed:
+                _fire(finished)
+            elif finished is not None:
+                finished.cancel()
+        _fire(self._arrival)
+
+    async def next(self, source: Subscriber) -> _T:
+        _fire(self._finished)
+        while not self._items:
+            if self._isEnded:
+                raise StopAsyncIteration
+            NotRunning.check(source)
+            self._arrival = Deferred()
+            await self._arrival
+        item, self._finished = self._items.popleft()
+        return item
+
+
+def _fire(waiter: Deferred[None] | None) -> None:
+    if waiter is not None and not waiter.called:
+        waiter.callback(None)

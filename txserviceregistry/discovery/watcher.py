@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import attrs
+from twisted.internet.defer import Deferred
 
 from ..api.shapes import readConfigurationValue
 from ..types import Event
-from .iteration import ItemQueue
 from .mirror import Mirror
+from .subscriber import Items
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -156,8 +157,14 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         close the iterator with ``aclose()`` or drop it. It raises :class:`~txserviceregistry.errors.NotRunning` if the
         watcher is not running, and is not the child of a service that will start it.
         """
-        queue: ItemQueue[ConfigurationChange] = ItemQueue()
-        return self._iterate(queue, self._listeners.add(queue.put))
+
+        def listen(put: Callable[[ConfigurationChange], Deferred[None]]) -> Callable[[], None]:
+            def changed(change: ConfigurationChange) -> None:
+                put(change).addErrback(lambda _: None)
+
+            return self.onChange(changed)
+
+        return Items(self, listen)
 
     # -- Mirror
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.discovery.cursor import Cursor, markerAt
+from txserviceregistry.discovery.cursor import Cursor, Page, markerAt
 from txserviceregistry.discovery.feed import RETENTION, SHOWN, Progress
 
 NOW = 1_800_000_000.0
@@ -26,34 +26,33 @@ class ProgressTests(SynchronousTestCase):
 
     def test_atAMarker(self) -> None:
         """The marker's own event is wanted until it is delivered, or is known not to be there."""
-        begun = Progress(Cursor(FIRST["id"]), includesMarker=True)
-        self.assertFalse(begun.isGap([SECOND], NOW))
+        begun = Progress(Cursor(FIRST["id"], isInclusive=True))
+        self.assertEqual(begun.cursor.page([FIRST, SECOND]), Page([FIRST, SECOND]))
+        self.assertFalse(begun.isGap(begun.cursor.page([SECOND]), NOW))
         self.assertEqual(begun.delivered(FIRST), Progress(Cursor.after(FIRST)))
-        self.assertEqual(begun.emptied(NOW), Progress(Cursor(FIRST["id"]), quietAt=NOW))
 
     def test_anEventIsMissing(self) -> None:
         """A page that does not begin with the last event is a gap, unless that one has grown too old to be kept."""
         here = Progress(Cursor.after(FIRST)).quiet(NOW + 2)
-        self.assertFalse(here.isGap([FIRST, SECOND], NOW + 3))
-        for page in ([], [SECOND]):
+        self.assertFalse(here.isGap(here.cursor.page([FIRST, SECOND]), NOW + 3))
+        for page in (here.cursor.page([]), here.cursor.page([SECOND])):
             self.assertTrue(here.isGap(page, NOW + 3))
             later = NOW + 2 + SHOWN
             self.assertTrue(here.isGap(page, later))
             self.assertFalse(here.quiet(later - SHOWN / 2).isGap(page, later))
             self.assertTrue(here.quiet(later - SHOWN / 2 - 1).isGap(page, later))
         # In the middle of a page there are newer events, which would not have been removed before this one.
-        self.assertTrue(here.delivered(FIRST).isGap([SECOND], later))
+        self.assertTrue(here.delivered(FIRST).isGap(here.cursor.page([SECOND]), later))
 
     def test_repetitions(self) -> None:
         """After a gap, events up to the last one may have been delivered before; later ones have not."""
         lost = Progress(Cursor.after(SECOND)).afterGap()
-        for again in (lost, lost.refused()):
+        for again in (lost, Progress(repeatedTo=lost.repeatedTo)):
             self.assertEqual([again.isRepeated(one) for one in (FIRST, SECOND, THIRD)], [True, True, False])
             again = again.delivered(FIRST)
             self.assertTrue(again.isRepeated(SECOND))
             self.assertFalse(again.delivered(SECOND).isRepeated(SECOND))
             self.assertFalse(again.delivered(THIRD).isRepeated(SECOND))
-        self.assertEqual(lost.refused().cursor, Cursor())
         self.assertEqual(lost.repeating(FIRST["id"]).repeatedTo, SECOND["id"])
         self.assertEqual(lost.repeating(None), lost)
         # Where no event was delivered there is nothing to repeat.
@@ -64,7 +63,7 @@ class ProgressTests(SynchronousTestCase):
         quiet = Progress().quiet(NOW)
         self.assertFalse(quiet.isOutdated(NOW + SHOWN / 2))
         self.assertTrue(quiet.isOutdated(NOW + SHOWN / 2 + 1))
-        moved = quiet.movedTo(Cursor(FIRST["id"]), NOW)
+        moved = quiet.quiet(NOW, Cursor(FIRST["id"]))
         self.assertFalse(moved.isOutdated(NOW + RETENTION))
         self.assertTrue(moved.isOutdated(NOW + RETENTION + 1))
         for other in (Progress(), Progress(Cursor.after(FIRST)).quiet(NOW)):
@@ -74,7 +73,7 @@ class ProgressTests(SynchronousTestCase):
         """A file keeps each state."""
         for progress in (
             Progress(),
-            Progress(Cursor(FIRST["id"]), includesMarker=True),
+            Progress(Cursor(FIRST["id"], isInclusive=True)),
             Progress(Cursor.after(FIRST)).quiet(NOW),
             Progress(Cursor.after(SECOND), repeatedTo=THIRD["id"]),
             Progress().quiet(NOW),

@@ -8,7 +8,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.discovery import ConfigurationWatcher, Directory
-from txserviceregistry.discovery.settling import Settling
+from txserviceregistry.discovery.mirror import Settling
 from txserviceregistry.testing import FakeRegistry
 
 

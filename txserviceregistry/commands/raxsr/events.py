@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from ...api.transport import EVENT_TYPES
@@ -135,8 +135,8 @@ async def follow(
     :param begin: called after the first request; returns the function that shows an event.
     :raises ServiceRegistryError: if the first request fails, or a later one for a reason that is not temporary.
     """
-    from ...discovery.cursor import Cursor, StaleCursor
-    from ...discovery.poller import PAGE, PLAIN, EventPoller
+    from ...discovery.cursor import PAGE, Cursor, StaleCursor
+    from ...discovery.poller import PLAIN, EventPoller
 
     clock = client.clock
     poller = EventPoller(client, types=PLAIN if types is None else types, interval=_INTERVAL)
@@ -151,7 +151,7 @@ async def follow(
             lostAt = None
 
     cursor = Cursor(since)
-    events: list[Event] = []
+    events: Sequence[Event] = []
     if since is None:
         try:
             cursor = await poller.end()
@@ -183,9 +183,9 @@ async def follow(
                 await client.pause(max(backoff.next(), least))
                 continue
             reached()
-            if cursor.isStale(page):
+            if page.isStale:
                 note(_GAP)
-            events = cursor.newer(page)
+            events = page.events
             if not events:
                 cursor = Cursor(cursor.marker)
 

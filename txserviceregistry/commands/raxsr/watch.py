@@ -35,7 +35,7 @@ class _Watch(FollowCommand):
         from twisted.internet.defer import Deferred
         from twisted.internet.task import LoopingCall
 
-        from ...discovery.settling import Settling
+        from ...discovery.mirror import Settling
 
         # A directory would retry what is wrong with the settings.
         await self.client.account.getLimits()
