@@ -12,8 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.unit.garbage import collectOnlyNew
 from txserviceregistry.discovery.subscriber import Items
 from txserviceregistry.errors import NotRunning
-from txserviceregistry.util.listeners import Listeners
-from txserviceregistry.util.logs import Logger
+from txserviceregistry.util.logs import Listeners, Logger
 
 
 class _Source:
