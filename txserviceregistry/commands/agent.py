@@ -17,7 +17,6 @@ from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
-from twisted.python import usage
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
@@ -32,9 +31,9 @@ from ..util.deferred import returnsDeferred
 from ..util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID
 from ..util.logs import Logger
 from ..util.parsing import parseMetadata, parseTags
-from .hangup import Hangup
-from .process import OneLineOptions, endProcess, say
-from .registry import checkEndpoint, sayWhere
+from .options import Option, TableOptions
+from .process import endProcess, say
+from .registry import parsedEndpoint, sayWhere
 
 _ID_CHARACTERS = re.compile(r"[^A-Za-z0-9_.\-]+")
 _LONGEST_ID = 65
@@ -45,7 +44,19 @@ def defaultServiceId(hostName: str) -> str:
     return ("agent-" + _ID_CHARACTERS.sub("-", hostName).strip("-"))[:_LONGEST_ID].rstrip("-")
 
 
-class Options(OneLineOptions):
+def _serviceId(text: str) -> str:
+    if not SERVICE_ID.fullmatch(text):
+        raise ValueError(f"invalid id {text!r}: use {ID_RULE}")
+    return text
+
+
+def _timeout(text: str) -> int:
+    if not text.isdecimal() or int(text) not in HEARTBEAT_TIMEOUTS:
+        raise ValueError(f"{text!r} is not a whole number of seconds from 3 to 120")
+    return int(text)
+
+
+class Options(TableOptions):
     command = "service-registry-agent"
     synopsis = "[--id ID] [--tags a,b] [--metadata k=v,…] [--heartbeat-timeout SECONDS] [--listen ENDPOINT]"
     longdesc = (
@@ -54,34 +65,22 @@ class Options(OneLineOptions):
         "agent runs one itself. "
         "Example: twistd -n --pidfile= service-registry-agent --id web1 --tags www,test"
     )
-    optParameters = [
-        ["id", "i", None, "The service's id (default: made from this machine's name)."],
-        ["tags", "t", None, "Tags of the service, separated by commas."],
-        ["metadata", "m", None, "Metadata of the service: key=value pairs, separated by commas."],
-        ["heartbeat-timeout", "b", "30", "Seconds without a heartbeat, 3 to 120, after which the service expires."],
-        ["listen", "l", None, "Endpoint where the test service serves its state as JSON over HTTP, such as tcp:8000."],
-        ["registry-listen", None, DEFAULT_LISTEN, "Endpoint of the registry in this process."],
-        ["data-dir", "d", None, "Data directory of the registry in this process (default: as service-registry's)."],
-    ]
+    _TIMEOUT = "Seconds without a heartbeat, 3 to 120, after which the service expires."
+    _LISTEN = "Endpoint where the test service serves its state as JSON over HTTP, such as tcp:8000."
+    _DATA_DIR = "Data directory of the registry in this process (default: as service-registry's)."
+    table = (
+        Option("id", "i", None, "The service's id (default: made from this machine's name).", _serviceId),
+        Option("tags", "t", None, "Tags of the service, separated by commas.", parseTags),
+        Option("metadata", "m", None, "Metadata of the service: key=value pairs, separated by commas.", parseMetadata),
+        Option("heartbeat-timeout", "b", "30", _TIMEOUT, _timeout),
+        Option("listen", "l", None, _LISTEN, parsedEndpoint),
+        Option("registry-listen", None, DEFAULT_LISTEN, "Endpoint of the registry in this process.", parsedEndpoint),
+        Option("data-dir", "d", None, _DATA_DIR),
+    )
 
     def postOptions(self) -> None:
+        TableOptions.postOptions(self)
         self["id"] = self["id"] or defaultServiceId(socket.gethostname())
-        if not SERVICE_ID.fullmatch(self["id"]):
-            raise usage.UsageError(f"invalid --id {self['id']!r}: use {ID_RULE}")
-        for option, parse in (("tags", parseTags), ("metadata", parseMetadata)):
-            try:
-                self[option] = parse(self[option] or "")
-            except ValueError as error:
-                raise usage.UsageError(f"--{option}: {error}")
-        try:
-            self["heartbeat-timeout"] = int(self["heartbeat-timeout"])
-        except ValueError:
-            self["heartbeat-timeout"] = 0
-        if self["heartbeat-timeout"] not in HEARTBEAT_TIMEOUTS:
-            raise usage.UsageError("--heartbeat-timeout must be a whole number of seconds from 3 to 120")
-        for option in ("listen", "registry-listen"):
-            if self[option] is not None:
-                checkEndpoint(option, self[option])
         try:
             self["data-dir"] = str(self["data-dir"] or defaultDataDir())
         except InvalidSettings:
@@ -98,7 +97,7 @@ class Options(OneLineOptions):
 class AgentProcess(Service):
     """
     The test service, and its *registry* if that is given. It stops in this order: the service is deregistered, its
-    port is closed, then the client, then the registry. SIGHUP reloads the registry's certificates.
+    port is closed, then the client, then the registry.
     """
 
     name = "service-registry-agent"
@@ -112,13 +111,10 @@ class AgentProcess(Service):
         self._service: RegisteredService | None = None
         self._port: IListeningPort | None = None
         self._starting: Deferred[None] | None = None
-        self._hangup = None if registry is None else Hangup(reactor, registry.reloadCertificates)
 
     def startService(self) -> None:
         """Start in the background; a start that fails ends the process with one line."""
         Service.startService(self)
-        if self._hangup is not None:
-            self._hangup.start()
         self._starting = self._start().addErrback(self._failed)
 
     @returnsDeferred
@@ -129,12 +125,12 @@ class AgentProcess(Service):
             sayWhere(self._registry)
         settings = self._options.settings()
         self._client = Client(reactor=self._reactor, settings=settings)
-        options, metadata, dummy = self._options, dict(self._options["metadata"]), _Dummy()
+        options, metadata, dummy = self._options, dict(self._options["metadata"] or {}), _Dummy()
         if options["listen"] is not None:
             self._port = await self._listen(dummy)
             metadata.setdefault("port", str(getattr(self._port.getHost(), "port", "")))
         service = self._service = dummy.service = RegisteredService(
-            self._client, options["id"], options["heartbeat-timeout"], options["tags"], metadata
+            self._client, options["id"], options["heartbeat-timeout"], options["tags"] or [], metadata
         )
         service.startService()
         say(f"Registering service {service.serviceId} …")
@@ -181,8 +177,6 @@ class AgentProcess(Service):
     async def stopService(self) -> None:
         """Fires when everything has stopped."""
         Service.stopService(self)
-        if self._hangup is not None:
-            self._hangup.stop()
         starting, self._starting = self._starting, None
         if self._service is not None:
             await self._service.stopService()
@@ -222,24 +216,13 @@ class _Dummy(Resource):
 
 def _curlLines(settings: Settings) -> str:
     """Shell lines that list the services. They read the key from the same source as the agent."""
-    authUrl, api = settings.authUrls[0], settings.baseUrls[0]
     file, isFile, _ = settings.sources["apiKey"].partition(", line ")
     read = "NAME=$RAXSR_USERNAME; KEY=$RAXSR_API_KEY"
     if isFile:
-        name, key = (f"$(sed -n 's/^{option} *= *//p' \"$RAXRC\")" for option in ("username", "api_key"))
-        read = f"RAXRC='{file}'; NAME={name}; KEY={key}"
-    curl = "curl -s" if settings.caFile is None else f"curl -s --cacert '{settings.caFile}'"
-    pick = '$(echo "$ACCESS" | sed \'s/.*"%s": *{"id": *"\\([^"]*\\)".*/\\1/\')'
-    return "\n".join(
-        [
-            read,
-            f"ACCESS=$({curl} '{authUrl}/tokens' -H 'Content-Type: application/json' -d"
-            ' "{\\"auth\\": {\\"RAX-KSKEY:apiKeyCredentials\\":'
-            ' {\\"username\\": \\"$NAME\\", \\"apiKey\\": \\"$KEY\\"}}}")',
-            f"TOKEN={pick % 'token'}; TENANT={pick % 'tenant'}",
-            f'{curl} -H "X-Auth-Token: $TOKEN" "{api}/$TENANT/services"',
-        ]
-    )
+        name, key = (f"$(sed -n 's/^{option} *= *//p' '{file}')" for option in ("username", "api_key"))
+        read = f"NAME={name}; KEY={key}"
+    trust = "" if settings.caFile is None else f" --cacert '{settings.caFile}'"
+    return f"{read}\ncurl -s{trust} -u \"$NAME:$KEY\" '{settings.baseUrls[0]}/services'"
 
 
 _PYTHON = """\

@@ -1,8 +1,10 @@
-"""The command lines of the programs that work on a data directory, with argparse."""
+"""The programs that work on a data directory: their command lines, and dropping root's privileges."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import pwd
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,7 +13,11 @@ from .._version import __version__
 from ..errors import InvalidSettings
 from ..registry.datadir import DataDirectory
 from ..settings import defaultDataDir
-from .outcome import UsageError, typeOf, undecodable
+from ..util.files import UnsafePath, controllingUser, isPrivileged
+from .console import CommandFailed, UsageError, typeOf, undecodable
+
+# "nogroup", for a user without a passwd entry. Root may have given the directory a group that its owner is not in.
+_NO_GROUP = 65534
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -36,15 +42,17 @@ class ArgumentParser(argparse.ArgumentParser):
         )
 
     def parseWords(self) -> argparse.Namespace:
-        """
-        Parse the process's command line.
-
-        :raises UsageError: if it is wrong.
-        """
+        """The values of the process's command line; :class:`UsageError` if it is wrong."""
         problem = undecodable(sys.argv[1:])
         if problem is not None:
             raise UsageError(problem)
         return self.parse_args()
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise ValueError("the value is empty")
+    return Path(text)
 
 
 def dataDirectory(options: argparse.Namespace) -> DataDirectory:
@@ -55,7 +63,30 @@ def dataDirectory(options: argparse.Namespace) -> DataDirectory:
         raise UsageError(str(error)) from None
 
 
-def _folder(text: str) -> Path:
-    if not text:
-        raise ValueError("the value is empty")
-    return Path(text)
+def becomeOwner(path: Path) -> None:
+    """
+    If root runs this process and another user controls *path*, become that user for good: this process may follow that
+    user's symbolic links. :class:`CommandFailed` if several users control it.
+    """
+    if not isPrivileged():
+        return
+    try:
+        user = controllingUser(path)
+    except UnsafePath as error:
+        raise CommandFailed(
+            f"root can't use the data directory {path} safely: {error.filename}: {error.strerror}; run this as the "
+            "directory's owner"
+        ) from None
+    except OSError as error:
+        raise CommandFailed(f"can't read {path}: {error.strerror}") from None
+    if user == 0:
+        return
+    try:
+        entry = pwd.getpwuid(user)
+    except KeyError:
+        os.setgroups([])
+        os.setgid(_NO_GROUP)
+    else:
+        os.initgroups(entry.pw_name, entry.pw_gid)
+        os.setgid(entry.pw_gid)
+    os.setuid(user)

@@ -16,10 +16,8 @@ from ..registry.stores.sqlite.backup import Contents, comparedTo, copyStore, rai
 from ..registry.stores.sqlite.claim import FileClaim
 from ..registry.stores.sqlite.file import prepare
 from ..util.redaction import escaped
-from .arguments import ArgumentParser, dataDirectory
-from .console import runConsole, tell
-from .outcome import CommandFailed, UsageError
-from .privileges import becomeOwner
+from .arguments import ArgumentParser, becomeOwner, dataDirectory
+from .console import CommandFailed, UsageError, runConsole, tell
 
 _NAME = "service-registry-backup"
 
@@ -100,7 +98,11 @@ def _restore(directory: DataDirectory, file: str) -> None:
         claim.release()
         making.unlink(missing_ok=True)
         directory.close()
-    until = "" if contents.end is None else f", whose last event is of {_moment(contents.end)}"
+    until = (
+        ""
+        if contents.end is None
+        else f", whose last event is of {time.strftime('%F %T UTC', time.gmtime(contents.end))}"
+    )
     print(escaped(f"Restored {path} from {file}{until}: {_listed(contents.counts)}."))
     if replaced is not None:
         print(escaped(f"Lost: {lost}. The replaced store is in {replaced}."))
@@ -148,10 +150,6 @@ def _listed(counts: Iterable[tuple[str, int]]) -> str:
 def _plural(name: str) -> str:
     first, of, rest = name.partition(" of ")
     return f"{first}s{of}{rest}"
-
-
-def _moment(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
 if __name__ == "__main__":

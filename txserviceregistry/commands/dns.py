@@ -29,7 +29,6 @@ from .process import say
 _MISSING = "dnspython is missing: pip install 'twisted-service-registry[dns]'"
 _LISTENER = re.compile(r"(udp|tcp):([0-9]{1,5})(?::interface=((?:\\:|[0-9A-Za-z.])+))?")
 _EXAMPLES = r"udp:8600, tcp:8600:interface=0.0.0.0 or udp:53:interface=\:\:1"
-_TTL = partial(parseDuration, least="0s", most="1d")
 # Bytes read in one turn of the reactor, so that a flood leaves time for everything else.
 _BYTES_IN_A_TURN = 16 * 1024
 
@@ -50,8 +49,7 @@ def _listener(text: str) -> Listener:
     found = _LISTENER.fullmatch(text)
     if found is None or int(found[2]) > 65535:
         raise ValueError(f"{text!r} is not a listener; examples are {_EXAMPLES}")
-    interface = [] if found[3] is None else [found[3].replace("\\:", ":")]
-    return Listener(found[1], int(found[2]), *interface)
+    return Listener(found[1], int(found[2]), (found[3] or "127.0.0.1").replace("\\:", ":"))
 
 
 def _domain(text: str) -> Any:
@@ -77,11 +75,12 @@ class Options(TableOptions):
         "Example: twistd -n --pidfile= service-registry-dns --listen udp:8600 --listen tcp:8600"
     )
     _LISTEN = "udp:PORT or tcp:PORT, perhaps with :interface=ADDRESS, repeatable (default: udp:8600, tcp:8600)."
+    _TTL = "How long resolvers may cache an answer, also a negative one: a duration."
     _PANIC = "Share of a tag's services, 0 to 1: if more expire at once, they stay in use; 0: never."
     table = (
         Option("listen", "l", None, _LISTEN, _listener, True),
         Option("domain", None, "registry.", "The domain to answer for.", _domain),
-        Option("ttl", None, "5s", "How long resolvers may cache an answer, also a negative one: a duration.", _TTL),
+        Option("ttl", None, "5s", _TTL, partial(parseDuration, least="0s", most="1d")),
         Option("panic-threshold", None, str(THRESHOLD), _PANIC, partial(boundedNumber, least=0.0, most=1.0)),
         Option("cache", None, None, "File that keeps the services, for a start without the registry.", absolutePath),
     )

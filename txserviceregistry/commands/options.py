@@ -1,18 +1,23 @@
 """
 Options in a table: each entry has the option's help and its parser, for the command line and for a file of options
 (``--config``).
+
+A file is INI, or TOML if its name ends in ``.toml``. It has options by their names, without dashes, under the command's
+name or without a section. It has no secrets, and every user may read it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import configparser
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
 from twisted.python import usage
 
-from .configfile import readConfigFile
-from .outcome import didYouMean
+from .console import didYouMean
 from .process import OneLineOptions
 
 
@@ -35,6 +40,24 @@ class Option:
     help: str
     parse: Callable[[str], Any] = str
     isRepeatable: bool = False
+
+    @property
+    def defaultValue(self) -> Any:
+        if self.default is None:
+            return [] if self.isRepeatable else None
+        return self.value([self.default], f"--{self.name}")
+
+    def value(self, texts: Sequence[str], where: str) -> Any:
+        """The value of the texts that are given, *where* in the words of an error."""
+        if not texts or "" in texts:
+            raise usage.UsageError(f"{where}: the value is empty")
+        if len(texts) > 1 and not self.isRepeatable:
+            raise usage.UsageError(f"{where}: only one value is allowed")
+        try:
+            values = [self.parse(text) for text in texts]
+        except ValueError as error:
+            raise usage.UsageError(f"{where}: {error}")
+        return values if self.isRepeatable else values[0]
 
 
 def oneOf(*words: str) -> Callable[[str], str]:
@@ -71,7 +94,7 @@ class TableOptions(OneLineOptions):
         usage.Options.__init__(self)
         # For --help. postOptions sets the values.
         self.defaults.update({option.name: option.default for option in self.table})
-        self._given: dict[str, list[str]] = {}
+        self.onCommandLine: dict[str, list[str]] = {}
         self._file: str | None = None
 
     def opt_config(self, path: str) -> None:
@@ -80,24 +103,17 @@ class TableOptions(OneLineOptions):
 
     opt_c = opt_config
 
-    def give(self, option: Option, text: str) -> None:
-        values = self._given.setdefault(option.name, [])
-        if not option.isRepeatable:
-            values.clear()
-        values.append(text)
-
     def postOptions(self) -> None:
         inFile = self._inFile()
-        self.given = frozenset({*self._given, *inFile})
+        self.given = frozenset({*self.onCommandLine, *inFile})
         for option in self.table:
-            if option.name in self._given:
-                self[option.name] = _value(option, self._given[option.name], f"--{option.name}")
-            elif option.name in inFile:
-                self[option.name] = _value(option, inFile[option.name], f"{self._file}: {option.name}")
-            elif option.default is None:
-                self[option.name] = [] if option.isRepeatable else None
+            name = option.name
+            if name in self.onCommandLine:
+                self[name] = option.value(self.onCommandLine[name], f"--{name}")
+            elif name in inFile:
+                self[name] = option.value(inFile[name], f"{self._file}: {name}")
             else:
-                self[option.name] = _value(option, [option.default], f"--{option.name}")
+                self[name] = option.defaultValue
 
     def _inFile(self) -> dict[str, list[str]]:
         if self._file is None:
@@ -115,19 +131,88 @@ class TableOptions(OneLineOptions):
 
 def _handler(option: Option) -> Callable[[TableOptions, str], None]:
     def handler(self: TableOptions, text: str) -> None:
-        self.give(option, text)
+        values = self.onCommandLine.setdefault(option.name, [])
+        if not option.isRepeatable:
+            values.clear()
+        values.append(text)
 
     handler.__doc__ = option.help
     return handler
 
 
-def _value(option: Option, texts: Sequence[str], where: str) -> Any:
-    if not texts or "" in texts:
-        raise usage.UsageError(f"{where}: the value is empty")
-    if len(texts) > 1 and not option.isRepeatable:
-        raise usage.UsageError(f"{where}: only one value is allowed")
+# -- files
+
+
+def readConfigFile(path: str, section: str) -> dict[str, list[str]]:
+    """
+    The options in a file by their names, each as a list of the texts that a command line would have.
+
+    An option that may be given several times has one value a line in an INI file, and is an array in a TOML file.
+
+    :param section: the name of the only section, or table, of the file.
+    :raises ValueError: if the file can't be read or parsed; the text, one line, names the file.
+    """
     try:
-        values = [option.parse(text) for text in texts]
+        text = Path(path).read_text("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"can't read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"can't read {path}: it is not UTF-8 text") from None
+    sections = _toml(path, text, section) if path.endswith(".toml") else _ini(path, text, section)
+    for each in sections:
+        if each != section:
+            raise ValueError(f"{path}: unknown section [{each}]; options belong under [{section}]")
+    return sections.get(section, {})
+
+
+def _ini(path: str, text: str, section: str) -> dict[str, dict[str, list[str]]]:
+    """The options of each section."""
+    parser = configparser.ConfigParser(interpolation=None, default_section="")
+    parser.optionxform = str  # type: ignore[assignment, method-assign]  # the documented way to keep names as they are
+    try:
+        try:
+            parser.read_string(text, path)
+        except configparser.MissingSectionHeaderError:
+            parser.read_string(f"[{section}]\n{text}", path)
+    except configparser.Error as error:
+        raise ValueError(f"{path} is not a valid INI file: {' '.join(error.message.split())}") from None
+    return {
+        each: {name: [line for line in value.split("\n") if line] for name, value in parser.items(each)}
+        for each in parser.sections()
+    }
+
+
+def _toml(path: str, text: str, section: str) -> dict[str, dict[str, list[str]]]:
+    """The options of each table. Those without one belong to *section*."""
+    try:
+        content: Mapping[str, Any] = _tomlReader().loads(text)
+    except ImportError:
+        raise ValueError(f"can't read {path}: before Python 3.11 TOML needs tomli (pip install tomli); INI does not")
+    # Both modules raise a subclass of it.
     except ValueError as error:
-        raise usage.UsageError(f"{where}: {error}")
-    return values if option.isRepeatable else values[0]
+        raise ValueError(f"{path} is not a valid TOML file: {' '.join(str(error).split())}") from None
+    tables = {name: value for name, value in content.items() if isinstance(value, dict)}
+    options = {name: value for name, value in content.items() if name not in tables}
+    twice = [name for name in tables.get(section, {}) if name in options]
+    if twice:
+        raise ValueError(f"{path}: {twice[0]} is given twice")
+    tables[section] = {**options, **tables.get(section, {})}
+    return {
+        each: {name: _texts(path, name, value) for name, value in table.items()} if each == section else {}
+        for each, table in tables.items()
+    }
+
+
+def _tomlReader() -> Any:
+    try:
+        return importlib.import_module("tomllib")
+    except ImportError:
+        return importlib.import_module("tomli")
+
+
+def _texts(path: str, name: str, value: object) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, (str, int, float)) for each in values):
+        raise ValueError(f"{path}: {name}: must be a string, a number, or an array of them")
+    # A boolean is an int in Python, and "true" in the file.
+    return [str(each).lower() if isinstance(each, bool) else str(each) for each in values]

@@ -1,26 +1,37 @@
-"""Helpers of the twistd commands: options, output, garbage collection, and the end of a failed start."""
+"""
+The twistd commands as processes: options, output, logs, signals, the service manager, and the end of a failed start.
+"""
 
 from __future__ import annotations
 
 import atexit
 import gc
+import json
 import os
+import signal
+import socket
 import sys
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn, TextIO
 
+from twisted.internet.task import LoopingCall
+from twisted.logger import FileLogObserver, LogEvent, LogLevel, formatEvent
 from twisted.python import usage
+from twisted.python.logfile import LogFile
 
 from .._version import __version__
 from ..errors import InvalidSettings
+from ..registry.http.accesslog import timeText
 from ..util.logs import Logger
 from ..util.redaction import escaped
-from .console import dropOutput, holdDescriptors, show, whyNotWritten
-from .outcome import printable, undecodable
+from .console import dropOutput, holdDescriptors, printable, show, undecodable, whyNotWritten
 
 _log = Logger()
 
 # The objects of a few hundred requests: a few megabytes. A collection of so many takes 2 ms.
 _NEW_OBJECTS = 20_000
+# How often the watchdog is notified within its time.
+_SIGNS = 3
 
 
 def collectSeldom() -> None:
@@ -34,36 +45,6 @@ def collectSeldom() -> None:
     young, *others = gc.get_threshold()
     if 0 < young < _NEW_OBJECTS:
         gc.set_threshold(_NEW_OBJECTS, *others)
-
-
-def say(text: str) -> None:
-    """Print *text* so that it can be copied, and not as lines of the log, into which twistd turns what is printed."""
-    _print(printable(text), sys.__stdout__)
-
-
-def _print(text: str, stream: TextIO | None, end: str = "\n") -> None:
-    try:
-        if stream is not None:
-            print(text, file=stream, end=end, flush=True)
-    except (OSError, ValueError):
-        # No reader is left, as with a pipe into `head`. The process goes on.
-        pass
-
-
-def endProcess(reactor: Any, line: str) -> None:
-    """End a process that could not start: a *line* on stderr and in the log, an orderly shutdown, exit code 1."""
-    _log.error("{line}", line=line)
-    _print(escaped(line), sys.__stderr__)
-    # twistd itself sets no exit code once its reactor has run.
-    atexit.register(_exitCode, 1)
-    # The start may fail before the reactor runs.
-    reactor.callWhenRunning(reactor.stop)
-
-
-def _exitCode(code: int) -> NoReturn:
-    for stream in (sys.__stdout__, sys.__stderr__):
-        _print("", stream, end="")
-    os._exit(code)
 
 
 class OneLineOptions(usage.Options):
@@ -105,3 +86,157 @@ class OneLineOptions(usage.Options):
     def parseArgs(self, *rest: str) -> None:
         if rest:
             raise usage.UsageError(f"unexpected argument {rest[0]!r}")
+
+
+# -- output
+
+
+def say(text: str) -> None:
+    """Print *text* so that it can be copied, and not as lines of the log, into which twistd turns what is printed."""
+    _print(printable(text), sys.__stdout__)
+
+
+def _print(text: str, stream: TextIO | None, end: str = "\n") -> None:
+    try:
+        if stream is not None:
+            print(text, file=stream, end=end, flush=True)
+    except (OSError, ValueError):
+        # No reader is left, as with a pipe into `head`. The process goes on.
+        pass
+
+
+def endProcess(reactor: Any, line: str) -> None:
+    """End a process that could not start: a *line* on stderr and in the log, an orderly shutdown, exit code 1."""
+    _log.error("{line}", line=line)
+    _print(escaped(line), sys.__stderr__)
+    # twistd itself sets no exit code once its reactor has run.
+    atexit.register(_exitCode, 1)
+    # The start may fail before the reactor runs.
+    reactor.callWhenRunning(reactor.stop)
+
+
+def _exitCode(code: int) -> NoReturn:
+    for stream in (sys.__stdout__, sys.__stderr__):
+        _print("", stream, end="")
+    os._exit(code)
+
+
+def jsonLine(event: LogEvent) -> str | None:
+    """An event of the log as JSON on a line; ``None`` for an event without a text."""
+    message = formatEvent(event)
+    if not message:
+        return None
+    found: dict[str, Any] = {
+        "time": timeText(event["log_time"]),
+        "level": event.get("log_level", LogLevel.info).name,
+        "logger": event.get("log_namespace"),
+        "message": message,
+    }
+    if event.get("log_failure") is not None:
+        found["traceback"] = event["log_failure"].getTraceback()
+    return json.dumps(found) + "\n"
+
+
+def jsonObserver(twistd: Mapping[str, Any] | None) -> FileLogObserver:
+    """
+    Writes the log in JSON to where twistd would write it.
+
+    :param twistd: twistd's own options; ``None`` for the standard output.
+    :raises twisted.python.usage.UsageError: if that is syslog.
+    """
+    options = twistd or {"nodaemon": True}
+    if options.get("syslog"):
+        raise usage.UsageError("--log-format json can't be used with --syslog")
+    name = options.get("logfile")
+    if name == "-" or (not name and options.get("nodaemon")):
+        return FileLogObserver(sys.stdout, jsonLine)
+    return FileLogObserver(LogFile.fromFullPath(name or "twistd.log"), jsonLine)
+
+
+# -- signals, and the service manager
+
+
+class Hangup:
+    """Calls *reload* at each SIGHUP; stops the reactor when the process's terminal was closed."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, reload: Callable[[], object]) -> None:
+        self._reactor = reactor
+        self._reload = reload
+        self._previous: Any = None
+        self._terminal: int | None = None
+
+    def start(self) -> None:
+        """Handle the signal from now on."""
+        self._previous = signal.signal(signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(self._taken))
+        # nohup lets a process outlive its terminal.
+        outlives = self._previous == signal.SIG_IGN
+        self._terminal = None if outlives else next(filter(os.isatty, (0, 1, 2)), None)
+
+    def stop(self) -> None:
+        signal.signal(signal.SIGHUP, self._previous)
+
+    def _taken(self) -> None:
+        # A terminal that was closed is not a terminal any more.
+        if self._terminal is not None and not os.isatty(self._terminal):
+            self._reactor.stop()
+        else:
+            self._log.info("SIGHUP received: reloading certificates")
+            self._reload()
+
+
+class Notifier:
+    """
+    Sends states to the service manager that has started the process, as systemd does (sd_notify); without one, nothing
+    happens.
+
+    :param environ: the process's environment.
+    :ivar watchdogSeconds: the time within which the service manager expects ``WATCHDOG=1``; ``None`` if it does not.
+    """
+
+    _log = Logger()
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        address = environ.get("NOTIFY_SOCKET", "")
+        self._address = f"\0{address[1:]}" if address.startswith("@") else address
+        microseconds, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", str(os.getpid()))
+        isOurs = microseconds.isdecimal() and int(microseconds) > 0 and pid == str(os.getpid())
+        self.watchdogSeconds = int(microseconds) / 1e6 if isOurs and address else None
+
+    def send(self, *states: bytes) -> None:
+        """Send states such as ``READY=1``. A failure is logged."""
+        if not self._address:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
+                sender.sendto(b"\n".join(states), self._address)
+        except OSError as error:
+            self._log.warn("Service manager not notified: {reason}", reason=error.strerror)
+
+
+class Watchdog:
+    """Tells the service manager regularly that the process works, while the result of *isWorking* is true."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, notifier: Notifier, isWorking: Callable[[], Awaitable[bool]]) -> None:
+        self._notifier = notifier
+        self._isWorking = isWorking
+        self._loop = LoopingCall(self._check)
+        self._loop.clock = reactor
+
+    def start(self) -> None:
+        """Begin, if the service manager expects it."""
+        if self._notifier.watchdogSeconds is not None:
+            self._loop.start(self._notifier.watchdogSeconds / _SIGNS).addErrback(
+                lambda failure: self._log.failure("The watchdog ended", failure)
+            )
+
+    def stop(self) -> None:
+        if self._loop.running:
+            self._loop.stop()
+
+    async def _check(self) -> None:
+        if await self._isWorking() and self._loop.running:
+            self._notifier.send(b"WATCHDOG=1")

@@ -9,7 +9,6 @@ from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import ILogObserver
-from twisted.python import usage
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
@@ -24,11 +23,8 @@ from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import defaultDataDir
 from ..util.files import absolutePath
 from ..util.parsing import parseCount, parseDuration, parseRate
-from .hangup import Hangup
-from .jsonlog import JSON, TEXT, jsonObserver
-from .notify import Notifier, Watchdog
 from .options import Option, TableOptions, oneOf
-from .process import collectSeldom, endProcess, say
+from .process import Hangup, Notifier, Watchdog, collectSeldom, endProcess, jsonObserver, say
 from .stores import ETCD, ETCD_OPTIONS, EtcdFactory, checkStore, etcdStore
 
 # Tokens end in whole seconds. A feed without a marker shows the last hour.
@@ -47,15 +43,8 @@ _HOLD = partial(parseDuration, most="1d")
 _STORE = oneOf("sqlite", "memory", ETCD)
 
 
-def checkEndpoint(option: str, description: str) -> None:
-    """:raises twisted.python.usage.UsageError: if the value of an option is not an endpoint string of Twisted's."""
-    try:
-        _endpoint(description)
-    except ValueError as error:
-        raise usage.UsageError(f"--{option}: {error}") from None
-
-
-def _endpoint(description: str) -> str:
+def parsedEndpoint(description: str) -> str:
+    """An endpoint string of Twisted's, or ``ValueError``."""
     from twisted.internet import reactor
 
     try:
@@ -85,7 +74,9 @@ class Options(TableOptions):
         "Example: twistd -n --pidfile= service-registry --listen tcp:8880:interface=127.0.0.1"
     )
     table = (
-        Option("listen", "l", DEFAULT_LISTEN, "Endpoint to listen on; may be given several times.", _endpoint, True),
+        Option(
+            "listen", "l", DEFAULT_LISTEN, "Endpoint to listen on; may be given several times.", parsedEndpoint, True
+        ),
         Option("data-dir", "d", None, "The data directory (default: ~/.local/state/txserviceregistry)."),
         Option("store", "s", "sqlite", "The store: sqlite (a file in the data directory), memory or etcd.", _STORE),
         *ETCD_OPTIONS,
@@ -97,7 +88,7 @@ class Options(TableOptions):
         Option("rate-limit", None, "500000/24h", "Maximum number of GETs of an account, N/PERIOD, or off.", parseRate),
         Option("token-lifetime", None, "24h", "How long an auth token is valid: a duration.", _TOKEN_LIFETIME),
         Option("metrics", None, LOOPBACK, "Clients that may read /metrics: loopback, anywhere or off.", _AUDIENCE),
-        Option("log-format", None, TEXT, "Format of the operations log: text or json.", oneOf(TEXT, JSON)),
+        Option("log-format", None, "text", "Format of the operations log: text or json.", oneOf("text", "json")),
         Option("access-log", None, _NO_LOG, "File with a line for each request, - for stdout, or off.", _logTarget),
         Option("audit-log", None, _NO_LOG, "File with a line for each change, - for stdout, or off.", _logTarget),
         Option("console", None, "on", "Whether to serve the web console at /console: on or off.", oneOf("on", "off")),
@@ -121,7 +112,7 @@ class Options(TableOptions):
 
             # Here, so that errors are usage errors.
             self["store"] = etcdStore(self, reactor)
-        self.observer = jsonObserver(self.parent) if self["log-format"] == JSON else None
+        self.observer = jsonObserver(self.parent) if self["log-format"] == "json" else None
 
 
 def sayWhere(registry: RegistryService) -> None:
@@ -169,7 +160,7 @@ class RegistryProcess(Service):
 
     def stopService(self) -> Deferred[None]:
         Service.stopService(self)
-        self._notifier.send("STOPPING=1")
+        self._notifier.send(b"STOPPING=1")
         self._watchdog.stop()
         self._hangup.stop()
         return self.registry.stopService()
@@ -182,7 +173,7 @@ class RegistryProcess(Service):
     def _listening(self, ports: list[IListeningPort]) -> None:
         if self._observer is None:
             sayWhere(self.registry)
-        self._notifier.send("READY=1", f"STATUS=Listening on {', '.join(self.registry.urls)}")
+        self._notifier.send(b"READY=1", f"STATUS=Listening on {', '.join(self.registry.urls)}".encode())
         self._watchdog.start()
 
     async def _isWorking(self) -> bool:

@@ -1,17 +1,47 @@
-"""The reactor in a console script, for as long as one coroutine takes."""
+"""The reactor in a console script, and settings whose first source is its options."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from .outcome import Interrupted
+from ..errors import InvalidSettings
+from ..settings import Settings, readSettings
+from .console import Interrupted
 
 _T = TypeVar("_T")
+
+# The settings that a program has options for.
+_OPTIONS = {
+    "username": "--username",
+    "apiKey": "--api-key",
+    "baseUrl": "--api-url",
+    "authUrl": "--auth-url",
+    "region": "--region",
+}
+
+
+def settingsOf(given: Mapping[str, Any]) -> Settings:
+    """
+    :param given: the values of options, by the names that the settings have for them.
+    :raises InvalidSettings: if a setting is wrong, or there are no credentials. Its text names the options.
+    """
+    arguments: dict[str, Any] = {name: given.get(name) for name in _OPTIONS}
+    try:
+        return readSettings(**arguments)
+    except InvalidSettings as error:
+        raise InvalidSettings(inOptions(str(error))) from None
+
+
+def inOptions(text: str) -> str:
+    """*text* of the settings, with the names of options in it."""
+    for name, option in _OPTIONS.items():
+        text = text.replace(f"the argument {name}", option)
+    return text
 
 
 def runReactor(reactor: Any, work: Callable[[], Coroutine[Deferred[Any], Any, _T]]) -> _T:
@@ -29,9 +59,8 @@ def runReactor(reactor: Any, work: Callable[[], Coroutine[Deferred[Any], Any, _T
         reactor.stop()
 
     def start() -> None:
-        working = Deferred.fromCoroutine(work())
-        under.append(working)
-        working.addBoth(finished)
+        under.append(Deferred.fromCoroutine(work()))
+        under[0].addBoth(finished)
 
     def interrupt(number: int, frame: object) -> None:
         # The same signal again ends the process at once.

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 #: Its name for ``--store``.
 ETCD = "etcd"
-_DEFAULT_URL = "http://127.0.0.1:2379"
 
 
 def _urls(text: str) -> list[str]:
@@ -38,9 +37,10 @@ def _prefix(text: str) -> str:
     return text.rstrip("/") + "/"
 
 
+_URLS = "With --store etcd: URLs of its members, separated by commas."
 #: The options of etcd. The password and the keys are in files, because other users can see a command line.
 ETCD_OPTIONS = (
-    Option("etcd", None, _DEFAULT_URL, "With --store etcd: URLs of its members, separated by commas.", _urls),
+    Option("etcd", None, "http://127.0.0.1:2379", _URLS, _urls),
     Option("etcd-prefix", None, DEFAULT_PREFIX, "Prefix of all keys in etcd.", _prefix),
     Option("etcd-user", None, None, "User name for etcd, if it requires one."),
     Option("etcd-password-file", None, None, "File with that user's password in its first line."),
@@ -51,12 +51,7 @@ ETCD_OPTIONS = (
 
 
 def checkStore(store: str, given: Collection[str]) -> None:
-    """
-    Check that options of etcd are used with its store only.
-
-    :param given: the names of the options that were given.
-    :raises twisted.python.usage.UsageError: if an option of etcd is among them, and the store is another one.
-    """
+    """Raise Twisted's ``UsageError`` if an option of etcd was *given*, and the store is another one."""
     names = [option.name for option in ETCD_OPTIONS if option.name in given]
     if names and store != ETCD:
         raise usage.UsageError(f"--{names[0]} requires --store {ETCD}; the store is {store}")
@@ -92,16 +87,18 @@ def etcdStore(values: Mapping[str, Any], reactor: Any) -> EtcdFactory:
     :param values: their values by name. Files are read now; no request is sent to etcd.
     :raises twisted.python.usage.UsageError: if an option lacks another one, or a file can't be used.
     """
-    user, passwordFile = values["etcd-user"], values["etcd-password-file"]
     for one, other in (("etcd-user", "etcd-password-file"), ("etcd-cert-file", "etcd-key-file")):
         if (values[one] is None) is not (values[other] is None):
             raise usage.UsageError(f"--{one} and --{other} require each other")
-    password = None if user is None else _passwordIn(passwordFile)
+    user, passwordFile = values["etcd-user"], values["etcd-password-file"]
     ca, cert, key = (values[f"etcd-{name}-file"] for name in ("ca", "cert", "key"))
     try:
+        password = None if user is None else _passwordIn(passwordFile)
         policy = tlsPolicy(caFile=ca, certFile=cert, keyFile=key)
     except InvalidSettings as error:
         raise usage.UsageError(str(error)) from None
+    except ValueError as error:
+        raise usage.UsageError(f"--etcd-password-file {passwordFile} {error}") from None
     # It takes a seventh of the start of a registry, most of which have another store.
     from ..registry.stores.etcd.store import EtcdStore
 
@@ -114,11 +111,11 @@ def etcdStore(values: Mapping[str, Any], reactor: Any) -> EtcdFactory:
 
 def _passwordIn(path: str) -> Reloaded[str, str]:
     # A process in the background has another working directory.
-    absolute = absolutePath(path)
+    absolute = Path(absolutePath(path))
 
     def read() -> str:
         try:
-            lines = Path(absolute).read_text("utf-8").splitlines()
+            lines = absolute.read_text("utf-8").splitlines()
         except (OSError, UnicodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise ValueError(f"can't be read: {reason}") from None
@@ -126,7 +123,4 @@ def _passwordIn(path: str) -> Reloaded[str, str]:
             raise ValueError("has no password in its first line")
         return lines[0]
 
-    try:
-        return Reloaded(f"Password file {path}", [absolute], read, lambda password: password)
-    except ValueError as error:
-        raise usage.UsageError(f"--etcd-password-file {path} {error}") from None
+    return Reloaded(f"Password file {path}", [str(absolute)], read, lambda password: password)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -25,10 +25,8 @@ from ..registry.roles import KINDS, NAMES, Role, checkPrefix
 from ..registry.stores.interfaces import IStore, NoSuchObject, ObjectExists, StoreError, StoreRefused, StoreUnavailable
 from ..registry.stores.sqlite.store import SqliteStore
 from ..util.redaction import escaped
-from .arguments import ArgumentParser, dataDirectory
-from .console import checkOutput, dropOutput, runConsole, show, tell, whyNotWritten
-from .outcome import CommandFailed, UsageError, typeOf
-from .privileges import becomeOwner
+from .arguments import ArgumentParser, becomeOwner, dataDirectory
+from .console import CommandFailed, UsageError, checkOutput, dropOutput, runConsole, show, tell, typeOf, whyNotWritten
 from .running import runReactor
 from .stores import ETCD, ETCD_OPTIONS, checkStore, etcdStore
 
@@ -64,18 +62,15 @@ _ONCE = (
     "The key is shown only now: give it to programs as these environment variables, or as username and api_key under "
     "[credentials] in ~/.raxrc."
 )
+_MATCHING = {
+    "services": "services whose ids begin with this",
+    "configuration": "this key and those below it",
+    "locks": "locks whose names begin with this",
+}
 
 
 def main() -> int:
     return runConsole(_NAME, _run)
-
-
-def _run() -> int:
-    _perform(_parser().parseWords())
-    return 0
-
-
-# -- the command line
 
 
 def _parser() -> ArgumentParser:
@@ -94,96 +89,42 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog=_NAME, description=_DESCRIPTION, epilog=_EXAMPLES, parents=[where])
     parser.addVersion()
     actions = parser.add_subparsers(title="actions", metavar="add | update | list | remove | rotate", required=True)
-    for name, work, help in (
-        ("add", _add, "add a user, and print the API key"),
-        ("update", _update, "replace a user's role and prefixes"),
-        ("list", _list, "list users, their tenants and roles"),
-        ("remove", _remove, "remove a user, and revoke all auth tokens"),
-        ("rotate", _rotate, "replace a user's API key, and print the new one"),
+    for work, name, help in (
+        (_Users.add, "add", "add a user, and print the API key"),
+        (_Users.update, "update", "replace a user's role and prefixes"),
+        (_Users.list, "list", "list users, their tenants and roles"),
+        (_Users.remove, "remove", "remove a user, and revoke all auth tokens"),
+        (_Users.rotate, "rotate", "replace a user's API key, and print the new one"),
     ):
         action = actions.add_parser(name, parents=[where], help=help, description=f"{help[0].upper()}{help[1:]}.")
         action.set_defaults(work=work)
-        if work is not _list:
+        if name != "list":
             action.add_argument("name", metavar="NAME", help="the user's name")
-        if work is _add:
+        if name == "add":
             action.add_argument("--tenant", metavar="ID", help="number of the tenant (default: an unused one)")
-        if work in (_add, _update):
-            _addRole(action, isRequired=work is _update)
+        if name in ("add", "update"):
+            default = {"required": True} if name == "update" else {"default": NAMES[0]}
+            shown = "read changes nothing" + ("" if name == "update" else f" (default: {NAMES[0]})")
+            action.add_argument("--role", choices=NAMES, help=shown, **default)
+            for kind in KINDS:
+                prefix = typeOf(partial(checkPrefix, kind))
+                shown = f"limit changes to {_MATCHING[kind]}; repeatable"
+                action.add_argument(f"--{kind}", metavar="PREFIX", action="append", type=prefix, default=[], help=shown)
     return parser
 
 
-def _addRole(action: ArgumentParser, *, isRequired: bool) -> None:
-    action.add_argument(
-        "--role",
-        choices=NAMES,
-        required=isRequired,
-        default=None if isRequired else NAMES[0],
-        help="read changes nothing" + ("" if isRequired else f" (default: {NAMES[0]})"),
-    )
-    objects = ("services whose ids begin with this", "this key and those below it", "locks whose names begin with this")
-    for kind, matching in zip(KINDS, objects, strict=True):
-        action.add_argument(
-            f"--{kind}",
-            metavar="PREFIX",
-            action="append",
-            type=typeOf(partial(checkPrefix, kind)),
-            default=[],
-            help=f"limit changes to {matching}; repeatable",
-        )
-
-
-# -- what is done
-
-
-@attrs.frozen
-class _Users:
-    """
-    The users of a registry whose store is open.
-
-    :ivar directory: the data directory, with the credentials for its machine.
-    :ivar where: a name of the store, for messages.
-    :ivar isShared: whether the store is not in the data directory.
-    """
-
-    identity: Identity
-    directory: DataDirectory
-    where: str
-    isShared: bool
-
-    async def has(self, name: str) -> bool:
-        return name in [user.name for user in await self.identity.listUsers()]
-
-    async def credentials(self) -> tuple[str, str] | None:
-        """
-        The credentials that programs on this machine use, if they are of this store: the data directory may belong to a
-        registry with another store, which has a user of the same name and another key.
-
-        :raises DataDirectoryError: if they can't be read.
-        """
-        found = self.directory.credentials()
-        if found is None or not self.isShared:
-            return found
-        name, key = found
-        hashes = [user.keyHash for user in await self.identity.listUsers() if user.name == name]
-        return found if hashes and keyMatches(key, hashes[0]) else None
-
-
-def _perform(options: argparse.Namespace) -> None:
+def _run() -> int:
     from twisted.internet import reactor as installed
 
+    options = _parser().parseWords()
     reactor: Any = installed
     useMonotonic(reactor)
     # Errors are raised, and not logged.
     globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
-    directory = dataDirectory(options)
-    work: Callable[[_Users, argparse.Namespace], Awaitable[None]] = options.work
-    given = vars(options)
+    directory, given = dataDirectory(options), vars(options)
     kind = given.get("store", "sqlite")
-    isShared = kind == ETCD
-    defaults = {each.name: each.parse(each.default) if each.default else None for each in ETCD_OPTIONS}
-    etcd = {name: given.get(name, default) for name, default in defaults.items()}
-    where = f"etcd below {etcd['etcd-prefix']}" if isShared else str(directory.path)
-
+    etcd = {option.name: given.get(option.name, option.defaultValue) for option in ETCD_OPTIONS}
+    where = f"etcd below {etcd['etcd-prefix']}" if kind == ETCD else str(directory.path)
     if "role" in options:
         try:
             options.role = Role(options.role, options.services, options.configuration, options.locks)
@@ -194,21 +135,22 @@ def _perform(options: argparse.Namespace) -> None:
         if "tenant" in options:
             # Before a store is made, which would have no users.
             checkUser(options.name, options.tenant)
-        if work in (_add, _rotate):
+        if options.work in (_Users.add, _Users.rotate):
             with _showing(options.name):
                 checkOutput()
         checkStore(kind, given)
         # Only root may be able to read its files.
-        makeShared = etcdStore(etcd, reactor) if isShared else None
+        makeShared = etcdStore(etcd, reactor) if kind == ETCD else None
         becomeOwner(directory.path)
         directory.checkOwners()
-        isNew = not isShared and _findStore(directory, mayMake="tenant" in options)
+        isNew = makeShared is None and _findStore(directory, mayMake="tenant" in options)
         store: IStore = SqliteStore(directory.storePath, reactor=reactor) if makeShared is None else makeShared()
         await store.open()
         try:
             if isNew:
                 tell(f"There was no registry in {directory.path}; its store was created. Its start adds no other user.")
-            await work(_Users(Identity(store, clock=reactor), directory, where, isShared), options)
+            identity = Identity(store, clock=reactor)
+            await options.work(_Users(options, identity, directory, where, makeShared is not None))
         finally:
             await store.close()
 
@@ -222,6 +164,7 @@ def _perform(options: argparse.Namespace) -> None:
         raise CommandFailed(f'there is no user "{options.name}" in {where}') from None
     except (DataDirectoryError, StoreRefused, StoreUnavailable) as error:
         raise CommandFailed(str(error)) from None
+    return 0
 
 
 def _findStore(directory: DataDirectory, *, mayMake: bool) -> bool:
@@ -236,72 +179,100 @@ def _findStore(directory: DataDirectory, *, mayMake: bool) -> bool:
     return True
 
 
-async def _add(users: _Users, options: argparse.Namespace) -> None:
-    if await users.has(options.name):
-        raise ObjectExists(options.name)
-    with _shownKey(options.name) as key:
-        user, _ = await users.identity.addUser(options.name, options.tenant, key, options.role)
-    tell(f'User "{user.name}" of tenant {user.tenant} has been added. {_ONCE}')
+@attrs.frozen
+class _Users:
+    """
+    The users of a registry whose store is open, and what is done with them.
 
+    :ivar directory: the data directory, with the credentials for its machine.
+    :ivar where: a name of the store, for messages.
+    :ivar isShared: whether the store is not in the data directory.
+    """
 
-async def _update(users: _Users, options: argparse.Namespace) -> None:
-    user = await users.identity.changeRole(options.name, options.role)
-    tell(f'User "{user.name}" of tenant {user.tenant} has the role {_described(user.role)}. It counts within a second.')
+    options: argparse.Namespace
+    identity: Identity
+    directory: DataDirectory
+    where: str
+    isShared: bool
 
+    async def _has(self, name: str) -> bool:
+        return name in [user.name for user in await self.identity.listUsers()]
 
-async def _list(users: _Users, options: argparse.Namespace) -> None:
-    found = await users.identity.listUsers()
-    if not found:
-        tell(f"No users exist in {users.where}; {_NAME} add creates one.")
-        return
-    width = max(len("name"), *(len(user.name) for user in found))
-    for name, tenant, role in [("name", "tenant", "role"), *((u.name, u.tenant, _described(u.role)) for u in found)]:
-        print(escaped(f"{name:{width}}  {tenant:10}  {role}"))
+    async def _credentials(self) -> tuple[str, str] | None:
+        """
+        The credentials that programs on this machine use, if they are of this store: the data directory may belong to a
+        registry with another store, which has a user of the same name and another key.
+
+        :raises DataDirectoryError: if they can't be read.
+        """
+        found = self.directory.credentials()
+        if found is None or not self.isShared:
+            return found
+        name, key = found
+        hashes = [user.keyHash for user in await self.identity.listUsers() if user.name == name]
+        return found if hashes and keyMatches(key, hashes[0]) else None
+
+    async def add(self) -> None:
+        if await self._has(self.options.name):
+            raise ObjectExists(self.options.name)
+        with _shownKey(self.options.name) as key:
+            user, _ = await self.identity.addUser(self.options.name, self.options.tenant, key, self.options.role)
+        tell(f'User "{user.name}" of tenant {user.tenant} has been added. {_ONCE}')
+
+    async def update(self) -> None:
+        user = await self.identity.changeRole(self.options.name, self.options.role)
+        role = _described(user.role)
+        tell(f'User "{user.name}" of tenant {user.tenant} has the role {role}. It counts within a second.')
+
+    async def list(self) -> None:
+        found = await self.identity.listUsers()
+        if not found:
+            tell(f"No users exist in {self.where}; {_NAME} add creates one.")
+            return
+        width = max(len("name"), *(len(user.name) for user in found))
+        rows = ((user.name, user.tenant, _described(user.role)) for user in found)
+        for name, tenant, role in [("name", "tenant", "role"), *rows]:
+            print(escaped(f"{name:{width}}  {tenant:10}  {role}"))
+
+    async def remove(self) -> None:
+        name, raxrc = self.options.name, self.directory.raxrcPath
+        credentials = await self._credentials()
+        tenant = next((user.tenant for user in await self.identity.listUsers() if user.name == name), None)
+        await self.identity.removeUser(name)
+        lost = f"its key and auth tokens are invalid. The data of tenant {tenant} is unchanged"
+        tell(f'User "{name}" has been removed; {lost}.')
+        left = await self.identity.listUsers()
+        if credentials is not None and (credentials[0] == name or not left):
+            # The next start would create a user with them in a store without users.
+            self.directory.forgetCredentials()
+            tell(f"The credentials in {raxrc} were removed: programs on this machine need those of another user.")
+        if not left:
+            until = f"until {_NAME} add creates one"
+            tell(f"It was the last user: all requests will be rejected, also after a restart, {until}.")
+
+    async def rotate(self) -> None:
+        # First, because this may fail.
+        credentials = await self._credentials()
+        if not await self._has(self.options.name):
+            raise NoSuchObject(self.options.name)
+        with _shownKey(self.options.name) as key:
+            user, _ = await self.identity.rotate(self.options.name, key)
+        isInRaxrc = credentials is not None and credentials[0] == user.name
+        if isInRaxrc:
+            self.directory.keepCredentials(user.name, key)
+        tell(f'User "{user.name}" has a new API key; the old one and all auth tokens are invalid. {_ONCE}')
+        if isInRaxrc:
+            tell(f"{self.directory.raxrcPath} has the new key.")
+        tell(
+            "Programs that read the key from a file use the new one as soon as it is there. Restart all others: their "
+            "requests are rejected, and their services expire."
+        )
 
 
 def _described(role: Role) -> str:
     """A role, with its prefixes as options."""
     prefixes = [f"--{kind} {shlex.quote(each)}" for kind, those in role.prefixes().items() for each in those]
     return " ".join([role.name, *prefixes])
-
-
-async def _remove(users: _Users, options: argparse.Namespace) -> None:
-    name, raxrc = options.name, users.directory.raxrcPath
-    credentials = await users.credentials()
-    tenant = next((user.tenant for user in await users.identity.listUsers() if user.name == name), None)
-    await users.identity.removeUser(name)
-    tell(
-        f'User "{name}" has been removed; its key and auth tokens are invalid. '
-        f"The data of tenant {tenant} is unchanged."
-    )
-    left = await users.identity.listUsers()
-    if credentials is not None and (credentials[0] == name or not left):
-        # The next start would create a user with them in a store without users.
-        users.directory.forgetCredentials()
-        tell(f"The credentials in {raxrc} were removed: programs on this machine need those of another user.")
-    if not left:
-        tell(
-            f"It was the last user: all requests will be rejected, also after a restart, until {_NAME} add creates one."
-        )
-
-
-async def _rotate(users: _Users, options: argparse.Namespace) -> None:
-    # First, because this may fail.
-    credentials = await users.credentials()
-    if not await users.has(options.name):
-        raise NoSuchObject(options.name)
-    with _shownKey(options.name) as key:
-        user, _ = await users.identity.rotate(options.name, key)
-    isInRaxrc = credentials is not None and credentials[0] == user.name
-    if isInRaxrc:
-        users.directory.keepCredentials(user.name, key)
-    tell(f'User "{user.name}" has a new API key; the old one and all auth tokens are invalid. {_ONCE}')
-    if isInRaxrc:
-        tell(f"{users.directory.raxrcPath} has the new key.")
-    tell(
-        "Programs that read the key from a file use the new one as soon as it is there. Restart all others: their "
-        "requests are rejected, and their services expire."
-    )
 
 
 @contextmanager
@@ -317,11 +288,10 @@ def _shownKey(name: str) -> Iterator[str]:
         show(f"RAXSR_USERNAME={name}\nRAXSR_API_KEY={key}")
     try:
         yield key
-    except StoreError:
-        tell(f'{_NAME}: the API key of user "{name}" that was printed is invalid: it could not be stored')
-        raise
-    except BaseException:
-        tell(f'{_NAME}: the API key of user "{name}" that was printed may not have been stored: try again')
+    except BaseException as error:
+        isRefused = isinstance(error, StoreError)
+        why = "is invalid: it could not be stored" if isRefused else "may not have been stored: try again"
+        tell(f'{_NAME}: the API key of user "{name}" that was printed {why}')
         raise
 
 
@@ -331,10 +301,8 @@ def _showing(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         dropOutput()
-        raise CommandFailed(
-            f'can\'t write the API key of user "{name}" to the standard output: {whyNotWritten(error)}. '
-            "The user was not changed"
-        ) from None
+        written = f'can\'t write the API key of user "{name}" to the standard output: {whyNotWritten(error)}'
+        raise CommandFailed(f"{written}. The user was not changed") from None
 
 
 if __name__ == "__main__":

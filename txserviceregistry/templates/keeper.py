@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import attrs
 from twisted.internet.task import deferLater
@@ -24,30 +24,23 @@ _LONGEST_RETRY = 60.0
 _STALE_RETRY = 0.5
 
 
-class Destination(Protocol):
-    """Takes the text; see :class:`~txserviceregistry.templates.target.Target`."""
-
-    def put(self, text: str) -> Awaitable[bool]:
-        """Take a text; whether it is another one than before."""
-
-
 @attrs.frozen
 class Job:
-    """A template and its destination. *name* is for the log."""
+    """A template and its destination: *put* takes the text, and returns whether it is another one than before."""
 
     name: str
     renderer: Renderer
-    destination: Destination
+    put: Callable[[str], Awaitable[bool]]
 
 
 class TemplateKeeper:
     """
     Renders templates: :meth:`run` each time something changes, or :meth:`once`.
 
-    :param client: makes the requests.
     :param quiet: seconds without a change until files are rendered again.
     :param longest: seconds after the first change until they are rendered even if more changes come.
     :param panicThreshold: see :class:`~txserviceregistry.discovery.suspects.Suspects`.
+    :param allowEmpty: whether there may be tags without a service that can receive connections.
     :param randomNumber: returns numbers from 0 to 1.
     """
 
@@ -61,34 +54,22 @@ class TemplateKeeper:
         quiet: float = 0.0,
         longest: float = 0.0,
         panicThreshold: float = THRESHOLD,
+        allowEmpty: bool = False,
         randomNumber: Callable[[], float] = random.random,
     ) -> None:
         self._clock = client.clock
-        self._views = Views(client, panicThreshold)
+        self._views = Views(client, panicThreshold, allowEmpty)
         self._quiet = quiet
         self._longest = longest
         self._backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, randomNumber)
-        self._jobs = {
-            job: Outage(
-                self._log,
-                self._clock,
-                "Template {name} failed (retrying): {reason}",
-                "Template {name} succeeded after {seconds:.0f} s",
-                name=job.name,
-            )
-            for job in jobs
-        }
+        begins, ends = "Template {name} failed (retrying): {reason}", "Template {name} succeeded after {seconds:.0f} s"
+        self._jobs = {job: Outage(self._log, self._clock, begins, ends, name=job.name) for job in jobs}
 
     async def once(self) -> None:
-        """
-        Render each template once, as soon as all that it needs is known.
-
-        :raises TemplateFailed: if one fails.
-        """
+        """Render each template once, as soon as all that it needs is known; raises :class:`TemplateFailed`."""
         try:
             for job in self._jobs:
-                while not await self._update(job):
-                    pass
+                await self._update(job)
         except TemplateFailed as error:
             raise TemplateFailed(f"template {job.name} failed: {error}") from None
         finally:
@@ -116,8 +97,7 @@ class TemplateKeeper:
         isDone = True
         for job, outage in self._jobs.items():
             try:
-                while not await self._update(job):
-                    pass
+                await self._update(job)
             except TemplateFailed as error:
                 isDone = False
                 outage.failed(reason=str(error))
@@ -125,23 +105,23 @@ class TemplateKeeper:
                 outage.succeeded()
         return isDone
 
-    async def _update(self, job: Job) -> bool:
-        """Make a file current; false if what it needs is not known now, after a while."""
-        try:
-            text = job.renderer.render(self._views)
-        except NotCurrent:
-            await self._views.whenReady()
-            if not self._views.areCurrent:
-                await deferLater(self._clock, _STALE_RETRY)
-            return False
-        if await job.destination.put(text):
+    async def _update(self, job: Job) -> None:
+        """Make a file current, once what it needs is known."""
+        while True:
+            try:
+                text = job.renderer.render(self._views)
+                break
+            except NotCurrent:
+                await self._views.whenReady()
+                if not self._views.areCurrent:
+                    await deferLater(self._clock, _STALE_RETRY)
+        if await job.put(text):
             self._log.info("Template {name} rendered", name=job.name)
-        return True
 
     async def _untilQuiet(self) -> None:
-        end = self._clock.seconds() + self._longest
-        while True:
-            seen = self._views.version
-            await deferLater(self._clock, max(0.0, min(self._quiet, end - self._clock.seconds())))
-            if self._views.version == seen or self._clock.seconds() >= end:
+        end, seen = self._clock.seconds() + self._longest, -1
+        while self._views.version != seen:
+            seen, left = self._views.version, end - self._clock.seconds()
+            if left < 0:
                 return
+            await deferLater(self._clock, min(self._quiet, left))

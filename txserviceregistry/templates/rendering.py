@@ -60,17 +60,26 @@ class Views:
     """
     The content of a registry for templates.
 
-    :param client: makes the requests.
     :param panicThreshold: see :class:`~txserviceregistry.discovery.suspects.Suspects`.
+    :param allowEmpty: whether there may be tags without a service that can receive connections.
+    :ivar functions: the functions of templates. They raise NotCurrent if what they return is not known, or may have
+        changed.
     """
 
-    def __init__(self, client: Client, panicThreshold: float = THRESHOLD) -> None:
+    def __init__(self, client: Client, panicThreshold: float = THRESHOLD, allowEmpty: bool = False) -> None:
         self._directory = Directory(client)
         self._suspects = Suspects(self._directory, client.clock, panicThreshold)
         self._suspects.onChange(lambda kind, service: self._changes.fire(None))
         self._watcher = ConfigurationWatcher(client)
         self._watcher.onChange(lambda change: self._changes.fire(None))
+        self._allowEmpty = allowEmpty
         self._changes: Waiters[None] = Waiters()
+        self.functions: dict[str, Callable[..., Any]] = {
+            "services": self._services,
+            "service": self._service,
+            "value": self._value,
+            "values": self._values,
+        }
 
     @property
     def version(self) -> int:
@@ -95,40 +104,23 @@ class Views:
         for view in self._started():
             await view.stopService()
 
-    def functions(self, allowEmpty: bool) -> dict[str, Callable[..., Any]]:
-        """
-        The functions of templates. They raise NotCurrent if what they return is not known, or may have changed.
-
-        :param allowEmpty: whether there may be tags without a service that can receive connections.
-        """
-
-        def services(*args: Any, **options: Any) -> list[dict[str, Any]]:
-            # A partial would be an object with attributes that the sandbox does not know.
-            return self._services(allowEmpty, *args, **options)
-
-        return {"services": services, "service": self._service, "value": self._value, "values": self._values}
-
-    def _services(
-        self, allowEmpty: bool, tag: str | None = None, *, all: bool = False, empty: bool = False
-    ) -> list[dict[str, Any]]:
+    def _services(self, tag: str | None = None, *, all: bool = False, empty: bool = False) -> list[dict[str, Any]]:
         """The services with a tag that are to receive connections, or with *all* every one of them."""
         _current(self._directory)
         listed = self._suspects.services() if tag is None else self._suspects.forTag(tag)
         found = [_forTemplates(each) for each in listed if all or takesWork(each)]
         if not all:
             found = [each for each in found if isinstance(each["port"], int)]
-        if not found and not empty and not allowEmpty:
+        if not found and not empty and not self._allowEmpty:
             which = "" if tag is None else f" with tag {tag!r}"
             raise TemplateFailed(f"no service{which} can receive connections (--allow-empty renders it nevertheless)")
         return found
 
     def _service(self, id: str) -> dict[str, Any] | Undefined:
-        """The service with this id."""
         found = _current(self._directory).get(id)
         return StrictUndefined(f"there is no service {id!r}") if found is None else _forTemplates(found)
 
     def _value(self, key: str) -> str | Undefined:
-        """The value of a key, in full."""
         found = _current(self._watcher).get(key)
         return StrictUndefined(f"there is no configuration value {key!r}") if found is None else found
 
@@ -159,15 +151,10 @@ def word(value: object) -> str:
 
 
 class Renderer:
-    """
-    A template in a file. It is read again when it has changed, and can include files in its folder.
+    """A template in the file *path*. It is read again when it has changed, and can include files in its folder."""
 
-    :param path: the file.
-    """
-
-    def __init__(self, path: str, *, allowEmpty: bool = False) -> None:
+    def __init__(self, path: str) -> None:
         folder, self._name = os.path.split(os.path.abspath(path))
-        self._allowEmpty = allowEmpty
         self._environment = ImmutableSandboxedEnvironment(
             loader=FileSystemLoader(folder),
             undefined=StrictUndefined,
@@ -185,9 +172,8 @@ class Renderer:
         :raises TemplateFailed: if it is wrong, needs something that does not exist, or a tag without services.
         """
         try:
-            template = self._environment.get_template(self._name)
             parts, left = [], _LONGEST_TEXT
-            for part in template.generate(views.functions(self._allowEmpty)):
+            for part in self._environment.get_template(self._name).generate(views.functions):
                 left -= len(part)
                 if left < 0:
                     raise TemplateFailed(f"the text is longer than {_LONGEST_TEXT >> 20} MiB. Check the loops")

@@ -14,43 +14,35 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from twisted.internet.threads import deferToThread
 
 from ..util.files import replaceFile, replacement
 from .rendering import TemplateFailed
 
-#: Seconds after which a check or a reload is killed.
-COMMAND_SECONDS = 60.0
+# Seconds after which a check or a reload is killed.
+_COMMAND_SECONDS = 60.0
 # Of a command's output in an error: its last characters. More bytes are read, because white space is left out.
 _LONGEST_OUTPUT = 300
 _LONGEST_TAIL = 4096
-
-
-class CommandFailed(TemplateFailed):
-    """A check or a reload failed; the text, one line, says how."""
 
 
 async def runCommand(command: str) -> None:
     """
     Run a shell command. It is killed when this is cancelled.
 
-    :raises CommandFailed: if its exit code is not 0, or it does not end.
+    :raises TemplateFailed: if its exit code is not 0, or it does not end.
     """
     # Not a pipe, which a daemon that the command starts would keep open.
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        process = subprocess.Popen(["/bin/sh", "-c", command], start_new_session=True, **streams)
         try:
             # A thread needs no reactor that handles SIGCHLD.
-            code = await deferToThread(process.wait, COMMAND_SECONDS)
+            code = await deferToThread(process.wait, _COMMAND_SECONDS)
         except subprocess.TimeoutExpired:
-            raise CommandFailed(f"{command!r} did not end within {COMMAND_SECONDS:.0f} s") from None
+            raise TemplateFailed(f"{command!r} did not end within {_COMMAND_SECONDS:.0f} s") from None
         finally:
             if process.returncode is None:
                 # It may have ended by itself just now.
@@ -61,7 +53,7 @@ async def runCommand(command: str) -> None:
             output.seek(-min(_LONGEST_TAIL, output.seek(0, os.SEEK_END)), os.SEEK_END)
             said = " ".join(output.read().decode("utf-8", "replace").split())[-_LONGEST_OUTPUT:]
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            raise CommandFailed(f"{command!r} failed with {how}{f': {said}' if said else ''}")
+            raise TemplateFailed(f"{command!r} failed with {how}{f': {said}' if said else ''}")
 
 
 class Target:

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.commands.notify import Notifier, Watchdog
+from txserviceregistry.commands.process import Notifier, Watchdog
 
 
 class NotifyTests(SynchronousTestCase):
@@ -35,13 +35,13 @@ class NotifyTests(SynchronousTestCase):
 
     def test_states(self) -> None:
         """States are the lines of one datagram."""
-        Notifier(self.environ).send("READY=1", "STATUS=ready")
+        Notifier(self.environ).send(b"READY=1", b"STATUS=ready")
         self.assertEqual(self.received(), ["READY=1\nSTATUS=ready"])
 
     def test_withoutAServiceManager(self) -> None:
         """Nothing happens."""
         notifier = Notifier({"WATCHDOG_USEC": "1000000"})
-        notifier.send("READY=1")
+        notifier.send(b"READY=1")
         self.assertIsNone(notifier.watchdogSeconds)
 
     def test_aServiceManagerThatIsGone(self) -> None:
@@ -54,7 +54,7 @@ class NotifyTests(SynchronousTestCase):
         globalLogPublisher.addObserver(observe)  # type: ignore[arg-type]  # a function has the interface
         self.addCleanup(globalLogPublisher.removeObserver, observe)
         self.manager.close()
-        Notifier(self.environ).send("READY=1")
+        Notifier(self.environ).send(b"READY=1")
         self.assertEqual(lines, ["Service manager not notified: Connection refused"])
 
     def test_theWatchdogOfAnotherProcess(self) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.templates.rendering import Renderer
-from txserviceregistry.templates.target import CommandFailed, Target
+from txserviceregistry.templates.rendering import Renderer, TemplateFailed
+from txserviceregistry.templates.target import Target
 from txserviceregistry.testing import FakeRegistry
 
 
@@ -47,16 +47,16 @@ class TemplateCase(SynchronousTestCase):
 
     async def fail_(self, word: str) -> None:
         """What a command does that fails."""
-        raise CommandFailed(f"'{word}' failed with exit code 1")
+        raise TemplateFailed(f"'{word}' failed with exit code 1")
 
     def target(self, **options: Any) -> Target:
         """The file, with a run that this case records."""
         return Target(str(self.file), run=self.run_, **options)
 
-    def renderer(self, text: str, **options: Any) -> Renderer:
+    def renderer(self, text: str) -> Renderer:
         """A template with this text."""
         self.source.write_text(text)
-        return Renderer(str(self.source), **options)
+        return Renderer(str(self.source))
 
     def create(self, id: str, tags: tuple[str, ...] = ("www",), timeout: int = 120, **metadata: str) -> None:
         """Register a service with an address, unless its metadata say otherwise."""

@@ -30,7 +30,7 @@ class KeeperCase(TemplateCase):
 
     def keeper(self, text: str = IDS, **options: Any) -> TemplateKeeper:
         """A keeper of the file, whose template is *text*."""
-        job = Job("template.j2", self.renderer(text), self.target(reload="reload"))
+        job = Job("template.j2", self.renderer(text), self.target(reload="reload").put)
         return TemplateKeeper(self.client, [job], randomNumber=lambda: 0.0, **options)
 
     def start(self, text: str = IDS, **options: Any) -> None:

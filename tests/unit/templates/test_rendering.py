@@ -18,13 +18,17 @@ class RenderingTests(TemplateCase):
 
     def render(self, text: str, **options: bool) -> str:
         """The template's text, once its views are complete."""
-        renderer = self.renderer(text, **options)
+        views = self.views
+        if options:
+            views = Views(self.client, **options)
+            self.addCleanup(lambda: self.successResultOf(Deferred.fromCoroutine(views.stop())))
+        renderer = self.renderer(text)
         while True:
             try:
-                return renderer.render(self.views)
+                return renderer.render(views)
             except NotCurrent:
                 self.fake.flush()
-                self.successResultOf(self.views.whenReady())
+                self.successResultOf(views.whenReady())
 
     def fails(self, text: str, **options: bool) -> str:
         """Why a template can't be rendered."""

@@ -1,197 +1,220 @@
-"""``raxsr events``: lists past events, and shows new ones."""
+"""``raxsr events``, ``services watch`` and ``configuration watch``: what has happened, and what changes."""
 
 from __future__ import annotations
 
-import random
+import json
+import sys
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
-from ...api.transport import EVENT_TYPES
-from ...errors import (
-    AuthenticationFailed,
-    ConnectionFailed,
-    MalformedResponse,
-    RateLimited,
-    RequestTimedOut,
-    ServerError,
-    ServiceRegistryError,
-)
+import attrs
+
 from ...types import EventType, PlainEventType
-from ...util.backoff import Backoff
-from ..outcome import CommandFailed
-from .base import FollowCommand, ListCommand
-from .output import Column, payload, timestamp
-from .parser import Parser
+from ..console import CommandFailed
+from .command import Run, argument, command
+from .configuration import COLUMNS as VALUE_COLUMNS
+from .configuration import namespace
+from .output import Column, timestamp
+from .services import COLUMNS as SERVICE_COLUMNS
+from .services import TAG
 
 if TYPE_CHECKING:
     from ...client import Client
     from ...types import Event
 
+_Record = Mapping[str, Any]
+
 _COLUMNS = {
     "id": Column("Event ID", width=36),
     "timestamp": timestamp("Timestamp", width=19),
     "type": Column("Event Type", width=26),
-    "payload": payload("Payload"),
+    "payload": Column("Payload", wraps=True, flat=partial(json.dumps, ensure_ascii=False)),
 }
+_CHANGE = Column("Change", width=7)
 
 # How many events a list shows without --limit: the API's own number.
 _DEFAULT_LIMIT = 100
-# Seconds from one request to the next where the registry can't wait for events.
-_INTERVAL = 1.0
-# Seconds between two tries while the registry is unreachable.
-_SHORTEST_RETRY = 0.5
-_LONGEST_RETRY = 5.0
+# Seconds between two looks at whether a table has changed.
+_REDRAW = 0.25
+# To the beginning of the terminal, and clear what is below.
+_HOME = "\x1b[H\x1b[J"
 
-_GAP = "the registry no longer has the last event: events may be missing"
-_TEMPORARY = (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError, RateLimited)
-
-
-def _addType(parser: Parser) -> None:
-    types = get_args(EventType)
-    parser.add_argument("--type", choices=types, metavar="TYPE", help=f"only events of this type: {', '.join(types)}")
+_TYPE = argument(
+    "--type",
+    choices=get_args(EventType),
+    metavar="TYPE",
+    help=f"only events of this type: {', '.join(get_args(EventType))}",
+)
 
 
-async def _typesOf(client: Client, type: str | None) -> list[str] | None:
+async def _types(run: Run) -> list[str] | None:
     """
     The types of events that ``--type`` names; ``None`` without it.
 
     :raises CommandFailed: if the registry does not have such events.
     """
+    type = run.parsed.type
     if type is None:
         return None
     if type not in get_args(PlainEventType):
-        await client.account.getLimits()
-        if EVENT_TYPES not in client.extensions:
+        from ...api.transport import EVENT_TYPES
+
+        await run.client.account.getLimits()
+        if EVENT_TYPES not in run.client.extensions:
             raise CommandFailed(f"the registry has no events of type {type}: it has no extension {EVENT_TYPES}")
     return [type]
 
 
-class List(ListCommand):
+@command(
+    "events list",
+    "--type service.timeout --limit 10",
+    _TYPE,
+    columns=_COLUMNS,
+    shows="list",
+    important=("payload", "id"),
+    paged="events",
+)
+async def listEvents(run: Run) -> Any:
     """
     Show events, the newest first.
 
     These are the newest events of the last hour; with --marker, the events from that one on.
     """
-
-    example = "raxsr events list --type service.timeout --limit 10"
-    columns = _COLUMNS
-    important = ("payload", "id")
-    paged = "events"
-
-    def addArguments(self, parser: Parser) -> None:
-        _addType(parser)
-
-    async def perform(self) -> Any:
-        types = await _typesOf(self.client, self.parsed.type)
-
-        async def page(marker: str | None, limit: int | None) -> Any:
-            return await self.client.events.list(marker, limit, self.parsed.type, types=types)
-
-        if self.parsed.all or self.parsed.marker is not None:
-            return (await self.onePageOrAll(page))[::-1]
-        # The first page has the oldest events.
-        count = 0
-        newest: deque[Any] = deque(maxlen=self.parsed.limit or _DEFAULT_LIMIT)
-        async for event in self.allPages("events", page):
-            newest.append(event)
-            count += 1
-        if count > len(newest):
-            self.program.note(f"there are {count - len(newest)} older events in the last hour: --all shows all")
-        return reversed(newest)
+    page = partial(run.client.events.list, type=run.parsed.type, types=await _types(run))
+    if run.parsed.all or run.parsed.marker is not None:
+        return (await run.onePageOrAll(page))[::-1]
+    # The first page has the oldest events.
+    count, newest = 0, deque[Any](maxlen=run.parsed.limit or _DEFAULT_LIMIT)
+    async for event in run.allPages("events", page):
+        newest.append(event)
+        count += 1
+    if count > len(newest):
+        run.note(f"there are {count - len(newest)} older events in the last hour: --all shows all")
+    return reversed(newest)
 
 
-class Follow(FollowCommand):
+@command(
+    "events follow",
+    "--type service.timeout -f json",
+    _TYPE,
+    argument("--since", metavar="MARKER", help="begin at the event with this id (default: new events)"),
+    columns=_COLUMNS,
+    shows="stream",
+)
+async def follow(run: Run) -> None:
     """
     Show events as they happen, until Ctrl-C.
 
     With -f json each event is one object on one line. The command goes on when the registry is restarted.
     """
-
-    example = "raxsr events follow --type service.timeout -f json"
-    columns = _COLUMNS
-
-    def addArguments(self, parser: Parser) -> None:
-        _addType(parser)
-        parser.add_argument("--since", metavar="MARKER", help="begin at the event with this id (default: new events)")
-
-    async def perform(self) -> Any:
-        types = await _typesOf(self.client, self.parsed.type)
-        await follow(self.client, types, self.parsed.since, self.program.note, self.writer)
+    types = await _types(run)
+    with run.loggedNotes():
+        await followed(run.client, types, run.parsed.since, run.output.rows)
 
 
-async def follow(
-    client: Client,
-    types: Collection[str] | None,
-    since: str | None,
-    note: Callable[[str], None],
-    begin: Callable[[], Callable[[Event], None]],
+async def followed(
+    client: Client, types: Iterable[str] | None, since: str | None, begin: Callable[[], Callable[[Event], None]]
 ) -> None:
     """
-    Show each event once and in order, until it is cancelled.
+    Show each event once and in order, until this is cancelled.
 
     :param types: only events of these types; ``None`` for those of version 1.0.
     :param since: the id of the first event; ``None`` for new events.
     :param begin: called after the first request; returns the function that shows an event.
-    :raises ServiceRegistryError: if the first request fails, or a later one for a reason that is not temporary.
     """
-    from ...discovery.cursor import PAGE, Cursor, StaleCursor
-    from ...discovery.poller import PLAIN, EventPoller
+    from ...discovery import EventsFeed
 
-    clock = client.clock
-    poller = EventPoller(client, types=PLAIN if types is None else types, interval=_INTERVAL)
-    backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, random.random)
-    lostAt: float | None = None
+    # The feed would retry what is wrong with the settings or the marker.
+    await client.events.list(since, 1)
+    feed = EventsFeed(client, since, types=get_args(PlainEventType) if types is None else types)
+    events, show = aiter(feed), begin()
+    feed.startService()
+    try:
+        async for event in events:
+            show(event)
+    finally:
+        await feed.stopService()
 
-    def reached() -> None:
-        nonlocal lostAt
-        backoff.reset()
-        if lostAt is not None:
-            note(f"registry reachable again after {clock.seconds() - lostAt:.0f} s")
-            lostAt = None
 
-    cursor = Cursor(since)
-    events: Sequence[Event] = []
-    if since is None:
-        try:
-            cursor = await poller.end()
-        except StaleCursor:
-            raise MalformedResponse("The event feed does not have the event that it ended with a moment ago") from None
-    else:
-        type = None if types is None else next(iter(types))
-        events = (await client.events.list(since, PAGE, type, types=types))["values"]
-    show = begin()
-    with poller.used():
+# -- what there is now
+
+
+async def _watch(
+    run: Run, source: Any, recordOf: Callable[..., _Record], records: Callable[[], Sequence[_Record]]
+) -> None:
+    """
+    Show what a directory or a watcher has, until this is cancelled.
+
+    :param recordOf: makes a record of the arguments of its listeners.
+    :param records: returns a record for each of its objects.
+    """
+    # Help does not need it.
+    from twisted.internet.defer import DeferredQueue
+
+    # A directory would retry what is wrong with the settings.
+    await run.client.account.getLimits()
+    changes: DeferredQueue[_Record] = DeferredQueue()
+    source.onChange(lambda *change: changes.put(recordOf(*change)))
+    source.startService()
+    try:
+        if run.output.format == "table" and sys.stdout.isatty():
+            await _draw(run, source, records)
+        show = run.output.rows()
         while True:
-            for event in events:
-                show(event)
-                cursor = cursor.after(event)
-            events = []
-            try:
-                page = await poller.after(cursor, reached)
-            except StaleCursor:
-                note(_GAP)
-                cursor = Cursor()
-                continue
-            except ServiceRegistryError as error:
-                if not _isTemporary(error, client):
-                    raise
-                if lostAt is None:
-                    lostAt = clock.seconds()
-                    note(f"registry unreachable, retrying: {error}")
-                least = (error.retryAfter or _INTERVAL) if isinstance(error, RateLimited) else 0.0
-                await client.pause(max(backoff.next(), least))
-                continue
-            reached()
-            if page.isStale:
-                note(_GAP)
-            events = page.events
-            if not events:
-                cursor = Cursor(cursor.marker)
+            show(await changes.get())
+    finally:
+        await source.stopService()
 
 
-def _isTemporary(error: ServiceRegistryError, client: Client) -> bool:
-    if isinstance(error, AuthenticationFailed):
-        # The file of the credentials may get a new key.
-        return client.settings.raxrcPath is not None
-    return isinstance(error, _TEMPORARY)
+async def _draw(run: Run, source: Any, records: Callable[[], Sequence[_Record]]) -> NoReturn:
+    """Draw a table whenever it changes, on a terminal that is cleared before."""
+    output, drawn = attrs.evolve(run.output, note=lambda text: None), None
+    while True:
+        stale = f"not current for {source.stale:.0f} s\n" if source.stale else ""
+        if drawn != (source.version, stale):
+            drawn = source.version, stale
+            sys.stdout.write(_HOME)
+            output.write([{"change": "", **record} for record in records()])
+            sys.stdout.write(stale)
+            sys.stdout.flush()
+        await run.client.pause(_REDRAW)
+
+
+@command("services watch", "--tag www", TAG, columns={"change": _CHANGE, **SERVICE_COLUMNS}, shows="stream")
+async def watchServices(run: Run) -> None:
+    """
+    Show the services as they change, until Ctrl-C.
+
+    On a terminal this is a table that is kept current. In a pipe it is one line for each service that is registered at
+    first, and for each change. The command goes on when the registry is restarted.
+    """
+    from ...discovery import Directory
+
+    directory: Any = Directory(run.client, run.parsed.tag)
+    await _watch(run, directory, lambda change, service: {**service, "change": change}, directory.services)
+
+
+@command(
+    "configuration watch",
+    "--namespace /production/cassandra",
+    namespace(),
+    columns={"change": _CHANGE, **VALUE_COLUMNS},
+    shows="stream",
+)
+async def watchConfiguration(run: Run) -> None:
+    """
+    Show configuration values as they change, until Ctrl-C.
+
+    On a terminal this is a table that is kept current. In a pipe it is one line for each value that there is at first,
+    and for each change. The command goes on when the registry is restarted.
+    """
+    from ...discovery import ConfigurationWatcher
+
+    watcher = ConfigurationWatcher(run.client, run.parsed.namespace)
+
+    def recordOf(change: Any) -> _Record:
+        return {"change": "remove" if change.new is None else "set", "id": change.key, "value": change.new}
+
+    await _watch(run, watcher, recordOf, lambda: [{"id": key, "value": watcher[key]} for key in watcher])

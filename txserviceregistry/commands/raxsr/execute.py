@@ -1,4 +1,7 @@
-"""``raxsr configuration exec``: runs a command with values of the registry in its environment."""
+"""
+``raxsr configuration exec``, ``lock`` and ``locks``: running a command with values of the registry in its environment,
+or while holding a lock.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,68 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
-from ..outcome import CommandFailed, UsageError
-from .base import RaxsrCommand
-from .configuration import addNamespace, allValues
-from .loaders import decidesWhatRuns
-from .parser import Parser
+from ...errors import LockHeld
+from ...util.parsing import parseDuration
+from ..console import CommandFailed, UsageError, typeOf
+from .command import Run, argument, command, oneOf
+from .configuration import allValues, namespace
+from .output import Column, metadata, text, timestamp
+
+if TYPE_CHECKING:
+    from ...coordination import Held
 
 _NOT_EXECUTABLE = 126
+# As flock and other programs have it: a failure that is temporary (EX_TEMPFAIL).
+_HELD = 75
+# The share of the timeout in which a command must end when its lock was lost.
+_GRACE = 0.05
+
+#: The beginnings of the names of variables that decide which programs run, which code a program loads, or where our
+#: programs send an API key. They have this effect before the first line of a program that knows nothing of it.
+PREFIXES = (
+    *("LD_", "DYLD_", "_RLD", "LDR_", "PYTHON", "PERL", "RUBY", "LUA_", "GUILE_", "JULIA_", "CORECLR_", "COR_", "GIT_"),
+    *("NPM_CONFIG_", "PIP_", "RAXSR_"),
+)
+_NAMES = """
+    PATH HOME SHELL CDPATH XDG_CONFIG_HOME XDG_CONFIG_DIRS XDG_DATA_HOME XDG_DATA_DIRS ENV BASH_ENV BASHOPTS
+    SHELLOPTS IFS PS4 PROMPT_COMMAND GLOBIGNORE FPATH ZDOTDIR NULLCMD READNULLCMD EDITOR VISUAL PAGER MANPAGER
+    BROWSER LESSOPEN LESSCLOSE SSH_ASKPASS SUDO_ASKPASS RSYNC_RSH CVS_RSH TAR_OPTIONS MAKEFLAGS MAKEFILES CC CXX
+    RUSTC_WRAPPER GOFLAGS ZIPOPT VIMINIT EXINIT RIPGREP_CONFIG_PATH KUBECONFIG AWS_CONFIG_FILE
+    AWS_SHARED_CREDENTIALS_FILE GCONV_PATH GETCONF_DIR GLIBC_TUNABLES LOCPATH NLSPATH LIBPATH SHLIB_PATH RES_OPTIONS
+    HOSTALIASES LOCALDOMAIN OPENSSL_CONF OPENSSL_ENGINES OPENSSL_MODULES KRB5_CONFIG TERMCAP TERMINFO TERMINFO_DIRS
+    GTK_MODULES GTK_PATH GIO_EXTRA_MODULES GIO_MODULE_DIR QT_PLUGIN_PATH QT_QPA_PLATFORM_PLUGIN_PATH
+    GDK_PIXBUF_MODULE_FILE GST_PLUGIN_PATH LIBMYSQL_PLUGINS LIBMYSQL_PLUGIN_DIR ODBCINI ODBCSYSINI SASL_PATH
+    GSS_MECH_CONFIG HDF5_PLUGIN_PATH GDAL_DRIVER_PATH CUDA_INJECTION64_PATH NVTX_INJECTION64_PATH CLASSPATH
+    JAVA_HOME JAVA_TOOL_OPTIONS JDK_JAVA_OPTIONS _JAVA_OPTIONS IBM_JAVA_OPTIONS OPENJ9_JAVA_OPTIONS BUN_OPTIONS
+    BUNDLE_PATH ELIXIR_ERL_OPTIONS R_LIBS_USER R_LIBS_SITE R_PROFILE_USER R_ENVIRON_USER TCL_LIBRARY
+    COVERAGE_PROCESS_START NODE_OPTIONS NODE_PATH NODE_REPL_EXTERNAL_MODULE BUNDLE_GEMFILE GEM_HOME GEM_PATH PHPRC
+    PHP_INI_SCAN_DIR DOTNET_STARTUP_HOOKS DOTNET_ADDITIONAL_DEPS DOTNET_SHARED_STORE DOTNET_ROOT MONO_PATH ERL_LIBS
+    ERL_FLAGS ERL_AFLAGS ERL_ZFLAGS R_LIBS R_PROFILE R_ENVIRON R_HOME TCLLIBPATH
+    """
+#: The other names.
+NAMES = frozenset(_NAMES.split())
+
+
+def _running(run: Run, work: Callable[[str], int]) -> int:
+    """The exit code of *work*, which runs the command after ``--``. It is called with the path of its program."""
+    if not run.parsed.command:
+        raise UsageError("give the command to run, and its arguments, after --")
+
+    # This imports Twisted, which help does not need.
+    from ..wrapper.process import CantStart, findProgram
+
+    try:
+        # In the user's PATH, which the values of exec may change.
+        return work(os.path.abspath(findProgram(run.parsed.command[0])))
+    except CantStart as error:
+        run.complain(str(error))
+        return error.exitCode
+
+
+# -- configuration exec
 
 
 def environmentOf(namespace: str, values: Mapping[str, str], allowed: Collection[str] = ()) -> dict[str, str]:
@@ -49,43 +104,26 @@ def environmentOf(namespace: str, values: Mapping[str, str], allowed: Collection
     return environment
 
 
-class RunningCommand(RaxsrCommand):
-    """
-    A command that runs another program, whose words follow ``--``.
-
-    :ivar usage: the options, for the help.
-    """
-
-    usage = ""
-
-    def addArguments(self, parser: Parser) -> None:
-        parser.usage = f"%(prog)s {self.usage} -- COMMAND [ARGUMENT]…"
-        parser.takesCommand = True
-
-    def hasOutput(self) -> bool:
-        # The output is the program's.
-        return False
-
-    def run(self) -> int | None:
-        if not self.parsed.command:
-            raise UsageError("give the command to run, and its arguments, after --")
-
-        # This imports Twisted, which help does not need.
-        from ..wrapper.process import CantStart, findProgram
-
-        try:
-            # In the user's PATH, which the values of exec may change.
-            return self.runProgram(os.path.abspath(findProgram(self.parsed.command[0])))
-        except CantStart as error:
-            self.program.complain(str(error))
-            return error.exitCode
-
-    def runProgram(self, program: str) -> int:
-        """Run the *program*, and return its exit code."""
-        raise NotImplementedError
+def decidesWhatRuns(name: str) -> bool:
+    """Whether an environment variable of this *name* can make a program run other code, or ours give away a key."""
+    return name in NAMES or name.startswith(PREFIXES)
 
 
-class Execute(RunningCommand):
+@command(
+    "configuration exec",
+    "--namespace /production/cassandra -- /opt/cassandra/bin/cassandra -f",
+    namespace(required=True),
+    argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="VARIABLE",
+        help="set this environment variable although it decides which code runs; may be given several times",
+    ),
+    argument("--require", action="store_true", help="run nothing if there are no values below the namespace"),
+    takesCommand=True,
+)
+def execute(run: Run) -> int:
     """
     Run a command with the values of a namespace as environment variables.
 
@@ -95,35 +133,171 @@ class Execute(RunningCommand):
     PYTHONPATH, NODE_OPTIONS and others), or where API keys are sent (RAXSR_AUTH_URL), are refused unless they are named
     with --allow.
     """
+    parsed = run.parsed
 
-    example = "raxsr configuration exec --namespace /production/cassandra -- /opt/cassandra/bin/cassandra -f"
-    usage = "--namespace NAMESPACE [--allow VARIABLE]… [--require]"
-
-    def addArguments(self, parser: Parser) -> None:
-        super().addArguments(parser)
-        addNamespace(parser, required=True)
-        shown = "set this environment variable although it decides which code runs; may be given several times"
-        parser.add_argument("--allow", action="append", default=[], metavar="VARIABLE", help=shown)
-        shown = "run nothing if there are no values below the namespace"
-        parser.add_argument("--require", action="store_true", help=shown)
-
-    async def perform(self) -> Any:
-        return await allValues(self, self.client, self.parsed.namespace)
-
-    def runProgram(self, program: str) -> int:
-        environment = environmentOf(self.parsed.namespace, self.ask(), self.parsed.allow)
+    def becomeProgram(program: str) -> int:
+        environment = environmentOf(parsed.namespace, run.ask(lambda: allValues(run)), parsed.allow)
         if not environment:
-            nothing = f"there are no configuration values below {self.parsed.namespace}"
-            if self.parsed.require:
+            nothing = f"there are no configuration values below {parsed.namespace}"
+            if parsed.require:
                 raise CommandFailed(f"{nothing}. Nothing was run (--require)")
-            self.program.note(f"{nothing}: the command runs without them")
+            run.note(f"{nothing}: the command runs without them")
         sys.stdout.flush()
         sys.stderr.flush()
         # Python ignores these two, and the program would inherit that.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         try:
-            os.execve(program, self.parsed.command, {**os.environ, **environment})
+            os.execve(program, parsed.command, {**os.environ, **environment})
         except (OSError, ValueError) as error:
-            self.program.complain(f"{self.parsed.command[0]} can't be run: {getattr(error, 'strerror', None) or error}")
+            run.complain(f"{parsed.command[0]} can't be run: {getattr(error, 'strerror', None) or error}")
             return _NOT_EXECUTABLE
+
+    return _running(run, becomeProgram)
+
+
+# -- locks
+
+
+_COLUMNS = {
+    "name": Column("Name"),
+    "holder": text("Holder"),
+    "fence": Column("Fence"),
+    "timeout": Column("Timeout"),
+    "acquired_at": timestamp("Acquired At"),
+    "metadata": metadata("Metadata"),
+}
+_NAME = {"idOf": "lock's name", "kind": "lock"}
+
+
+@command(
+    "locks list",
+    "-f json",
+    columns=_COLUMNS,
+    shows="list",
+    important=("holder", "acquired_at", "timeout", "fence"),
+    paged="locks",
+)
+async def listLocks(run: Run) -> Any:
+    """Show the locks that are held."""
+    return await run.onePageOrAll(run.client.locks.list)
+
+
+@command("locks get", "/billing/scheduler", columns=_COLUMNS, **_NAME)
+async def getLock(run: Run) -> Any:
+    """Show one lock."""
+    return await run.client.locks.get(run.parsed.id)
+
+
+@command(
+    "locks release",
+    "/billing/scheduler --force",
+    oneOf(
+        argument("--token", metavar="TOKEN", help="a token of the lock"),
+        argument("--force", action="store_true", help="end a lock that another process holds"),
+        required=True,
+    ),
+    argument("--now", action="store_true", help="with --force: do not wait for the holder's timeout"),
+    **_NAME,
+)
+def release(run: Run) -> None:
+    """
+    Release a lock.
+
+    With --token, your own lock is free at once. With --force, the registry refuses the heartbeats of another holder,
+    and the lock is free when that holder's timeout has passed. With --force --now it is free at once: use that only if
+    the holder no longer works with it.
+    """
+    name, token, now = run.parsed.id, run.parsed.token, run.parsed.now
+    if now and token is not None:
+        raise UsageError("--now can only be given with --force")
+    run.checkOutput(always=False)
+    if token is not None:
+        run.ask(lambda: run.client.locks.release(name, token))
+    else:
+        run.ask(lambda: run.client.locks.forceRelease(name, now=now))
+    isFree = now or token is not None
+    ended = "has been released" if isFree else "takes no more heartbeats: it is free when its timeout has passed"
+    run.say(f'Lock "{name}" {ended}')
+
+
+@command(
+    "lock",
+    "/billing/report --nonblock -- /opt/billing/report --daily",
+    oneOf(
+        argument("-n", "--nonblock", action="store_true", help="do not wait for the lock"),
+        argument(
+            *("-w", "--wait"),
+            type=typeOf(parseDuration),
+            metavar="SECONDS",
+            help="wait for the lock no longer than this",
+        ),
+    ),
+    argument(
+        "--timeout",
+        type=int,
+        default=15,
+        metavar="SECONDS",
+        help="3 to 120 (default: 15): another can hold the lock so many seconds after raxsr was killed",
+    ),
+    idOf="lock's name",
+    takesCommand=True,
+)
+def lock(run: Run) -> int:
+    """
+    Run a command while holding a lock, which at most one process at a time holds.
+
+    The command has raxsr's streams, and the fence of the lock in SERVICE_REGISTRY_FENCE. The exit code is the command's
+    own, 128 + N after signal N, and 75 if another holds the lock with --nonblock or until --wait is over. When the lock
+    is lost, the command gets SIGTERM, and SIGKILL before another process can hold the lock; the exit code is 1 then.
+    """
+    parsed = run.parsed
+
+    async def perform() -> int:
+        from ...coordination import Lock
+
+        try:
+            lock = Lock(run.client, parsed.id, parsed.timeout)
+        except ValueError as error:
+            raise UsageError(f"--timeout: {error}") from None
+        async with await lock.acquire(0 if parsed.nonblock else parsed.wait) as held:
+            return await _runHolding(run, held)
+
+    def runProgram(program: str) -> int:
+        try:
+            return run.ask(perform)
+        except LockHeld as error:
+            holder = f" by {error.holder}" if error.holder else ""
+            run.complain(f'the lock "{parsed.id}" is held{holder}. The command was not run')
+            return _HELD
+
+    return _running(run, runProgram)
+
+
+async def _runHolding(run: Run, held: Held) -> int:
+    from twisted.internet.defer import CancelledError
+    from twisted.internet.threads import deferToThread
+
+    from ...util.deferred import waitFor
+    from ..wrapper.process import exitCode, startChild
+
+    environment = {**os.environb, b"SERVICE_REGISTRY_FENCE": str(held.fence).encode()}
+    child = startChild(run.parsed.command, environment, frozenset())
+    deferToThread(os.waitpid, child.pid, 0).addCallback(lambda ended: child.ended.callback(ended[1]))
+    losses: list[str] = []
+
+    def lost(reason: str) -> None:
+        losses.append(reason)
+        run.complain(f'the lock "{run.parsed.id}" was lost: {reason}. The command is ended')
+        child.signal(signal.SIGTERM)
+        run.client.clock.callLater(run.parsed.timeout * _GRACE, child.signal, signal.SIGKILL)
+
+    held.lost.addCallback(lost)
+    while True:
+        try:
+            status = await waitFor(child.ended)
+        except CancelledError:
+            # A signal has reached raxsr. The lock is held until the command has ended.
+            child.signal(signal.SIGTERM)
+        else:
+            return 1 if losses else exitCode(status)

@@ -1,59 +1,20 @@
-"""
-The console script: the commands, the options that all of them have, and the help.
-
-A command's module is imported when the command is needed.
-"""
+"""The console script: the options that all commands have, the help, and the completion of shells."""
 
 from __future__ import annotations
 
-import importlib
+import argparse
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..._version import __version__, installCommand
-from ..console import checkOutput, runConsole, tell
-from ..outcome import CommandFailed, Interrupted, UsageError, describe, didYouMean, oneLine
-from .base import NAME, Program, RaxsrCommand
-from .parser import GlobalParser, Parser
+from ..console import CommandFailed, Interrupted, UsageError, describe, didYouMean, oneLine, runConsole, tell
 
-#: The commands, and their classes in this package.
-COMMANDS = {
-    "account rate-limits": "account:RateLimits",
-    "account resource-limits": "account:ResourceLimits",
-    "complete": "completion:Complete",
-    "configuration exec": "execute:Execute",
-    "configuration export": "transfer:Export",
-    "configuration get": "configuration:Get",
-    "configuration history": "configuration:History",
-    "configuration import": "transfer:Import",
-    "configuration list": "configuration:List",
-    "configuration remove": "configuration:Remove",
-    "configuration rollback": "configuration:Rollback",
-    "configuration set": "configuration:Set",
-    "configuration watch": "watch:Configuration",
-    "console": "account:Console",
-    "events follow": "events:Follow",
-    "events list": "events:List",
-    "help": "main:Help",
-    "lock": "locks:Lock",
-    "locks get": "locks:Get",
-    "locks list": "locks:List",
-    "locks release": "locks:Release",
-    "services create": "services:Create",
-    "services drain": "services:Drain",
-    "services get": "services:Get",
-    "services heartbeat": "services:Heartbeat",
-    "services list": "services:List",
-    "services out": "services:Out",
-    "services remove": "services:Remove",
-    "services states": "services:States",
-    "services up": "services:Up",
-    "services update": "services:Update",
-    "services watch": "watch:Services",
-    "template": "template:Template",
-}
+# These declare commands.
+from . import configuration, events, execute, files, services, template  # noqa: F401
+from .command import COMMANDS, NAME, Command, Parser, Run, argument, command
 
 _MORE = """\
 The registry and the credentials are set by these options, by RAXSR_* environment variables, by ~/.raxrc, or by the file
@@ -65,6 +26,14 @@ Examples:
   raxsr help services list
 """
 
+# shtab's script for zsh registers itself in an eval only, and when compinit has run.
+_ZSH = """autoload -U +X compinit && compinit
+eval "$(cat <<'RAXSR'
+@SCRIPT@
+RAXSR
+)"
+"""
+
 
 def main() -> int:
     return runConsole(NAME, lambda: run(sys.argv[1:]))
@@ -72,70 +41,62 @@ def main() -> int:
 
 def run(words: Sequence[str]) -> int:
     """Run a command line, and return the exit code."""
-    program = Program(_globalParser())
-    try:
-        return _run(program, words)
-    except (Interrupted, OSError):
-        raise
-    except Exception as error:
-        if isinstance(error, ImportError) and not (error.name or "").startswith("txserviceregistry"):
-            missing = f"the extra 'cli' is required, and {error.name or 'a part of it'} is not installed"
-            error = CommandFailed(f"{missing}: {installCommand('cli')}")
-        if program.log is not None:
-            program.log(f"{NAME}: {oneLine(describe(error)[1])}")
-        raise error from None
-
-
-def _run(program: Program, words: Sequence[str]) -> int:
-    program.options, words = program.parser.parse_known_args(words)
-    options = program.options
+    common, log = _commonParser(), None
+    # The words after -- are another program's.
+    end = list(words).index("--") if "--" in words else len(words)
+    common.checkText(words[:end])
+    options, before = common.parse_known_args(words[:end])
+    words = [*before, *words[end:]]
     if options.version:
         print(f"{NAME} {__version__}")
         return 0
     if options.help or not words:
         leading = _leadingWords(words)
         words = ["help", *(leading[1:] if leading[:1] == ["help"] else leading)]
-    factory, name, arguments = _found(program, words)
-    if options.logFile is not None:
-        program.log = _logFile(options.logFile)
-        program.log(f"{NAME} {__version__}: {name}")
-    command = factory(program)
-    command.parsed = command.parser(name).parse_args(arguments)
-    if command.hasOutput():
-        # Before anything is changed: the result could not be shown.
-        checkOutput()
-    command.complete()
-    return command.run() or 0
+    try:
+        found, rest = _find(words, common)
+        if options.logFile is not None:
+            log = _logFile(options.logFile)
+            log(f"{NAME} {__version__}: {found.name}")
+        return Run(found, common, options, rest, log).start()
+    except (Interrupted, OSError):
+        raise
+    except Exception as error:
+        if isinstance(error, ImportError) and not (error.name or "").startswith("txserviceregistry"):
+            missing = f"the extra 'cli' is required, and {error.name or 'a part of it'} is not installed"
+            error = CommandFailed(f"{missing}: {installCommand('cli')}")
+        if log is not None:
+            log(f"{NAME}: {oneLine(describe(error)[1])}")
+        raise error from None
 
 
-def _globalParser() -> GlobalParser:
-    parser = GlobalParser(
+def _commonParser() -> Parser:
+    """The parser of the options that may be anywhere before ``--``."""
+    parser = Parser(
         prog=NAME,
         usage="%(prog)s RESOURCE ACTION [OPTION]…",
         description="Query and change a service registry.",
         add_help=False,
         allow_abbrev=False,
     )
-    options = parser.add_argument_group("options of every command, anywhere on the line")
-    options.add_argument("-h", "--help", action="store_true", help="show this help, or the command's")
-    options.add_argument("--version", action="store_true", help="show the version")
-    options.add_argument("--username", metavar="NAME", help="the user's name")
-    options.add_argument(
-        "--api-key",
-        metavar="KEY",
-        dest="apiKey",
-        help="the user's API key; other users of this machine can see it: prefer RAXSR_API_KEY or ~/.raxrc",
-    )
-    options.add_argument("--api-url", metavar="URL", dest="baseUrl", help="the registry's URL, or several with commas")
-    options.add_argument("--auth-url", metavar="URL", dest="authUrl", help="the Auth API's URL")
-    options.add_argument("--region", metavar="REGION", help="the registry's region in the Auth API's catalog")
-    options.add_argument("-q", "--quiet", action="store_true", help="no confirmations, notes or progress")
-    shown = "show requests and responses on stderr, with secrets redacted"
-    options.add_argument("--debug", action="store_true", help=shown)
-    shown = "show each request and its status on stderr; -vv is the same as --debug"
-    options.add_argument("-v", "--verbose", action="count", default=0, help=shown)
-    shown = "append notes, errors, requests and responses to this file, with secrets redacted"
-    options.add_argument("--log-file", metavar="FILE", dest="logFile", help=shown)
+    key = "the user's API key; other users of this machine can see it: prefer RAXSR_API_KEY or ~/.raxrc"
+    verbose = "show each request and its status on stderr; -vv is the same as --debug"
+    logFile = "append notes, errors, requests and responses to this file, with secrets redacted"
+    group = parser.add_argument_group("options of every command, anywhere on the line")
+    for add in (
+        argument("-h", "--help", action="store_true", help="show this help, or the command's"),
+        argument("--version", action="store_true", help="show the version"),
+        argument("--username", metavar="NAME", help="the user's name"),
+        argument("--api-key", metavar="KEY", dest="apiKey", help=key),
+        argument("--api-url", metavar="URL", dest="baseUrl", help="the registry's URL, or several with commas"),
+        argument("--auth-url", metavar="URL", dest="authUrl", help="the Auth API's URL"),
+        argument("--region", metavar="REGION", help="the registry's region in the Auth API's catalog"),
+        argument("-q", "--quiet", action="store_true", help="no confirmations, notes or progress"),
+        argument("--debug", action="store_true", help="show requests and responses on stderr, with secrets redacted"),
+        argument("-v", "--verbose", action="count", default=0, help=verbose),
+        argument("--log-file", metavar="FILE", dest="logFile", help=logFile),
+    ):
+        add(group)
     return parser
 
 
@@ -158,7 +119,7 @@ def _logFile(path: str) -> Callable[[str], None]:
         except OSError as error:
             # The first failure is reported, and the command goes on.
             failures.append(error)
-            tell(f"raxsr: can't write the log file {path} any more: {error.strerror}")
+            tell(f"{NAME}: can't write the log file {path} any more: {error.strerror}")
 
     return write
 
@@ -166,27 +127,22 @@ def _logFile(path: str) -> Callable[[str], None]:
 # -- finding a command
 
 
-def load(name: str) -> type[RaxsrCommand]:
-    module, _, attribute = COMMANDS[name].partition(":")
-    found: type[RaxsrCommand] = getattr(importlib.import_module(f".{module}", __package__), attribute)
-    return found
-
-
-def _found(program: Program, words: Sequence[str]) -> tuple[type[RaxsrCommand], str, list[str]]:
-    """The class of the command that *words* begin with, its words, and the others. They may be shortened."""
-    for end in range(len(_leadingWords(words)), 0, -1):
-        given, rest = words[:end], list(words[end:])
-        name = " ".join(given)
-        if name in COMMANDS:
-            return load(name), name, rest
-        similar = [each for each in COMMANDS if _isShort(given, each.split())]
-        if len(similar) == 1:
-            return load(similar[0]), name, rest
-    raise UsageError(_unknown(program, words))
-
-
-def _isShort(given: Sequence[str], whole: Sequence[str]) -> bool:
-    return len(given) == len(whole) and all(map(str.startswith, whole, given))
+def _find(words: Sequence[str], common: Parser) -> tuple[Command, list[str]]:
+    """The command that *words* begin with, and its other words; :class:`UsageError` if there is none."""
+    leading = _leadingWords(words)
+    for end in range(len(leading), 0, -1):
+        found = COMMANDS.get(" ".join(leading[:end]))
+        if found is not None:
+            return found, list(words[end:])
+    see = f"See {NAME} --help"
+    if not leading:
+        option = words[0].partition("=")[0]
+        raise UsageError(f"unknown option {option}{didYouMean(option, common._option_string_actions) or '.'} {see}")
+    name, actions = " ".join(leading[:2]), ", ".join(each.name.partition(" ")[2] for each in _below(leading[0]))
+    if len(leading) == 1 and actions:
+        raise UsageError(f"{name} needs an action: {actions}. {see}")
+    hint = didYouMean(name, COMMANDS) or (f". Actions of {leading[0]}: {actions}." if actions else ".")
+    raise UsageError(f"unknown command '{name}'{hint} {see}")
 
 
 def _leadingWords(words: Sequence[str]) -> list[str]:
@@ -195,50 +151,69 @@ def _leadingWords(words: Sequence[str]) -> list[str]:
     return list(words[:end])
 
 
-def _unknown(program: Program, words: Sequence[str]) -> str:
-    """The error about a command that does not exist."""
-    leading = _leadingWords(words)[:2]
-    see = f"See {NAME} --help"
-    if not leading:
-        option = words[0].partition("=")[0]
-        return f"unknown option {option}{didYouMean(option, program.parser._option_string_actions) or '.'} {see}"
-    command = " ".join(leading)
-    actions = ", ".join(name.partition(" ")[2] for name in _below(leading[0]))
-    if len(leading) == 1 and actions:
-        return f"{command} needs an action: {actions}. {see}"
-    hint = didYouMean(command, COMMANDS) or (f". Actions of {leading[0]}: {actions}." if actions else ".")
-    return f"unknown command '{command}'{hint} {see}"
+def _below(resource: str) -> list[Command]:
+    return [COMMANDS[name] for name in sorted(COMMANDS) if name.startswith(f"{resource} ")]
 
 
-def _below(resource: str) -> list[str]:
-    return [name for name in COMMANDS if name.startswith(f"{resource} ")]
+# -- commands about commands
 
 
-class Help(RaxsrCommand):
+@command(
+    "help",
+    "services list",
+    argument("words", nargs="*", metavar="COMMAND", help="a command, or its first word"),
+)
+def showHelp(run: Run) -> None:
     """Show all commands, or the help of one."""
-
-    example = "raxsr help services list"
-
-    def addArguments(self, parser: Parser) -> None:
-        parser.add_argument("words", nargs="*", metavar="COMMAND", help="a command, or its first word")
-
-    def run(self) -> int | None:
-        words = self.parsed.words
-        if not words:
-            options = self.program.parser.format_help()
-            sys.stdout.write(f"{options}\ncommands:\n{_summaries(list(COMMANDS))}\n\n{_MORE}")
-        elif len(words) == 1 and _below(words[0]):
-            print(_summaries(_below(words[0])))
-        else:
-            factory, name, rest = _found(self.program, words)
-            if rest:
-                raise UsageError(_unknown(self.program, words))
-            print(factory(self.program).parser(name).format_help())
-            print(f"Options of every command: see {NAME} --help")
-        return None
+    words = run.parsed.words
+    if not words:
+        overview = _commonParser().format_help()
+        sys.stdout.write(f"{overview}\ncommands:\n{_summaries(sorted(COMMANDS))}\n\n{_MORE}")
+    elif len(words) == 1 and _below(words[0]):
+        print(_summaries([each.name for each in _below(words[0])]))
+    else:
+        found, rest = _find(words, _commonParser())
+        if rest:
+            raise UsageError(f"unknown command '{' '.join(words)}'. See {NAME} --help")
+        print(found.parser().format_help())
+        print(f"Options of every command: see {NAME} --help")
 
 
 def _summaries(names: Sequence[str]) -> str:
     width = max(map(len, names))
-    lines = ((name, load(name).description().partition("\n")[0].rstrip(".")) for name in sorted(names))
-    return "\n".join(f"  {name.ljust(width)}  {summary}" for name, summary in lines)
+    return "\n".join(f"  {name.ljust(width)}  {COMMANDS[name].summary}" for name in names)
+
+
+@command(
+    "complete",
+    "--shell bash > /etc/bash_completion.d/raxsr",
+    argument("--shell", choices=("bash", "zsh"), default="bash", help="the shell (default: bash)"),
+)
+def complete(run: Run) -> None:
+    """
+    Print a script that completes raxsr's commands and options.
+
+    It contains all of them, so that pressing a key starts no Python.
+    For bash, add this to ~/.bashrc:    source <(raxsr complete --shell bash)
+    For zsh, add this to ~/.zshrc:      source <(raxsr complete --shell zsh)
+    """
+    import shtab
+
+    def adapted(parser: Parser) -> Parser:
+        for action in parser._actions:
+            if action.metavar == "FILE":
+                action.complete = shtab.FILE  # type: ignore[attr-defined]  # where shtab looks for it
+        return parser
+
+    common = adapted(_commonParser())
+    parser = argparse.ArgumentParser(NAME, parents=[common], add_help=False)
+    subparsers: dict[str, Any] = {"": parser.add_subparsers()}
+    for name, each in COMMANDS.items():
+        resource, _, action = name.rpartition(" ")
+        if resource not in subparsers:
+            added = subparsers[""].add_parser(resource, parents=[common], add_help=False, help=f"{resource} commands")
+            subparsers[resource] = added.add_subparsers()
+        options = [adapted(each.parser()), common]
+        subparsers[resource].add_parser(action, parents=options, add_help=False, help=each.summary)
+    script = shtab.complete(parser, run.parsed.shell)
+    sys.stdout.write(_ZSH.replace("@SCRIPT@", script) if run.parsed.shell == "zsh" else f"{script}\n")

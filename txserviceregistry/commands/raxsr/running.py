@@ -33,9 +33,8 @@ from ...http.pool import ConnectionPool
 from ...http.tls import tlsPolicy
 from ...settings import Settings
 from ...util.redaction import encodings, escaped, redacted
-from ..optionsettings import inOptions, settingsOf
-from ..outcome import CommandFailed, UsageError
-from ..running import runReactor
+from ..console import CommandFailed, UsageError
+from ..running import inOptions, runReactor, settingsOf
 
 _T = TypeVar("_T")
 # Takes a line about a request or a response, and its body.
@@ -129,29 +128,25 @@ class RequestLoggingAgent:
     ) -> Deferred[IResponse]:
         request = f"{method.decode('ascii')} {uri.decode('ascii')}"
         began = time.monotonic()
-        self._log(">", request, bodyProducer.body if isinstance(bodyProducer, BytesProducer) else b"")
+        self._log(f"> {request}", bodyProducer.body if isinstance(bodyProducer, BytesProducer) else b"")
 
-        def taken() -> str:
-            return f"after {(time.monotonic() - began) * 1000:.0f} ms"
-
-        def succeeded(response: Any) -> Any:
-            body = response.body if isinstance(response, WholeResponse) else b""
-            self._log("<", f"{response.code} {taken()}, {request}", body)
+        def ended(response: Any) -> Any:
+            taken = f"after {(time.monotonic() - began) * 1000:.0f} ms, {request}"
+            if isinstance(response, Failure):
+                self._log(f"< no response {taken}: {type(response.value).__name__}", b"")
+            else:
+                self._log(f"< {response.code} {taken}", response.body if isinstance(response, WholeResponse) else b"")
             return response
 
-        def failed(failure: Failure) -> Failure:
-            self._log("<", f"no response {taken()}, {request}: {type(failure.value).__name__}", b"")
-            return failure
+        return self._agent.request(method, uri, headers, bodyProducer).addBoth(ended)
 
-        return self._agent.request(method, uri, headers, bodyProducer).addCallbacks(succeeded, failed)
-
-    def _log(self, mark: str, line: str, body: bytes) -> None:
+    def _log(self, line: str, body: bytes) -> None:
         try:
             text = json.dumps(self._withoutSecrets(json.loads(body)), ensure_ascii=False) if body else ""
         except (ValueError, RecursionError):
             text = body.decode("utf-8", "replace")
-        shown = (each and f"{mark} {escaped(redacted(each, self._secrets, _REDACTED))}" for each in (line, text))
-        self._write(*shown)
+        texts = (line, text and f"{line[0]} {text}")
+        self._write(*(escaped(redacted(each, self._secrets, _REDACTED)) for each in texts))
 
     def _withoutSecrets(self, value: Any, secret: bool = False) -> Any:
         """*value* with secrets redacted, which are remembered: they may follow in another place."""

@@ -1,19 +1,18 @@
-"""``raxsr services``: list, register, heartbeat, update and remove services, and take them out of use."""
+"""``raxsr services``, ``account`` and ``console``: services and their states, the account's limits, the web console."""
 
 from __future__ import annotations
 
-import argparse
 import math
+import webbrowser
 from functools import partial
 from typing import Any
 
 from ...errors import NotFound, ServiceExists
 from ...util.fields import ID_RULE
 from ...util.parsing import parseDuration, parseMetadata, parseTags
-from ..outcome import CommandFailed, UsageError
-from .base import ListCommand, RaxsrCommand, ShowCommand, explainedToken
+from ..console import CommandFailed, UsageError, typeOf
+from .command import Argument, Run, argument, command
 from .output import Column, metadata, tags, text, timestamp
-from .parser import Parser
 
 COLUMNS = {
     "id": Column("Service ID"),
@@ -22,128 +21,107 @@ COLUMNS = {
     "tags": tags("Tags"),
     "metadata": metadata("Metadata"),
 }
+#: Limits the services to those with a tag.
+TAG = argument("--tag", metavar="TAG", help="only services with this tag")
+
+_ID = {"idOf": "service's id", "kind": "service"}
 _NO_STATES = "this registry has no states of services. Use: raxsr services update ID --add-metadata status=disabled"
 
 
-def _addFields(parser: Parser, timeoutDefault: int | None) -> None:
-    shown = "" if timeoutDefault is None else f" (default: {timeoutDefault})"
-    parser.add_argument(
-        "--heartbeat-timeout",
-        dest="heartbeatTimeout",
-        type=int,
-        default=timeoutDefault,
-        metavar="SECONDS",
-        help=f"time without a heartbeat after which the service expires, 3 to 120{shown}",
-    )
-    parser.add_argument("--tags", action="append", metavar="TAG,…", help=r"its tags; \, is a comma inside of a tag")
-    parser.add_argument("--metadata", action="append", metavar="KEY=VALUE,…", help="its metadata, written the same way")
+def _fields(timeout: int | None) -> list[Argument]:
+    """The fields of a service, whose default *timeout* may be none."""
+    shown = "time without a heartbeat after which the service expires, 3 to 120"
+    shown += "" if timeout is None else f" (default: {timeout})"
+    return [
+        argument("--heartbeat-timeout", type=int, default=timeout, metavar="SECONDS", help=shown),
+        argument(
+            "--tags", type=_tags, action="extend", metavar="TAG,…", help=r"its tags; \, is a comma inside of a tag"
+        ),
+        argument("--metadata", type=_pairs, action="extend", metavar="KEY=VALUE,…", help="its metadata, the same way"),
+    ]
 
 
-def _fields(parsed: argparse.Namespace) -> dict[str, Any]:
-    """
-    The tags and metadata that are given.
-
-    :raises UsageError: if the metadata can't be parsed.
-    """
-    fields: dict[str, Any] = {}
-    if parsed.tags is not None:
-        fields["tags"] = _words(parsed.tags)
-    if parsed.metadata is not None:
-        fields["metadata"] = _pairs("--metadata", parsed.metadata)
-    return fields
+_tags = typeOf(parseTags)
+_pairs = typeOf(lambda text: list(parseMetadata(text).items()))
 
 
-def _words(texts: list[str]) -> list[str]:
-    return [word for text in texts for word in parseTags(text)]
-
-
-def _pairs(option: str, texts: list[str]) -> dict[str, str]:
-    try:
-        return {key: value for text in texts for key, value in parseMetadata(text).items()}
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from None
-
-
-class List(ListCommand):
+@command(
+    "services list",
+    "--tag www -f json",
+    TAG,
+    columns=COLUMNS,
+    shows="list",
+    important=("metadata", "tags", "last_seen", "heartbeat_timeout"),
+    paged="services",
+)
+async def listServices(run: Run) -> Any:
     """Show the services that are registered."""
-
-    example = "raxsr services list --tag www -f json"
-    columns = COLUMNS
-    important = ("metadata", "tags", "last_seen", "heartbeat_timeout")
-    paged = "services"
-
-    def addArguments(self, parser: Parser) -> None:
-        parser.add_argument("--tag", metavar="TAG", help="only services with this tag")
-
-    async def perform(self) -> Any:
-        services = self.client.services
-        page = services.list if self.parsed.tag is None else partial(services.listForTag, self.parsed.tag)
-        return await self.onePageOrAll(page)
+    services, tag = run.client.services, run.parsed.tag
+    return await run.onePageOrAll(services.list if tag is None else partial(services.listForTag, tag))
 
 
-class Get(ShowCommand):
+@command("services get", "web1", columns=COLUMNS, **_ID)
+async def get(run: Run) -> Any:
     """Show one service."""
-
-    example = "raxsr services get web1"
-    columns = COLUMNS
-    idOf = "service's id"
-    kind = "service"
-
-    async def perform(self) -> Any:
-        return await self.client.services.get(self.parsed.id)
+    return await run.client.services.get(run.parsed.id)
 
 
-class Create(ShowCommand):
+@command(
+    "services create",
+    "web1 --heartbeat-timeout 60 --tags www,api --metadata port=8000,host=10.0.0.1",
+    *_fields(30),
+    columns={name: COLUMNS[name] for name in ("id", "heartbeat_timeout")} | {"token": Column("Token")},
+    idOf=f"service's id, {ID_RULE}",
+)
+async def create(run: Run) -> Any:
     """
     Register a service.
 
     It expires when its heartbeat timeout passes without a heartbeat. "raxsr services heartbeat" needs the token that is
     shown.
     """
-
-    example = "raxsr services create web1 --heartbeat-timeout 60 --tags www,api --metadata port=8000,host=10.0.0.1"
-    columns = {name: COLUMNS[name] for name in ("id", "heartbeat_timeout")} | {"token": Column("Token")}
-    idOf = f"service's id, {ID_RULE}"
-
-    def addArguments(self, parser: Parser) -> None:
-        _addFields(parser, 30)
-
-    def complete(self) -> None:
-        self.fields: dict[str, Any] = _fields(self.parsed)
-
-    async def perform(self) -> Any:
-        id, timeout = self.parsed.id, self.parsed.heartbeatTimeout
-        try:
-            body, _ = await self.client.services.create(id, timeout, self.fields)
-        except ServiceExists:
-            raise CommandFailed(
-                f'the service "{id}" already exists. Choose another id, remove it, or wait until it expires'
-            ) from None
-        return {"id": id, "heartbeat_timeout": timeout, **body}
+    id, timeout = run.parsed.id, run.parsed.heartbeat_timeout
+    fields = {"tags": run.parsed.tags or [], "metadata": dict(run.parsed.metadata or [])}
+    try:
+        body, _ = await run.client.services.create(id, timeout, fields)
+    except ServiceExists:
+        choice = "Choose another id, remove it, or wait until it expires"
+        raise CommandFailed(f'the service "{id}" already exists. {choice}') from None
+    return {"id": id, "heartbeat_timeout": timeout, **body}
 
 
-class Heartbeat(ShowCommand):
+@command(
+    "services heartbeat",
+    "web1 --token 2d7ff6e8-c8e9-11f0-8de9-0242ac120002 -f value -c token",
+    argument("--token", required=True, metavar="TOKEN", help="the token that its creation or last heartbeat has shown"),
+    columns={"id": COLUMNS["id"], "token": Column("Token")},
+    **_ID,
+)
+async def heartbeat(run: Run) -> Any:
     """
     Send a heartbeat for a service, which then expires a heartbeat timeout later.
 
     The next heartbeat needs the token that is shown.
     """
-
-    example = "raxsr services heartbeat web1 --token 2d7ff6e8-c8e9-11f0-8de9-0242ac120002 -f value -c token"
-    columns = {"id": COLUMNS["id"], "token": Column("Token")}
-    idOf = "service's id"
-    kind = "service"
-
-    def addArguments(self, parser: Parser) -> None:
-        shown = "the token that its creation or last heartbeat has shown"
-        parser.add_argument("--token", required=True, metavar="TOKEN", help=shown)
-
-    async def perform(self) -> Any:
-        with explainedToken(f'service "{self.parsed.id}"'):
-            return {"id": self.parsed.id, **await self.client.services.heartbeat(self.parsed.id, self.parsed.token)}
+    return {"id": run.parsed.id, **await run.client.services.heartbeat(run.parsed.id, run.parsed.token)}
 
 
-class Update(RaxsrCommand):
+@command(
+    "services update",
+    r"web1 --tags www --metadata status=disabled,note=down\, for now",
+    *_fields(None),
+    *(
+        argument(option, type=parse, action="extend", default=[], metavar=metavar, help=shown)
+        for option, parse, metavar, shown in (
+            ("--add-tags", _tags, "TAG,…", "tags to add"),
+            ("--remove-tags", _tags, "TAG,…", "tags to remove"),
+            ("--add-metadata", _pairs, "KEY=VALUE,…", "metadata to add, or to give another value"),
+            ("--remove-metadata", _tags, "KEY,…", "keys of metadata to remove"),
+        )
+    ),
+    **_ID,
+)
+def update(run: Run) -> None:
     """
     Change a service.
 
@@ -151,136 +129,161 @@ class Update(RaxsrCommand):
     options add to the tags and metadata of the service, or remove some: the service is read and then written, so
     another client's change in between is lost.
     """
+    parsed = run.parsed
+    changes: dict[str, Any] = {
+        "heartbeat_timeout": parsed.heartbeat_timeout,
+        "tags": parsed.tags,
+        "metadata": None if parsed.metadata is None else dict(parsed.metadata),
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
+    # Tags are the keys of pairs without a value.
+    amendments: dict[str, tuple[dict[str, Any], list[str]]] = {
+        "tags": (dict.fromkeys(parsed.add_tags), parsed.remove_tags),
+        "metadata": (dict(parsed.add_metadata), parsed.remove_metadata),
+    }
+    amendments = {name: both for name, both in amendments.items() if any(both)}
+    for name, (added, removed) in amendments.items():
+        both = sorted(set(added).intersection(removed))
+        if both:
+            raise UsageError(f"--add-{name} and --remove-{name} both name {both[0]!r}")
+        if name in changes:
+            raise UsageError(f"--{name} replaces all: it can't be given with --add-{name} or --remove-{name}")
+    if not changes and not amendments:
+        raise UsageError("nothing to change: give --heartbeat-timeout, --tags or --metadata")
 
-    example = r"raxsr services update web1 --tags www --metadata status=disabled,note=down\, for now"
-    idOf = "service's id"
-    kind = "service"
+    async def perform() -> None:
+        service: Any = await run.client.services.get(parsed.id) if amendments else None
+        for name, (added, removed) in amendments.items():
+            present = service[name] if name == "metadata" else dict.fromkeys(service[name])
+            left = {key: value for key, value in {**present, **added}.items() if key not in removed}
+            changes[name] = left if name == "metadata" else list(left)
+        await run.client.services.update(parsed.id, changes)
 
-    def addArguments(self, parser: Parser) -> None:
-        _addFields(parser, None)
-        for option, metavar, what in (
-            ("--add-tags", "TAG,…", "tags to add"),
-            ("--remove-tags", "TAG,…", "tags to remove"),
-            ("--add-metadata", "KEY=VALUE,…", "metadata to add, or to give another value"),
-            ("--remove-metadata", "KEY,…", "keys of metadata to remove"),
-        ):
-            parser.add_argument(option, action="append", default=[], metavar=metavar, help=what)
-
-    def complete(self) -> None:
-        self.fields: dict[str, Any] = _fields(self.parsed)
-        if self.parsed.heartbeatTimeout is not None:
-            self.fields["heartbeat_timeout"] = self.parsed.heartbeatTimeout
-        self.amendments: dict[str, tuple[Any, Any]] = {
-            "tags": (_words(self.parsed.add_tags), _words(self.parsed.remove_tags)),
-            "metadata": (_pairs("--add-metadata", self.parsed.add_metadata), _words(self.parsed.remove_metadata)),
-        }
-        for name, (added, removed) in list(self.amendments.items()):
-            both = sorted(set(added) & set(removed))
-            if both:
-                raise UsageError(f"--add-{name} and --remove-{name} both name {both[0]!r}")
-            if not added and not removed:
-                del self.amendments[name]
-            elif name in self.fields:
-                raise UsageError(f"--{name} replaces all: it can't be given with --add-{name} or --remove-{name}")
-        if not self.fields and not self.amendments:
-            raise UsageError("nothing to change: give --heartbeat-timeout, --tags or --metadata")
-
-    async def perform(self) -> Any:
-        changes = dict(self.fields)
-        service: Any = await self.client.services.get(self.parsed.id) if self.amendments else None
-        for name, (added, removed) in self.amendments.items():
-            present = service[name]
-            if name == "tags":
-                changes[name] = [tag for tag in dict.fromkeys([*present, *added]) if tag not in removed]
-            else:
-                changes[name] = {key: value for key, value in {**present, **added}.items() if key not in removed}
-        await self.client.services.update(self.parsed.id, changes)
-        return f'Service "{self.parsed.id}" has been updated'
+    run.checkOutput(always=False)
+    run.ask(perform)
+    run.say(f'Service "{parsed.id}" has been updated')
 
 
-class Remove(RaxsrCommand):
+@command("services remove", "web1", **_ID)
+async def remove(run: Run) -> str:
     """Remove a service."""
-
-    example = "raxsr services remove web1"
-    idOf = "service's id"
-    kind = "service"
-
-    async def perform(self) -> Any:
-        await self.client.services.remove(self.parsed.id)
-        return f'Service "{self.parsed.id}" has been removed'
+    await run.client.services.remove(run.parsed.id)
+    return f'Service "{run.parsed.id}" has been removed'
 
 
-class Drain(RaxsrCommand):
+# -- states
+
+
+_STATE = (
+    argument("--reason", default="", metavar="TEXT", help="the reason, for other operators; up to 255 characters"),
+    argument(
+        "--for",
+        dest="duration",
+        type=typeOf(lambda text: (text, math.ceil(parseDuration(text, "1s", "30d")))),
+        default=("", None),
+        metavar="TIME",
+        help="end the state after this time: 90s, 10m, 24h, up to 30d",
+    ),
+)
+
+
+async def _setState(run: Run, state: str, done: str) -> str:
+    limit, seconds = run.parsed.duration
+    try:
+        await run.client.services.setState(run.parsed.id, state, run.parsed.reason, expiresIn=seconds)
+    except NotFound:
+        raise CommandFailed(_NO_STATES) from None
+    return f'Service "{run.parsed.id}" {done}{limit and f" for {limit}"}'
+
+
+@command("services drain", 'web1 --reason "rack move" --for 10m', *_STATE, idOf="service's id")
+async def drain(run: Run) -> str:
     """
     Drain a service: it gets no new work, and existing connections go on.
 
     The state belongs to the ID. It survives restarts of the service, and may be set before it is registered.
     """
-
-    example = 'raxsr services drain web1 --reason "rack move" --for 10m'
-    idOf = "service's id"
-    state = "drain"
-    done = "gets no new work"
-
-    def addArguments(self, parser: Parser) -> None:
-        shown = "the reason, for other operators; up to 255 characters"
-        parser.add_argument("--reason", default="", metavar="TEXT", help=shown)
-        shown = "end the state after this time: 90s, 10m, 24h, up to 30d"
-        parser.add_argument("--for", dest="duration", metavar="TIME", help=shown)
-
-    def complete(self) -> None:
-        self.seconds: int | None = None
-        if self.parsed.duration is not None:
-            try:
-                self.seconds = math.ceil(parseDuration(self.parsed.duration, "1s", "30d"))
-            except ValueError as error:
-                raise UsageError(f"--for: {error}") from None
-
-    async def perform(self) -> Any:
-        try:
-            await self.client.services.setState(self.parsed.id, self.state, self.parsed.reason, expiresIn=self.seconds)
-        except NotFound:
-            raise CommandFailed(_NO_STATES) from None
-        limit = "" if self.parsed.duration is None else f" for {self.parsed.duration}"
-        return f'Service "{self.parsed.id}" {self.done}{limit}'
+    return await _setState(run, "drain", "gets no new work")
 
 
-class Out(Drain):
+@command("services out", 'web1 --reason "broken disk"', *_STATE, idOf="service's id")
+async def out(run: Run) -> str:
     """
     Take a service out of use: it receives no traffic.
 
     Clients send it nothing new, and Prometheus does not scrape it. The state belongs to the ID. It survives
     restarts of the service, and may be set before it is registered.
     """
-
-    example = 'raxsr services out web1 --reason "broken disk"'
-    state = "out"
-    done = "receives no traffic"
+    return await _setState(run, "out", "receives no traffic")
 
 
-class Up(Drain):
+@command("services up", "web1", *_STATE, idOf="service's id")
+async def up(run: Run) -> str:
     """Put a service back into use."""
-
-    example = "raxsr services up web1"
-    state = "up"
-    done = "is up"
+    return await _setState(run, "up", "is up")
 
 
-class States(ListCommand):
-    """Show the states that were set for services."""
-
-    example = "raxsr services states -f json"
-    columns = {
+@command(
+    "services states",
+    "-f json",
+    columns={
         "id": Column("Service ID"),
         "state": Column("State"),
         "expires_at": timestamp("Ends"),
         "reason": text("Reason"),
-    }
-    important = ("state", "reason", "expires_at")
-    paged = "states"
+    },
+    shows="list",
+    important=("state", "reason", "expires_at"),
+    paged="states",
+)
+async def states(run: Run) -> Any:
+    """Show the states that were set for services."""
+    try:
+        return await run.onePageOrAll(run.client.services.listStates)
+    except NotFound:
+        raise CommandFailed(_NO_STATES) from None
 
-    async def perform(self) -> Any:
-        try:
-            return await self.onePageOrAll(self.client.services.listStates)
-        except NotFound:
-            raise CommandFailed(_NO_STATES) from None
+
+# -- the account
+
+
+@command(
+    "account rate-limits",
+    "",
+    columns={"rate": Column("Rate"), "window": Column("Window"), "used": Column("Used"), "limit": Column("Limit")},
+    shows="list",
+)
+async def rateLimits(run: Run) -> Any:
+    """Show the rate limits of the account, and how much of them is used."""
+    limits = await run.client.account.getLimits()
+    return [{"rate": path, **rate} for path, rate in limits["rate"].items()]
+
+
+@command(
+    "account resource-limits",
+    "-f json",
+    columns={"resource": Column("Resource"), "limit": Column("Limit")},
+    shows="list",
+)
+async def resourceLimits(run: Run) -> Any:
+    """Show the maximum number of objects of each kind in the account."""
+    limits = await run.client.account.getLimits()
+    return [{"resource": kind, "limit": limit} for kind, limit in limits["resource"].items()]
+
+
+@command(
+    "console",
+    "--print",
+    argument("--print", action="store_true", help="only print the link, which works once and within a minute"),
+)
+async def console(run: Run) -> str:
+    """Open the registry's web console in a browser, without typing the API key."""
+    try:
+        link = await run.client.account.createConsoleLink()
+    except NotFound:
+        raise CommandFailed("the registry has no web console (it may be turned off with --console off)") from None
+    if run.parsed.print:
+        return link["href"]
+    if webbrowser.open(link["href"]):
+        return "The console is open in the browser"
+    return f"Open this link in a browser within {link['expires_in']} seconds: {link['href']}"

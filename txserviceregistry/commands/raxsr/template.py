@@ -2,24 +2,64 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...util.parsing import boundedNumber, parseDuration
-from ..outcome import CommandFailed, UsageError, printable, typeOf
-from .base import RaxsrCommand
-from .parser import Parser
+from ..console import CommandFailed, UsageError, printable, typeOf
+from .command import Run, argument, command
 
 if TYPE_CHECKING:
     from ...templates.keeper import Job
 
-_DEFAULT_WAIT = "1s:10s"
+
+def _wait(text: str) -> tuple[float, float]:
+    quiet, colon, longest = text.partition(":")
+    found = parseDuration(quiet), parseDuration(longest if colon else quiet)
+    if found[0] > found[1]:
+        raise ValueError(f"{text!r}: QUIET is longer than LONGEST")
+    return found
 
 
-class Template(RaxsrCommand):
+@command(
+    "template",
+    "'haproxy.j2:/etc/haproxy/haproxy.cfg:systemctl reload haproxy' --check 'haproxy -c -f {}'",
+    argument(
+        "templates",
+        nargs="+",
+        metavar="SOURCE:DESTINATION[:RELOAD COMMAND]",
+        help="the template, the file to render it to, and a shell command to run when the file has changed",
+    ),
+    argument(
+        "--check",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help="a shell command that fails if a new file is not valid; {} in it is the file's path. Give one for all "
+        "templates, or one for each, in their order",
+    ),
+    argument(
+        "--wait",
+        type=typeOf(_wait),
+        default="1s:10s",
+        metavar="QUIET:LONGEST",
+        help="render when nothing has changed for QUIET, and at the latest LONGEST after a change (default: 1s:10s)",
+    ),
+    argument(
+        "--panic-threshold",
+        type=typeOf(partial(boundedNumber, least=0.0, most=1.0)),
+        default=0.5,
+        metavar="PART",
+        help="if more than this share of a tag's services, 0 to 1, expires at once, they stay in use "
+        "(default: 0.5; 0: never)",
+    ),
+    argument("--once", action="store_true", help="render each template once, and exit"),
+    argument("--dry-run", action="store_true", help="show what would change, and change and run nothing"),
+    argument("--allow-empty", action="store_true", help="render a template even if one of its tags has no service"),
+)
+def template(run: Run) -> None:
     """
     Render templates to files, such as those of nginx or HAProxy, and keep them up to date.
 
@@ -28,86 +68,37 @@ class Template(RaxsrCommand):
     namespace. A file is replaced only by one that passed its check, and only when it differs; then the reload command
     runs. While the registry is unreachable, files stay as they are. The command runs until Ctrl-C.
     """
+    parsed = run.parsed
+    if len(parsed.check) > 1 and len(parsed.check) != len(parsed.templates):
+        raise UsageError("give one --check, or one for each template")
+    if parsed.dry_run:
+        run.checkOutput(always=True)
 
-    example = "raxsr template 'haproxy.j2:/etc/haproxy/haproxy.cfg:systemctl reload haproxy' --check 'haproxy -c -f {}'"
-
-    def addArguments(self, parser: Parser) -> None:
-        parser.add_argument(
-            "templates",
-            nargs="+",
-            metavar="SOURCE:DESTINATION[:RELOAD COMMAND]",
-            help="the template, the file to render it to, and a shell command to run when the file has changed",
-        )
-        parser.add_argument(
-            "--check",
-            action="append",
-            default=[],
-            metavar="COMMAND",
-            help="a shell command that fails if a new file is not valid; {} in it is the file's path. Give one for all "
-            "templates, or one for each, in their order",
-        )
-        parser.add_argument(
-            "--wait",
-            type=typeOf(_wait),
-            default=_wait(_DEFAULT_WAIT),
-            metavar="QUIET:LONGEST",
-            help="render when nothing has changed for QUIET, and at the latest LONGEST after a change "
-            f"(default: {_DEFAULT_WAIT})",
-        )
-        parser.add_argument(
-            "--panic-threshold",
-            type=typeOf(partial(boundedNumber, least=0.0, most=1.0)),
-            default=0.5,
-            metavar="PART",
-            help="if more than this share of a tag's services, 0 to 1, expires at once, they stay in use "
-            "(default: 0.5; 0: never)",
-        )
-        parser.add_argument("--once", action="store_true", help="render each template once, and exit")
-        parser.add_argument("--dry-run", action="store_true", help="show what would change, and change and run nothing")
-        shown = "render a template even if one of its tags has no service"
-        parser.add_argument("--allow-empty", action="store_true", help=shown)
-
-    def hasOutput(self) -> bool:
-        return bool(self.parsed.dry_run)
-
-    def complete(self) -> None:
-        if len(self.parsed.check) > 1 and len(self.parsed.check) != len(self.parsed.templates):
-            raise UsageError("give one --check, or one for each template")
-
-    def run(self) -> int | None:
-        self.ask()
-        return None
-
-    async def perform(self) -> Any:
+    async def perform() -> None:
         # Help does not need these, which take a while.
-        from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
-
         from ...templates.keeper import TemplateKeeper
         from ...templates.rendering import TemplateFailed
 
-        quiet, longest = self.parsed.wait
-        jobs = _jobs(self.parsed)
+        quiet, longest = parsed.wait
+        threshold = parsed.panic_threshold
         keeper = TemplateKeeper(
-            self.client, jobs, quiet=quiet, longest=longest, panicThreshold=self.parsed.panic_threshold
+            run.client,
+            _jobs(parsed),
+            quiet=quiet,
+            longest=longest,
+            panicThreshold=threshold,
+            allowEmpty=parsed.allow_empty,
         )
+        with run.loggedNotes():
+            try:
+                await (keeper.once() if parsed.once or parsed.dry_run else keeper.run())
+            except TemplateFailed as error:
+                raise CommandFailed(str(error)) from None
 
-        def observe(event: LogEvent) -> None:
-            level = event.get("log_level", LogLevel.info)
-            if str(event.get("log_namespace", "")).startswith("txserviceregistry.") and level >= LogLevel.info:
-                (self.program.complain if level >= LogLevel.warn else self.program.note)(formatEvent(event))
-
-        # It is a function, which has the only method of the interface.
-        observer: Any = observe
-        globalLogPublisher.addObserver(observer)
-        try:
-            await (keeper.once() if self.parsed.once or self.parsed.dry_run else keeper.run())
-        except TemplateFailed as error:
-            raise CommandFailed(str(error)) from None
-        finally:
-            globalLogPublisher.removeObserver(observer)
+    run.ask(perform)
 
 
-def _jobs(parsed: argparse.Namespace) -> list[Job]:
+def _jobs(parsed: Any) -> list[Job]:
     """Each template, and what is made of it."""
     from ...templates.keeper import Job
     from ...templates.rendering import Renderer
@@ -126,28 +117,15 @@ def _jobs(parsed: argparse.Namespace) -> list[Job]:
         if target.path in taken:
             raise UsageError(f"{destination} is a template, or the destination of two. Choose another file")
         taken.add(target.path)
-        made = _Preview(target) if parsed.dry_run else target
-        jobs.append(Job(source, Renderer(source, allowEmpty=parsed.allow_empty), made))
+        put = partial(_preview, target) if parsed.dry_run else target.put
+        jobs.append(Job(source, Renderer(source), put))
     return jobs
 
 
-class _Preview:
-    """Shows what would be put into a file."""
-
-    def __init__(self, target: Any) -> None:
-        self._target = target
-
-    async def put(self, text: str) -> bool:
-        path, old = self._target.path, self._target.content()
-        before = os.devnull if old is None else path
-        for line in difflib.unified_diff((old or "").splitlines(True), text.splitlines(True), before, path):
-            print(printable(line.rstrip("\n")))
-        return False
-
-
-def _wait(text: str) -> tuple[float, float]:
-    quiet, colon, longest = text.partition(":")
-    found = parseDuration(quiet), parseDuration(longest if colon else quiet)
-    if found[0] > found[1]:
-        raise ValueError(f"{text!r}: QUIET is longer than LONGEST")
-    return found
+async def _preview(target: Any, text: str) -> bool:
+    """Show what would be put into a file."""
+    path, old = target.path, target.content()
+    before = os.devnull if old is None else path
+    for line in difflib.unified_diff((old or "").splitlines(True), text.splitlines(True), before, path):
+        print(printable(line.rstrip("\n")))
+    return False

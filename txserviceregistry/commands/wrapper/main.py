@@ -20,8 +20,8 @@ from ...errors import ServiceRegistryError
 from ...settings import Settings
 from ...util.deferred import cancelWith, returnsDeferred
 from .. import console
-from ..optionsettings import settingsOf
-from ..outcome import UsageError
+from ..console import UsageError
+from ..running import settingsOf
 from .checks import Checker, CommandChecks, makeProbe
 from .drain import Drain
 from .leading import GRACE, Leading

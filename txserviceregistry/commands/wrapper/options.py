@@ -13,7 +13,7 @@ from twisted.python import usage
 from ..._version import __version__
 from ...util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID
 from ...util.parsing import parseCount, parseMetadata, parseTags
-from ..outcome import undecodable
+from ..console import undecodable
 from .checks import makeProbe
 
 _EXAMPLE = """

@@ -15,7 +15,7 @@ from typing import Any
 from twisted.internet.interfaces import IReadDescriptor
 from zope.interface import implementer
 
-from ..notify import Notifier
+from ..process import Notifier
 
 _SOCKET = b"NOTIFY_SOCKET"
 _LARGEST = 65536

@@ -68,9 +68,9 @@ class EventsTests(RaxsrProcessTestCase):
         await follower.says("first")
         registry.kill("KILL")
         await registry.ended
-        await follower.says("registry unreachable")
+        await follower.says("Event feed unreachable")
         registry = self.twistd("service-registry", "--listen", listen)
-        await follower.says("registry reachable again")
+        await follower.says("Event feed reachable again")
         again = Client(reactor=reactor, settings=settings)
         self.addCleanup(again.close)
         await again.configuration.set("second", "2")

@@ -41,7 +41,6 @@ class ProgramTests(RaxsrProcessTestCase):
             ("raxsr --username joe services list --t", ["--tag"]),
             ("raxsr services list --debug --t", ["--tag"]),
             ("raxsr events list --type service.t", ["service.timeout"]),
-            ("raxsr help account rate", ["rate-limits"]),
             ("raxsr configuration export val", ["values.yaml"]),
             ("raxsr --log-file val", ["values.yaml"]),
             ("raxsr configuration exec -- --n", []),

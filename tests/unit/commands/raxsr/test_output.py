@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.commands.raxsr.output import Column, metadata, tags, text, timestamp, write, writeTable
+from txserviceregistry.commands.raxsr.output import Column, Output, metadata, tags, text, timestamp
 
 COLUMNS = {
     "id": Column("Service ID"),
@@ -32,9 +31,8 @@ class TableTests(SynchronousTestCase):
         """The lines of a table; what is told beside it is in :attr:`notes`."""
         self.notes: list[str] = []
         important = [name for name in IMPORTANCE if name in columns]
-        options = argparse.Namespace(max_width=width, fit_width=False, important=important, note=self.notes.append)
         with contextlib.redirect_stdout(io.StringIO()) as stdout:
-            writeTable(columns, records, options)
+            Output(columns, important=important, note=self.notes.append, width=width).write(records)
         return stdout.getvalue().splitlines()
 
     def row(self, tags: Sequence[str], **metadata: str) -> Mapping[str, Any]:
@@ -102,5 +100,5 @@ class YamlTests(SynchronousTestCase):
         columns = {"id": Column("ID"), "metadata": metadata("Metadata")}
         record = {"id": "web1", "metadata": {"port": "1", "host": "a"}}
         with contextlib.redirect_stdout(io.StringIO()) as stdout:
-            write(columns, [record], argparse.Namespace(formatter="yaml"), isOne=True)
+            Output(columns, "yaml").write([record], isOne=True)
         self.assertEqual(stdout.getvalue(), "id: web1\nmetadata:\n  host: a\n  port: '1'\n")

@@ -149,11 +149,11 @@ class ServicesTests(RaxsrTestCase):
     async def test_html(self) -> None:
         """A table for a browser has what a table for a terminal has, and no value is taken for markup."""
         await self.client().services.create(self.prefix, 60, {"tags": ["here", "<b>&"], "metadata": {"k": "é"}})
-        shown = (await self.good("services", "list", "--tag", "here", "-f", "html")).out
+        shown = _squeezed((await self.good("services", "list", "--tag", "here", "-f", "html")).out)
         self.assertIn("<tr><th>Service ID</th><th>Heartbeat Timeout</th><th>Last Seen</th>", shown)
         cells = f"<tr><td>{self.prefix}</td><td>60</td><td>never</td><td>here, &lt;b&gt;&amp;</td>"
         self.assertIn(f"{cells}<td>k=é</td></tr>", shown)
-        one = (await self.good("services", "get", self.prefix, "-f", "html", "-c", "tags")).out
+        one = _squeezed((await self.good("services", "get", self.prefix, "-f", "html", "-c", "tags")).out)
         self.assertIn("<tr><th>Field</th><th>Value</th></tr>", one)
         self.assertIn("<tr><td>Tags</td><td>here, &lt;b&gt;&amp;</td></tr>", one)
         self.assertIn("html", await self.refused("events", "follow", "-f", "html", code=2))
@@ -231,3 +231,8 @@ class ServicesTests(RaxsrTestCase):
 def _minutes(text: str) -> int:
     hours, minutes = text.split(":")
     return int(hours) * 60 + int(minutes)
+
+
+def _squeezed(text: str) -> str:
+    """The text without blanks at the beginning of lines, and without line ends."""
+    return "".join(map(str.strip, text.splitlines()))

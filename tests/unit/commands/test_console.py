@@ -1,10 +1,10 @@
-"""Tests for :mod:`txserviceregistry.commands.outcome`."""
+"""Tests for :mod:`txserviceregistry.commands.console`."""
 
 from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.commands.outcome import undecodable
+from txserviceregistry.commands.console import undecodable
 
 
 class UndecodableTests(SynchronousTestCase):

@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.commands.outcome import CommandFailed
-from txserviceregistry.commands.raxsr.valuefile import (
+from txserviceregistry.commands.console import CommandFailed
+from txserviceregistry.commands.raxsr.files import (
     FORMATS,
     formatValues,
     parseValues,

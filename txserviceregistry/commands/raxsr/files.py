@@ -1,5 +1,5 @@
 """
-Files of configuration values: an object in YAML or JSON, of keys and their values.
+``raxsr configuration import`` and ``export``: files of values, which are an object in YAML or JSON.
 
 Values are strings, as the registry has them. A number, or whatever YAML makes of a word without quotes, is the text
 that stands there: ``1.10`` stays ``1.10``, and ``no`` stays ``no``.
@@ -13,48 +13,127 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from ...util.fields import KEY, KEY_RULE
+from ...errors import ServiceRegistryError
 from ...util.redaction import escaped
-from ..outcome import CommandFailed, UsageError
+from ..console import CommandFailed, UsageError, useUTF8
+from .command import Run, argument, command, oneOf
+from .configuration import allValues, namespace, problemOf
 
 FORMATS = ("yaml", "json")
 
-#: The name that stands for stdin and stdout.
-STANDARD = "-"
-
+# The name that stands for stdin and stdout.
+_STANDARD = "-"
 _EXTENSIONS = {".yaml": "yaml", ".yml": "yaml", ".json": "json"}
-
-# The protocol's own rules.
-_LONGEST_VALUE = 1024
-
 # UTF-8, with the byte order mark that some editors put first, or without.
 _ENCODING = "utf-8-sig"
-
 # Characters that YAML may take for the end of a line. It keeps them only as escapes, in double quotes.
 _LINE_ENDS = re.compile("[\r\x85\u2028\u2029]")
 _YAML_TEXT = "tag:yaml.org,2002:str"
 _YAML_OBJECT = "tag:yaml.org,2002:map"
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_ARGUMENTS = (
+    argument("file", metavar="FILE", help="a file of YAML or JSON; - for stdin or stdout"),
+    argument("--format", choices=FORMATS, help="the file's format (default: by its extension, yaml for -)"),
+    argument("--dry-run", dest="dryRun", action="store_true", help="only show what would change"),
+)
 
 
 class _Object(list[tuple[str, Any]]):
     """A JSON object with all the members that it has, also those that are there twice."""
 
 
-def formatOf(path: str, given: str | None) -> str:
+@command(
+    "configuration import",
+    "production.yaml --namespace /production --dry-run",
+    *_ARGUMENTS,
+    oneOf(
+        namespace("set keys without a leading slash below this namespace, such as /production/cassandra"),
+        argument("--root", action="store_true", help="set keys without a slash at the top, in no namespace"),
+    ),
+)
+def importValues(run: Run) -> None:
     """
-    The format that is *given*, or that the name of the file has.
+    Set all the configuration values of a file.
 
-    :raises UsageError: if it has none.
+    The file is an object of keys and values. With --namespace, keys that do not begin with a slash are put below it;
+    without it they are refused, unless --root allows to set them at the top.
+    Everything is checked before anything is set; values that the file does not have do not change.
     """
-    if given is not None:
-        return given
-    found = "yaml" if path == STANDARD else _EXTENSIONS.get(PurePath(path).suffix.lower())
+    parsed = run.parsed
+    path, format = parsed.file, _format(run)
+    new = parseValues(readText(path), format, path, parsed.namespace, root=parsed.root)
+    run.checkOutput(always=parsed.dryRun)
+
+    async def perform() -> dict[str, str]:
+        old = await allValues(run)
+        changes = [] if parsed.dryRun else [key for key in new if old.get(key) != new[key]]
+        for done, key in enumerate(changes):
+            run.progress.show(f"{done} of {len(changes)} values set …")
+            try:
+                await run.client.configuration.set(key, new[key])
+            except ServiceRegistryError as error:
+                raise CommandFailed(f"{error}. {done} of {len(changes)} values were set before") from None
+        return old
+
+    old = run.ask(perform)
+    # Other values stay.
+    old = {key: value for key, value in old.items() if key in new}
+    run.say(f"{_shownDifference(old, new) if parsed.dryRun else 'Configuration values'}: {_summary(old, new)}")
+
+
+@command("configuration export", "production.yaml --namespace /production", *_ARGUMENTS, namespace())
+def exportValues(run: Run) -> None:
+    """
+    Write configuration values to a file, which "raxsr configuration import" can read.
+
+    Keys are written in full, also with --namespace.
+    """
+    path, format, dryRun = run.parsed.file, _format(run), run.parsed.dryRun
+    run.checkOutput(always=dryRun or path == _STANDARD)
+    new = run.ask(lambda: allValues(run))
+    if dryRun:
+        exists = path != _STANDARD and os.path.lexists(path)
+        old = parseValues(readText(path), format, path, None) if exists else {}
+        run.say(f"{_shownDifference(old, new)}: {_summary(old, new)}")
+    elif path == _STANDARD:
+        useUTF8()
+        sys.stdout.write(formatValues(new, format))
+    else:
+        writeText(path, formatValues(new, format))
+        run.say(f"Configuration values: {len(new)} written to {path}")
+
+
+def _shownDifference(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    """Print a line for each value that differs; the result begins the summary."""
+    shown = {key: json.dumps(value, ensure_ascii=False) for key, value in {**old, **new}.items()}
+    for key in sorted(shown):
+        if key not in old:
+            print(escaped(f"+ {key}: {shown[key]}"))
+        elif key not in new:
+            print(escaped(f"- {key}: {shown[key]}"))
+        elif old[key] != new[key]:
+            print(escaped(f"~ {key}: {json.dumps(old[key], ensure_ascii=False)} -> {shown[key]}"))
+    return "Without --dry-run"
+
+
+def _summary(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    added, same = len(new.keys() - old.keys()), len(new.items() & old.items())
+    removed = len(old.keys() - new.keys())
+    changed = f"{len(new) - added - same} changed{f', {removed} removed' if removed else ''}"
+    return f"{added} added, {changed}, {same} unchanged"
+
+
+# -- files
+
+
+def _format(run: Run) -> str:
+    """The format that is given, or that the name of the file has; :class:`UsageError` if it has none."""
+    path, default = run.parsed.file, "yaml" if run.parsed.file == _STANDARD else None
+    found: str | None = run.parsed.format or default or _EXTENSIONS.get(PurePath(path).suffix.lower())
     if found is None:
         raise UsageError(f"unknown format of {path}: give --format yaml or --format json")
     return found
@@ -62,9 +141,9 @@ def formatOf(path: str, given: str | None) -> str:
 
 def readText(path: str) -> str:
     """:raises CommandFailed: if the file can't be read."""
-    name = "the standard input" if path == STANDARD else path
+    name = "the standard input" if path == _STANDARD else path
     try:
-        if path == STANDARD:
+        if path == _STANDARD:
             return sys.stdin.buffer.read().decode(_ENCODING)
         with open(path, encoding=_ENCODING) as file:
             return file.read()
@@ -100,7 +179,7 @@ def writeText(path: str, text: str) -> None:
         raise CommandFailed(f"can't write {path}: {error.strerror}") from None
 
 
-def formatValues(values: dict[str, str], format: str) -> str:
+def formatValues(values: Mapping[str, str], format: str) -> str:
     """A file's text. It is exact, and a terminal obeys nothing in it."""
     isPlain = all(escaped(value, keep="\n\t") == value for value in values.values())
     if format == "json":
@@ -111,9 +190,8 @@ def formatValues(values: dict[str, str], format: str) -> str:
     def scalar(text: str) -> yaml.ScalarNode:
         return yaml.ScalarNode(_YAML_TEXT, text, style='"' if _LINE_ENDS.search(text) else None)
 
-    node = yaml.MappingNode(
-        _YAML_OBJECT, [(scalar(key), scalar(value)) for key, value in values.items()], flow_style=False
-    )
+    pairs = [(scalar(key), scalar(value)) for key, value in values.items()]
+    node = yaml.MappingNode(_YAML_OBJECT, pairs, flow_style=False)
     return str(yaml.serialize(node, Dumper=yaml.SafeDumper, allow_unicode=isPlain, width=10_000))
 
 
@@ -130,7 +208,7 @@ def parseValues(text: str, format: str, path: str, namespace: str | None, *, roo
     values: dict[str, str] = {}
     problems = []
     for where, key, value in members:
-        qualified = _qualified(key, namespace)
+        qualified = key if namespace is None or key.startswith("/") else f"/{namespace.strip('/')}/{key}"
         problem = problemOf(qualified, value, namespace)
         if problem is None and not root and not qualified.startswith("/"):
             problem = "not in a namespace: give --namespace, or --root to set it at the top"
@@ -144,25 +222,6 @@ def parseValues(text: str, format: str, path: str, namespace: str | None, *, roo
         more = f" (and {len(problems) - 1} more like this)" if len(problems) > 1 else ""
         raise CommandFailed(f"{problems[0]}{more}. Nothing was changed")
     return values
-
-
-def _qualified(key: str, namespace: str | None) -> str:
-    return key if namespace is None or key.startswith("/") else f"/{namespace.strip('/')}/{key}"
-
-
-def problemOf(key: str, value: object, namespace: str | None = None) -> str | None:
-    """Why these are not a configuration value and its key below a *namespace*; ``None`` if they are."""
-    if not KEY.fullmatch(key):
-        return f"not a configuration key: {KEY_RULE}"
-    if namespace is not None and not key.startswith(f"/{namespace.strip('/')}/"):
-        return f"not below {namespace}"
-    if not isinstance(value, str):
-        return "the value is not a string"
-    if not 1 <= len(value) <= _LONGEST_VALUE:
-        return f"the value has {len(value)} characters; 1 to {_LONGEST_VALUE} are allowed"
-    if _SURROGATE.search(value):
-        return "the value has half of a surrogate pair, which is not a character"
-    return None
 
 
 def _parseJSON(text: str, path: str) -> Iterable[tuple[str, str, Any]]:

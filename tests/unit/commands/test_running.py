@@ -7,7 +7,7 @@ from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.commands.optionsettings import settingsOf
+from txserviceregistry.commands.running import settingsOf
 from txserviceregistry.errors import InvalidSettings
 
 

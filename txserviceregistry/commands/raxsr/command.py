@@ -1,0 +1,386 @@
+"""Commands: their declaration, the parsers of their arguments, and what one does while it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from inspect import cleandoc, iscoroutinefunction
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+
+import attrs
+
+from ...errors import MalformedResponse, NotFound
+from ...util.parsing import parseCount
+from ...util.redaction import escaped
+from ..console import CommandFailed, UsageError, checkOutput, didYouMean, oneLine, tell, typeOf, undecodable, useUTF8
+from .output import FORMATS, QUOTING, Column, Output
+
+if TYPE_CHECKING:
+    from ...client import Client
+
+_T = TypeVar("_T")
+#: Adds an argument to a parser or a group.
+Argument = Callable[[Any], object]
+#: Requests a page by its marker and its limit.
+Page = Callable[[str | None, int | None], Awaitable[Any]]
+
+NAME = "raxsr"
+# The registry's largest page.
+_LARGEST_PAGE = 1000
+# Seconds of work before progress is shown, and between updates of it.
+_FIRST_PROGRESS = 1.0
+_REFRESH = 0.2
+
+
+def argument(*names: str, **options: Any) -> Argument:
+    """An argument of a command, as argparse takes it."""
+    return lambda container: container.add_argument(*names, **options)
+
+
+def oneOf(*arguments: Argument, required: bool = False) -> Argument:
+    """Arguments that exclude each other."""
+
+    def add(container: Any) -> None:
+        group = container.add_mutually_exclusive_group(required=required)
+        for each in arguments:
+            each(group)
+
+    return add
+
+
+@attrs.frozen
+class Command:
+    """
+    A command of raxsr. Its help is the docstring of its function.
+
+    :ivar work: a coroutine function that returns the result to show; or a function that does all, and returns the exit
+        code (``None``: 0). It is called with the :class:`Run`.
+    :ivar example: the arguments of an example for the help, after its name.
+    :ivar arguments: its arguments, after its ID.
+    :ivar idOf: the meaning of its ID, for the help; empty if it has none.
+    :ivar kind: the kind of object that the ID names, for the error when it does not exist.
+    :ivar columns: the columns of its result by their names in the API; none if the result is a line for the user.
+    :ivar shows: whether the result is one record, a list of records, or they come one by one.
+    :ivar important: the columns that a table may leave out, the most important one first.
+    :ivar alone: the column that ``-f value`` shows if none are chosen; ``None`` for all.
+    :ivar paged: the name of the objects in its list, if that has pages: for ``--limit``, ``--all`` and ``--marker``.
+    :ivar takesCommand: whether the words after ``--`` are another program's. They become ``command``.
+    """
+
+    name: str
+    work: Callable[[Run], Any]
+    example: str
+    arguments: Sequence[Argument]
+    idOf: str = ""
+    kind: str = ""
+    columns: Mapping[str, Column] = attrs.field(factory=dict)
+    shows: Literal["one", "list", "stream"] = "one"
+    important: Sequence[str] = ()
+    alone: str | None = None
+    paged: str = ""
+    takesCommand: bool = False
+
+    @property
+    def help(self) -> str:
+        """The help: the first line is a summary."""
+        return cleandoc(self.work.__doc__ or "")
+
+    @property
+    def summary(self) -> str:
+        return self.help.partition("\n")[0].rstrip(".")
+
+    def parser(self) -> Parser:
+        parser = Parser(
+            prog=f"{NAME} {self.name}",
+            description=self.help,
+            epilog=f"Example: {NAME} {self.name} {self.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            # --help is one of the options of every command.
+            add_help=False,
+        )
+        parser.takesCommand = self.takesCommand
+        if self.idOf:
+            position = argument("id", nargs="?", default=argparse.SUPPRESS, metavar="ID", help=f"the {self.idOf}")
+            oneOf(position, argument("--id", metavar="ID", help="the same, as an option"), required=True)(parser)
+        for add in self.arguments:
+            add(parser)
+        if self.takesCommand:
+            parser.usage = f"{parser.format_usage().partition(': ')[2].strip()} -- COMMAND [ARGUMENT]…"
+        if self.paged:
+            size = typeOf(partial(parseCount, least=1, most=_LARGEST_PAGE))
+            shown = f"at most N {self.paged}, 1 to {_LARGEST_PAGE} (default: 100)"
+            every = argument("--all", action="store_true", help=f"all {self.paged}, page by page")
+            oneOf(argument("--limit", type=size, metavar="N", help=shown), every)(parser)
+            parser.add_argument("--marker", metavar="ID", help="begin at the one with this id")
+        if self.columns:
+            self._addOutput(parser.add_argument_group("output"))
+        return parser
+
+    def _addOutput(self, group: Any) -> None:
+        # A table of HTML needs an end.
+        formats = [each for each in FORMATS if each != "html" or self.shows != "stream"]
+        shown = "the output format (default: table)"
+        group.add_argument("-f", "--format", dest="formatter", choices=formats, default="table", help=shown)
+        several: dict[str, Any] = {"action": "append", "default": []}
+        shown = "show this column; may be given several times (default: all)"
+        group.add_argument("-c", "--column", dest="columns", metavar="COLUMN", help=shown, **several)
+        shown = "the values to quote in CSV (default: nonnumeric)"
+        group.add_argument("--quote", choices=sorted(QUOTING), default="nonnumeric", help=shown)
+        if self.shows == "list":
+            shown = "sort by this column; by a second one where the first is equal"
+            group.add_argument("--sort-column", dest="sortColumns", metavar="COLUMN", help=shown, **several)
+
+
+#: All commands by their names. The modules that declare them are imported by :mod:`.main`.
+COMMANDS: dict[str, Command] = {}
+
+
+def command(name: str, example: str, *arguments: Argument, **details: Any) -> Callable[[_T], _T]:
+    """Declare a function to be the work of a :class:`Command`."""
+
+    def declare(work: Any) -> Any:
+        COMMANDS[name] = Command(name, work, example, arguments, **details)
+        return work
+
+    return declare
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line with a suggestion."""
+
+    takesCommand = False
+
+    def parse(self, words: Sequence[str], common: argparse.ArgumentParser) -> Any:
+        """
+        The values of arguments.
+
+        :param common: the parser of other options, for suggestions.
+        :raises UsageError: if *words* are wrong.
+        """
+        words, command = list(words), None
+        if self.takesCommand and "--" in words:
+            end = words.index("--")
+            words, command = words[:end], words[end + 1 :]
+        self.checkText(words)
+        parsed, unknown = self.parse_known_args(words)
+        # After the first word that is not an option, the options may be those of the command to run.
+        for each in unknown[:1] if self.takesCommand else unknown:
+            if each.startswith("-") and each != "--":
+                option = each.partition("=")[0]
+                known = [*self._option_string_actions, *common._option_string_actions]
+                self.error(f"unknown option {option}{didYouMean(option, known)}")
+        if unknown:
+            hint = ": the command to run comes after --" if self.takesCommand else ""
+            self.error(f"unexpected argument {unknown[0]!r}{hint}")
+        parsed.command = command
+        return parsed
+
+    def checkText(self, words: Sequence[str]) -> None:
+        """:raises UsageError: if one of the words is not text."""
+        problem = undecodable(words)
+        if problem is not None:
+            self.error(problem)
+
+    def error(self, message: str) -> NoReturn:
+        end = "" if message.endswith("?") else "."
+        raise UsageError(f"{message}{end} See {self.prog} --help")
+
+
+class Run:
+    """
+    One run of a command.
+
+    :ivar options: the options of every command.
+    :ivar parsed: the command's own arguments.
+    :ivar log: takes lines for ``--log-file``, if it is given.
+    :ivar client: a client, while requests are sent.
+    """
+
+    client: Client
+
+    def __init__(
+        self,
+        command: Command,
+        common: argparse.ArgumentParser,
+        options: argparse.Namespace,
+        words: Sequence[str],
+        log: Callable[[str], None] | None,
+    ) -> None:
+        self.command = command
+        self.options = options
+        self.parsed = command.parser().parse(words, common)
+        self.log = log
+        self.progress = Progress(sys.stderr.isatty() and not options.quiet)
+
+    def start(self) -> int:
+        """Run the command, and return its exit code."""
+        command = self.command
+        if not iscoroutinefunction(command.work):
+            return command.work(self) or 0
+        if command.columns:
+            self.output = self._chosenOutput()
+            self.output.checkFormat()
+        self.checkOutput(always=bool(command.columns))
+        orders = [self._named(word) for word in self.parsed.sortColumns] if command.shows == "list" else []
+        result = self.ask(partial(command.work, self))
+        if command.shows == "list":
+            self.output.write(self._sorted(list(result), orders))
+        elif command.shows == "one" and command.columns:
+            self.output.write([result], isOne=True)
+        elif result is not None:
+            self.say(result)
+        return 0
+
+    def checkOutput(self, *, always: bool) -> None:
+        """Before anything is changed, raise an error if the output of this command can't be written."""
+        if always or not self.options.quiet:
+            checkOutput()
+
+    def ask(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """Run the reactor for as long as *work* takes, and return its result."""
+        # This import takes most of the time of a start.
+        from .running import withClient
+
+        async def working(client: Client) -> _T:
+            self.client = client
+            return await work()
+
+        try:
+            return withClient(self.options, working, self.log)
+        except NotFound as error:
+            kind = self.command.kind
+            if not kind:
+                raise
+            named = f'{kind} "{self.parsed.id}"'
+            isForeign = "HeartbeatMarker" in error.details
+            raise CommandFailed(
+                f"the token does not belong to the {named}" if isForeign else f"there is no {named}"
+            ) from None
+        finally:
+            self.progress.done()
+
+    # -- messages
+
+    def say(self, text: str) -> None:
+        """Confirm a change."""
+        if not self.options.quiet:
+            print(escaped(text))
+
+    def complain(self, text: str) -> None:
+        self._tell(text, quiet=False)
+
+    def note(self, text: str) -> None:
+        self._tell(text, quiet=self.options.quiet)
+
+    def _tell(self, text: str, quiet: bool) -> None:
+        line = f"{NAME}: {oneLine(text)}"
+        if not quiet:
+            tell(line)
+        if self.log is not None:
+            self.log(line)
+
+    @contextmanager
+    def loggedNotes(self) -> Iterator[None]:
+        """Show what the library logs."""
+        from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
+
+        def observe(event: LogEvent) -> None:
+            level = event.get("log_level", LogLevel.info)
+            if str(event.get("log_namespace", "")).startswith("txserviceregistry.") and level >= LogLevel.info:
+                (self.complain if level >= LogLevel.warn else self.note)(formatEvent(event))
+
+        # It is a function, which has the only method of the interface.
+        observer: Any = observe
+        globalLogPublisher.addObserver(observer)
+        try:
+            yield
+        finally:
+            globalLogPublisher.removeObserver(observer)
+
+    # -- columns
+
+    def _chosenOutput(self) -> Output:
+        command, parsed = self.command, self.parsed
+        if parsed.formatter != "table":
+            useUTF8()
+        asked = {self._named(word) for word in parsed.columns}
+        if not asked and parsed.formatter == "value" and command.alone is not None:
+            asked = {command.alone}
+        shown = asked or {name for name, column in command.columns.items() if not column.isExtra}
+        chosen = {name: column for name, column in command.columns.items() if name in shown}
+        # Columns that are chosen are not left out.
+        important = () if asked else command.important
+        return Output(chosen, parsed.formatter, parsed.quote, important, self.note)
+
+    def _named(self, word: str) -> str:
+        columns = self.command.columns
+        for name, column in columns.items():
+            if _simplified(word) in (name, _simplified(column.heading)):
+                return name
+        hint = didYouMean(word.lower(), columns) or "."
+        raise UsageError(f"unknown column {word!r}{hint} Choose from: {', '.join(columns)}")
+
+    def _sorted(self, records: list[Any], names: Sequence[str]) -> list[Any]:
+        for name in reversed(names):
+            values = [self.command.columns[name].flat(record[name]) for record in records]
+            order = sorted(range(len(records)), key=lambda index: (values[index] is not None, values[index]))
+            records = [records[index] for index in order]
+        return records
+
+    # -- pages
+
+    async def onePageOrAll(self, page: Page) -> list[Any]:
+        """The values of one page, or of all, as the options say."""
+        parsed, what = self.parsed, self.command.paged
+        if parsed.all:
+            return [value async for value in self.allPages(what, page, parsed.marker)]
+        one = await page(parsed.marker, parsed.limit)
+        following = one["metadata"]["next_marker"]
+        if following is not None:
+            self.note(f"there are more {what}: --all shows all, --marker {following} shows the next page")
+        return list(one["values"])
+
+    async def allPages(self, what: str, page: Page, marker: str | None = None) -> AsyncIterator[Any]:
+        """The values of all pages from *marker* on. *what* names them."""
+        count = 0
+        while True:
+            one = await page(marker, _LARGEST_PAGE)
+            for value in one["values"]:
+                yield value
+            count += len(one["values"])
+            following = one["metadata"]["next_marker"]
+            if following is None:
+                return
+            if following == marker:
+                raise MalformedResponse(f"The page of {what} at {marker} names itself as its next page")
+            self.progress.show(f"{count} {what} so far …")
+            marker = following
+
+
+def _simplified(column: str) -> str:
+    return column.strip().lower().replace(" ", "_")
+
+
+class Progress:
+    """Shows the progress of long work on one line of a terminal, if it is *enabled*, and removes it at the end."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+        self._next = time.monotonic() + _FIRST_PROGRESS
+        self._width = 0
+
+    def show(self, text: str) -> None:
+        now = time.monotonic()
+        if self._enabled and now >= self._next:
+            self._next = now + _REFRESH
+            print(f"\r{text.ljust(self._width)}", end="", file=sys.stderr, flush=True)
+            self._width = len(text)
+
+    def done(self) -> None:
+        if self._width:
+            print(f"\r{' ' * self._width}\r", end="", file=sys.stderr, flush=True)
+            self._width = 0
