@@ -29,10 +29,9 @@ from .api.transport import Transport
 from .errors import APIError, ConnectionFailed, InvalidSettings
 from .heartbeats.heartbeater import HeartBeater
 from .heartbeats.services import ServicesClient
-from .http.agent import httpAgent
 from .http.jsontransport import TIMEOUT, JSONTransport
 from .http.messages import Lane
-from .http.pool import ConnectionPool
+from .http.pool import ConnectionPool, PooledAgent
 from .http.queueing import QueueingAgent
 from .http.tls import tlsPolicy
 from .settings import Settings, parseUrls, readSettings
@@ -114,9 +113,9 @@ class Client:
         :param reactor: connects and keeps time; the global reactor if it is not given.
         :param timeout: seconds that a request may take in all.
         :param maxConnections: the maximum number of requests to one server at a time; others wait. Requests that wait
-            for events are not counted: each has a connection of its own, and all subscribers share one. Heartbeats and
-            registrations are urgent: one is sent beside requests of other kinds, and up to six are sent beside requests
-            that have had no response for 0.3 s.
+            for events are not counted: each has a connection of its own, and all subscribers share one. Heartbeats,
+            registrations and other requests for one service are counted by themselves, without up to six that have had
+            no response for 0.3 s.
         :param cache: keeps the last pages of ``services.list``; one of its own by default, ``None`` for no cache.
         :param settings: the result of :func:`~txserviceregistry.settings.readSettings`, instead of the arguments above.
         :param random: returns numbers from 0 to 1; selects the first of several URLs.
@@ -151,20 +150,26 @@ class Client:
         self._addresses: Any = agent
         streaming = agent
         if agent is None:
-            self._addresses = pool = ConnectionPool(reactor, maxConnections + 1)
+            self._addresses = pool = ConnectionPool(reactor, 2 * maxConnections)
             self._pools = [pool, ConnectionPool(reactor, 0, streams=True)]
             policy = tlsPolicy(settings.verify, settings.caFile, caSource=settings.sources.get("caFile"))
             # A server that does not even answer the connecting leaves the others their share of the time.
             connectTimeout = timeout / max(1, len(settings.baseUrls))
-            agent, streaming = (httpAgent(reactor, policy, connectTimeout, each) for each in self._pools)
+            agent, streaming = (PooledAgent(reactor, policy, connectTimeout, each) for each in self._pools)
         suspends = SuspendWatch(reactor, suspended, self._closeIdle)
-        queue = QueueingAgent(agent, maxConnections, reactor)
-        # Requests that the registry holds back must not keep heartbeats waiting.
-        waiting, locks = QueueingAgent(agent, _MOST_WAITING), QueueingAgent(agent, _MOST_WAITING_LOCKS)
-        self._queues = queue, waiting, locks
+        urgent = QueueingAgent(agent, maxConnections, suspends, clock=reactor)
+        lanes = {
+            Lane.ORDINARY: QueueingAgent(agent, maxConnections, suspends),
+            Lane.URGENT: urgent,
+            Lane.HEARTBEAT: QueueingAgent(agent, maxConnections, clock=reactor, sharing=urgent),
+            Lane.WAITING: QueueingAgent(agent, _MOST_WAITING, suspends),
+            Lane.LOCK: QueueingAgent(agent, _MOST_WAITING_LOCKS, suspends),
+        }
+        self._queues = list(lanes.values())
+        ordinary = lanes[Lane.ORDINARY]
         authenticator = KeystoneAuthenticator(
             JSONTransport(
-                queue.lane(isUrgent=True),
+                lanes[Lane.HEARTBEAT],
                 reactor,
                 settings.authUrls,
                 timeout=timeout,
@@ -177,13 +182,6 @@ class Client:
             clock=reactor,
             lookUp=self._currentCredentials,
         )
-        ordinary = queue.lane(suspends=suspends)
-        lanes = {
-            Lane.URGENT: queue.lane(isUrgent=True, suspends=suspends),
-            Lane.HEARTBEAT: queue.lane(isUrgent=True),
-            Lane.WAITING: waiting.lane(suspends=suspends),
-            Lane.LOCK: locks.lane(suspends=suspends),
-        }
         self._transport = Transport(
             ordinary,
             reactor,

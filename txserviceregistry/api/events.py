@@ -16,7 +16,6 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IResponse
 
 from ..errors import ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError
-from ..http.bodies import cutOff
 from ..http.messages import Lane
 from ..types import Event, EventPage
 from ..util.deferred import returnsDeferred
@@ -189,7 +188,8 @@ class EventStream(BodyProtocol):
             self._abort()
 
     def _abort(self) -> None:
-        cutOff(self.transport, getattr(self._response, "abort", None))
+        transport: Any = self.transport
+        getattr(self._response, "abort", transport.loseConnection)()
 
     def dataReceived(self, data: bytes) -> None:
         """Called with a part of the body."""

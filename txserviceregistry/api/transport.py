@@ -6,6 +6,7 @@ import random as randomModule
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -82,7 +83,7 @@ class Transport:
         basesFor: Callable[[Session], Sequence[str]],
         *,
         timeout: float = TIMEOUT,
-        lanes: Mapping[Lane, IAgent] | None = None,
+        lanes: Mapping[Lane, IAgent] = MappingProxyType({}),
         random: Callable[[], float] = randomModule.random,
         traceparent: Callable[[], str | None] | None = None,
         streaming: IAgent | None = None,

@@ -22,8 +22,9 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IAgentEndpointFactory, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
-from ..http.agent import endpointTo, httpAgent
+from ..http.agent import endpointTo
 from ..http.bodies import BytesProducer, Collector
+from ..http.pool import PooledAgent
 from ..http.tls import tlsPolicy
 from ..util.deferred import returnsDeferred
 from .balancing import Balancer, TryNext, tryEach
@@ -323,7 +324,7 @@ class RegistryAgent:
             pool.maxPersistentPerHost = _KEPT_CONNECTIONS
             pool.cachedConnectionTimeout = _KEPT_SECONDS  # type: ignore[assignment] # as good as an int
         self._policy, self._timeout, self._pool = policy, timeout, pool
-        self._elsewhere = httpAgent(reactor, policy, timeout, pool)
+        self._elsewhere = PooledAgent(reactor, policy, timeout, pool)
         self._balancers: dict[str, Balancer] = {}
         # Invalid options are reported now, not with the first request.
         self._balancer("")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import attrs
@@ -13,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IResponse
+from twisted.web.iweb import IBodyProducer, IResponse
 from zope.interface import implementer
 
 #: The most bytes of a response. The API's are much shorter; it bounds what a broken server can make a client hold.
@@ -43,28 +44,12 @@ class BytesProducer:
 
 
 class FixedHeaders(Headers):
-    """All headers of a request, Host among them. They are never changed, so that what is made of them can be kept."""
+    """All headers of a request, Host among them, which are never changed."""
 
-    __slots__ = ("_encoded", "_last")
-
-    def __init__(self, rawHeaders: Mapping[bytes, Sequence[bytes]] | None = None) -> None:
-        super().__init__(rawHeaders)
-        self._encoded: bytes | None = None
-        self._last: tuple[bytes, bytes, FixedHeaders] | None = None
-
-    @property
+    @cached_property
     def encoded(self) -> bytes:
         """The lines of a request."""
-        if self._encoded is None:
-            pairs = ((name, value) for name, values in self.getAllRawHeaders() for value in values)
-            self._encoded = b"".join(b"%b: %b\r\n" % pair for pair in pairs)
-        return self._encoded
-
-    def having(self, name: bytes, value: bytes) -> FixedHeaders:
-        """These headers and one more. The last result is kept."""
-        if self._last is None or self._last[:2] != (name, value):
-            self._last = name, value, FixedHeaders({**dict(self.getAllRawHeaders()), name: [value]})
-        return self._last[2]
+        return b"".join(b"%b: %b\r\n" % (name, each) for name, values in self.getAllRawHeaders() for each in values)
 
 
 @implementer(IConsumer)
@@ -77,16 +62,16 @@ class Collector:
     def write(self, data: bytes) -> None:
         self._parts.append(data)
 
+    @property
+    def body(self) -> bytes:
+        """The bytes so far."""
+        return b"".join(self._parts)
+
     def registerProducer(self, producer: object, streaming: bool) -> None:
         """Nothing has to be held back."""
 
     def unregisterProducer(self) -> None:
         """Nothing was held back."""
-
-    @property
-    def body(self) -> bytes:
-        """The bytes so far."""
-        return b"".join(self._parts)
 
 
 class _Nowhere:
@@ -113,7 +98,6 @@ class WholeResponse:
 
     @property
     def length(self) -> int:
-        """The length of the body."""
         return len(self.body)
 
     def deliverBody(self, protocol: IProtocol) -> None:
@@ -127,47 +111,29 @@ class WholeResponse:
         self.previousResponse = response
 
 
-def cutOff(transport: object, abort: Callable[[], object] | None) -> None:
-    """
-    End the connection of a body.
-
-    :param abort: ends it. ``None`` if the agent is not ours: then *transport* is ended in the hardest way that it has.
-    """
-    for name in ("abortConnection", "loseConnection", "stopProducing"):
-        abort = abort or getattr(transport, name, None)
-    if abort is not None:
-        abort()
-
-
 class _Body(Protocol):
     """Collects a body; cancelling :attr:`whole` ends the connection, which Twisted's ``readBody`` does not."""
+
+    transport: Any
 
     def __init__(self, response: IResponse, abort: Callable[[], object] | None) -> None:
         self._response = response
         self._abort = abort
         self._parts: list[bytes] = []
         self._size = 0
-        self.whole: Deferred[WholeResponse] = Deferred(lambda _: self.abort())
+        self.whole: Deferred[WholeResponse] = Deferred(lambda _: self._end())
 
-    def abort(self) -> None:
-        cutOff(self.transport, self._abort)
-
-    def connectionMade(self) -> None:
-        length = self._response.length
-        if length is not UNKNOWN_LENGTH and length > MAX_BODY:
-            self._refuse()
+    def _end(self) -> None:
+        (self._abort or self.transport.loseConnection)()
 
     def dataReceived(self, data: bytes) -> None:
         self._parts.append(data)
         self._size += len(data)
         if self._size > MAX_BODY:
-            self._refuse()
-
-    def _refuse(self) -> None:
-        self._parts.clear()
-        if not self.whole.called:
-            self.abort()
-            self.whole.errback(ResponseTooLarge(f"more than {MAX_BODY} bytes"))
+            self._parts.clear()
+            if not self.whole.called:
+                self._end()
+                self.whole.errback(ResponseTooLarge(f"more than {MAX_BODY} bytes"))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self.whole.called:

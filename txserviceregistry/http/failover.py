@@ -32,7 +32,7 @@ class Servers:
         self._random = random
         left = list(range(count))
         self._ring = [left.pop(int(random() * len(left)) % len(left)) for _ in range(count)]
-        self._home = self.current = self._ring[0] if count else 0
+        self.current = self._ring[0] if count else 0
         self._shunnedUntil = [0.0] * count
         self._penalties = [Backoff(_FIRST_PENALTY, _LONGEST_PENALTY, random) for _ in range(count)]
         self._returnAt: float | None = None
@@ -46,7 +46,7 @@ class Servers:
         if mayTry and self._returnAt is not None and now >= self._returnAt:
             # Only one request tries.
             self._drawReturn()
-            first = self._home
+            first = self._ring[0]
         at = self._ring.index(self.current)
         others = [number for number in self._ring[at:] + self._ring[:at] if number != first]
         # Sorting is stable.
@@ -62,16 +62,15 @@ class Servers:
 
     def failed(self, number: int) -> None:
         """There was no response, or the server is unavailable."""
-        now = self._clock.seconds()
         # The first delay of a backoff is 0, but there are other servers.
-        self._shunnedUntil[number] = now + max(self._penalties[number].next(), _FIRST_PENALTY)
+        self._shunnedUntil[number] = self._clock.seconds() + max(self._penalties[number].next(), _FIRST_PENALTY)
         if number == self.current:
-            self._stayWith(self.order(mayTry=False)[1 % len(self._shunnedUntil)])
+            self._stayWith(self.order(mayTry=False)[1 % len(self._ring)])
 
     def _stayWith(self, number: int) -> None:
         self.current = number
         self._returnAt = None
-        if number != self._home:
+        if number != self._ring[0]:
             self._drawReturn()
 
     def _drawReturn(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random as randomModule
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,13 +21,12 @@ from twisted.web.iweb import IAgent
 from .._version import __version__
 from ..errors import ConnectionFailed, MalformedResponse, RequestTimedOut, ServiceRegistryError
 from ..util.backoff import NothingLeft, Race, TryIsLate
-from .agent import describeFailure
+from .agent import ResolvingTimedOut, describeFailure, stageOf
 from .bodies import BytesProducer, FixedHeaders, ResponseTooLarge, WholeResponse
 from .failover import Servers
 from .messages import NAME_SERVER, Lane, Request, Response, pathOf
 from .pool import InsecureConnection, StaleConnection
 from .queueing import AgentClosed
-from .resolving import ResolvingTimedOut, stageOf
 
 #: Seconds that a request may take, unless it says otherwise.
 TIMEOUT = 10.0
@@ -42,10 +42,6 @@ _MOST_STALE = 3
 
 #: The header with the name and the version of this library.
 USER_AGENT = {"User-Agent": f"txserviceregistry/{__version__}"}
-_HEADERS = {
-    **{name.encode("ascii"): [value.encode("ascii")] for name, value in USER_AGENT.items()},
-    b"Accept": [b"application/json"],
-}
 
 
 class ClientClosed(ConnectionFailed):
@@ -60,22 +56,18 @@ class _Away(Exception):
         self.response = response
 
 
-class _Server:
-    """The URL of one server, without a default port, and the headers of requests to it."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        headers = {b"Host": [url.split("/")[2].encode("ascii")], **_HEADERS}
-        self._withoutBody = FixedHeaders(headers)
-        self._withBody = FixedHeaders({**headers, b"Content-Type": [b"application/json; charset=UTF-8"]})
-
-    def headersFor(self, request: Request) -> Headers:
-        headers = self._withoutBody if request.body is None else self._withBody
-        if request.header is not None:
-            headers = headers.having(*request.header)
-        if request.traceparent:
-            headers = headers.having(b"traceparent", request.traceparent.encode("ascii"))
-        return headers.having(b"X-Auth-Token", request.token.encode("utf-8")) if request.token else headers
+def _headers(base: str, hasBody: bool, token: str, traceparent: str, more: tuple[bytes, bytes] | None) -> FixedHeaders:
+    """All headers of a request to the server with this *base* URL, which has no default port."""
+    fields = {
+        "Host": base.split("/")[2],
+        **USER_AGENT,
+        "Accept": "application/json",
+        "Content-Type": "application/json; charset=UTF-8" if hasBody else "",
+        "traceparent": traceparent,
+        "X-Auth-Token": token,
+    }
+    raw = {name.encode("ascii"): [value.encode("utf-8")] for name, value in fields.items() if value}
+    return FixedHeaders(raw if more is None else {**raw, more[0]: [more[1]]})
 
 
 class JSONTransport:
@@ -89,9 +81,9 @@ class JSONTransport:
 
     :param agent: a :class:`~txserviceregistry.http.queueing.QueueingAgent`, or an agent over one.
     :param baseUrls: the URLs before the paths, without a slash at the end.
+    :param lanes: sends the requests of these lanes, instead of the *agent*.
     :param timeout: seconds that a request may take by default.
     :param name: the name of the server for error messages.
-    :param lanes: sends the requests of these lanes, instead of the *agent*.
     :param random: returns numbers from 0 to 1; draws the server to begin with.
     :param isFault: takes the status, the headers and the JSON of a response that is an error, and returns whether it is
         the server's own. If not, it is a gateway's, and the request goes to the next server.
@@ -105,16 +97,16 @@ class JSONTransport:
         clock: IReactorTime,
         baseUrls: Sequence[str],
         *,
+        lanes: Mapping[Lane, IAgent] = MappingProxyType({}),
         timeout: float = TIMEOUT,
         name: str = "the registry",
-        lanes: Mapping[Lane, IAgent] | None = None,
         random: Callable[[], float] = randomModule.random,
         isFault: Callable[[int, Headers, object], bool] = lambda status, headers, value: True,
         onForeign: Callable[[], object] = lambda: None,
     ) -> None:
-        self._agents = [agent if lanes is None else lanes.get(lane, agent) for lane in Lane]
+        self._agents = [lanes.get(lane, agent) for lane in Lane]
         self._clock = clock
-        self._bases = [_Server(url) for url in baseUrls]
+        self._bases = baseUrls
         self._timeout = timeout
         self._name = name
         self._isFault = isFault
@@ -123,6 +115,7 @@ class JSONTransport:
         self._wasAnswered = False
         # The servers of the requests whose responses are held back.
         self._heldBack: dict[Deferred[Any], int] = {}
+        self._headers = lru_cache(maxsize=16)(_headers)
 
     @property
     def servers(self) -> int:
@@ -131,7 +124,7 @@ class JSONTransport:
     @property
     def baseUrl(self) -> str:
         """The URL of the server that is asked first."""
-        return self._bases[self._servers.current].url
+        return self._bases[self._servers.current]
 
     @property
     def stage(self) -> str:
@@ -143,7 +136,7 @@ class JSONTransport:
 
     def isServer(self, url: str) -> bool:
         """Whether one of the servers has this URL's scheme, host and port."""
-        return any(_originOf(base.url) == _originOf(url) for base in self._bases)
+        return any(_originOf(base) == _originOf(url) for base in self._bases)
 
     def request(
         self,
@@ -182,7 +175,7 @@ class JSONTransport:
         wasSent = False
         for left, server in zip(range(len(order), 0, -1), order, strict=True):
             request.leave = partial(self._left, server)
-            request.url = self._bases[server].url + request.path
+            request.url = self._bases[server] + request.path
             asking = self._ask(request, server, left)
             isUnsent = False
             try:
@@ -194,29 +187,28 @@ class JSONTransport:
             except ClientClosed:
                 raise
             except _Away as error:
-                refusal, problem = error.response, None
+                refusal = error.response
             except TryIsLate:
                 problem = self._lateInItsShare(request)
             except ConnectionFailed as error:
                 problem, isUnsent = error, not error.wasSent
-                error.wasSent = wasSent = wasSent or error.wasSent
+                error.wasSent = error.wasSent or wasSent
             except (MalformedResponse, RequestTimedOut) as error:
                 problem = error
             wasSent = wasSent or not isUnsent
             self._left(server)
-            if left > 1 and (isUnsent or not isFinal):
-                continue
-            if race is not None:
-                try:
-                    # Late servers may still answer, until the deadline.
-                    return await race.rest()
-                except NothingLeft:
-                    pass
-            if refusal is not None:
-                return refusal
-            if problem is not None:
-                raise problem
-        raise AssertionError("unreachable")
+            if isFinal and not isUnsent:
+                break
+        if race is not None:
+            try:
+                # Late servers may still answer, until the deadline.
+                return await race.rest()
+            except NothingLeft:
+                pass
+        if refusal is not None:
+            return refusal
+        assert problem is not None
+        raise problem
 
     async def _ask(self, request: Request, server: int, left: int) -> Response:
         """The response of a *server*, or :class:`_Away`. The request is sent again over a stale connection."""
@@ -233,25 +225,23 @@ class JSONTransport:
         status, headers = answer.code, answer.headers
         value = self._valueOf(answer, request, url)
         isForeign = status >= 300 and not self._isFault(status, headers, value)
-        isAway = isForeign or status in _AWAY
+        response = Response(status, headers, value, answer.body, request.method, url, leave)
         if isForeign:
             self._onForeign()
-        if not isAway:
-            self._servers.worked(server)
-            self._wasAnswered = True
-        response = Response(status, headers, value, answer.body, request.method, url, leave)
-        if isAway:
+        if isForeign or status in _AWAY:
             raise _Away(response)
+        self._servers.worked(server)
+        self._wasAnswered = True
         return response
 
     def _attempt(self, request: Request, server: int, url: str, left: int) -> Deferred[WholeResponse]:
+        base, body, wait = self._bases[server], request.body, request.wait
         sent: Deferred[Any] = self._agents[request.lane].request(
             request.method.encode("ascii"),
             url.encode("ascii"),
-            self._bases[server].headersFor(request),
-            None if request.body is None else BytesProducer(request.body),
+            self._headers(base, body is not None, request.token, request.traceparent, request.header),
+            None if body is None else BytesProducer(body),
         )
-        wait = request.wait
         if left > 1 and (request.isTraced or (request.isRepeatable and wait is not None)):
             # No server can be asked to wait for a shorter time than the others.
             share = (wait or 0.0) + shareOf(request.deadline - (wait or 0.0) - self._clock.seconds(), left)
@@ -306,11 +296,12 @@ class JSONTransport:
         asked, name, why = request.asked, self._name, describeFailure(error)
         if isinstance(error, AgentClosed):
             return ClientClosed(f"{asked} failed: this client has been closed")
-        if isinstance(error, InsecureConnection):
-            return _unsent(f"{asked} failed: can't connect to {name}: {error}")
-        if isinstance(error, (ConnectError, DNSLookupError)):
+        if isinstance(error, (InsecureConnection, ConnectError, DNSLookupError)):
             advice = NAME_SERVER if isinstance(error, ResolvingTimedOut) else "Check that it runs, and the URL"
-            return _unsent(f"{asked} failed: can't connect to {name} ({why}). {advice}")
+            reason = f": {error}" if isinstance(error, InsecureConnection) else f" ({why}). {advice}"
+            unsent = ConnectionFailed(f"{asked} failed: can't connect to {name}{reason}")
+            unsent.wasSent = False
+            return unsent
         if isinstance(error, ResponseTooLarge):
             return MalformedResponse(f"{asked} failed: the response is too long ({error})")
         advice = ""
@@ -320,12 +311,6 @@ class JSONTransport:
         if isinstance(error, ResponseFailed) and not isinstance(error, ResponseNeverReceived):
             return MalformedResponse(f"{asked} failed: the response is truncated, or not HTTP ({why}){advice}")
         return ConnectionFailed(f"{asked} failed: no response from {name} ({why}){advice}")
-
-
-def _unsent(text: str) -> ConnectionFailed:
-    error = ConnectionFailed(text)
-    error.wasSent = False
-    return error
 
 
 def shareOf(left: float, serversLeft: int) -> float:

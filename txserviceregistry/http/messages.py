@@ -11,23 +11,22 @@ from urllib.parse import quote, urlencode, urljoin
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 
 from ..errors import MalformedResponse, RequestTimedOut
+from ..util.deferred import cancelWith
 from ..util.parsing import LONGEST_INTERVAL, boundedNumber
-from .resolving import RESOLVING
+from .agent import RESOLVING
 
 _T = TypeVar("_T")
 
 #: Called when a request is late, with the Failure of that: returns for how many seconds it runs on instead.
 WhenLate = Callable[[Failure], float]
 
-#: The advice for a host name that does not resolve in time.
+#: The advice for a host name that does not resolve in time, and for a response of another program.
 NAME_SERVER = "Check this machine's name server"
-
-#: The advice for a response of another program.
 NO_REGISTRY = "Check that this is the URL of a service registry"
 
 # The statuses of a server that serves something else.
@@ -38,16 +37,16 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",",
 
 
 class Lane(IntEnum):
-    """Which requests to the same server a request waits for."""
+    """Requests to one server that wait for each other, and not for those of other lanes."""
 
     ORDINARY = 0
-    #: Is sent beside requests that hang, because a service may expire while it waits.
+    #: A service may expire while these wait.
     URGENT = 1
-    #: Urgent; its sender handles a suspend.
+    #: Heartbeats: their sender handles a suspend.
     HEARTBEAT = 2
-    #: Waits for events; no other request waits for it.
+    #: These wait for events.
     WAITING = 3
-    #: Waits for a lock, of which a client may want many at once.
+    #: These wait for locks, of which a client may want many at once.
     LOCK = 4
 
 
@@ -88,12 +87,11 @@ class Request:
     :ivar wait: seconds for which the server holds its response back; ``None`` if it does not.
     :ivar isTraced: whether the caller finds out the outcome of a request that is not repeatable.
     :ivar whenLate: called at the deadline.
-    :ivar header: one more header, its name and its value, which may be a secret; ``None`` for none.
+    :ivar header: one more header, which may be a secret.
     :ivar deadline: the end of the *timeout*, in seconds of the clock.
-    :ivar token: the auth token, a secret; empty for none.
+    :ivar token: the auth token, a secret.
     :ivar url: the URL of the last try.
     :ivar leave: called at the deadline: later requests go to another server first.
-    :ivar traceparent: the header of this name; empty for none.
     :raises ValueError: if *timeout* or *wait* is not a number from 0 on, or *body* can't be JSON.
     """
 
@@ -136,30 +134,21 @@ class Request:
         if done.called:
             return done
         isTooLate = False
-        call: IDelayedCall
 
         def tooLate() -> None:
-            nonlocal call, isTooLate
+            nonlocal isTooLate
             whenLate, self.whenLate = self.whenLate, None
             more = 0.0 if whenLate is None else whenLate(self._timedOut())
             self.timeout += more
             if more > 0 and not done.called:
-                call = self._clock.callLater(more, tooLate)
+                cancelWith(self._clock.callLater(more, tooLate), done)
             elif not done.called:
                 isTooLate = True
                 done.cancel()
 
         # Deferred.addTimeout costs twice as much.
-        call = self._clock.callLater(self.timeout, tooLate)
-
-        def over(result: Any) -> Any:
-            if isTooLate:
-                return self._timedOut()
-            if call.active():
-                call.cancel()
-            return result
-
-        return done.addBoth(over)
+        cancelWith(self._clock.callLater(self.timeout, tooLate), done)
+        return done.addBoth(lambda result: self._timedOut() if isTooLate else result)
 
     def _timedOut(self) -> Failure:
         self.leave()

@@ -1,4 +1,4 @@
-"""The connections of one client: a pool, their errors, and requests over them."""
+"""The connections of one client: a pool, their errors, and an agent that sends requests over them."""
 
 from __future__ import annotations
 
@@ -9,26 +9,23 @@ from typing import Any, cast
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
-from twisted.internet.interfaces import (
-    IHandshakeListener,
-    IReactorTime,
-    ISSLTransport,
-    IStreamClientEndpoint,
-    ITransport,
-)
+from twisted.internet.endpoints import wrapClientTLS
+from twisted.internet.interfaces import IHandshakeListener, ISSLTransport, IStreamClientEndpoint, ITransport
 from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
-from twisted.web.client import URI, HTTPConnectionPool, ResponseNeverReceived
+from twisted.web.client import URI, Agent, HTTPConnectionPool, ResponseNeverReceived
 from twisted.web.client import HTTP11ClientProtocol as _HTTP11  # type: ignore[attr-defined] # it is, but not by name
 from twisted.web.error import SchemeNotSupported
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IClientRequest, IResponse
+from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IClientRequest, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
-from ..util.deferred import Waiters, cancelWith
+from ..util.deferred import cancelWith, waitFor
 from ..util.fields import netloc
 from ..util.logs import Listeners, Logger
-from .bodies import BytesProducer, FixedHeaders, WholeResponse, readWhole
+from .agent import endpointTo
+from .bodies import BytesProducer, FixedHeaders, readWhole
 from .tls import describeTLS
 
 #: Idle connections are closed after so many seconds: before common servers and balancers do it (60 s and more), because
@@ -52,48 +49,41 @@ class InsecureConnection(Exception):
     """The TLS handshake failed, so nothing was sent. The text says why, and what to do."""
 
 
-def _asStale(reason: Failure) -> Failure:
-    error = reason.value
-    if type(error) is not ResponseNeverReceived or any(inner.check(CancelledError) for inner in error.reasons):
-        return reason
-    stale = StaleConnection(error.reasons)  # type: ignore[no-untyped-call] # Twisted has no types there
-    return Failure(stale)
-
-
 @implementer(IHandshakeListener)
 class _Connection(_HTTP11):
     """
     One connection. Its responses come with their bodies, unless they are streamed, and a request that fails does so
     when the socket is closed.
+
+    :ivar lost: fires when the socket is closed.
     """
 
-    def __init__(self, clock: IReactorTime, quiescentCallback: Callable[[Any], None], streams: bool) -> None:
+    def __init__(self, clock: Any, quiescentCallback: Callable[[Any], None], streams: bool) -> None:
         super().__init__(quiescentCallback)  # type: ignore[no-untyped-call] # Twisted has no types there
         self._clock = clock
         self._streams = streams
         self._used = False
         self._isTLS = False
         self._isSecure = False
-        self._whenLost: Waiters[None] = Waiters()
-        self.isLost = False
+        self.lost: Deferred[None] = Deferred()
 
     def connectionMade(self) -> None:
         super().connectionMade()
         self._isTLS = ISSLTransport.providedBy(self.transport)
 
+    def handshakeCompleted(self) -> None:
+        """See IHandshakeListener."""
+        self._isSecure = True
+
     def request(self, request: Any) -> Deferred[IResponse]:
         reused, self._used = self._used, True
-
-        def failed(reason: Failure) -> Deferred[Failure]:
-            self.cutOff()
-            problem = self._asInsecure(reason) or (_asStale(reason) if reused else reason)
-            return self.whenLost().addCallback(lambda _: problem)
-
-        answered: Deferred[Any] = super().request(request)
-        answered.addCallback(self._streamed if self._streams else partial(readWhole, abort=self.cutOff))
+        read: Any = self._streamed if self._streams else partial(readWhole, abort=self.cutOff)
+        answered: Deferred[Any] = super().request(request).addCallback(read)
         if self._isTLS:
-            answered.addCallback(self._afterwards)
-        answered.addErrback(failed)
+            # In the next turn of the reactor. The receiver of the response may stop the reactor, which closes all
+            # connections, and Twisted's TLS fails when that happens while it delivers data.
+            answered.addCallback(lambda response: deferLater(self._clock, 0, lambda: response))
+        answered.addErrback(self._failed, reused)
         return answered
 
     def _streamed(self, response: Any) -> Any:
@@ -101,42 +91,32 @@ class _Connection(_HTTP11):
         response.abort = self.cutOff
         return response
 
-    def handshakeCompleted(self) -> None:
-        """See IHandshakeListener."""
-        self._isSecure = True
+    def _failed(self, reason: Failure, reused: bool) -> Deferred[Failure]:
+        self.cutOff()
+        problem = self._explained(reason.value, reused) or reason
+        return waitFor(self.lost).addCallback(lambda _: problem)
 
-    def _afterwards(self, response: WholeResponse) -> Deferred[WholeResponse]:
-        """
-        The response in the next turn of the reactor. Its receiver may stop the reactor, which closes all connections,
-        and Twisted's TLS fails when that happens while it delivers data.
-        """
-        turn: Deferred[WholeResponse] = Deferred(lambda _: call.cancel())
-        call = self._clock.callLater(0, turn.callback, response)
-        return turn
-
-    def _asInsecure(self, reason: Failure) -> Failure | None:
-        """Why the TLS handshake failed, if it did. No byte of a request is sent before its end."""
-        if self._isSecure or not self._isTLS:
+    def _explained(self, error: Any, reused: bool) -> Failure | None:
+        reasons = [inner.value for inner in getattr(error, "reasons", ())]
+        if self._isTLS and not self._isSecure:
+            # No byte of a request is sent before the end of the handshake.
+            texts = (describeTLS(inner, inHandshake=True) for inner in reasons)
+            text = next(filter(None, texts), None)
+            return None if text is None else Failure(InsecureConnection(text))
+        isCancelled = any(isinstance(inner, CancelledError) for inner in reasons)
+        if not reused or isCancelled or type(error) is not ResponseNeverReceived:
             return None
-        error = reason.value
-        for inner in getattr(error, "reasons", ()):
-            text = describeTLS(inner.value, inHandshake=True)
-            if text is not None:
-                return Failure(InsecureConnection(text))
-        return None
+        stale = StaleConnection(error.reasons)  # type: ignore[no-untyped-call] # Twisted has no types there
+        return Failure(stale)
 
     def cutOff(self) -> None:
         """Close it at once."""
         transport: Any = self.transport
         transport.abortConnection()
 
-    def whenLost(self) -> Deferred[None]:
-        return succeed(None) if self.isLost else self._whenLost.wait()
-
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.isLost = True
         super().connectionLost(reason)  # type: ignore[no-untyped-call] # Twisted has no types there
-        self._whenLost.fire(None)
+        self.lost.callback(None)
 
 
 class _ConnectionFactory(Factory):
@@ -148,7 +128,7 @@ class ConnectionPool(HTTPConnectionPool):
     Persistent connections, whose responses come with their bodies. A request fails with :class:`StaleConnection` if the
     server had closed the idle connection: the caller decides whether it is sent again.
 
-    :param maxConnections: the most idle connections to one server.
+    :param most: the most idle connections to one server.
     :param streams: whether responses come as soon as their headers are there, with an ``abort`` that closes the
         connection.
     """
@@ -156,10 +136,10 @@ class ConnectionPool(HTTPConnectionPool):
     retryAutomatically = False
     cachedConnectionTimeout: float = IDLE_TIMEOUT  # type: ignore[assignment] # as good as an int
 
-    def __init__(self, reactor: Any, maxConnections: int, *, streams: bool = False) -> None:
+    def __init__(self, reactor: Any, most: int, *, streams: bool = False) -> None:
         super().__init__(reactor, persistent=not streams)  # type: ignore[no-untyped-call] # Twisted has no types there
-        self.maxPersistentPerHost = maxConnections
-        self._clock: IReactorTime = reactor
+        self.maxPersistentPerHost = most
+        self._clock = reactor
         self._streams = streams
         self._known: set[_Connection] = set()
         # The local address of the last connection to a server, by the pool's key for the server.
@@ -168,7 +148,7 @@ class ConnectionPool(HTTPConnectionPool):
 
     # Twisted has a class there.
     def _factory(self, quiescentCallback: Callable[[Any], None], metadata: str) -> Any:  # type: ignore[override]
-        self._known = {connection for connection in self._known if not connection.isLost}
+        self._known = {connection for connection in self._known if not connection.lost.called}
 
         def connection() -> _Connection:
             made = _Connection(self._clock, quiescentCallback, self._streams)
@@ -183,8 +163,7 @@ class ConnectionPool(HTTPConnectionPool):
         return super()._newConnection(key, endpoint).addCallback(self._connected, key)
 
     def _connected(self, connection: Any, key: Hashable) -> Any:
-        transport = connection.transport
-        address = str(transport.getHost().host)
+        address = str(connection.transport.getHost().host)
         if self._addresses.get(key) != address:
             self._addresses[key] = address
             scheme, host, port = cast("tuple[bytes, bytes, int]", key)
@@ -194,8 +173,7 @@ class ConnectionPool(HTTPConnectionPool):
 
     def localAddress(self, url: str) -> str | None:
         """The local address of the last connection to the server of this *url*, if there has been one."""
-        parsed = URI.fromBytes(url.encode("ascii"))
-        return self._addresses.get((parsed.scheme, parsed.host, parsed.port))
+        return self._addresses.get(_keyOf(URI.fromBytes(url.encode("ascii"))))
 
     def onLocalAddress(self, listener: Callable[[str, str], object]) -> Callable[[], None]:
         """
@@ -209,13 +187,18 @@ class ConnectionPool(HTTPConnectionPool):
         # Its Deferred is not used: it does not fire for a peer that does not take part in closing.
         self.closeCachedConnections()  # type: ignore[no-untyped-call] # Twisted has no types there
         left = [connection for connection in self._known if connection.transport is not None]
-        done = gatherResults([connection.whenLost() for connection in left], consumeErrors=True)
+        done = gatherResults([waitFor(connection.lost) for connection in left], consumeErrors=True)
 
         def cutOff() -> None:
             for connection in left:
                 connection.cutOff()
 
         return cancelWith(self._clock.callLater(CLOSE_GRACE, cutOff), done).addCallback(lambda _: None)
+
+
+def _keyOf(uri: URI) -> tuple[bytes, bytes, int]:
+    """The pool's key for a server."""
+    return uri.scheme, uri.host, uri.port
 
 
 @implementer(IClientRequest)
@@ -247,17 +230,22 @@ class _Request:
         """All is written."""
 
 
-@implementer(IAgent)
+@implementer(IAgent, IAgentEndpointFactory)
 class PooledAgent:
     """
-    Sends the requests of this library with the least work: their headers are valid, their bodies are in memory, and the
-    endpoints of their servers are kept. Twisted's agent sends all others over the same pool.
+    An agent for ``http`` and ``https``. It sends the requests of this library with the least work: their headers are
+    valid, their bodies are in memory, and the endpoints of their servers are kept. Twisted's agent sends all others
+    over the same pool.
+
+    :param timeout: seconds for connecting.
     """
 
-    def __init__(self, agent: IAgent, endpoints: IAgentEndpointFactory, pool: HTTPConnectionPool) -> None:
-        self._agent = agent
-        self._endpoints = endpoints
+    def __init__(self, reactor: Any, policy: IPolicyForHTTPS, timeout: float, pool: HTTPConnectionPool) -> None:
+        self._reactor = reactor
+        self._policy = policy
+        self._timeout = timeout
         self._pool = pool
+        self._agent = Agent.usingEndpointFactory(reactor, self, pool)
         self._targetOf = lru_cache(maxsize=_MOST_SERVERS)(self._find)
 
     def request(
@@ -271,21 +259,26 @@ class PooledAgent:
             or len(pieces) != 4
             or not _PLAIN.fullmatch(uri)
         ):
-            return self._agent.request(method, uri, headers, bodyProducer)
+            sent: Deferred[IResponse] = self._agent.request(method, uri, headers, bodyProducer)
+            return sent
         try:
             target = self._targetOf(b"%b//%b/" % (pieces[0], pieces[2]))
         except SchemeNotSupported:
             return fail()
         request = _Request(method, uri, b"/" + pieces[3], headers, bodyProducer, self._pool.persistent)
-
         connecting: Deferred[Any] = self._pool.getConnection(*target)
-        connection: Any = connecting.result if connecting.called else None
-        if isinstance(connection, _HTTP11):
-            # Nearly always. It spares the chaining of two Deferreds.
-            return cast(Any, connection).request(request)  # type: ignore[no-any-return] # Twisted has no types there
         return connecting.addCallback(lambda connection: connection.request(request))
 
     def _find(self, origin: bytes) -> tuple[tuple[bytes, bytes, int], IStreamClientEndpoint]:
         """The pool's key for a server, and its endpoint."""
         parsed = URI.fromBytes(origin)
-        return (parsed.scheme, parsed.host, parsed.port), self._endpoints.endpointForURI(parsed)
+        return _keyOf(parsed), self.endpointForURI(parsed)
+
+    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
+        """See IAgentEndpointFactory."""
+        if uri.scheme not in (b"http", b"https"):
+            raise SchemeNotSupported(f"Unsupported scheme: {uri.scheme!r}")
+        endpoint = endpointTo(self._reactor, uri.host.decode("ascii"), uri.port, self._timeout)
+        if uri.scheme == b"http":
+            return endpoint
+        return wrapClientTLS(self._policy.creatorForNetloc(uri.host, uri.port), endpoint)

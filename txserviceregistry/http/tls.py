@@ -1,15 +1,17 @@
-"""Verification of the server behind an ``https`` URL, and explanations of its failures."""
+"""Verification of the server behind an ``https`` URL, explanations of its failures, and what certificates say."""
 
 from __future__ import annotations
 
+import datetime
 import os
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 from OpenSSL.crypto import X509
 from OpenSSL.crypto import Error as CertificateError
 from OpenSSL.SSL import VERIFY_PEER, Connection
@@ -32,7 +34,6 @@ from zope.interface import implementer
 
 from ..errors import InvalidSettings
 from ..util.files import Reloaded, absolutePath, stampOf
-from .certificates import namesOf, ownerOf, whyNotNow
 
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 
@@ -44,6 +45,8 @@ _SYSTEM_BUNDLES = (
     "/etc/pki/tls/cacert.pem",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
 )
+
+_MOMENT = "%Y-%m-%d %H:%M UTC"
 
 # OpenSSL's numbers of the errors of verification (x509_vfy.h).
 _NOT_YET_VALID, _EXPIRED = 9, 10
@@ -72,28 +75,51 @@ _HANDSHAKE = {
     ),
     "the server has no certificate for that host name. Check the host name in the URL": ("tlsv1 unrecognized name",),
     "the server requires a client certificate that it trusts. Check the files with the client certificate and key": (
-        "alert certificate required",
+        "alert certificate ",
         "alert bad certificate",
-        "alert certificate unknown",
-        "alert certificate expired",
-        "alert certificate revoked",
         "alert unsupported certificate",
         "alert unknown ca",
     ),
 }
 
 
-@attrs.frozen
-class _Trust:
-    """The certificates to trust, for a context, and why they can't be used, if they can't."""
-
-    root: Any
-    problem: str | None = None
-
-
 # The files with the certificates to trust, and with the client certificate.
-_TrustFiles = Reloaded[Any, _Trust]
+_TrustFiles = Reloaded[Any, Any]
 _OwnFiles = Reloaded[list[bytes], PrivateCertificate]
+
+
+def namesOf(certificate: x509.Certificate) -> list[str]:
+    """The host names and IP addresses of a certificate, as in verification."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        # Verification ignores the common name of the subject.
+        return []
+    addresses = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+    return [*names.get_values_for_type(x509.DNSName), *addresses]
+
+
+def _ownerOf(name: x509.Name) -> str:
+    """The short name of a subject or an issuer."""
+    common = name.get_attributes_for_oid(NameOID.COMMON_NAME) or name.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    return str(common[0].value) if common else name.rfc4514_string() or "an unnamed owner"
+
+
+def whyNotNow(certificate: x509.Certificate, now: datetime.datetime | None = None) -> str | None:
+    """Why a certificate is not valid *now*, as the end of a sentence that begins with it; ``None`` if it is."""
+    now = now or datetime.datetime.now(datetime.timezone.utc)
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now > end:
+        return f"expired on {end:{_MOMENT}}"
+    if now < begin:
+        return f"is not valid before {begin:{_MOMENT}}, and the clock of this machine says {now:{_MOMENT}}"
+    return None
+
+
+def daysLeft(certificate: x509.Certificate) -> float:
+    """The days until a certificate expires; negative when it has expired."""
+    left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)
+    return left.total_seconds() / 86_400
 
 
 class CertificateRefused(TLSError):
@@ -150,7 +176,7 @@ class TLSPolicy:
         self._caFile = caFile
         self._own = own
         self._context: Any = None
-        self._madeOf: tuple[_Trust | None, PrivateCertificate | None] | None = None
+        self._madeOf: tuple[Any, PrivateCertificate | None] | None = None
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
         """See IPolicyForHTTPS."""
@@ -167,7 +193,7 @@ class TLSPolicy:
         own = None if self._own is None else self._own.current()
         if self._madeOf is None or self._madeOf[0] is not trust or self._madeOf[1] is not own:
             shown = {} if own is None else {"privateKey": own.privateKey.original, "certificate": own.original}
-            options: Any = {"verify": False} if trust is None else {"trustRoot": trust.root, **shown}
+            options: Any = {"verify": False} if trust is None else {"trustRoot": trust, **shown}
             self._context = CertificateOptions(**options).getContext()
             if trust is not None:
                 self._context.set_verify(VERIFY_PEER, self._verify)
@@ -256,8 +282,8 @@ def _trustIn(caFile: str, source: str | None) -> _TrustFiles:
     path = _absolute(caFile)
     name = f"{source}: the CA file {caFile}" if source else f"The CA file {caFile}"
 
-    def make(text: bytes) -> _Trust:
-        return _Trust(trustRootFromCertificates(_certificatesIn(text, name)))
+    def make(text: bytes) -> Any:
+        return trustRootFromCertificates(_certificatesIn(text, name))
 
     return Reloaded(f"CA file {caFile}", [path], lambda: _read(path, name), make)
 
@@ -277,41 +303,25 @@ def _certificatesIn(text: bytes, name: str) -> list[Certificate]:
 
 def _systemTrust() -> _TrustFiles:
     """
-    The certificates that the platform trusts. OpenSSL reads them when a context is made, and raises nothing if there
-    are none. So only the stamps of the files are kept here.
+    The certificates that the platform trusts. OpenSSL reads them when a context is made, so only the stamps of the
+    files are kept here. It raises nothing if there are none, as while they are replaced.
     """
     found = ssl.get_default_verify_paths()
     directories = (found.capath or found.openssl_capath or "").split(os.pathsep)
     places = [found.cafile, found.openssl_cafile, *directories, *_SYSTEM_BUNDLES]
     paths = [os.path.abspath(path) for path in dict.fromkeys(places) if path]
-
     named = os.environ.get(found.openssl_cafile_env)
-    bundles = _SYSTEM_BUNDLES if named is None else (os.path.abspath(named),)
+    bundle = next(filter(os.path.isfile, paths if named is None else [os.path.abspath(named)]), None)
+    isFirst = True
 
-    def make(stamps: object) -> _Trust:
-        return _Trust(platformTrust(), _whyNoBundle(bundles))
+    def make(stamps: object) -> Any:
+        nonlocal isFirst
+        if not isFirst and bundle is not None:
+            _certificatesIn(_read(bundle, bundle), bundle)
+        isFirst = False
+        return platformTrust()
 
-    return Reloaded(
-        "CA certificates of the system",
-        paths,
-        lambda: [stampOf(path) for path in paths],
-        make,
-        whyNot=lambda trust: trust.problem,
-    )
-
-
-def _whyNoBundle(paths: Sequence[str]) -> str | None:
-    """Why the first of these files that exists contains no certificates, if it does not."""
-    path = next(filter(os.path.exists, paths), None)
-    if path is None:
-        return f"{paths[0]} does not exist"
-    try:
-        text = Path(path).read_bytes()
-    except OSError as error:
-        return f"{path} can't be read: {error.strerror}"
-    if _END not in text:
-        return f"{path} contains no PEM certificate"
-    return f"{path} ends in the middle of a certificate" if _BEGIN in text.rpartition(_END)[2] else None
+    return Reloaded("CA certificates of the system", paths, lambda: [stampOf(path) for path in paths], make)
 
 
 def _ownFiles(certFile: str, keyFile: str) -> _OwnFiles:
@@ -366,7 +376,7 @@ def _wrongName(certificate: x509.Certificate, host: str) -> str:
 
 def _refused(culprit: x509.Certificate, error: int, depth: int, caFile: str | None) -> str:
     """Why *culprit*, at this *depth* of the chain, is not valid, by OpenSSL's number of the *error*."""
-    whose = "its certificate" if depth == 0 else f"the CA certificate of {ownerOf(culprit.subject)}"
+    whose = "its certificate" if depth == 0 else f"the CA certificate of {_ownerOf(culprit.subject)}"
     distrust = "an unknown CA" if caFile is None else f"a CA that is not in {caFile}"
     trust = "To trust it, set RAXSR_CA_FILE to a file with its certificate"
     if error == _EXPIRED:
@@ -376,8 +386,8 @@ def _refused(culprit: x509.Certificate, error: int, depth: int, caFile: str | No
     if error == _SELF_SIGNED:
         return f"its certificate is self-signed. {trust}"
     if error == _SELF_SIGNED_IN_CHAIN:
-        return f"its certificate comes from {ownerOf(culprit.subject)}, {distrust}. {trust}"
+        return f"its certificate comes from {_ownerOf(culprit.subject)}, {distrust}. {trust}"
     if error in _UNKNOWN_ISSUER:
-        return f"{whose} is signed by {ownerOf(culprit.issuer)}, {distrust}. {trust}, or let the server send its chain"
+        return f"{whose} is signed by {_ownerOf(culprit.issuer)}, {distrust}. {trust}, or let the server send its chain"
     wrong = _WEAK.get(error, f"OpenSSL calls it error {error}")
     return f"{whose} is not valid: {wrong}. Replace it"

@@ -14,9 +14,8 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from txserviceregistry.http.agent import httpAgent
 from txserviceregistry.http.bodies import BytesProducer
-from txserviceregistry.http.pool import ConnectionPool
+from txserviceregistry.http.pool import ConnectionPool, PooledAgent
 
 
 def _nothing(body: bytes) -> bool:
@@ -46,7 +45,7 @@ class TroubledAgent:
         self.isDelayed = False
         self.watching: set[Any] = set()
         self.lost = 0
-        self._agent = httpAgent(reactor, BrowserLikePolicyForHTTPS(), 1, ConnectionPool(reactor, 0, streams=True))
+        self._agent = PooledAgent(reactor, BrowserLikePolicyForHTTPS(), 1, ConnectionPool(reactor, 0, streams=True))
         self._held: list[Callable[[], None]] = []
         self._delayed: list[Callable[[], None]] = []
 

@@ -20,9 +20,9 @@ from twisted.web.error import SchemeNotSupported
 from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
-from txserviceregistry.http.agent import ATTEMPT_DELAY, endpointTo, httpAgent
+from txserviceregistry.http.agent import ATTEMPT_DELAY, endpointTo
 from txserviceregistry.http.bodies import BytesProducer, FixedHeaders
-from txserviceregistry.http.pool import ConnectionPool
+from txserviceregistry.http.pool import ConnectionPool, PooledAgent
 
 from ...loopback import LoopbackTestCase
 
@@ -123,7 +123,7 @@ class AgentTests(ConnectingTestCase):
     def setUp(self) -> None:
         super().setUp()
         pool = HTTPConnectionPool(self.reactor, persistent=False)
-        self.agent = httpAgent(self.reactor, BrowserLikePolicyForHTTPS(), 5.0, pool)
+        self.agent = PooledAgent(self.reactor, BrowserLikePolicyForHTTPS(), 5.0, pool)
 
     def test_hosts(self) -> None:
         """Names, addresses, and addresses of IPv6 in their brackets."""
@@ -159,7 +159,7 @@ class LeanRequestTests(LoopbackTestCase):
     def setUp(self) -> None:
         self.pool = ConnectionPool(reactor, 1)
         self.addCleanup(self.pool.close)
-        self.agent = httpAgent(reactor, self.policy(), 5.0, self.pool)
+        self.agent = PooledAgent(reactor, self.policy(), 5.0, self.pool)
         self.server = self.serve(lambda call: call.answer(200, {"path": call.path}))
 
     async def test_arriveAsTwistedSendsThem(self) -> None:

@@ -21,7 +21,7 @@ from twisted.web.client import Agent, ResponseFailed, ResponseNeverReceived, rea
 
 from tests.unit.garbage import collectOnlyNew
 from txserviceregistry.http import bodies
-from txserviceregistry.http.bodies import BytesProducer, FixedHeaders, ResponseTooLarge
+from txserviceregistry.http.bodies import BytesProducer, ResponseTooLarge
 from txserviceregistry.http.pool import ConnectionPool, StaleConnection
 from txserviceregistry.http.queueing import HANGING, MOST_BESIDE, AgentClosed, QueueingAgent
 
@@ -273,8 +273,7 @@ class QueueTests(SynchronousTestCase):
         self.agent = QueueingAgent(self.inner, 2)
 
     def get(self, url: str) -> Deferred[Any]:
-        agent = self.agent.lane(isUrgent="urgent" in url)
-        return agent.request(b"GET", url.encode())
+        return self.agent.request(b"GET", url.encode())
 
     def test_firstComeFirstServed(self) -> None:
         """Requests that wait are sent in the order in which they came, whichever slot becomes free."""
@@ -285,52 +284,38 @@ class QueueTests(SynchronousTestCase):
         for request in requests:
             self.successResultOf(request)
 
-    def test_oneThatIsUrgentGoesBesideThoseThatHang(self) -> None:
-        """All places taken by others, an urgent request needs none; but there is one such at a time, and it ends."""
-        for path in ("1", "2", "3", "urgent1", "urgent2"):
-            self.get(f"http://a/{path}")
-        self.assertEqual(self.inner.asked, ["GET http://a/1", "GET http://a/2", "GET http://a/urgent1"])
-        self.inner.pending[2].callback(answer(200))
-        self.assertEqual(self.inner.asked[3:], ["GET http://a/urgent2"])
-        # With a place for it, or more of its kind under way, an urgent one is like all others.
-        self.inner.pending[0].callback(answer(200))
-        self.assertEqual(self.inner.asked[4:], [])
-        self.inner.pending[3].callback(answer(200))
-        self.assertEqual(self.inner.asked[4:], ["GET http://a/3"])
-
     def test_urgentOnesGoBesideThoseThatHang(self) -> None:
-        """Those that have had no answer for a while hold no urgent one up, but only so many go beside them."""
+        """Those that have had no answer for a while hold no others up, but only so many go beside them."""
         clock = Clock()
-        self.agent = QueueingAgent(self.inner, 2, clock)
-        self.get("http://a/urgent1").addErrback(lambda _: None)
+        self.agent = QueueingAgent(self.inner, 2, clock=clock)
+        self.get("http://a/1").addErrback(lambda _: None)
         clock.advance(0.2)
-        for path in ("2", "urgent3", "4", "urgent5", "urgent6"):
-            self.get(f"http://a/{path}").addErrback(lambda _: None)
-        self.assertEqual(len(self.inner.asked), 2)
+        for number in (2, 3, 4, 5):
+            self.get(f"http://a/{number}").addErrback(lambda _: None)
+        self.assertEqual(self.inner.asked, ["GET http://a/1", "GET http://a/2"])
         clock.advance(HANGING - 0.19)
         # One of the two may hang by now.
-        self.assertEqual(self.inner.asked[2:], ["GET http://a/urgent3"])
+        self.assertEqual(self.inner.asked[2:], ["GET http://a/3"])
         clock.advance(0.2)
-        self.assertEqual(self.inner.asked[3:], ["GET http://a/urgent5"])
-        clock.advance(HANGING)
-        self.assertEqual(self.inner.asked[4:], ["GET http://a/urgent6"])
+        self.assertEqual(self.inner.asked[3:], ["GET http://a/4"])
         for number in range(20):
-            self.get(f"http://a/urgent-{number}").addErrback(lambda _: None)
+            self.get(f"http://a/more-{number}").addErrback(lambda _: None)
         clock.pump([0.1] * 100)
         self.assertEqual(len(self.inner.asked), 2 + MOST_BESIDE)
-        self.assertNotIn("GET http://a/4", self.inner.asked)
+        self.inner.pending[0].callback(answer(200))
+        clock.advance(HANGING)
+        self.assertEqual(len(self.inner.asked), 2 + MOST_BESIDE)
         self.agent.close()
         self.assertEqual(clock.getDelayedCalls(), [])
 
-    def test_aClosedQueueLooksAtNothingAgain(self) -> None:
-        """When it is closed while urgent requests wait for others to hang, nothing is left on the reactor."""
-        clock = Clock()
-        self.agent = QueueingAgent(self.inner, 2, clock)
-        for number in range(3):
-            self.get(f"http://a/urgent{number}").addErrback(lambda _: None)
-        self.assertNotEqual(clock.getDelayedCalls(), [])
-        self.agent.close()
-        self.assertEqual(clock.getDelayedCalls(), [])
+    def test_twoAgentsShareTheirSlots(self) -> None:
+        """Requests through either wait for each other."""
+        other = QueueingAgent(self.inner, 2, sharing=self.agent)
+        for number, agent in enumerate((self.agent, other, self.agent, other)):
+            agent.request(b"GET", f"http://a/{number}".encode())
+        self.assertEqual(len(self.inner.asked), 2)
+        self.inner.pending[0].callback(answer(200))
+        self.assertEqual(self.inner.asked[2:], ["GET http://a/2"])
 
     def test_cancelledInTheQueueIsNeverSent(self) -> None:
         """What is cancelled while it waits never reaches the server, and the next one is served."""
@@ -408,26 +393,16 @@ class QueueTests(SynchronousTestCase):
         response.setPreviousResponse(response)
         self.assertIs(response.previousResponse, response)
 
-    def test_bodiesOfOtherAgentsAreCancelledByWhateverEndsThem(self) -> None:
-        """Over an agent that is not ours, a stalled body is ended by the hardest way that its transport knows."""
-        for way in ("abortConnection", "loseConnection", "stopProducing"):
-            ended: list[str] = []
-            transport = type("Transport", (), {way: lambda _, way=way, ended=ended: ended.append(way)})()
-            response = answer(200)
-            stalling = type(
-                "Stalling",
-                (),
-                {
-                    **vars(response),
-                    "length": 5,
-                    "deliverBody": lambda _, protocol, transport=transport: protocol.makeConnection(transport),
-                },
-            )()
-            self.inner.handler = lambda sent, stalling=stalling: stalling
-            request = self.get("http://a/")
-            request.cancel()
-            self.failureResultOf(request, CancelledError)
-            self.assertEqual(ended, [way])
+    def test_bodiesOfOtherAgentsAreCancelled(self) -> None:
+        """Over an agent that is not ours, a stalled body is ended by its transport."""
+        ended: list[str] = []
+        transport = type("Transport", (), {"loseConnection": lambda _: ended.append("lost")})()
+        stalling = {**vars(answer(200)), "length": 5, "deliverBody": lambda _, body: body.makeConnection(transport)}
+        self.inner.handler = lambda sent: type("Stalling", (), stalling)()
+        request = self.get("http://a/")
+        request.cancel()
+        self.failureResultOf(request, CancelledError)
+        self.assertEqual(ended, ["lost"])
 
     def test_producersOfBytesCanBeSentAgain(self) -> None:
         """A body in memory is the same the second time, and pausing it does no harm."""
@@ -445,22 +420,3 @@ class QueueTests(SynchronousTestCase):
             self.successResultOf(producer.startProducing(consumer))
         producer.stopProducing()
         self.assertEqual((producer.length, consumer.data), (2, b"abab"))
-
-
-class FixedHeadersTests(SynchronousTestCase):
-    """Headers that are made once for many requests."""
-
-    def test_oneMoreLeavesThemAsTheyWere(self) -> None:
-        """What is added is in what comes of it, and nowhere else."""
-        headers = FixedHeaders({b"Accept": [b"text/plain"]})
-        more = headers.having(b"X-Auth-Token", b"a")
-        self.assertEqual(dict(more.getAllRawHeaders()), {b"Accept": [b"text/plain"], b"X-Auth-Token": [b"a"]})
-        self.assertEqual(dict(headers.getAllRawHeaders()), {b"Accept": [b"text/plain"]})
-
-    def test_anotherValueReplacesTheLast(self) -> None:
-        """A token that has changed is the one that is sent; one that has not is not put on anew."""
-        headers = FixedHeaders()
-        first = headers.having(b"X-Auth-Token", b"a")
-        self.assertIs(headers.having(b"X-Auth-Token", b"a"), first)
-        self.assertEqual(headers.having(b"X-Auth-Token", b"b").getRawHeaders(b"X-Auth-Token"), [b"b"])
-        self.assertEqual(first.getRawHeaders(b"X-Auth-Token"), [b"a"])

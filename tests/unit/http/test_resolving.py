@@ -26,8 +26,7 @@ from zope.interface import implementer
 from txserviceregistry import Client
 from txserviceregistry.commands.wrapper.checks import Checker, makeProbe
 from txserviceregistry.errors import ConnectionFailed, RequestTimedOut
-from txserviceregistry.http.agent import endpointTo
-from txserviceregistry.http.resolving import PATIENCE, ResolvingTimedOut, hostNames
+from txserviceregistry.http.agent import PATIENCE, ResolvingTimedOut, endpointTo, hostNames
 
 ONE, OTHER = IPv4Address("TCP", "192.0.2.1", 80), IPv4Address("TCP", "192.0.2.2", 80)
 
@@ -94,26 +93,6 @@ class HangingTests(SlowNamesTestCase):
         self.assertEqual(self.tried, ["192.0.2.1"] * 3)
         self.assertNoResult(first)
 
-    def test_theFirstAnswerCounts(self) -> None:
-        """What a lookup finds that had hung, and was overtaken, changes nothing; nor does it disturb the next one."""
-        self.connect(timeout=100)
-        self.reactor.advance(40)
-        self.connect(timeout=100)
-        hanging = self.names.asked.pop(0)
-        self.names.answer(ONE)
-        hanging.addressResolved(OTHER)
-        self.connect(timeout=100)
-        hanging.resolutionComplete()
-        self.names.answer(ONE)
-        self.assertEqual(self.tried, ["192.0.2.1"] * 3)
-
-    def test_theyStayFew(self) -> None:
-        """A resolver that always hangs is asked ever more rarely."""
-        for _ in range(24 * 60):
-            self.connect(timeout=5).addErrback(lambda _: None)
-            self.reactor.advance(60)
-        self.assertLess(len(self.names.asked), 15)
-
 
 class LastKnownTests(SlowNamesTestCase):
     """The last known addresses."""
@@ -141,19 +120,6 @@ class LastKnownTests(SlowNamesTestCase):
         self.connect()
         self.names.answer()
         self.assertEqual(self.tried, ["192.0.2.1"] * 2)
-
-    def test_thoseOfTooManyNames(self) -> None:
-        """Those of a thousand names are kept; that of the name that was used least lately is forgotten."""
-
-        def resolve(number: int, *addresses: IAddress) -> Sequence[IAddress]:
-            resolving = hostNames(self.reactor).resolve(self.reactor, f"name{number}", 80)
-            self.names.answer(*addresses)
-            return self.successResultOf(resolving)
-
-        for number in range(1001):
-            resolve(number, ONE)
-            resolve(1)
-        self.assertEqual([list(resolve(number)) for number in (0, 1, 1000)], [[], [ONE], [ONE]])
 
     def test_newAddresses(self) -> None:
         """The result of a lookup, in time or late, replaces them."""
@@ -259,7 +225,7 @@ class ThreadTests(TestCase):
         over = threading.Event()
         busy = [deferToThread(over.wait, 60) for _ in range(threads)]
         try:
-            addresses = await hostNames(reactor).resolve(reactor, "localhost", 80).addTimeout(30, reactor)  # type: ignore[arg-type] # a module is a reactor
+            addresses = await hostNames(reactor).resolve("localhost", 80).addTimeout(30, reactor)  # type: ignore[arg-type] # a module is a reactor
             self.assertTrue({address.host for address in addresses} & {"127.0.0.1", "::1"})  # type: ignore[attr-defined] # those of TCP
         finally:
             over.set()
@@ -269,7 +235,7 @@ class ThreadTests(TestCase):
     async def test_namesThatCanNotBeEncoded(self) -> None:
         """Invalid names have no address, like names that do not exist."""
         for name in ("a" * 70 + ".test", ".test", "a..test"):
-            self.assertEqual(list(await hostNames(reactor).resolve(reactor, name, 80)), [])
+            self.assertEqual(list(await hostNames(reactor).resolve(name, 80)), [])
 
     async def test_aLookupThatIsImpossible(self) -> None:
         """A lookup that fails in any other way, because too many files are open for example, finds no address."""
@@ -278,7 +244,7 @@ class ThreadTests(TestCase):
             raise OSError(errno.EMFILE, "too many open files")
 
         self.patch(socket, "getaddrinfo", lookUp)
-        found = hostNames(reactor).resolve(reactor, "impossible.test", 80).addTimeout(5, reactor)  # type: ignore[arg-type] # a module is a reactor
+        found = hostNames(reactor).resolve("impossible.test", 80).addTimeout(5, reactor)  # type: ignore[arg-type] # a module is a reactor
         self.assertEqual(list(await found), [])
 
     async def test_aHangingLookupHoldsUpNoOther(self) -> None:
@@ -294,10 +260,10 @@ class ThreadTests(TestCase):
             return [(AF_INET, SOCK_STREAM, 6, "", ("192.0.2.1", port))]
 
         self.patch(socket, "getaddrinfo", lookUp)
-        hanging = hostNames(reactor).resolve(reactor, "hangs.test", 80)
+        hanging = hostNames(reactor).resolve("hangs.test", 80)
         try:
             for number in range(30):
-                addresses = await hostNames(reactor).resolve(reactor, f"name{number}.test", 80)
+                addresses = await hostNames(reactor).resolve(f"name{number}.test", 80)
                 self.assertEqual(list(addresses), [ONE])
         finally:
             over.set()

@@ -26,10 +26,9 @@ from ...errors import (
     MalformedResponse,
     RequestTimedOut,
 )
-from ...http.agent import httpAgent
 from ...http.bodies import BytesProducer, WholeResponse
 from ...http.jsontransport import TIMEOUT
-from ...http.pool import ConnectionPool
+from ...http.pool import ConnectionPool, PooledAgent
 from ...http.tls import tlsPolicy
 from ...settings import Settings
 from ...util.redaction import encodings, escaped, redacted
@@ -119,7 +118,7 @@ class RequestLoggingAgent:
     def __init__(self, reactor: Any, settings: Settings, write: _Log) -> None:
         self.pool = ConnectionPool(reactor, _MAX_CONNECTIONS)
         policy = tlsPolicy(settings.verify, settings.caFile, caSource=settings.sources.get("caFile"))
-        self._agent = httpAgent(reactor, policy, TIMEOUT / max(1, len(settings.baseUrls)), self.pool)
+        self._agent = PooledAgent(reactor, policy, TIMEOUT / max(1, len(settings.baseUrls)), self.pool)
         self._write = write
         self._secrets = encodings(settings.apiKey)
 

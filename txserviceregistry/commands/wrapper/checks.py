@@ -17,9 +17,9 @@ from twisted.web.http_headers import Headers
 
 from ..._version import __version__
 from ...heartbeats.healthcheck import HealthCheck, HealthCheckFailed
-from ...http.agent import describeFailure, endpointTo, httpAgent
+from ...http.agent import describeFailure, endpointTo, stageOf
+from ...http.pool import PooledAgent
 from ...http.queueing import QueueingAgent
-from ...http.resolving import stageOf
 from ...http.tls import tlsPolicy
 from ...util.deferred import returnsDeferred
 from .process import Child, exitCode, startChild, startEnvironment
@@ -104,7 +104,7 @@ def _httpProbe(reactor: Any, text: str) -> Probe:
         raise ValueError(text)
     url = parts._replace(path=parts.path or "/", fragment="").geturl().encode("ascii")
     pool = HTTPConnectionPool(reactor, persistent=False)
-    agent = QueueingAgent(httpAgent(reactor, tlsPolicy(verify=False), _CONNECT_TIMEOUT, pool))
+    agent = QueueingAgent(PooledAgent(reactor, tlsPolicy(verify=False), _CONNECT_TIMEOUT, pool))
     headers = Headers({"User-Agent": [f"service-registry-wrapper/{__version__}"]})
 
     @returnsDeferred

@@ -33,7 +33,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.ssl import CertificateOptions
 from zope.interface import implementer
 
-from ...http.certificates import daysLeft, isSelfSigned, namesOf, whyNotNow
+from ...http.tls import daysLeft, namesOf, whyNotNow
 from ...util.files import Reloaded
 from ...util.logs import Logger
 from .server import handshakingFactory
@@ -166,7 +166,8 @@ class TLSEndpoint(TCP4ServerEndpoint):
     @property
     def ownAuthority(self) -> bytes | None:
         """The certificate as PEM if it is self-signed, so that clients need a copy of it."""
-        return self.certificate.public_bytes(serialization.Encoding.PEM) if isSelfSigned(self.certificate) else None
+        isSelfSigned = self.certificate.subject == self.certificate.issuer
+        return self.certificate.public_bytes(serialization.Encoding.PEM) if isSelfSigned else None
 
     def hostFor(self, address: str) -> str:
         """

@@ -37,9 +37,8 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.web.iweb import IAgent, IPolicyForHTTPS
 from zope.interface import implementer
 
-from ....http.agent import httpAgent
 from ....http.jsontransport import JSONTransport
-from ....http.pool import ConnectionPool
+from ....http.pool import ConnectionPool, PooledAgent
 from ....http.queueing import QueueingAgent
 from ....http.tls import tlsPolicy
 from ....util.concurrency import PrioritySemaphore
@@ -101,8 +100,8 @@ class EtcdStore:
         policy = policy or tlsPolicy()
         self._pool = ConnectionPool(reactor, _CONNECTIONS)
         self._watchPool = ConnectionPool(reactor, 0, streams=True)
-        watching = agent or httpAgent(reactor, policy, TRY, self._watchPool)
-        agent = QueueingAgent(agent or httpAgent(reactor, policy, TRY, self._pool), _CONNECTIONS)
+        watching = agent or PooledAgent(reactor, policy, TRY, self._watchPool)
+        agent = QueueingAgent(agent or PooledAgent(reactor, policy, TRY, self._pool), _CONNECTIONS)
         user = None if credentials is None else User(*credentials)
         # Each member is given its own try.
         transport = JSONTransport(agent, reactor, urls, timeout=TRY * len(urls), name="etcd")

@@ -13,8 +13,7 @@ from twisted.internet import reactor
 from twisted.web.client import BrowserLikePolicyForHTTPS
 
 from tests.loopback import Call, LoopbackTestCase, Server
-from txserviceregistry.http.agent import httpAgent
-from txserviceregistry.http.pool import ConnectionPool
+from txserviceregistry.http.pool import ConnectionPool, PooledAgent
 from txserviceregistry.registry.stores.etcd.gateway import encode
 from txserviceregistry.registry.stores.etcd.watch import Change, Watch
 
@@ -50,7 +49,7 @@ class WatchCase(LoopbackTestCase):
             self.changes.append(change)
             onChange(watch)
 
-        agent = httpAgent(reactor, BrowserLikePolicyForHTTPS(), 1.0, ConnectionPool(reactor, 0, streams=True))
+        agent = PooledAgent(reactor, BrowserLikePolicyForHTTPS(), 1.0, ConnectionPool(reactor, 0, streams=True))
         watch = Watch(agent, None, changed, self.why.append)
         watch.start(url, prefix, revision)
         self.addCleanup(watch.stop)
