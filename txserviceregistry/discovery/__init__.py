@@ -1,12 +1,11 @@
 """Service discovery: find services, connect to them, watch changes."""
 
 from .agent import RegistryAgent
+from .balancing import Instance, IStrategy, instanceOf
 from .directory import Directory
 from .endpoints import RegisteredEndpoint, RegisteredPort, RegistryEndpoint
 from .feed import EventsFeed, FeedEvent
-from .instances import Instance, instanceOf
 from .shared import closeShared
-from .strategies import IStrategy
 from .watcher import ConfigurationChange, ConfigurationWatcher
 
 __all__ = [

@@ -14,7 +14,7 @@ from service_identity import VerificationError
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
 from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.error import ConnectError
-from twisted.internet.interfaces import IConsumer, IProtocol, IStreamClientEndpoint
+from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
 from twisted.python.components import proxyForInterface
 from twisted.web.client import URI, Agent, HTTPConnectionPool, RequestTransmissionFailed, ResponseFailed
 from twisted.web.error import SchemeNotSupported
@@ -27,10 +27,9 @@ from ..http.bodies import BytesProducer, Collector
 from ..http.pool import PooledAgent
 from ..http.tls import tlsPolicy
 from ..util.deferred import returnsDeferred
-from .balancing import Balancer, TryNext, tryEach
+from .balancing import Balancer, Instance, TryNext, tryEach
 from .directory import Directory
-from .endpoints import CONNECT_TIMEOUT, WatchedProtocol, checkedConnectTimeout
-from .instances import Instance
+from .endpoints import CONNECT_TIMEOUT, checkedConnectTimeout, whenLost
 from .suspects import THRESHOLD, Suspects
 
 # Idle connections to one instance that are kept, and for how many seconds: shorter than servers commonly do.
@@ -109,15 +108,12 @@ class Target:
 
 
 @attrs.define
-class BalancedRequest:
-    """A request to a tag, which may take several attempts, each within *timeout* seconds to connect."""
+class _Request:
+    """A request to a tag, which may take several attempts."""
 
-    reactor: Any
-    policy: IPolicyForHTTPS
-    timeout: float
-    pool: HTTPConnectionPool
-    target: Target
+    agent: RegistryAgent
     balancer: Balancer
+    target: Target
     method: bytes
     headers: Headers
     body: IBodyProducer | None
@@ -126,31 +122,33 @@ class BalancedRequest:
     async def attempt(self, instance: Instance) -> IResponse:
         """Send it to one instance; see :func:`~txserviceregistry.discovery.balancing.tryEach`."""
         await self._keepBody()
-        target = self.target
-        endpoint = endpointTo(self.reactor, instance.host, instance.port, self.timeout)
+        target, agent, isIdempotent = self.target, self.agent, self.method in _IDEMPOTENT
+        endpoint = endpointTo(agent._reactor, instance.host, instance.port, agent._timeout)
         if target.isTLS:
-            creator = self.policy.creatorForNetloc(instance.tlsName.encode("ascii"), instance.port)
+            creator = agent._policy.creatorForNetloc(instance.tlsName.encode("ascii"), instance.port)
             endpoint = wrapClientTLS(creator, endpoint)
-        watch = _Watch(endpoint, self.body if self._kept is None else BytesProducer(self._kept))
+        watch = _Watch(endpoint)
         headers = self.headers.copy()
         if not headers.hasHeader(b"Host"):
             headers.setRawHeaders(b"Host", [target.hostFor(instance)])
-        agent = Agent.usingEndpointFactory(self.reactor, watch, self.pool)
+        body = self.body if self._kept is None else BytesProducer(self._kept)
+        sender = Agent.usingEndpointFactory(agent._reactor, watch, agent._pool)
+        balancer = self.balancer
         with ExitStack() as use:
-            self.balancer.strategy.began(instance)
-            use.callback(self.balancer.strategy.ended, instance)
+            balancer.strategy.began(instance)
+            use.callback(balancer.strategy.ended, instance)
             try:
-                response: IResponse = await agent.request(self.method, target.uriFor(instance), headers, watch.body)
+                response: IResponse = await sender.request(self.method, target.uriFor(instance), headers, body)
             except Exception as error:
-                if watch.isUnsent(error):
-                    raise TryNext(_described(error, instance))
-                canRepeat = self.method in _IDEMPOTENT and (self._kept is not None or not watch.isBodyBegun)
+                if watch.isConnected and (tlsError := _tlsError(error, instance)) is not None:
+                    raise TryNext(tlsError)
+                canRepeat = isIdempotent and (self.body is None or self._kept is not None)
                 if canRepeat and _isConnectionLost(error):
                     raise TryNext(error, wasReached=True)
                 raise
             # It ends when the body has been read.
             use = use.pop_all()
-        self.balancer.ejections.succeeded(instance)
+        balancer.ejections.succeeded(instance)
         locations = response.headers.getRawHeaders(b"Location")
         if locations:
             response.headers.setRawHeaders(b"Location", [target.redirected(locations[0], instance)])
@@ -172,13 +170,16 @@ class BalancedRequest:
 
 @implementer(IAgentEndpointFactory, IStreamClientEndpoint)
 class _Watch:
-    """The endpoint of one attempt, which observes how far the attempt gets, and the body to send."""
+    """
+    The endpoint of one attempt.
 
-    def __init__(self, endpoint: IStreamClientEndpoint, body: Any) -> None:
-        self.body = None if body is None else _WatchedBody(body)
+    :ivar isConnected: whether a connection was made for this attempt. Then its handshake comes before the request.
+    """
+
+    isConnected = False
+
+    def __init__(self, endpoint: IStreamClientEndpoint) -> None:
         self._endpoint = endpoint
-        self._isConnected = False
-        self._failed: BaseException | None = None
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         """See IAgentEndpointFactory."""
@@ -191,36 +192,13 @@ class _Watch:
         protocolFactory.noisy = False
         try:
             protocol = await self._endpoint.connect(protocolFactory)
-        except Exception as error:
-            self._failed = error
-            raise
-        self._isConnected = True
+        except (ConnectError, OSError) as error:
+            raise TryNext(error)
+        self.isConnected = True
         return protocol
 
-    @property
-    def isBodyBegun(self) -> bool:
-        return self.body is not None and self.body.isBegun
 
-    def isUnsent(self, error: BaseException) -> bool:
-        """Whether *error* is the instance's fault, and came before any part of the request was sent."""
-        if error is self._failed and isinstance(error, (ConnectError, OSError)):
-            # A connection of the pool was tried before this one, if the body was begun.
-            return not self.isBodyBegun
-        # On a connection that was made for this attempt, the handshake comes before the request.
-        return self._isConnected and _tlsError(error) is not None
-
-
-class _WatchedBody(proxyForInterface(IBodyProducer, "_body")):  # type: ignore[misc] # a class made by Twisted
-    """A body that knows whether it was begun."""
-
-    isBegun = False
-
-    def startProducing(self, consumer: IConsumer) -> Any:
-        self.isBegun = True
-        return super().startProducing(consumer)
-
-
-class _Response(proxyForInterface(IResponse, "_original")):  # type: ignore[misc] # as above
+class _Response(proxyForInterface(IResponse, "_original")):  # type: ignore[misc] # a class made by Twisted
     """A response; the instance is in use until its body has been read."""
 
     def __init__(self, original: IResponse, use: ExitStack) -> None:
@@ -231,28 +209,23 @@ class _Response(proxyForInterface(IResponse, "_original")):  # type: ignore[misc
 
     def deliverBody(self, protocol: IProtocol) -> None:
         """See IResponse."""
-        self._original.deliverBody(WatchedProtocol(protocol, self._use.close))
+        whenLost(protocol, self._use.close)
+        self._original.deliverBody(protocol)
 
 
 def _reasons(error: BaseException) -> list[BaseException]:
     return [failure.value for failure in getattr(error, "reasons", None) or ()]
 
 
-def _tlsError(error: BaseException) -> BaseException | None:
-    """The failure of the handshake, if it failed: no request is sent before its end."""
-    errors = (error, *_reasons(error))
-    return next((one for one in errors if isinstance(one, (TLSError, VerificationError))), None)
-
-
-def _described(error: Exception, instance: Instance) -> Exception:
-    """*error*, with a text if it is one of TLS."""
-    tls = _tlsError(error)
-    if tls is None:
-        return error
-    if isinstance(tls, VerificationError):
-        return ConnectError(string=f"TLS: the certificate is not for {instance.tlsName}")
-    reasons = [str(part[-1]) for part in (tls.args[0] if tls.args else ()) if part]
-    return ConnectError(string=f"TLS: {'; '.join(reasons) or 'handshake failed'}")
+def _tlsError(error: Exception, instance: Instance) -> Exception | None:
+    """The failure of the handshake, with a text; ``None`` if it did not fail."""
+    for one in (error, *_reasons(error)):
+        if isinstance(one, VerificationError):
+            return ConnectError(string=f"TLS: the certificate is not for {instance.tlsName}")
+        if isinstance(one, TLSError):
+            reasons = [str(part[-1]) for part in (one.args[0] if one.args else ()) if part]
+            return ConnectError(string=f"TLS: {'; '.join(reasons) or 'handshake failed'}")
+    return None
 
 
 def _isConnectionLost(error: BaseException) -> bool:
@@ -311,23 +284,22 @@ class RegistryAgent:
         :raises ValueError: if there is no such strategy, *near* has other keys, or *timeout* or *panicThreshold* is not
             such a number.
         """
-        timeout = checkedConnectTimeout(timeout)
         self._reactor = reactor
+        self._timeout = checkedConnectTimeout(timeout)
+        self._policy = tlsPolicy() if policy is None else policy
         self._directory = directory
         suspects = Suspects(directory, reactor, panicThreshold)
         self._options: dict[str, Any] = {"strategy": strategy, "near": near, "random": random, "suspects": suspects}
-        _registerSchemes()
-        policy = tlsPolicy() if policy is None else policy
-        self._ownPool: HTTPConnectionPool | None = None
-        if pool is None:
-            pool = self._ownPool = HTTPConnectionPool(reactor)
-            pool.maxPersistentPerHost = _KEPT_CONNECTIONS
-            pool.cachedConnectionTimeout = _KEPT_SECONDS  # type: ignore[assignment] # as good as an int
-        self._policy, self._timeout, self._pool = policy, timeout, pool
-        self._elsewhere = PooledAgent(reactor, policy, timeout, pool)
         self._balancers: dict[str, Balancer] = {}
         # Invalid options are reported now, not with the first request.
         self._balancer("")
+        _registerSchemes()
+        self._pool = HTTPConnectionPool(reactor) if pool is None else pool
+        self._ownsPool = pool is None
+        if pool is None:
+            self._pool.maxPersistentPerHost = _KEPT_CONNECTIONS
+            self._pool.cachedConnectionTimeout = _KEPT_SECONDS  # type: ignore[assignment] # as good as an int
+        self._elsewhere = PooledAgent(reactor, self._policy, self._timeout, self._pool)
 
     def close(self) -> Deferred[None]:
         """
@@ -335,9 +307,7 @@ class RegistryAgent:
 
         :return: fires with ``None`` when they are closed.
         """
-        if self._ownPool is None:
-            return succeed(None)
-        closed: Deferred[None] = self._ownPool.closeCachedConnections()
+        closed: Deferred[None] = self._pool.closeCachedConnections() if self._ownsPool else succeed(None)
         return closed
 
     def request(
@@ -360,10 +330,8 @@ class RegistryAgent:
             return fail(SchemeNotSupported(f"{uri!r}: {error}"))
         if target is None:
             return self._elsewhere.request(method, uri, headers, bodyProducer)
-        balancer, headers = self._balancer(target.tag), headers or Headers()
-        request = BalancedRequest(
-            self._reactor, self._policy, self._timeout, self._pool, target, balancer, method, headers, bodyProducer
-        )
+        balancer = self._balancer(target.tag)
+        request = _Request(self, balancer, target, method, headers or Headers(), bodyProducer)
         return tryEach(balancer, request.attempt, timeout=self._timeout)
 
     def _balancer(self, tag: str) -> Balancer:
@@ -371,8 +339,7 @@ class RegistryAgent:
         if balancer is None:
             # Tags without services are forgotten: there is no bound to the number of them in mistyped URLs.
             self._balancers = {tag: one for tag, one in self._balancers.items() if not one.isEmpty}
-            balancer = Balancer(self._directory, tag, clock=self._reactor, **self._options)
-            self._balancers[tag] = balancer
+            balancer = self._balancers[tag] = Balancer(self._directory, tag, clock=self._reactor, **self._options)
         return balancer
 
 

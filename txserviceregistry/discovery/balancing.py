@@ -1,32 +1,221 @@
-"""Load balancing: which instance of a tag is tried next, and outlier ejection."""
+"""Load balancing: the instances of a tag, which of them is tried next, and outlier ejection."""
 
 from __future__ import annotations
 
 import math
 import random as randomModule
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from itertools import accumulate
+from types import MappingProxyType
 from typing import TypeVar
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
+from zope.interface import Interface, implementer
 
 from ..errors import NoServiceAvailable
 from ..types import Service
-from ..util.fields import Unusable
+from ..util.fields import HOST, Unusable, netloc, readAddress, takesWork, weightOf
 from ..util.logs import Logger
 from .directory import Directory
-from .instances import Instance, Key, readInstance
-from .strategies import IStrategy, strategyNamed
 from .suspects import Suspects
 
 _T = TypeVar("_T")
 
+#: The metadata key with the name that the TLS certificate is for, if that is not the host.
+TLS_NAME_KEY = "tls.name"
 # The metadata by which instances can be near, the widest area first.
 _AREAS = ("region", "zone")
 # Seconds of an instance's first ejection, and of the longest one.
 _FIRST_EJECTION, _LONGEST_EJECTION = 1.0, 60.0
+
+#: Identifies an instance: a service that is registered again with another address is another instance.
+Key = tuple[str, str, int]
+
+
+@attrs.frozen
+class Instance:
+    """
+    A service that can be connected to.
+
+    :ivar id: the service's id.
+    :ivar host: a host name, or an IP address without brackets.
+    :ivar port: the port's number.
+    :ivar metadata: the service's metadata.
+    :ivar tags: the service's tags.
+    :ivar isEnabled: whether it may be picked. The state ``drain`` or ``out`` prevents that, as do ``status=disabled``
+        and ``weight=0`` in its metadata.
+    :ivar weight: its share of new work compared with others, 0 to 1000: ``weight`` in its metadata, 100 by default.
+    :ivar key: the id and the address.
+    """
+
+    id: str
+    host: str
+    port: int
+    metadata: Mapping[str, str] = attrs.field(factory=dict, eq=False)
+    tags: tuple[str, ...] = attrs.field(default=(), eq=False)
+    isEnabled: bool = attrs.field(default=True, eq=False, repr=False)
+    key: Key = attrs.field(init=False, eq=False, repr=False)
+    weight: int = attrs.field(init=False, eq=False, repr=False)
+
+    @key.default
+    def _makeKey(self) -> Key:
+        return (self.id, self.host, self.port)
+
+    @weight.default
+    def _readWeight(self) -> int:
+        return weightOf(self.metadata)
+
+    @property
+    def tlsName(self) -> str:
+        """The name that its TLS certificate has to be for."""
+        name = self.metadata.get(TLS_NAME_KEY, "").strip()
+        return name if HOST.fullmatch(name) else self.host
+
+    @property
+    def netloc(self) -> str:
+        """The address as in a URL."""
+        return netloc(self.host, self.port)
+
+    def __str__(self) -> str:
+        return f"{self.id} at {self.netloc}"
+
+
+def readInstance(service: Service) -> Instance:
+    """A service's instance; raises Unusable if it has no valid address."""
+    host, port = readAddress(service["metadata"])
+    return Instance(service["id"], host, port, service["metadata"], tuple(service["tags"]), takesWork(service))
+
+
+def instanceOf(service: Service) -> Instance | None:
+    """
+    The instance of a service.
+
+    :param service: a service, as the registry returns it.
+    :return: the instance, or ``None`` if the service's metadata have no valid address.
+    """
+    try:
+        return readInstance(service)
+    except Unusable:
+        return None
+
+
+class IStrategy(Interface):
+    """Picks one of several instances. One strategy serves one balancer."""
+
+    def pick(candidates: Sequence[Instance]) -> Instance:
+        """The next one of *candidates*, sorted by id; as long as nothing has changed they are the same object."""
+
+    def began(instance: Instance) -> None:
+        """A use of *instance* begins: a connection or a request. Follows each :meth:`pick`."""
+
+    def ended(instance: Instance) -> None:
+        """A use of *instance* has ended."""
+
+
+@implementer(IStrategy)
+class RandomChoice:
+    """
+    A random one, each with a probability by its weight.
+
+    :param random: returns numbers from 0 to 1.
+    """
+
+    _candidates: Sequence[Instance] = ()
+    _ends: Sequence[int] = ()
+
+    def __init__(self, random: Callable[[], float] = randomModule.random) -> None:
+        self._random = random
+
+    def began(self, instance: Instance) -> None:
+        """Makes no difference here."""
+
+    def ended(self, instance: Instance) -> None:
+        """Makes no difference here."""
+
+    def pick(self, candidates: Sequence[Instance]) -> Instance:
+        if candidates is not self._candidates:
+            self._candidates, self._ends = candidates, list(accumulate(one.weight for one in candidates))
+        position = bisect_right(self._ends, self._random() * self._ends[-1])
+        # Another source of numbers than random.random may give exactly 1.
+        return candidates[min(position, len(candidates) - 1)]
+
+
+class RoundRobin(RandomChoice):
+    """
+    One after the other, in the order of their ids, beginning at a random one: programs that make one request per run,
+    and programs that restart together, spread over all instances. With different weights, each as often as its weight
+    says.
+    """
+
+    _position = -1
+    _last: str | None = None
+    # Of instances with different weights, how much work each is behind; otherwise none.
+    _credits: Mapping[Key, float] = MappingProxyType({})
+
+    def pick(self, candidates: Sequence[Instance]) -> Instance:
+        if candidates is not self._candidates:
+            self._arrange(candidates)
+        if self._credits:
+            # As nginx does it: in each round every instance gets as many turns as its weight, evenly distributed.
+            credits = self._credits = {one.key: self._credits[one.key] + one.weight for one in candidates}
+            picked = max(candidates, key=lambda one: credits[one.key])
+            credits[picked.key] -= sum(one.weight for one in candidates)
+        else:
+            self._position = (self._position + 1) % len(candidates)
+            picked = candidates[self._position]
+        self._last = picked.id
+        return picked
+
+    def _arrange(self, candidates: Sequence[Instance]) -> None:
+        self._candidates, known, self._credits = candidates, self._credits, {}
+        if len({one.weight for one in candidates}) > 1:
+            # Each process begins elsewhere.
+            self._credits = {one.key: known.get(one.key, one.weight * self._random()) for one in candidates}
+        elif self._last is None:
+            self._position = min(int(self._random() * len(candidates)), len(candidates) - 1) - 1
+        else:
+            # The next one is the one whose id follows the last one's.
+            self._position = bisect_right(candidates, self._last, key=lambda one: one.id) - 1
+
+
+@implementer(IStrategy)
+class LeastConnections:
+    """The one that this process uses least at this moment, in proportion to its weight; of several such, any."""
+
+    def __init__(self, random: Callable[[], float] = randomModule.random) -> None:
+        self._random = random
+        self._uses: Counter[Key] = Counter()
+
+    def pick(self, candidates: Sequence[Instance]) -> Instance:
+        return min(candidates, key=lambda one: ((self._uses[one.key] + 1) / max(one.weight, 1), self._random()))
+
+    def began(self, instance: Instance) -> None:
+        self._uses[instance.key] += 1
+
+    def ended(self, instance: Instance) -> None:
+        self._uses[instance.key] -= 1
+        if self._uses[instance.key] <= 0:
+            del self._uses[instance.key]
+
+
+#: The strategies by name.
+STRATEGIES: dict[str, Callable[[Callable[[], float]], IStrategy]] = {
+    "round-robin": RoundRobin,
+    "random": RandomChoice,
+    "least-connections": LeastConnections,
+}
+
+
+def strategyNamed(name: str, random: Callable[[], float] = randomModule.random) -> IStrategy:
+    """A new strategy; raises ValueError if the name is unknown."""
+    if name not in STRATEGIES:
+        raise ValueError(f"unknown strategy {name!r} (known: {', '.join(STRATEGIES)})")
+    return STRATEGIES[name](random)
 
 
 @attrs.frozen
@@ -109,12 +298,14 @@ class Balancer:
         if len(self._near) != len(near or ()):
             raise ValueError(f"near takes {' and '.join(_AREAS)} only, not {', '.join(near or ())}")
         self.ejections = Ejections(clock)
-        self._suspects = suspects
+        self._source = suspects or directory
         # The versions of the services, and the ejected instances, of the last refresh.
         self._versions = (-1, -1)
         self._ejected: frozenset[Key] | None = None
         self._services: Sequence[Service] | None = None
+        # By id, each service and its instance.
         self._read: dict[str, tuple[Service, Instance | None]] = {}
+        # The instances that may be picked, the nearest first; and the healthy ones that are nearest.
         self._tiers: list[list[Instance]] = []
         self._first: list[Instance] = []
         self.unusable = 0
@@ -133,10 +324,9 @@ class Balancer:
         if not tried and self._first:
             return self.strategy.pick(self._first)
         left = [[one for one in tier if one.key not in tried] for tier in self._tiers]
-        for tier in left:
-            healthy = self._healthy(tier)
-            if healthy:
-                return self.strategy.pick(healthy)
+        healthy = next(filter(None, map(self._healthy, left)), None)
+        if healthy:
+            return self.strategy.pick(healthy)
         return min((one for tier in left for one in tier), key=self.ejections.lastFailure, default=None)
 
     def unavailable(self, reasons: Mapping[str, BaseException] | None = None) -> NoServiceAvailable:
@@ -144,10 +334,9 @@ class Balancer:
         return NoServiceAvailable(self.tag, self.directory.stale, reasons or {}, self.unusable)
 
     def _refresh(self) -> None:
-        source = self._suspects or self.directory
-        versions = (self.directory.version, source.version)
+        versions = (self.directory.version, self._source.version)
         if versions != self._versions:
-            services = source.forTag(self.tag)
+            services = self._source.forTag(self.tag)
             # The same tuple means the same services: the change was one of another tag.
             if services is not self._services or not isinstance(services, tuple):
                 self._services = services
@@ -165,32 +354,25 @@ class Balancer:
     def _readAll(self, services: Sequence[Service]) -> None:
         before, self._read = self._read, {}
         tiers: list[list[Instance]] = [[] for _ in range(len(self._near) + 1)]
-        keys = set()
         for service in services:
-            id = service["id"]
-            known = before.get(id)
+            known = before.get(service["id"])
             if known is None or known[0] != service:
-                known = (service, self._readOne(service, known is None or known[1] is not None))
-            self._read[id] = known
-            if (instance := known[1]) is not None:
-                keys.add(instance.key)
-                if instance.isEnabled:
-                    tiers[self._distance(instance)].append(instance)
+                known = (service, self._readOne(service, isKnown=known is not None and known[1] is None))
+            self._read[service["id"]] = known
+            instance = known[1]
+            if instance is not None and instance.isEnabled:
+                tiers[self._distance(instance)].append(instance)
         self._tiers = [tier for tier in tiers if tier]
         self.unusable = len(services) - sum(map(len, tiers))
-        self.ejections.keepOnly(keys)
+        self.ejections.keepOnly({instance.key for _, instance in self._read.values() if instance is not None})
 
-    def _readOne(self, service: Service, isNew: bool) -> Instance | None:
+    def _readOne(self, service: Service, isKnown: bool) -> Instance | None:
         try:
             return readInstance(service)
         except Unusable as why:
-            if isNew:
-                self._log.warn(
-                    "Service {id} with tag {tag} can't be connected to: {why}",
-                    id=service["id"],
-                    tag=self.tag,
-                    why=str(why),
-                )
+            if not isKnown:
+                text = "Service {id} with tag {tag} can't be connected to: {why}"
+                self._log.warn(text, id=service["id"], tag=self.tag, why=str(why))
             return None
 
     def _distance(self, instance: Instance) -> int:
@@ -216,14 +398,12 @@ def tryEach(balancer: Balancer, attempt: Callable[[Instance], Awaitable[_T]], *,
     """
     Try one instance after another, each at most once, until one works.
 
-    :param balancer: picks the instances.
     :param attempt: tries one instance; raises :class:`TryNext` if another one may be tried. It tells the strategy when
         it begins and ends, and the ejections when it has succeeded.
     :param timeout: seconds to wait for the directory's first listing.
     :return: fires with what *attempt* returned. Fails with what it raised, with the last reason if that instance had
         been reached, and with :class:`~txserviceregistry.errors.NoServiceAvailable`. It may be cancelled.
     """
-    cancelled = False
 
     async def run() -> _T:
         if math.isinf(balancer.directory.stale) and balancer.isEmpty:
@@ -234,35 +414,29 @@ def tryEach(balancer: Balancer, attempt: Callable[[Instance], Awaitable[_T]], *,
         tried: set[Key] = set()
         reasons: dict[str, BaseException] = {}
         last: TryNext | None = None
-        while True:
-            instance = balancer.pick(tried)
-            if instance is None:
-                if last is not None and last.wasReached:
-                    raise last.error
-                raise balancer.unavailable(reasons)
+        while (instance := balancer.pick(tried)) is not None:
             tried.add(instance.key)
             try:
                 return await attempt(instance)
             except TryNext as next:
-                if cancelled:
+                if result.called:
                     raise CancelledError()
                 if not next.wasReached:
                     balancer.ejections.failed(instance)
                 last = next
                 reasons[str(instance)] = next.error
+        raise last.error if last is not None and last.wasReached else balancer.unavailable(reasons)
 
-    def cancel(_: Deferred[_T]) -> None:
-        nonlocal cancelled
-        cancelled = True
+    def cancel(result: Deferred[_T]) -> None:
+        # At once: connections raise errors of their own when they are cancelled, and may take their time.
+        result.errback(CancelledError())
         running.cancel()
+
+    def relay(outcome: _T | Failure) -> None:
+        if not result.called:
+            result.callback(outcome)
 
     result: Deferred[_T] = Deferred(cancel)
     running = Deferred.fromCoroutine(run())
-
-    def relay(outcome: _T | Failure) -> None:
-        # Connections raise errors of their own when they are cancelled.
-        if not cancelled:
-            result.callback(outcome)
-
     running.addBoth(relay)
     return result

@@ -13,20 +13,14 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import (
     IAddress,
-    IFileDescriptorReceiver,
-    IHalfCloseableProtocol,
-    IHandshakeListener,
     IListeningPort,
-    ILoggingContext,
     IProtocol,
     IProtocolFactory,
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
-from twisted.internet.protocol import Protocol, connectionDone
-from twisted.python.components import proxyForInterface
 from twisted.python.failure import Failure
-from zope.interface import alsoProvides, implementer
+from zope.interface import implementer
 
 from ..client import Client
 from ..errors import RegistrationEnded
@@ -36,11 +30,9 @@ from ..util.deferred import returnsDeferred, waitFor
 from ..util.fields import HOST_KEYS, PORT_KEYS, checkedId, checkedMetadata, checkedTags, checkedTimeout
 from ..util.logs import Logger
 from ..util.parsing import LONGEST_INTERVAL, boundedNumber
-from .balancing import Balancer, TryNext, tryEach
+from .balancing import Balancer, Instance, IStrategy, TryNext, tryEach
 from .directory import Directory
-from .instances import Instance
-from .shared import Reference
-from .strategies import IStrategy
+from .shared import SharedUser
 from .suspects import THRESHOLD, Suspects
 
 #: The default of the seconds for each instance to accept a connection.
@@ -55,44 +47,15 @@ def checkedConnectTimeout(timeout: object) -> float:
         raise ValueError(f"timeout: {error}") from None
 
 
-class WatchedProtocol(Protocol):
-    """Stands between a transport and a protocol, and calls *lost* when the connection is over."""
+def whenLost(protocol: Any, lost: Callable[[], object]) -> None:
+    """Call *lost* when a protocol's connection is over."""
+    connectionLost = protocol.connectionLost
 
-    def __init__(self, wrapped: Any, lost: Callable[[], None]) -> None:
-        self.wrapped = wrapped
-        self._lost = lost
-        for interface in (IHalfCloseableProtocol, IFileDescriptorReceiver, IHandshakeListener):
-            if interface.providedBy(wrapped):
-                alsoProvides(self, interface)
+    def over(*reason: Failure) -> None:
+        lost()
+        connectionLost(*reason)
 
-    def logPrefix(self) -> str:
-        """See ILoggingContext."""
-        wrapped = self.wrapped
-        return str(wrapped.logPrefix()) if ILoggingContext.providedBy(wrapped) else type(wrapped).__name__
-
-    def connectionMade(self) -> None:
-        self.wrapped.makeConnection(self.transport)
-
-    def dataReceived(self, data: bytes) -> None:
-        self.wrapped.dataReceived(data)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._lost()
-        self.wrapped.connectionLost(reason)
-
-    def __getattr__(self, name: str) -> Any:
-        # For the methods of the optional interfaces.
-        return getattr(self.wrapped, name)
-
-
-class _WatchingFactory(proxyForInterface(IProtocolFactory, "_wrapped")):  # type: ignore[misc] # made by Twisted
-    def __init__(self, wrapped: IProtocolFactory, lost: Callable[[], None]) -> None:
-        super().__init__(wrapped)
-        self._lost = lost
-
-    def buildProtocol(self, addr: IAddress) -> WatchedProtocol | None:
-        protocol = self._wrapped.buildProtocol(addr)
-        return None if protocol is None else WatchedProtocol(protocol, self._lost)
+    protocol.connectionLost = over
 
 
 @implementer(IStreamClientEndpoint)
@@ -149,18 +112,18 @@ class RegistryEndpoint:
         balancer = self._balancer
 
         async def attempt(instance: Instance) -> IProtocol:
-            ended = partial(balancer.strategy.ended, instance)
             balancer.strategy.began(instance)
+            ended = partial(balancer.strategy.ended, instance)
             endpoint = endpointTo(self._reactor, instance.host, instance.port, self._timeout)
             try:
-                watched: Any = await endpoint.connect(_WatchingFactory(protocolFactory, ended))
+                protocol: IProtocol = await endpoint.connect(protocolFactory)
             except BaseException as error:
                 ended()
                 if isinstance(error, (ConnectError, OSError)):
                     raise TryNext(error)
                 raise
             balancer.ejections.succeeded(instance)
-            protocol: IProtocol = watched.wrapped
+            whenLost(protocol, ended)
             return protocol
 
         return tryEach(balancer, attempt, timeout=self._timeout)
@@ -175,10 +138,10 @@ class RegisteredPort:
         :meth:`stopListening`, so that clients that have just looked it up are not refused.
     """
 
-    def __init__(self, port: IListeningPort, service: RegisteredService, reference: Reference | None) -> None:
+    def __init__(self, port: IListeningPort, service: RegisteredService, user: SharedUser | None) -> None:
         self.service = service
         self._port = port
-        self._reference = reference
+        self._user = user
         self._stopping: Deferred[None] | None = None
 
     def __repr__(self) -> str:
@@ -208,8 +171,8 @@ class RegisteredPort:
             await self.service.stopService()
             await maybeDeferred(self._port.stopListening)
         finally:
-            if self._reference is not None:
-                await self._reference.release()
+            if self._user is not None:
+                await self._user.release()
 
 
 @implementer(IStreamServerEndpoint)
@@ -225,7 +188,7 @@ class RegisteredEndpoint:
 
     def __init__(
         self,
-        client: Client | Callable[[], Reference],
+        client: Client | Callable[[], SharedUser],
         endpoint: IStreamServerEndpoint,
         serviceId: str,
         heartbeatTimeout: int = 30,
@@ -233,8 +196,7 @@ class RegisteredEndpoint:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """
-        :param client: sends the requests, and the caller closes it; or a function that acquires a client for as long
-            as this listens.
+        :param client: sends the requests, and the caller closes it; or a function that begins the use of a shared one.
         :param endpoint: the endpoint to listen on.
         :param serviceId: see :class:`~txserviceregistry.RegisteredService`, here and below.
         :param heartbeatTimeout: seconds.
@@ -261,36 +223,32 @@ class RegisteredEndpoint:
         :return: fires with a :class:`RegisteredPort` when the port is open. Fails as the wrapped endpoint does, and
             with :class:`~txserviceregistry.errors.InvalidSettings` if no settings name the registry.
         """
-        if isinstance(self._client, Client):
-            reference, client = None, self._client
-        else:
-            reference = self._client()
-            client = reference.client
+        user, client = None, self._client
+        if not isinstance(client, Client):
+            user = client()
+            client = user.client
         try:
             port = await self._endpoint.listen(protocolFactory)
-            if reference is not None and reference.isOver:
+            if user is not None and user.isOver:
                 await maybeDeferred(port.stopListening)
                 raise RegistrationEnded(f"Service {self._serviceId} was stopped before it was registered")
         except BaseException:
-            if reference is not None:
-                await reference.release()
+            if user is not None:
+                await user.release()
             raise
         service = RegisteredService(
             client, self._serviceId, self._heartbeatTimeout, self._tags, self._withAddress(port.getHost())
         )
         service.startService()
-        if reference is not None:
-            reference.onEnd(service.stopService)
-        return RegisteredPort(port, service, reference)
+        if user is not None:
+            user.leave = service.stopService
+        return RegisteredPort(port, service, user)
 
     def _withAddress(self, address: IAddress) -> dict[str, str]:
         metadata = dict(self._metadata)
         if not isinstance(address, (IPv4Address, IPv6Address)):
-            self._log.info(
-                "Service {id} listens on {address}, not on a host and port: its metadata have no address",
-                id=self._serviceId,
-                address=address,
-            )
+            text = "Service {id} listens on {address}, not on a host and port: its metadata have no address"
+            self._log.info(text, id=self._serviceId, address=address)
             return metadata
         if not any(key in metadata for key in PORT_KEYS):
             metadata["port"] = str(address.port)

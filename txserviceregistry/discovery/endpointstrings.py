@@ -24,9 +24,9 @@ from ..util.deferred import returnsDeferred
 from ..util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID
 from ..util.logs import Logger
 from ..util.parsing import parseMetadata, parseTags
+from .balancing import strategyNamed
 from .endpoints import CONNECT_TIMEOUT, RegisteredEndpoint, RegistryEndpoint, checkedConnectTimeout
-from .shared import Reference, acquire
-from .strategies import strategyNamed
+from .shared import SharedUser, share
 from .suspects import THRESHOLD, checkedThreshold
 
 _CLIENT_KEYS = ("tag", "strategy", "timeout", "region", "zone", "panicThreshold")
@@ -44,9 +44,9 @@ class SharedRegistryEndpoint:
         self._reactor = reactor
         self._tag = tag
         self._options = options
-        self._reference: Reference | None = None
+        self._user: SharedUser | None = None
         self._end: Callable[[], object] = lambda: None
-        self._endpoint: RegistryEndpoint | None = None
+        self._endpoint: Any = None
 
     def __repr__(self) -> str:
         return f"<registry:{self._tag}>"
@@ -54,26 +54,20 @@ class SharedRegistryEndpoint:
     @returnsDeferred
     async def connect(self, protocolFactory: IProtocolFactory) -> IProtocol:
         """See RegistryEndpoint; fails with InvalidSettings too, if no settings name the registry."""
-        # This coroutine refers to the endpoint until it ends.
-        return await self._acquired().connect(protocolFactory)
-
-    def _acquired(self) -> RegistryEndpoint:
-        if self._endpoint is None or self._reference is None or self._reference.isOver:
+        if self._user is None or self._user.isOver:
             self._end()
-            self._reference = reference = acquire(self._reactor, hasDirectory=True)
-            self._end = end = finalize(self, _release, reference, self._reactor)
+            self._user = user = share(self._reactor)
+            self._end = end = finalize(self, _release, user, self._reactor)
             end.atexit = False
-            assert reference.directory is not None
-            self._endpoint = RegistryEndpoint(self._reactor, reference.directory, self._tag, **self._options)
-        return self._endpoint
+            self._endpoint = RegistryEndpoint(self._reactor, user.directory, self._tag, **self._options)
+        # This coroutine refers to the endpoint until it ends.
+        protocol: IProtocol = await self._endpoint.connect(protocolFactory)
+        return protocol
 
 
-def _release(reference: Reference, reactor: Any) -> None:
-    def release() -> None:
-        reference.release().addErrback(lambda failure: _log.failure("Closing the shared client failed", failure))
-
+def _release(user: SharedUser, reactor: Any) -> None:
     # The garbage collector runs in any thread, and within any call.
-    reactor.callFromThread(release)
+    reactor.callFromThread(user.release)
 
 
 def _orExit(reactor: Any, error: ServiceRegistryError | ValueError) -> BaseException:
@@ -107,25 +101,25 @@ def parseRegistry(reactor: Any, *args: str, **kwargs: str) -> SharedRegistryEndp
     :param reactor: connects.
     :raises ValueError: if a parameter is not valid.
     """
-    given = dict(kwargs)
-    for name in given:
+    for name in kwargs:
         if name not in _CLIENT_KEYS:
             raise ValueError(f"registry: unknown parameter {name!r} (known: {', '.join(_CLIENT_KEYS)})")
-    tags = [*args, *([given.pop("tag")] if "tag" in given else [])]
+    tags = [*args, *([kwargs["tag"]] if "tag" in kwargs else [])]
     if len(tags) != 1 or not tags[0]:
         raise ValueError(
             r"registry: one tag is required, as in registry:web:strategy=random (a colon within a tag is written \:)"
         )
-    strategy = given.get("strategy", "round-robin")
+    near = {area: kwargs[area] for area in ("region", "zone") if area in kwargs}
+    options: dict[str, Any] = {
+        name: kwargs[name] for name in ("strategy", "timeout", "panicThreshold") if name in kwargs
+    }
     try:
-        strategyNamed(strategy)
-        timeout = checkedConnectTimeout(given.get("timeout", CONNECT_TIMEOUT))
-        threshold = checkedThreshold(given.get("panicThreshold", THRESHOLD))
+        strategyNamed(options.get("strategy", "random"))
+        checkedConnectTimeout(options.get("timeout", CONNECT_TIMEOUT))
+        checkedThreshold(options.get("panicThreshold", THRESHOLD))
     except ValueError as error:
         raise ValueError(f"registry: {error}") from None
-    near = {area: given[area] for area in ("region", "zone") if area in given}
-    options = {"strategy": strategy, "timeout": timeout, "panicThreshold": threshold, "near": near}
-    return SharedRegistryEndpoint(reactor, tags[0], options)
+    return SharedRegistryEndpoint(reactor, tags[0], {**options, "near": near})
 
 
 @_exits
@@ -157,13 +151,13 @@ def parseRegistered(reactor: Any, *args: str, **kwargs: str) -> RegisteredEndpoi
         raise ValueError(rf"registered: metadata: {error}; in an endpoint string that is \\,")
     tags = parseTags(kwargs.get("tags", ""))
 
-    def client() -> Reference:
+    def use() -> SharedUser:
         try:
-            return acquire(reactor)
+            return share(reactor)
         except InvalidSettings as error:
             raise _orExit(reactor, error)
 
-    return RegisteredEndpoint(client, _nested(reactor, nested), id, int(timeout), tags, metadata)
+    return RegisteredEndpoint(use, _nested(reactor, nested), id, int(timeout), tags, metadata)
 
 
 def _nested(reactor: Any, description: str) -> Any:

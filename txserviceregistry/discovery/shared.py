@@ -1,6 +1,6 @@
 """
 The client and the directory that endpoint strings share, one for each reactor and registry. They are closed with the
-last reference to them.
+last of their users.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorCore
 
@@ -20,66 +21,59 @@ from .directory import Directory
 _log = Logger()
 
 
-class Reference:
-    """A reference to the client, and to the directory if it was acquired with that, until :meth:`release`."""
+class SharedUser:
+    """
+    The use of a shared client and directory by one endpoint.
 
-    def __init__(self, shared: _Shared, directory: Directory | None) -> None:
+    :ivar leave: is called before everything is closed during this use; its Deferred is waited for.
+    """
+
+    def __init__(self, shared: _Shared) -> None:
         self.client = shared.client
-        self.directory = directory
         self.leave: Callable[[], object] = lambda: None
         self._shared = shared
 
     @property
+    def directory(self) -> Directory:
+        """The directory, which is started with its first use."""
+        return self._shared.directory()
+
+    @property
     def isOver(self) -> bool:
-        """Whether everything is closed, or being closed, so that a new reference is needed."""
+        """Whether everything is closed, or being closed, so that a new use has to begin."""
         return self._shared.ending is not None
 
-    def onEnd(self, leave: Callable[[], object]) -> None:
-        """Before everything is closed while this reference lasts, call *leave*, and wait for its Deferred."""
-        self.leave = leave
-
     def release(self) -> Deferred[None]:
-        """End it, once or more often; fires when everything that is closed because of it is closed."""
-        return self._shared.release(self)
+        """End the use, once or more often; fires when everything that is closed because of it is closed."""
+        shared = self._shared
+        if shared.ending is None:
+            shared.users.pop(self, None)
+        return shared.end() if self.isOver or not shared.users else succeed(None)
 
 
 class _Shared:
-    """One client, and one directory while a reference needs it."""
+    """One client, and one directory."""
 
     def __init__(self, reactor: Any, key: object, settings: Settings) -> None:
         self.key = key
         self.client = Client(reactor=reactor, settings=settings)
+        self.users: dict[SharedUser, None] = {}
         self.ending: Deferred[None] | None = None
         self._reactor = reactor
-        self._references: list[Reference] = []
         self._directory: Directory | None = None
         self._trigger: Any = None
         if IReactorCore.providedBy(reactor):
             # A twistd application stops its servers in the same phase; those are waited for.
             self._trigger = reactor.addSystemEventTrigger("before", "shutdown", self.end)
 
-    def acquire(self, hasDirectory: bool) -> Reference:
-        if hasDirectory and self._directory is None:
+    def directory(self) -> Directory:
+        if self._directory is None:
             self._directory = Directory(self.client)
             self._directory.startService()
-        reference = Reference(self, self._directory if hasDirectory else None)
-        self._references.append(reference)
-        return reference
-
-    def release(self, reference: Reference) -> Deferred[None]:
-        if self.ending is not None:
-            return waitFor(self.ending)
-        if reference not in self._references:
-            return succeed(None)
-        self._references.remove(reference)
-        if not self._references:
-            return self.end()
-        if all(other.directory is None for other in self._references):
-            return self._stopDirectory()
-        return succeed(None)
+        return self._directory
 
     def end(self) -> Deferred[None]:
-        """Close everything, after all references have left."""
+        """Close everything, after all users have left."""
         if self.ending is None:
             self.ending = Deferred()
             self._end().chainDeferred(self.ending)
@@ -90,22 +84,10 @@ class _Shared:
         def failed(failure: Any) -> None:
             _log.failure("Closing a shared client failed", failure)
 
-        try:
-            await gatherResults([maybeDeferred(each.leave).addErrback(failed) for each in self._references])
-            await self._stopDirectory()
-        finally:
-            try:
-                await self.client.close()
-            finally:
-                self._forget()
-
-    @returnsDeferred
-    async def _stopDirectory(self) -> None:
-        directory, self._directory = self._directory, None
-        if directory is not None:
-            await directory.stopService()
-
-    def _forget(self) -> None:
+        await gatherResults([maybeDeferred(user.leave).addErrback(failed) for user in self.users])
+        if self._directory is not None:
+            await self._directory.stopService()
+        await self.client.close().addErrback(failed)
         _open[self._reactor].remove(self)
         if not _open[self._reactor]:
             del _open[self._reactor]
@@ -121,29 +103,24 @@ class _Shared:
 _open: dict[Any, list[_Shared]] = {}
 
 
-def acquire(reactor: Any, *, hasDirectory: bool = False) -> Reference:
+def share(reactor: Any) -> SharedUser:
     """
-    Refer to the shared client of the registry that the settings name, and to its directory if that is needed too.
+    Begin to use the shared client of the registry that the settings name.
 
     :raises InvalidSettings: if a setting can't be used, or there are no credentials.
     """
     settings = readSettings()
-    key = (
-        settings.username,
-        # A client rereads the key in a file.
-        settings.raxrcPath or settings.apiKey,
-        settings.baseUrls,
-        settings.authUrls,
-        settings.region,
-        settings.verify,
-        settings.caFile,
-    )
+    # A client rereads the key in a file.
+    key = attrs.evolve(settings, apiKey="" if settings.raxrcPath else settings.apiKey)
     for shared in _open.get(reactor, ()):
         if shared.key == key and shared.ending is None:
-            return shared.acquire(hasDirectory)
-    shared = _Shared(reactor, key, settings)
-    _open.setdefault(reactor, []).append(shared)
-    return shared.acquire(hasDirectory)
+            break
+    else:
+        shared = _Shared(reactor, key, settings)
+        _open.setdefault(reactor, []).append(shared)
+    user = SharedUser(shared)
+    shared.users[user] = None
+    return user
 
 
 @returnsDeferred

@@ -8,7 +8,7 @@ still reach them must not stop using them (Envoy calls this panic mode).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from weakref import finalize, ref
+from weakref import WeakMethod, finalize
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -21,8 +21,6 @@ from .directory import Change, Directory
 THRESHOLD = 0.5
 #: How many of them have to expire at least.
 FEWEST = 3
-# For so many tags, expired services may be kept until their tags change.
-_FEW_TAGS = 100
 
 
 def checkedThreshold(threshold: object) -> float:
@@ -40,15 +38,13 @@ class Suspects:
     registered again is an ordinary service. When enough have returned, the other suspects of the tag are dropped.
 
     Use it in place of the directory to find services, for any number of tags. The directory's own state (``stale``,
-    ``whenReady``) stays there::
+    ``whenReady``) stays there. It ends when there is no reference to it::
 
         directory = Directory(client)
         suspects = Suspects(directory, reactor, threshold=0.5)  # before the directory starts
         suspects.onChange(changed)
         directory.startService()
         suspects.forTag("web")
-
-    It ends when there is no reference to it.
 
     :ivar version: grows with every change.
     """
@@ -68,20 +64,18 @@ class Suspects:
         self._listeners: Listeners[[Change, Service]] = Listeners(self._log, "services and suspects")
         # By tag and id, those that have expired and not returned, and when, the earliest first.
         self._expired: dict[str, dict[str, tuple[float, Service]]] = {}
-        # With more tags than these, all are judged: a tag without changes would stay otherwise.
-        self._mostTags = _FEW_TAGS
         # The tags that have suspects, which are all of their expired services; and these by id.
         self._panicking: set[str] = set()
         self._suspects: dict[str, Service] = {}
         # The results of forTag for these tags, each with the directory's result that it is made of.
         self._given: dict[str, tuple[Sequence[Service], tuple[Service, ...]]] = {}
         if self._threshold:
-            self_ = ref(self)
+            method = WeakMethod(self._changed)
 
             def changed(change: Change, service: Service) -> None:
-                suspects = self_()
-                if suspects is not None:
-                    suspects._changed(change, service)
+                listener = method()
+                if listener is not None:
+                    listener(change, service)
 
             finalize(self, directory.onChange(changed)).atexit = False
 
@@ -109,45 +103,37 @@ class Suspects:
 
     def _changed(self, change: Change, service: Service) -> None:
         self.version += 1
-        id = service["id"]
-        self._suspects.pop(id, None)
-        tags = {tag for tag, expired in self._expired.items() if expired.pop(id, None) is not None}
-        tags |= self._panicking.intersection(service["tags"])
-        if change == "timeout":
-            tags.update(service["tags"])
-            for tag in set(service["tags"]):
-                self._expired.setdefault(tag, {})[id] = self._clock.seconds(), service
-            if self._panicking.intersection(service["tags"]):
-                self._suspects[id] = service
-        isFull = len(self._expired) > self._mostTags
-        if isFull:
-            tags |= self._expired.keys()
-        for tag in tags:
-            self._given.pop(tag, None)
+        id, tags, now = service["id"], {*service["tags"]}, self._clock.seconds()
         before = self._suspects
-        haveChanged = [self._judge(tag) for tag in tags]
-        if isFull:
-            self._mostTags = max(_FEW_TAGS, 2 * len(self._expired))
-        if any(haveChanged):
+        affected = {tag for tag, expired in self._expired.items() if expired.pop(id, None) or self._isOld(tag, now)}
+        affected |= self._panicking & tags
+        if change == "timeout":
+            affected |= tags
+            for tag in tags:
+                self._expired.setdefault(tag, {})[id] = now, service
+        for tag in affected:
+            self._given.pop(tag, None)
+            self._judge(tag, now)
+        if affected:
             self._suspects = {id: service for tag in self._panicking for id, (_, service) in self._expired[tag].items()}
         if id not in self._suspects:
             self._listeners.call(change, service)
-        if self._suspects is not before:
-            after = self._suspects
-            for other in [one for one in after.values() if one["id"] not in before and one["id"] != id]:
-                self._listeners.call("join", other)
-            for other in [one for one in before.values() if one["id"] not in after and one["id"] != id]:
-                self._listeners.call("timeout", other)
+        after = self._suspects
+        for suspect in [after[key] for key in after if key not in before and key != id]:
+            self._listeners.call("join", suspect)
+        for suspect in [before[key] for key in before if key not in after and key != id]:
+            self._listeners.call("timeout", suspect)
 
-    def _judge(self, tag: str) -> bool:
-        """Begin or end to use the expired services of a tag; whether that has changed."""
+    def _isOld(self, tag: str, now: float) -> bool:
+        """Whether the service of a tag that has expired first is not to be counted any more."""
+        moment, service = next(iter(self._expired[tag].values()), (now, None))
+        return tag not in self._panicking and service is not None and now - moment > service["heartbeat_timeout"]
+
+    def _judge(self, tag: str, now: float) -> None:
+        """Begin or end to use the expired services of a tag."""
         expired, isPanicking = self._expired[tag], tag in self._panicking
-        now = self._clock.seconds()
-        while expired and not isPanicking:
-            id, (moment, service) = next(iter(expired.items()))
-            if now - moment <= service["heartbeat_timeout"]:
-                break
-            del expired[id]
+        while self._isOld(tag, now):
+            del expired[next(iter(expired))]
         total = len(expired) + len(self._directory.forTag(tag))
         isMuch = len(expired) > self._threshold * total
         if isMuch and not isPanicking and len(expired) >= FEWEST:
@@ -159,18 +145,16 @@ class Suspects:
                 total=total,
                 tag=tag,
             )
-            return True
-        if isMuch or (expired and not isPanicking):
-            return False
-        del self._expired[tag]
-        if isPanicking:
+        elif not isMuch and isPanicking:
             self._panicking.discard(tag)
             self._log.info(
                 "Enough services with tag {tag} are registered again; {count} suspects dropped",
                 tag=tag,
                 count=len(expired),
             )
-        return isPanicking
+            expired.clear()
+        if not expired:
+            del self._expired[tag]
 
 
 def _merged(present: Iterable[Service], suspects: Iterable[Service]) -> list[Service]:

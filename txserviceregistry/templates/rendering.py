@@ -11,8 +11,8 @@ from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateSyn
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from twisted.internet.defer import Deferred, gatherResults
 
+from ..discovery.balancing import instanceOf
 from ..discovery.directory import Directory
-from ..discovery.instances import instanceOf
 from ..discovery.suspects import THRESHOLD, Suspects
 from ..discovery.watcher import ConfigurationWatcher
 from ..types import Service

@@ -11,8 +11,8 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 
 from txserviceregistry import Client
+from txserviceregistry.discovery.balancing import Instance, readInstance
 from txserviceregistry.discovery.directory import Change
-from txserviceregistry.discovery.instances import Instance, readInstance
 from txserviceregistry.types import Service
 from txserviceregistry.util.logs import Listeners, Logger
 

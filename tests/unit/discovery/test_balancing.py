@@ -4,6 +4,7 @@ Load balancing: locality, ejections, disabled instances, and attempts with one i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.discovery.balancing import Balancer, Ejections, TryNext, tryEach
-from txserviceregistry.discovery.instances import Instance
+from txserviceregistry.discovery.balancing import Balancer, Ejections, Instance, TryNext, tryEach
 from txserviceregistry.errors import NoServiceAvailable
 from txserviceregistry.types import Service
 
@@ -256,8 +256,8 @@ class TryEachTests(BalancingTestCase):
 
     def test_waitsForTheFirstListing(self) -> None:
         """Before anything was ever listed it waits for it."""
-        balancer = self.balancer(service("ccc"))
-        self.directory = balancer.directory = FakeDirectory(ready=False)
+        balancer = self.balancer()
+        self.directory.stale = math.inf
         result = tryEach(balancer, self.onlyC, timeout=5)
         self.clock.advance(4)
         self.assertNoResult(result)
@@ -269,7 +269,7 @@ class TryEachTests(BalancingTestCase):
     def test_timeout(self) -> None:
         """After its timeout the error says that there is no listing yet."""
         balancer = self.balancer()
-        balancer.directory = FakeDirectory(ready=False)
+        self.directory.stale = math.inf
         result = tryEach(balancer, self.refuse, timeout=5)
         self.clock.advance(5)
         self.assertIn("no response from the registry yet", str(self.failureResultOf(result, NoServiceAvailable).value))
@@ -277,7 +277,7 @@ class TryEachTests(BalancingTestCase):
     def test_cancellingWhileItWaits(self) -> None:
         """Cancelled while it waits for the listing, it leaves nothing behind."""
         balancer = self.balancer()
-        balancer.directory = FakeDirectory(ready=False)
+        self.directory.stale = math.inf
         result = tryEach(balancer, self.refuse, timeout=5)
         result.cancel()
         self.failureResultOf(result, CancelledError)

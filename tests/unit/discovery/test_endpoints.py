@@ -182,6 +182,9 @@ class ConnectTests(SynchronousTestCase):
             def fileDescriptorReceived(self, descriptor: int) -> None:
                 self.called.append("descriptor")
 
+            def connectionLost(self, reason: object) -> None:
+                self.called.append("lost")
+
         connecting = self.endpoint().connect(Factory.forProtocol(Special))
         wire = self.accept(0)
         wire.readConnectionLost()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.discovery.instances import instanceOf, readInstance
+from txserviceregistry.discovery.balancing import instanceOf, readInstance
 from txserviceregistry.types import Service
 from txserviceregistry.util.fields import Unusable
 

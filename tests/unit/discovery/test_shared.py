@@ -1,5 +1,5 @@
 """
-What endpoint strings share, from the first reference to the last.
+What endpoint strings share, from the first user to the last.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.unit.garbage import collectOnlyNew
 from txserviceregistry.discovery import shared
 from txserviceregistry.discovery.endpoints import RegisteredEndpoint, RegisteredPort
-from txserviceregistry.discovery.shared import acquire, closeShared
+from txserviceregistry.discovery.shared import SharedUser, closeShared, share
 from txserviceregistry.errors import InvalidSettings, NoServiceAvailable, RegistrationEnded
 from txserviceregistry.settings import Settings
 
@@ -33,49 +33,45 @@ class ReferenceTests(SharedTestCase):
 
     def test_oneForAll(self) -> None:
         """There is one client, and one directory, however many use them; they are closed with the last."""
-        references = [acquire(self.reactor, hasDirectory=True) for _ in range(3)]
+        users = [self.user() for _ in range(3)]
         self.assertEqual(len(self.clients), 1)
-        [directory] = {reference.directory for reference in references}
+        [directory] = {user.directory for user in users}
         assert directory is not None
         self.fake.advance(1)
         self.assertTrue(directory.running)
-        for reference in references[:2]:
-            self.successResultOf(reference.release())
-            self.successResultOf(reference.release())
+        for user in users[:2]:
+            self.successResultOf(user.release())
+            self.successResultOf(user.release())
         self.assertTrue(directory.running)
-        self.assertFalse(references[2].isOver)
-        self.successResultOf(references[2].release())
+        self.assertFalse(users[2].isOver)
+        self.successResultOf(users[2].release())
         self.assertFalse(directory.running)
         self.assertEqual(self.closed, self.clients)
-        self.successResultOf(references[2].release())
+        self.successResultOf(users[2].release())
         self.fake.advance(1)
         self.assertEqual(self.fake.clock.getDelayedCalls(), [])
         self.assertEqual(self.reactor.beforeShutdown, [])
 
+    def user(self) -> SharedUser:
+        """One that needs the directory."""
+        user = share(self.reactor)
+        self.assertIs(user.directory, user.directory)
+        return user
+
     def test_theDirectoryIsThereForReaders(self) -> None:
-        """
-        Servers need no directory: it ends with the last reference that needs it, and the next one starts a new one.
-        """
-        server = acquire(self.reactor)
-        first = acquire(self.reactor, hasDirectory=True)
-        directory = first.directory
-        assert directory is not None
-        self.successResultOf(first.release())
-        self.assertFalse(directory.running)
-        self.assertEqual(self.closed, [])
-        again = acquire(self.reactor, hasDirectory=True)
-        self.assertTrue(again.directory and again.directory.running)
-        self.assertIsNot(again.directory, directory)
-        self.assertEqual(len(self.clients), 1)
-        self.successResultOf(again.release())
+        """Servers need no directory: it starts with the first user that needs it."""
+        server = share(self.reactor)
+        self.fake.advance(1)
+        self.assertEqual(self.fake.requests, [])
+        self.assertTrue(server.directory.running)
         self.successResultOf(server.release())
-        self.assertEqual(self.closed, self.clients)
+        self.assertFalse(server.directory.running)
 
     def test_otherSettings(self) -> None:
         """Other settings mean another registry, or another user: another client."""
-        first = acquire(self.reactor)
+        first = share(self.reactor)
         self.settings = Settings("another user", "key", (self.fake.url,), ())
-        second = acquire(self.reactor)
+        second = share(self.reactor)
         self.assertIsNot(first.client, second.client)
         self.successResultOf(first.release())
         self.assertEqual(self.closed, [first.client])
@@ -85,20 +81,20 @@ class ReferenceTests(SharedTestCase):
     def test_anotherKeyInTheSameFile(self) -> None:
         """A client takes up the key that its file has by now; one that was given a key is another one with another."""
         for path, clients in ((Path("/raxrc"), 1), (None, 2)):
-            references = []
+            users = []
             for key in ("the key", "another key"):
                 self.settings = Settings("fake", key, (self.fake.url,), (), raxrcPath=path)
-                references.append(acquire(self.reactor))
-            self.assertEqual(len({id(reference.client) for reference in references}), clients)
-            for reference in references:
-                self.successResultOf(reference.release())
+                users.append(share(self.reactor))
+            self.assertEqual(len({id(user.client) for user in users}), clients)
+            for user in users:
+                self.successResultOf(user.release())
 
     def test_notOnAReactorThatEnds(self) -> None:
         """A clock that is not a whole reactor is enough."""
         self.reactor = Clock()  # type: ignore[assignment]  # on purpose
-        reference = acquire(self.reactor)
+        user = share(self.reactor)
         self.successResultOf(closeShared(self.reactor))
-        self.assertTrue(reference.isOver)
+        self.assertTrue(user.isOver)
 
 
 class CloseTests(SharedTestCase):
@@ -112,7 +108,7 @@ class CloseTests(SharedTestCase):
         return port
 
     def server(self, endpoint: Any) -> RegisteredEndpoint:
-        return RegisteredEndpoint(lambda: acquire(self.reactor), endpoint, "web1")
+        return RegisteredEndpoint(lambda: share(self.reactor), endpoint, "web1")
 
     def test_nothingThere(self) -> None:
         """Where nothing is shared there is nothing to close, on the global reactor neither."""
@@ -159,19 +155,19 @@ class CloseTests(SharedTestCase):
 
     def test_aTriggerThatIsGone(self) -> None:
         """A reactor that has removed the trigger, because its shutdown has begun, causes no error."""
-        reference = acquire(self.reactor)
+        user = share(self.reactor)
         self.reactor.beforeShutdown.clear()
-        self.successResultOf(reference.release())
+        self.successResultOf(user.release())
         self.assertEqual(self.closed, self.clients)
 
     def test_whatFailsToLeave(self) -> None:
         """A server that fails to leave is logged, and delays no other one."""
-        reference = acquire(self.reactor)
+        user = share(self.reactor)
 
         def leave() -> None:
             raise RuntimeError("no")
 
-        reference.onEnd(leave)
+        user.leave = leave
         self.successResultOf(closeShared(self.reactor))
         self.assertEqual(self.closed, self.clients)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
@@ -208,7 +204,7 @@ class CloseTests(SharedTestCase):
         self.assertEqual(closed, ["port"])
 
     def test_aPortThatIsTaken(self) -> None:
-        """A server that can't listen releases its reference."""
+        """A server that can't listen releases its user."""
 
         class Broken:
             def listen(self, factory: object) -> Deferred[Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from txserviceregistry.discovery.strategies import (
+from txserviceregistry.discovery.balancing import (
     STRATEGIES,
     IStrategy,
     LeastConnections,
@@ -72,7 +72,7 @@ class LeastConnectionsTests(SynchronousTestCase):
         self.assertEqual(sorted(self.use(candidates) for _ in range(6)), sorted(["aaa", "bbb", "ccc"] * 2))
 
     def test_breaksTiesAtRandom(self) -> None:
-        """Of those that were never used, any may be the first."""
+        """Of those that are used equally, any may be the next."""
         for draws, first in (((0.1, 0.2, 0.3), "aaa"), ((0.2, 0.1, 0.3), "bbb"), ((0.3, 0.2, 0.1), "ccc")):
             self.strategy = LeastConnections(numbers(*draws))
             self.assertEqual(self.use([A, B, C]), first)
@@ -84,15 +84,6 @@ class LeastConnectionsTests(SynchronousTestCase):
             self.use(candidates)
         self.strategy.ended(B)
         self.assertEqual(self.use(candidates), "bbb")
-
-    def test_takesTurnsAmongTheIdle(self) -> None:
-        """If each use ends before the next one begins, the instances are picked in turn."""
-        candidates = [A, B, C]
-        seen = []
-        for _ in range(6):
-            seen.append(self.use(candidates))
-            self.strategy.ended(next(one for one in candidates if one.id == seen[-1]))
-        self.assertEqual(seen, ["aaa", "bbb", "ccc"] * 2)
 
     def test_countsThroughChanges(self) -> None:
         """Uses are still counted after the candidates changed; one end too many is ignored."""
