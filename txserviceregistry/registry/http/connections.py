@@ -264,9 +264,10 @@ class Connections:
     def _closeIdle(self) -> None:
         self._idleCall = None
         now = self.clock.seconds()
-        latest = now - self.limits.idleSeconds
+        idle = self.limits.idleSeconds
         for waiting in self._all.waiting:
-            for connection in [each for each, _ in takewhile(lambda item: item[1] <= latest, waiting.items())]:
+            # The same sum as below: rounded in another way, a moment could be in the future here and be reached there.
+            for connection in [each for each, _ in takewhile(lambda item: item[1] + idle <= now, waiting.items())]:
                 if connection in waiting:  # closing another one may have closed it
                     # It may take a while to close, or a request may be coming in.
                     self._all.discard(connection)
@@ -274,8 +275,7 @@ class Connections:
                     connection.timeoutConnection()
         since = [next(iter(waiting.values())) for waiting in self._all.waiting if waiting]
         if since and self._idleCall is None:
-            delay = min(since) + self.limits.idleSeconds - now
-            self._idleCall = self.clock.callLater(max(0.0, delay), self._closeIdle)
+            self._idleCall = self.clock.callLater(min(since) + idle - now, self._closeIdle)
 
     def keeps(self, connection: Evictable, size: int) -> None:
         """Note the size of the unfinished request on the connection of an unauthenticated client."""

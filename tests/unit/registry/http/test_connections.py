@@ -117,6 +117,17 @@ class SlowTests(LimitsCase):
         self.api.clock.advance(300)
         self.assertOpen(connection)
 
+    def test_aMomentThatIsRounded(self) -> None:
+        """A connection whose time ends within a rounding error is looked at again later, not without end at once."""
+        clock = self.api.clock
+        clock.advance(39.750000000000014)
+        self.known()
+        clock.rightNow = 159.75  # less than 120 s after it; advance() would not return if it failed
+        call = min(clock.getDelayedCalls(), key=lambda each: each.getTime())
+        call.func()
+        call.cancel()
+        self.assertGreater(min(each.getTime() for each in clock.getDelayedCalls()), clock.seconds())
+
     def test_nothingIsLeft(self) -> None:
         """Connections that are closed leave nothing on the reactor."""
         before = len(self.api.clock.getDelayedCalls())
