@@ -13,8 +13,7 @@ from ..registry.datadir import HELD_BACK, DataDirectory, DataDirectoryError
 from ..registry.identity.apikeys import keyMatches
 from ..registry.stores.interfaces import StoreRefused
 from ..registry.stores.sqlite.backup import Contents, comparedTo, copyStore, raiseFences, replaceStore
-from ..registry.stores.sqlite.claim import FileClaim
-from ..registry.stores.sqlite.file import prepare
+from ..registry.stores.sqlite.file import claimFile, prepare
 from ..util.redaction import escaped
 from .arguments import ArgumentParser, becomeOwner, dataDirectory
 from .console import CommandFailed, UsageError, runConsole, tell
@@ -78,12 +77,12 @@ def _restore(directory: DataDirectory, file: str) -> None:
     # A registry can't start meanwhile.
     directory.open()
     path = Path(os.path.realpath(directory.storePath))
-    claim = FileClaim(str(path))
+    claim = None
     making = path.with_name(f"{path.name}.restored")
     try:
         if path.exists():
             # It may be another directory's registry that uses it.
-            claim.take()
+            claim = claimFile(str(path))
         contents = _copied(file, str(making), directory)
         # As the next start does, but before the other store is gone.
         prepare(str(making))
@@ -95,7 +94,8 @@ def _restore(directory: DataDirectory, file: str) -> None:
     except OSError as error:
         raise CommandFailed(f"can't replace {path}: {error.strerror}") from None
     finally:
-        claim.release()
+        if claim is not None:
+            os.close(claim)
         making.unlink(missing_ok=True)
         directory.close()
     until = (

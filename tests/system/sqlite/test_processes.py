@@ -138,12 +138,6 @@ class ProcessesTests(SqliteCase):
         found = await self.almostFull((100, [large, large, 0, large, 0, -1, 0]))
         self.assertEqual(found, [["unavailable"] * 5 + ["done"]])
 
-    async def test_aProbeSucceedsWhenTheTroubleItMetIsOver(self):
-        """What changes and probes met is over with the first probe that succeeds, though no change is asked for."""
-        large = 5_000_000
-        found = await self.almostFull((0, [large, large, 0, large, 0]), (1000, [0]))
-        self.assertEqual(found, [["unavailable"] * 5, ["done"]])
-
     async def test_aWriteProtectedFileIsOverByItself(self):
         """From a file that may only be read is read; as soon as it may be written it is."""
         self.assertEqual(

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable
 from typing import TypeVar
 
-from twisted.internet.defer import Deferred, execute, fail, succeed
+from twisted.internet.defer import Deferred, execute
 from zope.interface import implementer
 
 from ..statistics import StoreStatistics
@@ -21,9 +21,6 @@ from .sqlite.tables import Tables, Together, alone
 
 _C = TypeVar("_C")
 _T = TypeVar("_T")
-
-#: How many times of heartbeats are written together.
-_LAST_SEENS = 128
 
 
 @implementer(IOwnStore)
@@ -48,27 +45,18 @@ class MemoryStore(TableStore):
         self._lastSeen: dict[tuple[str, str, str], int] = {}
 
     def open(self) -> Deferred[None]:
-        if self.unavailable:
-            return fail(StoreUnavailable("the store is set to be unavailable"))
         self._isOpen = True
-        return succeed(None)
+        return self.probe()
 
     def close(self) -> Deferred[None]:
-        self._isOpen = False
-        return succeed(None)
+        return execute(setattr, self, "_isOpen", False)
 
     def probe(self) -> Deferred[None]:
         return self._read(lambda tables: None)
 
     def recordLastSeen(self, tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
-        if self._isOpen and not self.unavailable:
+        if not self.unavailable:
             self._lastSeen[tenant, id, incarnation] = lastSeen
-            if len(self._lastSeen) == _LAST_SEENS:
-                self._writeLastSeen()
-
-    def _writeLastSeen(self) -> None:
-        seen, self._lastSeen = self._lastSeen, {}
-        self._tables.recordLastSeen(list(seen.items()))
 
     def _checked(self) -> Tables:
         """The tables, with the times of all heartbeats."""
@@ -76,14 +64,14 @@ class MemoryStore(TableStore):
             raise StoreUnavailable("the store is set to be unavailable")
         if not self._isOpen:
             raise StoreUnavailable("the store is not open")
-        if self._lastSeen:
-            self._writeLastSeen()
+        seen, self._lastSeen = self._lastSeen, {}
+        self._tables.recordLastSeen(list(seen.items()))
         return self._tables
 
     def _read(self, operation: Callable[[Tables], _T]) -> Deferred[_T]:
         return execute(lambda: operation(self._checked()))
 
-    def _write(self, operation: Callable[[Tables], _T], *, background: bool = False) -> Deferred[_T]:
+    def _write(self, operation: Callable[[Tables], _T]) -> Deferred[_T]:
         def write() -> _T:
             tables = self._checked()
             with tables.operation():

@@ -17,7 +17,7 @@ import attrs
 
 from ... import eventids
 from ..interfaces import StoreRefused
-from .file import IMMUTABLE, checkFile, connect, opened, refuseIrregular, uri
+from .file import IMMUTABLE, checkFile, connect, opened, refuseIrregular, replacing, syncFolder, uri
 
 # The endings of the file and its companions.
 _ENDINGS = ("", "-wal", "-shm", "-journal")
@@ -72,19 +72,9 @@ def copyStore(source: str, target: str) -> Contents:
     """
     checkFile(source)
     refuseIrregular(target)
-    folder = os.path.dirname(os.path.abspath(target))
-    descriptor, making = tempfile.mkstemp(prefix=f".{os.path.basename(target)}-", dir=folder)
-    try:
-        with os.fdopen(descriptor), opened(source) as connection:
-            connection.execute("VACUUM INTO ?", (making,))
-            contents = _verify(making)
-            os.fsync(descriptor)
-        os.replace(making, target)
-    except BaseException:
-        os.unlink(making)
-        raise
-    _syncFolder(folder)
-    return contents
+    with replacing(target) as making, opened(source) as connection:
+        connection.execute("VACUUM INTO ?", (making,))
+        return _verify(making)
 
 
 def _verify(path: str) -> Contents:
@@ -159,13 +149,5 @@ def replaceStore(path: Path, copy: Path) -> Path | None:
         for each in there:
             each.rename(folder / each.name)
     copy.rename(path)
-    _syncFolder(path.parent)
+    syncFolder(path.parent)
     return folder
-
-
-def _syncFolder(folder: str | os.PathLike[str]) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -93,7 +93,6 @@ class Database:
         self._wallClock = wallClock
         self._ids = eventids.EventIds(wallClock, self._meta("tail"))
         self._lastWritten = 0
-        self._checkpointsByItself = True
 
     # -- transactions
 
@@ -101,11 +100,6 @@ class Database:
     def inTransaction(self) -> bool:
         """Whether the transaction that was begun is still there; SQLite ends it by itself after some errors."""
         return self._connection.in_transaction
-
-    @property
-    def changes(self) -> int:
-        """How many rows have been changed so far."""
-        return self._connection.total_changes
 
     def begin(self) -> None:
         """Begin a transaction that writes. Event ids go on from the last one in the file."""
@@ -140,29 +134,20 @@ class Database:
             raise
 
     def undo(self) -> None:
-        self._execute("ROLLBACK")
+        """Undo the transaction, if there is one."""
+        if self.inTransaction:
+            self._execute("ROLLBACK")
 
     def close(self) -> None:
         """Undo what has not been committed, and close the connection."""
         with closing(self._connection):
-            if self.inTransaction:
-                self.undo()
+            self.undo()
 
-    def checkpoint(self) -> None:
-        """Copy the write-ahead log into the file, as far as no reader needs it, while others may write."""
-        self._execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-
-    def cutLog(self, seconds: float) -> None:
-        """Copy the write-ahead log into the file and truncate it, unless a reader needs it for so many seconds."""
-        self._execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
+    def cutLog(self) -> None:
+        """Copy the write-ahead log into the file and truncate it, unless a reader needs it for a tenth of a second."""
+        self._execute("PRAGMA busy_timeout = 100")
         self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         self._execute(f"PRAGMA busy_timeout = {round(BUSY_SECONDS * 1000)}")
-
-    def checkpointByItself(self, doesIt: bool) -> None:
-        """Set whether a commit also copies the log into the file once the log has 4 MB."""
-        if doesIt is not self._checkpointsByItself:
-            self._execute(f"PRAGMA wal_autocheckpoint = {1000 if doesIt else 0}")
-            self._checkpointsByItself = doesIt
 
     # -- what the tables need
 

@@ -1,5 +1,5 @@
 """
-The SQLite file itself: how it is made, checked, migrated and opened.
+The SQLite file itself: how it is made, checked, migrated, opened, claimed, and watched while it is open.
 
 A file appears under its name only when it is complete. A file that can't be a store is refused before anything has
 changed it. Everything here blocks, and is called in the store's threads.
@@ -7,18 +7,24 @@ changed it. Everything here blocks, and is called in the store's threads.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import sqlite3
+import struct
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
-from functools import cache, partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from itertools import chain
 from urllib.parse import quote
 
 from ... import eventids
 from ..interfaces import StoreRefused
+
+if sys.platform != "win32":  # where FakeRegistry runs too, whose store is in memory
+    import fcntl
 
 #: ``txSR``: what sets our files apart from other programs' databases (bytes 68 to 71 of the file).
 APPLICATION_ID = 0x74785352
@@ -85,19 +91,10 @@ LOG_BYTES = 16 * 1024 * 1024
 
 _CACHE_KIBIBYTES = 16_384
 _SECRET = "SELECT value FROM meta WHERE name = 'secret'"
-# The constants of each store, in the table meta, and how they are made.
-_CONSTANTS: Mapping[str, Callable[[], object]] = {
-    "secret": partial(secrets.token_bytes, 32),
-    "tail": eventids.newTail,
-    "last_position": int,
-}
 #: How to open a file so that SQLite looks at it alone: at no log, and without a lock or a new file.
 IMMUTABLE = "mode=ro&immutable=1"
-#: SQLite's suffixes for the logs of a file, which hold changes that are not in the file itself.
-_LOGS = ("-wal", "-journal")
 _HEADER = 100
 _MAGIC = b"SQLite format 3\0"
-_VERSION_BYTES = slice(60, 64)
 _APPLICATION_BYTES = slice(68, 72)
 
 
@@ -110,17 +107,6 @@ def opened(path: str, options: str = "mode=ro") -> closing[sqlite3.Connection]:
     """A connection to a file, opened with *options*, which the end of a ``with`` closes."""
     connection = sqlite3.connect(uri(path, options), uri=True, isolation_level=None, timeout=BUSY_SECONDS)
     return closing(connection)
-
-
-def readHeader(descriptor: int) -> bytes:
-    """The header of an open file: its first 100 bytes, or as many as there are."""
-    return os.pread(descriptor, _HEADER, 0)
-
-
-def applicationIdIn(header: bytes) -> int | None:
-    """Which program's SQLite database it is, :data:`APPLICATION_ID` if ours; ``None`` if it is not a database."""
-    isDatabase = header.startswith(_MAGIC) and len(header) == _HEADER
-    return int.from_bytes(header[_APPLICATION_BYTES], "big") if isDatabase else None
 
 
 def connect(path: str, *, readOnly: bool = False) -> sqlite3.Connection:
@@ -146,20 +132,10 @@ def connect(path: str, *, readOnly: bool = False) -> sqlite3.Connection:
     return connection
 
 
-@cache
-def _pattern(migrations: Sequence[Sequence[str]]) -> sqlite3.Connection:
-    """A database in memory with the tables and indices that these migrations make, for any thread."""
-    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-    for statement in chain.from_iterable(migrations):
-        connection.execute(statement)
-    return connection
-
-
 def connectToMemory() -> sqlite3.Connection:
     """A connection to a new store in memory, for any thread."""
     connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=256, check_same_thread=False)
-    _pattern(MIGRATIONS).backup(connection)
-    _addConstants(connection)
+    _migrate(connection, MIGRATIONS)
     return connection
 
 
@@ -167,22 +143,12 @@ def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None
     """
     Make sure that *path* is a store's file with the newest schema; make it (mode 0600) if there is none.
 
-    :raises StoreRefused: if it is another kind of file, damaged, or of a newer release; if it is missing, empty or cut
-        short and a log with changes lies beside it; or if it is a symbolic link to a file that is missing. All files
-        are left as they were.
+    :raises StoreRefused: if it is another kind of file, damaged, or of a newer release; or if it is missing, empty or
+        cut short and a log with changes lies beside it. All files are left as they were.
     :raises OSError, sqlite3.Error: if it can't be made or read.
     """
     refuseIrregular(path)
-    if _leadsNowhere(path):
-        # A file made in place of the link would be an empty store, and hide the one that is elsewhere.
-        raise StoreRefused(
-            f"{path} is a symbolic link to {os.path.realpath(path)}, which does not exist; mount or restore what is"
-            " there, or remove the link to begin with an empty store"
-        )
     if not _sizeOf(path):
-        # Here, because FakeRegistry, whose store is in memory, also runs on systems without it.
-        import fcntl
-
         # A symbolic link to an empty file stays one.
         file = os.path.realpath(path)
         folder = os.open(os.path.dirname(file), os.O_RDONLY)
@@ -192,8 +158,10 @@ def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None
             if not _sizeOf(path):
                 # Only here: until another process has given the lock back, its log may be there before its file.
                 _refuseLoneLog(path)
-                _create(file, migrations)
-                os.fsync(folder)
+                with replacing(file) as making, opened(making, "mode=rw") as connection:
+                    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                    _migrate(connection, migrations)
+                    connection.execute("PRAGMA journal_mode = WAL")
         finally:
             os.close(folder)
     if checkFile(path, migrations) < len(migrations):
@@ -201,22 +169,39 @@ def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None
             _migrate(connection, migrations)
 
 
+@contextmanager
+def replacing(path: str) -> Iterator[str]:
+    """The path of a new file, with mode 0600, which gets the name *path* when all is well, and is durable then."""
+    folder = os.path.dirname(os.path.abspath(path))
+    descriptor, making = tempfile.mkstemp(prefix=f".{os.path.basename(path)}-", dir=folder)
+    try:
+        with os.fdopen(descriptor):
+            yield making
+            os.fsync(descriptor)
+        os.replace(making, path)
+    except BaseException:
+        os.unlink(making)
+        raise
+    syncFolder(folder)
+
+
+def syncFolder(folder: str | os.PathLike[str]) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def isThere(path: str) -> bool:
-    """
-    Whether there is anything of a store under this name: the file with something in it, a log that has changes, or a
-    symbolic link to a file that is missing.
-    """
-    return _sizeOf(path) > 0 or _leadsNowhere(path) or _findLog(path) is not None
+    """Whether there is anything of a store under this name: the file with something in it, or a log with changes."""
+    return _sizeOf(path) > 0 or _sizeOf(_logOf(path)) > 0
 
 
 def refuseIrregular(path: str) -> None:
     """Refuse a pipe or a device, which may block its reader indefinitely. A folder fails when it is opened."""
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         raise StoreRefused(f"{path} is not a regular file; move it away, or choose another path")
-
-
-def _leadsNowhere(path: str) -> bool:
-    return os.path.islink(path) and not os.path.exists(path)
 
 
 def _sizeOf(path: str) -> int:
@@ -226,40 +211,20 @@ def _sizeOf(path: str) -> int:
         return 0
 
 
-def _findLog(path: str) -> str | None:
-    """The path of a log beside the file that is not empty, if there is one."""
+def _logOf(path: str) -> str:
     # SQLite puts it beside the file itself, wherever a symbolic link to that is.
-    logs = (os.path.realpath(path) + ending for ending in _LOGS)
-    return next((log for log in logs if _sizeOf(log)), None)
+    return os.path.realpath(path) + "-wal"
 
 
 def _refuseLoneLog(path: str) -> None:
     """Refuse a log whose file is not there: SQLite would delete it, or apply it to another file."""
-    log = _findLog(path)
-    if log is not None:
+    log = _logOf(path)
+    if _sizeOf(log):
         state = "missing" if not os.path.exists(path) else "empty" if not _sizeOf(path) else "cut short"
         raise StoreRefused(
             f"{path} is {state}, but {log} holds changes that were acknowledged;"
             " restore it, or move the log away to go on without it"
         )
-
-
-def _create(path: str, migrations: Sequence[Sequence[str]]) -> None:
-    """Make a complete file beside *path*, and only then give it its name."""
-    making = f"{path}.new-{secrets.token_hex(4)}"
-    os.close(os.open(making, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    try:
-        with opened(making, "mode=rw") as connection:
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            _migrate(connection, migrations)
-            connection.execute("PRAGMA journal_mode = WAL")
-        for leftOver in (*_LOGS, "-shm"):
-            with suppress(FileNotFoundError):
-                os.unlink(path + leftOver)  # an empty log, or the index of one
-        os.replace(making, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(making)
 
 
 def _migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:
@@ -268,74 +233,53 @@ def _migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         for statement in chain.from_iterable(migrations[version:]):
             connection.execute(statement)
-        _addConstants(connection)
+        constants = ("secret", secrets.token_bytes(32)), ("tail", eventids.newTail()), ("last_position", 0)
+        connection.executemany("INSERT OR IGNORE INTO meta (name, value) VALUES (?, ?)", constants)
         connection.execute(f"PRAGMA user_version = {len(migrations)}")
-
-
-def _addConstants(connection: sqlite3.Connection) -> None:
-    statement = "INSERT OR IGNORE INTO meta (name, value) VALUES (?, ?)"
-    connection.executemany(statement, [(name, make()) for name, make in _CONSTANTS.items()])
 
 
 def checkFile(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> int:
     """Refuse what is not a store, without a change to any file. Returns the version of its schema."""
     refuseIrregular(path)
     with open(path, "rb") as file:
-        header = readHeader(file.fileno())
+        header = file.read(_HEADER)
     if len(header) < _HEADER:
         _refuseLoneLog(path)
-    application = applicationIdIn(header)
-    if application is None:
+    if not header.startswith(_MAGIC) or len(header) < _HEADER:
         raise StoreRefused(f"{path} is not a SQLite database; move it away, or choose another file")
-    if application != APPLICATION_ID:
+    if int.from_bytes(header[_APPLICATION_BYTES], "big") != APPLICATION_ID:
         raise StoreRefused(f"{path} is a database of another program, or damaged; move it away, or choose another file")
-    newest = len(migrations)
-    version = int.from_bytes(header[_VERSION_BYTES], "big")
-    if version <= newest:
-        try:
-            version = _look(path, migrations)
-        except sqlite3.OperationalError:
-            raise  # it can't be read now, which says nothing about its content
-        except sqlite3.DatabaseError as error:
-            raise StoreRefused(f"{path} is damaged ({error}); restore it from a backup") from None
-    if version > newest:
+    try:
+        version = _look(path, len(migrations))
+    except sqlite3.OperationalError:
+        raise  # it can't be read now, which says nothing about its content
+    except sqlite3.DatabaseError as error:
+        raise StoreRefused(f"{path} is damaged ({error}); restore it from a backup") from None
+    if version > len(migrations):
         raise StoreRefused(
             f"{path} was written by a newer release (its schema is version {version}, this release knows"
-            f" {newest}); upgrade txserviceregistry"
+            f" {len(migrations)}); upgrade txserviceregistry"
         )
     return version
 
 
-def _look(path: str, migrations: Sequence[Sequence[str]]) -> int:
+def _look(path: str, newest: int) -> int:
     """
-    Check the content of the file, as far as that takes a moment only. If nothing is beside it, it is opened as
+    Check the content of the file, as far as that takes a moment only. If no log is beside it, it is opened as
     immutable, so that SQLite makes no other files.
     """
-    log = _findLog(path)
-    # An empty one may be another process's, which is about to write to it.
-    companions = any(os.path.exists(os.path.realpath(path) + ending) for ending in _LOGS)
-    options = "mode=ro" if companions else IMMUTABLE
-    with opened(path, options) as connection:
+    # An empty log may be another process's, which is about to write to it.
+    hasLog = os.path.exists(_logOf(path))
+    with opened(path, "mode=ro" if hasLog else IMMUTABLE) as connection:
         version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        if version <= len(migrations):
-            _checkNames(connection, migrations[:version])
-            if log is not None:
-                _checkLog(connection, path, log)
+        if version <= newest:
+            if _sizeOf(_logOf(path)):
+                _checkLog(connection, path)
             _checkTables(connection, isLarge=os.path.getsize(path) > _CHECKED_COMPLETELY)
         return version
 
 
-def _checkNames(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:
-    """Check that there are the tables, indices and constants that these versions have made."""
-    query = "SELECT type, name FROM sqlite_master"
-    for missing in sorted({*_pattern(migrations).execute(query)} - {*connection.execute(query)}):
-        raise sqlite3.DatabaseError("the {} {} is missing".format(*missing))
-    if migrations:
-        for name in sorted(_CONSTANTS.keys() - {name for (name,) in connection.execute("SELECT name FROM meta")}):
-            raise sqlite3.DatabaseError(f"the {name} in the table meta is missing")
-
-
-def _checkLog(connection: sqlite3.Connection, path: str, log: str) -> None:
+def _checkLog(connection: sqlite3.Connection, path: str) -> None:
     """Refuse a log that another registry's file has left: SQLite, by whose *connection* it is seen, applies any log."""
     try:
         with opened(path, IMMUTABLE) as alone:
@@ -345,7 +289,8 @@ def _checkLog(connection: sqlite3.Connection, path: str, log: str) -> None:
     # Each store has a secret of its own, which never changes.
     if found is not None and found != connection.execute(_SECRET).fetchone():
         raise StoreRefused(
-            f"{log} belongs to another database than {path}; restore files that belong together, or move the log away"
+            f"{_logOf(path)} belongs to another database than {path}; restore files that belong together, or move the"
+            " log away"
         )
 
 
@@ -364,3 +309,85 @@ def _checkTables(connection: sqlite3.Connection, *, isLarge: bool) -> None:
             raise sqlite3.DatabaseError(" ".join(verdict.split()))
         if time.monotonic() > end:
             break
+
+
+def claimFile(path: str) -> int:
+    """
+    Claim a file for one registry, under whatever name, until the returned descriptor is closed; a lock file beside it
+    does not know of symbolic and hard links. Both when this process has no connection to the file, because closing any
+    descriptor of it ends the locks of SQLite.
+
+    :raises StoreRefused: if another registry has claimed it.
+    """
+    descriptor = os.open(path, os.O_RDWR)
+    if sys.platform == "linux":
+        # A struct flock for a byte that no file reaches and SQLite does not lock. The lock is one of the open file.
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 1 << 62, 1, 0))
+        except OSError as error:
+            # A file system without such locks goes without.
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                os.close(descriptor)
+                raise StoreRefused(
+                    f"another registry uses the file {os.path.realpath(path)}, under this or another name (a symbolic"
+                    " or hard link); stop the other registry, or choose another path"
+                ) from None
+    return descriptor
+
+
+class FileLost(OSError):
+    """A file that is open is not under its name any more, or another registry may use it: a write would be lost."""
+
+
+class OpenFiles:
+    """
+    The files of a store that is open, by device and inode.
+
+    SQLite continues to write to a file that was removed or replaced and reports no error, and all of that is lost when
+    the file is closed. The first connection decides which file is the store, until the process ends. The log and its
+    index may be other files after a new connection.
+
+    :param guard: see :class:`~txserviceregistry.registry.stores.sqlite.store.SqliteStore`.
+    """
+
+    def __init__(self, path: str, guard: Callable[[], None]) -> None:
+        self._path = path
+        self._guard = guard
+        self._known: dict[str, os.stat_result] = {}
+
+    def opened(self) -> None:
+        """Note the files of the connection that was just opened."""
+        known = {self._path: self._known.get(self._path) or os.stat(self._path)}
+        for path in (_logOf(self._path), os.path.realpath(self._path) + "-shm"):
+            with suppress(FileNotFoundError):  # a file that may only be read can be without them
+                known[path] = os.stat(path)
+        self._known = known
+
+    def closing(self) -> None:
+        """Note that the connection is about to be closed: SQLite may remove the log, and make another one."""
+        self._known = {path: known for path, known in self._known.items() if path == self._path}
+
+    def check(self) -> int:
+        """
+        Raise :exc:`FileLost` unless the files are those under their names, and the guard agrees. Returns how many bytes
+        the log has.
+        """
+        size = 0
+        for path, known in self._known.items():
+            try:
+                found = os.stat(path)
+            except (FileNotFoundError, NotADirectoryError):
+                what = f"{path} was removed or moved away"
+            except OSError as error:
+                what = f"{path} can't be reached ({error.strerror})"
+            else:
+                if os.path.samestat(found, known):
+                    size = found.st_size if path.endswith("-wal") else size
+                    continue
+                what = f"{path} was replaced by another file"
+            raise FileLost(f"{what} while the registry uses it; put the same file back, or restart the registry")
+        try:
+            self._guard()
+        except Exception as error:
+            raise FileLost(str(error)) from None
+        return size

@@ -7,8 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial, wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
-from twisted.internet.defer import Deferred, DeferredList
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred
 
 from ....util.deferred import returnsDeferred
 from ...model import UNCONDITIONAL, NewService, Precondition
@@ -48,15 +47,18 @@ def _writes(
 
 
 class TableStore(ABC):
-    """A store does its operations by :class:`Tables`, and says how it reaches them."""
+    """
+    A store does its operations by :class:`Tables`, and says how it reaches them. Large ones are done in parts, between
+    which others have their turn: if a part fails, the earlier ones are done, and the operation can be repeated.
+    """
 
     @abstractmethod
     def _read(self, operation: Callable[[Tables], _T]) -> Deferred[_T]:
         """Do an operation that changes nothing."""
 
     @abstractmethod
-    def _write(self, operation: Callable[[Tables], _T], *, background: bool = False) -> Deferred[_T]:
-        """Do all of an operation, or nothing of it; in the *background* if it may wait for others."""
+    def _write(self, operation: Callable[[Tables], _T]) -> Deferred[_T]:
+        """Do all of an operation, or nothing of it."""
 
     @abstractmethod
     def _writeAmong(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
@@ -67,11 +69,7 @@ class TableStore(ABC):
     @returnsDeferred
     async def account(self, tenant: str) -> Account:
         found = await self._read(lambda tables: tables.findAccount(tenant))
-        if found is None:
-            found = await self._write(lambda tables: tables.makeAccount(tenant))
-        return found
-
-    # -- services
+        return await self._write(lambda tables: tables.makeAccount(tenant)) if found is None else found
 
     def createService(self, tenant: str, service: NewService, maximum: int) -> Deferred[ServiceRecord]:
         return self._writeAmong(Tables.createServices, (tenant, service, maximum))
@@ -84,18 +82,8 @@ class TableStore(ABC):
 
     @returnsDeferred
     async def expireServices(self, expirations: Sequence[Expiration]) -> None:
-        # Many are persisted in parts, between which other operations have their turn.
-        isLarge = len(expirations) > _EXPIRATIONS_PER_CHUNK
-        parts = [
-            self._write(partial(Tables.expireServices, expirations=part), background=isLarge)
-            for part in chunks(expirations, _EXPIRATIONS_PER_CHUNK)
-        ]
-        for succeeded, result in await DeferredList(parts, consumeErrors=True):
-            if not succeeded:
-                assert isinstance(result, Failure)
-                result.raiseException()
-
-    # -- the states of services
+        for part in chunks(expirations, _EXPIRATIONS_PER_CHUNK):
+            await self._write(partial(Tables.expireServices, expirations=part))
 
     setState = _writes(Tables.setState)
     getState = _reads(Tables.getState)
@@ -110,8 +98,6 @@ class TableStore(ABC):
             changed |= await self._write(partial(Tables.endStates, names=part))
         return changed, next
 
-    # -- locks
-
     acquireLock = _writes(Tables.acquireLock)
     getLock = _reads(Tables.getLock)
     listLocks = _reads(Tables.listLocks)
@@ -119,8 +105,6 @@ class TableStore(ABC):
     releaseLock = _writes(Tables.releaseLock)
     expireLocks = _writes(Tables.expireLocks)
     allLocks = _reads(Tables.allLocks)
-
-    # -- configuration
 
     getValue = _reads(Tables.getValue)
     listValues = _reads(Tables.listValues)
@@ -131,24 +115,18 @@ class TableStore(ABC):
     ) -> Deferred[int]:
         return self._writeAmong(Tables.setValues, (tenant, key, value, maximum, precondition))
 
-    # -- events
-
     listEvents = _reads(Tables.listEvents)
     lastEvent = _reads(Tables.lastEvent)
     hasEvent = _reads(Tables.hasEvent)
 
     @returnsDeferred
     async def dropEvents(self, before: int) -> int:
-        # Many are dropped in parts, between which other operations have their turn. If one fails, the earlier ones are
-        # done, and the operation can be repeated.
         dropped = 0
         for tenant in await self._read(Tables.tenants):
             drop = partial(Tables.dropEvents, tenant=tenant, before=before, count=_EVENTS_PER_CHUNK)
-            while part := await self._write(drop, background=True):
+            while part := await self._write(drop):
                 dropped += part
         return dropped
-
-    # -- identity
 
     addUser = _writes(Tables.addUser)
     replaceUserKey = _writes(Tables.replaceUserKey)

@@ -1,10 +1,9 @@
 """
 The store that keeps everything in one SQLite file: the default.
 
-Operations (:mod:`~txserviceregistry.registry.stores.sqlite.operations`) are handed to the thread that reads
-(:mod:`~txserviceregistry.registry.stores.sqlite.threads`) or the one that writes
-(:mod:`~txserviceregistry.registry.stores.sqlite.writer`). :mod:`~txserviceregistry.registry.stores.sqlite.file` makes,
-checks and opens the file.
+Operations (:mod:`~txserviceregistry.registry.stores.sqlite.operations`) are done in two threads
+(:mod:`~txserviceregistry.registry.stores.sqlite.threads`).
+:mod:`~txserviceregistry.registry.stores.sqlite.file` makes, checks and opens the file.
 """
 
 from __future__ import annotations
@@ -16,22 +15,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.interfaces import IDelayedCall
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
-from ....util.deferred import returnsDeferred
+from ....util.deferred import returnsDeferred, waitFor
 from ....util.logs import Logger
 from ...statistics import StoreStatistics
 from ..interfaces import IOwnStore, StoreUnavailable
 from . import file as sqlitefile
-from .claim import FileClaim, OpenFiles
-from .log import LogSize
 from .operations import TableStore, chunks
 from .tables import Tables, Together
-from .threads import Checkpointer, Reader, ThreadedReactor
-from .writer import Writer
+from .threads import Reader, ThreadedReactor, Writer
 
 _C = TypeVar("_C")
 _T = TypeVar("_T")
@@ -69,40 +64,37 @@ class SqliteStore(TableStore):
         exclusive: bool = False,
     ) -> None:
         self._path = os.fspath(path)
-        self._reactor = reactor
         self._wallClock = wallClock
         self.statistics = StoreStatistics()
+        self._files = sqlitefile.OpenFiles(self._path, guard)
         self._reader = Reader(reactor, partial(self._connect, readOnly=True), self.statistics)
-        self._claim = FileClaim(self._path) if exclusive else None
-        self._files = OpenFiles(self._path, guard, self._claim)
         self._writer = Writer(reactor, self._connectToWrite, self.statistics, self._reader, self._files)
-        self._checkpointer = Checkpointer(reactor, self._connect)
-        self._logSize = LogSize(self._path, reactor, self._writer, self._checkpointer)
-        self._writer.logSeen = self._logSize.seen
+        self._isExclusive = exclusive
+        self._claim: int | None = None
         self._isPrepared = False
+        self._closing: Deferred[None] | None = None
         self._lastSeen: dict[tuple[str, str, str], int] = {}
-        # The next time that they are written; it is over while that is under way.
-        self._lastSeenCall: IDelayedCall | None = None
-
-    # -- opening and closing
+        self._writing = LoopingCall(self._writeLastSeen)
+        self._writing.clock = reactor
 
     @returnsDeferred
     async def open(self) -> None:
         try:
-            await self._writer.start()
-            await self._reader.start()
+            await self._writer.open()
+            await self._reader.open()
         except BaseException as error:
             await self.close()
             if not isinstance(error, (sqlite3.Error, OSError)):
                 raise
             reason = getattr(error, "strerror", None) or error
             raise StoreUnavailable(f"{self._path} can't be opened: {reason}") from None
+        self._writing.start(_LAST_SEEN_DELAY, now=False)
 
     def _connectToWrite(self) -> Tables:
         if not self._isPrepared:
             sqlitefile.prepare(self._path)
-            if self._claim is not None:
-                self._claim.take()
+            if self._isExclusive:
+                self._claim = sqlitefile.claimFile(self._path)
             self._isPrepared = True
         tables = self._connect()
         self._files.opened()
@@ -119,24 +111,25 @@ class SqliteStore(TableStore):
             raise
         return tables
 
-    @returnsDeferred
-    async def close(self) -> None:
-        if self._lastSeenCall is not None and self._lastSeenCall.active():
-            self._lastSeenCall.cancel()
-        self._writeLastSeen()
-        self._logSize.stop()
+    def close(self) -> Deferred[None]:
+        if self._closing is None:
+            self._closing = Deferred.fromCoroutine(self._close())
+        return waitFor(self._closing)
+
+    async def _close(self) -> None:
+        if self._writing.running:
+            self._writing.stop()
+        await self._writeLastSeen()
         # The writer closes the file last: of connections that are closed at the same moment SQLite may take none for
         # the last one, and then leaves the log as it is.
-        for end in [self._checkpointer.stop(), self._reader.stop()]:
-            await end
-        await self._writer.stop()
+        await self._reader.close()
+        await self._writer.close()
         if self._claim is not None:
-            self._claim.release()
-        self._lastSeen.clear()
+            os.close(self._claim)
 
     @returnsDeferred
     async def probe(self) -> None:
-        await self._writer.submit(lambda tables: tables.probe(), probe=True)
+        await self._writer.submit(Tables.probe, isChange=False)
         await self.secret()
         if self._writer.refusesChanges:
             raise StoreUnavailable("the store accepts a probe, but refused all recent changes")
@@ -144,37 +137,23 @@ class SqliteStore(TableStore):
     def _read(self, operation: Callable[[Tables], _T]) -> Deferred[_T]:
         return self._reader.submit(operation)
 
-    def _write(self, operation: Callable[[Tables], _T], *, background: bool = False) -> Deferred[_T]:
-        return self._writer.submit(operation, background=background)
+    def _write(self, operation: Callable[[Tables], _T]) -> Deferred[_T]:
+        return self._writer.submit(operation)
 
     def _writeAmong(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
         return self._writer.submitOneOfMany(together, change)
 
-    # -- the times of heartbeats
-
     def recordLastSeen(self, tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
-        if self._writer.isRunning:
-            self._lastSeen[tenant, id, incarnation] = lastSeen
-            self._writeLastSeenLater()
-
-    def _writeLastSeenLater(self) -> None:
-        # On a disk that is slow or hangs, writes that did not wait for each other would pile up.
-        if self._lastSeenCall is None:
-            self._lastSeenCall = self._reactor.callLater(_LAST_SEEN_DELAY, self._writeLastSeen)
+        self._lastSeen[tenant, id, incarnation] = lastSeen
 
     @returnsDeferred
     async def _writeLastSeen(self) -> None:
-        parts = list(chunks(list(self._lastSeen.items()), _LAST_SEENS_PER_CHUNK))
-        self._lastSeen = {}
-        writes = [self._writer.submit(partial(Tables.recordLastSeen, seen=part), background=True) for part in parts]
-        outcomes = await DeferredList(writes, consumeErrors=True)
-        refused: dict[tuple[str, str, str], int] = {}
-        for part, (_, failure) in zip(parts, outcomes, strict=True):
-            if isinstance(failure, Failure) and failure.check(StoreUnavailable):  # which the writer has logged
-                refused.update(part)
-            elif isinstance(failure, Failure):
-                self._log.failure("Cannot write the times of heartbeats", failure)
-        self._lastSeen = refused | self._lastSeen  # which may have later ones
-        self._lastSeenCall = None
-        if self._lastSeen and self._writer.isRunning:
-            self._writeLastSeenLater()
+        seen, self._lastSeen = self._lastSeen, {}
+        for part in chunks(list(seen.items()), _LAST_SEENS_PER_CHUNK):
+            try:
+                await self._writer.submit(partial(Tables.recordLastSeen, seen=part), isChange=False)
+            except StoreUnavailable:  # which the writer has logged
+                self._lastSeen = seen | self._lastSeen  # which may have later ones
+                return
+            except Exception:
+                self._log.failure("Cannot write the times of heartbeats")

@@ -1,33 +1,52 @@
 """
-The threads that work on a SQLite file: their common part, and the threads that read. The one that writes is in
-:mod:`~txserviceregistry.registry.stores.sqlite.writer`.
+The threads that work on a SQLite file: one reads, the other writes.
 
-Operations of the reactor's thread run in the order in which they came. The operations of one turn of the reactor are
-handed over together at its end, and their results go back to the reactor's thread, many of them in one call.
+Jobs wait in the reactor's thread until the thread has done the ones before, and go there in groups. A group of writes
+is one transaction, so that one sync of the disk serves them all; their Deferreds fire after the commit.
 """
 
 from __future__ import annotations
 
-import queue
+import math
 import sqlite3
-import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import LogLevel
+from twisted.python.threadpool import ThreadPool
 
-from ....util.deferred import Waiters
+from ....util.deferred import Waiters, returnsDeferred
 from ....util.logs import Logger, Outage
 from ...statistics import Histogram, StoreStatistics
 from ..interfaces import StoreUnavailable
-from .tables import Tables, Together
+from .file import LOG_BYTES, FileLost, OpenFiles
+from .tables import Tables, Together, alone
 
 _T = TypeVar("_T")
+_C = TypeVar("_C")
+
+#: How long nothing may have failed before the log has the end of an outage that came back within that time. Outages
+#: follow each other on a disk that has room for small changes only, and with a file that is damaged in part.
+_CALM_SECONDS = 60.0
+#: How long the first job of a group of writes waits at most while each turn of the reactor brings more of them.
+_GATHERING_SECONDS = 0.01
+#: How old the last check of the files may be when something is written to them: a check costs some microseconds.
+_CHECK_SECONDS = 0.2
+#: How many groups of changes are refused in succession before it is more than an odd one that has no room, and how long
+#: that counts when no more changes come.
+_REFUSALS = 2
+_REFUSAL_SECONDS = 5.0
+#: Seconds from one attempt to truncate a large write-ahead log to the next.
+_CUT_INTERVAL = 5.0
 
 
 class ThreadedReactor(IReactorTime, IReactorFromThreads):
@@ -37,18 +56,16 @@ class ThreadedReactor(IReactorTime, IReactorFromThreads):
 @attrs.define(eq=False)
 class Job:
     """
-    Something to do in the thread.
+    Something to do in a thread.
 
-    :ivar isBackground: whether it may wait for others: only one of such jobs goes into a group.
-    :ivar isProbe: whether it only finds out how the store is.
+    :ivar isChange: whether clients asked for it, so that its refusal says that changes have no room.
     :ivar together: does the same for many at once, each described by its *change*; ``None`` if nothing does.
     :ivar result: its result: an exception if it failed.
     """
 
     function: Callable[[Tables], Any]
     submitted: float
-    isBackground: bool = False
-    isProbe: bool = False
+    isChange: bool = True
     together: Together[Any, Any] | None = None
     change: Any = None
     deferred: Deferred[Any] = attrs.Factory(Deferred)
@@ -63,14 +80,13 @@ class Job:
 
 class Worker(ABC):
     """
-    A thread with a connection of its own, and a queue of jobs for it.
+    A thread with a connection of its own, and the jobs that wait for it.
 
     After an error of the file the connection is closed, and the next group of jobs tries with a new one: nothing is
     left behind of a full disk, or a file system that was read-only for a while.
 
     :param connect: opens the file; called in the thread, at the start and after errors.
-    :param statistics: counts the work.
-    :param waits: the part of them for how long jobs take.
+    :param waits: counts how long jobs take.
     """
 
     _log = Logger()
@@ -79,106 +95,81 @@ class Worker(ABC):
     #: How many jobs are done together at the most.
     _jobsPerGroup: int
 
-    def __init__(
-        self, reactor: ThreadedReactor, connect: Callable[[], Tables], statistics: StoreStatistics, waits: Histogram
-    ) -> None:
+    def __init__(self, reactor: ThreadedReactor, connect: Callable[[], Tables], waits: Histogram) -> None:
         self._reactor = reactor
         self._connect = connect
-        self._statistics = statistics
         self._waits = waits
-        # The jobs of this turn of the reactor, and those that the thread has been given.
-        self._come: list[Job] = []
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._isStopped = False
-        self._ending: Waiters[None] = Waiters()
+        self._pool = ThreadPool(0, 1, f"store: {self._verb}")
+        self._jobs: deque[Job] = deque()
+        self._isBusy = False
+        self._isClosed = False
+        self._idle: Waiters[None] = Waiters()
         texts = "Cannot {verb} the store: {cause}", "Can {verb} the store again"
-        self._outage = Outage(self._log, reactor, *texts, level=LogLevel.error, verb=self._verb)
+        self._outage = Outage(self._log, reactor, *texts, level=LogLevel.error, calm=_CALM_SECONDS, verb=self._verb)
         # Used in the thread only.
         self._tables: Tables | None = None
-        self._background: deque[Job] = deque()
-        self._isEnding = False
 
-    # -- in the reactor's thread
+    @returnsDeferred
+    async def open(self) -> None:
+        """Open the file in the thread."""
+        if not self._isClosed:
+            self._pool.start()
+            await deferToThreadPool(self._reactor, self._pool, self._connected)
+        if self._isClosed:
+            raise StoreUnavailable("the store is closed")
 
-    @property
-    def isRunning(self) -> bool:
-        """Whether jobs are taken."""
-        return self._thread is not None and not self._isStopped
+    @returnsDeferred
+    async def close(self) -> None:
+        """Do the jobs that wait, close the file, and end the thread."""
+        self._isClosed = True
+        if self._isBusy:
+            await self._idle.wait()
+        if self._pool.started:
+            await deferToThreadPool(self._reactor, self._pool, self._disconnect)
+            self._pool.stop()
 
-    def start(self) -> Deferred[None]:
-        """Start the thread. Fires when it has opened the file; if it can't, fails, and the thread has ended."""
-        if self._isStopped:
-            return fail(StoreUnavailable("the store is closed"))
-        opened: Deferred[None] = Deferred()
-        name = f"txserviceregistry store: {self._verb}"
-        self._thread = threading.Thread(target=self._run, args=(opened,), name=name, daemon=True)
-        self._thread.start()
-        return opened
-
-    def submit(
-        self, function: Callable[[Tables], _T], *, background: bool = False, probe: bool = False
-    ) -> Deferred[_T]:
+    def submit(self, function: Callable[[Tables], _T], *, isChange: bool = True) -> Deferred[_T]:
         """Call *function* in the thread. Fires with what it returned, after the commit where there is one."""
-        return self._take(Job(function, self._reactor.seconds(), background, probe))
+        return self._take(Job(function, self._reactor.seconds(), isChange))
 
     def _take(self, job: Job) -> Deferred[Any]:
-        if not self.isRunning:
+        if self._isClosed or not self._pool.started:
             return fail(StoreUnavailable("the store is not open"))
-        if not self._come:
-            self._reactor.callFromThread(self._endTurn)
-        self._come.append(job)
+        self._jobs.append(job)
+        self._begin()
         return job.deferred
 
-    def _endTurn(self) -> None:
-        # One by one, the thread would begin a group with the first, and make the others wait for a commit of its own.
-        come, self._come = self._come, []
-        for job in come:
-            self._jobs.put(job)
+    def _begin(self) -> None:
+        if self._jobs and not self._isBusy:
+            self._isBusy = True
+            self._work()
 
-    def stop(self) -> Deferred[None]:
-        """Let the thread finish what it has been given, close the file, and end. Fires when it has."""
-        if not self._isStopped:
-            self._isStopped = True
-            Worker._endTurn(self)
-            self._jobs.put(None)
-        return succeed(None) if self._thread is None else self._ending.wait()
+    def _work(self) -> None:
+        jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), self._jobsPerGroup))]
+        deferToThreadPool(self._reactor, self._pool, self._runGroup, jobs).addCallback(self._settle, jobs)
 
-    def _ended(self) -> None:
-        assert self._thread is not None
-        self._thread.join()  # it has nothing left to do
-        self._thread = None
-        self._ending.fire(None)
-
-    def _settle(self, jobs: Sequence[Job], cause: Exception | None) -> None:
+    def _settle(self, cause: Exception | None, jobs: Sequence[Job]) -> None:
         now = self._reactor.seconds()
         if cause is None:
             self._outage.succeeded()
         else:
             self._outage.failed(cause=str(cause))
+        self._isBusy = False
+        self._begin()
         for job in jobs:
-            if not job.isBackground:
-                # Background jobs are made to wait, which says nothing about the speed of the store.
-                self._waits.add(max(0.0, now - job.submitted))
+            self._waits.add(max(0.0, now - job.submitted))
             if isinstance(job.result, Exception):
                 job.deferred.errback(job.result)
             else:
                 job.deferred.callback(job.result)
+        if not self._isBusy:
+            self._idle.fire(None)
 
     # -- in the thread
 
-    def _run(self, opened: Deferred[None]) -> None:
-        try:
-            self._connected()
-        except Exception as error:
-            self._reactor.callFromThread(self._ended)
-            self._reactor.callFromThread(opened.errback, error)
-            return
-        self._reactor.callFromThread(opened.callback, None)
-        while jobs := self._nextGroup():
-            self._reactor.callFromThread(self._settle, jobs, self._runGroup(jobs))
-        self._finish()
-        self._reactor.callFromThread(self._ended)
+    @abstractmethod
+    def _runGroup(self, jobs: Sequence[Job]) -> Exception | None:
+        """Do the jobs; returns the error of the file, if there was one."""
 
     def _connected(self) -> Tables:
         if self._tables is None:
@@ -188,36 +179,8 @@ class Worker(ABC):
     def _disconnect(self) -> None:
         tables, self._tables = self._tables, None
         if tables is not None:
-            try:
+            with suppress(sqlite3.Error):  # what was acknowledged is in the file
                 tables.close()
-            except sqlite3.Error:
-                pass  # what was acknowledged is in the file
-
-    def _finish(self) -> None:
-        """Leave the file when there is no more work."""
-        self._disconnect()
-
-    def _nextGroup(self) -> Sequence[Job]:
-        """Wait for work; there is none when there will be no more."""
-        jobs: list[Job] = []
-        while len(jobs) < self._jobsPerGroup and not self._isEnding:
-            try:
-                job = self._jobs.get(block=not jobs and not self._background)
-            except queue.Empty:
-                break
-            if job is None:
-                self._isEnding = True
-            elif job.isBackground:
-                self._background.append(job)
-            else:
-                jobs.append(job)
-        if self._background:
-            jobs.insert(0, self._background.popleft())
-        return jobs
-
-    @abstractmethod
-    def _runGroup(self, jobs: Sequence[Job]) -> Exception | None:
-        """Do the jobs; returns the error of the file, if there was one."""
 
 
 class Reader(Worker):
@@ -227,25 +190,10 @@ class Reader(Worker):
     # Reads that wait for each other before they are answered: few, because a page takes a millisecond.
     _jobsPerGroup = 16
     _isKeeping = True
-    # How many jobs are under way.
-    _unsettled = 0
 
     def __init__(self, reactor: ThreadedReactor, connect: Callable[[], Tables], statistics: StoreStatistics) -> None:
-        super().__init__(reactor, connect, statistics, statistics.reads)
-
-    def _take(self, job: Job) -> Deferred[Any]:
-        if not self.isRunning or self._unsettled:
-            self._unsettled += self.isRunning
-            return super()._take(job)
-        # A thread without work need not wait for the end of the turn.
-        self._unsettled = 1
-        self._jobs.put(job)
-        return job.deferred
-
-    def _settle(self, jobs: Sequence[Job], cause: Exception | None) -> None:
-        self._unsettled -= len(jobs)
-        self._statistics.isReadable = cause is None
-        super()._settle(jobs, cause)
+        super().__init__(reactor, connect, statistics.reads)
+        self._statistics = statistics
 
     def keepConnection(self, isKeeping: bool) -> None:
         """
@@ -255,9 +203,13 @@ class Reader(Worker):
         one that was opened while they were read-only would keep the writer from ever writing again.
         """
         wasKeeping, self._isKeeping = self._isKeeping, isKeeping
-        if not isKeeping and wasKeeping and self.isRunning:
+        if wasKeeping and not isKeeping:
             # An error is logged all the same, and reported to later reads.
             self.submit(lambda tables: None).addErrback(lambda _: None)
+
+    def _settle(self, cause: Exception | None, jobs: Sequence[Job]) -> None:
+        self._statistics.isReadable = cause is None
+        super()._settle(cause, jobs)
 
     def _runGroup(self, jobs: Sequence[Job]) -> Exception | None:
         cause: Exception | None = None
@@ -273,11 +225,156 @@ class Reader(Worker):
         return cause
 
 
-class Checkpointer(Reader):
-    """A thread that copies the write-ahead log into the file, and has a connection only while it does."""
+class Writer(Worker):
+    """
+    The thread that writes: the only one in this process.
 
-    _verb = "checkpoint"
-    _isKeeping = False
+    :param reader: the thread that reads the same file.
+    :param files: the files that *connect* opens; used in the thread.
+    """
 
-    def __init__(self, reactor: ThreadedReactor, connect: Callable[[], Tables]) -> None:
-        super().__init__(reactor, connect, StoreStatistics())  # which nothing reads
+    _verb = "write"
+    # In one transaction: about 50 ms of work.
+    _jobsPerGroup = 1000
+
+    def __init__(
+        self,
+        reactor: ThreadedReactor,
+        connect: Callable[[], Tables],
+        statistics: StoreStatistics,
+        reader: Reader,
+        files: OpenFiles,
+    ) -> None:
+        super().__init__(reactor, connect, statistics.writes)
+        self._statistics = statistics
+        self._reader = reader
+        self._files = files
+        self._checked = self._cut = -math.inf
+        self._logBytes = 0
+        # How many groups were refused since the last one that was committed, and when the last one was.
+        self._refusals = 0
+        self._refused = -math.inf
+
+    def submitOneOfMany(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
+        """As :meth:`submit`: make a change, together with others of its kind that wait next to it, if that succeeds."""
+        return self._take(Job(alone(together, change), self._reactor.seconds(), together=together, change=change))
+
+    @property
+    def refusesChanges(self) -> bool:
+        """Whether all recent changes were refused, whatever becomes of a probe."""
+        return self._refusals >= _REFUSALS and self._reactor.seconds() - self._refused < _REFUSAL_SECONDS
+
+    def _begin(self) -> None:
+        if self._jobs and not self._isBusy:
+            self._isBusy = True
+            self._reactor.callFromThread(self._gather, 0)
+
+    def _gather(self, gathered: int) -> None:
+        # Python threads that both have something to do hinder each other more than they help. So the thread begins when
+        # the reactor has read all input, and for once has nothing to do.
+        waiting = len(self._jobs)
+        if waiting > gathered and self._reactor.seconds() - self._jobs[0].submitted < _GATHERING_SECONDS:
+            self._reactor.callFromThread(self._gather, waiting)
+        else:
+            self._work()
+
+    def _settle(self, cause: Exception | None, jobs: Sequence[Job]) -> None:
+        # A file that is lost can't be opened again; the connections that are open have all that was written.
+        self._reader.keepConnection(cause is None or isinstance(cause, FileLost))
+        self._statistics.walBytes = self._logBytes
+        self._statistics.isWritable = cause is None
+        if cause is None:
+            self._statistics.commits.add(len(jobs))
+        super()._settle(cause, jobs)
+
+    # -- in the thread
+
+    def _runGroup(self, jobs: Sequence[Job]) -> Exception | None:
+        cause: Exception | None = None
+        try:
+            tables = self._connected()
+            tables.begin()
+            for together, neighbours in groupby(jobs, attrgetter("together")):
+                some = list(neighbours)
+                if together is None or not self._runTogether(tables, together, some):
+                    for job in some:
+                        cause = self._runOne(tables, job) or cause
+            self._checkFiles()
+            tables.commit()
+        except Exception as error:
+            cause = self._explained(error)
+            for job in jobs:
+                job.result = StoreUnavailable(f"the store can't be written: {cause}")
+        if isinstance(cause, FileLost):
+            # The connection is kept: it may be the last one.
+            if self._tables is not None:
+                with suppress(sqlite3.Error):
+                    self._tables.undo()
+            return cause
+        self._countRefusals(jobs)
+        if cause is None:
+            self._cutLog(tables)
+        else:
+            self._disconnect()
+        return cause
+
+    def _disconnect(self) -> None:
+        self._files.closing()
+        super()._disconnect()
+
+    def _runTogether(self, tables: Tables, together: Together[Any, Any], jobs: Sequence[Job]) -> bool:
+        try:
+            with tables.operation():
+                results = together(tables, [job.change for job in jobs])
+        except Exception:
+            if not tables.inTransaction:
+                raise  # SQLite has undone the whole group
+            return False  # which one is at fault shows when each is done by itself
+        for job, result in zip(jobs, results, strict=True):
+            job.result = result
+        return True
+
+    def _runOne(self, tables: Tables, job: Job) -> Exception | None:
+        """Do all of a job, or nothing of it."""
+        try:
+            with tables.operation():
+                job.result = job.function(tables)
+        except Exception as error:
+            if not tables.inTransaction:
+                raise
+            return job.failed(error, "written")
+        return None
+
+    def _checkFiles(self) -> None:
+        """Check that a commit would not be lost, unless that was checked a moment ago."""
+        now = self._reactor.seconds()
+        if not 0 <= now - self._checked < _CHECK_SECONDS:
+            self._checked = -math.inf
+            self._logBytes = self._files.check()
+            self._checked = now
+
+    def _explained(self, error: Exception) -> Exception:
+        """The error itself, or that a file is lost, if one is."""
+        if not isinstance(error, FileLost):
+            self._checked = -math.inf
+            try:
+                self._checkFiles()
+            except FileLost as loss:
+                return loss
+        return error
+
+    def _countRefusals(self, jobs: Sequence[Job]) -> None:
+        results = [job.result for job in jobs if job.isChange]
+        if not all(isinstance(result, Exception) for result in results):
+            self._refusals = 0
+        elif any(isinstance(result, StoreUnavailable) for result in results):
+            self._refusals += 1
+            self._refused = self._reactor.seconds()
+
+    def _cutLog(self, tables: Tables) -> None:
+        """Truncate the write-ahead log if another program's reads made it large, unless it still needs the log."""
+        now = self._reactor.seconds()
+        if self._logBytes > LOG_BYTES and now - self._cut >= _CUT_INTERVAL:
+            self._cut = now
+            with suppress(sqlite3.Error):  # which writes meet as well
+                tables.cutLog()
