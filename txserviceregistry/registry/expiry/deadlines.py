@@ -1,8 +1,6 @@
 """
 When services expire: a clock that tolerates stalls (:class:`StallTolerantClock`), and the deadline of each service
-(:class:`Deadlines`).
-
-Nothing here asks the store. This module finds out that a deadline has passed; what follows is decided elsewhere.
+(:class:`Deadlines`). What follows when a deadline has passed is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -49,10 +47,9 @@ class StallTolerantClock:
     def __init__(self, clock: IReactorTime, onTick: Callable[[], None]) -> None:
         self._clock = clock
         self._onTick = onTick
+        # When the last tick was by the reactor; the time then, and the latest that was told.
         self._ticked = clock.seconds()
-        # The time is the reactor's less what was lost: adding up steps would add up rounding errors.
-        self._lost = 0.0
-        self._latest = self._ticked
+        self._time = self._latest = self._ticked
         self.stalls = 0
         self.stalledSeconds = 0.0
         self._lateTicks = 0
@@ -61,8 +58,7 @@ class StallTolerantClock:
 
     def start(self) -> None:
         """Start or continue: the time since the clock was made, or stopped, does not count."""
-        self._ticked = self._clock.seconds()
-        self._lost = self._ticked - self._latest
+        self._ticked, self._time = self._clock.seconds(), self._latest
         self._call = self._clock.callLater(self.TICK, self._tick)
 
     def stop(self) -> None:
@@ -79,9 +75,10 @@ class StallTolerantClock:
         return self._latest
 
     def _advance(self, gap: float) -> None:
-        self._latest = max(self._latest, self._ticked + min(gap, self.LONGEST_STEP) - self._lost)
+        self._latest = max(self._latest, self._time + min(gap, self.LONGEST_STEP))
 
     def _tick(self) -> None:
+        self._call = self._clock.callLater(self.TICK, self._tick)
         seconds = self._clock.seconds()
         gap = seconds - self._ticked
         isLate = gap > self.TICK + self.LONGEST_STEP
@@ -93,10 +90,7 @@ class StallTolerantClock:
         standsStill = isLate and self._lateTicks == 1
         if not standsStill:
             self._advance(gap)
-        self._ticked = seconds
-        if self._latest != seconds - self._lost:
-            self._lost = seconds - self._latest
-        self._call = self._clock.callLater(self.TICK, self._tick)
+        self._ticked, self._time = seconds, self._latest
         if not standsStill:
             self._onTick()
 
@@ -164,7 +158,7 @@ class Deadlines:
     persisted the expiration. A heartbeat only changes a number; the queue finds out later that the deadline has moved.
 
     In a cluster other registries take heartbeats too, so that a deadline which has passed proves nothing. There a
-    service stays active until :meth:`expire` is called.
+    service stays active until it is forgotten.
 
     :param now: seconds of the :class:`StallTolerantClock`.
     :ivar isAuthoritative: whether this registry takes all heartbeats.
@@ -177,9 +171,6 @@ class Deadlines:
         self.isAuthoritative = True
         self._active: dict[str, dict[str, ServiceState]] = {}
         self._expired: dict[str, dict[str, ServiceState]] = {}
-        # The last result of expired(), until it changes: with a full disk it may become large, and every reader needs
-        # it.
-        self._snapshots: dict[str, frozenset[str]] = {}
         self._queue: list[tuple[float, ServiceState]] = []
         # Where this registry is not authoritative: the services by tenant and incarnation.
         self._registrations: dict[tuple[str, str], ServiceState] = {}
@@ -259,14 +250,10 @@ class Deadlines:
                 heappop(queue)
                 state._queued = _NOWHERE
                 if self.isAuthoritative:
-                    self.expire(state)
+                    _remove(self._active, state, state.id)
+                    self._expired.setdefault(state.tenant, {})[state.incarnation] = state
                 found.append(state)
         return found, False
-
-    def expire(self, state: ServiceState) -> None:
-        _remove(self._active, state, state.id)
-        self._expired.setdefault(state.tenant, {})[state.incarnation] = state
-        self._snapshots.pop(state.tenant, None)
 
     def requeue(self, state: ServiceState) -> None:
         """Let :meth:`collect` find a service again that it has found, when its deadline has passed."""
@@ -276,11 +263,7 @@ class Deadlines:
 
     def expired(self, tenant: str) -> frozenset[str]:
         """The incarnations of the expired services of *tenant*."""
-        if tenant not in self._expired:
-            return frozenset()
-        if tenant not in self._snapshots:
-            self._snapshots[tenant] = frozenset(self._expired[tenant])
-        return self._snapshots[tenant]
+        return frozenset(self._expired.get(tenant, ()))
 
     def isExpired(self, tenant: str, incarnation: str) -> bool:
         return incarnation in self._expired.get(tenant, ())
@@ -299,7 +282,6 @@ class Deadlines:
             _remove(self._active, state, id)
             _remove(self._expired, state, incarnation)
             self._registrations.pop((tenant, incarnation), None)
-            self._snapshots.pop(tenant, None)
             state._queued = _NOWHERE
             self.onForgotten(state)
 

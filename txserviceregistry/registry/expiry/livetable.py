@@ -5,31 +5,170 @@ agree about them.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import islice
 from typing import ClassVar
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
 
-from ...util.logs import Logger
+from ...util.concurrency import SingleFlight
+from ...util.deferred import returnsDeferred
+from ...util.logs import Logger, Outage
+from ..faults import Fault, systemFailure
 from ..scopes import isLockScope, tenantOf
+from ..servicelog import ServiceLog
 from ..stores.interfaces import Expiration, IStore, NoSuchObject, ServiceSummary, StoreUnavailable
 from ..tasks import TaskOwner
 from .deadlines import REFUSED, Deadlines, ServiceState, StallTolerantClock
-from .expirations import ExpirationQueue, MassExpiryWarning
 
 
 async def readSummary(store: IStore, scope: str, id: str) -> ServiceSummary:
-    """
-    A service or a lock as the store has it.
-
-    :raises NoSuchObject: if there is none.
-    """
+    """A service or a lock as the store has it; :class:`NoSuchObject` if there is none."""
     if isLockScope(scope):
         return (await store.getLock(tenantOf(scope), id)).summary(tenantOf(scope))
     return (await store.getService(scope, id)).summary(scope)
+
+
+@attrs.define(eq=False, slots=False)
+class MassExpiryWarning:
+    """
+    Warns when unusually many services expire, which rarely means that so many have stopped.
+
+    When a network is cut, the services behind it expire each at its own deadline, over the length of their timeouts; so
+    what counts is their number within a minute.
+    """
+
+    #: Seconds that are looked at together.
+    WINDOW: ClassVar = 60.0
+    #: How many services have to expire, and which part of all, before there is a warning.
+    FEWEST: ClassVar = 20
+    SHARE: ClassVar = 0.1
+
+    _log = Logger()
+
+    _clock: IReactorTime
+    _deadlines: Deadlines
+    _began: float = attrs.field(init=False, default=float("-inf"))
+    _count: int = attrs.field(init=False, default=0)
+
+    def add(self, count: int) -> None:
+        """Note that so many services have just expired."""
+        now = self._clock.seconds()
+        if now - self._began >= self.WINDOW:
+            self._began, self._count, self._before = now, 0, self._deadlines.total + count
+            # The number at which the next warning is due.
+            self._threshold = max(self.FEWEST, self.SHARE * self._before)
+        self._count += count
+        if self._count >= self._threshold:
+            # Some of them may have been registered since.
+            self._before = max(self._before, self._deadlines.total + self._count)
+            self._threshold = 2 * self._count
+            self._log.warn(
+                "{count} of {before} services expired within {seconds:.0f} s; "
+                "check the network between them and this registry, and their machines",
+                count=self._count,
+                before=self._before,
+                seconds=max(now - self._began, 1.0),
+            )
+
+
+@attrs.define(eq=False, slots=False)
+class ExpirationQueue:
+    """
+    Brings expirations to the store in the order in which they were found, in groups, each in a turn of the reactor of
+    its own. Expirations that could not be persisted stay first in the queue until :meth:`work` is called again.
+    """
+
+    #: How many are persisted together: enough to share a commit, and few enough for one turn of the reactor.
+    GROUP: ClassVar = 500
+
+    _log = Logger()
+
+    _persist: Callable[[Sequence[Expiration]], Deferred[None]]
+    _deadlines: Deadlines
+    _clock: IReactorTime
+    _tasks: TaskOwner
+    _queue: deque[Expiration] = attrs.field(init=False, factory=deque)
+    _persisting: SingleFlight[None, None] = attrs.field(init=False, factory=SingleFlight)
+    _next: IDelayedCall | None = attrs.field(init=False, default=None)
+    _persisted: int = attrs.field(init=False, default=0)
+    _isStopped: bool = attrs.field(init=False, default=False)
+
+    def __attrs_post_init__(self) -> None:
+        # Services that lose their network expire one by one, over the length of a timeout.
+        self._services = ServiceLog(self._clock, "Services expired")
+        self._locks = ServiceLog(self._clock, "Locks expired")
+        self._warning = MassExpiryWarning(self._clock, self._deadlines)
+        self._outage = Outage(self._log, self._clock, "Cannot persist expirations ({count} pending); retrying")
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def add(self, expirations: Sequence[Expiration]) -> None:
+        """Queue some expirations; :meth:`work` begins with them."""
+        self._queue.extend(expirations)
+
+    def work(self) -> None:
+        """Persist until the queue is empty or the store fails, unless that is under way."""
+        if self._queue and not (self._persisting or self._next or self._isStopped):
+            self.nextGroup().addCallbacks(self._goOn, lambda _: None)
+
+    def _goOn(self, _: object) -> None:
+        if self._queue and not self._isStopped:
+            self._next = self._clock.callLater(0, self._turn)
+
+    def _turn(self) -> None:
+        self._next = None
+        self.work()
+
+    @returnsDeferred
+    async def nextGroup(self) -> None:
+        """Persist the next group, if there is one; a fault if that can't be done, or the registry is stopping."""
+        if not self._isStopped:
+            await self._persisting.do(None, lambda: self._tasks.start(self._persistGroup()))
+        if self._isStopped:
+            raise systemFailure("The registry is stopping")
+
+    def stop(self) -> None:
+        """Begin nothing new. What is under way belongs to the :class:`TaskOwner`."""
+        self._isStopped = True
+        call, self._next = self._next, None
+        if call is not None:
+            call.cancel()
+        self._services.stop()
+        self._locks.stop()
+
+    async def _persistGroup(self) -> None:
+        group = list(islice(self._queue, self.GROUP))
+        pending = [each for each in group if self._deadlines.isExpired(each.tenant, each.incarnation)]
+        try:
+            if pending:
+                await self._persist(pending)
+            for _ in group:
+                self._queue.popleft()
+            self.report(pending)
+        except Exception as error:
+            self._outage.failed(None if isinstance(error, Fault) else Failure(), count=len(self._queue))
+            raise
+
+    def report(self, expirations: Sequence[Expiration]) -> None:
+        """Log expirations that are persisted."""
+        self._outage.succeeded()
+        for expiration in expirations:
+            isLock = isLockScope(expiration.tenant)
+            self._persisted += not isLock
+            (self._locks if isLock else self._services).add(tenantOf(expiration.tenant), expiration.id)
+        if not self._queue:
+            for log in (self._services, self._locks):
+                log.stop() if self._isStopped else log.flush()
+            persisted, self._persisted = self._persisted, 0
+            if persisted:
+                self._warning.add(persisted)
 
 
 @attrs.define(eq=False, slots=False)
@@ -69,8 +208,7 @@ class LiveServices:
     def __attrs_post_init__(self) -> None:
         self.time = StallTolerantClock(self._clock, self._tick)
         self.deadlines = Deadlines(self.time.now)
-        warning = MassExpiryWarning(self._clock, lambda: self.deadlines.total)
-        self.expirations = ExpirationQueue(self._persist, self._isPending, self._clock, self._tasks, warning.add)
+        self.expirations = ExpirationQueue(self._persist, self.deadlines, self._clock, self._tasks)
         self._onDue: Callable[[Sequence[ServiceState]], None] = self._enqueue
 
     def share(self, onDue: Callable[[Sequence[ServiceState]], None], onTick: Callable[[], None]) -> None:
@@ -101,6 +239,12 @@ class LiveServices:
         """Let no services expire, because their heartbeats can't be noticed, until :meth:`renewAll` is called."""
         self._isSuspended = True
 
+    def renewAll(self) -> None:
+        """Give every service a full timeout from now on."""
+        for state in self.deadlines.all():
+            self.deadlines.restart(state, state.timeout)
+        self._isSuspended = False
+
     def synchronize(self, services: Iterable[ServiceSummary]) -> None:
         """Take over that there are these services and no others."""
         unknown = {state.name for state in self.deadlines.all()}
@@ -109,12 +253,6 @@ class LiveServices:
             self.track(service)
         for name in unknown:
             self.deadlines.forget(*name)
-
-    def renewAll(self) -> None:
-        """Give every service a full timeout from now on."""
-        for state in self.deadlines.all():
-            self.deadlines.restart(state, state.timeout)
-        self._isSuspended = False
 
     def track(self, service: ServiceSummary) -> None:
         """
@@ -175,9 +313,6 @@ class LiveServices:
         """A service has expired by a decision of others, and that is persisted."""
         self.expirations.report([Expiration(*state.name, 0)])
         self.deadlines.forget(*state.name)
-
-    def _isPending(self, expiration: Expiration) -> bool:
-        return self.deadlines.isExpired(expiration.tenant, expiration.incarnation)
 
     async def _reconcile(self) -> None:
         for tenant, id in list(self._unsure)[: self.RECONCILED]:

@@ -218,7 +218,6 @@ class DeadlinesTests(SynchronousTestCase):
         self.deadlines.forget("1", "a", "incarnation of a")
         self.assertEqual(expired, {"incarnation of a", "incarnation of b"})
         self.assertEqual(self.deadlines.expired("1"), {"incarnation of b", "incarnation of c"})
-        self.assertIs(self.deadlines.expired("1"), self.deadlines.expired("1"))
 
     def test_forgetsTheRightIncarnation(self) -> None:
         """To forget one incarnation of an id leaves the others of it alone; an unknown one is ignored."""

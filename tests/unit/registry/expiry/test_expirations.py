@@ -4,50 +4,30 @@ Expirations on their way to the store, and many within a short while, of which t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.task import Clock
 from twisted.logger import LogLevel, globalLogPublisher
-from twisted.trial.unittest import SynchronousTestCase
 
 from tests.unit.registry.registrycase import RegistryCase
-from txserviceregistry.registry.expiry.expirations import ExpirationQueue
+from txserviceregistry.registry.expiry.livetable import MassExpiryWarning
 from txserviceregistry.registry.limits import ResourceLimits
-from txserviceregistry.registry.stores.interfaces import Expiration
-from txserviceregistry.registry.tasks import TaskOwner
 
 
-class ExpirationQueueTests(SynchronousTestCase):
-    """A queue, and what it has persisted."""
-
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.persisted: list[str] = []
-        self.fails: list[Exception] = []
-        self.queue = ExpirationQueue(self.persist, lambda each: True, self.clock, TaskOwner(), self.counted)
-
-    def persist(self, expirations: Sequence[Expiration]) -> Deferred[None]:
-        self.persisted += [each.id for each in expirations]
-        return succeed(None)
-
-    def counted(self, count: int) -> None:
-        if self.fails:
-            raise self.fails.pop()
-
-    def add(self, *ids: str) -> None:
-        self.queue.add([Expiration("1", id, f"incarnation of {id}", 5) for id in ids])
+class ExpirationQueueTests(RegistryCase):
+    """The queue of a registry."""
 
     def test_goesOnAfterADefect(self) -> None:
         """A defect in what follows when services have expired is logged, and others expire after it."""
-        self.fails.append(ValueError("a defect"))
-        self.add("web1")
-        self.queue.work()
+
+        def fail(self: object, count: int) -> None:
+            raise ValueError("a defect")
+
+        defect = self.patch(MassExpiryWarning, "add", fail)
+        self.create("web1", 5)
+        self.pass_(6)
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
-        self.add("web2")
-        self.queue.work()
-        self.assertEqual(self.persisted, ["web1", "web2"])
-        self.assertEqual(len(self.queue), 0)
+        defect.restore()
+        self.create("web2", 5)
+        self.pass_(6)
+        self.assertEqual(self.stored(), [])
 
 
 class MassExpiryWarningTests(RegistryCase):

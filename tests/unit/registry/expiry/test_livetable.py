@@ -19,8 +19,7 @@ from tests.unit.registry.heldstore import HeldCall, HeldStore
 from tests.unit.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.expiry.deadlines import ServiceState
-from txserviceregistry.registry.expiry.expirations import ExpirationQueue
-from txserviceregistry.registry.expiry.livetable import LiveServices
+from txserviceregistry.registry.expiry.livetable import ExpirationQueue, LiveServices
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.model import NewService, ServiceChanges
@@ -397,8 +396,8 @@ class SlowStoreTests(RegistryCase):
         waiting = self.creating()
         stopping = self.registry.stop()
         self.assertNoResult(stopping)
-        self.assertUnavailable(waiting)
         self.release(held)
+        self.assertUnavailable(waiting)
         self.successResultOf(stopping)
         self.assertEqual(self.stored(), [])
         self.assertEqual(self.clock.getDelayedCalls(), [])
