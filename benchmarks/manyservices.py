@@ -127,15 +127,15 @@ def services(home: str, tokens: str, rounds: str, seconds: str) -> None:
             # A client that has registered something knows the registry's extensions.
             await client.account.getLimits()
             requests = beats = 0
-            heartbeatsOnce = api.heartbeatsOnce
+            heartbeats = api.heartbeats
 
             def counted(together: Any, **options: Any) -> Any:
                 nonlocal requests, beats
                 requests += 1
                 beats += len(together)
-                return heartbeatsOnce(together, **options)
+                return heartbeats(together, **options)
 
-            api.heartbeatsOnce = counted  # type: ignore[method-assign] # it is only looked at
+            api.heartbeats = counted  # type: ignore[method-assign] # it is only looked at
             before = _resident()
             registered = json.loads(Path(tokens).read_text())
             heartBeaters = [

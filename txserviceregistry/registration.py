@@ -27,9 +27,8 @@ from .errors import (
     ServiceRegistryError,
 )
 from .heartbeats.creation import ServiceCreator
-from .heartbeats.desired import DesiredState
-from .heartbeats.fields import wantsHost
-from .heartbeats.heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater, refusesToken
+from .heartbeats.desired import DesiredState, wantsHost
+from .heartbeats.heartbeater import REGISTERED, STOPPED, HeartBeater, refusesToken
 from .heartbeats.statefile import StateFile
 from .http.jsontransport import ClientClosed
 from .util.deferred import Waiters, returnsDeferred, waitFor
@@ -237,11 +236,8 @@ class RegisteredService(Service):
         heartBeater.onStateChange(self._stateChanged)
         self._desired.open(heartBeater)
         self._ignoreAddress = self._client.onLocalAddress(self._useHost)
-        self._listeners.call(REGISTERING)
-        if self._heartBeater is heartBeater:
-            # No listener has stopped it.
-            heartBeater.start()
-            heartBeater.whenStopped().addErrback(self._refused)
+        heartBeater.start()
+        heartBeater.whenStopped().addErrback(self._refused)
 
     def stopService(self) -> Deferred[None]:
         """
@@ -384,7 +380,6 @@ class RegisteredService(Service):
             self._endWaits()
             if creator.underWay is not None:
                 await waitFor(creator.underWay).addErrback(lambda _: None)
-            creator.endLate()
             while creator.mayExist:
                 try:
                     await self._client.services.remove(self.serviceId)

@@ -62,7 +62,7 @@ class LaneTests(SynchronousTestCase):
         """Heartbeats, and whatever else concerns one service, are sent beside requests that hang."""
         requests: list[tuple[Callable[[Any], Deferred[Any]], str]] = [
             (lambda services: services.heartbeat("web1", "t"), "POST /services/web1/heartbeat"),
-            (lambda services: services.heartbeatsOnce([{"id": "web1", "token": "t"}]), "POST /heartbeats"),
+            (lambda services: services.heartbeats([{"id": "web1", "token": "t"}]), "POST /heartbeats"),
             (lambda services: services.createOnce("web1", 30), "POST /services"),
             (lambda services: services.updateOnce("web1", {}), "PUT /services/web1"),
             (lambda services: services.get("web1"), "GET /services/web1"),

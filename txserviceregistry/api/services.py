@@ -147,7 +147,7 @@ class ServicesAPI(APIGroup):
         asked = self._heartbeat(path, body={"token": token}, timeout=timeout, whenLate=whenLate)
         return asked.addCallback(Response.read, readToken)
 
-    def heartbeatsOnce(
+    def heartbeats(
         self,
         heartbeats: Sequence[Mapping[str, str]],
         *,
@@ -155,9 +155,12 @@ class ServicesAPI(APIGroup):
         whenLate: WhenLate | None = None,
     ) -> Deferred[Sequence[HeartbeatToken | FaultBody]]:
         """
-        One batch of heartbeats, without the halving of ``heartbeats()``; see there and :meth:`heartbeat`.
+        Send heartbeats for several services with one request: the registry's extension ``heartbeats``. HeartBeaters do
+        it by themselves.
 
         :param heartbeats: up to 1,000 entries: ``{"id": …, "token": …}``, or ``{"lock": …, "token": …}``.
+        :return: fires with ``{"token": …}`` for each, in their order, or the fault (``{"type": …, "code": …, …}``) of
+            one that was refused.
         """
         body = {"heartbeats": heartbeats}
         asked = self._heartbeat("/heartbeats", body=body, timeout=timeout, whenLate=whenLate)

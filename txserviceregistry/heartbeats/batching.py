@@ -3,12 +3,12 @@ Heartbeat batching: heartbeats of several services that are due close together a
 
 It needs a registry with the extension ``heartbeats``. A service joins when its
 :class:`~txserviceregistry.HeartBeater` starts, or when a heartbeat of its own has been answered. It leaves, so that its
-HeartBeater sends single heartbeats, as soon as its heartbeat is refused. So this module contains the common case only,
-which costs next to nothing for each service.
+HeartBeater sends single heartbeats, as soon as its heartbeat is refused.
 """
 
 from __future__ import annotations
 
+import math
 import random as randomModule
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
@@ -17,23 +17,83 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from ..errors import ServiceRegistryError
+from ..errors import BadRequest, Forbidden, ForeignResponse, NotFound, ServiceRegistryError, isUnknown
 from ..http.jsontransport import ClientClosed
 from ..http.messages import WhenLate
-from ..util.backoff import LateTries, patienceFor, runOnAfter
+from ..util.backoff import LONGEST_DELAY, Backoff, LateTries, patienceFor, runOnAfter
 from ..util.logs import Logger, Outage
 from ..util.suspend import SuspendWatch
-from .batchsize import Action, BatchProbe, BatchSize, isRefusal
+from .context import StallWatch
 from .heartbeater import HeartBeater
-from .stalls import StallWatch
 
 # How many services a log line names.
 _NAMED = 5
 _FAILED = "Heartbeats failed for {names}: {reason} (retrying)"
 _SUCCEED_AGAIN = "Heartbeats for {names} succeed again after {seconds:.1f} s"
+_REFUSED = "A batch of {count} heartbeats was refused, smaller ones are sent: {reason}"
+_ACCEPTED = "A batch of {count} heartbeats is accepted again"
 
 _Entries = Sequence[Mapping[str, str]]
 _Tokens = Sequence[str | None]
+
+
+def isRefusal(error: object) -> bool:
+    """Whether a batch met an *error* that a smaller one may not meet: a 4xx other than 401 to the batch as a whole."""
+    if isinstance(error, ForeignResponse):
+        return error.status != 401
+    return isinstance(error, (BadRequest, Forbidden, NotFound))
+
+
+class BatchSize:
+    """
+    How many heartbeats the next batch may have: twice as many as in the last one that was accepted. A size that fails
+    while a smaller one is accepted is not tried again for :data:`HOLD` seconds.
+
+    :ivar most: heartbeats in the next batch at most; 0 while not even one is accepted.
+    """
+
+    HOLD = 300.0
+
+    def __init__(self, largest: int, seconds: Callable[[], float]) -> None:
+        self.most = largest
+        self._largest = largest
+        self._seconds = seconds
+        # The smallest that failed, and the largest that was accepted, as far as nothing later contradicts.
+        self._failed = math.inf
+        self._accepted = 0
+        self._heldUntil = 0.0
+
+    @property
+    def isReduced(self) -> bool:
+        """Whether batches are smaller than they could be."""
+        return self.most < self._largest
+
+    @property
+    def mayTry(self) -> bool:
+        """Whether the time has come to try a larger batch."""
+        return self._seconds() >= self._heldUntil
+
+    def accepted(self, count: int) -> None:
+        """A batch of *count* heartbeats was accepted."""
+        self._accepted = max(self._accepted, count)
+        if count >= self._failed:
+            self._failed, self.most = math.inf, self._largest
+        elif count >= self.most and self.mayTry:
+            self.most = min(self._largest, 2 * count)
+
+    def failed(self, count: int) -> bool:
+        """A batch of *count* heartbeats failed. Whether smaller ones are accepted; then these are sent."""
+        self._failed = min(self._failed, count)
+        if count <= self._accepted:
+            self._accepted = 0
+        if self._accepted:
+            self.hold(self._accepted)
+        return self._accepted > 0
+
+    def hold(self, most: int) -> None:
+        """Send no larger batches for a while."""
+        self.most = most
+        self._heldUntil = self._seconds() + self.HOLD
 
 
 class HeartbeatBatcher:
@@ -42,6 +102,9 @@ class HeartbeatBatcher:
 
     A heartbeat may be sent early by a tenth of its interval, together with one that is due; it is never sent late.
 
+    While batches fail and nothing else is known, one service sends a single heartbeat. If that is accepted, it is no
+    outage: batches begin again with one heartbeat, and if that fails too, all services send single heartbeats.
+
     :param send: sends heartbeats, the entries of a batch. It is late after so many seconds, and calls the third
         argument then. Fires with a token for each, or ``None`` for one that was refused.
     :param isOffered: whether the registry accepts batches.
@@ -49,7 +112,7 @@ class HeartbeatBatcher:
 
     #: Heartbeats in one request at most: the extension's limit.
     MOST = 1000
-    #: The most requests at once while large batches are refused.
+    #: The most requests at once while batches are smaller than they could be.
     AT_ONCE = 2
     #: After so many seconds without a response, the next request does not wait for this one.
     PATIENCE = 1.0
@@ -77,10 +140,14 @@ class HeartbeatBatcher:
         self._underWay: dict[Deferred[_Tokens], float] = {}
         self._late = LateTries()
         self._size = BatchSize(self.MOST, clock.seconds)
-        self._probe = BatchProbe(self._size, self.MOST, random)
+        self._backoff = Backoff(0.1, LONGEST_DELAY, random)
         # After a failure, nothing is sent before this time.
         self._notBefore = 0.0
+        # The service that sends a single heartbeat while batches fail, and whether one was accepted.
+        self._alone: HeartBeater | None = None
+        self._isBack = False
         self._outage = Outage(self._log, clock, _FAILED, _SUCCEED_AGAIN)
+        self._refusals = Outage(self._log, clock, _REFUSED, _ACCEPTED)
 
     @property
     def isOffered(self) -> bool:
@@ -89,7 +156,9 @@ class HeartbeatBatcher:
 
     def join(self, service: HeartBeater, due: float) -> None:
         """Take a service in. Its next heartbeat is sent by *due*, in seconds of the clock."""
-        if self._probe.isBack(service):
+        if service is self._alone:
+            self._alone, self._isBack = None, True
+            self._size.most = min(self._size.most, 1)
             self._notBefore = 0.0
         if not self._services:
             self._suspends.add(self._resumed)
@@ -99,7 +168,8 @@ class HeartbeatBatcher:
 
     def leave(self, service: HeartBeater) -> None:
         """Let a service go; nothing is sent for it any more. One that is not here causes no error."""
-        self._probe.alone.discard(service)
+        if service is self._alone:
+            self._alone = None
         self._remove(service)
         if not self._services:
             self._stop()
@@ -125,7 +195,7 @@ class HeartbeatBatcher:
         self._notBefore = 0.0
         now = self._clock.seconds()
         for service in self._services:
-            service.slept(stoodStill)
+            service.deadline -= stoodStill
             self._schedule.put(service, now - service.interval)
         self._endRequests()
         self._setTimer()
@@ -151,7 +221,7 @@ class HeartbeatBatcher:
             return
         now = self._clock.seconds()
         moment = max(due, self._notBefore, now)
-        if len(self._underWay) >= (self.AT_ONCE if self._size.isLimited else 1):
+        if len(self._underWay) >= (self.AT_ONCE if self._size.isReduced else 1):
             # One request after the other, on one connection, unless that one hangs.
             moment = max(moment, min(self._underWay.values()) + self.PATIENCE)
         if self._timer is None:
@@ -165,7 +235,7 @@ class HeartbeatBatcher:
             self._dismiss(list(self._services))
             return
         now = self._clock.seconds()
-        services = self._schedule.take(now, self._probe.most)
+        services = self._schedule.take(now, max(1, self._size.most))
         if services:
             self._request(services, now)
         self._setTimer()
@@ -187,18 +257,10 @@ class HeartbeatBatcher:
             if isCurrent:
                 self._clock.wasDue(sent + timeout)
             if not isinstance(result, Failure):
-                self._probe.accepted(len(services))
-                self._notBefore = 0.0
-                self._outage.succeeded()
-                if isCurrent:
-                    self._answered(services, result, sent)
-                else:
-                    self._answeredLate(services, entries, result, sent)
+                self._accepted(len(services))
+                self._answered(services, entries, result, sent, isCurrent)
             elif isCurrent:
                 self._failed(result, services)
-            elif isRefusal(result.value) and not self._probe.alone:
-                # The next try is under way; the one after it is smaller.
-                self._probe.refused(len(services), result.getErrorMessage())
             self._setTimer()
 
         request = maybeDeferred(self._send, entries, timeout, late)
@@ -207,10 +269,23 @@ class HeartbeatBatcher:
 
     # -- responses
 
-    def _answered(self, services: Sequence[HeartBeater], tokens: _Tokens, sent: float) -> None:
-        for service, token in zip(services, tokens, strict=True):
-            # One that has left meanwhile, or joined again, is not concerned.
-            if service.batchSlot is not services:
+    def _accepted(self, count: int) -> None:
+        self._size.accepted(count)
+        self._backoff.reset()
+        self._notBefore = 0.0
+        self._alone, self._isBack = None, False
+        self._outage.succeeded()
+        if not self._size.isReduced:
+            self._refusals.succeeded(count=count)
+
+    def _answered(
+        self, services: Sequence[HeartBeater], entries: _Entries, tokens: _Tokens, sent: float, isCurrent: bool
+    ) -> None:
+        for service, entry, token in zip(services, entries, tokens, strict=True):
+            # One that has left meanwhile, or joined again, is not concerned; nor is one without a response so far that
+            # was answered by another try. The next try reports refusals.
+            isLate = not isCurrent and service.batchSlot is not None and service.nextToken == entry["token"]
+            if service.batchSlot is not services and not (isLate and token is not None):
                 continue
             if token is None:
                 self._remove(service)
@@ -219,43 +294,55 @@ class HeartbeatBatcher:
                 self._schedule.put(service, sent)
                 service.answered(sent, token)
 
-    def _answeredLate(self, services: Sequence[HeartBeater], entries: _Entries, tokens: _Tokens, sent: float) -> None:
-        """A service with another token by now was answered by another try. The next try reports refusals."""
-        for service, entry, token in zip(services, entries, tokens, strict=True):
-            if token is not None and service in self._services and service.nextToken == entry["token"]:
-                self._schedule.put(service, sent)
-                service.answered(sent, token)
-
     def _failed(self, failure: Failure, services: Sequence[HeartBeater]) -> None:
         waiting = [service for service in services if service.batchSlot is services]
-        error = failure.value
+        error, count, reason = failure.value, len(services), failure.getErrorMessage()
         if error is None or not waiting:
             return
         if isinstance(error, ClientClosed):
             # The heartbeat that each sends fails in the same way, which ends it.
             self._dismiss(waiting)
             return
-        reason = failure.getErrorMessage()
         if not isinstance(error, ServiceRegistryError):
             self._log.failure("A batch of heartbeats failed unexpectedly (retrying)", failure)
-        action, delay, aloneCount = self._probe.failed(error, len(services), reason)
-        if action is Action.DISSOLVE:
+        mayBeSize = isRefusal(error) or (isUnknown(error) and self._backoff.failures > 0)
+        moment = self._clock.seconds()
+        isSingle = False
+        if not mayBeSize or not self._shrink(isRefusal(error), count, reason):
+            delay = self._backoff.next()
+            moment = self._notBefore = moment + min(service.retryDelay(delay) for service in waiting)
+            isSingle = mayBeSize and self._alone is None
+            # A service that sends single heartbeats reports an outage itself.
+            if self._backoff.failures > 1 and not (isSingle and count == 1):
+                self._outage.failed(names=_named(waiting), reason=reason)
+        if not self._size.most:
             self._dismiss(list(self._services))
             return
-        moment = self._clock.seconds()
-        if action is Action.RETRY:
-            # Services that send single heartbeats report an outage themselves.
-            if self._probe.failures > 1 and not (aloneCount and len(services) == 1):
-                self._outage.failed(names=_named(waiting), reason=reason)
-            moment = self._notBefore = moment + min(service.retryDelay(delay) for service in waiting)
         for service in waiting:
             if service.batchSlot is services:
                 self._schedule.put(service, moment - service.interval)
                 service.missed()
         # The listeners that were called above may have stopped some of them.
-        alone = [service for service in waiting if service in self._services][:aloneCount]
-        self._probe.alone.update(alone)
-        self._dismiss(alone)
+        left = [service for service in waiting if service in self._services]
+        if isSingle and left:
+            self._alone = left[0]
+            self._size.most = self.MOST
+            self._dismiss(left[:1])
+
+    def _shrink(self, isRefused: bool, count: int, reason: str) -> bool:
+        """A batch failed. Whether that may be because of its size, so that smaller ones are sent at once, or none."""
+        size = self._size
+        smallerPass = size.failed(count)
+        if count == 1 and (self._isBack or not size.most):
+            size.hold(0)
+        elif not smallerPass and self._isBack:
+            size.most = 1
+        elif not smallerPass and isRefused and count > 1 and self._alone is None:
+            size.most = max(1, count // 2)
+        elif not smallerPass:
+            return False
+        self._refusals.failed(count=count, reason=reason)
+        return True
 
     def _broken(self, failure: Failure) -> None:
         self._log.failure("Heartbeat batching failed unexpectedly; single heartbeats are sent", failure)
@@ -296,10 +383,8 @@ class Schedule:
     """
     Services by the time at which their heartbeats are due.
 
-    They are sorted only if they are too many for one request: a heap of single heartbeats would be sifted for each of
-    them. With ten thousand services, few are in the CPU's cache when they are due, so that every object that a
-    heartbeat touches costs time. So a slot has the services themselves, and these have attributes for it. A service
-    that has left, or has moved to another slot, names that one.
+    A heap of ten thousand services would be sifted for each heartbeat. So they are in slots, and are sorted only if
+    they are too many for one request. A service names its slot: one that has left, or moved to another, does not.
     """
 
     #: The part of its interval by which a heartbeat may be early, together with one that is due.

@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from ..http.agent import describeFailure
-from ..util.backoff import Backoff, delayBefore
+from ..util.backoff import Backoff
 from ..util.deferred import cancelWith
 from ..util.logs import Logger, Outage
 
@@ -83,19 +83,13 @@ class HealthCheck:
 
         return self._call(timeout).addCallback(ended)
 
-    def nextDelay(self, interval: float, left: float) -> float:
-        """
-        Seconds until the check that has failed should be called again. They grow from a thirty-second of *interval* to
-        half of it, and to five seconds at most. Shortly before the deadline they are shorter.
-
-        :param left: seconds to the deadline; 0 if there is none.
-        """
-        shortest = interval / 32
+    def nextDelay(self, interval: float) -> float:
+        """Seconds until a check that fails is called again: from a thirty-second of *interval* to half of it."""
         if self._backoff is None:
-            self._backoff = Backoff(shortest, min(_LONGEST_DELAY, interval / 2), self._random)
+            self._backoff = Backoff(interval / 32, min(_LONGEST_DELAY, interval / 2), self._random)
             # Skip the first delay, which is zero.
             self._backoff.next()
-        return delayBefore(self._backoff.next(), left, shortest)
+        return self._backoff.next()
 
     def _call(self, timeout: float) -> Deferred[str | None]:
         """Fires with the reason why the check fails, or with ``None`` if it passes."""
@@ -119,8 +113,8 @@ class HealthCheck:
             reason = _reasonIn(result)
             if not late.active():
                 # It was cancelled, and its exception may say what it was waiting for.
-                stage = result.value if isinstance(result, Failure) else None
-                reason = f"{timedOut}, {stage}" if isinstance(stage, HealthCheckFailed) else timedOut
+                isStage = isinstance(result, Failure) and result.check(HealthCheckFailed)
+                reason = f"{timedOut}, {reason}" if isStage else timedOut
             outcome.callback(reason)
 
         late = self._clock.callLater(timeout, tooLate)
@@ -133,21 +127,17 @@ class HealthCheck:
 def _reasonIn(result: Any) -> str | None:
     """Why a check with this result has failed; ``None`` if it has passed."""
     try:
-        if not isinstance(result, Failure) and result:
-            return None
-    except Exception as error:
-        result = Failure(error)
-    if not isinstance(result, Failure):
-        # The repr of a builtin value is short: False, None, 0, '', [].
-        isBuiltin = type(result).__module__ == "builtins"
-        text = f"returned {result!r}" if isBuiltin else f"returned a false {type(result).__name__}"
-    else:
-        assert result.value is not None
-        try:
+        if isinstance(result, Failure) and result.value is not None:
             isReason = isinstance(result.value, HealthCheckFailed)
             text = str(result.value) if isReason else describeFailure(result.value)
-        except Exception:
-            # str() of the exception failed.
-            text = type(result.value).__name__
+        elif result:
+            return None
+        else:
+            # The repr of a builtin value is short: False, None, 0, '', [].
+            type_ = type(result)
+            text = f"returned {result!r}" if type_.__module__ == "builtins" else f"returned a false {type_.__name__}"
+    except Exception as error:
+        # Of the application's own __bool__ or __str__.
+        text = type(result.value).__name__ if isinstance(result, Failure) else describeFailure(error)
     text = _USER_INFO.sub("…@", " ".join(text.split()))
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"

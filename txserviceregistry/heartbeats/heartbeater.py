@@ -1,8 +1,9 @@
 """
 HeartBeater: keeps one service registered, from its start to its stop.
 
-While heartbeats succeed, and the registry accepts batches, the client's
-:class:`~txserviceregistry.heartbeats.batching.HeartbeatBatcher` sends them.
+While heartbeats succeed, and the registry accepts batches, the client's HeartbeatBatcher sends them. Otherwise the
+HeartBeater makes one try after the other: it calls the health check, waits for its turn among the services of the
+client, and sends a heartbeat, or registers the service. It retries the sooner the nearer the deadline is.
 """
 
 from __future__ import annotations
@@ -17,39 +18,42 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from ..api.services import ServicesAPI
-from ..errors import BadRequest, Forbidden, NotFound
+from ..errors import BadRequest, Forbidden, NotFound, ServiceExists, ServiceRegistryError
 from ..http.jsontransport import ClientClosed
+from ..http.messages import WhenLate
+from ..types import HeartbeatToken
+from ..util.backoff import LONGEST_DELAY, Backoff, delayBefore, patienceFor
 from ..util.deferred import Waiters
 from ..util.logs import Listeners, Logger
 from ..util.suspend import SuspendWatch
+from .attempts import Attempts
+from .context import HeartbeatContext, StallWatch
 from .healthcheck import HealthCheck
-from .single import HeartbeatContext, SingleHeartbeats
-from .stalls import StallWatch
+
+# Below this timeout (seconds) heartbeats are relatively more frequent: a short delay is a larger part of it.
+_SHORT_TIMEOUT = 15
+# The shortest time limit of a health check, in seconds.
+_SHORTEST_CHECK = 1.0
+# While another service holds the id, the registration is retried this often (seconds).
+_ID_TAKEN_DELAY = 2.0
 
 
 class _State(Enum):
     """
-    The states of a HeartBeater. The values are those of :attr:`HeartBeater.state`.
+    The states of a HeartBeater, with the values of :attr:`HeartBeater.state`.
 
-    ===========  ==============================================  ===============================================
-    State        Event                                           Next state
-    ===========  ==============================================  ===============================================
-    NEW          ``start()``                                     REGISTERED with a token, otherwise REGISTERING
-    REGISTERING  the registration is accepted                    REGISTERED
-    ..           the registry will never accept it               STOPPED
-    ..           the user may not send heartbeats, or register   STOPPED
-    REGISTERED   the deadline passes without a response          UNREACHABLE
-    ..           the registry no longer has the service          REGISTERING, or STOPPED if it can't register again
-    UNREACHABLE  a heartbeat is accepted                         REGISTERED
-    ..           the registry no longer has the service          as above
-    STOPPED      ``start()``                                     as from NEW
-    any          ``stop()``                                      STOPPED
-    ===========  ==============================================  ===============================================
-
-    While it runs, it makes tries of its own unless the batcher has it (``batchSlot``).
+    =======================  ==========================================  ==============================================
+    State                    Event                                       Next state
+    =======================  ==========================================  ==============================================
+    STOPPED                  ``start()``                                 REGISTERED with a token, else REGISTERING
+    REGISTERING              the registration is accepted                REGISTERED
+    REGISTERED               the deadline passes without a response      UNREACHABLE
+    REGISTERED, UNREACHABLE  the registry no longer has the service      REGISTERING, or STOPPED without a *register*
+    UNREACHABLE              a heartbeat is accepted                     REGISTERED
+    any                      ``stop()``, or the registry forbids it      STOPPED
+    =======================  ==========================================  ==============================================
     """
 
-    NEW = ""
     REGISTERING = "registering"
     REGISTERED = "registered"
     UNREACHABLE = "unreachable"
@@ -66,7 +70,7 @@ def refusesToken(error: BaseException) -> bool:
     return isinstance(error, BadRequest) or (isinstance(error, NotFound) and "HeartbeatMarker" in error.details)
 
 
-class HeartBeater(SingleHeartbeats):
+class HeartBeater:
     """
     Sends the heartbeats of one service, from :meth:`start` to :meth:`stop`.
 
@@ -78,16 +82,21 @@ class HeartBeater(SingleHeartbeats):
     :ivar interval: seconds between two heartbeats, drawn once from 0.9 to 1.0 of *heartbeatInterval*, so that services
         that start together do not send at the same time.
     :ivar nextToken: the token that the next heartbeat presents; ``None`` while the service is not registered.
-    :ivar deadline: when the service expires, in seconds of the clock, unless another heartbeat is answered: the
-        heartbeat timeout after the *sending* of the last one that was.
+    :ivar provenToken: the last token that was accepted, in case that the next one is another service's.
     :ivar hadNoToken: whether the registry refused the token of the last registration, and accepted none since. That
         token may be another service's, so the service may still be registered.
-    :ivar lastSeen: when the last heartbeat that was answered had been sent, in seconds of the clock; ``None`` before
-        the first.
+    :ivar deadline: when the service expires without another heartbeat, in seconds of the clock: the heartbeat timeout
+        after the *sending* of the last one that was answered.
+    :ivar lastSeen: when that one was sent; ``None`` before the first.
+    :ivar registersAgain: whether it registers the service again when the registry loses it.
     """
 
     _log = Logger()
+    what = "service"  # for the log
+    # Most services have none of these. Up to 30 attributes an object has no dictionary: there can be thousands.
+    _health: HealthCheck | None = None
     _stopped: Waiters[None] | None = None
+    _listeners: Listeners[[str]] | None = None
 
     def __init__(
         self,
@@ -110,11 +119,9 @@ class HeartBeater(SingleHeartbeats):
         :param register: registers the service again and fires with its token; called when the registry no longer has
             the service, and retried until it succeeds. Without it such a loss ends the HeartBeater.
         :param check: returns true, or a Deferred or coroutine of it, while the application is healthy. While it returns
-            anything else, raises or takes too long, nothing is sent.
-        :param context: shared by the HeartBeaters of a client, which have the same clock. A service
-            with a *check* is not batched.
-        :param keep: called with each token that a heartbeat returns, before it is used, and with the token that this
-            heartbeat has presented.
+            anything else, raises or takes too long, nothing is sent. With it, heartbeats are not batched.
+        :param context: shared by the HeartBeaters of a client, which have the same clock.
+        :param keep: called with each token that a heartbeat returns, before it is used, and the one that it presented.
         :param random: returns numbers from 0 to 1.
         """
         if token is None and register is None:
@@ -123,52 +130,50 @@ class HeartBeater(SingleHeartbeats):
             from twisted.internet import reactor
 
             clock = reactor
-        context = context or HeartbeatContext(StallWatch(clock), SuspendWatch(clock))
-        health = None if check is None else HealthCheck(check, serviceId, clock, random)
-        super().__init__(services, serviceId, heartbeatTimeout, token, register, health, context, clock, random)
-        # Referenced here only: the client has a weak reference to it.
-        self.desired: object = None
-        self.lastSeen: float | None = None
+        self.serviceId = serviceId
+        self.heartbeatTimeout = heartbeatTimeout
+        self.nextToken = token
+        self.provenToken: str | None = None
         self.hadNoToken = False
+        self.lastSeen: float | None = None
+        self.deadline = clock.seconds() + heartbeatTimeout
+        self.desired: object = None  # referenced here only: the client has a weak reference to it
+        self._services = services
+        self._register = register
+        self.registersAgain = register is not None
         self._keep = keep
+        self._clock = clock
+        self._random = random
+        self._context = context = context or HeartbeatContext(StallWatch(clock), SuspendWatch(clock))
+        if check is not None:
+            self._health = HealthCheck(check, serviceId, clock, random)
         # The batcher's own: where it keeps the service, and when its next heartbeat is due, less the interval.
         self._batcher = context.batcher if check is None else None
         self.batchSlot: object = None
         self.batchSince = 0.0
-        self._state = _State.NEW
+        self._state = _State.STOPPED
         self._lost: Failure | None = None
-        self._listeners: Listeners[[str]] | None = None
+        self._attempts = Attempts(context.stalls, self._drawInterval())
 
     def __repr__(self) -> str:
-        return f"<HeartBeater of {self.serviceId!r}: {'running' if self.running else 'stopped'}, {self.state}>"
+        return f"<HeartBeater of {self.serviceId!r}: {self.state}>"
 
     # -- state
 
     @property
     def running(self) -> bool:
         """Whether it sends heartbeats: from :meth:`start` until :meth:`stop`, or until the service is lost for good."""
-        return self._state not in (_State.NEW, _State.STOPPED)
-
-    @property
-    def registersAgain(self) -> bool:
-        """Whether it registers the service again when the registry loses it."""
-        return self._register is not None
+        return self._state is not _State.STOPPED
 
     @property
     def healthy(self) -> bool:
-        """
-        Whether the registry must still have the service: it is registered, and its deadline, counted from the sending
-        of the last heartbeat that was answered, has not passed.
-        """
+        """Whether the registry must still have the service: it is registered, and its deadline has not passed."""
         return self.nextToken is not None and self.deadline > self._clock.seconds()
 
     @property
     def state(self) -> str:
         """``registering``, ``registered``, ``unreachable`` (its deadline passed without a response) or ``stopped``."""
-        if self._state is _State.NEW:
-            return REGISTERING if self.nextToken is None else REGISTERED
-        value: str = self._state.value
-        return value
+        return str(self._state.value)
 
     def onStateChange(self, listener: Callable[[str], None]) -> None:
         """Call *listener* with the new :attr:`state` whenever it changes. Errors of a listener are logged."""
@@ -178,18 +183,16 @@ class HeartBeater(SingleHeartbeats):
 
     def _transition(self, to: _State) -> None:
         """Enter a state. This comes last: a listener may stop the HeartBeater, or change its timeout."""
-        before = self.state
-        self._state = to
-        if to.value != before and self._listeners is not None:
+        before, self._state = self._state, to
+        if to is not before and self._listeners is not None:
             self._listeners.call(to.value)
 
     # -- starting and stopping
 
     def start(self, sent: float | None = None) -> None:
         """
-        Begin to send heartbeats, the first one at once. Does nothing if it is running.
-
-        :param sent: when the registration was sent, if that is known: the first heartbeat is due an interval later.
+        Begin to send heartbeats: the first one at once, or an interval after the registration was *sent*, if that is
+        known. Does nothing if it is running.
         """
         if self.running:
             return
@@ -205,24 +208,20 @@ class HeartBeater(SingleHeartbeats):
             self._beginTry()
 
     def stop(self) -> Deferred[None]:
-        """
-        Stop sending heartbeats. One that is under way is cancelled. The service stays registered until it expires.
-        Fires when nothing is left on the reactor. Never fails.
-        """
+        """Stop sending heartbeats. The service stays registered until it expires. Fires at once, and never fails."""
         if self.running:
             self._end(None)
         return succeed(None)
 
     def whenStopped(self) -> Deferred[None]:
         """
-        Wait until :meth:`stop` has stopped it; fires at once if it does not run. Fails with
-        :class:`~txserviceregistry.errors.NotFound` when the registry no longer has the service and there is no way to
-        register it again, or with :class:`~txserviceregistry.errors.Forbidden` when the user may not send heartbeats.
+        Wait until :meth:`stop` has stopped it; fires at once if it does not run. Fails with ``NotFound`` when the
+        registry no longer has the service and there is no way to register it again, and with ``BadRequest`` or
+        ``Forbidden`` when the registry will not accept it.
         """
         if not self.running:
             return succeed(None) if self._lost is None else fail(self._lost)
-        if self._stopped is None:
-            self._stopped = Waiters()
+        self._stopped = Waiters() if self._stopped is None else self._stopped
         return self._stopped.wait()
 
     def _end(self, lost: Failure | None) -> None:
@@ -234,20 +233,25 @@ class HeartBeater(SingleHeartbeats):
         if self._stopped is not None:
             self._stopped.fire(lost)
 
-    # -- times
+    @property
+    def heartbeatInterval(self) -> float:
+        """Nominal seconds between two heartbeats: 0.6 of a timeout below 15 s, 0.8 of a longer one."""
+        return self.heartbeatTimeout * (0.6 if self.heartbeatTimeout < _SHORT_TIMEOUT else 0.8)
+
+    def _drawInterval(self) -> Backoff:
+        self.interval = self.heartbeatInterval * (0.9 + 0.1 * self._random())
+        return Backoff(0.1, min(LONGEST_DELAY, self.interval / 2), self._random)
+
+    def retryDelay(self, delay: float) -> float:
+        """Seconds to the next heartbeat: *delay*, but fewer near the deadline, and at most half an interval."""
+        return delayBefore(min(delay, self.interval / 2), self.deadline - self._clock.seconds())
 
     def setTimeout(self, heartbeatTimeout: int) -> None:
-        """
-        The service has another heartbeat timeout, or may have it: send a heartbeat at once, and others as often as it
-        needs.
-        """
-        # The deadline comes no later than it would have come, and no later than the new timeout from now on.
+        """The service may have another heartbeat timeout: send a heartbeat at once, and others as often as it needs."""
         self.deadline = min(self.deadline, self._clock.seconds() + heartbeatTimeout)
         self.heartbeatTimeout = heartbeatTimeout
-        self._drawInterval()
+        self._attempts.backoff = self._drawInterval()
         self.sendNow()
-
-    # -- batches
 
     def sendNow(self) -> None:
         """Send a heartbeat at once, instead of one that is under way. Does nothing while there is no registration."""
@@ -270,6 +274,99 @@ class HeartBeater(SingleHeartbeats):
         if self._makesTries:
             self._beginTry()
 
+    @property
+    def _makesTries(self) -> bool:
+        return self.batchSlot is None and self.running
+
+    # -- tries
+
+    def _beginTry(self) -> None:
+        """Begin a try now, instead of one under way."""
+        self._attempts.end()
+        self._context.suspends.add(self._resumed)
+        self._try()
+
+    def _forgetTries(self) -> None:
+        """Leave nothing on the reactor, and forget the failures."""
+        self._context.suspends.discard(self._resumed)
+        self._attempts.end()
+        self._attempts.forget()
+
+    def _resumed(self, stoodStill: float) -> None:
+        """The machine was suspended, and the clock stood still for so many seconds of it."""
+        self.deadline -= stoodStill
+        self._attempts.backoff.reset()
+        # A registration that is under way goes on.
+        if self.nextToken is not None or self._attempts.isScheduled:
+            self._beginTry()
+
+    def _try(self) -> None:
+        health = self._health
+        if health is None:
+            self._takeTurn()
+            return
+        # A third of the seconds that are left when a heartbeat is due, as for the heartbeat itself.
+        timeout = max(_SHORTEST_CHECK, (self.heartbeatTimeout - self.heartbeatInterval) / 3)
+        suspended = "registration" if self.nextToken is None else "heartbeats"
+
+        def checked(passes: bool, isCurrent: bool) -> None:
+            if passes:
+                self._takeTurn()
+            else:
+                self._retry(health.nextDelay(self.interval))
+
+        self._attempts.wait(lambda late: health.passes(timeout, suspended), checked, self._broken)
+
+    def _takeTurn(self) -> None:
+        """Wait until few enough ask the registry. The service that needs a response first is first."""
+        if self.nextToken is None:
+            self._attempts.takeTurn(self._context.registrations, float("inf"), self._registerOnce, self._broken)
+        else:
+            self._attempts.takeTurn(self._context.turns, self.deadline, self._heartbeat, self._broken)
+
+    def _registerOnce(self) -> None:
+        sent, register = self._clock.seconds(), self._register
+        self.provenToken = None
+        assert register is not None
+
+        def over(result: str | Failure, isCurrent: bool) -> None:
+            if isinstance(result, Failure):
+                self._failed(result)
+            else:
+                self._attempts.succeeded()
+                self.nextToken = result
+                self.deadline = sent + self.heartbeatTimeout
+                self._goOn(sent)
+
+        self._attempts.wait(lambda late: register(), over, self._broken)
+
+    def _heartbeat(self) -> None:
+        sent = self._clock.seconds()
+        token = self.entry(sent)["token"]
+        timeout = patienceFor(self.deadline - sent, self.heartbeatTimeout)
+
+        def over(result: HeartbeatToken | Failure, isCurrent: bool) -> None:
+            if isCurrent:
+                self._context.stalls.wasDue(sent + timeout)
+            elif self.nextToken != token:
+                # Another try was answered before this late one, or the service was registered again.
+                return
+            if not isinstance(result, Failure):
+                self._attempts.succeeded()
+                self.answered(sent, result["token"])
+            elif isCurrent or self._isGone(result.value):
+                self._failed(result)
+
+        self._attempts.wait(lambda late: self.request(token, timeout, late), over, self._broken, timeout)
+
+    def entry(self, sent: float) -> dict[str, str]:
+        """Its entry in a batch, or its data for a single heartbeat, sent at this time."""
+        return {"id": self.serviceId, "token": self.nextToken or ""}
+
+    def request(self, token: str, timeout: float, whenLate: WhenLate) -> Deferred[HeartbeatToken]:
+        """Send a single heartbeat."""
+        return self._services.heartbeat(self.serviceId, token, timeout=timeout, whenLate=whenLate)
+
     # -- outcomes
 
     def answered(self, sent: float, token: str) -> None:
@@ -287,7 +384,9 @@ class HeartBeater(SingleHeartbeats):
     def _goOn(self, sent: float) -> None:
         due = sent + self.interval
         if self._makesTries and not self._joinBatcher(due):
-            self._beginAt(due)
+            # Running tries have lost their purpose.
+            self._attempts.end()
+            self._attempts.later(max(0.0, due - self._clock.seconds()), self._try)
         if self._state is not _State.REGISTERED and self.running:
             self._transition(_State.REGISTERED)
 
@@ -296,14 +395,43 @@ class HeartBeater(SingleHeartbeats):
         if self.deadline <= self._clock.seconds():
             self._transition(_State.UNREACHABLE)
 
+    def _failed(self, failure: Failure) -> None:
+        error = failure.value
+        if self._isGone(error):
+            self._refused(failure)
+            return
+        # Only our own errors are known to hold no secret.
+        reason = str(error) if isinstance(error, ServiceRegistryError) else type(error).__name__
+        delay = self._attempts.failed(self.what, self.serviceId, reason)
+        self._retry(_ID_TAKEN_DELAY * (1 - self._random() / 2) if isinstance(error, ServiceExists) else delay)
+
+    def _retry(self, delay: float) -> None:
+        isRegistered = self.nextToken is not None
+        self._attempts.later(self.retryDelay(delay) if isRegistered else delay, self._try)
+        if isRegistered:
+            self.missed()
+
+    def _broken(self, failure: Failure) -> None:
+        text = "Heartbeats for {what} {serviceId} failed unexpectedly (retrying)"
+        self._log.failure(text, failure, what=self.what, serviceId=self.serviceId)
+        if self._makesTries and self._attempts.isIdle:
+            self._attempts.giveTurn()
+            self._retry(self._attempts.backoff.next())
+
+    def _isGone(self, error: BaseException | None) -> bool:
+        """Whether the registry does not have the service, or will never accept its registration or heartbeats."""
+        if isinstance(error, NotFound):
+            return self.nextToken is not None
+        return isinstance(error, (BadRequest, Forbidden, ClientClosed))
+
     def _refused(self, failure: Failure) -> None:
-        """A request failed because the service is gone (see :meth:`_isGone`)."""
         error, proven = failure.value, self.provenToken
         if not self._makesTries or error is None:
             return
         if self.nextToken is not None and proven not in (None, self.nextToken) and refusesToken(error):
             self.nextToken = proven
-            self._noteOutage("the registry does not know the token of its last response, which may be another's")
+            reason = "the registry does not know the token of its last response, which may be another's"
+            self._attempts.failed(self.what, self.serviceId, reason)
             self._beginTry()
         elif isinstance(error, (ClientClosed, Forbidden)) or self._register is None or self.nextToken is None:
             self.nextToken = None
@@ -313,11 +441,8 @@ class HeartBeater(SingleHeartbeats):
         else:
             self.hadNoToken = refusesToken(error) and proven is None
             self.nextToken = None
-            self._noteOutage("the registry no longer has it, and it is being registered again", isCertain=True)
+            reason = "the registry no longer has it, and it is being registered again"
+            self._attempts.failed(self.what, self.serviceId, reason, isCertain=True)
             self._transition(_State.REGISTERING)
             if self.running:
                 self._beginTry()
-
-    @property
-    def _makesTries(self) -> bool:
-        return self.batchSlot is None and self.running

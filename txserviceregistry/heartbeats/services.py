@@ -14,23 +14,18 @@ from twisted.internet.interfaces import IReactorTime
 from ..api.listcache import ListCache
 from ..api.services import ServicesAPI
 from ..api.transport import HEARTBEATS, Transport
-from ..errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError
+from ..errors import ServiceExists
 from ..http.messages import WhenLate
-from ..types import FaultBody, HeartbeatToken
+from ..types import HeartbeatToken
 from ..util.concurrency import PrioritySemaphore
 from ..util.deferred import returnsDeferred
 from ..util.parsing import LONGEST_INTERVAL, boundedNumber
 from ..util.suspend import SuspendWatch
 from .batching import HeartbeatBatcher
-from .batchsize import BatchSize, isRefusal
+from .context import HeartbeatContext, StallWatch
 from .creation import ServiceCreator
 from .desired import DesiredState, DesiredStates
 from .heartbeater import HeartBeater
-from .single import HeartbeatContext
-from .stalls import StallWatch
-
-# The protocol's longest heartbeat timeout, in seconds.
-_LONGEST_TIMEOUT = 120
 
 # By how many seconds a service may expire late, and the clocks of two machines may differ.
 _EXPIRY_MARGIN = 2.0
@@ -61,8 +56,6 @@ class ServicesClient(ServicesAPI):
     ) -> None:
         super().__init__(transport, clock, cache)
         stalls = StallWatch(clock)
-        # For heartbeats(); the batching of the HeartBeaters has its own.
-        self._batchSize = BatchSize(HeartbeatBatcher.MOST, clock.seconds)
         self.context = HeartbeatContext(
             stalls,
             suspends,
@@ -104,8 +97,7 @@ class ServicesClient(ServicesAPI):
         return self._created(desired, await self._create(desired, timeout), None)
 
     async def _create(self, desired: DesiredState, timeout: float) -> str:
-        deadline = self._clock.seconds() + timeout
-        return await ServiceCreator(self, desired, self.context.stalls, deadline).createAcross()
+        return await ServiceCreator(self, desired, self._clock, self._clock.seconds() + timeout).createAcross()
 
     @returnsDeferred
     async def register(
@@ -117,7 +109,8 @@ class ServicesClient(ServicesAPI):
     ) -> tuple[HeartbeatToken, HeartBeater]:
         """
         :meth:`create`, but while a service holds the id, most likely of an earlier run of the same program, retry until
-        that one must have expired. The HeartBeater registers the service again whenever the registry loses it.
+        that one must have expired, if it has the same timeout. The HeartBeater registers the service again whenever the
+        registry loses it.
 
         :param retryDelay: seconds between two tries.
         :return: fires with ``({"token": …}, heartBeater)``. Fails with ``ServiceExists`` if the other
@@ -126,7 +119,7 @@ class ServicesClient(ServicesAPI):
         """
         retryDelay = boundedNumber(retryDelay, 0.0, LONGEST_INTERVAL)
         desired = DesiredState(self.desired, id, heartbeatTimeout, payload)
-        creation = ServiceCreator(self, desired, self.context.stalls)
+        creation = ServiceCreator(self, desired, self._clock)
 
         @returnsDeferred
         async def again() -> str:
@@ -138,66 +131,16 @@ class ServicesClient(ServicesAPI):
             creation.mayExist = False
             return token
 
-        began = self._clock.seconds()
-        oldTimeout: int | None = None
+        expiry = self._clock.seconds() + heartbeatTimeout + _EXPIRY_MARGIN
         while True:
             try:
                 return self._created(desired, await self._create(desired, self.timeout), again)
             except ServiceExists:
-                if oldTimeout is None:
-                    oldTimeout = await self._timeoutOf(id)
-                expiry = began + (heartbeatTimeout if oldTimeout is None else oldTimeout) + _EXPIRY_MARGIN
                 left = expiry - self._clock.seconds()
                 if left <= 0:
                     raise
                 # The last try is made when the old service must have expired.
                 await self._transport.pause(min(retryDelay, left))
-
-    @returnsDeferred
-    async def heartbeats(
-        self, heartbeats: Sequence[tuple[str, str]], *, timeout: float | None = None
-    ) -> Sequence[HeartbeatToken | FaultBody]:
-        """
-        Send heartbeats for several services with one request, or with as few as possible: a batch that is refused with
-        a 4xx other than 401 is halved, down to single heartbeats, and the size is remembered. The registry has to have
-        the extension ``heartbeats`` (``client.extensions``).
-
-        :param heartbeats: pairs of a service's id and its token.
-        :param timeout: seconds that each request may take, if not the client's own.
-        :return: fires with ``{"token": …}`` for each, in their order, or the fault (``{"type": …, "code": …, …}``) of
-            one that was refused. Fails as a whole if one of the requests does.
-        """
-        outcomes: list[HeartbeatToken | FaultBody] = []
-        while len(outcomes) < len(heartbeats):
-            part = heartbeats[len(outcomes) : len(outcomes) + max(1, self._batchSize.most)]
-            if self._batchSize.most or self._batchSize.mayTry:
-                try:
-                    entries = [{"id": id, "token": token} for id, token in part]
-                    outcomes += await self.heartbeatsOnce(entries, timeout=timeout)
-                    self._batchSize.accepted(len(part))
-                    continue
-                except ServiceRegistryError as error:
-                    if not isRefusal(error):
-                        raise
-                    self._batchSize.refused(len(part))
-                    if len(part) > 1:
-                        continue
-            outcomes.append(await self._alone(*part[0], timeout))
-            self._batchSize.close()
-        return outcomes
-
-    @returnsDeferred
-    async def _alone(self, id: str, token: str, timeout: float | None) -> HeartbeatToken | FaultBody:
-        try:
-            return await self.heartbeat(id, token, timeout=timeout)
-        except (BadRequest, NotFound) as error:
-            return {
-                "type": error.type,
-                "code": error.status,
-                "message": error.message,
-                "details": error.details,
-                "txnId": error.txnId,
-            }
 
     @returnsDeferred
     async def update(self, id: str, payload: Mapping[str, Any]) -> bool:
@@ -230,19 +173,10 @@ class ServicesClient(ServicesAPI):
         """Stop this one too when the client is closed."""
         self._heartBeaters.add(heartBeater)
 
-    # -- inside
-
-    async def _timeoutOf(self, id: str) -> int | None:
-        try:
-            return min((await self.get(id))["heartbeat_timeout"], _LONGEST_TIMEOUT)
-        except ServiceRegistryError:
-            # It has just expired, or the request failed: the next try shows which.
-            return None
-
     def _sendBatch(
         self, heartbeats: Sequence[Mapping[str, str]], timeout: float, whenLate: WhenLate
     ) -> Deferred[Sequence[str | None]]:
-        sent: Deferred[Any] = self.heartbeatsOnce(heartbeats, timeout=timeout, whenLate=whenLate)
+        sent: Deferred[Any] = self.heartbeats(heartbeats, timeout=timeout, whenLate=whenLate)
         return sent.addCallback(lambda outcomes: [outcome.get("token") for outcome in outcomes])
 
     def _created(

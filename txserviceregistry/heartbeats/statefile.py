@@ -15,8 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ..util.files import checkPath, lockFile, replaceFile
 from ..util.logs import Logger, Outage, WriteOutage
-from .desired import DesiredState
-from .fields import wantsHost
+from .desired import DesiredState, wantsHost
 
 _SHARED = (
     "Service {serviceId} runs without its state file {path}, which another process uses. A process that replaces the "

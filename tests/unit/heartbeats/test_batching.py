@@ -17,15 +17,20 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.unit.garbage import collectOnlyNew
 from txserviceregistry.errors import (
+    BadRequest,
     ConnectionFailed,
+    Forbidden,
     ForeignResponse,
+    LimitReached,
     MalformedResponse,
+    NotFound,
+    RateLimited,
     RequestTimedOut,
     ServerError,
+    Unauthorized,
 )
-from txserviceregistry.heartbeats.batching import HeartbeatBatcher
-from txserviceregistry.heartbeats.batchsize import BatchSize
-from txserviceregistry.heartbeats.stalls import StallWatch
+from txserviceregistry.heartbeats.batching import BatchSize, HeartbeatBatcher, isRefusal
+from txserviceregistry.heartbeats.context import StallWatch
 from txserviceregistry.http.jsontransport import ClientClosed
 from txserviceregistry.http.messages import WhenLate
 from txserviceregistry.util.backoff import delayBefore
@@ -58,9 +63,6 @@ class Service:
 
     def retryDelay(self, delay: float) -> float:
         return delayBefore(min(delay, self.interval / 2), self.secondsLeft())
-
-    def slept(self, seconds: float) -> None:
-        self.deadline -= seconds
 
     def answered(self, sent: float, token: str) -> None:
         self.beats.append(sent)
@@ -285,21 +287,41 @@ class BatcherTests(SynchronousTestCase):
     def refuse(self, request: int = -1) -> None:
         self.requests[request][2].errback(Failure(ForeignResponse(413)))
 
-    def test_aRefusedBatchIsSplit(self) -> None:
-        """Each half goes at once, two requests at a time; the size that was accepted is remembered."""
+    def sizes(self) -> list[int]:
+        return [len(ids) for ids in self.ids()]
+
+    def respond(self, most: int, error: Exception) -> None:
+        """Answer the requests under way: those of up to so many heartbeats are accepted, the others fail."""
+        for beats, _, answer in list(self.requests):
+            if answer.called:
+                continue
+            if len(beats) <= most:
+                answer.callback([f"{id}'s next" for id, _ in beats])
+            else:
+                answer.errback(Failure(error))
+
+    def through(self, most: int, error: Exception, seconds: float, services: Sequence[Service] = ()) -> None:
+        """
+        So many seconds of a proxy that lets batches of up to so many heartbeats pass. Single heartbeats of these
+        services are accepted.
+        """
         self.answersAtOnce = False
+        end = self.clock.seconds() + seconds
+        while self.clock.seconds() < end:
+            self.clock.advance(0.01)
+            self.respond(most, error)
+            for service in services:
+                if service.batchSlot is None and self.batcher.isOffered:
+                    self.batcher.join(service, self.clock.seconds() + service.interval)
+
+    def test_aRefusedBatchIsSplit(self) -> None:
+        """Each half goes at once. A size that fails again is not tried for a while."""
         services = [self.service(name, due=1) for name in "abcdefgh"]
-        self.passes(1.1)
-        self.refuse()
-        self.passes(0.01, 0.01)
-        self.refuse(1)
-        self.refuse(2)
-        self.answersAtOnce = True
-        self.passes(0.01, 0.01)
-        self.assertEqual([len(ids) for ids in self.ids()], [8, 4, 4, 2, 2, 2, 2])
+        self.through(2, ForeignResponse(413), 1.5)
+        self.assertEqual(self.sizes(), [8, 4, 4, 2, 2, 4, 2, 2])
         self.requests.clear()
-        self.passes(10)
-        self.assertEqual([len(ids) for ids in self.ids()], [2, 2, 2, 2])
+        self.through(2, ForeignResponse(413), 10)
+        self.assertEqual(self.sizes(), [2, 2, 2, 2])
         self.assertEqual({len(service.beats) for service in services}, {2})
         self.assertEqual({service.dismissals for service in services}, {0})
 
@@ -315,13 +337,13 @@ class BatcherTests(SynchronousTestCase):
         self.passes(0.01, 0.01)
         for request in (1, 2):
             self.refuse(request)
-        self.assertEqual(sum(service.dismissals for service in services), 2)
+        self.assertEqual(sum(service.dismissals for service in services), 1)
         self.assertTrue(self.batcher.isOffered)
-        self.batcher.join(services[0], self.clock.seconds())
-        self.batcher.join(services[1], self.clock.seconds())
-        self.passes(0.01, 0.01)
+        [alone] = [service for service in services if service.dismissals]
+        self.batcher.join(alone, self.clock.seconds() + 5)
+        self.passes(0.5, 0.01)
         self.refuse()
-        self.assertEqual([service.dismissals for service in services], [2, 2])
+        self.assertEqual(sum(service.dismissals for service in services), 3)
         self.assertFalse(self.batcher.isOffered)
         self.passes(BatchSize.HOLD, 1)
         self.assertTrue(self.batcher.isOffered)
@@ -331,31 +353,31 @@ class BatcherTests(SynchronousTestCase):
         self.passes(0.1)
         self.assertTrue(self.batcher.isOffered)
 
-    def test_whereBatchesFailServicesSendSingleHeartbeats(self) -> None:
+    def test_largeBatchesMayFailInOtherWays(self) -> None:
         """
-        Batches may fail in other ways than by a refusal, while single heartbeats are accepted. One service finds that
-        out when the second batch in a row has failed, and more follow when it is back.
+        When two batches in a row fail, one service sends a single heartbeat. If that is accepted, batches begin again
+        with one heartbeat, and grow to the size that is accepted, which is remembered.
         """
-        for error, numbers in (
-            (MalformedResponse("no JSON"), [0, 1, 5, 20]),
-            (ServerError(502), [0, 1, 5, 20]),
-            (ConnectionFailed("lost"), [0, 1, 5, 20]),
-            # A service that waits for one more of these may expire.
-            (RequestTimedOut(), [0, 1, 20]),
-        ):
+        for error in (MalformedResponse("no JSON"), ServerError(502), ConnectionFailed("lost"), RequestTimedOut()):
             self.setUp()
-            self.answersAtOnce = False
-            services = [self.service(f"s{number}", due=1, timeout=100) for number in range(20)]
-            self.passes(1.1)
-            alone = []
-            for _ in numbers:
-                self.requests[-1][2].errback(Failure(error))
-                for service in services:
-                    if service.batchSlot is None:
-                        self.batcher.join(service, self.clock.seconds() + 50)
-                alone.append(sum(service.dismissals for service in services))
-                self.passes(0.5)
-            self.assertEqual(alone, numbers, error)
+            services = [self.service(f"s{number}", due=1, timeout=15) for number in range(20)]
+            self.through(4, error, 4, services)
+            self.assertEqual({len(service.beats) for service in services if not service.dismissals}, {1}, error)
+            self.assertEqual(sum(service.dismissals for service in services), 1)
+            self.requests.clear()
+            self.through(4, error, 60, services)
+            self.assertLess(sum(size > 4 for size in self.sizes()), 3)
+            self.assertGreater(sum(size == 4 for size in self.sizes()), 20)
+
+    def test_noBatchMayPassAtAll(self) -> None:
+        """If not even a batch of one is accepted while single heartbeats are, all services send their own."""
+        for error in (ForeignResponse(403), ServerError(502), ConnectionFailed("lost"), RequestTimedOut()):
+            self.setUp()
+            services = [self.service(f"s{number}", due=1, timeout=15) for number in range(20)]
+            self.through(0, error, 4, services)
+            self.assertFalse(self.batcher.isOffered)
+            self.assertTrue(all(service.dismissals for service in services))
+            self.assertLess(len(self.requests), 15)
 
     def test_oneThatEndsMeanwhileIsForgotten(self) -> None:
         """A service that sends single heartbeats to find out the reason may end; nothing is kept of it."""
@@ -501,37 +523,6 @@ class BatcherTests(SynchronousTestCase):
         tokens = [service.nextToken for service in (gone, here, new)]
         self.assertEqual(tokens, ["gone's first", "2", "of another registration"])
 
-    def test_aLateRefusalIsOfTheSizeToo(self) -> None:
-        """A refusal that comes when the next try is under way makes those after it smaller."""
-        self.answersAtOnce = False
-        for name in "abcd":
-            self.service(name, timeout=1.2)
-        self.passes(0.05)
-        self.tooLate(0)
-        self.passes(0.05)
-        self.refuse(0)
-        self.requests[1][2].errback(self.unreachable())
-        self.answersAtOnce = True
-        self.passes(1)
-        self.assertEqual([len(ids) for ids in self.ids()], [4, 4, 2, 2])
-
-    def test_aLateRefusalWhileOneSendsSingleHeartbeats(self) -> None:
-        """It says nothing about the size as long as the single heartbeats may show that it is an outage."""
-        self.answersAtOnce = False
-        for name in "abcdefghi":
-            self.service(name, timeout=3)
-        self.passes(0.05)
-        for number in range(2):
-            self.requests[number][2].errback(ServerError(502))
-            self.passes(0.1)
-        self.tooLate(2)
-        self.passes(0.5)
-        self.refuse(2)
-        self.requests[3][2].errback(self.unreachable())
-        self.answersAtOnce = True
-        self.passes(1)
-        self.assertEqual([len(ids) for ids in self.ids()], [9, 9, 8, 8, 8])
-
     def test_whenAllHaveLeftNothingIsUnderWay(self) -> None:
         """Requests that are late end as well."""
         self.answersAtOnce = False
@@ -541,3 +532,82 @@ class BatcherTests(SynchronousTestCase):
         self.batcher.leave(service)
         self.assertTrue(self.requests[0][2].called)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class BatchSizeTests(SynchronousTestCase):
+    """A batch over a proxy that accepts up to so many heartbeats."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.size = BatchSize(1000, self.clock.seconds)
+        self.accepted = 1000
+
+    def send(self, services: int = 1000) -> list[int]:
+        """The sizes of the batches that it takes to send a heartbeat for each of so many services."""
+        sizes = []
+        while services > 0:
+            count = min(services, max(1, self.size.most))
+            sizes.append(count)
+            if count <= self.accepted:
+                self.size.accepted(count)
+                services -= count
+            elif not self.size.failed(count):
+                self.size.most = count // 2
+        return sizes
+
+    def test_remembers(self) -> None:
+        """A size that fails while a smaller one is accepted is not tried again for a while."""
+        self.accepted = 126
+        self.assertEqual(self.send(), [1000, 500, 250, 125, 250, *[125] * 7])
+        self.assertTrue(self.size.isReduced)
+        self.clock.advance(BatchSize.HOLD - 1)
+        self.assertEqual(self.send(), [125] * 8)
+
+    def test_triesLargerOnesOnceInAWhile(self) -> None:
+        """After the hold one larger batch is tried; if it is refused, no other one until the next hold is over."""
+        self.accepted = 126
+        self.send()
+        for _ in range(10):
+            self.clock.advance(BatchSize.HOLD)
+            self.assertEqual(self.send(), [125, 250, *[125] * 7])
+            self.clock.advance(BatchSize.HOLD / 2)
+            self.assertEqual(self.send(), [125] * 8)
+
+    def test_goesBackToTheLargest(self) -> None:
+        """When a size that failed before is accepted, the limit ends."""
+        self.accepted = 126
+        self.send()
+        self.accepted = 1000
+        self.clock.advance(BatchSize.HOLD)
+        self.assertEqual(self.send(2000), [125, 250, 1000, 625])
+        self.assertFalse(self.size.isReduced)
+
+    def test_anAcceptedSizeThatFailsIsNoLimit(self) -> None:
+        """It fails for another reason, unless a smaller one is accepted afterwards."""
+        self.size.accepted(1000)
+        self.assertFalse(self.size.failed(1000))
+        self.size.accepted(10)
+        self.assertTrue(self.size.failed(1000))
+
+    def test_whatIsARefusal(self) -> None:
+        """A 4xx to the whole batch, of the registry or a proxy; not a refused token or limit, and no outage."""
+        for status in (400, 403, 404, 405, 408, 410, 413, 429, 451):
+            self.assertTrue(isRefusal(ForeignResponse(status)))
+        for fault in (
+            BadRequest(400, "badRequest"),
+            BadRequest(413, "requestTooLargeError"),
+            Forbidden(403, "forbiddenError"),
+            NotFound(404, "notFoundError"),
+        ):
+            self.assertTrue(isRefusal(fault))
+        for error in (
+            ForeignResponse(401),
+            Unauthorized(401, "unauthorizedError"),
+            RateLimited(400, "rateLimitReached"),
+            LimitReached(400, "limitReached"),
+            ServerError(503),
+            ConnectionFailed(),
+            RequestTimedOut(),
+            MalformedResponse(),
+        ):
+            self.assertFalse(isRefusal(error))

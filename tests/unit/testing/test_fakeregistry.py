@@ -189,7 +189,7 @@ class FakeRegistryTests(SynchronousTestCase):
         services = self.client.services
         for send in (
             lambda: services.heartbeat("web1", token),
-            lambda: services.heartbeats([("web1", token)]).addCallback(lambda values: values[0]),
+            lambda: services.heartbeats([{"id": "web1", "token": token}]).addCallback(lambda values: values[0]),
         ):
             self.fake.advance(20)
             self.fake.foreignTokenNext()

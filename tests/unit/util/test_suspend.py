@@ -139,7 +139,7 @@ class ClientTests(SynchronousTestCase):
         """The wait before its next try, of up to 15 s, ends."""
         self.fake.partition()
         service = self.register("web1", 120)
-        self.fake.advance(300)
+        self.fake.advance(290)
         self.fake.suspend(60)
         self.fake.heal()
         self.fake.advance(1.1)

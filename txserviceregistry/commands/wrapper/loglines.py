@@ -8,7 +8,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ...heartbeats.single import HEARTBEAT_FAILED
+from ...heartbeats.attempts import HEARTBEAT_FAILED
 from ...registration import REGISTERED_AT
 
 _OURS = "txserviceregistry."

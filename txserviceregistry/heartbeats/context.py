@@ -1,16 +1,19 @@
 """
-Detection of a blocked reactor, which delays heartbeats.
+What the HeartBeaters of one client share, among it a clock that detects a blocked reactor, which delays heartbeats.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from zope.interface import implementer
 
+from ..util.concurrency import PrioritySemaphore
 from ..util.logs import Logger
+from ..util.suspend import SuspendWatch
 
 
 @implementer(IReactorTime)
@@ -62,3 +65,33 @@ class StallWatch:
             "calls (time.sleep, long computations, synchronous requests) to threads",
             seconds=now - moment,
         )
+
+
+class Batcher(Protocol):
+    """The part of :class:`~txserviceregistry.heartbeats.batching.HeartbeatBatcher` that a HeartBeater uses."""
+
+    @property
+    def isOffered(self) -> bool: ...
+
+    def join(self, service: Any, due: float) -> None: ...
+
+    def leave(self, service: Any) -> None: ...
+
+
+@attrs.frozen
+class HeartbeatContext:
+    """
+    Shared by the HeartBeaters of one client, so that there can be thousands of them.
+
+    :ivar stalls: the clock, which notices that the reactor stood still.
+    :ivar suspends: notices that the machine was suspended.
+    :ivar turns: bounds the heartbeat requests at once.
+    :ivar registrations: bounds the registrations at once.
+    :ivar batcher: batches heartbeats; ``None`` if each HeartBeater sends its own.
+    """
+
+    stalls: StallWatch
+    suspends: SuspendWatch
+    turns: PrioritySemaphore = attrs.field(factory=PrioritySemaphore)
+    registrations: PrioritySemaphore = attrs.field(factory=PrioritySemaphore)
+    batcher: Batcher | None = None

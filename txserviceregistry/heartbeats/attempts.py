@@ -1,0 +1,179 @@
+"""
+The tries of one service: what the current one waits for, when the next one begins, the requests that are late, and the
+failures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+
+from ..http.messages import WhenLate
+from ..util.backoff import Backoff, LateTries, runOnAfter
+from ..util.concurrency import PrioritySemaphore
+from ..util.logs import Logger, Outage
+from .context import StallWatch
+
+#: The warning when heartbeats, or registrations, begin to fail.
+HEARTBEAT_FAILED = "Heartbeat failed for {what} {serviceId}: {reason} (retrying)"
+_SUCCEED_AGAIN = "Heartbeats for {what} {serviceId} succeed again after {seconds:.1f} s"
+
+# In the place of what is just beginning; cancelling it does nothing.
+_BEGINNING = succeed(None)
+
+
+class Attempts:
+    """
+    At most one try waits for something, or for its time. Requests that are late run on beside it.
+
+    Everything that is called from here may :meth:`end` the try, and begin another one.
+
+    :ivar backoff: the delays after failures.
+    """
+
+    __slots__ = ("_clock", "_late", "_outage", "_timer", "_turn", "_work", "backoff")
+    _log = Logger()
+
+    def __init__(self, clock: StallWatch, backoff: Backoff) -> None:
+        self.backoff = backoff
+        self._clock = clock
+        self._timer: IDelayedCall | None = None
+        self._work: Deferred[Any] | None = None
+        # The turn that the current try has.
+        self._turn: PrioritySemaphore | None = None
+        # Most services never have these, and there can be thousands.
+        self._late: LateTries | None = None
+        self._outage: Outage | None = None
+
+    @property
+    def isScheduled(self) -> bool:
+        """Whether the next try waits for its time."""
+        return self._timer is not None
+
+    @property
+    def isIdle(self) -> bool:
+        """Whether there is neither a current try nor a next one."""
+        return self._timer is None and self._work is None
+
+    def later(self, delay: float, begin: Callable[[], None]) -> None:
+        """Begin the next try after so many seconds."""
+
+        def due() -> None:
+            self._timer = None
+            begin()
+
+        self._timer = self._clock.callLater(delay, due)
+
+    def takeTurn(
+        self, turns: PrioritySemaphore, deadline: float, then: Callable[[], None], broken: Callable[[Failure], None]
+    ) -> None:
+        """Wait for a turn, and call *then*. It is given back when what the try waits for next is over."""
+
+        def taken(result: object, isCurrent: bool) -> None:
+            self._turn = turns
+            then()
+
+        self.wait(lambda late: turns.take(deadline), taken, broken)
+
+    def wait(
+        self,
+        begin: Callable[[WhenLate], Deferred[Any]],
+        then: Callable[[Any, bool], None],
+        broken: Callable[[Failure], None],
+        patience: float = 0.0,
+    ) -> None:
+        """
+        Let the current try wait.
+
+        :param begin: starts what it waits for. A request may call the argument when it is late, after *patience*
+            seconds; then it runs on beside the next try.
+        :param then: called with the result or Failure, and whether the try is still current, unless it was ended. If
+            it is late it is called twice, first with the Failure of that.
+        :param broken: called with an unexpected error of *then*.
+        """
+        isLate = False
+
+        def late(failure: Failure) -> float:
+            nonlocal isLate
+            more = runOnAfter(patience)
+            if more:
+                isLate = True
+                # If there are many, the first is cancelled, whose connection may be what this one has waited for.
+                self._late = self._late or LateTries()
+                self._late.add(work)
+                over(failure)
+            return more
+
+        def over(result: Any) -> None:
+            # The turn goes to another service, and what that one calls may end this try.
+            if self._work is work:
+                self.giveTurn()
+            isCurrent = self._work is work
+            if isCurrent:
+                self._work = None
+            if isCurrent or isLate:
+                then(result, isCurrent)
+
+        # What begins may end the try: a health check, for example, may stop the application.
+        self._work = _BEGINNING
+        try:
+            work = begin(late)
+        finally:
+            isBeginning = self._work is _BEGINNING
+            if isBeginning:
+                self._work = None
+        if isBeginning:
+            self._work = work
+            work.addBoth(over).addErrback(broken)
+        else:
+            work.addErrback(lambda _: None).cancel()
+
+    # -- failures
+
+    def failed(self, what: str, serviceId: str, reason: str, *, isCertain: bool = False) -> float:
+        """
+        A try failed for this *reason*. A second one follows at once, unless it *isCertain* that it fails too.
+
+        :param what: the kind of service, for the log.
+        :return: the delay of the next try, in seconds.
+        """
+        if self._outage is None:
+            values: Any = {"what": what, "serviceId": serviceId}
+            self._outage = Outage(self._log, self._clock, HEARTBEAT_FAILED, _SUCCEED_AGAIN, after=2, **values)
+        self._outage.failed(reason=reason, isCertain=isCertain)
+        return self.backoff.next()
+
+    def succeeded(self) -> None:
+        """A try succeeded."""
+        if self._outage is not None:
+            self._outage.succeeded()
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the failures."""
+        self._outage = None
+        self.backoff.reset()
+
+    # -- the end
+
+    def giveTurn(self) -> None:
+        """Give the turn to another service."""
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.give()
+
+    def end(self) -> None:
+        """End the current try, or the wait for it, and those that are late."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        work, self._work = self._work, None
+        if work is not None:
+            work.cancel()
+        self.giveTurn()
+        if self._late is not None:
+            self._late.end()
