@@ -22,8 +22,7 @@ from twisted.internet.defer import succeed
 
 from txserviceregistry.commands.dns import settle
 from txserviceregistry.dns.messages import LARGEST_UDP, readQuery
-from txserviceregistry.dns.server import UdpServer
-from txserviceregistry.dns.view import View
+from txserviceregistry.dns.server import UdpServer, View
 from txserviceregistry.dns.zone import Zone
 
 from .harness import Costs, Figure, run, serving
@@ -87,6 +86,10 @@ class _Turns:
     def callLater(self, delay, function):
         """See IReactorTime."""
         self.calls.append(function)
+
+    def seconds(self):
+        """See IReactorTime."""
+        return time.monotonic()
 
     def run(self):
         """

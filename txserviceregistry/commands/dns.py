@@ -102,7 +102,7 @@ class DnsProcess(MultiService):
     """
     The server as a process.
 
-    :param view: a :class:`~txserviceregistry.dns.view.View` of *client*'s services, not started.
+    :param view: a :class:`~txserviceregistry.dns.server.View` of *client*'s services, not started.
     """
 
     name = "service-registry-dns"
@@ -147,7 +147,7 @@ class DnsProcess(MultiService):
 def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
-    from ..dns.view import View
+    from ..dns.server import View
     from ..dns.zone import Zone
 
     try:

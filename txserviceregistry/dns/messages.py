@@ -1,11 +1,9 @@
-"""DNS messages: what the server reads of a query, and the responses that have no records of the zone."""
+"""DNS messages: what the server reads of a query, and how it writes responses."""
 
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 
 import attrs
 from dns.flags import AA, QR, RD, TC
@@ -67,41 +65,33 @@ def readQuery(data: bytes) -> Query | None:
     """The query in a message, perhaps with an *rcode* that refuses it; ``None`` if it is not a query at all."""
     if len(data) < HEADER.size:
         return None
-    id, flags, questions, answers, authorities, additional = HEADER.unpack_from(data)
+    id, flags, *counts, additional = HEADER.unpack_from(data)
     if flags & QR:
         return None
-    query = Query(id, QR | flags & (_OPCODE | RD))
-    if flags & _OPCODE:
-        query.rcode = NOTIMP
+    query = Query(id, QR | flags & (_OPCODE | RD), rcode=NOTIMP if flags & _OPCODE else NOERROR)
+    if query.rcode:
         return query
     try:
-        if (questions, answers, authorities) != (1, 0, 0):
-            raise ValueError("not one question")
         end = _endOfName(data, HEADER.size)
         query.type, query.klass = _QUESTION_END.unpack_from(data, end)
         query.name = data[HEADER.size : end].lower()
-        position = end + _QUESTION_END.size
-        question = data[HEADER.size : position]
+        position = questionEnd = end + _QUESTION_END.size
         for _ in range(additional):
             position = _readRecord(query, data, position)
-        if position != len(data):
-            raise ValueError("bytes behind the last record")
+        if counts != [1, 0, 0] or position != len(data) or len(query.name) > _LONGEST_NAME:
+            raise ValueError("not one question, or bytes behind the last record")
     except (ValueError, IndexError, struct.error):
-        query.rcode = FORMERR
-        query.opt = b""
+        query.rcode, query.opt = FORMERR, b""
     else:
-        query.question = question
+        query.question = data[HEADER.size : questionEnd]
     return query
 
 
-def _endOfName(data: bytes, start: int) -> int:
-    position = start
+def _endOfName(data: bytes, position: int) -> int:
     while length := data[position]:
         if length > 63:
             raise ValueError("a compressed name, or a label of another kind")
         position += length + 1
-        if position - start >= _LONGEST_NAME:
-            raise ValueError("a name of more than 255 bytes")
     return position + 1
 
 
@@ -114,13 +104,11 @@ def _readRecord(query: Query, data: bytes, start: int) -> int:
     type, size, _, version, flags, length = _RECORD.unpack_from(data, position)
     position += _RECORD.size + int(length)
     if type == OPT:
-        if query.opt or data[start]:
-            raise ValueError("a second record of EDNS, or one with a name")
         option = position - length
         while option < position:
             option += 4 + int.from_bytes(data[option + 2 : option + 4], "big")
-        if option != position:
-            raise ValueError("an option of EDNS that ends behind the record")
+        if query.opt or data[start] or option != position:
+            raise ValueError("a second record of EDNS, one with a name, or an option that ends behind it")
         query.size = max(PLAIN_SIZE, min(size, LARGEST_UDP))
         # The upper bits of a response code are in this record.
         query.rcode = BADVERS if version else NOERROR
@@ -128,48 +116,20 @@ def _readRecord(query: Query, data: bytes, start: int) -> int:
     return position
 
 
-class Ring:
-    """
-    Records that do not depend on their position in a message, so that they can begin with any of them.
-
-    :ivar count: how many there are.
-    """
-
-    __slots__ = ("_offsets", "_records", "count")
-
-    def __init__(self, records: Sequence[bytes]) -> None:
-        self._records = b"".join(records)
-        self._offsets = [0, *accumulate(map(len, records))]
-        self.count = len(records)
-
-    def take(self, start: int, room: int) -> tuple[int, bytes]:
-        """As many whole records as there is room for, from number *start* on, and from the first one after the last."""
-        records, offsets = self._records, self._offsets
-        begin = offsets[start]
-        if len(records) <= room:
-            return self.count, records[begin:] + records[:begin]
-        end = bisect_right(offsets, begin + room) - 1
-        if end < self.count:
-            return end - start, records[begin : offsets[end]]
-        wrapped = bisect_right(offsets, room - (len(records) - begin)) - 1
-        return end - start + wrapped, records[begin:] + records[: offsets[wrapped]]
-
-
+@attrs.define(eq=False)
 class Answer:
     """
-    All records of one name and type. Each response begins with the next one.
+    All records of one name and type. They do not depend on their position in a message: each response begins with the
+    next one.
 
-    :param records: the records, each owned by the name that was asked for.
-    :param additional: the addresses of what they name.
-    :param start: the number of the record that the first response begins with, modulo their number.
+    :ivar records: the records, each owned by the name that was asked for; at least one.
+    :ivar additional: the addresses of what they name.
+    :ivar start: the number of the record that the next response begins with.
     """
 
-    __slots__ = ("_additional", "_next", "_records")
-
-    def __init__(self, records: Sequence[bytes], additional: Sequence[bytes], start: int = 0) -> None:
-        self._records = Ring(records)
-        self._additional = Ring(additional)
-        self._next = start % len(records)
+    records: Sequence[bytes]
+    additional: Sequence[bytes] = ()
+    start: int = 0
 
     def response(self, query: Query, size: int) -> bytes:
         """
@@ -178,20 +138,30 @@ class Answer:
         :param size: how many bytes it may have. If not all records fit into less than a message over TCP can have, it
             is truncated.
         """
-        question, opt, ring, additional = query.question, query.opt, self._records, self._additional
-        start = self._next
-        self._next = (start + 1) % ring.count
-        room = size - HEADER.size - len(question) - len(opt)
-        count, records = ring.take(start, room)
-        flags = query.flags | AA
-        others, addresses = 0, b""
-        if count < ring.count:
-            if size < LARGEST_TCP:
-                flags |= TC
-        elif additional.count:
-            others, addresses = additional.take(start * additional.count // ring.count, room - len(records))
-        header = HEADER.pack(query.id, flags, 1, count, 0, others + bool(opt))
-        return b"".join((header, question, records, addresses, opt))
+        count, flags = len(self.records), query.flags | AA
+        start, self.start = self.start % count, (self.start + 1) % count
+        room = size - HEADER.size - len(query.question) - len(query.opt)
+        taken = _taken(self.records, start, room)
+        addresses: list[bytes] = []
+        if len(taken) < count:
+            flags |= TC if size < LARGEST_TCP else 0
+        elif self.additional:
+            first = start * len(self.additional) // count
+            addresses = _taken(self.additional, first, room - sum(map(len, taken)))
+        header = HEADER.pack(query.id, flags, 1, len(taken), 0, len(addresses) + bool(query.opt))
+        return b"".join((header, query.question, *taken, *addresses, query.opt))
+
+
+def _taken(records: Sequence[bytes], start: int, room: int) -> list[bytes]:
+    """As many whole records as there is room for, from number *start* on, and from the first one after the last."""
+    taken = []
+    for number in range(start, start + len(records)):
+        record = records[number % len(records)]
+        room -= len(record)
+        if room < 0:
+            break
+        taken.append(record)
+    return taken
 
 
 def record(owner: bytes, type: int, ttl: int, data: bytes) -> bytes:

@@ -1,19 +1,26 @@
-"""The server: queries over UDP and TCP, and the limits of what clients may take."""
+"""The server: its view of the services, queries over UDP and TCP, and the limits of what clients may take."""
 
 from __future__ import annotations
 
 import socket
+import time
+from collections.abc import Callable
 from typing import Any
 
 from dns.rcode import NOERROR, SERVFAIL
-from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.application.service import MultiService, Service
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.protocol import DatagramProtocol, Factory, Protocol, connectionDone
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ..discovery import Directory
+from ..discovery.suspects import THRESHOLD, Suspects
+from ..types import Service as ServiceRecord
 from .messages import LARGEST_TCP, Query, readQuery
-from .view import View
+from .zone import Zone
 
 #: Answers a second to the clients of one network, over UDP.
 ANSWERS_PER_SECOND = 20
@@ -23,6 +30,88 @@ CONNECTIONS = 500
 IDLE = 10.0
 #: So many networks in a second have counts of their own.
 NETWORKS = 50_000
+#: Seconds of work on changes, after which queries are answered first.
+SLICE = 0.003
+# Changes between two looks at the time.
+_STEP = 8
+
+
+class View(MultiService):
+    """
+    Brings a zone up to date after changes, in slices between queries. While the registry is unreachable, the zone keeps
+    what it has.
+
+    :param directory: becomes a child of this service.
+    :param panicThreshold: see :class:`~txserviceregistry.discovery.suspects.Suspects`.
+    :param whenReady: called when there has been a list of services.
+    :param timer: seconds, for the length of a slice.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        zone: Zone,
+        clock: IReactorTime,
+        panicThreshold: float = THRESHOLD,
+        whenReady: Callable[[], object] = lambda: None,
+        timer: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        MultiService.__init__(self)
+        self.zone = zone
+        self._isListed = self._isReady = False
+        self._directory = directory
+        self._clock = clock
+        self._whenReady = whenReady
+        self._timer = timer
+        # The last change of each service that the zone does not have yet.
+        self._changes: dict[str, ServiceRecord | None] = {}
+        self._call: IDelayedCall | None = None
+        self._suspects = Suspects(directory, clock, panicThreshold)
+        self._suspects.onChange(self._changed)
+        Service.setServiceParent(directory, self)
+
+    def startService(self) -> None:
+        """Begin."""
+        MultiService.startService(self)
+        self._directory.whenReady().addCallback(self._listed)
+
+    def stopService(self) -> Deferred[None]:
+        """Fires when nothing is left on the reactor."""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+        stopped: Deferred[None] = MultiService.stopService(self)
+        return stopped
+
+    def respond(self, query: Query, size: int) -> bytes:
+        """The response to a query, of at most *size* bytes."""
+        if query.rcode != NOERROR:
+            return query.empty(query.rcode)
+        return self.zone.response(query, size) if self._isReady else query.empty(SERVFAIL)
+
+    def _listed(self, _: None) -> None:
+        self._isListed = True
+        self._schedule()
+
+    def _changed(self, kind: str, service: ServiceRecord) -> None:
+        self._changes[service["id"]] = None if kind in ("remove", "timeout") else service
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._call is None and self.running:
+            self._call = self._clock.callLater(0, self._apply)
+
+    def _apply(self) -> None:
+        self._call = None
+        end = self._timer() + SLICE
+        while self._changes and self._timer() < end:
+            for _ in range(min(_STEP, len(self._changes))):
+                self.zone.put(*self._changes.popitem())
+        if self._changes:
+            self._schedule()
+        elif self._isListed and not self._isReady:
+            self._isReady = True
+            self._whenReady()
 
 
 def networkOf(address: str) -> str | bytes | None:
@@ -32,15 +121,6 @@ def networkOf(address: str) -> str | bytes | None:
         return None if address.startswith("127.") else address.rpartition(".")[0]
     raw = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
     return None if raw == socket.inet_pton(socket.AF_INET6, "::1") else raw[:7]
-
-
-def respond(view: View, query: Query, size: int) -> bytes:
-    """The response to a query, of at most *size* bytes."""
-    if query.rcode != NOERROR:
-        return query.empty(query.rcode)
-    if not view.isReady:
-        return query.empty(SERVFAIL)
-    return view.zone.response(query, size)
 
 
 class UdpServer(DatagramProtocol):
@@ -60,11 +140,10 @@ class UdpServer(DatagramProtocol):
         query = readQuery(datagram)
         if query is None:
             return
-        network = networkOf(addr[0])
-        if network is not None and self._isTooMuch(network):
+        if self._isTooMuch(networkOf(addr[0])):
             response = query.truncated() if query.rcode == NOERROR else b""
         else:
-            response = respond(self._view, query, query.size)
+            response = self._view.respond(query, query.size)
         try:
             if response:
                 self.transport.write(response, addr)  # type: ignore[union-attr]  # there is one as long as this is called
@@ -72,7 +151,9 @@ class UdpServer(DatagramProtocol):
             # A forged source, such as port 0.
             pass
 
-    def _isTooMuch(self, network: str | bytes) -> bool:
+    def _isTooMuch(self, network: str | bytes | None) -> bool:
+        if network is None:
+            return False
         second = int(self._clock.seconds())
         if second != self._second:
             self._second = second
@@ -100,7 +181,13 @@ class TcpConnection(Protocol, TimeoutMixin):
         self.callLater = self.factory.clock.callLater  # type: ignore[method-assign,assignment]  # as TimeoutMixin wants it
         self.transport.registerProducer(self, True)
         TimeoutMixin.setTimeout(self, IDLE)
-        self.factory.opened(self)
+        connections = self.factory.connections
+        connections[self] = None
+        if len(connections) > CONNECTIONS:
+            idlest = next(iter(connections))
+            # Now, so that the next one takes another's place: the connection is lost only in the next turn.
+            del connections[idlest]
+            idlest.timeoutConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """See Protocol."""
@@ -124,14 +211,13 @@ class TcpConnection(Protocol, TimeoutMixin):
             if len(received) < max(begin, end):
                 break
             position = end
-            self.factory.used(self)
+            TimeoutMixin.resetTimeout(self)
+            self.factory.connections[self] = self.factory.connections.pop(self)
             query = readQuery(received[begin:end])
             if query is not None:
-                response = respond(self.factory.view, query, LARGEST_TCP)
+                response = self.factory.view.respond(query, LARGEST_TCP)
                 self.transport.write(len(response).to_bytes(2, "big") + response)
         self._received = received[position:]
-
-    # -- IPushProducer
 
     def pauseProducing(self) -> None:
         """The client does not read."""
@@ -162,18 +248,3 @@ class TcpServer(Factory):
         self.view = view
         self.clock = clock
         self.connections: dict[TcpConnection, None] = {}
-
-    def opened(self, connection: TcpConnection) -> None:
-        """Make room for a new connection."""
-        self.connections[connection] = None
-        if len(self.connections) > CONNECTIONS:
-            idlest = next(iter(self.connections))
-            # Now, so that the next one takes another's place: the connection is lost only in the next turn.
-            del self.connections[idlest]
-            idlest.timeoutConnection()
-
-    def used(self, connection: TcpConnection) -> None:
-        """A connection has brought a query."""
-        TimeoutMixin.resetTimeout(connection)
-        del self.connections[connection]
-        self.connections[connection] = None

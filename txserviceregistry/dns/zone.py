@@ -88,13 +88,10 @@ class Zone:
         self._domain = domain.canonicalize().to_wire() or b""
         self._ttl = ttl
         self._serial = 0
-        self._builds = 0
-        # By name, without the domain: what each service gives to it.
-        self._nodes: dict[bytes, dict[str, Given]] = {}
-        # The names that are this one but for the case.
-        self._alike: dict[bytes, dict[bytes, None]] = {}
-        # The names that a service has given something to.
-        self._names: dict[str, list[tuple[bytes, bytes]]] = {}
+        # By name, without the domain, and whether that is its own case: what each service gives to it.
+        self._nodes: dict[tuple[bytes, bool], dict[tuple[str, bytes], Given]] = {}
+        # For each service, where that is.
+        self._places: dict[str, list[tuple[tuple[bytes, bool], tuple[str, bytes]]]] = {}
         # By name and type; None where a name has no records of a type: resolvers that ask for A ask for AAAA as well.
         # A change of the records of a name drops its answers.
         self._answers: dict[bytes, dict[int, Answer | None]] = {}
@@ -102,26 +99,19 @@ class Zone:
     def put(self, id: str, service: Service | None) -> None:
         """A service is there, or has changed; ``None``: it is gone."""
         self._serial += 1
-        for name, loose in self._names.pop(id, ()):
-            self._drop(name, loose)
-            del self._nodes[name][id]
-            if not self._nodes[name]:
-                del self._nodes[name]
-                del self._alike[loose][name]
-                if not self._alike[loose]:
-                    del self._alike[loose]
+        for node, place in self._places.pop(id, ()):
+            self._answers.pop(node[0], None)
+            del self._nodes[node][place]
+            if not self._nodes[node]:
+                del self._nodes[node]
         if service is None:
             return
-        names = self._names[id] = []
-        for name, loose, given in self._records(service):
-            self._drop(name, loose)
-            self._nodes.setdefault(name, {})[id] = given
-            self._alike.setdefault(loose, {})[name] = None
-            names.append((name, loose))
-
-    def _drop(self, name: bytes, loose: bytes) -> None:
-        self._answers.pop(name, None)
-        self._answers.pop(loose, None)
+        places = self._places[id] = []
+        for own, loose, given in self._records(service):
+            for node in ((own, True), *([(loose, False)] if loose != own else [])):
+                self._answers.pop(node[0], None)
+                self._nodes.setdefault(node, {})[id, own] = given
+                places.append((node, (id, own)))
 
     # -- records
 
@@ -192,8 +182,8 @@ class Zone:
             # The domain is the end of a longer label.
             return query.empty(REFUSED)
         if not relative and query.type == SOA:
-            return Answer([self._soa(_OWNER)], ()).response(query, query.size)
-        exists = relative in _ALWAYS or relative in self._nodes or relative in self._alike
+            return Answer([self._soa(_OWNER)]).response(query, query.size)
+        exists = relative in _ALWAYS or bool(self._nodeOf(relative))
         return query.empty(NOERROR if exists else NXDOMAIN, AA, self._soa(pointer(HEADER.size + len(relative))))
 
     def _soa(self, owner: bytes) -> bytes:
@@ -201,19 +191,20 @@ class Zone:
         times = (self._serial & 0xFFFFFFFF, 3600, 600, 86400, self._ttl)
         return record(owner, SOA, self._ttl, names + struct.pack(">5I", *times))
 
+    def _nodeOf(self, relative: bytes) -> Mapping[tuple[str, bytes], Given]:
+        return self._nodes.get((relative, True)) or self._nodes.get((relative, False)) or {}
+
     def _build(self, relative: bytes, type: int) -> Answer | None:
         """The answer for a name and a type, which is kept; ``None`` if there are no such records."""
-        names = [relative] if relative in self._nodes else self._alike.get(relative, ())
-        nodes = [self._nodes[name] for name in names]
-        isOne = len(nodes) == 1 and len(nodes[0]) == 1
-        if type not in _KEPT and not isOne:
+        node = self._nodeOf(relative)
+        if type not in _KEPT and len(node) != 1:
             return None
         # Several services may have the same address.
-        found = dict(given[type] for node in nodes for given in node.values() if type in given)
-        if not found and isOne:
-            found = dict(given[CNAME] for given in nodes[0].values() if CNAME in given)
+        found = dict(given[type] for given in node.values() if type in given)
+        if not found and len(node) == 1:
+            found = dict(given[CNAME] for given in node.values() if CNAME in given)
         if not found:
-            if nodes and type in _KEPT:
+            if node and type in _KEPT:
                 self._answers.setdefault(relative, {})[type] = None
             return None
         additional: list[bytes] = []
@@ -221,8 +212,7 @@ class Zone:
             domain = pointer(HEADER.size + len(relative))
             addresses = dict([target for target in found.values() if target is not None])
             additional = [name + domain + rest for name, rest in addresses.items()]
-        answer = Answer([*found], additional, self._builds)
-        self._builds += 1
+        answer = Answer([*found], additional, self._serial)
         if type in _KEPT:
             self._answers.setdefault(relative, {})[type] = answer
         return answer

@@ -19,7 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from txserviceregistry.commands.dns import DnsProcess, Listener, Options, makeService
 from txserviceregistry.discovery import Directory
-from txserviceregistry.dns.view import View
+from txserviceregistry.dns.server import View
 from txserviceregistry.dns.zone import Zone
 from txserviceregistry.testing import FakeRegistry
 

@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.dns.server` and :mod:`txserviceregistry.dns.view`, over a registry in memory.
+Tests for :mod:`txserviceregistry.dns.server`, over a registry in memory.
 """
 
 from __future__ import annotations
@@ -20,8 +20,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.discovery import Directory
 from txserviceregistry.dns import server
-from txserviceregistry.dns.server import ANSWERS_PER_SECOND, CONNECTIONS, IDLE, TcpConnection, TcpServer, UdpServer
-from txserviceregistry.dns.view import View
+from txserviceregistry.dns.server import (
+    ANSWERS_PER_SECOND,
+    CONNECTIONS,
+    IDLE,
+    TcpConnection,
+    TcpServer,
+    UdpServer,
+    View,
+)
 from txserviceregistry.dns.zone import Zone
 from txserviceregistry.testing import FakeRegistry
 
