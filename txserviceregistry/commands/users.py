@@ -244,7 +244,7 @@ class _Users:
         left = await self.identity.listUsers()
         if credentials is not None and (credentials[0] == name or not left):
             # The next start would create a user with them in a store without users.
-            self.directory.forgetCredentials()
+            self.directory.keepCredentials(None, None)
             tell(f"The credentials in {raxrc} were removed: programs on this machine need those of another user.")
         if not left:
             until = f"until {_NAME} add creates one"

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 from ..util import lazyNames
 
+__all__ = ["ConnectionLimits", "RegistryService", "ResourceLimits", "StartFailed"]
+
 if TYPE_CHECKING:
     from .http.connections import ConnectionLimits
     from .limits import ResourceLimits
     from .service import RegistryService, StartFailed
-
-__all__ = ["ConnectionLimits", "RegistryService", "ResourceLimits", "StartFailed"]
-
-if not TYPE_CHECKING:
+else:
     __getattr__, __dir__ = lazyNames(
         __name__,
         {

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-import attrs
-
 from ..util.files import UnsafePath, checkPath, lockFile, replaceFile
 from .stores.sqlite import file as sqlitefile
 
@@ -35,31 +33,17 @@ def _reported(what: str) -> Iterator[None]:
         raise DataDirectoryError(f"can't {what}: {error.strerror}")
 
 
-@attrs.define
 class DataDirectory:
-    """
-    The directory at *path*. Methods that can't read or write it raise :class:`DataDirectoryError`.
+    """A data directory. Methods that can't read or write it raise :class:`DataDirectoryError`."""
 
-    :ivar raxrcPath: the file with URLs and credentials.
-    :ivar storePath: the file of the sqlite store.
-    :ivar certificatePath: the registry's self-signed certificate, for the programs on this machine.
-    """
-
-    path: Path = attrs.field(converter=Path)
-    raxrcPath: Path = attrs.field(init=False)
-    storePath: Path = attrs.field(init=False)
-    certificatePath: Path = attrs.field(init=False)
-    _lockPath: Path = attrs.field(init=False)
-    _restoredPath: Path = attrs.field(init=False)
-    _lock: int | None = attrs.field(default=None, init=False)
-    _isLost: bool = attrs.field(default=False, init=False)
-
-    def __attrs_post_init__(self) -> None:
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
         self.raxrcPath = self.path / "raxrc"
         self.storePath = self.path / "registry.sqlite"
-        self.certificatePath = self.path / "certificate.pem"
+        self._certificatePath = self.path / "certificate.pem"
         self._lockPath = self.path / "registry.lock"
         self._restoredPath = self.path / "registry.restored"
+        self._lock: int | None = None
 
     def make(self) -> None:
         """Create the directory if it does not exist, for its owner only, and :meth:`checkOwners`."""
@@ -95,59 +79,37 @@ class DataDirectory:
         with _reported(f"read the data directory {self.path}"):
             return sqlitefile.isThere(str(self.storePath))
 
+    # -- one registry at a time
+
     def open(self) -> None:
         """:meth:`make` the directory and lock it for this process; fails if another registry uses it."""
         self.make()
-        self._isLost = False
-        while self._lock is None or not self._holds(self._lock):
+        while not self._holds():
             # Between the two steps of taking it another process may have removed the file.
             self.close()
             self._lock = self._takeLock()
-
-    def _takeLock(self) -> int:
-        with self._writing():
-            lock = os.open(self._lockPath, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            lockFile(lock)
-        except OSError:
-            os.close(lock)
-            raise DataDirectoryError(
-                f"another registry uses the data directory {self.path}; stop it, or choose another --data-dir"
-            )
-        return lock
-
-    def _holds(self, lock: int) -> bool:
-        """Whether the locked file is the one that other registries would lock."""
-        try:
-            return os.path.samestat(os.stat(self._lockPath), os.fstat(lock))
-        except OSError:
-            return False
-
-    def hold(self) -> None:
-        """
-        Check that no other registry can have taken the directory since it was opened. A lock file that was removed is
-        made again; one that was replaced is lost, because another registry may have changed the data.
-
-        :raises DataDirectoryError: if it is lost, from then on each time.
-        """
-        if self._lock is None or (not self._isLost and self._holds(self._lock)):
-            return
-        if not self._isLost and not self._lockPath.exists():
-            lock = self._takeLock()
-            os.close(self._lock)
-            self._lock = lock
-            return
-        self._isLost = True
-        raise DataDirectoryError(
-            f"another registry has taken the data directory {self.path}: its lock file {self._lockPath.name} was"
-            " replaced; stop the other one, and restart this one"
-        )
 
     def close(self) -> None:
         """Unlock the directory."""
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
+
+    def hold(self) -> None:
+        """
+        Check that no other registry can have taken the directory since it was opened. A lock file that was removed is
+        made again; it fails if one was replaced, because another registry may have changed the data.
+        """
+        if self._lock is None or self._holds():
+            return
+        if self._lockPath.exists():
+            raise DataDirectoryError(
+                f"another registry has taken the data directory {self.path}: its lock file {self._lockPath.name} was"
+                " replaced; stop the other one, and restart this one"
+            )
+        lock = self._takeLock()
+        self.close()
+        self._lock = lock
 
     def isTaken(self) -> bool:
         """Whether a registry, of whatever process, uses the directory now."""
@@ -162,6 +124,27 @@ class DataDirectory:
         finally:
             os.close(lock)
         return False
+
+    def _takeLock(self) -> int:
+        with self._writing():
+            lock = os.open(self._lockPath, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            lockFile(lock)
+        except OSError:
+            os.close(lock)
+            raise DataDirectoryError(
+                f"another registry uses the data directory {self.path}; stop it, or choose another --data-dir"
+            )
+        return lock
+
+    def _holds(self) -> bool:
+        """Whether the locked file is the one that other registries would lock."""
+        try:
+            return self._lock is not None and os.path.samestat(os.stat(self._lockPath), os.fstat(self._lock))
+        except OSError:
+            return False
+
+    # -- after the restore of a backup
 
     def holdBack(self) -> None:
         """Let no lock be acquired for :data:`HELD_BACK` seconds after the next start: the store has been restored."""
@@ -186,32 +169,30 @@ class DataDirectory:
             raise DataDirectoryError(f"can't read or remove {self._restoredPath}: {error}")
         return 0.0
 
+    # -- the raxrc. What is written leaves the rest as it is.
+
     def credentials(self) -> tuple[str, str] | None:
-        """User name and API key in the ``raxrc``, or ``None`` if it has none."""
+        """User name and API key, or ``None`` if it has none."""
         raxrc = self._read()
         name = raxrc.get("credentials", "username", fallback="")
         key = raxrc.get("credentials", "api_key", fallback="")
         return (name, key) if name and key else None
 
     def keepCredentials(self, name: str | None, key: str | None) -> None:
-        """Write user name and API key to the ``raxrc``; the rest stays."""
+        """Write user name and API key, or remove them."""
         self._change({("credentials", "username"): name, ("credentials", "api_key"): key})
-
-    def forgetCredentials(self) -> None:
-        """Remove user name and API key from the ``raxrc``; the rest stays."""
-        self.keepCredentials(None, None)
 
     def keepUrls(self, url: str, authUrl: str, certificate: bytes | None = None) -> None:
         """
-        Write the URLs of the API and of the Auth API to the ``raxrc``; the rest stays.
+        Write the URLs of the API and of the Auth API.
 
         :param certificate: the self-signed certificate (PEM) that clients of these URLs have to trust; if ``None``, a
             ``ca_file`` that was written for an earlier one is removed.
         """
-        own, caFile = str(self.certificatePath.absolute()), ("ssl", "ca_file")
+        own, caFile = str(self._certificatePath.absolute()), ("ssl", "ca_file")
         settings: dict[tuple[str, str], str | None] = {("api", "url"): url, ("auth_api", "url"): authUrl}
         if certificate is not None:
-            self._replace(self.certificatePath, certificate.decode("ascii"))
+            self._replace(self._certificatePath, certificate.decode("ascii"))
             settings[caFile] = own
         elif self._read().get(*caFile, fallback=None) == own:
             settings[caFile] = None
@@ -230,16 +211,16 @@ class DataDirectory:
 
     def _change(self, settings: Mapping[tuple[str, str], str | None]) -> None:
         raxrc = self._read()
-        changed = {whose: value for whose, value in settings.items() if raxrc.get(*whose, fallback=None) != value}
-        for (section, option), value in changed.items():
-            if value is None:
-                raxrc.remove_option(section, option)
-            else:
+        if all(raxrc.get(*whose, fallback=None) == value for whose, value in settings.items()):
+            return
+        for (section, option), value in settings.items():
+            if value is not None:
                 raxrc.read_dict({section: {option: value}})
-        if changed:
-            text = io.StringIO()
-            raxrc.write(text)
-            self._replace(self.raxrcPath, text.getvalue())
+            elif raxrc.has_section(section):
+                raxrc.remove_option(section, option)
+        text = io.StringIO()
+        raxrc.write(text)
+        self._replace(self.raxrcPath, text.getvalue())
 
     def _replace(self, path: Path, text: str) -> None:
         with _reported(f"write {path}"):

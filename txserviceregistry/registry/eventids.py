@@ -16,12 +16,6 @@ _UNIX_EPOCH = 0x01B21DD213814000
 _UNITS_PER_SECOND = 10_000_000
 #: The largest time that a version-1 UUID can hold.
 LAST_POSITION = (1 << 60) - 1
-
-_VARIANT = 0x8000
-_CLOCK_SEQUENCE_BITS = 14
-_NODE_BITS = 48
-#: The bit that sets a random node apart from every real network address (RFC 4122, 4.5).
-_MULTICAST = 1 << 40
 #: The tail of ids that no event has: they are places between events.
 _MOMENT = "8000-000000000000"
 
@@ -62,8 +56,8 @@ def isMoment(id: str) -> bool:
 
 def newTail(randbits: Callable[[int], int] = secrets.randbits) -> str:
     """The end of a store's event ids: variant and clock sequence, and a node that is not a network address."""
-    sequence = _VARIANT | randbits(_CLOCK_SEQUENCE_BITS)
-    return f"{sequence:04x}-{_MULTICAST | randbits(_NODE_BITS):012x}"
+    # The multicast bit sets a random node apart from every real network address (RFC 4122, 4.5).
+    return f"{1 << 15 | randbits(14):04x}-{1 << 40 | randbits(48):012x}"
 
 
 class EventIds:

@@ -1,6 +1,4 @@
-"""
-The faults of the API. :mod:`txserviceregistry.registry.http.resource` sends them.
-"""
+"""The faults of the API. :mod:`txserviceregistry.registry.http.resource` sends them."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ NO_STORE: Mapping[str, str] = MappingProxyType({"Cache-Control": "no-store"})
 
 class Fault(Exception):
     """
-    A response that is an error: its type (:data:`~txserviceregistry.errors.FAULT_TYPES`), to which the status code
+    A response that is an error: its type (:data:`~txserviceregistry.util.fields.FAULT_TYPES`), to which the status code
     belongs; what went wrong, on which clients match; why, the same if ``None``; headers, and more members of the body.
     """
 
@@ -40,102 +38,90 @@ class Fault(Exception):
 
 
 def badRequest(message: str, details: str | None = None) -> Fault:
-    """400: a value is not valid."""
     return Fault("badRequest", message, details)
 
 
 def validationError(key: str, reason: str) -> Fault:
-    """400: the body field *key* breaks a rule."""
     return badRequest(f"Validation error for key '{key}'", reason)
 
 
 def badParameter(name: str, reason: str) -> Fault:
-    """400: the path or query parameter *name* breaks a rule."""
     return badRequest(f"Invalid value for '{name}' query string parameter", reason)
 
 
 def badHeader(name: str, reason: str) -> Fault:
-    """400: the header *name* is not valid."""
     return badRequest(f"Invalid value for '{name}' header", reason)
 
 
 def invalidBody(reason: str) -> Fault:
-    """400: the body is not a JSON object."""
     return badRequest(f"Failed to parse request body: {reason}", reason)
 
 
 def unsupportedContentType(contentType: str) -> Fault:
-    """400: the body is declared as something else than JSON."""
     return badRequest(f"Unsupported content type: {contentType}")
 
 
 def invalidLimit(details: str) -> Fault:
-    """400: ``limit`` is not a number in its range."""
     return Fault("invalidLimit", "Invalid limit", details)
 
 
 def serviceExists(serviceId: str) -> Fault:
-    """400: the id is in use."""
     return Fault("serviceWithThisIdExists", f"Service with id {serviceId} already exists.")
 
 
 def limitReached(resource: str, maximum: int) -> Fault:
-    """400: the account has as many of *resource* (``service``, ``configuration_value`` or ``lock``) as it may."""
+    """The account has as many objects as it may; *resource* is ``service``, ``configuration_value`` or the like."""
     details = f"Limit for resource {resource} has been reached. Maximum allowed objects: {maximum}"
     return Fault("limitReached", "Resource limit has been reached", details)
 
 
-def lockHeld(name: str, holder: str, fence: int, seconds: float) -> Fault:
-    """409: another holds the lock, for *seconds* if there are no more heartbeats."""
-    details = f"Lock {name} is held" + (f" by {holder}" if holder else "")
-    lock = {"name": name, "holder": holder, "fence": fence, "seconds_left": round(seconds, 3)}
-    return Fault("lockHeld", "Lock is held", details, more={"lock": lock})
-
-
 def rateLimitReached(details: str, retryAfter: int) -> Fault:
-    """400: the account has made too many GETs; *retryAfter* is in seconds."""
+    """*retryAfter* is in seconds, as in :func:`systemFailure`."""
     headers = {"Retry-After": str(max(1, retryAfter))}
     return Fault("rateLimitReached", "Rate limit has been reached.", details, headers)
 
 
 def unauthorized(details: str, challenges: tuple[str, ...]) -> Fault:
-    """401: no credentials, or invalid ones; *challenges* says which ones are possible."""
     return Fault("unauthorizedError", "forbidden", details, {"WWW-Authenticate": challenges})
 
 
 def forbidden(details: str) -> Fault:
-    """403: it is there, but not for this client."""
     return Fault("forbiddenError", "forbidden", details)
 
 
 def notFound(kind: str, key: str) -> Fault:
-    """404: no object of *kind* (``Service``, ``ConfigurationValue``, ``Lock``, ``HeartbeatMarker``) has this *key*."""
+    """*kind* is ``Service``, ``ConfigurationValue``, ``Lock`` or ``HeartbeatMarker``."""
     return Fault("notFoundError", "object does not exist", f'Object "{kind}" with key "{key}" does not exist')
 
 
 def pageNotFound() -> Fault:
-    """404: the path is not a resource, or does not take the method."""
+    """The path is not a resource, or does not take the method."""
     return Fault("notFoundError", "The page cannot be found.")
 
 
+def lockHeld(name: str, holder: str, fence: int, seconds: float) -> Fault:
+    """Another holds the lock, for *seconds* if there are no more heartbeats."""
+    details = f"Lock {name} is held" + (f" by {holder}" if holder else "")
+    lock = {"name": name, "holder": holder, "fence": fence, "seconds_left": round(seconds, 3)}
+    return Fault("lockHeld", "Lock is held", details, more={"lock": lock})
+
+
 def preconditionFailed(details: str, etag: str | None = None) -> Fault:
-    """412: a conditional write does not fit; *etag* is the tag of the value that is there."""
+    """*etag* is the tag of the value that is there."""
     headers = NO_STORE if etag is None else {"ETag": etag, **NO_STORE}
     return Fault("preconditionFailed", "precondition failed", details, headers)
 
 
 def requestTooLarge(maximum: int) -> Fault:
-    """413: the body has *maximum* bytes or more."""
+    """The body has *maximum* bytes or more."""
     details = f"The request body has to be smaller than {maximum} bytes"
     return Fault("requestTooLargeError", "Request body is too large", details)
 
 
 def internalError() -> Fault:
-    """500: an error of the registry; its reason is in the log only."""
     return Fault("internalError", "Internal Error")
 
 
 def systemFailure(details: str = "The store is unreachable; retry later", retryAfter: int | None = None) -> Fault:
-    """503: the store can't be reached, or the registry is overloaded; *retryAfter* is in seconds."""
     headers = {} if retryAfter is None else {"Retry-After": str(retryAfter)}
     return Fault("systemFailureError", "Service unavailable", details, headers)

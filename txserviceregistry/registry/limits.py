@@ -1,7 +1,4 @@
-"""
-How many objects an account may have (:class:`ResourceLimits`), how many GETs it may make (:class:`RateLimiter`), and
-how many requests may be held (:class:`Places`).
-"""
+"""How many objects an account may have, how many GETs it may make, and how many requests may be held."""
 
 from __future__ import annotations
 
@@ -22,6 +19,8 @@ RETRY_AFTER = 5
 #: The names of the headers with a client's rate.
 RATE_HEADERS = ("X-Ratelimit-Path-Regex", "X-Ratelimit-Limit", "X-Ratelimit-Used", "X-Ratelimit-Window", "Reply-After")
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+#: How many parts the window of the rate limit has.
+_PARTS = 96
 
 
 @attrs.frozen
@@ -39,38 +38,26 @@ class ResourceLimits:
     lock: int = 10_000
 
 
+@attrs.define(eq=False)
 class RateLimiter:
     """
-    Counts the GETs of each account within a sliding window.
+    Counts the GETs of each account within a sliding window, in memory.
 
     Only GETs count: the rate limit must never cause an expiration, and the resource limits bound what is written. A GET
-    that is refused does not count, so that the limit ends at the time of ``Retry-After``.
-
-    The window consists of :attr:`BUCKETS` parts: an account takes at most that many counters, and a request is
-    forgotten up to one part (15 minutes of a day) late. The counts are kept in memory only.
+    that is refused does not count, so that the limit ends at the time of ``Retry-After``. A request is forgotten up to
+    one part of the window (15 minutes of a day) late.
 
     :param seconds: monotonic seconds, such as ``reactor.seconds``.
     :param limit: how many GETs an account may make in the *window* (seconds); ``None`` for no limit.
     """
 
-    BUCKETS = 96
-
-    def __init__(
-        self,
-        seconds: Callable[[], float],
-        limit: int | None = 500_000,
-        window: float = 86_400.0,
-        *,
-        wallClock: Callable[[], float] = time.time,
-    ) -> None:
-        self._seconds = seconds
-        self._wallClock = wallClock
-        self._limit = limit
-        self._window = window
-        self._width = window / self.BUCKETS
-        # The GETs of each account, by part of the window, oldest first.
-        self._usage: dict[str, dict[int, int]] = {}
-        self._current = self._bucket()
+    _seconds: Callable[[], float]
+    _limit: int | None = 500_000
+    _window: float = 86_400.0
+    _wallClock: Callable[[], float] = attrs.field(default=time.time, kw_only=True)
+    # The GETs of each account, by part of the window, oldest first; and the part up to which old ones were forgotten.
+    _usage: dict[str, dict[int, int]] = attrs.field(init=False, factory=dict)
+    _current: int = attrs.field(init=False, default=0)
 
     def check(self, tenant: str) -> None:
         """Count a GET, or raise the fault ``rateLimitReached``, which says when the oldest GET will be forgotten."""
@@ -93,46 +80,35 @@ class RateLimiter:
         """The rate in ``GET /limits``, by pattern of paths; *used* is without the present request."""
         if self._limit is None:
             return {}
-        return {PATHS: {"limit": self._limit, "used": used, "window": self._hours()}}
+        hours = self._window / 3600
+        # One decimal, as in the protocol, or three significant digits where that is not exact.
+        shown = f"{hours:.1f}" if float(f"{hours:.1f}") == hours else f"{hours:.3g}"
+        return {PATHS: {"limit": self._limit, "used": used, "window": f"{shown} hours"}}
 
     def headers(self, tenant: str) -> Mapping[str, str]:
         """The headers of the response to a GET of *tenant*, made before it is counted; none without a limit."""
         if self._limit is None:
             return NO_HEADERS
         usage = self._usageOf(tenant)
-        return {
-            "X-Ratelimit-Path-Regex": PATHS,
-            "X-Ratelimit-Limit": str(self._limit),
-            "X-Ratelimit-Used": str(sum(usage.values())),
-            "X-Ratelimit-Window": f"{self._window:.15g} seconds",
-            # The original's spelling. In a sliding window this is when the oldest counted request leaves it.
-            "Reply-After": str(math.ceil(self._wallClock() + self._retryAfter(usage))),
-        }
-
-    def _bucket(self) -> int:
-        return math.floor(self._seconds() / self._width)
-
-    def _hours(self) -> str:
-        # One decimal, as in the protocol; three significant digits where one decimal is not exact.
-        hours = self._window / 3600
-        isExact = hours >= 0.1 and abs(hours * 10 - round(hours * 10)) < 1e-6
-        decimals = 1 if isExact else max(2 - math.floor(math.log10(hours)), 1)
-        return f"{hours:.{decimals}f} hours"
+        # In a sliding window "Reply-After" (the original's spelling) is when the oldest counted request leaves it.
+        replyAfter = math.ceil(self._wallClock() + self._retryAfter(usage))
+        used, window = sum(usage.values()), f"{self._window:.15g} seconds"
+        return dict(zip(RATE_HEADERS, (PATHS, str(self._limit), str(used), window, str(replyAfter)), strict=True))
 
     def _retryAfter(self, usage: dict[int, int]) -> int:
         if not usage:
             return math.ceil(self._window)
-        return math.ceil((next(iter(usage)) + self.BUCKETS + 1) * self._width - self._seconds())
+        return math.ceil((next(iter(usage)) + _PARTS + 1) * self._window / _PARTS - self._seconds())
 
     def _usageOf(self, tenant: str) -> dict[int, int]:
-        now = self._bucket()
+        now = math.floor(self._seconds() / self._window * _PARTS)
         if now != self._current:
             self._current = now
-            for name, usage in list(self._usage.items()):
-                for bucket in [each for each in usage if each < now - self.BUCKETS]:
-                    del usage[bucket]
-                if not usage:
-                    del self._usage[name]
+            recent = {
+                name: {part: count for part, count in usage.items() if part >= now - _PARTS}
+                for name, usage in self._usage.items()
+            }
+            self._usage = {name: usage for name, usage in recent.items() if usage}
         return self._usage.get(tenant, {})
 
 

@@ -1,6 +1,4 @@
-"""
-The arguments and results of :mod:`~txserviceregistry.registry.core`: checked requests, and their results.
-"""
+"""The arguments and results of :mod:`~txserviceregistry.registry.core`: checked requests, and their results."""
 
 from __future__ import annotations
 
@@ -37,13 +35,7 @@ class ServiceChanges:
 
 @attrs.frozen
 class NewLock:
-    """
-    A lock to be acquired.
-
-    :ivar timeout: the heartbeat timeout, in seconds.
-    :ivar holder: a name of the holder, for people.
-    :ivar nonce: names this acquisition; ``None`` if it has no name.
-    """
+    """A lock to be acquired. *holder* is for people; *nonce* names this acquisition, if it has a name."""
 
     name: str
     timeout: int
@@ -55,7 +47,7 @@ class NewLock:
 @attrs.frozen
 class Precondition:
     """
-    The condition of a write of a configuration value. Its *position* is that of its last change in the feed.
+    The condition of a write of a configuration value, whose *position* is that of its last change in the feed.
 
     :ivar exists: whether the value must be there; ``None`` where that does not matter.
     :ivar positions: the positions of which it must have one, in decimal; ``None`` for any.
@@ -78,10 +70,7 @@ UNCONDITIONAL = Precondition()
 @attrs.frozen
 class Page:
     """
-    A part of a collection.
-
-    :ivar values: as in the API's JSON.
-    :ivar nextMarker: the id that the next page begins at; ``None`` if this one is the last.
+    A part of a collection: values as in the API's JSON, and the id that the next page begins at; ``None`` for the last.
     """
 
     values: Sequence[Mapping[str, Any]]
@@ -95,16 +84,7 @@ class Page:
 
 @attrs.frozen
 class Figures:
-    """
-    Counts of a registry since its start, and at present.
-
-    :ivar services: how many are registered, by tenant.
-    :ivar subscribers: how many requests wait for events or locks.
-    :ivar heartbeats: how many were taken, those of batches among them.
-    :ivar waiting: how many heartbeats wait for the store now.
-    :ivar stalls: how often the process stalled, *stalledSeconds* all together.
-    :ivar locks: how many are held.
-    """
+    """Counts of a registry since its start, and at present; *waiting* is of heartbeats that wait for the store."""
 
     services: Mapping[str, int]
     subscribers: int

@@ -1,14 +1,12 @@
 """
-Roles: what a user may change. Every user reads everything of the tenant.
-
-A user has the role ``write`` or ``read``. Prefixes limit the role ``write``: with one or more of them, the user changes
-only objects that match one.
+Roles: what a user may change. Every user reads everything of the tenant. Prefixes limit the role ``write``: with one or
+more of them, the user changes only objects that match one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -35,25 +33,17 @@ def checkPrefix(kind: str, prefix: str) -> str:
     return prefix
 
 
-def _texts(values: Iterable[str]) -> tuple[str, ...]:
-    return tuple(values)
-
-
-@attrs.frozen(slots=True)
+@attrs.frozen
 class Role:
     """
-    The permissions of a user.
-
-    :param name: one of :data:`NAMES`; only ``write`` can have prefixes.
-    :ivar services: beginnings of service ids.
-    :ivar configuration: configuration keys; the keys below them in the tree match too. The empty one matches all keys.
-    :ivar locks: beginnings of the names of locks.
+    The permissions of a user, with beginnings of service ids, configuration keys (those below them match too, and the
+    empty one matches all), and beginnings of the names of locks.
     """
 
     name: str = attrs.field(default="write", validator=attrs.validators.in_(NAMES))
-    services: tuple[str, ...] = attrs.field(default=(), converter=_texts)
-    configuration: tuple[str, ...] = attrs.field(default=(), converter=_texts)
-    locks: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    services: tuple[str, ...] = attrs.field(default=(), converter=tuple[str, ...])
+    configuration: tuple[str, ...] = attrs.field(default=(), converter=tuple[str, ...])
+    locks: tuple[str, ...] = attrs.field(default=(), converter=tuple[str, ...])
 
     def __attrs_post_init__(self) -> None:
         if self.name == "read" and any(self.prefixes().values()):
@@ -62,10 +52,10 @@ class Role:
     @property
     def isLimited(self) -> bool:
         """Whether there is something that it may not change."""
-        return self.name == "read" or bool(self.services or self.configuration or self.locks)
+        return self.name == "read" or any(self.prefixes().values())
 
-    def prefixes(self) -> Mapping[str, Sequence[str]]:
-        return {kind: getattr(self, kind) for kind in KINDS}
+    def prefixes(self) -> Mapping[str, tuple[str, ...]]:
+        return {SERVICES: self.services, CONFIGURATION: self.configuration, LOCKS: self.locks}
 
     def mayChange(self, kind: str, key: str) -> bool:
         """Whether it may create, change or remove the object of this *kind* with this *key*."""
@@ -73,8 +63,7 @@ class Role:
             return True
         if kind == CONFIGURATION:
             return any(not each or f"{key}/".startswith(each.removesuffix("/") + "/") for each in self.configuration)
-        prefixes: tuple[str, ...] = getattr(self, kind)
-        return key.startswith(prefixes)
+        return key.startswith(self.prefixes()[kind])
 
     def check(self, kind: str, key: str) -> None:
         """:raises Fault: 403 if it may not change this object."""
@@ -93,11 +82,7 @@ class Role:
 
     def asJson(self) -> dict[str, Any]:
         """The role for a store: what is not the default."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in attrs.fields(Role)
-            if getattr(self, field.name) != field.default
-        }
+        return attrs.asdict(self, filter=lambda field, value: value != field.default)
 
 
 #: The role of a user that was given none.

@@ -322,7 +322,7 @@ class RegistryService(Service):
         except ObjectExists:
             # Another registry over the same store has added it, with another key.
             if not areThere:
-                self._directory.forgetCredentials()
+                self._directory.keepCredentials(None, None)
         else:
             self._log.info("Created user {user}; the API key is in {raxrc}", user=name, raxrc=self.raxrcPath)
 

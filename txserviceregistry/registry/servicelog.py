@@ -1,21 +1,16 @@
-"""
-A bounded number of log lines about services and locks.
-"""
+"""A bounded number of log lines about services and locks."""
 
 from __future__ import annotations
 
+import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ..util.logs import Logger
 
 
+@attrs.define(slots=False)
 class ServiceLog:
-    """
-    Logs one kind of event, in one line a second at most: ``Services registered: 123456/web1, 123456/web2 and 7 more``.
-
-    :param clock: the reactor.
-    :param what: the beginning of the line, such as ``Services registered``.
-    """
+    """Logs *what* happens, in one line a second at most: ``Services registered: 123456/web1, 123456/web2 and 7 more``."""
 
     #: How many services are named in a line.
     NAMED = 5
@@ -24,28 +19,23 @@ class ServiceLog:
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, what: str) -> None:
-        self._clock = clock
-        self._text = f"{what}: {{names}}"
-        self._named: list[str] = []
-        self._count = 0
-        self._next = float("-inf")
-        self._writing: IDelayedCall | None = None
+    _clock: IReactorTime
+    _what: str
+    _added: list[str] = attrs.field(init=False, factory=list)
+    _next: float = attrs.field(init=False, default=float("-inf"))
+    _writing: IDelayedCall | None = attrs.field(init=False, default=None)
 
     def add(self, tenant: str, id: str) -> None:
         """Note a service. The line follows after :meth:`flush`."""
-        self._count += 1
-        if len(self._named) < self.NAMED:
-            self._named.append(f"{tenant}/{id.removeprefix('/')}")
+        self._added.append(f"{tenant}/{id.removeprefix('/')}")
 
     def flush(self) -> None:
         """Log what was added, as soon as a second has passed since the last line."""
-        if self._writing is None:
-            wait = self._next - self._clock.seconds()
-            if wait > 0:
-                self._writing = self._clock.callLater(wait, self._write)
-            else:
-                self._write()
+        wait = self._next - self._clock.seconds()
+        if wait <= 0:
+            self._write()
+        elif self._writing is None:
+            self._writing = self._clock.callLater(wait, self._write)
 
     def stop(self) -> None:
         """Log the rest now, and leave nothing on the reactor."""
@@ -55,10 +45,10 @@ class ServiceLog:
 
     def _write(self) -> None:
         self._writing = None
-        if not self._count:
+        if not self._added:
             return
         self._next = self._clock.seconds() + self.INTERVAL
-        more = self._count - len(self._named)
-        names = ", ".join(self._named) + (f" and {more} more" if more else "")
-        self._log.info(self._text, names=names, count=self._count)
-        self._named, self._count = [], 0
+        more = f" and {len(self._added) - self.NAMED} more" if self._added[self.NAMED :] else ""
+        names = ", ".join(self._added[: self.NAMED]) + more
+        self._log.info("{what}: {names}", what=self._what, names=names, count=len(self._added))
+        self._added = []

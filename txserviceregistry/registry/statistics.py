@@ -1,6 +1,5 @@
 """
 The counts of a registry: plain numbers, because each heartbeat is counted.
-
 :mod:`txserviceregistry.registry.http.metrics` makes metrics of them when it is asked.
 """
 
@@ -29,13 +28,12 @@ class Histogram:
     there is one more bucket. *total* is the sum of all values.
     """
 
-    bounds: tuple[float, ...]
+    bounds: tuple[float, ...] = REQUEST_SECONDS
     counts: list[int] = attrs.field(init=False)
     total: float = attrs.field(init=False, default=0.0)
 
-    @counts.default
-    def _none(self) -> list[int]:
-        return [0] * (len(self.bounds) + 1)
+    def __attrs_post_init__(self) -> None:
+        self.counts = [0] * (len(self.bounds) + 1)
 
     def add(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
@@ -47,20 +45,16 @@ class RouteStatistics:
     """How many requests of one method for one route there were, by status code, and how long their responses took."""
 
     codes: Counter[int] = attrs.field(factory=Counter)
-    seconds: Histogram = attrs.field(factory=lambda: Histogram(REQUEST_SECONDS))
+    seconds: Histogram = attrs.field(factory=Histogram)
 
 
 @attrs.define
 class RequestStatistics:
-    """
-    The requests that got a response, by method and route. Paths that clients make up must be given one name before
-    they come here.
-    """
+    """The requests that got a response, by method and route; paths that clients make up have one name here."""
 
     routes: defaultdict[tuple[bytes, str], RouteStatistics] = attrs.field(factory=lambda: defaultdict(RouteStatistics))
 
     def add(self, method: bytes, route: str, code: int, seconds: float) -> None:
-        """Count a response, and the time that it took."""
         statistics = self.routes[method, route]
         statistics.codes[code] += 1
         statistics.seconds.add(seconds)
@@ -76,8 +70,8 @@ class StoreStatistics:
     :ivar votes: returns how many services this node has put to the vote.
     """
 
-    reads: Histogram = attrs.field(factory=lambda: Histogram(REQUEST_SECONDS))
-    writes: Histogram = attrs.field(factory=lambda: Histogram(REQUEST_SECONDS))
+    reads: Histogram = attrs.field(factory=Histogram)
+    writes: Histogram = attrs.field(factory=Histogram)
     commits: Histogram = attrs.field(factory=lambda: Histogram(COMMIT_OPERATIONS))
     isReadable: bool = True
     isWritable: bool = True
@@ -88,8 +82,8 @@ class StoreStatistics:
 @attrs.define
 class IdentityStatistics:
     """
-    Authentications since the start: new auth tokens, wrong users or API keys, checks that had to wait for their turn,
-    and those that were refused because too many waited.
+    Authentications: new auth tokens, wrong users or API keys, checks that had to wait, and those that were refused
+    because too many waited.
     """
 
     issued: int = 0
@@ -103,11 +97,8 @@ class Sources:
     """
     The sources of the metrics; functions are called each time.
 
-    :ivar store: the store's name.
-    :ivar connections: how many are open; *evictions*: how many were closed to make room.
-    :ivar waited: how often work for unauthenticated clients had to wait, by kind: ``request``, ``handshake``,
-        ``login``.
-    :ivar accessLogLost: how many lines were lost.
+    :ivar evictions: how many connections were closed to make room.
+    :ivar waited: how often work for unauthenticated clients had to wait: ``request``, ``handshake``, ``login``.
     :ivar certificates: the certificates of the listeners, by their files.
     """
 

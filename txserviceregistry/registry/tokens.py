@@ -1,6 +1,4 @@
-"""
-Heartbeat tokens. They contain a MAC, so that none has to be remembered.
-"""
+"""Heartbeat tokens. They contain a MAC, so that none has to be remembered."""
 
 from __future__ import annotations
 
@@ -23,7 +21,6 @@ class HeartbeatTokens:
     good as the last one. Its time makes it new each time, and is not checked: steps of the clock do not matter.
 
     :param secret: the registry's secret; the key is derived from it, for this purpose alone.
-    :param wallClock: seconds since the epoch.
     """
 
     def __init__(self, secret: bytes, wallClock: Callable[[], float]) -> None:
@@ -45,10 +42,9 @@ class HeartbeatTokens:
 
     def following(self) -> Callable[[str, str], str | None]:
         """
-        For many heartbeats at the same moment.
-
-        :return: is called with a service's :meth:`proof` and the heartbeat's token, the text of a version-1 UUID in any
-            case, and returns the next token; ``None`` if the token was never given out for this incarnation.
+        For many heartbeats at the same moment: a function that is called with a service's :meth:`proof` and the
+        heartbeat's token, the text of a version-1 UUID in any case, and returns the next token; ``None`` if the token
+        was never given out for this incarnation.
         """
         now = positionOf(self._wallClock())
         digits, head = f"{now:015x}", uuidAt(now, "")

@@ -445,7 +445,7 @@ class DeadlinesTests(RegistryCase):
             self.successResultOf(self.registry.stop())
         lines = [formatEvent(event) for event in logs]
         for what in ("registered", "deregistered"):
-            counts = [event["count"] for event in logs if event["log_format"].startswith(f"Services {what}: ")]
+            counts = [event["count"] for event in logs if event["what"] == f"Services {what}"]
             self.assertEqual(sum(counts), 600)
             self.assertLess(len(counts), 5)
         self.assertEqual(lines[0], "Services registered: 1234/web0")
