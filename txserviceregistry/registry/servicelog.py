@@ -10,7 +10,7 @@ from ..util.logs import Logger
 
 @attrs.define(slots=False)
 class ServiceLog:
-    """Logs *what* happens, in one line a second at most: ``Services registered: 123456/web1, 123456/web2 and 7 more``."""
+    """Logs *what* happens, in one line a second at most: ``Services registered: 1234/web1, 1234/web2 and 7 more``."""
 
     #: How many services are named in a line.
     NAMED = 5

@@ -21,8 +21,7 @@ class AdmissionQueue:
     """
     The queue of the work for unauthenticated clients. Only a slice of it is done in each turn of the reactor, so that
     clients that have shown a token are served in every turn. The order is fair: half of the time is for known
-    addresses, each half is divided between its addresses, and the share of an address between its connections. A client
-    for which little work has been done is served before clients for which much has been done.
+    addresses, each half is divided between its addresses, and the share of an address between its connections.
 
     :ivar waited: how many works had to wait since the start.
     """
@@ -57,7 +56,7 @@ class AdmissionQueue:
         self._queue.add(_path(origin), go)
         self._schedule()
 
-    def spend(self, origin: Origin, work: Callable[[], None]) -> None:
+    def spend(self, work: Callable[[], None]) -> None:
         """Do work for an unauthenticated client, and account for the time that it takes."""
         began = self._clock.seconds()
         self._isForgiven = False
@@ -69,14 +68,12 @@ class AdmissionQueue:
             took = self._clock.seconds() - began
             if took > 0 and not self._isForgiven:
                 self._spent += took
-                self._queue.charge(_path(origin), took)
                 self._schedule()
 
     def stop(self) -> None:
         """All connections are gone: end what waits for them, and leave nothing on the reactor."""
         while self._queue:
-            _, go = self._queue.pop()
-            go()
+            self._queue.pop()()
         # The time already used still counts for the next clients.
         if self._next is not None:
             self._next.cancel()
@@ -110,8 +107,7 @@ class AdmissionQueue:
             for _ in range(len(self._queue)):
                 if self._spent >= self.SECONDS:
                     break
-                _, go = self._queue.pop()
-                go()
+                self._queue.pop()()
         finally:
             self._isServing = False
         if self.isBusy:
@@ -173,7 +169,7 @@ class Client:
 
     def spend(self, work: Callable[[], None]) -> None:
         """Do something that counts as work for an unauthenticated client."""
-        self.admission.requests.spend(self.origin, work)
+        self.admission.requests.spend(work)
 
 
 def _clientOf(request: Request) -> Client | None:

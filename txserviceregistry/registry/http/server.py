@@ -91,7 +91,7 @@ class _Handshaking(TLSMemoryBIOProtocol):
         peer = peerOf(transport.getPeer())
         self._queue = admission.handshakes
         self._origin = Origin(peer, _FIRST, admission.isKnown(peer))
-        self._queue.spend(self._origin, partial(super().makeConnection, transport))
+        self._queue.spend(partial(super().makeConnection, transport))
 
     def dataReceived(self, data: bytes) -> None:
         if self._isDone:
@@ -103,7 +103,7 @@ class _Handshaking(TLSMemoryBIOProtocol):
             self.transport.pauseProducing()
             self._queue.enter(self._origin, self._goOn)
         else:
-            self._queue.spend(self._origin, partial(self._shake, data))
+            self._queue.spend(partial(self._shake, data))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._held = None
@@ -113,7 +113,7 @@ class _Handshaking(TLSMemoryBIOProtocol):
         held, self._held = self._held, None
         if held is not None:
             self.transport.resumeProducing()
-            self._queue.spend(self._origin, partial(self._shake, held))
+            self._queue.spend(partial(self._shake, held))
 
     def _shake(self, data: bytes) -> None:
         super().dataReceived(data)  # type: ignore[no-untyped-call]  # as above

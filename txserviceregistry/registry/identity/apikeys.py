@@ -193,8 +193,7 @@ class KeyChecks:
     async def _workThrough(self) -> None:
         self._isBusy = True
         while self._queue:
-            path, check = self._queue.pop()
-            self._queue.charge(path, 1)
+            check = self._queue.pop()
             if check.isVain and self._durations:
                 duration = self._durations[self._randomBytes(1)[0] % len(self._durations)]
                 self._delay(duration).addCallback(lambda _: False).chainDeferred(check.done)

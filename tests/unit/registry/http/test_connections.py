@@ -15,7 +15,6 @@ from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.fairness import Origin
 from txserviceregistry.registry.http.connections import ConnectionLimits, availableFiles, peerOf, raiseFileLimit
 
 from ..wire import Api, Connection, Reply, requestBytes
@@ -257,7 +256,7 @@ class UnfinishedTests(LimitsCase):
 
     def test_whatWaitsInTheQueueCounts(self) -> None:
         """What has come from clients in the queue counts as well."""
-        self.api.site.admission.requests.spend(Origin(), lambda: self.api.clock.advance(1))
+        self.api.site.admission.requests.spend(lambda: self.api.clock.advance(1))
         self.assertTrue(self.api.site.admission.requests.isBusy)
         guests = [self.connect() for _ in range(9)]
         for guest in guests:
@@ -274,7 +273,7 @@ class UnfinishedTests(LimitsCase):
             self.api.clock.rightNow += 1
 
         for line in (self.api.site.admission.requests, self.api.site.admission.handshakes):
-            line.spend(Origin(), work)
+            line.spend(work)
         for each in connections:
             each.send(requestBytes("GET", SERVICES))
         self.assertEqual([self.codes(each) for each in connections], [[], [], []])

@@ -12,7 +12,6 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from tests.certificates import commonHolder
-from txserviceregistry.registry.fairness import Origin
 from txserviceregistry.registry.http.server import handshakingFactory
 
 from ..wire import Api, parseReplies, requestBytes
@@ -103,7 +102,7 @@ class HandshakeTests(SynchronousTestCase):
         self.factory = handshakingFactory(Slow(self.api), self.api.site)
         # So many that it is plain that no client shows a token.
         for _ in range(1000):
-            self.api.site.admission.handshakes.spend(Origin("10.9.9.9"), lambda: None)
+            self.api.site.admission.handshakes.spend(lambda: None)
 
     def client(self, host: str = "10.0.0.1") -> TLSClient:
         client = TLSClient(self.factory, host)
