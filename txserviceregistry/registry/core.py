@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
@@ -64,19 +64,15 @@ class Configuration(Part):
         all qualified keys, for ``"/a/b"`` that key and all below it.
         """
         records = await available(self._store.listValues(tenant, marker, limit + 1, namespace))
-        values: list[dict[str, Any]] = [{"id": record.key, "value": record.value} for record in records]
-        if tagged:
-            for value, record in zip(values, records, strict=True):
-                value["etag"] = etagAt(record.position)
+        tags = [{"etag": etagAt(record.position)} if tagged else {} for record in records]
+        values = [{"id": each.key, "value": each.value, **tag} for each, tag in zip(records, tags, strict=True)]
         return Page.of(values, limit)
 
     @owned
     async def get(self, tenant: str, key: str) -> ValueRecord:
         """One value; the fault 404 if it is not there."""
-        try:
-            record: ValueRecord = await available(self._store.getValue(tenant, key))
-        except NoSuchObject:
-            raise notFound("ConfigurationValue", key)
+        missing = notFound("ConfigurationValue", key)
+        record: ValueRecord = await available(self._store.getValue(tenant, key), missing=missing)
         return record
 
     @owned
@@ -85,24 +81,22 @@ class Configuration(Part):
         Set a value, with an event if it is new or changed; returns the position of its last change. Faults:
         ``preconditionFailed``, ``limitReached`` if it is new and the account is full.
         """
+        setting = self._store.setValue(tenant, key, value, self._maximum, precondition)
         try:
-            position: int = await available(self._store.setValue(tenant, key, value, self._maximum, precondition))
+            position: int = await available(setting, full=limitReached("configuration_value", self._maximum))
         except PreconditionFailed as refusal:
             raise _refused(key, refusal.position)
-        except LimitExceeded:
-            raise limitReached("configuration_value", self._maximum)
         self._feed.notify((tenant,), "configuration_value.update")
         return position
 
     @owned
     async def remove(self, tenant: str, key: str, precondition: Precondition = UNCONDITIONAL) -> None:
         """Remove a value, with an event; the faults ``preconditionFailed``, and 404 if it is not there."""
+        removing = self._store.removeValue(tenant, key, precondition)
         try:
-            await available(self._store.removeValue(tenant, key, precondition))
+            await available(removing, missing=notFound("ConfigurationValue", key))
         except PreconditionFailed as refusal:
             raise _refused(key, refusal.position)
-        except NoSuchObject:
-            raise notFound("ConfigurationValue", key)
         self._feed.notify((tenant,), "configuration_value.remove")
 
 
@@ -161,7 +155,7 @@ class Registry(Part):
         self.heartbeat, self.heartbeats, self.lastSeen = engine.heartbeat, engine.takeHeartbeats, engine.lastSeen
         self.locks = Locks(*common, engine, self._followers, limits.lock, locks)
         self.configuration = Configuration(*common, self.feed, limits.configurationValue)
-        self.states = ServiceStates(*common, self.feed, limits.service, eventRetention)
+        self.states = ServiceStates(*common, self.feed, limits.service)
         self._registered = ServiceLog(clock, "Services registered")
         self._deregistered = ServiceLog(clock, "Services deregistered")
 
@@ -233,15 +227,13 @@ class Registry(Part):
         Register a service, with an event; returns its first heartbeat token. Its deadline counts from then. Faults:
         ``serviceWithThisIdExists`` if the id is in use, ``limitReached`` if the account is full.
         """
+        create = partial(self._store.createService, tenant, service, self._maximum)
         try:
-            record: ServiceRecord = await self._engine.create(
-                tenant, service.id, lambda: self._store.createService(tenant, service, self._maximum)
-            )
+            record: ServiceRecord = await self._engine.create(tenant, service.id, create)
         except ObjectExists:
             raise serviceExists(service.id)
         except LimitExceeded:
             raise limitReached("service", self._maximum)
-        self._live.track(record.summary(tenant))
         self._registered.add(tenant, record.id)
         self._registered.flush()
         return self._engine.tokens.first(tenant, record.id, record.incarnation)
@@ -304,7 +296,6 @@ class Registry(Part):
         """Deregister a service, with an event; the fault 404 if it is not there."""
         state = await self._engine.stateOf(tenant, id)
         removing = self._store.removeService(tenant, id, state.incarnation)
-        await self._engine.applied(state, removing, "service.remove")
-        self._deadlines.forget(tenant, id, state.incarnation)
+        await self._engine.applied(state, removing, "service.remove", isEnd=True)
         self._deregistered.add(tenant, id)
         self._deregistered.flush()

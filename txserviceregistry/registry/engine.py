@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from math import inf
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
@@ -78,7 +78,7 @@ class Engine(Part):
 
     # -- changes
 
-    async def create(self, scope: str, id: str, create: Callable[[], Awaitable[_T]]) -> _T:
+    async def create(self, scope: str, id: str, create: Callable[[], Awaitable[Any]]) -> Any:
         """
         Create a registration, with an event; raises what the store raises.
 
@@ -87,7 +87,9 @@ class Engine(Part):
         type = "lock.acquire" if isLockScope(scope) else "service.join"
         while True:
             try:
-                return await self.changed((tenantOf(scope),), create(), type)
+                record = await self._changed((tenantOf(scope),), create(), type)
+                self.live.track(record.summary(tenantOf(scope)))
+                return record
             except (ObjectExists, LimitExceeded) as refusal:
                 isTaken = isinstance(refusal, ObjectExists)
                 if self.live.hidden(scope):
@@ -112,21 +114,24 @@ class Engine(Part):
             raise notFound(kindOf(scope), id)
         return state
 
-    async def applied(self, state: ServiceState, change: Awaitable[_T], type: str | None) -> _T:
+    async def applied(self, state: ServiceState, change: Awaitable[_T], type: str | None, *, isEnd: bool = False) -> _T:
         """
         The result of a change of a registration, with an event of a *type* if there is one; the fault 404 if the store
         does not have it.
         """
         try:
-            return await self.changed((tenantOf(state.tenant),) if type else (), change, type)
+            result = await self._changed((tenantOf(state.tenant),) if type else (), change, type)
         except Exception as error:
             self.live.markUnsure(state.tenant, state.id)
             if not isinstance(error, NoSuchObject):
                 raise
             self._deadlines.forget(*state.name)
             raise notFound(kindOf(state.tenant), state.id)
+        if isEnd:
+            self._deadlines.forget(*state.name)
+        return result
 
-    async def changed(self, tenants: Collection[str], change: Awaitable[_T], type: str | None) -> _T:
+    async def _changed(self, tenants: Collection[str], change: Awaitable[_T], type: str | None) -> _T:
         """The result of a change that makes events of this *type* for *tenants*, which are notified."""
         result = await available(change)
         self._feed.notify(tenants, type)
@@ -195,7 +200,7 @@ class Engine(Part):
         ):
             group = [each for each in expirations if _expirationType(each.tenant) == type]
             if group:
-                await self.changed({tenantOf(each.tenant) for each in group}, expire(group), type)
+                await self._changed({tenantOf(each.tenant) for each in group}, expire(group), type)
                 for each in group:
                     self._deadlines.forget(each.tenant, each.id, each.incarnation)
                 self.expirations[type] += len(group)

@@ -164,15 +164,16 @@ class EventFeed(Subscribers):
         self.streams.endAll(isForGood=True)
         self._turns.stop()
 
-    # -- old events
-
     def _drop(self) -> None:
         self._dropping = self._clock.callLater(self.NEXT_DROP, self._drop)
-        self._tasks.start(self._dropOldEvents())
+        self._tasks.start(self._dropOld())
 
-    async def _dropOldEvents(self) -> None:
+    async def _dropOld(self) -> None:
         try:
-            dropped = await self._store.dropEvents(positionOf(self._wallClock() - self._retention))
+            oldest = self._wallClock() - self._retention
+            dropped = await self._store.dropEvents(positionOf(oldest))
+            # Of services that have not been there for as long.
+            self.notify(await self._store.dropStates(int(oldest * 1000)), "service.state")
         except StoreUnavailable:
             self._log.debug("Cannot drop old events: the store is unavailable (retrying in an hour)")
         except Exception:

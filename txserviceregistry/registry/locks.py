@@ -205,9 +205,8 @@ class Locks(Part):
             now = int(self._wallClock() * 1000)
             fence = max(now, self._options.fenceFrom)
             try:
-                record = await self._engine.create(
-                    scope, lock.name, partial(self._store.acquireLock, tenant, lock, self._maximum, now, fence)
-                )
+                acquire = partial(self._store.acquireLock, tenant, lock, self._maximum, now, fence)
+                record = await self._engine.create(scope, lock.name, acquire)
             except LimitExceeded:
                 raise limitReached("lock", self._maximum)
             except LockTaken as taken:
@@ -224,7 +223,6 @@ class Locks(Part):
                     continue  # it has just expired
             else:
                 self.acquisitions += 1
-                self._live.track(record.summary(tenant))
             return {"token": self._token(scope, record), "fence": record.fence}
 
     def _token(self, scope: str, record: LockRecord) -> str:
@@ -255,24 +253,14 @@ class Locks(Part):
         if token is not None and self._engine.tokens.next(scope, name, state.incarnation, token) is None:
             raise notFound("HeartbeatMarker", token)
         releasing = self._store.releaseLock(tenant, name, state.incarnation, token is None)
-        await self._engine.applied(state, releasing, "lock.release")
-        self._deadlines.forget(scope, name, state.incarnation)
+        await self._engine.applied(state, releasing, "lock.release", isEnd=True)
 
     # -- reading
 
     @owned
     async def list(self, tenant: str, marker: str | None, limit: int, name: str | None) -> Page:
         """A page of locks by name, from *marker* on: all, or the one with this *name*."""
+        start, count = (marker, limit + 1) if name is None else (max(name, marker or ""), 1)
         hidden = self._live.hidden(lockScope(tenant))
-        if name is None:
-            records = await available(self._store.listLocks(tenant, marker, limit + 1, hidden))
-        else:
-            try:
-                records = [await available(self._store.getLock(tenant, name))]
-            except NoSuchObject:
-                records = []
-            hidden = self._live.hidden(lockScope(tenant))
-        shown = [
-            record.shown() for record in records if record.incarnation not in hidden and record.name >= (marker or "")
-        ]
-        return Page.of(shown, limit, "name")
+        records = await available(self._store.listLocks(tenant, start, count, hidden))
+        return Page.of([record.shown() for record in records if name in (None, record.name)], limit, "name")

@@ -11,36 +11,30 @@ from ..util.logs import Logger
 from .faults import limitReached
 from .feed import EventFeed
 from .model import Page
-from .stores.interfaces import UP, LimitExceeded, StateRecord, StoreUnavailable
+from .stores.interfaces import UP, StateRecord, StoreUnavailable
 from .tasks import Part, available, owned
 
 
 @attrs.define(eq=False, slots=False)
 class ServiceStates(Part):
     """
-    The states of all tenants' services. Each may have a *maximum* of records, which are dropped if their ids have had
-    no service for the *retention* (seconds).
+    The states of all tenants' services. Each may have a *maximum* of records.
     """
 
     #: Seconds from one look at what has ended to the next, at most: the wall clock may be set, and other registries
     #: make records too. And at least: many states may end one after the other.
     LOOK = 10.0
     PAUSE = 0.25
-    #: Seconds from one look at records without a service to the next.
-    DROP = 3600.0
 
     _log = Logger()
 
     _feed: EventFeed
     _maximum: int
-    _retention: float
     _looking: IDelayedCall | None = attrs.field(init=False, default=None)
-    _nextDrop: float = attrs.field(init=False)
     _isStopped: bool = attrs.field(init=False, default=False)
 
     def start(self) -> None:
         """Begin to look for records that have ended."""
-        self._nextDrop = self._clock.seconds() + self.DROP
         self._look()
 
     def stop(self) -> None:
@@ -59,11 +53,8 @@ class ServiceStates(Part):
         isSet = state != UP or reason
         ends = int(self._wallClock() * 1000) + seconds * 1000 if seconds is not None and isSet else None
         record = StateRecord(id, state, reason, ends)
-        try:
-            hasChanged = await available(self._store.setState(tenant, record, self._maximum))
-        except LimitExceeded:
-            raise limitReached("service_state", self._maximum)
-        if hasChanged:
+        full = limitReached("service_state", self._maximum)
+        if await available(self._store.setState(tenant, record, self._maximum), full=full):
             self._feed.notify((tenant,), "service.state")
         self._lookAt(ends)
 
@@ -81,17 +72,13 @@ class ServiceStates(Part):
 
     def _look(self) -> None:
         self._looking = None
-        self._tasks.start(self._endAndDrop())
+        self._tasks.start(self._end())
 
-    async def _endAndDrop(self) -> None:
+    async def _end(self) -> None:
         next: int | None = None
         try:
             tenants, next = await self._store.endStates()
             self._feed.notify(tenants, "service.state")
-            if self._clock.seconds() >= self._nextDrop:
-                self._nextDrop += self.DROP
-                oldest = int((self._wallClock() - self._retention) * 1000)
-                self._feed.notify(await self._store.dropStates(oldest), "service.state")
         except StoreUnavailable:
             pass  # that is logged elsewhere
         except Exception:

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from ..util.deferred import Waiters
 from ..util.logs import Logger
 from .faults import Fault, systemFailure
-from .stores.interfaces import StoreUnavailable
+from .stores.interfaces import LimitExceeded, NoSuchObject, StoreUnavailable
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -163,9 +163,14 @@ def serialized(
 owned = serialized(lambda *args, **kwargs: object())
 
 
-async def available(result: Awaitable[_T]) -> _T:
-    """The result of a store's operation; that the store is unavailable is the fault 503."""
+async def available(result: Awaitable[_T], *, missing: Fault | None = None, full: Fault | None = None) -> _T:
+    """
+    The result of a store's operation. That the store is unavailable is the fault 503; that it has no such object, or
+    too many, are these faults.
+    """
     try:
         return await result
     except StoreUnavailable as reason:
         raise systemFailure() from reason
+    except (NoSuchObject, LimitExceeded) as error:
+        raise (missing if isinstance(error, NoSuchObject) else full) or error

@@ -113,7 +113,6 @@ class StatesTests(RegistryCase):
     def test_unusedStatesAreDropped(self) -> None:
         """A state whose id has had no service for the retention of events is dropped."""
         self.set("drain")
-        self.registry.states.DROP = 60.0  # type: ignore[misc]  # shorter, so that the test is
         self.clock.advance(3600)
         self.assertEqual(self.state(), "drain")
         self.wallOffset += 31 * 86_400
