@@ -47,10 +47,7 @@ from .tasks import Part, TaskOwner, Turns, available, owned, serialized
 
 @attrs.define(eq=False, slots=False)
 class Configuration(Part):
-    """
-    The configuration values of all tenants; each may have a *maximum* of them. The tag of a value says which change of
-    it was the last one.
-    """
+    """The configuration values of all tenants; each may have a *maximum* of them."""
 
     _feed: EventFeed
     _maximum: int
@@ -59,10 +56,7 @@ class Configuration(Part):
     async def list(
         self, tenant: str, marker: str | None, limit: int, namespace: str | None, *, tagged: bool = False
     ) -> Page:
-        """
-        A page of configuration values by key, from *marker* on, each with its ``etag`` if *tagged*: all, or for ``"/"``
-        all qualified keys, for ``"/a/b"`` that key and all below it.
-        """
+        """A page of values by key, from *marker* on: all, or as :meth:`.IStore.listValues` says; or *tagged*."""
         records = await available(self._store.listValues(tenant, marker, limit + 1, namespace))
         tags = [{"etag": etagAt(record.position)} if tagged else {} for record in records]
         values = [{"id": each.key, "value": each.value, **tag} for each, tag in zip(records, tags, strict=True)]
@@ -77,10 +71,7 @@ class Configuration(Part):
 
     @owned
     async def set(self, tenant: str, key: str, value: str, precondition: Precondition = UNCONDITIONAL) -> int:
-        """
-        Set a value, with an event if it is new or changed; returns the position of its last change. Faults:
-        ``preconditionFailed``, ``limitReached`` if it is new and the account is full.
-        """
+        """Set a value; returns the position of its last change. Faults: ``preconditionFailed``, ``limitReached``."""
         setting = self._store.setValue(tenant, key, value, self._maximum, precondition)
         try:
             position: int = await available(setting, full=limitReached("configuration_value", self._maximum))
@@ -91,7 +82,7 @@ class Configuration(Part):
 
     @owned
     async def remove(self, tenant: str, key: str, precondition: Precondition = UNCONDITIONAL) -> None:
-        """Remove a value, with an event; the faults ``preconditionFailed``, and 404 if it is not there."""
+        """Remove a value; the faults ``preconditionFailed``, and 404 if it is not there."""
         removing = self._store.removeValue(tenant, key, precondition)
         try:
             await available(removing, missing=notFound("ConfigurationValue", key))
@@ -101,7 +92,7 @@ class Configuration(Part):
 
 
 def etagAt(position: int) -> str:
-    """The tag of a value, as HTTP has it."""
+    """The tag of a value, as HTTP has it, which says which change of it was the last one."""
     return f'"{position}"'
 
 
@@ -119,13 +110,11 @@ class Registry(Part):
     Every method fails with a :class:`.Fault` where a rule is broken, and with the fault 503 while the store is
     unavailable. Cancelling a Deferred ends the waiting only: what the store was asked to change is seen through, so
     that deadlines and store agree. A service is hidden from its deadline on; its expiration is persisted soon after.
-    Every change names the *incarnation* of the service that it is about.
+    Every change names the *incarnation* of the service that it is about, and makes an event.
 
     :param store: is open, and stays open until the registry has stopped.
     :param clock: the reactor; its seconds should be monotonic (:mod:`txserviceregistry.clock`).
-    :param eventRetention: in seconds; not less than :attr:`EventFeed.EVENTS_SHOWN`.
-    :param followers: places for requests that wait for events or locks.
-    :param streams: places for event streams.
+    :param followers: places for requests that wait for events or locks; *streams*: for event streams.
     :ivar heartbeat: :meth:`Engine.heartbeat`; of a service, the scope is the tenant. Also *heartbeats*, *lastSeen*.
     """
 
@@ -161,7 +150,7 @@ class Registry(Part):
 
     @returnsDeferred
     async def start(self) -> None:
-        """Begin: every service has a full timeout. Fails with :class:`StoreUnavailable` if the store can't be read."""
+        """Begin: every service has a full timeout. May fail with :class:`StoreUnavailable`."""
         await self._engine.start()
         self.feed.start()
         self.states.start()
@@ -223,10 +212,7 @@ class Registry(Part):
 
     @serialized(lambda tenant, service: (tenant, service.id))
     async def create(self, tenant: str, service: NewService) -> str:
-        """
-        Register a service, with an event; returns its first heartbeat token. Its deadline counts from then. Faults:
-        ``serviceWithThisIdExists`` if the id is in use, ``limitReached`` if the account is full.
-        """
+        """Register a service; returns its first token. Faults: ``serviceWithThisIdExists``, ``limitReached``."""
         create = partial(self._store.createService, tenant, service, self._maximum)
         try:
             record: ServiceRecord = await self._engine.create(tenant, service.id, create)
@@ -255,7 +241,7 @@ class Registry(Part):
 
     @owned
     async def list(self, tenant: str, marker: str | None, limit: int, tag: str | None, states: bool = False) -> Page:
-        """A page of services by id, from *marker* on: all, or those with this *tag*; with their states if asked for."""
+        """A page of services by id, from *marker* on: all, or those with this *tag*."""
         hidden = self._live.hidden(tenant)
         records = await available(self._store.listServices(tenant, marker, limit + 1, tag, hidden, states))
         return Page.of([self._shown(tenant, record) for record in records], limit)
@@ -277,10 +263,7 @@ class Registry(Part):
 
     @serialized(lambda tenant, id, changes: (tenant, id))
     async def update(self, tenant: str, id: str, changes: ServiceChanges) -> None:
-        """
-        Change a service; the fault 404 if it is not there, or has expired before the change was made. With a new
-        heartbeat timeout its deadline counts from now; without, it stays.
-        """
+        """Change a service; the fault 404 if it is not there. With a new heartbeat timeout its deadline starts over."""
         state = await self._engine.stateOf(tenant, id)
         if changes == ServiceChanges():
             return
@@ -293,7 +276,7 @@ class Registry(Part):
 
     @serialized(lambda tenant, id: (tenant, id))
     async def remove(self, tenant: str, id: str) -> None:
-        """Deregister a service, with an event; the fault 404 if it is not there."""
+        """Deregister a service; the fault 404 if it is not there."""
         state = await self._engine.stateOf(tenant, id)
         removing = self._store.removeService(tenant, id, state.incarnation)
         await self._engine.applied(state, removing, "service.remove", isEnd=True)

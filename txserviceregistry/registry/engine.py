@@ -1,8 +1,6 @@
 """
-The common part of services and locks: registrations that last while their heartbeats arrive.
-
-A registration belongs to a scope (:mod:`~txserviceregistry.registry.scopes`) and has an id there. Its meaning is
-known to :mod:`~txserviceregistry.registry.core` and :mod:`~txserviceregistry.registry.locks`.
+The common part of services and locks: registrations that last while their heartbeats arrive. Each has an id in a scope
+(:mod:`~txserviceregistry.registry.scopes`).
 """
 
 from __future__ import annotations
@@ -48,11 +46,8 @@ ADMISSION = 1.0
 @attrs.define(eq=False, slots=False)
 class Engine(Part):
     """
-    The registrations of all scopes: their deadlines, heartbeats and expirations.
-
-    :ivar tokens: makes and checks heartbeat tokens, once the engine has been started.
-    :ivar heartbeats: how many were taken; *waiting*: how many wait for the store.
-    :ivar expirations: how many registrations have expired, by the type of their event.
+    The registrations of all scopes. It counts the *heartbeats* that were taken, those that are *waiting* for the store,
+    and *expirations* by the type of their event.
     """
 
     _feed: EventFeed
@@ -80,9 +75,8 @@ class Engine(Part):
 
     async def create(self, scope: str, id: str, create: Callable[[], Awaitable[Any]]) -> Any:
         """
-        Create a registration, with an event; raises what the store raises.
-
-        :param create: creates it in the store; is called again when something that has expired was in its way.
+        The record of a new registration, which *create* makes in the store: it is called again when something that has
+        expired was in its way. Raises what the store raises.
         """
         type = "lock.acquire" if isLockScope(scope) else "service.join"
         while True:
@@ -104,7 +98,7 @@ class Engine(Part):
                 raise
 
     async def _untilDecided(self, scope: str, id: str | None) -> bool:
-        """Wait until it is decided whether *id*, or any of the scope, has expired; returns whether that is so now."""
+        """Wait until it is decided whether *id*, or any of the scope, has expired; returns whether it was open."""
         return False
 
     async def stateOf(self, scope: str, id: str) -> ServiceState:
@@ -115,10 +109,7 @@ class Engine(Part):
         return state
 
     async def applied(self, state: ServiceState, change: Awaitable[_T], type: str | None, *, isEnd: bool = False) -> _T:
-        """
-        The result of a change of a registration, with an event of a *type* if there is one; the fault 404 if the store
-        does not have it.
-        """
+        """The result of a change of a registration; the fault 404 if the store does not have it."""
         try:
             result = await self._changed((tenantOf(state.tenant),) if type else (), change, type)
         except Exception as error:
@@ -140,30 +131,21 @@ class Engine(Part):
     # -- heartbeats
 
     def lastSeen(self, scope: str, ids: Iterable[str]) -> dict[str, int | None]:
-        """
-        When the last heartbeats of these services arrived, in milliseconds since the epoch, as far as this registry
-        knows. Services that are not there are left out.
-        """
+        """When the last known heartbeats of those of these services that are there came, in ms since the epoch."""
         states = self._deadlines.ofTenant(scope)
         return {id: states[id].lastSeen for id in ids if id in states}
 
     def heartbeat(self, scope: str, id: str, token: str) -> Deferred[str]:
         """
-        Take a heartbeat: the registration has a full timeout from now on.
-
-        :param token: any token that was given out for this incarnation of it.
-        :return: fires with the next token.
-        :raises Fault: 404 if the registration is not there, or the token is not its own.
+        Take a heartbeat, with any token that was given out for this incarnation: the registration has a full timeout
+        from now on. Fires with the next token; the fault 404 if the registration is not there, or the token is not its.
         """
         return self.takeHeartbeats(scope, [(id, token)]).addCallback(_only)
 
     def takeHeartbeats(self, scope: str, heartbeats: Iterable[tuple[str, str]]) -> Deferred[Sequence[str | Fault]]:
         """
-        Take many heartbeats, each as if it had come alone, and all at the same moment.
-
-        :param heartbeats: ids and tokens. An id may be there more than once.
-        :return: fires with the next token, or the fault that :meth:`heartbeat` would have raised, for each in its
-            order: at once, unless other registries share the store.
+        Take many heartbeats, ids and tokens, at the same moment. Fires with the outcome of each, as :meth:`heartbeat`:
+        at once, unless other registries share the store.
         """
         lastSeen, now = millisecondsUp(self._wallClock()), self._deadlines.now()
         states, following = self._deadlines.ofTenant(scope), self.tokens.following()

@@ -1,6 +1,4 @@
-"""
-The event feed of a registry: pages of it, requests that wait for new events, and how long events are kept.
-"""
+"""The event feed of a registry: pages of it, requests that wait for new events, and how long events are kept."""
 
 from __future__ import annotations
 
@@ -32,9 +30,6 @@ class EventFeed(Subscribers):
 
     #: How much of the events a feed without a marker shows, in seconds. Events are kept for as long at least.
     EVENTS_SHOWN = _HOUR
-    #: Seconds from the start to the first time that old events are dropped, and from then on from one time to the next.
-    FIRST_DROP = 60.0
-    NEXT_DROP = _HOUR
 
     _log = Logger()
 
@@ -45,8 +40,8 @@ class EventFeed(Subscribers):
     _dropping: IDelayedCall | None = attrs.field(init=False, default=None)
 
     def start(self) -> None:
-        """Begin to drop old events."""
-        self._dropping = self._clock.callLater(self.FIRST_DROP, self._drop)
+        """Begin to drop old events, soon and then each hour."""
+        self._dropping = self._clock.callLater(60.0, self._drop)
 
     def stop(self) -> None:
         """End all waiting, and leave nothing on the reactor."""
@@ -58,12 +53,8 @@ class EventFeed(Subscribers):
     @owned
     async def list(self, tenant: str, marker: str | None, limit: int, types: frozenset[str] = PLAIN_TYPES) -> Page:
         """
-        A page of the feed, oldest first.
-
-        :param marker: the text of a version-1 UUID: that event, or that moment, and what is newer; ``None`` for the
-            last hour.
-        :param types: only events of these types.
-        :raises Fault: 400 if the marker is from the future or from before the account, and no event of this feed.
+        A page of the feed, oldest first: events of some *types* from *marker* on, a version-1 UUID, or of the last
+        hour. The fault 400 as :meth:`checkMarker`.
         """
         if marker is None:
             since = positionOf(self._wallClock() - self.EVENTS_SHOWN)
@@ -74,7 +65,7 @@ class EventFeed(Subscribers):
         return Page.of([record.shown for record in records], limit)
 
     async def checkMarker(self, tenant: str, marker: str) -> None:
-        """Check whether the feed can begin at a marker; the faults of :meth:`list`."""
+        """The fault 400 if a marker is from the future or from before the account, and no event of this feed."""
         since, created = position(marker), (await self._account(tenant)).created
         if since >= positionOf(self._wallClock()):
             refusal = "from parameter must be smaller than the current time"
@@ -91,11 +82,8 @@ class EventFeed(Subscribers):
         self, tenant: str, marker: str | None, limit: int, seconds: float, types: frozenset[str] = PLAIN_TYPES
     ) -> Page:
         """
-        A page of the feed as soon as it has an event that is newer than *marker*; without a marker all are. A
-        coroutine; cancelling what awaits it ends the waiting.
-
-        :param seconds: after so long, or when :meth:`endWaiting` is called, the page is returned as it is.
-        :raises Fault: as :meth:`list`; 503 if nothing is new and too many requests wait.
+        As :meth:`list`, as soon as there is an event that is newer than *marker*; without a marker all are. After so
+        many *seconds* the page is returned as it is. The fault 503 if nothing is new and too many requests wait.
         """
         latest = self._clock.seconds() + seconds
         hasPlace = False
@@ -128,7 +116,7 @@ class EventFeed(Subscribers):
             self._waiting.pop(tenant, None)
 
     def notify(self, tenants: Iterable[str], type: str | None = None) -> None:
-        """These tenants have new events of a *type*, or of any types: let streams and those who wait have them."""
+        """Let streams, and requests that wait for this type, have the new events of these tenants."""
         changes = []
         for tenant in tenants:
             self.streams.notify(tenant)
@@ -147,15 +135,12 @@ class EventFeed(Subscribers):
                 change.callback(True)
 
     def lose(self) -> None:
-        """
-        New events are not noticed here for a while: those who wait read the feed again, and streams end, so that
-        subscribers may go to another registry.
-        """
+        """New events are not noticed here for a while: those who wait read again, and streams go elsewhere."""
         self.streams.endAll()
         self.notify(list(self._waiting))
 
     def endWaiting(self) -> None:
-        """End all waiting: those who wait get their page now, and later ones get theirs at once. Streams end."""
+        """End streams and all waiting, now and in the future: requests get their page as it is."""
         self._isEnded = True
         for waiting in list(self._waiting.values()):
             for change in list(waiting):
@@ -165,7 +150,7 @@ class EventFeed(Subscribers):
         self._turns.stop()
 
     def _drop(self) -> None:
-        self._dropping = self._clock.callLater(self.NEXT_DROP, self._drop)
+        self._dropping = self._clock.callLater(_HOUR, self._drop)
         self._tasks.start(self._dropOld())
 
     async def _dropOld(self) -> None:
@@ -185,7 +170,7 @@ class EventFeed(Subscribers):
 
 
 def timeIsOver(failure: object, seconds: float) -> bool:
-    """The result of a Deferred that has waited too long: there is nothing new."""
+    """The result of a Deferred that has waited too long."""
     return False
 
 

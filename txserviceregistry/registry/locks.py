@@ -1,7 +1,6 @@
 """
-The rules of locks: their holders, the requests that wait for them, and when they are free again.
-
-To the engine a lock is a registration in the scope of its tenant's locks, which lasts as long as it is held.
+The rules of locks. To the engine a lock is a registration in the scope of its tenant's locks, which lasts as long as
+it is held.
 """
 
 from __future__ import annotations
@@ -27,12 +26,7 @@ from .tasks import Part, available, owned, serialized
 
 @attrs.frozen
 class LockOptions:
-    """
-    An operator's options for locks after the restore of a backup.
-
-    :ivar fenceFrom: the least fence of a lock that is acquired.
-    :ivar heldBack: seconds after the start in which no lock can be acquired.
-    """
+    """After the restore of a backup: the least fence, and the seconds after the start in which locks are held back."""
 
     fenceFrom: int = 0
     heldBack: float = 0.0
@@ -55,11 +49,7 @@ class _Waiter:
 
 @attrs.define(eq=False)
 class _Queue:
-    """
-    The requests that wait for one lock: the first one comes next.
-
-    :ivar isDue: whether the lock may be free, as far as is known.
-    """
+    """The requests that wait for one lock, in their order; *isDue* if it may be free, as far as is known."""
 
     waiters: list[_Waiter] = attrs.Factory(list)
     isDue: bool = True
@@ -114,15 +104,12 @@ class Locks(Part):
         self, tenant: str, lock: NewLock, wait: float = 0.0, check: Callable[[], Awaitable[None]] = _doNothing
     ) -> dict[str, Any]:
         """
-        Acquire a lock. A coroutine; cancelling its Deferred ends only the waiting. Waiting clients are served in the
-        order in which they came.
+        Acquire a lock, in the order of the requests; with the nonce of the present holder, it is a heartbeat.
 
-        :param lock: with the nonce of the present holder, it is a heartbeat of it.
         :param wait: seconds to wait while another holds it.
         :param check: raises a fault if the one who waits may not acquire it any more.
         :return: token and fence. The deadline counts from now.
-        :raises Fault: ``lockHeld`` if another holds it, ``limitReached`` if the account is full; 503 if there are too
-            many that wait, or locks are held back.
+        :raises Fault: ``lockHeld``, ``limitReached``; 503 if too many wait, or locks are held back.
         """
         left = self._heldBackUntil - self._clock.seconds()
         if left > 0:
@@ -238,10 +225,8 @@ class Locks(Part):
     @serialized(lambda tenant, name, *_, **__: (lockScope(tenant), name))
     async def release(self, tenant: str, name: str, token: str | None, isNow: bool = False) -> None:
         """
-        Release a lock; the fault 404 if it is not held, or the token is not its own.
-
-        :param token: any that was given out for this acquisition; ``None`` to end one by force. Then its heartbeats
-            are refused, and it is free when its holder's timeout has passed, or at once if *isNow*.
+        Release a lock; the fault 404 if it is not held, or the token is not one of this acquisition. Without a token it
+        ends by force: heartbeats are refused, and it is free when the timeout has passed, or at once if *isNow*.
         """
         scope = lockScope(tenant)
         state = await self._engine.stateOf(scope, name)

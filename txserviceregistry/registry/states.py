@@ -1,6 +1,4 @@
-"""
-The states of services: an operator's word that a service gets no new work (``drain``), or no traffic at all (``out``).
-"""
+"""The states of services: an operator's word that one gets no new work (``drain``), or no traffic at all (``out``)."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ from .tasks import Part, available, owned
 
 @attrs.define(eq=False, slots=False)
 class ServiceStates(Part):
-    """
-    The states of all tenants' services. Each may have a *maximum* of records.
-    """
+    """The states of all tenants' services. Each may have a *maximum* of records."""
 
     #: Seconds from one look at what has ended to the next, at most: the wall clock may be set, and other registries
     #: make records too. And at least: many states may end one after the other.
@@ -46,10 +42,7 @@ class ServiceStates(Part):
 
     @owned
     async def set(self, tenant: str, id: str, state: str, reason: str = "", seconds: int | None = None) -> None:
-        """
-        Set the state of a service, registered or not, with an event if this changes it; ``up`` without a reason clears
-        it. It ends after so many *seconds* of the wall clock. The fault ``limitReached`` if there are too many.
-        """
+        """Set the state of a service, registered or not, for so many *seconds*; ``up`` without a reason clears it."""
         isSet = state != UP or reason
         ends = int(self._wallClock() * 1000) + seconds * 1000 if seconds is not None and isSet else None
         record = StateRecord(id, state, reason, ends)

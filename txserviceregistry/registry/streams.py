@@ -65,9 +65,8 @@ class _Place(NamedTuple):
 @attrs.define(eq=False)
 class Stream:
     """
-    The stream of one subscriber. Everything has been written up to its place.
+    The stream of one subscriber, for events of services with a *tag*, or all. Everything is written up to its place.
 
-    :ivar tag: only events of services with this tag; ``None`` for all events.
     :ivar authenticate: raises a fault if the subscriber's token has ended.
     :ivar onEnd: called once when the stream is to be closed, unless its client closes it.
     :ivar isCatchingUp: whether it is written older events by itself.
@@ -124,13 +123,7 @@ class _Tail:
 
 @attrs.define(eq=False, slots=False)
 class Subscribers(Part):
-    """
-    The event feeds of all tenants, for one kind of subscribers.
-
-    :param account: gives a tenant's account.
-    :param retention: how long events are kept, in seconds.
-    :ivar places: for these subscribers.
-    """
+    """The event feeds of all tenants, kept for the *retention* (seconds), for one kind of subscribers."""
 
     _account: Callable[[str], Deferred[Account]]
     _turns: Turns
@@ -149,7 +142,7 @@ class EventStreams(Subscribers):
     _isEnded: bool = attrs.field(init=False, default=False)
 
     def open(self, stream: Stream) -> None:
-        """Take a place for a stream, which :meth:`close` gives back; the fault 503, if there are too many."""
+        """Take a place for a stream, which :meth:`close` gives back; the fault 503 if there is none."""
         if ISharedStore.providedBy(self._store) and not self._store.isValid:
             raise systemFailure("This node is not a valid member of the cluster")
         if self._isEnded:
@@ -172,7 +165,7 @@ class EventStreams(Subscribers):
             self._follow(tail)
 
     def endAll(self, *, isForGood: bool = False) -> None:
-        """Let all streams be closed, because new events are not noticed here; if *isForGood*, later ones too."""
+        """Let all streams be closed; if *isForGood*, later ones too."""
         self._isEnded = self._isEnded or isForGood
         for tail in list(self._tails.values()):
             self._drop(tail)
@@ -190,12 +183,8 @@ class EventStreams(Subscribers):
 
     async def locate(self, stream: Stream, begin: int | None, lastId: str) -> bool:
         """
-        Find the place where a stream begins.
-
-        :param begin: the position of its first event, unless *lastId* names the one before it; ``None`` for now.
-        :param lastId: the id up to which the subscriber knows everything; empty if it knows nothing.
-        :return: whether nothing is missing. If not, the stream begins now.
-        :raises Fault: 503, if the store is unavailable.
+        Find the place where a stream begins: after *lastId*, up to which the subscriber knows everything, or at the
+        position *begin*, or now. Returns whether nothing is missing; if not, the stream begins now.
         """
         tenant = stream.tenant
         tail = self._tails.get(tenant)

@@ -1,7 +1,4 @@
-"""
-Coroutines that run to their end even if their callers stop waiting for them: a store may persist a change whose client
-has disconnected.
-"""
+"""Coroutines that run to their end even if their callers stop waiting: a store may persist what a client gave up."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ class TaskOwner:
         self._idle: Waiters[None] = Waiters()
 
     def start(self, steps: _Steps[_T]) -> Deferred[_T]:
-        """Start a coroutine at once; fires with what it returns, or fails as it fails."""
+        """Start a coroutine at once; fires with its outcome."""
         return self.serialized(object(), lambda: steps)
 
     def serialized(self, key: Hashable, steps: Callable[[], _Steps[_T]]) -> Deferred[_T]:
@@ -125,12 +122,7 @@ class Turns:
 
 @attrs.define(eq=False, slots=False)
 class Part:
-    """
-    A part of the rules of a registry.
-
-    :param tasks: changes of one registration wait for each other there, under the key ``(scope, id)``.
-    :param wallClock: seconds since the epoch.
-    """
+    """A part of the rules. Changes of one registration wait for each other, by the key ``(scope, id)``."""
 
     _store: Any
     _tasks: TaskOwner
@@ -145,8 +137,8 @@ def serialized(
     key: Callable[..., Hashable],
 ) -> Callable[[Callable[Concatenate[_O, _P], _Steps[_T]]], Callable[Concatenate[_O, _P], Deferred[_T]]]:
     """
-    Let a coroutine method of a part return a Deferred. The coroutine belongs to the part's TaskOwner; calls with the
-    same *key*, which is given their arguments, wait for each other.
+    Let a coroutine method of a part return a Deferred; the coroutine belongs to the part's TaskOwner. Calls wait for
+    each other if *key* returns the same for their arguments.
     """
 
     def decorate(method: Callable[Concatenate[_O, _P], _Steps[_T]]) -> Callable[Concatenate[_O, _P], Deferred[_T]]:
@@ -164,10 +156,7 @@ owned = serialized(lambda *args, **kwargs: object())
 
 
 async def available(result: Awaitable[_T], *, missing: Fault | None = None, full: Fault | None = None) -> _T:
-    """
-    The result of a store's operation. That the store is unavailable is the fault 503; that it has no such object, or
-    too many, are these faults.
-    """
+    """The result of a store. If it is unavailable, that is a 503; the faults are for objects *missing* and too many."""
     try:
         return await result
     except StoreUnavailable as reason:

@@ -19,8 +19,7 @@ from secrets import token_urlsafe
 import attrs
 from twisted.internet.interfaces import IReactorTime
 
-from ..identity.identity import InvalidToken
-from ..identity.storecache import StoreCache
+from ..identity.identity import InvalidToken, StoreCache
 from ..roles import Role
 from ..stores.interfaces import IStore, NoSuchObject, TokenRecord, UserRecord
 

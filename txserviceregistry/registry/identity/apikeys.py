@@ -1,11 +1,9 @@
 """
 API keys: how they are stored, and how they are checked.
 
-Only the scrypt hash of a key is stored. Each key of a user, valid or wrong, is checked with scrypt once, a valid one
-again after ten minutes; in between it is recognised in memory. A key of an unknown user is not checked, but the
-response takes as long. The response to each further wrong key for one name is delayed longer. Checks run one at a time,
-so that a flood takes no more than one processor, in an order that is fair to addresses, names and connections
-(:mod:`~txserviceregistry.registry.fairness`); half of them are for addresses at which a client has authenticated.
+Each key of a user, valid or wrong, is checked with scrypt once, a valid one again after ten minutes. A key of an
+unknown user is not checked, but the response takes as long. The response to each further wrong key for one name is
+delayed longer. Checks run one at a time, so that a flood takes no more than one processor, in a fair order.
 """
 
 from __future__ import annotations
@@ -44,8 +42,8 @@ _DURATIONS = 32
 KNOWN_SECONDS = 600.0
 #: A name's failures are forgotten when so many seconds have passed without another one.
 _FAILURES_FORGOTTEN = 60.0
-_FIRST_WAIT = 0.1
-_LONGEST_WAIT = 3.0
+#: The shortest and the longest delay of the response to a wrong key, in seconds.
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 3.0
 
 
 class Overloaded(Exception):
@@ -129,7 +127,7 @@ class KeyChecks:
         self._delays.fire(None)
 
     def hash(self, key: str) -> Deferred[str]:
-        """:return: fires with the hash of a key, for :meth:`check`."""
+        """Fires with the hash of a key, for :meth:`check`."""
         return self._hasher(partial(hashKey, key, cost=self._cost, randomBytes=self._randomBytes))
 
     def knows(self, username: str, apiKey: str, keyHash: str) -> bool:
@@ -139,12 +137,8 @@ class KeyChecks:
 
     async def check(self, username: str, apiKey: str, keyHash: str | None, origin: Origin) -> bool:
         """
-        Whether a key is right. If it is wrong, the result is delayed, longer with each wrong key for the name.
-
-        :param username: the claimed owner of the key; any text.
-        :param keyHash: the hash of the user's key; ``None`` if there is no such user, whose keys are all wrong.
-        :param origin: the origin of the request.
-        :raises Overloaded: if too many keys wait to be checked already.
+        Whether a key is right; *keyHash* is ``None`` if there is no such user. If it is wrong, the result is delayed,
+        longer with each wrong key for the name. May raise :exc:`Overloaded`.
         """
         if keyHash is not None and self.knows(username, apiKey, keyHash):
             return True

@@ -1,11 +1,9 @@
 """
 Users, API keys and auth tokens.
 
-The store holds the scrypt hash of an API key and the BLAKE2b hash of an auth token. Tokens are opaque random texts, so
-that they can be ended one by one, and are stored, so that they survive a restart and work on every node. Results of the
-store are cached for a second: a key or a token that another process has replaced or ended is refused within that
-second, and a new role counts. While the store is unavailable, those that were seen before are accepted. How keys are
-checked is in :mod:`~txserviceregistry.registry.identity.apikeys`.
+The store holds the scrypt hash of an API key and the BLAKE2b hash of an auth token. Results of the store are cached for
+a second: a key or a token that another process has replaced or ended is refused within that second, and a new role
+counts. While the store is unavailable, those that were seen before are accepted.
 """
 
 from __future__ import annotations
@@ -16,11 +14,11 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import attrs
 from twisted.internet import threads
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, TimeoutError, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from ...util.concurrency import BoundedCache, SingleFlight
@@ -28,12 +26,16 @@ from ...util.deferred import returnsDeferred
 from ..fairness import Origin
 from ..roles import WRITE, Role
 from ..statistics import IdentityStatistics
-from ..stores.interfaces import IStore, NoSuchObject, TokenRecord, UserRecord
+from ..stores.interfaces import IStore, NoSuchObject, StoreUnavailable, TokenRecord, UserRecord
 from .apikeys import SCRYPT_COST, Hasher, KeyChecks, newKey
-from .storecache import StoreCache
 
 _T = TypeVar("_T")
 
+#: How long a result of the store is used without asking again, in seconds.
+MAX_AGE = 1.0
+#: When the store does not answer within so many seconds, its last result is used: a disk that hangs must not cost a
+#: service with a heartbeat timeout of three seconds its registration.
+PATIENCE = 0.1
 #: A user who authenticates again gets the same token as long as this part of its lifetime is left.
 _YOUNG = 0.9
 
@@ -92,6 +94,62 @@ async def _found(result: Awaitable[_T]) -> _T | None:
         return None
 
 
+@attrs.define(eq=False, repr=False)
+class StoreCache(Generic[_T]):
+    """Results of the store, by key."""
+
+    _read: Callable[[str], Deferred[_T]]
+    _clock: IReactorTime
+    # With the time at which the store was asked.
+    _results: BoundedCache[str, tuple[_T, float]] = attrs.field(init=False, factory=BoundedCache)
+    _reading: SingleFlight[str, _T] = attrs.field(init=False, factory=SingleFlight)
+
+    def recent(self, key: str) -> _T | None:
+        """A result of the store that is at most a second old, without asking it."""
+        result = self._results.get(key)
+        return result[0] if result is not None and 0 <= self._clock.seconds() - result[1] < MAX_AGE else None
+
+    def last(self, key: str) -> _T | None:
+        """The last result of the store, however old, without asking it."""
+        result = self._results.get(key)
+        return None if result is None else result[0]
+
+    async def get(self, key: str) -> _T:
+        """The result of the store now; while it fails or takes long, the last one. It fails as the store does."""
+        last = self.last(key)
+        reading = self._reading.do(key, lambda: self._ask(key))
+        if last is None:
+            return await reading
+        try:
+            return await reading.addTimeout(PATIENCE, self._clock)
+        except (StoreUnavailable, TimeoutError):
+            return last
+
+    @returnsDeferred
+    async def _ask(self, key: str) -> _T:
+        asked = self._clock.seconds()
+        try:
+            value = await self._read(key)
+        except NoSuchObject:
+            self.forget(key)
+            raise
+        if key not in self._results or self._results[key][1] < asked:
+            # Else it was written while it was being read, and the result may be older.
+            self._results.put(key, (value, asked))
+        return value
+
+    def learn(self, key: str, value: _T) -> None:
+        """Note what has just been written to the store."""
+        self._results.put(key, (value, self._clock.seconds()))
+
+    def forget(self, key: str) -> None:
+        """Ask the store the next time."""
+        self._results.pop(key, None)
+
+    def items(self) -> list[tuple[str, _T]]:
+        return [(key, result[0]) for key, result in self._results.items()]
+
+
 @attrs.define(eq=False, repr=False, slots=False)
 class Identity:
     """
@@ -100,9 +158,6 @@ class Identity:
     A user who authenticates again gets the same token, as long as more than nine tenths of its lifetime are left and it
     has not been ended: one old client authenticates before every request, and neither tokens nor writes may pile up.
 
-    :param store: has users and tokens; it is open.
-    :param clock: the reactor; its seconds should be monotonic (:mod:`txserviceregistry.clock`).
-    :param wallClock: seconds since the epoch, for the end of tokens.
     :param tokenLifetime: how long a token is valid, in seconds.
     :param hasher: runs a function of no arguments that takes long, away from the reactor's thread.
     :param cost: scrypt's *n* for keys that are hashed from now on: a power of two.
@@ -139,7 +194,7 @@ class Identity:
     ) -> tuple[UserRecord, str]:
         """
         Add a user, with the first free tenant and a random API key unless these are given. Fires with the user and the
-        key, which is stored nowhere; fails with :class:`InvalidUser`, or :class:`ObjectExists` if the name is taken.
+        key; may fail with :class:`InvalidUser` or :class:`ObjectExists`.
         """
         checkUser(name, tenant)
         if key is None:
@@ -152,10 +207,7 @@ class Identity:
 
     @returnsDeferred
     async def rotate(self, name: str, key: str | None = None) -> tuple[UserRecord, str]:
-        """
-        Give a user another API key, a random one if it is not given. The old one and the user's auth tokens end. Fires
-        with the user and the key.
-        """
+        """Replace a user's API key, which ends the user's auth tokens. Fires with the user and the key."""
         if key is None:
             key = newKey(self._randomBytes)
         user = await self._store.replaceUserKey(name, await self._keys.hash(key))
@@ -182,10 +234,7 @@ class Identity:
 
     @returnsDeferred
     async def purgeAll(self) -> None:
-        """
-        End all auth tokens of all users. Must not be called while another process changes keys: a key that is changed
-        in the same moment may be changed back.
-        """
+        """End all auth tokens; a key that another process changes in the same moment may be changed back."""
         for user in await self._store.listUsers():
             # The store ends a user's tokens together with the key; this is the key that the user has.
             await self._store.replaceUserKey(user.name, user.keyHash)
@@ -203,12 +252,10 @@ class Identity:
 
     async def verify(self, username: str, apiKey: str, origin: Origin = Origin()) -> UserRecord:  # noqa: B008 (it is immutable)
         """
-        The user with these credentials. It takes a while when they are wrong, and longer with each time.
+        The user with these credentials; raises :class:`InvalidCredentials` after a while, longer with each time.
 
-        :param origin: the origin of the request; keys are checked in an order that is fair to all.
-        :raises InvalidCredentials: if there is no such user or the key is wrong.
         :raises Overloaded: if too many keys wait to be checked already.
-        :raises StoreUnavailable: if the store is unavailable.
+        :raises StoreUnavailable: if the store is unavailable, and the user was not seen before.
         """
         user = self._users.recent(username)
         if _NAME.fullmatch(username) and (user is None or not self._keys.knows(username, apiKey, user.keyHash)):
@@ -221,7 +268,7 @@ class Identity:
         return user
 
     def remembers(self, username: str, apiKey: str) -> bool:
-        """Whether a key was right when the store was last asked, which proves nothing about now."""
+        """Whether a key was right when the store was last asked; it may have been replaced since."""
         user = self._users.last(username)
         return user is not None and self._keys.knows(username, apiKey, user.keyHash)
 
@@ -238,16 +285,13 @@ class Identity:
         return self._userIn(self._tokens.recent(_tokenHash(token)))
 
     def isFamiliar(self, token: str) -> bool:
-        """Whether an auth token was valid when the store was last asked, however long ago; it may have ended since."""
+        """Whether an auth token was valid when the store was last asked; it may have ended since."""
         return self._userIn(self._tokens.last(_tokenHash(token))) is not None
 
     def userOf(self, token: str) -> Deferred[UserRecord]:
         """
-        The user of an auth token, as the store had it at most a second ago.
-
-        :return: fires with the user; at once, if it is a :meth:`knownUser`.
-        :raises InvalidToken: if the token is not valid, or no longer.
-        :raises StoreUnavailable: if the store is unavailable and the token was not seen before.
+        The user of an auth token, as the store had it at most a second ago; fails with :class:`InvalidToken`, or
+        :class:`StoreUnavailable` if the token was not seen before.
         """
         known = self.knownUser(token)
         if known is not None:
