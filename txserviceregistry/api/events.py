@@ -189,7 +189,9 @@ class EventStream(BodyProtocol):
 
     def _abort(self) -> None:
         transport: Any = self.transport
-        getattr(self._response, "abort", transport.loseConnection)()
+        abort = getattr(self._response, "abort", None) or getattr(transport, "loseConnection", None)
+        if abort is not None:
+            abort()
 
     def dataReceived(self, data: bytes) -> None:
         """Called with a part of the body."""

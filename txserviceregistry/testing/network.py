@@ -1,56 +1,113 @@
-"""Network: the connection between the clients of a fake registry and the registry."""
+"""The connection between the clients of a fake registry and the registry, and the faults that requests meet."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import attrs
 from treq.testing import RequestTraversalAgent
-from twisted.internet.defer import Deferred, fail
-from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.error import ConnectionLost, ConnectionRefusedError
 from twisted.internet.interfaces import IProtocol
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseNeverReceived
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
-from twisted.web.resource import Resource
 from zope.interface import implementer
 
-from ..http.bodies import BytesProducer
+from ..errors import FAULT_TYPES
+from ..http.bodies import BytesProducer, WholeResponse
 from ..util.logs import Listeners, Logger
-from .faults import Fault, Request, Send, checkCount, never
 
-_log = Logger()
+#: Sends a request to the registry; fires with its response.
+Send = Callable[[], Deferred[IResponse]]
+#: A fault of a request: called with a function that sends it; returns the response for the client.
+Fault = Callable[[Send], Deferred[IResponse]]
+
+# The most general type of fault for each status: the first one that the API lists; and that of the Auth API.
+_TYPES = {status: type for type, status in reversed(list(FAULT_TYPES.items()))}
+_AUTH_TYPES = {
+    400: "badRequest",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "itemNotFound",
+    500: "identityFault",
+    503: "serviceUnavailable",
+}
+
+
+@attrs.frozen
+class Request:
+    """
+    A request that a client of the fake has made, as it went out: before any fault that was scripted for it.
+
+    :ivar method: the HTTP method.
+    :ivar path: the path, with the query.
+    :ivar body: the body; it may hold a secret, and is not compared.
+    """
+
+    method: str
+    path: str
+    body: bytes = attrs.field(default=b"", eq=False, repr=False)
+
+
+def never() -> Deferred[IResponse]:
+    """A response that never comes. A client that cancels it gets the same error as from Twisted's own agent."""
+    return Deferred(lambda it: it.errback(ResponseNeverReceived([Failure(CancelledError())])))
+
+
+def drop(send: Send) -> Deferred[IResponse]:
+    return fail(ResponseNeverReceived([Failure(ConnectionLost())]))
+
+
+def afterwards(fault: Fault) -> Fault:
+    """A *fault* after which the registry has acted all the same."""
+
+    def acted(send: Send) -> Deferred[IResponse]:
+        send().addErrback(lambda _: None)
+        return fault(send)
+
+    return acted
+
+
+def answer(
+    status: int,
+    body: bytes,
+    contentType: str = "application/json; charset=UTF-8",
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> Fault:
+    """This response, from something in front of the registry."""
+    fields = {"Content-Type": contentType, **headers}
+    raw = Headers({name.encode("utf-8"): [value.encode("utf-8")] for name, value in fields.items()})
+    return lambda send: succeed(WholeResponse(status, raw, body))
+
+
+def apiFault(status: int, request: Request) -> Fault:
+    """A fault of the API for *request* with this status, or the page of a gateway if no fault has this status."""
+    isAuth = request.path.startswith("/v2.0/")
+    type = (_AUTH_TYPES if isAuth else _TYPES).get(status)
+    if type is None:
+        return answer(status, b"<html><h1>scripted</h1></html>", "text/html")
+    fault = {"code": status, "message": "scripted"}
+    body = {type: fault} if isAuth else {"type": type, **fault, "details": "", "txnId": "fake"}
+    return answer(status, json.dumps(body).encode("ascii"))
 
 
 @attrs.define
 class _Script:
-    """A fault that requests are to meet: how many are left and which ones; ``None`` for all."""
+    """A fault that requests are to meet: how many are left (``None``: all), and which ones."""
 
     fault: Fault
     left: int | None
-    when: Callable[[Request], bool] | None
-
-
-class _Streamed:
-    """A response that comes bit by bit, until its connection is lost."""
-
-    def __init__(self, response: IResponse, isLost: Callable[[], bool]) -> None:
-        self._response = response
-        self._isLost = isLost
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._response, name)
-
-    def deliverBody(self, protocol: IProtocol) -> None:
-        """See IResponse."""
-        self._response.deliverBody(_Body(protocol, self._isLost))
+    when: Callable[[Request], bool]
 
 
 class _Body(Protocol):
-    """Hands a body on, as long as its connection is not lost."""
+    """A body that comes bit by bit, until its connection is lost."""
 
     def __init__(self, protocol: IProtocol, isLost: Callable[[], bool]) -> None:
         self._protocol = protocol
@@ -75,31 +132,25 @@ class Network:
 
     :param arriving: called when a request arrives at the registry.
     :ivar requests: the requests of the clients so far, oldest first.
+    :ivar registry: leads to the registry; ``None`` if connections are refused.
     :ivar isPartitioned: whether no response gets through.
     :ivar isPaused: whether the registry's process is stopped; requests wait meanwhile.
+    :ivar connections: counts how often all connections were lost.
+    :ivar scripts: the faults that requests are to meet.
     """
 
     def __init__(self, url: str, arriving: Callable[[], None]) -> None:
         self.requests: list[Request] = []
+        self.registry: RequestTraversalAgent | None = None
         self.isPartitioned = False
         self.isPaused = False
+        self.connections = 0
+        self.scripts: list[_Script] = []
         self._url = url
         self._arriving = arriving
-        self._scripts: list[_Script] = []
         self._waiting: list[Callable[[], None]] = []
-        self._agent: RequestTraversalAgent | None = None
-        # Counts how often all connections were lost.
-        self._connections = 0
         self._address = "127.0.0.1"
-        self._addressListeners: Listeners[[str, str]] = Listeners(_log, "local addresses")
-
-    def connect(self, resource: Resource | None) -> None:
-        """Lead to this registry, or to none, so that connections are refused."""
-        self._agent = None if resource is None else RequestTraversalAgent(resource)
-
-    def loseConnections(self) -> None:
-        """Lose all responses that are under way."""
-        self._connections += 1
+        self._addressListeners: Listeners[[str, str]] = Listeners(Logger(), "local addresses")
 
     def localAddress(self, url: str) -> str:
         """The address of this machine, if there were a connection."""
@@ -114,20 +165,10 @@ class Network:
         self._address = address
         self._addressListeners.call(self._url, address)
 
-    def script(self, fault: Fault, count: int | None, when: Callable[[Request], bool] | None = None) -> None:
-        """Let *fault* happen to the next *count* requests, of those that *when* accepts, that have none yet."""
-        checkCount(count)
-        if count != 0:
-            self._scripts.append(_Script(fault, count, when))
-
-    def forget(self) -> None:
-        """Let no more requests meet what was scripted."""
-        self._scripts.clear()
-
     def flush(self) -> None:
         """Deliver the registry's responses."""
-        if self._agent is not None:
-            self._agent.flush()
+        if self.registry is not None:
+            self.registry.flush()
 
     def resume(self) -> None:
         """Let the requests through that waited while the registry was paused."""
@@ -135,6 +176,10 @@ class Network:
         waiting, self._waiting = self._waiting, []
         for send in waiting:
             send()
+
+    def script(self, fault: Fault, count: int | None, when: Callable[[Request], bool] = lambda request: True) -> None:
+        """Let *fault* happen to the next *count* requests, of those that *when* accepts, that have none yet."""
+        self.scripts.append(_Script(fault, count, when))
 
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
@@ -148,10 +193,10 @@ class Network:
             return never()
 
         def send() -> Deferred[IResponse]:
-            if self._agent is None:
+            if self.registry is None:
                 return fail(ConnectionRefusedError())
             self._arriving()
-            response: Deferred[IResponse] = self._agent.request(method, uri, headers, bodyProducer)
+            response: Deferred[IResponse] = self.registry.request(method, uri, headers, bodyProducer)
             return response
 
         fault = self._faultFor(request)
@@ -160,29 +205,28 @@ class Network:
         return self._unlessLost(send() if fault is None else fault(send))
 
     def _faultFor(self, request: Request) -> Fault | None:
-        for script in self._scripts:
-            if script.when is None or script.when(request):
-                if script.left is not None:
-                    script.left -= 1
-                    if not script.left:
-                        self._scripts.remove(script)
-                return script.fault
-        return None
+        script = next((script for script in self.scripts if script.left != 0 and script.when(request)), None)
+        if script is None:
+            return None
+        if script.left is not None:
+            script.left -= 1
+        return script.fault
 
     def _unlessLost(self, response: Deferred[IResponse]) -> Deferred[IResponse]:
         """A response that is lost if it comes during a partition, or after its connection was lost."""
-        connection = self._connections
+        connection = self.connections
         answer: Deferred[IResponse] = Deferred(lambda _: response.cancel())
 
         def relay(result: Any) -> None:
             if answer.called:
                 return
-            isLost = self.isPartitioned or connection != self._connections
+            isLost = self.isPartitioned or connection != self.connections
             if isLost and not (isinstance(result, Failure) and result.check(ResponseNeverReceived)):
                 return
             headers = Headers() if isinstance(result, Failure) else result.headers
             if headers.getRawHeaders(b"Content-Type") == [b"text/event-stream"]:
-                result = _Streamed(result, lambda: connection != self._connections)
+                deliver = result.deliverBody
+                result.deliverBody = lambda body: deliver(_Body(body, lambda: connection != self.connections))
             answer.callback(result)
 
         response.addBoth(relay)

@@ -149,26 +149,6 @@ class FakeRegistryTests(SynchronousTestCase):
         self.assertEqual(response.headers.getRawHeaders("X-Proxy"), ["p"])
         self.assertEqual(self.ids(), [])
 
-    def test_refusesInvalidFaults(self) -> None:
-        """An invalid status, body, count or time is refused at once, and nothing is scripted."""
-        wrong: Any
-        for wrong, kind in (
-            ("404", TypeError),
-            (None, TypeError),
-            (True, TypeError),
-            (100, ValueError),
-            (999, ValueError),
-        ):
-            self.assertRaises(kind, self.fake.answerNext, wrong)
-            self.assertRaises(kind, self.fake.failNext, wrong)
-        for wrong, kind in (("2", TypeError), (1.5, TypeError), (True, TypeError), (-1, ValueError)):
-            self.assertRaises(kind, self.fake.answerNext, 502, count=wrong)
-            self.assertRaises(kind, self.fake.dropNext, wrong)
-        wrong = "<h1>a page</h1>"
-        self.assertRaises(TypeError, self.fake.answerNext, 502, wrong)
-        self.assertRaises(ValueError, self.fake.advance, -1)
-        self.assertEqual(self.ids(), [])
-
     def test_answerNextWhen(self) -> None:
         """A page may be for some requests only, and for all of these, until that is over."""
         self.successResultOf(self.create())
