@@ -9,8 +9,8 @@ from __future__ import annotations
 import configparser
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,15 +19,7 @@ import attrs
 
 from .errors import InvalidSettings
 
-__all__ = [
-    "DEFAULT_URL",
-    "Settings",
-    "authUrlFor",
-    "defaultDataDir",
-    "namesRegistry",
-    "parseUrls",
-    "readSettings",
-]
+__all__ = ["DEFAULT_URL", "Settings", "defaultDataDir", "namesRegistry", "parseUrls", "readSettings"]
 
 #: The default URL of a registry on this machine.
 DEFAULT_URL = "http://127.0.0.1:8880/v1.0"
@@ -44,28 +36,9 @@ _NAMES: dict[str, tuple[str, tuple[str, str] | None]] = {
     "verify": ("RAXSR_SSL_VERIFY", ("ssl", "verify")),
     "caFile": ("RAXSR_CA_FILE", ("ssl", "ca_file")),
 }
-
-# The options that each section of an INI file may have. Other sections belong to other programs.
-_OPTIONS = {
-    "credentials": ["username", "api_key"],
-    "api": ["url"],
-    "auth_api": ["url"],
-    "ssl": ["verify", "ca_file"],
-}
-
-# The environment variables that name files and folders.
-_PATHS = ("RAXSR_RAXRC", "RAXSR_DATA_DIR")
+_PLACES = [place for _, place in _NAMES.values() if place is not None]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-
-
-@attrs.frozen
-class _Setting:
-    """A value, which may be a secret, its source for messages, and the file that it comes from."""
-
-    value: str = attrs.field(repr=False)
-    source: str
-    path: Path | None = None
 
 
 @attrs.frozen
@@ -83,7 +56,8 @@ class Settings:
     :ivar sources: the source of each value, for messages, by the name of the argument of :func:`readSettings`. Settings
         that differ only in their sources are equal.
     :ivar raxrcPath: the absolute path of the INI file that contains the key, if one does.
-    :ivar readAgain: reads the settings again, from the same places; ``None`` if they were not read.
+    :ivar readAgain: reads the settings again, from the same places; ``None`` if they were not read, or came through a
+        pipe.
     """
 
     username: str
@@ -147,61 +121,41 @@ def _parseUrl(url: str, source: str) -> str:
     return f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}"
 
 
-def authUrlFor(baseUrl: str) -> str:
-    """The default URL of the Auth API: beside the registry's, as the registry of this package has it."""
-    parts = urlsplit(baseUrl)
-    return f"{parts.scheme}://{parts.netloc}/v2.0"
+@attrs.frozen
+class _Setting:
+    """A value, which may be a secret, its source for messages, and the file that it comes from."""
+
+    value: str = attrs.field(repr=False)
+    source: str
+    path: Path | None = None
 
 
-def _homeIn(environ: Mapping[str, str]) -> Path | None:
-    if environ.get("HOME"):
-        return Path(environ["HOME"])
-    try:
-        return Path.home()
-    except RuntimeError:
-        # Neither HOME nor a passwd entry, as in a container that runs as a bare user id.
-        return None
-
-
-@attrs.define
+@attrs.define(slots=False)
 class _IniFile:
     """An INI file, which is read when a value is first needed."""
 
     path: Path
     _mustExist: bool
-    _isReadAgain: bool
-    _parser: configparser.ConfigParser | None = attrs.field(init=False, default=None)
-    _lines: list[str] = attrs.field(init=False, factory=list)
 
     def get(self, name: str) -> _Setting | None:
         place = _NAMES[name][1]
-        if place is None:
+        value = "" if place is None else (self._parser.get(*place, fallback="") or "").strip()
+        if place is None or not value:
             return None
-        self._parser = self._parser or self._read()
-        value = (self._parser.get(*place, fallback="") or "").strip()
-        if not value:
-            return None
-        source = f"{self.path}, line {self._lineOf(*place)} ([{place[0]}] {place[1]})"
-        return _Setting(value, source, self.path.absolute())
+        return _Setting(value, f"{self.path} ([{place[0]}] {place[1]})", self.path)
 
-    def _read(self) -> configparser.ConfigParser:
+    @cached_property
+    def _parser(self) -> configparser.ConfigParser:
         parser = configparser.ConfigParser(interpolation=None, default_section="")
         try:
-            # A pipe, for example, may give its text only once: to read it again could take forever.
-            if self._isReadAgain and not stat.S_ISREG(self.path.stat().st_mode):
-                raise InvalidSettings(f"{self.path} can't be read again: not a regular file")
-            text = self.path.read_text("utf-8-sig")
+            parser.read_string(self.path.read_text("utf-8-sig"))
         except (FileNotFoundError, NotADirectoryError):
             if self._mustExist:
                 raise InvalidSettings(f"RAXSR_RAXRC: file {self.path} does not exist")
-            return parser
         except OSError as error:
             raise InvalidSettings(f"{self.path} can't be read: {error.strerror}")
         except UnicodeDecodeError:
             raise InvalidSettings(f"{self.path} can't be read: invalid UTF-8")
-        self._lines = text.splitlines()
-        try:
-            parser.read_string(text)
         # The parser's own messages show the line, which may contain the key.
         except configparser.MissingSectionHeaderError as error:
             raise InvalidSettings(f"{self.path}, line {error.lineno}: the first line must be a [section]")
@@ -209,24 +163,13 @@ class _IniFile:
             raise InvalidSettings(f"{self.path}, line {error.errors[0][0]}: expected [section] or option = value")
         except (configparser.DuplicateSectionError, configparser.DuplicateOptionError) as error:
             raise InvalidSettings(f"{self.path}, line {error.lineno}: duplicate section or option")
-        for section, options in _OPTIONS.items():
-            for option in parser.options(section) if parser.has_section(section) else ():
-                if option not in options:
-                    # It is not shown, because it may be the key.
-                    line = self._lineOf(section, option)
-                    raise InvalidSettings(
-                        f"{self.path}, line {line}: unknown option in [{section}]. Use {' or '.join(options)}"
-                    )
+        # Other sections belong to other programs.
+        for section in {section for section, _ in _PLACES if parser.has_section(section)}:
+            options = [option for owner, option in _PLACES if owner == section]
+            if not set(parser.options(section)).issubset(options):
+                # The unknown one is not shown, because it may be the key.
+                raise InvalidSettings(f"{self.path}: unknown option in [{section}]. Use {' or '.join(options)}")
         return parser
-
-    def _lineOf(self, section: str, option: str) -> int:
-        current = ""
-        for number, line in enumerate(self._lines, 1):
-            if line.lstrip().startswith("["):
-                current = line.strip().strip("[]")
-            elif current == section and re.match(rf"\s*{re.escape(option)}\s*[=:]", line, re.IGNORECASE):
-                return number
-        return 0
 
 
 class _Lookup:
@@ -243,27 +186,30 @@ class _Lookup:
         home: Path | None,
         *,
         tls: bool = True,
-        isReadAgain: bool = False,
     ) -> None:
         self._explicit = explicit
-        self._environ = environ = os.environ if environ is None else environ
-        self._home = home or _homeIn(environ)
+        self._environ = dict(os.environ if environ is None else environ)
+        # The working directory may be another one later: twistd in the background changes it.
+        for name in ("RAXSR_RAXRC", "RAXSR_DATA_DIR"):
+            if self._environ.get(name):
+                self._environ[name] = os.path.abspath(self._environ[name])
+        home = home or _homeIn(self._environ)
+        self._home = home and home.absolute()
         self._tls = tls
         self._sources: dict[str, str] = {}
-        state = environ.get("XDG_STATE_HOME", "")
-        if environ.get("RAXSR_DATA_DIR"):
-            self.dataDir: Path | None = Path(environ["RAXSR_DATA_DIR"])
+        state = self._environ.get("XDG_STATE_HOME", "")
+        if self._environ.get("RAXSR_DATA_DIR"):
+            self.dataDir: Path | None = Path(self._environ["RAXSR_DATA_DIR"])
         elif os.path.isabs(state):
             # The XDG specification: ignore relative paths.
             self.dataDir = Path(state) / "txserviceregistry"
         else:
             self.dataDir = self._home and self._home / ".local" / "state" / "txserviceregistry"
-        named = environ.get("RAXSR_RAXRC")
-        path = Path(named) if named else self._home and self._home / ".raxrc"
+        named = self._environ.get("RAXSR_RAXRC")
         # Without a home directory, the files in it do not exist.
-        local = self.dataDir and self.dataDir / "raxrc"
-        self._file = None if path is None else _IniFile(path, mustExist=bool(named), isReadAgain=isReadAgain)
-        self._local = None if local is None else _IniFile(local, mustExist=False, isReadAgain=isReadAgain)
+        path = Path(named) if named else self._home and self._home / ".raxrc"
+        self._file = None if path is None else _IniFile(path, mustExist=bool(named))
+        self._local = None if self.dataDir is None else _IniFile(self.dataDir / "raxrc", mustExist=False)
 
     def get(self, name: str, *, local: bool = True) -> _Setting | None:
         """Find a value; *local* says whether the registry of this machine may give it."""
@@ -279,40 +225,37 @@ class _Lookup:
     def _fromEnvironment(self, name: str) -> _Setting | None:
         variable = _NAMES[name][0]
         value = self._environ.get(variable, "").strip()
+        source = f"the environment variable {variable}"
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
             # Python decodes an invalid byte to half of a surrogate pair. It may be in a secret.
-            raise InvalidSettings(
-                f"the environment variable {variable} is not text in the encoding of the locale. Write it in UTF-8, in "
-                "a UTF-8 locale such as LC_ALL=C.UTF-8"
-            ) from None
-        return _Setting(value, f"the environment variable {variable}") if value else None
+            raise InvalidSettings(f"{source} is not text in the encoding of the locale. Write it in UTF-8") from None
+        return _Setting(value, source) if value else None
 
     def read(self) -> Settings:
         """See :func:`readSettings`."""
         base, auth = self._urls()
         user, key = self.get("username"), self.get("apiKey")
+        files = [file for file in (self._file, self._local) if file is not None]
         withheld = ""
-        if key is not None and self._local is not None and key.path == self._local.path.absolute():
+        if key is not None and self._local is not None and key.path == self._local.path:
             withheld = _whyNotLocal(self._local, user, [*base, *auth])
             key = None if withheld else key
         if user is None or key is None:
             needed = {"username": user, "API key": key}
             missing = " and no ".join(name for name, setting in needed.items() if setting is None)
-            files = [str(file.path) for file in (self._file, self._local) if file is not None]
+            searched = ", ".join(str(file.path) for file in files) or "no file, no home directory"
             raise InvalidSettings(
                 f"No {missing} for {(base or auth)[0]}. Set RAXSR_USERNAME and RAXSR_API_KEY, or start "
-                f"service-registry-agent (searched: {', '.join(files) or 'no file, no home directory'}{withheld})"
+                f"service-registry-agent (searched: {searched}{withheld})"
             )
         # The certificate of this machine's registry is not valid for any other.
         isLocal = all(self.get(name, local=False) is None for name in ("baseUrl", "authUrl"))
         ca = self.get("caFile", local=isLocal) if self._tls else None
         region = self.get("region")
-        # The working directory may be another one by then: twistd in the background changes it.
-        paths = {name: os.path.abspath(self._environ[name]) for name in _PATHS if self._environ.get(name)}
-        self._environ = {**self._environ, **paths}
-        self._home = None if self._home is None else self._home.absolute()
+        # Reading from a pipe a second time could take forever.
+        isOnce = any(file.path.exists() and not file.path.is_file() for file in files)
         return Settings(
             username=user.value,
             apiKey=key.value,
@@ -323,11 +266,11 @@ class _Lookup:
             caFile=None if ca is None else ca.value,
             sources=self._sources,
             raxrcPath=key.path,
-            readAgain=self._readAgain,
+            readAgain=None if isOnce else self._readAgain,
         )
 
     def _readAgain(self) -> Settings:
-        return _Lookup(self._explicit, self._environ, self._home, tls=self._tls, isReadAgain=True).read()
+        return _Lookup(self._explicit, self._environ, self._home, tls=self._tls).read()
 
     def _urls(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         base, auth = self.get("baseUrl", local=False), self.get("authUrl", local=False)
@@ -339,7 +282,9 @@ class _Lookup:
         baseUrls = () if base is None else parseUrls(base.value, base.source)
         if auth is not None:
             return baseUrls, tuple(url.removesuffix("/tokens") for url in parseUrls(auth.value, auth.source))
-        return baseUrls, tuple(dict.fromkeys(map(authUrlFor, baseUrls)))
+        # Beside the registry's, as the registry of this package has it.
+        parts = map(urlsplit, baseUrls)
+        return baseUrls, tuple(dict.fromkeys(f"{each.scheme}://{each.netloc}/v2.0" for each in parts))
 
 
 def readSettings(
@@ -370,12 +315,15 @@ def readSettings(
     :param home: the user's home directory; by default the one in the environment.
     :raises InvalidSettings: if a value or a file can't be used, or there are no credentials.
     """
-    urls = {
-        name: urls if urls is None or isinstance(urls, str) else ",".join(urls)
-        for name, urls in (("baseUrl", baseUrl), ("authUrl", authUrl))
+    explicit = {
+        "username": username,
+        "apiKey": apiKey,
+        "baseUrl": baseUrl if baseUrl is None or isinstance(baseUrl, str) else ",".join(baseUrl),
+        "authUrl": authUrl if authUrl is None or isinstance(authUrl, str) else ",".join(authUrl),
+        "region": region,
+        "verify": None if verify is None else str(verify),
+        "caFile": caFile,
     }
-    texts = {"username": username, "apiKey": apiKey, "region": region, "caFile": caFile}
-    explicit = {**texts, **urls, "verify": None if verify is None else str(verify)}
     return _Lookup(explicit, environ, home, tls=tls).read()
 
 
@@ -388,6 +336,14 @@ def namesRegistry(environ: Mapping[str, str] | None = None, home: Path | None = 
     """
     found = _Lookup({}, environ, home)
     return any(found.get(name, local=False) for name in ("baseUrl", "authUrl", "username", "apiKey"))
+
+
+def _homeIn(environ: Mapping[str, str]) -> Path | None:
+    try:
+        return Path(environ["HOME"]) if environ.get("HOME") else Path.home()
+    except RuntimeError:
+        # Neither HOME nor a passwd entry, as in a container that runs as a bare user id.
+        return None
 
 
 def _whyNotLocal(local: _IniFile, user: _Setting | None, urls: Iterable[str]) -> str:
@@ -403,18 +359,14 @@ def _whyNotLocal(local: _IniFile, user: _Setting | None, urls: Iterable[str]) ->
 
 
 def _isLoopback(host: str | None) -> bool:
-    if host == "localhost":
-        return True
     try:
-        return ip_address(host or "").is_loopback
+        return host == "localhost" or ip_address(host or "").is_loopback
     except ValueError:
         return False
 
 
 def _boolean(setting: _Setting | None) -> bool:
-    if setting is None:
-        return True
-    try:
-        return configparser.ConfigParser.BOOLEAN_STATES[setting.value.lower()]
-    except KeyError:
-        raise InvalidSettings(f"{setting.source}: invalid value {setting.value!r}. Use true or false")
+    value = "true" if setting is None else setting.value
+    if value.lower() not in configparser.ConfigParser.BOOLEAN_STATES:
+        raise InvalidSettings(f"{setting and setting.source}: invalid value {value!r}. Use true or false")
+    return configparser.ConfigParser.BOOLEAN_STATES[value.lower()]

@@ -23,7 +23,7 @@ class ReadSettingsTests(SynchronousTestCase):
     """Arguments, environment, INI files, a registry on this machine: in this order."""
 
     def setUp(self) -> None:
-        self.home = Path(self.mktemp())
+        self.home = Path(self.mktemp()).absolute()
         self.dataDir = self.home / ".local/state/txserviceregistry"
         self.dataDir.mkdir(parents=True)
 
@@ -62,19 +62,19 @@ class ReadSettingsTests(SynchronousTestCase):
         self.assertEqual(names(), ("argument", "http://a/v1.0"))
 
     def test_optionsThatAreNone(self) -> None:
-        """A misspelt option is told by its line and what there is, for it may be the key that stands there."""
+        """A misspelt option is told by what there is, for it may be the key that stands there."""
         self.local()
         for text, told in (
             (
                 f"[credentials]\nusername = joe\nkey = {KEY}\n",
-                "line 3: unknown option in [credentials]. Use username or api_key",
+                "unknown option in [credentials]. Use username or api_key",
             ),
-            (f"[credentials]\n{KEY}==\n", "line 2: unknown option in [credentials]. Use username or api_key"),
-            ("[api]\nurls = http://a/v1.0\n", "line 2: unknown option in [api]. Use url"),
-            ("[ssl]\nca-file: /ca.pem\n", "line 2: unknown option in [ssl]. Use verify or ca_file"),
+            (f"[credentials]\n{KEY}==\n", "unknown option in [credentials]. Use username or api_key"),
+            ("[api]\nurls = http://a/v1.0\n", "unknown option in [api]. Use url"),
+            ("[ssl]\nca-file: /ca.pem\n", "unknown option in [ssl]. Use verify or ca_file"),
         ):
             path = self.raxrc(text)
-            self.assertEqual(self.refused(), f"{path}, {told}")
+            self.assertEqual(self.refused(), f"{path}: {told}")
         self.raxrc("[mine]\nkey = value\n[credentials]\nUsername = joe\nAPI_KEY = another\n")
         self.assertEqual(self.read().apiKey, "another")
 
@@ -115,7 +115,6 @@ class ReadSettingsTests(SynchronousTestCase):
         self.raxrc("[credentials]\n\napi_key = another\n")
         changed = settings.readAgain()
         self.assertEqual(changed, attrs.evolve(settings, apiKey="another"))
-        self.assertIn("line 3", changed.sources["apiKey"])
         assert changed.readAgain is not None
         self.assertEqual(changed.readAgain(), changed)
 
@@ -142,9 +141,7 @@ class ReadSettingsTests(SynchronousTestCase):
         settings = self.read({"RAXSR_RAXRC": str(path)})
         writer.join()
         self.assertEqual(settings.username, "joe")
-        assert settings.readAgain is not None
-        error = self.assertRaises(InvalidSettings, settings.readAgain)
-        self.assertIn(f"{path} can't be read again", str(error))
+        self.assertIsNone(settings.readAgain)
 
     def test_secretsOfTheReaderAreNotShown(self) -> None:
         """Settings can be pickled, as what reads them again; neither shows the key."""
@@ -184,7 +181,7 @@ class ReadSettingsTests(SynchronousTestCase):
         self.assertEqual(settings.baseUrls, ("http://a/v1.0", "http://b/v1.0"))
         self.assertEqual(settings.authUrls, ("http://auth/v2.0",))
         self.assertEqual((settings.verify, settings.caFile), (True, "/ca.pem"))
-        self.assertEqual(settings.sources["baseUrl"], f"{path}, line 6 ([api] url)")
+        self.assertEqual(settings.sources["baseUrl"], f"{path} ([api] url)")
         self.assertEqual(settings.raxrcPath, path.absolute())
 
     def test_emptyMeansNotSet(self) -> None:
@@ -259,7 +256,7 @@ class ReadSettingsTests(SynchronousTestCase):
         """A value that means nothing is refused with the place that it stands in."""
         who = {"username": "joe", "apiKey": KEY}
         path = self.raxrc("[ssl]\n# either or\nVerify = perhaps\n")
-        self.assertIn(f"{path}, line 3 ([ssl] verify): invalid value 'perhaps'", self.refused(**who))
+        self.assertIn(f"{path} ([ssl] verify): invalid value 'perhaps'", self.refused(**who))
         self.assertIn("the environment variable RAXSR_API_URL", self.refused({"RAXSR_API_URL": "ftp://x"}, **who))
         self.assertIn("the argument baseUrl", self.refused(baseUrl="nonsense", **who))
         self.assertIn("the argument authUrl", self.refused(authUrl=[], **who))

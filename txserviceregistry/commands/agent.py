@@ -216,9 +216,9 @@ class _Dummy(Resource):
 
 def _curlLines(settings: Settings) -> str:
     """Shell lines that list the services. They read the key from the same source as the agent."""
-    file, isFile, _ = settings.sources["apiKey"].partition(", line ")
+    file = settings.raxrcPath
     read = "NAME=$RAXSR_USERNAME; KEY=$RAXSR_API_KEY"
-    if isFile:
+    if file is not None:
         name, key = (f"$(sed -n 's/^{option} *= *//p' '{file}')" for option in ("username", "api_key"))
         read = f"NAME={name}; KEY={key}"
     trust = "" if settings.caFile is None else f" --cacert '{settings.caFile}'"
