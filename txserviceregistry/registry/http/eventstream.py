@@ -11,6 +11,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IPushProducer
+from twisted.internet.tcp import Connection
 from twisted.web.server import Request
 from zope.interface import implementer
 
@@ -45,8 +46,8 @@ class _Outlet:
         self._held: list[bytes] = []
         self._size = 0
         self._drained: Waiters[None] | None = None
-        # Only TCP writes at once. This depends on names inside Twisted; without them the transport writes as usual.
-        self._isDirect = hasattr(self._transport, "writeSomeData") and hasattr(self._transport, "_tempDataLen")
+        # Only plain TCP writes at once. (Wrappers, such as TLS, have the same names, and would send the data as it is.)
+        self._isDirect = isinstance(self._transport, Connection)
 
     def begin(self, head: Response, txnId: str) -> None:
         """Send the head of the response."""

@@ -45,8 +45,10 @@ class _Transport(StringTransport):
 class TLSClient:
     """A TLS client without a socket."""
 
+    transportClass = _Transport
+
     def __init__(self, factory: Any, host: str) -> None:
-        self.transport = _Transport(peerAddress=IPv4Address("TCP", host, 50_000))
+        self.transport = self.transportClass(peerAddress=IPv4Address("TCP", host, 50_000))
         self.server = factory.buildProtocol(None)
         self.server.makeConnection(self.transport)
         self.tls = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD), None)
@@ -64,14 +66,14 @@ class TLSClient:
 
     def goOn(self) -> None:
         """Send the last message of the handshake."""
-        self._take()
+        self.receive()
         self._step(self.tls.do_handshake)
 
     def ask(self, data: bytes) -> None:
         """Send something."""
-        self._take()
+        self.receive()
         self._step(lambda: self.tls.send(data))
-        self._take()
+        self.receive()
 
     def _step(self, step: Any) -> None:
         try:
@@ -83,15 +85,46 @@ class TLSClient:
         except SSL.WantReadError:
             pass
 
-    def _take(self) -> None:
+    def receive(self) -> None:
+        """Take what the server has sent."""
         data = self.transport.value()
         self.transport.clear()
         if data:
             self.tls.bio_write(data)
             try:
-                self.received += self.tls.recv(2**16)
+                while True:
+                    self.received += self.tls.recv(2**16)
             except SSL.WantReadError:
                 pass
+
+
+class _SocketTransport(_Transport):
+    """A transport that can write at once, as one of TCP can, and says what it was given so."""
+
+    dataBuffer = b""
+    _tempDataLen = 0
+
+    def writeSomeData(self, data: bytes) -> int:
+        raise AssertionError(f"sent without TLS: {data!r}")
+
+
+class StreamTests(SynchronousTestCase):
+    """Event streams over TLS."""
+
+    def test_events(self) -> None:
+        """The events of a stream are encrypted, as all else is."""
+        self.patch(TLSClient, "transportClass", _SocketTransport)
+        api = Api()
+        context = Slow(api)
+        client = TLSClient(handshakingFactory(context, api.site), "10.0.0.1")
+        client.begin()
+        client.goOn()
+        api.clock.pump([0.1] * 5)
+        client.ask(requestBytes("GET", "/v1.0/1234/events/stream", None, {"X-Auth-Token": api.token}))
+        api.create("web1")
+        api.clock.advance(0)
+        client.receive()
+        self.assertIn(b"event: service.join", client.received)
 
 
 class HandshakeTests(SynchronousTestCase):
