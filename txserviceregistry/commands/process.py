@@ -21,7 +21,7 @@ from twisted.python.logfile import LogFile
 
 from .._version import __version__
 from ..errors import InvalidSettings
-from ..registry.http.accesslog import timeText
+from ..registry.http.requestlog import timeText
 from ..util.logs import Logger
 from ..util.redaction import escaped
 from .console import dropOutput, holdDescriptors, printable, show, undecodable, whyNotWritten

@@ -13,9 +13,9 @@ from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from ..clock import useMonotonic
-from ..registry.http.accesslog import STDOUT
 from ..registry.http.connections import ConnectionLimits, raiseFileLimit
 from ..registry.http.listening import EndpointError, parseEndpoint
+from ..registry.http.requestlog import STDOUT
 from ..registry.http.statuspages import ANYWHERE, LOOPBACK, OFF, SILENT
 from ..registry.limits import ResourceLimits
 from ..registry.locks import LockOptions

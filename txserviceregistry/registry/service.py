@@ -32,10 +32,9 @@ from .console.sessions import Sessions
 from .core import Registry
 from .datadir import DataDirectory, DataDirectoryError
 from .feed import EVENT_RETENTION
-from .http.accesslog import LogFile, LogThread
 from .http.connections import ConnectionLimits, availableFiles
 from .http.listening import TLSEndpoint, listenerOf, nearest, parseEndpoint
-from .http.requestlog import RequestLog
+from .http.requestlog import LogFile, RequestLog
 from .http.resource import ApiResource
 from .http.server import ApiSite
 from .http.statuspages import LOOPBACK, Health, statusPages
@@ -359,7 +358,7 @@ class RegistryService(Service):
     def _openLog(self, target: str | os.PathLike[str] | None, name: str) -> LogFile | None:
         if target is None:
             return None
-        log = LogFile(os.fspath(target), self._reactor, LogThread(self._reactor), name)
+        log = LogFile(os.fspath(target), self._reactor, name)
         log.start()
         self._endings.append((f"the {name}", log.stop))
         return log

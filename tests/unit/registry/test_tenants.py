@@ -12,7 +12,6 @@ from twisted.trial.unittest import TestCase
 
 from tests import CHEAP
 from txserviceregistry.registry.core import Registry
-from txserviceregistry.registry.http.handlers import OPERATIONS
 from txserviceregistry.registry.http.resource import ApiResource
 from txserviceregistry.registry.http.server import ApiSite
 from txserviceregistry.registry.identity.identity import Identity
@@ -21,7 +20,7 @@ from txserviceregistry.registry.stores.interfaces import IStore
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 
-from .wire import Connection, Reply, requestBytes
+from .wire import OPERATIONS, Connection, Reply, requestBytes
 
 reactor: Any = globalReactor
 ME = "1001"

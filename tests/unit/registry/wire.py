@@ -18,9 +18,9 @@ from txserviceregistry.registry.console.console import Console
 from txserviceregistry.registry.console.overview import Overview
 from txserviceregistry.registry.console.sessions import Sessions
 from txserviceregistry.registry.core import Registry
-from txserviceregistry.registry.http.accesslog import LogFile
 from txserviceregistry.registry.http.connections import ConnectionLimits
-from txserviceregistry.registry.http.requestlog import RequestLog
+from txserviceregistry.registry.http.operations import ROUTES
+from txserviceregistry.registry.http.requestlog import LogFile, RequestLog
 from txserviceregistry.registry.http.resource import ApiResource
 from txserviceregistry.registry.http.server import ApiSite
 from txserviceregistry.registry.http.statuspages import Health
@@ -31,6 +31,9 @@ from txserviceregistry.registry.stores.memory import MemoryStore
 from .heldstore import HeldStore
 
 T = TypeVar("T")
+
+#: All operations of the API.
+OPERATIONS = [operation for methods in ROUTES.values() for operation in methods.values()]
 
 USER = "joe"
 KEY = "the-key-of-joe"

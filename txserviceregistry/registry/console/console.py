@@ -26,9 +26,9 @@ from ..eventids import position
 from ..faults import Fault, pageNotFound, validationError
 from ..http.admission import originOf, recognize
 from ..http.messages import API, EXTENSIONS, Response, header, parseBody
+from ..http.operations import resolve
 from ..http.requestlog import RequestRecord
 from ..http.resource import ApiResource
-from ..http.routes import resolve
 from ..identity.identity import Identity, InvalidCredentials, InvalidToken
 from ..stores.interfaces import IStore, UserRecord
 from ..tasks import available

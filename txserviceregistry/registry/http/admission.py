@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 
@@ -38,37 +38,50 @@ class AdmissionQueue:
         self._clock = clock
         self._queue: FairQueue[Callable[[], None]] = FairQueue()
         self._spent = 0.0
+        # When the work in progress began.
+        self._began: float | None = None
         self._next: IDelayedCall | None = None
-        self._isServing = False
         # How many were served recently, and how many of these have shown a token. At first all are expected to.
         self._served = self._welcomed = float(self.RECENT)
-        self._isForgiven = False
         self.waited = 0
 
-    @property
-    def isBusy(self) -> bool:
-        """Whether new work has to enter the queue."""
-        return bool(self._queue) or self._spent >= self.SECONDS
+    def run(self, origin: Origin, work: Callable[[], None]) -> bool:
+        """Do work for an unauthenticated client now, or in one of the next turns; whether it is done."""
+        running = 0.0 if self._began is None else self._clock.seconds() - self._began
+        if self._queue or self._spent + running >= self.SECONDS:
+            self.enter(origin, work)
+            return False
+        self.spend(work)
+        return True
 
-    def enter(self, origin: Origin, go: Callable[[], None]) -> None:
-        """Call *go* in one of the next turns. It has to do its work with :meth:`spend`."""
+    def enter(self, origin: Origin, work: Callable[[], None]) -> None:
+        """Do work for an unauthenticated client in one of the next turns."""
         self.waited += 1
-        self._queue.add(_path(origin), go)
+        self._queue.add((origin.isKnown, origin.peer, origin.connection), work)
         self._schedule()
 
     def spend(self, work: Callable[[], None]) -> None:
-        """Do work for an unauthenticated client, and account for the time that it takes."""
-        began = self._clock.seconds()
-        self._isForgiven = False
+        """Do work for an unauthenticated client now, and account for the time that it takes."""
+        if self._began is not None:
+            work()  # it is part of other work
+            return
+        self._began = self._clock.seconds()
         try:
             work()
         finally:
+            took, self._began = self._clock.seconds() - self._began, None
             self._served += 1 - self._served / self.RECENT
             self._welcomed -= self._welcomed / self.RECENT
-            took = self._clock.seconds() - began
-            if took > 0 and not self._isForgiven:
+            if took > 0:
                 self._spent += took
                 self._schedule()
+
+    def welcome(self) -> None:
+        """
+        A client has shown a token. While most clients do so, as after a restart of the registry, there is no pause
+        between slices.
+        """
+        self._welcomed += 1
 
     def stop(self) -> None:
         """All connections are gone: end what waits for them, and leave nothing on the reactor."""
@@ -79,38 +92,24 @@ class AdmissionQueue:
             self._next.cancel()
             self._next = None
 
-    def welcome(self) -> None:
-        """
-        A client has shown a token, so the work in progress is not accounted for. While most clients do so, as after a
-        restart of the registry, there is no pause between slices.
-        """
-        self._isForgiven = True
-        self._welcomed += 1
-
     def _schedule(self) -> None:
-        if self._isServing:
-            return
         delay = 0.0
         if self._spent >= self.SECONDS:
             delay = self._spent * self.PAUSE * max(0.0, 1 - self._welcomed / self._served)
         if self._next is None:
             self._next = self._clock.callLater(delay, self._turn)
-        elif delay:
+        elif delay and self._next.active():
             self._next.reset(delay)
 
     def _turn(self) -> None:
-        self._next = None
         self._spent = 0.0
-        self._isServing = True
-        try:
-            # Work that enters again during this turn waits for the next one.
-            for _ in range(len(self._queue)):
-                if self._spent >= self.SECONDS:
-                    break
-                self._queue.pop()()
-        finally:
-            self._isServing = False
-        if self.isBusy:
+        # Work that enters again during this turn waits for the next one.
+        for _ in range(len(self._queue)):
+            if self._spent >= self.SECONDS:
+                break
+            self.spend(self._queue.pop())
+        self._next = None
+        if self._queue or self._spent >= self.SECONDS:
             self._schedule()
 
 
@@ -167,10 +166,6 @@ class Client:
             self.admission.requests.welcome()
             self.admission.handshakes.welcome()
 
-    def spend(self, work: Callable[[], None]) -> None:
-        """Do something that counts as work for an unauthenticated client."""
-        self.admission.requests.spend(work)
-
 
 def _clientOf(request: Request) -> Client | None:
     # Requests to a plain Site have another channel; one that was finished meanwhile has none.
@@ -197,9 +192,5 @@ async def inTurn(request: Request) -> None:
     client = _clientOf(request)
     if client is not None and not client.isKnown:
         turn: Deferred[None] = Deferred()
-        client.admission.requests.enter(client.origin, partial(client.spend, partial(turn.callback, None)))
+        client.admission.requests.enter(client.origin, partial(turn.callback, None))
         await turn
-
-
-def _path(origin: Origin) -> Sequence[Hashable]:
-    return origin.isKnown, origin.peer, origin.connection

@@ -9,8 +9,6 @@ that these are not accepted from pages of another origin, and pages are never as
 from __future__ import annotations
 
 import base64
-import json
-import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -41,11 +39,6 @@ CATALOG = (
 _EXPIRES = "%Y-%m-%dT%H:%M:%S.000-06:00"
 _EXPIRES_ZONE = timezone(timedelta(hours=-6))
 
-# The token or the credentials of a request, wherever they stand in what has arrived.
-_TOKEN = re.compile(rb"\r\n(X-Auth-Token):[ \t]*([^\s]{1,200})[ \t]*\r\n", re.IGNORECASE)
-_AUTHORIZATION = re.compile(rb"\r\nAuthorization:[ \t]*(Bearer|Basic)[ \t]+([^\s]{1,400})[ \t]*\r\n", re.IGNORECASE)
-# The beginning of a request with credentials.
-_LOGIN = b"POST " + AUTH.encode()
 # A browser's Sec-Fetch-Site of requests that no page of another origin has made.
 _OWN_SITES = frozenset({b"same-origin", b"none"})
 
@@ -62,28 +55,18 @@ class Authenticator:
             another origin sends.
         :raises Overloaded: if too many API keys are waiting to be checked.
         """
-        tokens = request.requestHeaders.getRawHeaders(b"X-Auth-Token")
-        if tokens is None:
-            user = await self._authorized(request)
-        else:
-            token = tokens[0].decode("latin-1")
+        token, pair = _shown(request)
+        if pair is None:
             user = self._identity.knownUser(token) or await self._userOfToken(request, token)
+        elif _isForeign(request):
+            raise forbidden("Basic credentials are not accepted from a web page of another origin; send X-Auth-Token")
+        else:
+            try:
+                user = await self._identity.verify(*_basic(pair), originOf(request))
+            except (ValueError, InvalidCredentials):
+                raise _unauthorized(request, "Username or api key is invalid")
         recognize(request)
         return user
-
-    async def _authorized(self, request: Request) -> UserRecord:
-        given = request.requestHeaders.getRawHeaders(b"Authorization") or []
-        if len(given) > 1:
-            raise badRequest("Several Authorization headers", "Send one Authorization header, or X-Auth-Token")
-        scheme, _, value = "".join(each.decode("latin-1") for each in given).partition(" ")
-        if scheme.lower() != "basic":
-            return await self._userOfToken(request, value.strip() if scheme.lower() == "bearer" else "")
-        if _isForeign(request):
-            raise forbidden("Basic credentials are not accepted from a web page of another origin; send X-Auth-Token")
-        try:
-            return await self._identity.verify(*_basic(value), originOf(request))
-        except (ValueError, InvalidCredentials):
-            raise _unauthorized(request, "Username or api key is invalid")
 
     async def _userOfToken(self, request: Request, token: str) -> UserRecord:
         if not token:
@@ -106,22 +89,33 @@ class Authenticator:
         recognize(request)
         return Response(200, access(token, f"{baseUrl(request)}{API}/{token.tenant}"))
 
-    def vouchesFor(self, data: bytes) -> bool:
+    def vouchesFor(self, request: Request) -> bool:
         """
-        Whether the beginning of a request, as it arrived, shows a token or credentials that were valid when the store
-        was last asked for them.
+        Whether a request shows a token or credentials that were valid when the store was last asked for them.
         """
-        found = _TOKEN.search(data) or _AUTHORIZATION.search(data)
-        scheme, value = (None, "") if found is None else (found[1], found[2].decode("latin-1"))
         try:
-            if scheme is None:
-                isLogin = data.startswith(_LOGIN)
-                return isLogin and self._identity.remembers(*credentials(json.loads(data.partition(b"\r\n\r\n")[2])))
-            if scheme.lower() == b"basic":
-                return self._identity.remembers(*_basic(value))
-        except (Fault, ValueError, RecursionError, AttributeError):
+            token, pair = _shown(request)
+            if pair is not None:
+                return self._identity.remembers(*_basic(pair))
+            if not token and request.method == b"POST" and request.path.startswith(AUTH.encode()):
+                return self._identity.remembers(*credentials(parseBody(request)))
+        except (Fault, ValueError):
             return False
-        return self._identity.isFamiliar(value)
+        return self._identity.isFamiliar(token)
+
+
+def _shown(request: Request) -> tuple[str, str | None]:
+    """The token that a request shows, empty if there is none; and the value of a Basic authorization instead of one."""
+    tokens = request.requestHeaders.getRawHeaders(b"X-Auth-Token")
+    if tokens is not None:
+        return tokens[0].decode("latin-1"), None
+    given = request.requestHeaders.getRawHeaders(b"Authorization") or []
+    if len(given) > 1:
+        raise badRequest("Several Authorization headers", "Send one Authorization header, or X-Auth-Token")
+    scheme, _, value = "".join(each.decode("latin-1") for each in given).partition(" ")
+    if scheme.lower() == "basic":
+        return "", value
+    return value.strip() if scheme.lower() == "bearer" else "", None
 
 
 def invalidToken(request: Request) -> Fault:

@@ -1,23 +1,19 @@
-"""
-How many connections there may be, and which one is closed when there are too many.
-
-Connections without a request are closed first, whatever their address and however many there are; those that have
-brought a request with a valid token are kept.
-"""
+"""How many connections there may be, and which one is closed when there are too many."""
 
 from __future__ import annotations
 
 import ipaddress
 import resource
+from collections import defaultdict
 from collections.abc import Callable
-from itertools import islice, takewhile
+from itertools import islice
 from typing import Protocol
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 
-from ...util.deferred import Waiters, cancelWith
+from ...util.deferred import cancelWith
 from ...util.logs import Logger
 
 #: File descriptors that are not for connections: the store, the log, listeners, and those that are accepted in the turn
@@ -27,6 +23,8 @@ RESERVED_FILES = 200
 CANDIDATES = 100
 #: Seconds from one line in the log about a limit to the next.
 LOG_INTERVAL = 60.0
+#: Seconds from one look for connections that have waited for too long to the next.
+SWEEP_SECONDS = 1.0
 
 
 @attrs.frozen
@@ -40,10 +38,8 @@ class ConnectionLimits:
     :ivar requestSeconds: how long a request may take to come in whole, from its first byte, and how long a new
         connection may be open without one.
     :ivar idleSeconds: how long a connection is kept between two requests; longer than any heartbeat interval.
-    :ivar followers: how many requests may wait for events in all.
-    :ivar followersPerTenant: how many of one tenant.
-    :ivar streams: how many event streams there may be in all.
-    :ivar streamsPerTenant: how many of one tenant.
+    :ivar followers: how many requests may wait for events in all; *followersPerTenant*: of one tenant.
+    :ivar streams: how many event streams there may be in all; *streamsPerTenant*: of one tenant.
     :ivar unfinishedBytes: how much may be kept of all unfinished requests from connections that have never shown a
         valid token; more than one request can have.
     """
@@ -81,11 +77,10 @@ def availableFiles() -> int:
 
 def raiseFileLimit(limits: ConnectionLimits) -> None:
     """Let this process open as many files as the connections need, up to its hard limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     wanted = limits.connections + RESERVED_FILES
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if availableFiles() < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
@@ -110,53 +105,36 @@ def peerOf(address: IAddress) -> str:
     return str(host if host.version == 4 else ipaddress.IPv6Network((host, 64), strict=False))
 
 
-class Evictable(Protocol):
-    """A connection; *isKnown* is whether it has brought a request with a valid token, or valid credentials."""
+class Connection(Protocol):
+    """The part of an :class:`~txserviceregistry.registry.http.channel.ApiChannel` that counts here."""
 
     peer: str
     isKnown: bool
+    deadline: float
 
     @property
-    def hasUnread(self) -> bool:
-        """Whether something has come that has not been read so far."""
+    def hasUnread(self) -> bool: ...
 
-    def evict(self) -> None:
-        """Close at once."""
+    def expire(self) -> None: ...
 
-    def endSoon(self) -> None:
-        """Close at once if there is no request, else with its response."""
+    def evict(self) -> None: ...
 
-    def timeoutConnection(self) -> None:
-        """Called after so many seconds without a request: close, unless one is coming in."""
+    def endSoon(self) -> None: ...
 
 
 class _Group:
-    """
-    Connections, all or those of one peer.
-
-    :ivar count: how many there are.
-    :ivar waiting: those that could be closed without harm to a request, and since when: of unauthenticated clients, and
-        of known ones. A dict keeps the order in which things came; and what comes again, comes last.
-    """
+    """Connections, all or those of one peer."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self.waiting: tuple[dict[Evictable, float], dict[Evictable, float]] = {}, {}
+        self.members: set[Connection] = set()
+        # Those that could be closed without harm to a request, of unauthenticated clients and of known ones, in the
+        # order in which they began to wait.
+        self.waiting: tuple[dict[Connection, None], dict[Connection, None]] = {}, {}
 
-    def add(self, connection: Evictable, now: float) -> None:
-        self.waiting[connection.isKnown][connection] = now
-
-    def discard(self, connection: Evictable) -> None:
-        for waiting in self.waiting:
-            waiting.pop(connection, None)
-
-    def victim(self) -> Evictable | None:
-        """
-        The connection to close first; never one with unread input. A known one only if at least half of all
-        connections are known ones that wait: what unauthenticated clients have sent may keep theirs from being closed.
-        """
+    def victim(self) -> Connection | None:
+        """The connection to close first; never one with unread input."""
         candidates, known = self.waiting
-        if not candidates and 2 * len(known) >= self.count:
+        if not candidates and 2 * len(known) >= len(self.members):
             candidates = known
         return next((each for each in islice(candidates, CANDIDATES) if not each.hasUnread), None)
 
@@ -165,9 +143,8 @@ class Connections:
     """
     All connections of a registry. When there are too many, the one of an unauthenticated client is closed that has
     waited longest for a request. If there is none, and at least half of all connections are known ones that wait, the
-    known one is closed that has waited longest. Otherwise the new one is closed: requests are being answered on all
-    others, or have just come. When the unfinished requests of unauthenticated clients take too much memory, the
-    connection with the oldest one is closed. Connections that wait for too long are closed in any case.
+    known one is closed that has waited longest. Otherwise the new one is closed. When the unfinished requests of
+    unauthenticated clients take too much memory, the connection with the oldest one is closed.
 
     :param onEmpty: called when the last one is gone.
     :ivar evictions: how many had to go since the start.
@@ -178,53 +155,55 @@ class Connections:
     def __init__(self, limits: ConnectionLimits, clock: IReactorTime, onEmpty: Callable[[], object]) -> None:
         self.limits = limits
         self.clock = clock
-        self._onEmpty = onEmpty
-        self._connections: set[Evictable] = set()
-        self._drained: Waiters[None] = Waiters()
-        self._all = _Group()
-        self._ofPeer: dict[str, _Group] = {}
-        # One timer for all that wait: for the one that has waited longest.
-        self._idleCall: IDelayedCall | None = None
-        # The bytes of unfinished requests of unauthenticated clients, the oldest request first.
-        self._kept: dict[Evictable, int] = {}
-        self._allKept = 0
         self.evictions = 0
-        self._evicted = 0
+        self._onEmpty = onEmpty
+        self._all = _Group()
+        self._ofPeer: defaultdict[str, _Group] = defaultdict(_Group)
+        self._sweeping: IDelayedCall | None = None
+        self._drained: Deferred[None] = Deferred()
+        # The bytes of unfinished requests of unauthenticated clients, the oldest request first.
+        self._kept: dict[Connection, int] = {}
+        self._allKept = 0
+        # When evictions were logged, and how many there have been since.
         self._logged: float | None = None
+        self._evicted = 0
 
     @property
     def count(self) -> int:
-        return self._all.count
+        return len(self._all.members)
 
-    def opened(self, connection: Evictable) -> None:
+    def _groups(self, connection: Connection) -> tuple[_Group, _Group]:
+        return self._all, self._ofPeer[connection.peer]
+
+    def opened(self, connection: Connection) -> None:
         """There is a new one, from which nothing has come so far."""
-        self._connections.add(connection)
-        ofPeer = self._ofPeer.setdefault(connection.peer, _Group())
-        for group in (self._all, ofPeer):
-            group.count += 1
-        if ofPeer.count > self.limits.perClient:
+        all_, ofPeer = self._groups(connection)
+        all_.members.add(connection)
+        ofPeer.members.add(connection)
+        if self._sweeping is None:
+            self._sweeping = self.clock.callLater(SWEEP_SECONDS, self._sweep)
+        if len(ofPeer.members) > self.limits.perClient:
             self._makeRoom(ofPeer, connection)
         elif self.count > self.limits.connections:
-            self._makeRoom(self._all, connection)
+            self._makeRoom(all_, connection)
         else:
             self.waits(connection)
 
-    def closed(self, connection: Evictable) -> None:
+    def closed(self, connection: Connection) -> None:
         """One is gone."""
         self.answers(connection)
         self.keeps(connection, 0)
-        self._connections.discard(connection)
-        ofPeer = self._ofPeer[connection.peer]
-        for group in (self._all, ofPeer):
-            group.count -= 1
-        if not ofPeer.count:
+        for group in self._groups(connection):
+            group.members.discard(connection)
+        if not self._ofPeer[connection.peer].members:
             del self._ofPeer[connection.peer]
         if not self.count:
-            if self._idleCall is not None:
-                self._idleCall.cancel()
-                self._idleCall = None
+            if self._sweeping is not None:
+                self._sweeping.cancel()
+                self._sweeping = None
             self._onEmpty()
-            self._drained.fire(None)
+            drained, self._drained = self._drained, Deferred()
+            drained.callback(None)
 
     def drain(self, seconds: float, endWaiting: Callable[[], None] = lambda: None) -> Deferred[None]:
         """
@@ -237,47 +216,36 @@ class Connections:
         if not self.count:
             endWaiting()
             return succeed(None)
-        drained = self._drained.wait()
+        drained = self._drained
         abort = self.clock.callLater(seconds, self._abort)
-        for connection in list(self._connections):
+        for connection in list(self._all.members):
             connection.endSoon()
         endWaiting()
         return cancelWith(abort, drained)
 
     def _abort(self) -> None:
-        for connection in list(self._connections):
+        for connection in list(self._all.members):
             connection.evict()
 
-    def waits(self, connection: Evictable) -> None:
+    def waits(self, connection: Connection) -> None:
         """Nothing is being answered on it."""
+        for group in self._groups(connection):
+            group.waiting[connection.isKnown][connection] = None
+
+    def answers(self, connection: Connection) -> None:
+        """A request has come in whole and is being answered."""
+        for group in self._groups(connection):
+            for waiting in group.waiting:
+                waiting.pop(connection, None)
+
+    def _sweep(self) -> None:
+        self._sweeping = self.clock.callLater(SWEEP_SECONDS, self._sweep)
         now = self.clock.seconds()
-        self._all.add(connection, now)
-        self._ofPeer[connection.peer].add(connection, now)
-        if self._idleCall is None:
-            self._idleCall = self.clock.callLater(self.limits.idleSeconds, self._closeIdle)
+        for connection in [each for each in self._all.members if each.deadline <= now]:
+            if connection in self._all.members:  # closing another one may have closed it
+                connection.expire()
 
-    def answers(self, connection: Evictable) -> None:
-        """A request has come in whole and is being answered, or what has come waits for its turn."""
-        self._all.discard(connection)
-        self._ofPeer[connection.peer].discard(connection)
-
-    def _closeIdle(self) -> None:
-        self._idleCall = None
-        now = self.clock.seconds()
-        idle = self.limits.idleSeconds
-        for waiting in self._all.waiting:
-            # The same sum as below: rounded in another way, a moment could be in the future here and be reached there.
-            for connection in [each for each, _ in takewhile(lambda item: item[1] + idle <= now, waiting.items())]:
-                if connection in waiting:  # closing another one may have closed it
-                    # It may take a while to close, or a request may be coming in.
-                    self._all.discard(connection)
-                    self._all.add(connection, now)
-                    connection.timeoutConnection()
-        since = [next(iter(waiting.values())) for waiting in self._all.waiting if waiting]
-        if since and self._idleCall is None:
-            self._idleCall = self.clock.callLater(min(since) + idle - now, self._closeIdle)
-
-    def keeps(self, connection: Evictable, size: int) -> None:
+    def keeps(self, connection: Connection, size: int) -> None:
         """Note the size of the unfinished request on the connection of an unauthenticated client."""
         self._allKept += size - self._kept.get(connection, 0)
         if size:
@@ -287,13 +255,10 @@ class Connections:
         while self._allKept > self.limits.unfinishedBytes:
             victim = next(iter(self._kept))
             self.keeps(victim, 0)
-            self._evict(
-                victim,
-                "Unfinished requests without a token take {kept} bytes: {evicted} connections closed",
-                kept=self._allKept,
-            )
+            text = "Unfinished requests without a token take {kept} bytes: {evicted} connections closed"
+            self._evict(victim, text, kept=self._allKept)
 
-    def _makeRoom(self, group: _Group, newcomer: Evictable) -> None:
+    def _makeRoom(self, group: _Group, newcomer: Connection) -> None:
         victim = group.victim()
         if victim is None:
             victim = newcomer
@@ -301,20 +266,15 @@ class Connections:
             # Now, so that the next newcomer takes another's place: the connection is gone only in the next turn.
             self.answers(victim)
             self.waits(newcomer)
-        self._evict(
-            victim,
-            "Too many connections ({count}, of which {ofPeer} from {peer}): {evicted} closed",
-            count=self.count,
-            peer=newcomer.peer,
-            ofPeer=self._ofPeer[newcomer.peer].count,
-        )
+        ofPeer = len(self._ofPeer[newcomer.peer].members)
+        text = "Too many connections ({count}, of which {ofPeer} from {peer}): {evicted} closed"
+        self._evict(victim, text, count=self.count, peer=newcomer.peer, ofPeer=ofPeer)
 
-    def _evict(self, victim: Evictable, why: str, **figures: object) -> None:
+    def _evict(self, victim: Connection, why: str, **figures: object) -> None:
         self.evictions += 1
         self._evicted += 1
         now = self.clock.seconds()
         if self._logged is None or now - self._logged >= LOG_INTERVAL:
             self._log.warn(why, evicted=self._evicted, **figures)
-            self._logged = now
-            self._evicted = 0
+            self._logged, self._evicted = now, 0
         victim.evict()

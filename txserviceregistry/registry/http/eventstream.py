@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.tcp import Connection
@@ -34,20 +35,16 @@ _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X
 
 
 @implementer(IPushProducer)
+@attrs.define(eq=False)
 class _Outlet:
     """The connection of a stream. Data that its transport does not accept is kept here, up to a limit."""
 
-    __slots__ = ("_drained", "_held", "_isClogged", "_isDirect", "_request", "_size", "_transport")
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self._transport: Any = request.channel.transport
-        self._isClogged = False
-        self._held: list[bytes] = []
-        self._size = 0
-        self._drained: Waiters[None] | None = None
-        # Only plain TCP writes at once. (Wrappers, such as TLS, have the same names, and would send the data as it is.)
-        self._isDirect = isinstance(self._transport, Connection)
+    _request: Request
+    _transport: Any
+    _isClogged: bool = False
+    _held: list[bytes] = attrs.field(factory=list)
+    _size: int = 0
+    _drained: Waiters[None] | None = None
 
     def begin(self, head: Response, txnId: str) -> None:
         """Send the head of the response."""
@@ -62,8 +59,7 @@ class _Outlet:
     def end(self) -> None:
         """Finish the response. The kept data is left to the transport."""
         self._request.channel.unregisterProducer()
-        if self._held:
-            self._transport.write(b"".join(self._held))
+        self._transport.write(b"".join(self._held))
         self._request.finish()
         self.stopProducing()
 
@@ -80,8 +76,9 @@ class _Outlet:
 
     def _send(self, data: bytes) -> None:
         transport = self._transport
-        if self._isDirect and not transport.dataBuffer and not transport._tempDataLen:
-            # Twisted's way takes three times as long: it waits for the reactor to say that there is room.
+        # Plain TCP writes at once. (Wrappers, such as TLS, have the same names, and would send the data as it is.)
+        # Twisted's way takes three times as long: it waits for the reactor to say that there is room.
+        if isinstance(transport, Connection) and not transport.dataBuffer and not transport._tempDataLen:
             sent = transport.writeSomeData(data)
             if sent == len(data):
                 return
@@ -94,8 +91,6 @@ class _Outlet:
             return succeed(None)
         self._drained = self._drained or Waiters()
         return self._drained.wait()
-
-    # -- IPushProducer
 
     def pauseProducing(self) -> None:
         """Called when the transport keeps much that has not been read."""
@@ -127,7 +122,7 @@ async def streamEvents(feed: EventFeed, call: Call) -> Response:
     if request.method == b"HEAD":
         closeAfterwards(request)
         return head
-    outlet = _Outlet(request)
+    outlet = _Outlet(request, request.channel.transport)
 
     def end() -> None:
         streams.close(stream)

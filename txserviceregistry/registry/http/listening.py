@@ -1,8 +1,6 @@
 """
-The listeners of a registry: endpoint strings, and the certificate files of those with TLS.
-
-Twisted's own parser of ``ssl:`` strings repeats the errors of OpenSSL, and serves only the first certificate of a file.
-Browsers may know the missing ones, programs don't.
+The listeners of a registry: endpoint strings, and the certificate files of those with TLS. (Twisted's own parser of
+``ssl:`` strings repeats the errors of OpenSSL, and serves only the first certificate of a file.)
 """
 
 from __future__ import annotations
@@ -10,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -45,8 +44,7 @@ WARNING_DAYS = 14.0
 BACKLOG = 1_000
 
 _EXAMPLE = "ssl:8443:privateKey=key.pem:certKey=cert.pem"
-_NAMES = ("port", "privateKey", "certKey", "extraCertChain", "interface", "backlog")
-_NUMBERS = {"port": "", "backlog": str(BACKLOG)}
+_NAMES = ("port", "privateKey", "certKey", "interface")
 _LOOPBACK = ("127.0.0.1", "::1")
 
 
@@ -58,32 +56,46 @@ class EndpointError(ValueError):
 _Loaded: TypeAlias = tuple[x509.Certificate, CertificateOptions]
 
 
-def _load(files: Mapping[str, str]) -> Reloaded[dict[str, bytes], _Loaded]:
+@implementer(IOpenSSLServerConnectionCreator)
+class TLSEndpoint(TCP4ServerEndpoint):
     """
-    Read the certificate of a listener and its key, now and whenever the files have changed.
+    Listens with TLS. The certificate and its key are read again when their files have changed. Open connections stay as
+    they are. A session of an earlier certificate is not resumed, so its client sees the new one.
 
-    :param files: their paths, by the names of the endpoint string's arguments.
+    :param key: the file with the private key; *path*: the file with the certificate, and with intermediate ones.
+    :raises EndpointError: if the files can't be used.
+    :ivar onChange: called when there is another certificate.
     """
-    # The working directory may be another one when they are read again.
-    paths = {name: os.path.abspath(path) for name, path in files.items()}
-    shown = files["certKey"]
 
-    def read() -> dict[str, bytes]:
+    _log = Logger()
+
+    def __init__(self, reactor: Any, port: int, key: str, path: str, interface: str) -> None:
+        super().__init__(reactor, port, BACKLOG, interface)  # type: ignore[no-untyped-call] # Twisted's own
+        self.onChange: Callable[[], object] = lambda: None
+        self.path = path
+        self._key = key
+        self._bound = interface
+        # The working directory may be another one when they are read again.
+        self._paths = {"privateKey": os.path.abspath(key), "certKey": os.path.abspath(path)}
+        self._loaded: Reloaded[dict[str, bytes], _Loaded] = Reloaded(
+            f"TLS certificate {path}", list(self._paths.values()), self._read, self._make, whyNot=self._whyNot
+        )
+        self._loaded.onChange = self._changed
+
+    def _read(self) -> dict[str, bytes]:
         texts = {}
-        for name, path in paths.items():
+        for (name, path), shown in zip(self._paths.items(), (self._key, self.path), strict=True):
             try:
                 texts[name] = Path(path).read_bytes()
             except OSError as error:
-                raise EndpointError(f"cannot read {name} {files[name]}: {error.strerror}")
+                raise EndpointError(f"cannot read {name} {shown}: {error.strerror}")
         return texts
 
-    def make(texts: dict[str, bytes]) -> _Loaded:
-        own, *intermediates = _certificates("certKey", shown, texts["certKey"])
-        if "extraCertChain" in files:
-            intermediates = _certificates("extraCertChain", files["extraCertChain"], texts["extraCertChain"])
-        text, key = _privateKey(files["privateKey"], texts["privateKey"])
+    def _make(self, texts: dict[str, bytes]) -> _Loaded:
+        own, *intermediates = _certificates(self.path, texts["certKey"])
+        text, key = _privateKey(self._key, texts["privateKey"])
         if key.public_key() != own.public_key():
-            raise EndpointError(f"the private key in {files['privateKey']} does not match the certificate in {shown}")
+            raise EndpointError(f"the private key in {self._key} does not match the certificate in {self.path}")
         options = CertificateOptions(
             privateKey=load_privatekey(FILETYPE_PEM, text),
             certificate=X509.from_cryptography(own),
@@ -94,36 +106,16 @@ def _load(files: Mapping[str, str]) -> Reloaded[dict[str, bytes], _Loaded]:
         try:
             options.getContext()
         except TLSError as error:
-            raise EndpointError(f"OpenSSL refused the certificate in {shown}: {_reasonOf(error)}")
+            reasons = (
+                [str(part[-1]) for part in error.args[0]] if error.args and isinstance(error.args[0], list) else []
+            )
+            reason = "; ".join(reasons) or "unknown reason"
+            raise EndpointError(f"OpenSSL refused the certificate in {self.path}: {reason}")
         return own, options
 
-    def whyNot(loaded: _Loaded) -> str | None:
+    def _whyNot(self, loaded: _Loaded) -> str | None:
         wrong = whyNotNow(loaded[0])
-        return None if wrong is None else f"the certificate in {shown} {wrong}"
-
-    return Reloaded(f"TLS certificate {shown}", list(paths.values()), read, make, whyNot=whyNot)
-
-
-@implementer(IOpenSSLServerConnectionCreator)
-class TLSEndpoint(TCP4ServerEndpoint):
-    """
-    Listens with TLS. The certificate and its key are read again when their files have changed. Open connections stay as
-    they are. A session of an earlier certificate is not resumed, so its client sees the new one.
-
-    :raises EndpointError: if the files can't be used.
-    :ivar onChange: called when there is another certificate.
-    """
-
-    _log = Logger()
-
-    def __init__(self, reactor: Any, port: int, files: Mapping[str, str], backlog: int, interface: str) -> None:
-        self._loaded = _load(files)
-        self._loaded.onChange = self._changed
-        super().__init__(reactor, port, backlog, interface)  # type: ignore[no-untyped-call] # Twisted's own
-        self.onChange: Callable[[], object] = lambda: None
-        self.path = files["certKey"]
-        self._keyPath = files["privateKey"]
-        self._bound = interface
+        return None if wrong is None else f"the certificate in {self.path} {wrong}"
 
     @property
     def certificate(self) -> x509.Certificate:
@@ -154,14 +146,14 @@ class TLSEndpoint(TCP4ServerEndpoint):
         wrong = whyNotNow(certificate)
         if wrong is not None:
             self._log.warn("Certificate {path} {wrong}; clients will refuse it", path=self.path, wrong=wrong)
-        elif daysLeft(certificate) < WARNING_DAYS:
-            days = daysLeft(certificate)
+        elif (days := daysLeft(certificate)) < WARNING_DAYS:
             self._log.warn("Certificate {path} expires in {days:.1f} days", path=self.path, days=days)
         if not namesOf(certificate):
             self._log.warn("Certificate {path} has no subjectAltName; clients will refuse it", path=self.path)
-        if _isReadableByAll(self._keyPath):
-            text = "Private key {path} is readable by all users of this machine; run chmod o= {path}"
-            self._log.warn(text, path=self._keyPath)
+        with suppress(OSError):  # it has been read, and may be gone
+            if os.stat(self._key).st_mode & (stat.S_IROTH | stat.S_IWOTH):
+                text = "Private key {path} is readable by all users of this machine; run chmod o= {path}"
+                self._log.warn(text, path=self._key)
 
     @property
     def ownAuthority(self) -> bytes | None:
@@ -170,10 +162,7 @@ class TLSEndpoint(TCP4ServerEndpoint):
         return self.certificate.public_bytes(serialization.Encoding.PEM) if isSelfSigned else None
 
     def hostFor(self, address: str) -> str:
-        """
-        The host under which programs on this machine reach an address of the listener so that the certificate is for
-        it.
-        """
+        """The host by which programs on this machine reach an address of the listener, so that its certificate fits."""
         names = namesOf(self.certificate)
         if address in names:
             return address
@@ -208,27 +197,8 @@ def parseEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     return endpoint
 
 
-def _isReadableByAll(path: str) -> bool:
-    try:
-        return bool(os.stat(path).st_mode & (stat.S_IROTH | stat.S_IWOTH))
-    except OSError:
-        return False  # it has been read, and is gone
-
-
 def _tlsEndpoint(reactor: Any, description: str) -> TLSEndpoint:
-    arguments = _argumentsOf(description)
-    files: dict[str, str] = {
-        name: arguments[name] for name in ("certKey", "privateKey", "extraCertChain") if name in arguments
-    }
-    if "privateKey" not in files:
-        raise EndpointError(f"missing argument privateKey=, the file with the private key; example: {_EXAMPLE}")
-    files.setdefault("certKey", files["privateKey"])
-    port, backlog = (_number(name, arguments.get(name, default)) for name, default in _NUMBERS.items())
-    return TLSEndpoint(reactor, port, files, backlog, arguments.get("interface", ""))
-
-
-def _argumentsOf(description: str) -> dict[str, str]:
-    """The arguments of an endpoint string; a backslash escapes a colon, an equals sign, or another one."""
+    # A backslash escapes a colon, an equals sign, or another one.
     arguments: dict[str, str] = {}
     for part in re.findall(r"(?:[^\\:]|\\.)+", description)[1:]:
         name, equals, value = re.fullmatch(r"((?:[^\\=]|\\.)*)(=?)(.*)", part, re.DOTALL).groups()  # type: ignore[union-attr]  # it matches everything
@@ -237,29 +207,23 @@ def _argumentsOf(description: str) -> dict[str, str]:
         if name not in _NAMES or name in arguments:
             raise EndpointError(f"unknown or repeated argument {name}=; example: {_EXAMPLE}")
         arguments[name] = re.sub(r"\\(.)", r"\1", value)
-    return arguments
+    key, port = arguments.get("privateKey"), arguments.get("port", "")
+    if key is None:
+        raise EndpointError(f"missing argument privateKey=, the file with the private key; example: {_EXAMPLE}")
+    if not re.fullmatch("[0-9]{1,5}", port):
+        raise EndpointError(f"invalid port {port!r}: not a number; example: {_EXAMPLE}")
+    return TLSEndpoint(reactor, int(port), key, arguments.get("certKey", key), arguments.get("interface", ""))
 
 
-def _number(name: str, text: str) -> int:
-    if not re.fullmatch("[0-9]{1,5}", text):
-        raise EndpointError(f"invalid {name} {text!r}: not a number; example: {_EXAMPLE}")
-    return int(text)
-
-
-def _certificates(name: str, path: str, text: bytes) -> list[x509.Certificate]:
+def _certificates(path: str, text: bytes) -> list[x509.Certificate]:
     if b"-----BEGIN CERTIFICATE-----" not in text:
-        raise EndpointError(f"no PEM certificate in {name} {path}")
+        raise EndpointError(f"no PEM certificate in certKey {path}")
     if b"-----BEGIN CERTIFICATE-----" in text.rpartition(b"-----END CERTIFICATE-----")[2]:
-        raise EndpointError(f"incomplete certificate at the end of {name} {path}")
+        raise EndpointError(f"incomplete certificate at the end of certKey {path}")
     try:
         return x509.load_pem_x509_certificates(text)
     except ValueError:
-        raise EndpointError(f"invalid certificate in {name} {path}")
-
-
-def _reasonOf(error: TLSError) -> str:
-    words = [str(part[-1]) for part in error.args[0]] if error.args and isinstance(error.args[0], list) else []
-    return "; ".join(words) or "unknown reason"
+        raise EndpointError(f"invalid certificate in certKey {path}")
 
 
 def _privateKey(path: str, text: bytes) -> tuple[bytes, Any]:

@@ -6,7 +6,6 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import attrs
@@ -33,14 +32,12 @@ EXTENSIONS: tuple[str, ...] = (
     "roles",
     "service-state",
 )
-_EXTENSIONS = ", ".join(EXTENSIONS).encode("ascii")
 
 #: A body as it is sent.
 inJSON = json.JSONEncoder(ensure_ascii=False).encode
 
-
 # The lines in the head of every response, and of those in JSON.
-_LINES = b"Date: %%b\r\nX-Response-Id: %%b\r\nX-Service-Registry-Extensions: %b\r\n" % _EXTENSIONS
+_LINES = b"Date: %%b\r\nX-Response-Id: %%b\r\nX-Service-Registry-Extensions: %b\r\n" % ", ".join(EXTENSIONS).encode()
 _JSON_LINES = _LINES + b"Content-Type: application/json; charset=UTF-8\r\n"
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
@@ -72,12 +69,6 @@ def faultResponse(fault: Fault, txnId: str) -> Response:
     return Response(fault.code, faultBody(fault, txnId), fault.headers)
 
 
-def send(request: server.Request, response: Response, txnId: str) -> None:
-    """Send a response and finish the request."""
-    write(request, response, txnId)
-    request.finish()
-
-
 def write(request: server.Request, response: Response, txnId: str) -> None:
     """Send a response, without finishing the request."""
     # In one piece. Twisted's own way cleans the headers and puts them in order one by one.
@@ -94,9 +85,10 @@ def inBytes(
     """A whole response as it goes over the wire; *mustClose* is whether it says that it ends the connection."""
     body = response.text if response.body is None else inJSON(response.body).encode()
     isJson = body is not None and "Content-Type" not in response.headers
+    date: bytes = datetimeToString(time.time())
     parts = [
         b"%b %d %b\r\n" % (version, response.code, RESPONSES[response.code]),
-        (_JSON_LINES if isJson else _LINES) % (_date(int(time.time())), txnId.encode("ascii")),
+        (_JSON_LINES if isJson else _LINES) % (date, txnId.encode("ascii")),
     ]
     # Nothing that a client has sent may begin a line of its own.
     parts += [
@@ -114,10 +106,9 @@ def inBytes(
     return b"".join(parts)
 
 
-@lru_cache(maxsize=2)
-def _date(seconds: int) -> bytes:
-    date: bytes = datetimeToString(seconds)
-    return date
+def closeAfterwards(request: server.Request) -> None:
+    """End the connection with the response to this request."""
+    request.channel.persistent = False
 
 
 def header(request: server.Request, name: bytes) -> str:
@@ -130,18 +121,12 @@ def baseUrl(request: server.Request) -> str:
     The scheme and authority under which the client reached this registry, from its ``Host`` header; the local
     address if there is none that can be used.
     """
-    scheme = "https" if request.isSecure() else "http"
     host = header(request, b"Host")
     if not _HOST.fullmatch(host):
         address: Any = request.getHost()
         ip = ipOf(address)
-        if ip is None:
-            host = "localhost"
-        elif ip.version == 4:
-            host = f"{ip}:{address.port}"
-        else:
-            host = f"[{ip}]:{address.port}"
-    return f"{scheme}://{host}"
+        host = "localhost" if ip is None else f"[{ip}]:{address.port}" if ip.version == 6 else f"{ip}:{address.port}"
+    return f"{'https' if request.isSecure() else 'http'}://{host}"
 
 
 def _refuseConstant(name: str) -> None:
@@ -156,6 +141,7 @@ def parseBody(request: server.Request) -> dict[str, Any]:
     The JSON object that a request brings, empty if it has no body; or the fault for one that is not a JSON object.
     """
     content: Any = request.content
+    content.seek(0)
     raw: bytes = content.read()
     if not raw:
         return {}
@@ -167,10 +153,8 @@ def parseBody(request: server.Request) -> dict[str, Any]:
         if b"\\u" in raw:
             # An escape can spell half of a surrogate pair, which can neither be kept nor sent.
             json.dumps(body, ensure_ascii=False).encode("utf-8")
-    except UnicodeDecodeError as error:
-        raise invalidBody(f"not UTF-8 at byte {error.start}")
-    except UnicodeEncodeError:
-        raise invalidBody("unpaired surrogate")
+    except UnicodeError as error:
+        raise invalidBody(f"not UTF-8: {error.args[-1]}")
     except RecursionError:
         raise invalidBody("nested too deep")
     except json.JSONDecodeError as error:
@@ -180,8 +164,3 @@ def parseBody(request: server.Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise invalidBody("not an object")
     return body
-
-
-def closeAfterwards(request: server.Request) -> None:
-    """End the connection with the response to this request."""
-    request.channel.persistent = False

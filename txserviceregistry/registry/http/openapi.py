@@ -1,41 +1,91 @@
-"""
-``GET /openapi.json``: the API as an OpenAPI 3.1 document, made from the records of the operations. Only the pages
-beside the API are described here.
-"""
+"""``GET /openapi.json``: the API as an OpenAPI 3.1 document, made from the records of the operations."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints, is_typeddict
 
+from ... import types
 from ..._version import __version__
 from ...errors import FAULT_TYPES
-from ..limits import RATE_HEADERS
-from .components import TEXT, components, credentials, objectOf, reference
+from ..identity.identity import TENANT
+from ..limits import PATHS, RATE_HEADERS
+from .authentication import CATALOG, CREDENTIALS
 from .messages import API, EXTENSIONS
-from .operations import MAXIMUM_BODY, Operation
-from .routes import ROUTES, TOKENS
-from .rules import Schema, schemaOf
-from .validation import LIMIT
+from .operations import MAXIMUM_BODY, ROUTES, TOKENS, Operation
+from .validation import (
+    KEY,
+    LIMIT,
+    MAXIMUM_LIMIT,
+    PATH_PARAMETERS,
+    SERVICE_ID,
+    TIME_UUID,
+    Schema,
+    matching,
+    schemaOf,
+)
 
 #: The path of the document.
 PATH = "/openapi.json"
 
-# The faults that every operation can have, and those that every request can. A path can name what does not exist, if
-# only a page.
-_ANYWHERE = ("badRequest", "requestTooLargeError", "internalError")
-_ALWAYS = (*_ANYWHERE, "unauthorizedError", "forbiddenError", "systemFailureError", "notFoundError")
-
+# The faults that every operation can have, and their texts.
+_ALWAYS = (
+    "badRequest",
+    "requestTooLargeError",
+    "internalError",
+    "unauthorizedError",
+    "forbiddenError",
+    "systemFailureError",
+    "notFoundError",
+)
 _FAULT_TEXTS = {
     400: "The request is invalid, or a limit is reached.",
     401: "The auth token is missing, unknown, expired or another tenant's, or the credentials are invalid.",
-    403: "This client may not read the page, or this user may not change the object.",
+    403: "This user may not change the object.",
     404: "The object or the path does not exist.",
     409: "Another holds the lock.",
     412: "The value does not fit the request's If-Match or If-None-Match.",
+    413: "The body has {limit} bytes or more.",
     500: "Internal error.",
     503: "The store is unreachable, or the registry is overloaded.",
+}
+
+_TEXT: Schema = {"type": "string"}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_PLAIN: Mapping[Any, Schema] = {
+    str: _TEXT,
+    int: {"type": "integer"},
+    float: {"type": "number"},
+    type(None): {"type": "null"},
+    Any: {},
+}
+_PARAMETERS: Mapping[str, tuple[str, Schema]] = {
+    "tenant": ("The number of the account.", matching(TENANT)),
+    "namespace": ("A namespace, which is written as a key is; the slash that it begins with may be left out.", _TEXT),
+    **{each.name: (each.summary, each.schema()) for each in PATH_PARAMETERS},
+}
+# The meaning of each header, its values, and whether it is always there.
+_HEADERS: Mapping[str, tuple[str, Schema, bool]] = {
+    "X-Response-Id": ("The id of the request, which is the txnId of a fault.", _TEXT, True),
+    "X-Service-Registry-Extensions": ("The extensions of the registry.", _TEXT, True),
+    "Location": ("The URL of the object that was created or changed.", {**_TEXT, "format": "uri"}, True),
+    "ETag": ("The tag of the value; absent if there is no value.", matching('"[0-9]+"'), False),
+    "Cache-Control": ("No cache may keep the response.", {"const": "no-store"}, True),
+    "WWW-Authenticate": ("The URL of the Auth API, and the other schemes.", matching('Keystone uri="[^"]*".*'), True),
+    # With --rate-limit off these are absent.
+    "X-Ratelimit-Path-Regex": ("The pattern of the paths that the rate limit counts.", {"const": PATHS}, False),
+    "X-Ratelimit-Limit": ("The number of GETs allowed in a window.", _COUNT, False),
+    "X-Ratelimit-Used": ("The number of GETs in the window before this one.", _COUNT, False),
+    "X-Ratelimit-Window": ("The length of the window.", matching(r"[0-9]+(?:\.[0-9]+)? seconds"), False),
+    "Reply-After": ("The end of the window, in seconds since 1970.", {"type": "integer"}, False),
+    "Retry-After": (
+        "Seconds after which to retry: after rateLimitReached, and when too many requests wait for events.",
+        {"type": "integer", "minimum": 1},
+        False,
+    ),
 }
 
 
@@ -47,17 +97,16 @@ def document(baseUrl: str) -> bytes:
 
 @lru_cache(maxsize=1)
 def _text() -> str:
-    return json.dumps(description(), ensure_ascii=False)
+    return json.dumps(_description(), ensure_ascii=False)
 
 
-def description() -> Schema:
+def _description() -> Schema:
     """The description as an OpenAPI document, but for its ``servers``."""
-    paths: dict[str, Schema] = {path: {"get": page} for path, page in PAGES.items()}
-    paths[TOKENS] = {"post": _authentication()}
+    paths: dict[str, Schema] = {TOKENS: {"post": _authentication()}}
     for path, methods in ROUTES.items():
         names = ["tenant", *(part[1:-1] for part in path.split("/") if part.startswith("{"))]
         paths[f"{API}/{{tenant}}{path}"] = {
-            "parameters": [reference("parameters", name) for name in names],
+            "parameters": [_reference("parameters", name) for name in names],
             **{method.lower(): _described(operation) for method, operation in methods.items()},
         }
     return {
@@ -76,9 +125,20 @@ def description() -> Schema:
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "basic": {"type": "http", "scheme": "basic"},
             },
-            **components(),
+            "parameters": {
+                name: {"name": name, "in": "path", "required": True, "description": text, "schema": schema}
+                for name, (text, schema) in _PARAMETERS.items()
+            },
+            "headers": {
+                name: {"description": text, "required": required, "schema": schema}
+                for name, (text, schema, required) in _HEADERS.items()
+            },
+            "schemas": _schemas(),
         },
     }
+
+
+# -- operations
 
 
 def _described(operation: Operation) -> Schema:
@@ -89,17 +149,17 @@ def _described(operation: Operation) -> Schema:
     if operation.method == "GET":
         faults.append("rateLimitReached")
         headers += RATE_HEADERS
-    schema = None if operation.schema is None else reference("schemas", operation.schema)
-    succeeded = _response(operation.success, schema, headers, mediaType=operation.mediaType)
-    if operation.links:
-        succeeded["links"] = operation.links
+    schema = None if operation.schema is None else _reference("schemas", operation.schema)
+    mediaType = "text/event-stream" if operation.schema == "EventStream" else "application/json"
     described: Schema = {
         "operationId": operation.name,
         "summary": operation.summary,
-        "responses": {str(operation.code): succeeded, **_faults(faults, operation.maximumBody)},
+        "responses": {
+            str(operation.code): _response(operation.success, schema, headers, mediaType),
+            **_faults(faults, operation.maximumBody),
+        },
     }
-    parameters = [("query", parameter) for parameter in operation.query]
-    parameters += [("header", parameter) for parameter in operation.headers]
+    parameters = [("query", each) for each in operation.query] + [("header", each) for each in operation.headers]
     if parameters:
         described["parameters"] = [
             {"name": each.name, "in": place, "description": each.summary, "schema": each.schema()}
@@ -111,35 +171,25 @@ def _described(operation: Operation) -> Schema:
 
 
 def _authentication() -> Schema:
-    described = _open(
-        "Get an auth token for a user's name and API key",
-        "The token, when it expires, and the URLs of the account's API.",
-        reference("schemas", "Access"),
-        faults=["systemFailureError"],
-    )
+    """``POST /tokens``, whose faults have a form of their own."""
+    responses = {"200": _response("The token, when it expires, and the URLs of the account's API.", _access())}
+    responses.update(_faults(["requestTooLargeError", "internalError", "systemFailureError"], MAXIMUM_BODY))
     for code, kind, text in (
         (400, "badRequest", "The body has no valid credentials."),
         (401, "unauthorized", "Wrong user name or API key."),
     ):
-        fault = objectOf({kind: objectOf({"code": {"const": code}, "message": TEXT})})
-        described["responses"][str(code)] = _response(text, fault)
-    return {**described, "operationId": "authenticate", "requestBody": _body(credentials())}
-
-
-def _open(
-    summary: str,
-    success: str,
-    schema: Schema,
-    mediaType: str = "application/json",
-    faults: Sequence[str] = (),
-    others: Mapping[str, str] | None = None,
-) -> Schema:
-    """An operation that needs no token; *others* are the texts of responses beside 200, by code."""
-    responses = {
-        code: _response(text, schema, mediaType=mediaType) for code, text in {"200": success, **(others or {})}.items()
+        fault = _object({kind: _object({"code": {"const": code}, "message": _TEXT})})
+        responses[str(code)] = _response(text, fault)
+    word = {**_TEXT, "minLength": 1}
+    kinds = {kind: _object({"username": word, key: word}) for kind, key in CREDENTIALS.items()}
+    auth = {"type": "object", "properties": kinds, "anyOf": [{"required": [kind]} for kind in kinds]}
+    return {
+        "operationId": "authenticate",
+        "summary": "Get an auth token for a user's name and API key",
+        "security": [],
+        "requestBody": _body(_object({"auth": auth})),
+        "responses": responses,
     }
-    responses.update(_faults([*_ANYWHERE, *faults], MAXIMUM_BODY))
-    return {"summary": summary, "security": [], "responses": responses}
 
 
 def _body(schema: Schema) -> Schema:
@@ -147,10 +197,10 @@ def _body(schema: Schema) -> Schema:
 
 
 def _response(
-    text: str, schema: Schema | None, headers: Sequence[str] = (), *, mediaType: str = "application/json"
+    text: str, schema: Schema | None, headers: Sequence[str] = (), mediaType: str = "application/json"
 ) -> Schema:
     names = ("X-Response-Id", "X-Service-Registry-Extensions", *headers)
-    response: Schema = {"description": text, "headers": {name: reference("headers", name) for name in names}}
+    response: Schema = {"description": text, "headers": {name: _reference("headers", name) for name in names}}
     if schema is not None:
         response["content"] = {mediaType: {"schema": schema}}
     return response
@@ -165,47 +215,129 @@ def _faults(types: Sequence[str], bodyLimit: int) -> dict[str, Schema]:
 
 
 def _fault(code: int, types: list[str], bodyLimit: int) -> Schema:
-    narrower: Schema = {"properties": {"type": {"enum": types}, "code": {"const": code}}}
-    headers: list[str] = []
-    if code == 401:
-        headers.append("WWW-Authenticate")
-    if code == 503 or "rateLimitReached" in types:
-        headers.append("Retry-After")
+    narrower = {"type": {"enum": types}, "code": {"const": code}}
+    headers = {401: ["WWW-Authenticate"], 412: ["ETag", "Cache-Control"], 503: ["Retry-After"]}.get(code, [])
+    if "rateLimitReached" in types:
+        headers = ["Retry-After"]
     if code == 409:
-        seconds = {"type": "number", "minimum": 0}
-        lock = objectOf({"name": TEXT, "holder": TEXT, "fence": {"type": "integer"}, "seconds_left": seconds})
-        narrower.update(properties={**narrower["properties"], "lock": lock}, required=["lock"])
-    if code == 412:
-        headers += ["ETag", "Cache-Control"]
-    text = f"The body has {bodyLimit} bytes or more." if code == 413 else _FAULT_TEXTS[code]
-    return _response(text, {"allOf": [reference("schemas", "Fault"), narrower]}, headers)
+        narrower["lock"] = _object({"name": _TEXT, "holder": _TEXT, "fence": _COUNT, "seconds_left": _ofType(float)})
+    schema = {"allOf": [_reference("schemas", "Fault"), _object(narrower)]}
+    return _response(_FAULT_TEXTS[code].format(limit=bodyLimit), schema, headers)
 
 
-_HEALTH = _open(
-    "Check whether the registry can serve requests",
-    "The registry can serve requests.",
-    objectOf(
-        {
-            "store": objectOf({"name": TEXT, "state": TEXT}),
-            "uptime": {"type": "number", "minimum": 0},
-            "version": TEXT,
-        }
-    ),
-    others={"503": "The registry can't serve all requests: its store can't be read or written."},
-)
+# -- schemas
 
-#: The descriptions of the pages beside the API, by path.
-PAGES: Mapping[str, Schema] = {
-    "/health": _HEALTH,
-    "/health/ready": _HEALTH,
-    "/health/live": _open("Check whether the registry's process responds", "It does.", objectOf({"state": TEXT})),
-    "/metrics": _open(
-        "Get the metrics for Prometheus (by default only from the registry's machine)",
-        "The metrics in Prometheus's text format.",
-        TEXT,
-        "text/plain",
-        ["forbiddenError", "notFoundError"],
-        {"501": "The package prometheus_client is not installed."},
-    ),
-    PATH: _open("Get this description", "The API as an OpenAPI 3.1 document.", {"type": "object"}),
-}
+
+def _reference(kind: str, name: str) -> Schema:
+    """A reference to one of the ``schemas``, ``parameters`` or ``headers``."""
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def _object(required: Schema, **optional: Schema) -> Schema:
+    return {"type": "object", "properties": {**required, **optional}, "required": list(required)}
+
+
+def _listOf(items: Schema, **more: int) -> Schema:
+    return {"type": "array", "items": items, **more}
+
+
+def _ofType(hint: Any, **properties: Schema) -> Schema:
+    """
+    The values of a type: of a TypedDict, some of whose *properties* are described more closely, or of what one is made
+    of.
+    """
+    if hint in _PLAIN:
+        return dict(_PLAIN[hint])
+    if is_typeddict(hint):
+        members = {name: _ofType(each) for name, each in get_type_hints(hint).items()}
+        required = [name for name in members if name in hint.__required_keys__]
+        return {"type": "object", "properties": {**members, **properties}, "required": required}
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is list:
+        return _listOf(_ofType(arguments[0]))
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _ofType(arguments[1])}
+    if origin is Literal:
+        return {**_TEXT, "enum": list(arguments)}
+    if origin is UnionType:
+        return {"type": [_ofType(each)["type"] for each in arguments]}
+    raise TypeError(f"no schema for {hint!r}")
+
+
+def _schemas() -> dict[str, Schema]:
+    token = TIME_UUID.schema
+    faultCode = {"type": "integer", "enum": sorted(set(FAULT_TYPES.values()))}
+    event = _ofType(types.Event, id=token, payload={"type": "object"})
+    # The client's cache adds "stale" to the metadata of a page, never a registry.
+    metadata = _ofType(types.PageMetadata)
+    del metadata["properties"]["stale"]
+    targets = {"targets": _listOf(_TEXT, minItems=1, maxItems=1), "labels": _ofType(dict[str, str])}
+    pages = ("ConfigurationValue", "Event", "Lock", "Service", "ServiceState")
+    return {
+        "AcquiredLock": _ofType(types.AcquiredLock),
+        "ConfigurationValue": _ofType(types.ConfigurationValue, id=KEY.schema()),
+        "ConsoleLink": _ofType(types.ConsoleLink),
+        "Event": {**event, "oneOf": _payloads()},
+        "EventStream": _TEXT,
+        "Fault": _ofType(types.FaultBody, type={**_TEXT, "enum": list(FAULT_TYPES)}, code=faultCode),
+        "HeartbeatOutcomes": _outcomes(token),
+        "HeartbeatToken": _ofType(types.HeartbeatToken, token=token),
+        "Limits": _ofType(types.Limits),
+        "Lock": _ofType(types.Lock),
+        "PageMetadata": metadata,
+        "PrometheusTargets": _listOf(_object(targets)),
+        "Service": _ofType(types.Service, id=SERVICE_ID.schema(), state={**_TEXT, "enum": ["drain", "out"]}),
+        "ServiceState": _ofType(types.ServiceState),
+        **{
+            f"{name}Page": _object(
+                {
+                    "values": _listOf(_reference("schemas", name), maxItems=MAXIMUM_LIMIT),
+                    "metadata": _reference("schemas", "PageMetadata"),
+                }
+            )
+            for name in pages
+        },
+    }
+
+
+def _payloads() -> list[Schema]:
+    """By types of events, what is in their payloads."""
+    service = dict(_ofType(types.Service)["properties"])
+    optional = {"state": service.pop("state")}
+    del service["last_seen"], service["state_reason"]
+    lock = _ofType(types.Lock)["properties"]
+    state = {**_ofType(types.ServiceState)["properties"], "old_state": _ofType(types.State)}
+    value = {"configuration_value_id": _TEXT, "old_value": _TEXT}
+    changed = {**value, "old_value": _ofType(str | None), "new_value": _TEXT}
+    found = {
+        ("service.join", "service.remove", "service.timeout"): _object(service, **optional),
+        ("service.update",): _object({**service, "changed": _listOf(_TEXT)}, old_tags=_listOf(_TEXT), **optional),
+        ("service.state",): _object(state),
+        ("lock.acquire",): _object(lock),
+        ("lock.release", "lock.expire"): _object({**lock, "forced": {"type": "boolean"}}),
+        ("configuration_value.update",): _object(changed),
+        ("configuration_value.remove",): {**_object(value), "not": {"required": ["new_value"]}},
+    }
+    return [{"properties": {"type": {"enum": list(names)}, "payload": each}} for names, each in found.items()]
+
+
+def _outcomes(token: Schema) -> Schema:
+    fault = _reference("schemas", "Fault")
+    outcomes = [
+        each
+        for kind in ("id", "lock")
+        for each in (_object({kind: _TEXT, "token": token}), _object({kind: _ofType(str | None), "fault": fault}))
+    ]
+    return _object({"values": _listOf({"oneOf": outcomes}, minItems=1)})
+
+
+def _access() -> Schema:
+    """The response to valid credentials."""
+    number = matching(TENANT)
+    endpoint = _object({"tenantId": number, "publicURL": {**_TEXT, "format": "uri"}}, region=_TEXT)
+    entry = {"name": {"enum": [name for name, _, _ in CATALOG]}, "type": _TEXT, "endpoints": _listOf(endpoint)}
+    expires = matching(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.000-06:00")
+    token = {"id": _TEXT, "expires": expires, "tenant": _object({"id": number, "name": number})}
+    user = {"id": _TEXT, "name": _TEXT, "roles": {"type": "array"}}
+    access = {"token": _object(token), "user": _object(user), "serviceCatalog": _listOf(_object(entry))}
+    return _object({"access": _object(access)})

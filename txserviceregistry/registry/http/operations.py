@@ -1,25 +1,222 @@
 """
-An operation of the API: one method of one path below ``/v1.0/{tenant}``; and a call of one. The operations
-themselves are in :mod:`~txserviceregistry.registry.http.handlers`.
+The operations of the API, each one method of one path below ``/v1.0/{tenant}``: their records, routing, and calls. The
+operations themselves are in :mod:`~txserviceregistry.registry.http.handlers`.
+
+Nothing redirects, and no slash is merged, because each slash in a configuration key counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeAlias
-from urllib.parse import parse_qsl, quote, urlencode
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode
 
 import attrs
 from twisted.web.server import Request
 
-from ..model import Page
+from ..faults import Fault, badRequest
+from ..model import UNCONDITIONAL, Page, Precondition
 from ..stores.interfaces import UserRecord
-from .messages import API, Response, baseUrl
+from .messages import API, AUTH, Response, baseUrl
 from .requestlog import RequestRecord
-from .rules import Field, Parameter
+from .validation import IF_MATCH, IF_NONE_MATCH, Field, Parameter
 
 #: A body of so many bytes is too large, unless an operation has another limit.
 MAXIMUM_BODY = 5_000
+#: The one resource of the Auth API.
+TOKENS = AUTH + "/tokens"
+
+_CONFIGURATION = "/configuration/"
+_MAY_END_IN_SLASH = ("/services/", "/events/", "/limits/")
+_URL = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+
+@attrs.frozen
+class Operation:
+    """
+    One method of one path. Routing, the checks of queries and bodies, and ``/openapi.json`` come from these records.
+
+    :ivar path: below the tenant, with at most one placeholder.
+    :ivar summary: its purpose; *success*: the meaning of the response to a request that succeeds; *code*: its status.
+    :ivar schema: the name of that response's schema in ``/openapi.json``; ``None`` if it has no body.
+    :ivar query: the parameters of the query, in the order in which they are checked.
+    :ivar body: the fields of the body, in the order in which they are checked; ``None`` if it takes no body.
+    :ivar faults: the types of its faults, beside those that all operations have, and those of its parameters.
+    :ivar headers: the headers of the request that its handler looks at.
+    :ivar sends: the names of the response's headers, beside those that every response has.
+    :ivar maximumBody: a body of so many bytes is too large.
+    :ivar needsStore: whether it may wait for the store. An operation that is answered from memory does not make the
+        account: a tenant that has a service has one.
+    """
+
+    name: str
+    handler: Callable[[Any, Call], Awaitable[Response]]
+    method: str
+    path: str
+    summary: str
+    success: str
+    code: int
+    schema: str | None = None
+    query: tuple[Parameter, ...] = ()
+    body: tuple[Field, ...] | None = None
+    faults: tuple[str, ...] = ()
+    headers: tuple[Parameter, ...] = ()
+    sends: tuple[str, ...] = ()
+    maximumBody: int = MAXIMUM_BODY
+    needsStore: bool = True
+
+    @property
+    def isAudited(self) -> bool:
+        """Whether its requests are in the audit log: it changes something, and is not a heartbeat."""
+        return self.method != "GET" and not self.path.endswith(("/heartbeat", "/heartbeats"))
+
+
+#: All operations, by path and method.
+ROUTES: dict[str, dict[str, Operation]] = {}
+# By the first segment of a path, the placeholder for its second one, if it has one. No segment is a number.
+_RESOURCES: dict[str, str] = {}
+
+_Handler = TypeVar("_Handler", bound=Callable[..., Awaitable[Response]])
+
+
+def operation(target: str, code: int, schema: str | None = None, **more: Any) -> Callable[[_Handler], _Handler]:
+    """
+    The handler below answers this operation. The first sentence of its docstring is the operation's summary, the rest
+    says what success means.
+
+    :param target: method and path.
+    :param more: arguments of :class:`Operation`, as *code* and *schema* are.
+    """
+    method, path = target.split(" ")
+    _, first, *rest = path.split("/")
+
+    def add(handler: _Handler) -> _Handler:
+        summary, _, success = " ".join((handler.__doc__ or "").split()).partition(". ")
+        made = Operation(handler.__name__, handler, method, path, summary, success, code, schema, **more)
+        ROUTES.setdefault(path, {})[method] = made
+        if rest and rest[0].startswith("{"):
+            _RESOURCES[first] = rest[0]
+        _RESOURCES.setdefault(first, "")
+        return handler
+
+    return add
+
+
+@attrs.frozen
+class Target:
+    """
+    The target of a request.
+
+    :ivar path: decoded.
+    :ivar route: the path of its operation, or :data:`TOKENS`; empty if it is neither.
+    :ivar isApi: whether it is below ``/v1.0``, so that it needs a token even if there is no such resource.
+    :ivar tenant: empty if the path begins with a resource, which is then that of the user's own tenant.
+    :ivar operation: ``None`` if the path is not a resource, or does not take the method.
+    :ivar argument: the id, key or namespace in the path.
+    """
+
+    path: str = ""
+    route: str = ""
+    isApi: bool = False
+    tenant: str = ""
+    operation: Operation | None = None
+    argument: str = ""
+
+    @property
+    def maximumBody(self) -> int:
+        return MAXIMUM_BODY if self.operation is None else self.operation.maximumBody
+
+    def note(self, record: RequestRecord) -> None:
+        record.route, record.object = self.route, self.argument
+        if self.operation is not None and self.operation.isAudited:
+            record.change = self.operation.name
+
+
+def resolve(method: bytes, raw: bytes) -> Target:
+    """Find the target of a request; the fault 400 if the path has a broken escape, or is not UTF-8."""
+    path = decodePath(raw)
+    if path == API or path.startswith(API + "/"):
+        # A base URL with a slash too many (``/v1.0//1234``) is tolerated.
+        below = path[len(API) :].lstrip("/")
+        tenant, slash, rest = below.partition("/")
+        if tenant in _RESOURCES:
+            tenant, slash, rest = "", "/", below
+        operation, argument = match(method.decode("latin-1"), slash + rest)
+        return Target(path, "" if operation is None else operation.path, True, tenant, operation, argument)
+    isAuth = method == b"POST" and path.startswith(AUTH + "/")
+    return Target(path, TOKENS if isAuth and path[len(AUTH) :].lstrip("/").removesuffix("/") == "tokens" else "")
+
+
+def early(method: bytes, raw: bytes) -> Target:
+    """As :func:`resolve`, for a request that is not whole: a malformed path, which is refused later, names nothing."""
+    try:
+        return resolve(method, raw)
+    except Fault:
+        return Target()
+
+
+def match(method: str, path: str) -> tuple[Operation | None, str]:
+    """
+    The operation of a decoded path below the tenant, if there is one, and its argument. Paths of the original protocol
+    may end with a slash too many, except in configuration, where it has a meaning.
+    """
+    if method == "HEAD":
+        method = "GET"
+    if path.endswith("/") and path.startswith(_MAY_END_IN_SLASH):
+        path = path[:-1]
+    argument = ""
+    if path.startswith(_CONFIGURATION):
+        path, argument = _configuration(method, path[len(_CONFIGURATION) :])
+    else:
+        segments = path.split("/", 3)
+        if len(segments) > 2 and segments[2] and _RESOURCES.get(segments[1]):
+            argument, segments[2] = segments[2], _RESOURCES[segments[1]]
+            path = "/".join(segments)
+    return ROUTES.get(path, {}).get(method), argument
+
+
+def _configuration(method: str, rest: str) -> tuple[str, str]:
+    if not rest:
+        return "/configuration", ""
+    if method != "GET" or not rest.endswith("/"):
+        # The slash that begins a qualified key may be left out, except where it is all that makes it one.
+        isQualified = "/" in rest and not rest.startswith("/")
+        return "/configuration/{configurationId}", "/" + rest if isQualified else rest
+    # One slash is all qualified keys; more of them do not name a namespace.
+    isName = rest.strip("/")
+    return "/configuration/{namespace}/", "/" + rest.removeprefix("/")[:-1] if isName else rest
+
+
+def originForm(target: bytes) -> bytes:
+    """
+    The path and query of a request. Clients send the whole URL to proxies, and some to every server (RFC 9112, 3.2.2);
+    its authority, and a name and password in it, are ignored.
+    """
+    authority = None if target.startswith(b"/") else _URL.match(target)
+    if authority is None:
+        return target
+    rest = target[authority.end() :]
+    return rest if rest.startswith(b"/") else b"/" + rest
+
+
+def decodePath(raw: bytes) -> str:
+    """The path of a request, without its escapes: ``%2F`` is a slash like any other."""
+    try:
+        if b"%" in raw:
+            if _BROKEN_ESCAPE.search(raw):
+                raise ValueError("broken escape")
+            raw = unquote_to_bytes(raw)
+        return raw.decode("utf-8")
+    except ValueError:
+        raise badRequest("URI malformed")
+
+
+def sentQuery(request: Request) -> list[tuple[str, str]]:
+    """The query of a request. Bytes that are not UTF-8 become characters that no rule lets pass."""
+    text = request.uri.partition(b"?")[2].decode("latin-1")
+    return parse_qsl(text, keep_blank_values=True, errors="surrogateescape")
 
 
 @attrs.frozen
@@ -27,8 +224,6 @@ class Call:
     """
     A request that has passed authentication, routing and the checks of its query.
 
-    :ivar user: the user that sends it.
-    :ivar tenant: the owner of the objects that it is about.
     :ivar argument: the id, key or namespace in its path, not checked so far; empty if it has none.
     :ivar query: the values of the operation's parameters, by name.
     :ivar authenticate: checks the token of the request once more; raises a fault if it has ended.
@@ -36,18 +231,22 @@ class Call:
 
     record: RequestRecord
     user: UserRecord
-    tenant: str
+    operation: Operation
     argument: str
     query: Mapping[str, Any]
     body: Mapping[str, Any]
     authenticate: Callable[[], Awaitable[UserRecord]]
-    _fields: Sequence[Field]
+
+    @property
+    def tenant(self) -> str:
+        """The owner of the objects that it is about."""
+        return self.user.tenant
 
     def fields(self) -> list[Any]:
         """
         The values of the operation's fields in the body, in their order; raises the fault of the first invalid one.
         """
-        return [field.value(self.body) for field in self._fields]
+        return [field.value(self.body) for field in self.operation.body or ()]
 
     def authorize(self, kind: str, key: str) -> None:
         """
@@ -58,8 +257,24 @@ class Call:
         self.record.object = key
         self.user.role.check(kind, key)
 
-    def header(self, name: bytes) -> str | None:
-        """A header, whose lines are one list; any bytes may come in it."""
+    def precondition(self) -> Precondition:
+        """
+        The precondition of a write (RFC 9110, 13.1), or the fault for headers that are malformed, or both there. ``W/``
+        before a tag, which proxies that compress add, is ignored.
+        """
+        match, noneMatch = self._header(b"If-Match"), self._header(b"If-None-Match")
+        if match is not None and noneMatch is not None:
+            raise badRequest("'If-Match' and 'If-None-Match' headers can't be combined", "Send only one of them")
+        if match is not None:
+            tags = IF_MATCH.value(match)
+            return Precondition(True, None if tags == "*" else frozenset(re.findall('"([^"]*)"', tags)))
+        if noneMatch is not None:
+            IF_NONE_MATCH.value(noneMatch)
+            return Precondition(False)
+        return UNCONDITIONAL
+
+    def _header(self, name: bytes) -> str | None:
+        # Its lines are one list; any bytes may come in it.
         lines = self.record.request.requestHeaders.getRawHeaders(name)
         return None if lines is None else b", ".join(lines).decode("latin-1")
 
@@ -84,68 +299,6 @@ class Call:
     def _nextHref(self, marker: str) -> str:
         request = self.record.request
         query = [(name, value) for name, value in sentQuery(request) if name != "marker"]
-        query.append(("marker", marker))
         # The path as the client wrote it: what was an escape stays one.
         path = quote(request.path, safe="/%:@!$&'()*+,;=~")
-        return f"{baseUrl(request)}{path}?{urlencode(query, errors='surrogateescape')}"
-
-
-def sentQuery(request: Request) -> list[tuple[str, str]]:
-    """The query of a request. Bytes that are not UTF-8 become characters that no rule lets pass."""
-    text = request.uri.partition(b"?")[2].decode("latin-1")
-    if "%" in text or "+" in text:
-        return parse_qsl(text, keep_blank_values=True, errors="surrogateescape")
-    # A seventh of the time of a short list.
-    parts = (part.partition("=") for part in text.split("&") if part)
-    return [(name, value) for name, _, value in parts]
-
-
-#: Answers a request; a method of :class:`~txserviceregistry.registry.http.handlers.Handlers`.
-Handler: TypeAlias = Callable[[Any, Call], Awaitable[Response]]
-
-
-@attrs.frozen
-class Operation:
-    """
-    One method of one path. Routing, the checks of queries and bodies, and ``/openapi.json`` come from these records.
-
-    :ivar path: below the tenant, with at most one placeholder.
-    :ivar summary: its purpose.
-    :ivar success: the meaning of the response to a request that succeeds.
-    :ivar code: its status.
-    :ivar schema: the name of its body's schema (:mod:`~txserviceregistry.registry.http.components`); ``None`` if it has
-        no body.
-    :ivar query: the parameters of the query, in the order in which they are checked.
-    :ivar body: the fields of the body, in the order in which they are checked; ``None`` if it takes no body.
-    :ivar faults: the types of its faults, beside those that all operations have, and those of its parameters.
-    :ivar headers: the headers of the request that its handler looks at.
-    :ivar sends: the names of the response's headers, beside those that every response has.
-    :ivar links: the operations that the response leads to, as links of OpenAPI.
-    :ivar maximumBody: a body of so many bytes is too large.
-    :ivar needsStore: whether it may wait for the store. An operation that is answered from memory does not make the
-        account: a tenant that has a service has one.
-    :ivar isAudited: whether its requests are in the audit log: it changes something, and is not a heartbeat.
-    """
-
-    name: str
-    handler: Handler
-    method: str
-    path: str
-    summary: str
-    success: str
-    code: int
-    schema: str | None = None
-    query: tuple[Parameter, ...] = ()
-    body: tuple[Field, ...] | None = None
-    faults: tuple[str, ...] = ()
-    headers: tuple[Parameter, ...] = ()
-    sends: tuple[str, ...] = ()
-    links: Mapping[str, Any] = attrs.field(factory=dict)
-    mediaType: str = "application/json"
-    maximumBody: int = MAXIMUM_BODY
-    needsStore: bool = True
-    isAudited: bool = attrs.field(init=False)
-
-    @isAudited.default
-    def _audited(self) -> bool:
-        return self.method != "GET" and not self.path.endswith(("/heartbeat", "/heartbeats"))
+        return f"{baseUrl(request)}{path}?{urlencode([*query, ('marker', marker)], errors='surrogateescape')}"

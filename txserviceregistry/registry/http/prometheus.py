@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
-from ...types import Service
 from ...util.fields import Unusable, isEnabled, netloc, readAddress
 from ..core import Registry
 from .messages import Response, inJSON
@@ -16,40 +14,38 @@ from .messages import Response, inJSON
 TARGETS_IN_A_TURN = 200
 
 _PREFIX = "__meta_service_registry_"
-# Characters that the name of a label can't have.
-_OTHERS = re.compile(r"[^A-Za-z0-9_]")
 
 
 async def listTargets(registry: Registry, tenant: str, tag: str | None) -> Response:
     """The target groups of all services at one moment, or of those with a tag."""
     page = await registry.list(tenant, None, sys.maxsize - 1, tag, True)
-    services, groups = cast(Sequence[Service], page.values), list[str]()
-    for begin in range(0, len(services), TARGETS_IN_A_TURN):
-        if begin:
+    groups = []
+    for number, service in enumerate(page.values, 1):
+        if number % TARGETS_IN_A_TURN == 0:
             await registry.pause()
-        groups += map(inJSON, targetGroups(services[begin : begin + TARGETS_IN_A_TURN]))
+        group = targetGroup(service)
+        if group is not None:
+            groups.append(inJSON(group))
     return Response(200, text=f"[{', '.join(groups)}]".encode())
 
 
-def targetGroups(services: Iterable[Service]) -> Iterator[dict[str, Any]]:
+def targetGroup(service: Any) -> dict[str, Any] | None:
     """
-    The target group of each service that is to be scraped. Services without a valid address, in the state ``out``, or
-    with ``status=disabled`` have none.
+    The target group of a service; ``None`` for one without a valid address, in the state ``out``, or with
+    ``status=disabled``.
     """
-    for service in services:
-        metadata = service["metadata"]
-        try:
-            host, port = readAddress(metadata)
-        except Unusable:
-            continue
-        state = service.get("state", "up")
-        if state == "out" or not isEnabled(metadata):
-            continue
-        labels = {
-            f"{_PREFIX}id": service["id"],
-            f"{_PREFIX}tags": f",{','.join(service['tags'])}," if service["tags"] else "",
-            f"{_PREFIX}state": state,
-        }
-        for key in sorted(metadata):
-            labels.setdefault(f"{_PREFIX}metadata_{_OTHERS.sub('_', key)}", metadata[key])
-        yield {"targets": [netloc(host, port)], "labels": labels}
+    metadata, state = service["metadata"], service.get("state", "up")
+    try:
+        host, port = readAddress(metadata)
+    except Unusable:
+        return None
+    if state == "out" or not isEnabled(metadata):
+        return None
+    labels = {
+        f"{_PREFIX}id": service["id"],
+        f"{_PREFIX}tags": f",{','.join(service['tags'])}," if service["tags"] else "",
+        f"{_PREFIX}state": state,
+    }
+    for key in sorted(metadata):
+        labels.setdefault(f"{_PREFIX}metadata_{re.sub('[^A-Za-z0-9_]', '_', key)}", metadata[key])
+    return {"targets": [netloc(host, port)], "labels": labels}

@@ -7,36 +7,53 @@ Requests that are refused before they are complete (a body that is too large, in
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
-from twisted.internet.interfaces import IAddress
+from twisted.internet.defer import Deferred, TimeoutError, succeed
+from twisted.internet.interfaces import IAddress, IDelayedCall
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import LogLevel
 from twisted.web.server import Request
 
+from ...util.concurrency import DaemonThreadPool
+from ...util.deferred import returnsDeferred, waitFor
+from ...util.files import checkPath
+from ...util.logs import Logger, Outage
 from ...util.parsing import validTraceparent
 from ..limits import NO_HEADERS
 from ..statistics import RequestStatistics
-from .accesslog import LogFile
 
 #: The route of all paths that are no resource.
 OTHER = "other"
-#: The route of requests that wait for events, whose times say nothing of how fast the registry is.
+#: The routes of requests that wait for events and for a lock, whose times say nothing of how fast the registry is.
 WAITING = "/events?wait"
-#: The same of those that wait for a lock.
 LOCK_WAITING = "/locks?wait"
 #: The route of event streams.
 STREAM = "/events/stream"
 #: The code, as in nginx, of a request whose client was gone before it could be answered.
 GONE = 499
 
+#: The target of a log that stands for the standard output.
+STDOUT = "-"
+#: Seconds that a line waits at most before it is handed over to be written.
+FLUSH_SECONDS = 1.0
+#: How many lines may wait to be written; more of them are lost.
+MOST_WAITING = 50_000
+#: Seconds that the end of a registry waits for its last lines.
+END_SECONDS = 2.0
+
 # How many bytes of a path are logged, and how many characters of an id or key: all of one that is valid.
 _LONGEST_PATH = 2_000
 _LONGEST_OBJECT = 500
 # Any text can be a method. These are counted under their names where the route is OTHER.
 _METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"})
+_TOO_SLOW = "writing is too slow"
 
 
 def newTxnId() -> str:
@@ -54,8 +71,7 @@ class RequestRecord:
     :ivar change: the name of its operation if the audit log has it, else empty.
     :ivar object: the id, key or name of the object that the request is about; empty if it has none.
     :ivar user: empty until the request is authenticated; so is the tenant.
-    :ivar isLate: whether it had to wait for something.
-    :ivar isGone: whether the client has hung up.
+    :ivar isLate: whether it had to wait for something; *isGone*: whether the client has hung up.
     :ivar headers: headers of its response, whatever the response is.
     """
 
@@ -103,10 +119,8 @@ class RequestLog:
         self._count(request.method, record.route, code, seconds)
         user, tenant, txnId = record.user or None, record.tenant or None, record.txnId
         if self._accessLog is not None:
-            fields = accessFields(
-                request.getClientAddress(), request.method, request.path, code, txnId, user, tenant, seconds
-            )
-            trace = record.traceparent
+            address, trace = request.getClientAddress(), record.traceparent
+            fields = accessFields(address, request.method, request.path, code, txnId, user, tenant, seconds)
             self._accessLog.add(self._wallClock(), fields if trace is None else {**fields, "traceparent": trace})
         if self._auditLog is not None and record.change:
             change = {
@@ -126,10 +140,9 @@ class RequestLog:
             self._accessLog.add(self._wallClock(), accessFields(address, method, path, code, txnId))
 
     def _count(self, method: bytes, route: str, code: int, seconds: float) -> None:
-        if not route:
-            route = OTHER
-            method = method if method in _METHODS else b"other"
-        self.statistics.add(method, route, code, seconds)
+        if not route and method not in _METHODS:
+            method = b"other"
+        self.statistics.add(method, route or OTHER, code, seconds)
 
 
 def accessFields(
@@ -157,3 +170,151 @@ def accessFields(
 
 def _text(raw: bytes) -> str | None:
     return raw[:_LONGEST_PATH].decode("utf-8", "backslashreplace") or None
+
+
+def timeText(moment: float) -> str:
+    """A time, in seconds since the epoch, as in the lines of logs."""
+    whole, milliseconds = divmod(int(moment * 1000), 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{milliseconds:03d}Z"
+
+
+def lineOf(moment: float, fields: Mapping[str, Any]) -> str:
+    """A line, without its end. Whatever a client sends is escaped: all of it is printable ASCII."""
+    return json.dumps({"time": timeText(moment), **fields})
+
+
+class LogFile:
+    """
+    Writes a log, a line of JSON for each request. Lines are gathered for a second and written by a thread of its own,
+    so that no request waits for a disk or a pipe. Lines that can't be written are lost.
+
+    The file is opened again when it is no longer the one under its name, so it can be rotated by moving it away.
+
+    :param target: the path of a file, which is added to; or ``-`` for the standard output.
+    :ivar lost: how many lines could not be written.
+    """
+
+    _log = Logger()
+
+    def __init__(self, target: str, reactor: Any, name: str = "access log") -> None:
+        self.lost = 0
+        self._target = target
+        self._reactor = reactor
+        self._waiting: list[tuple[float, Mapping[str, Any]]] = []
+        self._next: IDelayedCall | None = None
+        self._writing: Deferred[None] = succeed(None)
+        self._isStopped = False
+        # It keeps no process from ending, though writing to a pipe may never return.
+        self._pool = DaemonThreadPool(0, 1, name="txserviceregistry log")
+        self._pool.start()
+        # Of the thread: the open file, and whether it ends with half a line.
+        self._file: int | None = 1 if target == STDOUT else None
+        self._isTorn = False
+        self._outage = Outage(
+            self._log,
+            reactor,
+            "The {name} {target} can't be written: {reason}. Requests go on; its lines are lost",
+            "The {name} {target} can be written again; {lost} of its lines are lost",
+            level=LogLevel.error,
+            name=name,
+            target=target,
+        )
+
+    def start(self) -> None:
+        """Open the file, so that a file that can't be written is logged at once."""
+        self._flush()
+
+    def add(self, moment: float, fields: Mapping[str, Any]) -> None:
+        """Write a line with these fields, and the moment in seconds since the epoch, within a second or so."""
+        if len(self._waiting) >= MOST_WAITING:
+            self._lose(1, _TOO_SLOW)
+            return
+        self._waiting.append((moment, fields))
+        self._schedule()
+
+    @returnsDeferred
+    async def stop(self) -> None:
+        """Write all lines and close the file, in two seconds at most."""
+        self._isStopped = True
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        try:
+            await waitFor(Deferred.fromCoroutine(self._finish())).addTimeout(END_SECONDS, self._reactor)
+        except TimeoutError:
+            self._outage.failed(reason=_TOO_SLOW)
+
+    async def _finish(self) -> None:
+        await waitFor(self._writing)
+        await self._write()
+        await self.inThread(self._close)
+        self._pool.stop()
+
+    def _schedule(self) -> None:
+        if self._waiting and self._next is None and self._writing.called and not self._isStopped:
+            self._next = self._reactor.callLater(FLUSH_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        self._next = None
+        self._writing = Deferred.fromCoroutine(self._write())
+        self._writing.addCallback(lambda _: self._schedule())
+
+    async def _write(self) -> None:
+        lines, self._waiting = self._waiting, []
+        try:
+            await self.inThread(partial(self._append, lines))
+        except OSError as error:
+            self._lose(len(lines), error.strerror or str(error))
+        except Exception:
+            self.lost += len(lines)
+            self._log.failure("Internal error while writing the log {target}", target=self._target)
+        else:
+            self._outage.succeeded(lost=self.lost)
+
+    def _lose(self, count: int, reason: str) -> None:
+        self.lost += count
+        self._outage.failed(reason=reason)
+
+    # -- in the thread
+
+    def inThread(self, work: Callable[[], None]) -> Deferred[None]:
+        """Do *work* in the thread, after all that was given before."""
+        return deferToThreadPool(self._reactor, self._pool, work)
+
+    def _append(self, lines: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
+        file = self._opened()
+        # After half a line, whatever follows begins on a line of its own.
+        data = b"\n" if self._isTorn and lines else b""
+        data += "".join([lineOf(*line) + "\n" for line in lines]).encode("ascii")
+        try:
+            while data:
+                written = os.write(file, data)
+                self._isTorn = not data[:written].endswith(b"\n")
+                data = data[written:]
+        except OSError:
+            self._close()
+            raise
+
+    def _opened(self) -> int:
+        if self._file is not None and self._target != STDOUT and not self._isInPlace(self._file):
+            self._close()
+            self._isTorn = False
+        if self._file is None:
+            # Checked first: a file that is there then, and that another user can't replace, stays in its place.
+            exclusive = 0 if os.path.lexists(self._target) else os.O_EXCL
+            checkPath(self._target)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            # Other users must not read the addresses of clients.
+            self._file = os.open(self._target, flags | exclusive, 0o600)
+        return self._file
+
+    def _isInPlace(self, file: int) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._target), os.fstat(file))
+        except FileNotFoundError:
+            return False
+
+    def _close(self) -> None:
+        if self._file is not None and self._target != STDOUT:
+            file, self._file = self._file, None
+            os.close(file)

@@ -24,10 +24,9 @@ from ..stores.interfaces import StoreUnavailable, UserRecord
 from .admission import inTurn
 from .authentication import Authenticator, invalidToken
 from .handlers import Handlers
-from .messages import Response, closeAfterwards, faultResponse, parseBody, send
-from .operations import MAXIMUM_BODY, Call, Operation, sentQuery
+from .messages import Response, closeAfterwards, faultResponse, parseBody, write
+from .operations import TOKENS, Call, Target, early, resolve, sentQuery
 from .requestlog import GONE, LOCK_WAITING, STREAM, WAITING, RequestLog, RequestRecord
-from .routes import TOKENS, Target, bodyLimit, resolve
 from .statuspages import Pages
 
 # The methods that the rate limit counts.
@@ -62,8 +61,15 @@ class ApiResource(Resource):
         self.handlers = Handlers(registry, rateLimiter, limits)
 
     def render(self, request: Request) -> int:
-        """Answer a request, for a plain Site: the response is sent from here, now or later."""
-        self.answer(request)
+        """Answer a request for a plain Site, which has read it whole: the response is sent from here, now or later."""
+        size = request.content.seek(0, 2)  # type: ignore[union-attr]  # it has one
+        limit = early(request.method, request.path).maximumBody
+        if size >= limit:
+            closeAfterwards(request)
+            record = self.requestLog.begin(request)
+            self._send(record, faultResponse(requestTooLarge(limit), record.txnId))
+        else:
+            self.answer(request)
         return NOT_DONE_YET
 
     def answer(self, request: Request) -> None:
@@ -81,20 +87,8 @@ class ApiResource(Resource):
             answering.cancel()
 
     async def _answer(self, record: RequestRecord) -> None:
-        request, txnId = record.request, record.txnId
-        try:
-            response = await self._outcome(record)
-        except Fault as fault:
-            _forgetTraces(fault)
-            response = faultResponse(fault, txnId)
-        except StoreUnavailable:
-            response = faultResponse(systemFailure(), txnId)
-        except Overloaded:
-            response = faultResponse(systemFailure("Too many authentications in progress; retry later"), txnId)
-        except Exception as error:
-            if not (record.isGone and isinstance(error, CancelledError)):
-                self._log.failure("Internal error while answering request {request}", request=record.name)
-            response = faultResponse(internalError(), txnId)
+        response = await self._outcome(record)
+        request = record.request
         if record.isLate:
             with suppress(CancelledError):  # the client is gone
                 await inTurn(request)
@@ -103,7 +97,7 @@ class ApiResource(Resource):
         elif not request.startedWriting:
             if record.headers:
                 response = attrs.evolve(response, headers={**response.headers, **record.headers})
-            self.requestLog.end(record, self._send(record, response))
+            self._send(record, response)
         elif request.finished:
             # An event stream that has ended.
             self.requestLog.end(record, 200)
@@ -112,19 +106,35 @@ class ApiResource(Resource):
                 lambda _: self.requestLog.end(record, 200), lambda _: self.requestLog.end(record, GONE)
             )
 
-    def _send(self, record: RequestRecord, response: Response) -> int:
+    def _send(self, record: RequestRecord, response: Response) -> None:
         try:
-            send(record.request, response, record.txnId)
+            write(record.request, response, record.txnId)
         except Exception:
             self._log.failure("Cannot send the response to request {request}", request=record.name)
-            if not record.request.startedWriting:
-                response = faultResponse(internalError(), record.txnId)
-                send(record.request, response, record.txnId)
-        return response.code
+            response = faultResponse(internalError(), record.txnId)
+            write(record.request, response, record.txnId)
+        self.requestLog.end(record, response.code)
+        record.request.finish()
 
     async def _outcome(self, record: RequestRecord) -> Response:
+        """The response to a request, whatever happens."""
+        try:
+            return await self._respond(record)
+        except Fault as error:
+            fault = error
+            _forgetTraces(fault)
+        except StoreUnavailable:
+            fault = systemFailure()
+        except Overloaded:
+            fault = systemFailure("Too many authentications in progress; retry later")
+        except Exception as error:
+            if not (record.isGone and isinstance(error, CancelledError)):
+                self._log.failure("Internal error while answering request {request}", request=record.name)
+            fault = internalError()
+        return faultResponse(fault, record.txnId)
+
+    async def _respond(self, record: RequestRecord) -> Response:
         request = record.request
-        _checkSize(request)
         target = resolve(request.method, request.path)
         target.note(record)
         if not target.isApi:
@@ -166,33 +176,14 @@ class ApiResource(Resource):
         if request.method in _COUNTED:
             record.headers = {**record.headers, **self._rateLimiter.headers(tenant)}
             self._rateLimiter.check(tenant)
-        query = _queryOf(operation, request)
-        call = Call(record, user, tenant, target.argument, query, body, authenticate, operation.body or ())
-        return await operation.handler(self.handlers, call)
-
-
-def _checkSize(request: Request) -> None:
-    """
-    Refuse the body that an ApiSite refuses while it comes in, for a request that was read whole (by a plain Site).
-    """
-    content: Any = request.content
-    size: int = content.seek(0, 2)
-    content.seek(0)
-    if size >= MAXIMUM_BODY:
-        limit = bodyLimit(request.method, request.path)
-        if size >= limit:
-            closeAfterwards(request)
-            raise requestTooLarge(limit)
-
-
-def _queryOf(operation: Operation, request: Request) -> dict[str, Any]:
-    if not operation.query:
-        return {}
-    sent = sentQuery(request)
-    return {
-        parameter.name: parameter.value(*[value for name, value in sent if name == parameter.name])
-        for parameter in operation.query
-    }
+        sent = sentQuery(request) if operation.query else []
+        query = {
+            parameter.name: parameter.value(*[value for name, value in sent if name == parameter.name])
+            for parameter in operation.query
+        }
+        return await operation.handler(
+            self.handlers, Call(record, user, operation, target.argument, query, body, authenticate)
+        )
 
 
 def _forgetTraces(fault: Fault) -> None:

@@ -82,8 +82,9 @@ class _Handshaking(TLSMemoryBIOProtocol):
     transport: Any
     _queue: AdmissionQueue
     _origin: Origin
-    # Received bytes that wait in the queue.
-    _held: bytes | None = None
+    # What has been received and waits for the queue, and whether nothing more is read meanwhile.
+    _held = b""
+    _isPaused = False
     _isDone = False
 
     def makeConnection(self, transport: ITransport) -> None:
@@ -96,31 +97,27 @@ class _Handshaking(TLSMemoryBIOProtocol):
     def dataReceived(self, data: bytes) -> None:
         if self._isDone:
             super().dataReceived(data)  # type: ignore[no-untyped-call]  # Twisted's own
-        elif self._held is not None:
-            self._held += data
-        elif self._queue.isBusy:
-            self._held = data
+            return
+        self._held += data
+        if not self._isPaused and not self._queue.run(self._origin, self._shake):
+            self._isPaused = True
             self.transport.pauseProducing()
-            self._queue.enter(self._origin, self._goOn)
-        else:
-            self._queue.spend(partial(self._shake, data))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._held = None
+        self._held = b""
         super().connectionLost(reason)  # type: ignore[no-untyped-call]  # as above
 
-    def _goOn(self) -> None:
-        held, self._held = self._held, None
-        if held is not None:
-            self.transport.resumeProducing()
-            self._queue.spend(partial(self._shake, held))
-
-    def _shake(self, data: bytes) -> None:
-        super().dataReceived(data)  # type: ignore[no-untyped-call]  # as above
-        # After the client's last message of the handshake nothing costs a signature.
-        handle: Any = self.getHandle()  # type: ignore[no-untyped-call]  # as above
-        self._isDone = handle.get_peer_finished() is not None
-        self._origin = attrs.evolve(self._origin, connection=_LATER)
+    def _shake(self) -> None:
+        held, self._held = self._held, b""
+        if held:
+            if self._isPaused:
+                self._isPaused = False
+                self.transport.resumeProducing()
+            super().dataReceived(held)  # type: ignore[no-untyped-call]  # as above
+            # After the client's last message of the handshake nothing costs a signature.
+            handle: Any = self.getHandle()  # type: ignore[no-untyped-call]  # as above
+            self._isDone = handle.get_peer_finished() is not None
+            self._origin = attrs.evolve(self._origin, connection=_LATER)
 
 
 class _HandshakingFactory(TLSMemoryBIOFactory):

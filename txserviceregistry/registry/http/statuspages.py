@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from twisted.internet.address import UNIXAddress
-from twisted.internet.defer import Deferred, TimeoutError, succeed
+from twisted.internet.defer import TimeoutError
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.web.server import Request
 
@@ -63,41 +63,39 @@ class Health:
         self._store = store
         self._clock = clock
         self._started = clock.seconds()
-        self._probing: SingleFlight[str, str] = SingleFlight()
-        self._found: tuple[str, float] | None = None
+        self._probing: SingleFlight[str, None] = SingleFlight()
+        # The state of the store, and until when it is believed.
+        self._found = "", clock.seconds()
 
     @returnsDeferred
     async def report(self) -> dict[str, Any]:
         """Fires with the health of the registry now, or less than a second ago, as JSON; within two seconds."""
+        if self._clock.seconds() >= self._found[1]:
+            try:
+                # All requests wait for the same probe, also for one that hangs.
+                await self._probing.do("", self._probe).addTimeout(PATIENCE, self._clock)
+            except TimeoutError:
+                self._find(SILENT)
         return {
-            "store": {"name": self._store.name, "state": await self._state()},
+            "store": {"name": self._store.name, "state": self._found[0]},
             "uptime": round(self._clock.seconds() - self._started, 3),
             "version": __version__,
         }
 
-    def _state(self) -> Deferred[str]:
-        if self._found is not None and 0 <= self._clock.seconds() - self._found[1] < BELIEF:
-            return succeed(self._found[0])
-        # All requests wait for the same probe, also for one that hangs.
-        state = self._probing.do("", self._probe)
-        if not state.called:
-            state.addTimeout(PATIENCE, self._clock)
-        return state.addErrback(lambda reason: reason.trap(TimeoutError) and self._find(SILENT))
-
     @returnsDeferred
-    async def _probe(self) -> str:
+    async def _probe(self) -> None:
+        state = UNAVAILABLE
         try:
             await self._store.probe()
+            state = OK
         except StoreUnavailable:
-            return self._find(UNAVAILABLE)
+            pass
         except Exception:
             self._log.failure("Internal error while probing the store")
-            return self._find(UNAVAILABLE)
-        return self._find(OK)
+        self._find(state)
 
-    def _find(self, state: str) -> str:
-        self._found = state, self._clock.seconds()
-        return state
+    def _find(self, state: str) -> None:
+        self._found = state, self._clock.seconds() + BELIEF
 
 
 def statusPages(health: Health, sources: Sources, audience: str = LOOPBACK) -> Pages:
@@ -126,16 +124,8 @@ def statusPages(health: Health, sources: Sources, audience: str = LOOPBACK) -> P
             metrics.append(Metrics(sources))
         return Response(200, headers={"Content-Type": CONTENT_TYPE}, text=metrics[0].text())
 
-    pages = {
-        "/health": getHealth,
-        "/health/ready": getHealth,
-        "/health/live": getLife,
-        openapi.PATH: getDescription,
-        "/metrics": getMetrics,
-    }
-    if audience == OFF:
-        del pages["/metrics"]
-    return pages
+    pages = {"/health": getHealth, "/health/ready": getHealth, "/health/live": getLife, openapi.PATH: getDescription}
+    return pages if audience == OFF else {**pages, "/metrics": getMetrics}
 
 
 def _isOnThisMachine(address: IAddress) -> bool:

@@ -1,52 +1,292 @@
 """
-The rules for what clients send in bodies, paths, queries and headers, and the checks that a single rule can't express.
+The rules for what clients send in bodies, paths, queries and headers: the reasons why a value breaks one, in the words
+of the API, and the JSON Schema (2020-12) of the values that follow it. A pattern means the same to Python (with
+``re.ASCII``) and to ECMAScript, the dialect of JSON Schema.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, get_args
 
 import attrs
 
 from ...types import State
 from ...util.fields import ETAGS as ETAG_LIST
 from ..faults import Fault, badHeader, badParameter, badRequest, invalidLimit, notFound, validationError
-from ..model import EVENT_TYPES, PLAIN_TYPES, UNCONDITIONAL, Precondition, ServiceChanges
-from .rules import (
-    ANY_UUID,
-    FLAG,
-    TIME_UUID,
-    Field,
-    Parameter,
-    Rule,
-    anyOf,
-    choice,
-    items,
-    mapping,
-    number,
-    schemaOf,
-    someOf,
-    text,
-    unchecked,
-)
+from ..model import EVENT_TYPES, PLAIN_TYPES, ServiceChanges
+
+Schema: TypeAlias = dict[str, Any]
 
 DEFAULT_LIMIT = 100
 MAXIMUM_LIMIT = 1000
 BAD_MARKER = r"Marker contains invalid characters. Valid characters are: /^[a-z0-9\-:_\.\/]{0,255}$/i"
 
+
+# -- rules
+
+
+class Invalid(Exception):
+    """A value breaks a rule; the text is the reason, in the words of the API."""
+
+
+@attrs.frozen
+class Rule:
+    """
+    A rule for a value.
+
+    :ivar check: returns the value that a value stands for, or raises :class:`Invalid`.
+    :ivar schema: the values that follow the rule in a body; *inText*: the same in a path or a query, if it differs.
+    """
+
+    check: Callable[[Any], Any]
+    schema: Schema
+    inText: Schema | None = None
+
+
+def text(shortest: int, longest: int, pattern: str | None = None) -> Rule:
+    """A string of so many characters (code points); without a *pattern* of all that UTF-8 can express."""
+    matches = _isUnicode if pattern is None else re.compile(pattern, re.ASCII).fullmatch
+
+    def check(value: object) -> str:
+        if not isinstance(value, str):
+            raise Invalid("Not a string")
+        if not shortest <= len(value) <= longest:
+            raise Invalid(f"String is not in range ({shortest}..{longest})")
+        if not matches(value):
+            raise Invalid("Invalid characters")
+        return value
+
+    schema = {"type": "string"} if pattern is None else matching(pattern)
+    return Rule(check, {**schema, "minLength": shortest, "maxLength": longest})
+
+
+def number(least: int, greatest: int) -> Rule:
+    """An integer, as ``30`` or ``30.0``, or as text that reads as one: ``"30"``, ``" 030"``, ``"3e1"``. No boolean."""
+
+    def check(value: object) -> int:
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            # A number that overflows is infinite: an integer out of every range.
+            value = max(-_HUGE, min(float(value), _HUGE))
+        if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise Invalid("Invalid integer")
+        if not least <= value <= greatest:
+            raise Invalid(f"Value out of range ({least}..{greatest})")
+        return value
+
+    digits = "|".join(_digits(least, greatest))
+    # In a path or a query a number is written in digits, and in one way only. In a body, exponents and other white
+    # space are accepted too; no pattern can compare a number with an exponent.
+    inText = {"type": "integer", "minimum": least, "maximum": greatest}
+    return Rule(check, {"anyOf": [inText, matching(rf" *\+?0*(?:{digits})(?:\.0*)? *")]}, inText)
+
+
+def choice(what: str, words: Sequence[str]) -> Rule:
+    """One of a few words; *what* is the name of such a word, for the reason."""
+
+    def check(value: object) -> str:
+        if not isinstance(value, str) or value not in words:
+            given = _printable(str(value))
+            raise Invalid(f"Invalid {what}: {given}. Valid {what}s are: {','.join(words)}")
+        return value
+
+    return Rule(check, {"type": "string", "enum": list(words)})
+
+
+def someOf(what: str, words: Sequence[str]) -> Rule:
+    """Some of a few words in a query, separated by commas, or ``all``."""
+    one = choice(what, words)
+
+    def check(value: str) -> frozenset[str]:
+        return frozenset(words) if value == "all" else frozenset(map(one.check, value.split(",")))
+
+    word = f"(?:{'|'.join(map(re.escape, words))})"
+    return Rule(check, matching(f"|all|{word}(?:,{word})*"))
+
+
+def anyOf(first: Rule, second: Rule) -> Rule:
+    """A value that follows one rule or another. The reason is the second one's."""
+
+    def check(value: object) -> Any:
+        try:
+            return first.check(value)
+        except Invalid:
+            return second.check(value)
+
+    return Rule(check, {"anyOf": [first.schema, second.schema]})
+
+
+def items(element: Rule, most: int, least: int = 0) -> Rule:
+    """An array. The reason why an element is invalid is the element's own."""
+    checkElement = element.check
+
+    def check(value: object) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise Invalid("Not an array")
+        _checkCount(len(value), most, least)
+        return tuple([checkElement(each) for each in value])
+
+    return Rule(check, {"type": "array", "items": element.schema, "minItems": least, "maxItems": most})
+
+
+def mapping(key: Rule, value: Rule, most: int) -> Rule:
+    """A JSON object with free keys."""
+
+    def check(given: object) -> dict[str, Any]:
+        if not isinstance(given, dict):
+            raise Invalid("Not a hash")
+        _checkCount(len(given), most)
+        for name, each in given.items():
+            try:
+                what = f"Key {_printable(name)}"
+                key.check(name)
+                what = f"Value for key '{name}'"
+                value.check(each)
+            except Invalid as reason:
+                raise Invalid(f"{what}: {reason}")
+        return given
+
+    schema = {"propertyNames": key.schema, "additionalProperties": value.schema, "maxProperties": most}
+    return Rule(check, {"type": "object", **schema})
+
+
+def matching(pattern: str) -> Schema:
+    """A text of which the whole matches."""
+    return {"type": "string", "pattern": f"^(?:{pattern})$"}
+
+
+def _checkUUID(value: object) -> str:
+    if not isinstance(value, str):
+        raise Invalid("Not a string")
+    if not _UUID.fullmatch(value):
+        raise Invalid("Invalid UUID")
+    return value
+
+
+def _checkTimeUUID(value: object) -> str:
+    uuid = _checkUUID(value)
+    if uuid[14] != "1" or uuid[19] not in "89abAB":
+        raise Invalid("UUID is not version 1" if uuid[14] != "1" else "Unsupported UUID variant")
+    return uuid
+
+
+def _checkFlag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise Invalid("Not a boolean")
+    return value
+
+
+def _checkLimit(value: str) -> int:
+    if not re.fullmatch(r"-?[0-9]+", value, re.ASCII):
+        raise Invalid("Limit must be a number")
+    # No number in range has as many digits as make int() slow, or refuse them.
+    if not 1 <= (number := int(value[:30])) <= MAXIMUM_LIMIT:
+        raise Invalid(f"Invalid limit {value}. Minimum limit is 1 and maximum limit is {MAXIMUM_LIMIT}.")
+    return number
+
+
+def _checkCount(count: int, most: int, least: int = 0) -> None:
+    if not least <= count <= most:
+        raise Invalid(f"Object needs to have between {least} and {most} items")
+
+
+def _digits(least: int, greatest: int) -> Iterator[str]:
+    """Patterns that together match the numbers of a range; each matches 1, 10, 100, … of them."""
+    while least <= greatest:
+        size = 1
+        while least and least % (size * 10) == 0 and least + size * 10 - 1 <= greatest:
+            size *= 10
+        yield f"{least // size}{'[0-9]' * (len(str(size)) - 1)}"
+        least += size
+
+
+def _isUnicode(value: str) -> bool:
+    # JSON can spell half of a surrogate pair, which neither UTF-8 nor a store can express.
+    return value.isascii() or _SURROGATE.search(value) is None
+
+
+def _printable(value: str) -> str:
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+# Each character can match in one place only, so that no text takes long.
+_NUMBER = re.compile(r"\s*[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", re.ASCII)
+_HUGE = 1e30
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_HEX = "[0-9A-Fa-f]"
+_UUID = re.compile(f"{_HEX}{{8}}(?:-{_HEX}{{4}}){{3}}-{_HEX}{{12}}", re.ASCII)
+
+#: The text of a version-1 UUID, in its canonical form, with letters of any case.
+TIME_UUID = Rule(_checkTimeUUID, matching(f"{_HEX}{{8}}-{_HEX}{{4}}-1{_HEX}{{3}}-[89abAB]{_HEX}{{3}}-{_HEX}{{12}}"))
+_ANY_UUID = Rule(lambda value: _checkUUID(value).lower(), matching(_UUID.pattern))
+_FLAG = Rule(_checkFlag, {"type": "boolean"})
+_WORD = choice("value", ("true", "false"))
+_BOOLEAN = Rule(lambda value: _WORD.check(value) == "true", _WORD.schema)
 _SERVICE_ID = text(3, 65, r"[A-Za-z0-9_\-.]*")
 # The pattern is the protocol's own. It lets a last part without a slash follow a namespace of 50 characters directly.
 # That it can't end with a slash stands at its beginning, because not every dialect can look behind.
 _KEY = text(3, 500, r"(?!.*\/$)(\/[A-Za-z0-9_\-]{3,50}\/?){0,10}([A-Za-z0-9_\-.]{3,170})?")
 _MARKER = text(0, 255, r"[A-Za-z0-9\-:_./]*")
 
+
 # -- fields of bodies
+
+
+@attrs.frozen
+class Field:
+    """
+    A field of a body.
+
+    :ivar default: makes the value of an absent field, or of ``null``; a field without a default is never ``null``.
+    :ivar isOptional: whether the field may be absent, and is ``None`` then.
+    """
+
+    name: str
+    rule: Rule
+    default: Callable[[], Any] | None = None
+    isOptional: bool = False
+
+    @property
+    def isRequired(self) -> bool:
+        return self.default is None and not self.isOptional
+
+    def value(self, body: Mapping[str, object]) -> Any:
+        """The field's value in *body*; raises the fault 400 if it is missing or breaks its rule."""
+        if self.name not in body:
+            if self.isRequired:
+                raise validationError(self.name, f"Missing required key ({self.name})")
+            return None if self.isOptional or self.default is None else self.default()
+        value = body[self.name]
+        if value is None and self.default is not None:
+            return self.default()
+        try:
+            return self.rule.check(value)
+        except Invalid as reason:
+            raise validationError(self.name, str(reason))
+
+    def schema(self) -> Schema:
+        schema = self.rule.schema
+        if self.default is None:
+            return schema
+        default = self.default()
+        default = list(default) if isinstance(default, tuple) else default
+        return {**schema, "type": [schema["type"], "null"], "default": default}
+
+
+def schemaOf(fields: Sequence[Field]) -> Schema:
+    """An object with these fields; more of them are ignored."""
+    schema: Schema = {"type": "object", "properties": {field.name: field.schema() for field in fields}}
+    required = [field.name for field in fields if field.isRequired]
+    return {**schema, "required": required} if required else schema
+
 
 ID = Field("id", _SERVICE_ID)
 TOKEN = Field("token", TIME_UUID)
-
+LOCK = Field("lock", _KEY)
 _METADATA = Field("metadata", mapping(text(1, 255), text(1, 255), most=20), default=dict)
 _NAME = Field("name", _KEY)
 
@@ -58,8 +298,8 @@ SERVICE_FIELDS = (
 )
 CHANGE_FIELDS = tuple(attrs.evolve(field, isOptional=True) for field in SERVICE_FIELDS)
 HEARTBEAT_FIELDS = (TOKEN,)
-LOCK = Field("lock", _KEY)
-_ENTRY = unchecked({"anyOf": [schemaOf((ID, TOKEN)), schemaOf((LOCK, TOKEN))]})
+# Each entry is checked later, by itself.
+_ENTRY = Rule(lambda value: value, {"anyOf": [schemaOf((ID, TOKEN)), schemaOf((LOCK, TOKEN))]})
 BATCH_FIELDS = (Field("heartbeats", items(_ENTRY, most=1000, least=1)),)
 # A client may send a value's key in the body too, where it is ignored; but it has to be one.
 VALUE_FIELDS = (Field("id", _KEY, isOptional=True), Field("value", text(1, 1024)))
@@ -72,7 +312,7 @@ ACQUIRE_FIELDS = (
     _NAME,
     Field("timeout", number(3, 120)),
     Field("holder", text(0, 255), default=str),
-    Field("nonce", ANY_UUID, isOptional=True),
+    Field("nonce", _ANY_UUID, isOptional=True),
     Field("wait", number(0, 60), isOptional=True),
     _METADATA,
 )
@@ -80,11 +320,53 @@ LOCK_HEARTBEAT_FIELDS = (_NAME, TOKEN)
 RELEASE_FIELDS = (
     _NAME,
     attrs.evolve(TOKEN, isOptional=True),
-    Field("force", FLAG, isOptional=True),
-    Field("now", FLAG, isOptional=True),
+    Field("force", _FLAG, isOptional=True),
+    Field("now", _FLAG, isOptional=True),
 )
 
-# -- parameters of paths
+
+# -- parameters
+
+
+@attrs.frozen
+class Parameter:
+    """
+    A parameter of a path or a query, or a header.
+
+    :ivar summary: its meaning, for the description of the API.
+    :ivar default: the value of an absent parameter.
+    :ivar refusal: makes the fault for a value that breaks the rule, from the value and the reason.
+    :ivar ignoresEmpty: whether an empty value counts as absent.
+    """
+
+    name: str
+    rule: Rule
+    summary: str
+    default: Any = None
+    refusal: Callable[[str, str], Fault] | None = None
+    ignoresEmpty: bool = False
+
+    def value(self, *given: str) -> Any:
+        """Of several values the first counts. Raises the fault of one that breaks its rule."""
+        if not given or (self.ignoresEmpty and not given[0]):
+            return self.default
+        try:
+            return self.rule.check(given[0])
+        except Invalid as reason:
+            if self.refusal is not None:
+                raise self.refusal(given[0], str(reason))
+            raise badParameter(self.name, str(reason))
+
+    def schema(self) -> Schema:
+        return self.rule.inText or self.rule.schema
+
+
+class _Limit(Parameter):
+    """The one parameter that may not be given twice: two numbers are not a number."""
+
+    def value(self, *given: str) -> Any:
+        return super().value(",".join(given)) if given else self.default
+
 
 SERVICE_ID = Parameter("serviceId", _SERVICE_ID, "The service's id.")
 # Where an impossible id is a service that does not exist.
@@ -92,48 +374,29 @@ EXISTING_SERVICE_ID = attrs.evolve(SERVICE_ID, refusal=lambda value, reason: not
 KEY = Parameter("configurationId", _KEY, "A key. The slashes of a qualified one may come as they are.")
 PATH_PARAMETERS = (SERVICE_ID, KEY)
 
-# -- parameters of queries
-
-_WORD = choice("value", ("true", "false"))
-_BOOLEAN = Rule(lambda value: _WORD.check(value) == "true", _WORD.schema)
-_TAG = re.compile('"([^"]*)"')
-
-
-class _Limit(Parameter):
-    """The one parameter that may not be given twice."""
-
-    def value(self, *given: str) -> int:
-        if not given:
-            return DEFAULT_LIMIT
-        if len(given) > 1 or not re.fullmatch(r"-?[0-9]+", given[0], re.ASCII):
-            raise invalidLimit("Limit must be a number")
-        # No number in range has as many digits as make int() slow, or refuse them.
-        number = int(given[0][:30])
-        if not 1 <= number <= MAXIMUM_LIMIT:
-            raise invalidLimit(f"Invalid limit {given[0]}. Minimum limit is 1 and maximum limit is {MAXIMUM_LIMIT}.")
-        return number
-
-
-def _refuseEventQuery(value: str, reason: str) -> Fault:
-    return badRequest(reason)
-
-
-_MARKER_SUMMARY = "The id at which the page starts. If there is no such object, it starts at the next id."
-
 LIMIT = _Limit(
-    "limit", number(1, MAXIMUM_LIMIT), f"The maximum number of values in the page (default: {DEFAULT_LIMIT})."
+    "limit",
+    Rule(_checkLimit, number(1, MAXIMUM_LIMIT).schema, number(1, MAXIMUM_LIMIT).inText),
+    f"The maximum number of values in the page (default: {DEFAULT_LIMIT}).",
+    DEFAULT_LIMIT,
+    refusal=lambda value, reason: invalidLimit(reason),
 )
-MARKER = Parameter("marker", _MARKER, _MARKER_SUMMARY, refusal=lambda value, reason: badParameter("marker", BAD_MARKER))
+MARKER = Parameter(
+    "marker",
+    _MARKER,
+    "The id at which the page starts. If there is no such object, it starts at the next id.",
+    refusal=lambda value, reason: badParameter("marker", BAD_MARKER),
+)
 # A key can be longer than a marker, and the ``next_marker`` of a page has to be a valid marker.
 KEY_MARKER = attrs.evolve(MARKER, rule=anyOf(_KEY, _MARKER))
 # Whether the feed can begin at the marker's time is decided by the registry's core.
-EVENT_MARKER = Parameter("marker", TIME_UUID, _MARKER_SUMMARY, refusal=_refuseEventQuery)
+EVENT_MARKER = attrs.evolve(MARKER, rule=TIME_UUID, refusal=lambda value, reason: badRequest(reason))
 TAG = Parameter("tag", text(1, 65, r"[A-Za-z0-9_\-.]*"), "Only services with this tag.")
 EVENT_TYPE = Parameter(
     "type",
     choice("type", tuple(type for type in EVENT_TYPES if type in PLAIN_TYPES)),
     "Only events of this type.",
-    refusal=_refuseEventQuery,
+    refusal=lambda value, reason: badRequest(reason),
     ignoresEmpty=True,
 )
 EVENT_TYPES_WANTED = Parameter(
@@ -141,7 +404,7 @@ EVENT_TYPES_WANTED = Parameter(
     someOf("type", EVENT_TYPES),
     "Only events of these types, separated by commas; all for all types, those that version 1.0 does not have included"
     " (the extension event-types). Not together with type.",
-    refusal=_refuseEventQuery,
+    refusal=lambda value, reason: badRequest(reason),
     ignoresEmpty=True,
 )
 LOCK_NAME = Parameter("name", _KEY, "Only the lock with this name.")
@@ -153,8 +416,6 @@ STATES = Parameter(
     default=False,
 )
 WAIT = Parameter("wait", number(1, 60), "The time to wait for an event that is newer than the marker, in seconds.")
-
-# -- headers
 
 IF_MATCH = Parameter(
     "If-Match",
@@ -170,6 +431,9 @@ IF_NONE_MATCH = Parameter(
 )
 
 
+# -- what a single rule can't express
+
+
 def eventTypes(query: Mapping[str, Any]) -> frozenset[str]:
     """The types of events that a query asks for; those of version 1.0 if it names none."""
     type, types = query.get("type"), query["types"]
@@ -181,31 +445,10 @@ def eventTypes(query: Mapping[str, Any]) -> frozenset[str]:
 
 
 def serviceChanges(body: Mapping[str, object], id: str) -> ServiceChanges:
-    """
-    The changes that the body of a ``PUT /services/<id>`` asks for. A ``null`` for ``tags`` or ``metadata`` sets the
-    default.
-    """
-    idField, *fields = CHANGE_FIELDS
-    given = body.get(idField.name, id)
+    """The changes that the body of a ``PUT /services/<id>`` asks for."""
+    given = body.get("id", id)
     if not isinstance(given, str):
-        raise validationError(idField.name, "Not a string")
+        raise validationError("id", "Not a string")
     if given != id:
-        raise validationError(idField.name, "Attempted to mutate immutable field")
-    return ServiceChanges(*[field.value(body) for field in fields])
-
-
-def preconditionOf(header: Callable[[bytes], str | None]) -> Precondition:
-    """
-    The precondition of a write (RFC 9110, 13.1), or the fault for headers that are malformed, or both there. ``W/``
-    before a tag, which proxies that compress add, is ignored.
-    """
-    match, noneMatch = header(b"If-Match"), header(b"If-None-Match")
-    if match is not None and noneMatch is not None:
-        raise badRequest("'If-Match' and 'If-None-Match' headers can't be combined", "Send only one of them")
-    if match is not None:
-        tags = IF_MATCH.value(match)
-        return Precondition(True, None if tags == "*" else frozenset(_TAG.findall(tags)))
-    if noneMatch is not None:
-        IF_NONE_MATCH.value(noneMatch)
-        return Precondition(False)
-    return UNCONDITIONAL
+        raise validationError("id", "Attempted to mutate immutable field")
+    return ServiceChanges(*[field.value(body) for field in CHANGE_FIELDS[1:]])

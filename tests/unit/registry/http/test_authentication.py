@@ -120,13 +120,19 @@ class SchemeTests(AuthenticationCase):
             self.assertTrue(connection.protocol.isKnown)
 
     def test_vouches(self) -> None:
-        """The beginning of a request with a token or credentials that were valid gets it served during a flood."""
+        """A request with a token or credentials that were valid is served during a flood, others wait."""
         self.ask(basic())
-        head = b"GET /v1.0/1234/services HTTP/1.1\r\nHost: x\r\nAuthorization: %b\r\nA: b\r\n\r\n"
+        waiting = [Connection(self.api) for _ in range(2)]
+        self.api.site.admission.requests.spend(lambda: self.api.clock.advance(1))
+        for each in waiting:
+            each.send(requestBytes("GET", "/"))
+        self.assertEqual([each.replies() for each in waiting], [[], []])
         for good in (basic(), basic(scheme="basic"), f"Bearer {self.api.token}"):
-            self.assertTrue(self.api.resource.authenticator.vouchesFor(head % good.encode()), good)
+            self.assertEqual(self.ask(good).code, 200, good)
         for bad in (basic(key="wrong"), "Basic !", "Basic QQ==", "Bearer wrong", "Digest x"):
-            self.assertFalse(self.api.resource.authenticator.vouchesFor(head % bad.encode()), bad)
+            connection = Connection(self.api)
+            connection.send(requestBytes("GET", "/v1.0/1234/services", None, {"Authorization": bad}))
+            self.assertEqual(connection.replies(), [], bad)
 
 
 class KeyTests(AuthenticationCase):

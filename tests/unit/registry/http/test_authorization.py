@@ -8,12 +8,11 @@ from uuid import uuid1
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.http.handlers import OPERATIONS
 from txserviceregistry.registry.http.operations import Operation
 from txserviceregistry.registry.roles import KINDS, WRITE, Role
 
 from ..test_tenants import ARGUMENTS, BODIES
-from ..wire import Api, Reply, addConsole, fired
+from ..wire import OPERATIONS, Api, Reply, addConsole, fired
 
 # By the first segment of a path: the kind of the object that an operation below it changes, and a prefix of the objects
 # that the walk is about.

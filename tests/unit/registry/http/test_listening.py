@@ -67,14 +67,12 @@ class ParsingTests(FilesCase, SynchronousTestCase):
             (f"0:privateKey={encrypted}:certKey={certificate}", f"the private key in {encrypted} is encrypted"),
             (f"0:privateKey={key}:certKey={junk}", f"no PEM certificate in certKey {junk}"),
             (f"0:privateKey={key}:certKey={damaged}", f"invalid certificate in certKey {damaged}"),
-            (f"0:privateKey={key}:certKey={certificate}:extraCertChain={junk}", f"extraCertChain {junk}"),
             (
                 f"0:privateKey={other}:certKey={certificate}",
                 f"in {other} does not match the certificate in {certificate}",
             ),
             (f"0:privateKey={key}", f"no PEM certificate in certKey {key}"),
             (f"x:privateKey={key}:certKey={certificate}", "invalid port 'x': not a number"),
-            (f"0:privateKey={key}:certKey={certificate}:backlog=many", "invalid backlog 'many': not a number"),
             (f"privateKey={key}:certKey={certificate}", "invalid port '': not a number"),
             (f"0:1:privateKey={key}:certKey={certificate}", "unknown or repeated argument port="),
             (
@@ -196,16 +194,11 @@ class ListeningTests(FilesCase):
     async def test_aChainInOneFileIsServedWhole(self) -> None:
         """
         Of a file with the server's certificate and those between it and the authority, as authorities hand them out,
-        all are sent; and so are those of ``extraCertChain``. HTTP/1.1 is what is agreed on.
+        all are sent. HTTP/1.1 is what is agreed on.
         """
         root = Holder("Root", names=())
         leaf = Holder("registry", issuer=Holder("Middle", names=(), issuer=root), ca=False)
         registry = await self.started(self.endpoint(leaf))
-        self.assertEqual(await self.handshake(registry, root), ("TLSv1.3", "http/1.1"))
-        await registry.stopService()
-        chain = quoteStringArgument(self.file(leaf.chain[0].certificate))
-        endpoint = self.endpoint(leaf, leaf.certificate, f":interface=127.0.0.1:extraCertChain={chain}")
-        registry = await self.started(endpoint)
         self.assertEqual(await self.handshake(registry, root), ("TLSv1.3", "http/1.1"))
 
     async def test_nothingOlderThanTLS12(self) -> None:

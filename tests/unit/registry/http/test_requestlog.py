@@ -14,8 +14,7 @@ from twisted.protocols.haproxy import proxyEndpoint
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.unit.registry.wire import KEY, USER, Api, Connection, fired, requestBytes
-from txserviceregistry.registry.http.accesslog import lineOf
-from txserviceregistry.registry.http.requestlog import GONE, OTHER, WAITING, newTxnId
+from txserviceregistry.registry.http.requestlog import GONE, OTHER, WAITING, lineOf, newTxnId
 from txserviceregistry.registry.roles import Role
 
 

@@ -14,12 +14,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.unit.garbage import collectOnlyNew
 from txserviceregistry.registry.http import validation
-from txserviceregistry.registry.http.handlers import OPERATIONS
 from txserviceregistry.registry.http.operations import Operation
 from txserviceregistry.registry.http.requestlog import GONE
 from txserviceregistry.registry.limits import RATE_HEADERS, ResourceLimits
 
-from ..wire import KEY, USER, Api, Connection, Reply, requestBytes
+from ..wire import KEY, OPERATIONS, USER, Api, Connection, Reply, requestBytes
 
 JSON_TYPE = "application/json; charset=UTF-8"
 CREDENTIALS = {"auth": {"RAX-KSKEY:apiKeyCredentials": {"username": USER, "apiKey": KEY}}}

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.faults import Fault
-from txserviceregistry.registry.http import batches, validation
+from txserviceregistry.registry.http import validation
+from txserviceregistry.registry.http.handlers import heartbeatOf
 from txserviceregistry.registry.model import NewService, ServiceChanges
 
 TOKEN = "a56b7c00-f7c2-11e1-a0d7-8d4d1d0b7f2e"
@@ -470,9 +471,9 @@ class AnythingTests(SynchronousTestCase):
         self.check(validation.serviceChanges, body, "web1")
         self.check(heartbeatToken, body)
         self.check(configurationValue, body)
-        self.check(batches.heartbeatOf, body)
+        self.check(heartbeatOf, body)
         for entry in self.check(heartbeats, body) or ():
-            self.check(batches.heartbeatOf, entry)
+            self.check(heartbeatOf, entry)
 
     @given(
         st.fixed_dictionaries(

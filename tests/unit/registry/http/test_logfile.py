@@ -16,9 +16,8 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from txserviceregistry.registry.http import accesslog
-from txserviceregistry.registry.http.accesslog import LogFile, LogThread, lineOf
-from txserviceregistry.registry.http.requestlog import accessFields
+from txserviceregistry.registry.http import requestlog
+from txserviceregistry.registry.http.requestlog import LogFile, accessFields, lineOf
 
 NOW = 1_767_225_600.0625
 
@@ -74,14 +73,12 @@ class LineTests(SynchronousTestCase):
         self.assertLess(len(lineOf(*access(b"/" + b"x" * 16_000))), 2_500)
 
 
-class _Thread(LogThread):
-    """A thread whose work is done at once, unless it is held."""
+class _LogFile(LogFile):
+    """A log whose thread does its work at once, unless it is held."""
 
-    def __init__(self) -> None:
-        self.held: list[tuple[Callable[[], None], Deferred[None]]] | None = None
-        self.isStopped = False
+    held: list[tuple[Callable[[], None], Deferred[None]]] | None = None
 
-    def run(self, work: Callable[[], None]) -> Deferred[None]:
+    def inThread(self, work: Callable[[], None]) -> Deferred[None]:
         if self.held is None:
             return maybeDeferred(work)
         waiting: Deferred[None] = Deferred()
@@ -93,16 +90,12 @@ class _Thread(LogThread):
         for work, waiting in held:
             maybeDeferred(work).chainDeferred(waiting)
 
-    def stop(self) -> None:
-        self.isStopped = True
-
 
 class AccessLogTests(SynchronousTestCase):
     """A log over a file, on a clock that the test moves."""
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.thread = _Thread()
         self.path = Path(self.mktemp())
         self.log = self.newLog(str(self.path))
         self.messages: list[LogLevel] = []
@@ -113,8 +106,8 @@ class AccessLogTests(SynchronousTestCase):
         if event.get("name") == "access log":
             self.messages.append(event["log_level"])
 
-    def newLog(self, target: str) -> LogFile:
-        log = LogFile(target, self.clock, self.thread)
+    def newLog(self, target: str) -> _LogFile:
+        log = _LogFile(target, self.clock)
         log.start()
         return log
 
@@ -152,7 +145,6 @@ class AccessLogTests(SynchronousTestCase):
         self.successResultOf(self.log.stop())
         self.assertEqual(self.paths(), ["/a"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.assertTrue(self.thread.isStopped)
 
     def test_canBeRotatedByMovingItAway(self) -> None:
         """A file that is moved away, or removed, is made anew by the next lines: no signal is needed."""
@@ -203,8 +195,8 @@ class AccessLogTests(SynchronousTestCase):
 
     def test_aTargetThatHangs(self) -> None:
         """While a write hangs so many lines are kept and no more, and the end waits for it for two seconds only."""
-        self.patch(accesslog, "MOST_WAITING", 50)
-        self.thread.held = []
+        self.patch(requestlog, "MOST_WAITING", 50)
+        self.log.held = []
         self.log.add(*access(b"/first"))
         self.clock.advance(1)
         for _ in range(55):
@@ -216,15 +208,15 @@ class AccessLogTests(SynchronousTestCase):
         self.clock.advance(2)
         self.successResultOf(ending)
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.thread.release()
+        self.log.release()
 
     def test_linesThatComeWhileOneIsWritten(self) -> None:
         """They are written after it, a second later."""
-        self.thread.held = []
+        self.log.held = []
         self.log.add(*access(b"/a"))
         self.clock.advance(1)
         self.log.add(*access(b"/b"))
-        self.thread.release()
+        self.log.release()
         self.assertEqual(self.paths(), ["/a"])
         self.clock.advance(1)
         self.assertEqual(self.paths(), ["/a", "/b"])
@@ -243,7 +235,7 @@ class LogThreadTests(TestCase):
     async def test_writesInItsThread(self) -> None:
         """A log with a thread of its own writes its lines, and the thread ends with it."""
         path = Path(self.mktemp())
-        log = LogFile(str(path), reactor, LogThread(reactor))  # type: ignore[arg-type]  # it is one
+        log = LogFile(str(path), reactor)
         log.start()
         for number in range(1000):
             log.add(*access(b"/%d" % number))
@@ -258,7 +250,7 @@ class LogThreadTests(TestCase):
         os.dup2(writing, 1)
         os.close(writing)
         try:
-            log = LogFile("-", reactor, LogThread(reactor))  # type: ignore[arg-type]  # it is one
+            log = LogFile("-", reactor)
             log.start()
             log.add(*access(b"/a"))
             await log.stop()

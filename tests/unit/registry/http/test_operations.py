@@ -1,11 +1,11 @@
-"""Tests for :mod:`txserviceregistry.registry.http.routes`."""
+"""Tests for :mod:`txserviceregistry.registry.http.operations`."""
 
 from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.faults import Fault
-from txserviceregistry.registry.http.routes import TOKENS, decodePath, match, resolve
+from txserviceregistry.registry.http.operations import TOKENS, decodePath, match, resolve
 
 
 class DecodePathTests(SynchronousTestCase):
