@@ -103,11 +103,9 @@ class LockHeartBeater(HeartBeater):
         :return: fires with ``None``; fails as ``whenStopped`` does if the lock is lost, or with ``ClientClosed``.
         """
         waiter = self._answered.wait()
-        self.whenStopped().addBoth(self._stoppedBefore)
+        closed = Failure(ClientClosed("This client has been closed"))
+        self.whenStopped().addBoth(lambda result: self._answered.fire(result or closed))
         return waiter
-
-    def _stoppedBefore(self, result: Failure | None) -> None:
-        self._answered.fire(result or Failure(ClientClosed("This client has been closed")))
 
 
 class Held:
@@ -285,39 +283,28 @@ class Lock:
     async def _acquire(self, nonce: str, end: float) -> Held | None:
         """One acquisition; ``None`` if it was lost before it could be used."""
         clock = self._client.clock
-        unreachable = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, self._random)
-        refused = Backoff(_SHORTEST_RETRY, _LONGEST_REFUSAL, self._random)
+        backoff = Backoff(_SHORTEST_RETRY, _LONGEST_REFUSAL, self._random)
         outage = Outage(self._log, clock, _REQUESTS_FAIL, _REQUESTS_SUCCEED, after=2, name=self.name)
         while True:
             left = max(0.0, end - clock.seconds())
             sent, sentAt = self._client.bootTime(), clock.seconds()
             try:
                 acquired = await self._request(nonce, math.ceil(min(left, _LONGEST_WAIT)))
+                break
             except LockHeld:
                 outage.succeeded()
-                unreachable.reset()
-                refused.reset()
+                backoff.reset()
                 if clock.seconds() >= end:
                     raise
                 # A server that did not wait must not be asked without a pause.
-                await self._client.pause(max(0.0, min(sentAt + _SHORTEST_POLL, end) - clock.seconds()))
-            except ServiceRegistryError as error:
-                isPassing = isinstance(error, (*UNKNOWN_OUTCOME, RateLimited)) and not isinstance(error, ClientClosed)
-                if not isPassing or clock.seconds() >= end:
+                delay = max(0.0, sentAt + _SHORTEST_POLL - clock.seconds())
+            except (*UNKNOWN_OUTCOME, RateLimited) as error:
+                if isinstance(error, ClientClosed) or clock.seconds() >= end:
                     raise
                 outage.failed(reason=str(error))
-                isRefusal = isinstance(error, (ServerError, RateLimited))
-                delay = (refused if isRefusal else unreachable).next()
-                told: float | None = getattr(error, "retryAfter", None)
-                if isinstance(error, RateLimited):
-                    delay = max(delay, told or 0.0)
-                elif told:
-                    # A registry without locks after its start says for how long; a proxy may say anything.
-                    delay = min(max(told, _SHORTEST_RETRY), _LONGEST_REFUSAL)
-                await self._client.pause(min(delay, max(0.0, end - clock.seconds())))
-            else:
-                outage.succeeded()
-                break
+                delay = _delayAfter(error, backoff.next())
+            await self._client.pause(min(delay, max(0.0, end - clock.seconds())))
+        outage.succeeded()
         heartBeater = LockHeartBeater(self._client, self.name, self.timeout, acquired["token"], sent)
         heartBeater.start(sentAt)
         if self._client.bootTime() >= sent + heartBeater.interval:
@@ -362,3 +349,14 @@ class Lock:
                 await held.release()
         finally:
             self._blocks.release()
+
+
+def _delayAfter(error: ServiceRegistryError, delay: float) -> float:
+    """Seconds to the next request after one that has failed; *delay* grows with the number of failures."""
+    told: float | None = getattr(error, "retryAfter", None)
+    if isinstance(error, RateLimited):
+        return max(delay, told or 0.0)
+    if told:
+        # A registry without locks after its start says for how long; a proxy may say anything.
+        return min(max(told, _SHORTEST_RETRY), _LONGEST_REFUSAL)
+    return delay if isinstance(error, ServerError) else min(delay, _LONGEST_RETRY)

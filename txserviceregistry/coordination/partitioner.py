@@ -127,16 +127,10 @@ class Partitioner(Contender):
         self._retryCall: IDelayedCall | None = None
         #: Why items do not move at the moment; ``None`` if they do.
         self.error: str | None = None
-        self._clear()
-
-    def _clear(self) -> None:
         # The items that this member should own, those that it owns, and those that it is acquiring or releasing.
         self._plan: set[str] = set()
         self._owned: dict[str, Assignment] = {}
         self._working: dict[str, Deferred[None]] = {}
-        # Items that became free while they were asked for; and whether the members have to be listed.
-        self._freed: set[str] = set()
-        self._mustList = False
 
     def __repr__(self) -> str:
         return f"<Partitioner of {self._group!r}: {len(self.owned)} of {len(self.items)} items>"
@@ -157,7 +151,6 @@ class Partitioner(Contender):
     # -- Contender
 
     async def _run(self, task: BackgroundTask) -> None:
-        self._clear()
         try:
             await super()._run(task)
         finally:
@@ -182,31 +175,21 @@ class Partitioner(Contender):
         if not name or name.startswith(f"{self._group}/member."):
             self._settling.add(name)
         elif type != "lock.acquire" and name in self._locks:
-            item = self._locks[name]
-            self._freed.add(item)
-            self._work(item)
+            self._work(self._locks[name])
 
     def _settled(self) -> None:
         """No member has come or gone for a while."""
-        self._mustList = True
         self._listing.run(self._list).addErrback(self._failed)
 
     @returnsDeferred
     async def _list(self) -> None:
-        if not self._mustList:
-            return
-        self._mustList = False
         try:
             members = await self._members()
-        except ClientClosed:
-            return
         except ServiceRegistryError as error:
-            self._mustList = True
-            self._outage.failed(reason=str(error))
-            self._retryLater()
-            return
-        if self._id in members:
-            self._changed(members)
+            self._retryLater(error)
+        else:
+            if self._id in members:
+                self._changed(members)
 
     async def _members(self) -> Mapping[str, str | None]:
         """The digests of the items of each member."""
@@ -229,8 +212,8 @@ class Partitioner(Contender):
             if error is not None:
                 self._log.error("{error}", error=error)
             self._failures.call(error)
-        if error is None and self._task is not None and not self._task.isStopping:
-            self._follow(planFor(self._id, members, self.items))
+        if self._task is not None and not self._task.isStopping:
+            self._follow(planFor(self._id, members, self.items) if error is None else self._plan)
 
     # -- the items
 
@@ -262,19 +245,11 @@ class Partitioner(Contender):
     async def _own(self, item: str) -> None:
         lock = Lock(self._client, self._nameOf(item), self._timeout, self._lock.holder, random=self._random)
         while item in self._plan:
-            self._freed.discard(item)
             try:
                 held = await self._places.run(lock.acquire, 0)
-            except LockHeld:
-                if item in self._freed:
-                    continue
-                # When it is free, there is an event.
-                return
-            except ClientClosed:
-                return
             except ServiceRegistryError as error:
-                self._outage.failed(reason=str(error))
-                self._retryLater()
+                # When another member has released it there is an event, which may have come before the response.
+                self._retryLater(None if isinstance(error, LockHeld) else error)
                 return
             self._outage.succeeded()
             if item not in self._plan:
@@ -290,14 +265,15 @@ class Partitioner(Contender):
             finally:
                 del self._owned[item]
 
-    def _retryLater(self) -> None:
+    def _retryLater(self, error: ServiceRegistryError | None = None) -> None:
         # Work that began before a stop may fail after it.
-        if self._retryCall is None and self._task is not None and not self._task.isStopping:
+        if self._task is None or self._task.isStopping or isinstance(error, ClientClosed):
+            return
+        if error is not None:
+            self._outage.failed(reason=str(error))
+        if self._retryCall is None:
             self._retryCall = self._client.clock.callLater(_RETRY, self._retry)
 
     def _retry(self) -> None:
         self._retryCall = None
-        if self._mustList:
-            self._settled()
-        for item in sorted(self._plan - self._owned.keys()):
-            self._work(item)
+        self._settled()
