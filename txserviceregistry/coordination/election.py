@@ -13,8 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succ
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from ..discovery.cursor import Cursor, StaleCursor
-from ..discovery.poller import sharedBy
+from ..discovery.poller import Cursor, StaleCursor, sharedBy
 from ..discovery.subscriber import BackgroundTask, Subscriber
 from ..errors import ServiceRegistryError
 from ..http.jsontransport import ClientClosed

@@ -6,7 +6,7 @@ import os
 import random as randomModule
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..api.shapes import readService
 from ..api.transport import EVENT_TYPES
@@ -106,15 +106,7 @@ class Directory(Mirror[Service]):
         """The service with this id, or ``None``; raises ``NotRunning`` before the first start."""
         return self._known().get(id)
 
-    @overload
-    def onChange(self, listener: Callable[[Change, Service], None]) -> Callable[[], None]: ...
-
-    @overload
-    def onChange(
-        self, listener: Callable[[list[tuple[Change, Service]]], None], *, settle: float
-    ) -> Callable[[], None]: ...
-
-    def onChange(self, listener: Callable[..., None], *, settle: float | None = None) -> Callable[[], None]:
+    def onChange(self, listener: Callable[..., object], *, settle: float | None = None) -> Callable[[], None]:
         """
         Call *listener* with every change from now on.
 
@@ -137,6 +129,9 @@ class Directory(Mirror[Service]):
     def _valueOf(self, item: Any) -> Service:
         return _service(item, item["last_seen"])
 
+    def _checked(self, key: str, value: Any) -> Service:
+        return self._valueOf(readService(value))
+
     def _read(self, event: Event) -> tuple[str, Service | None] | None:
         if event["type"] not in _KINDS:
             return None
@@ -145,15 +140,13 @@ class Directory(Mirror[Service]):
 
     def _after(self, event: Event, service: Service | None) -> Service | None:
         """A service, or none, after an event."""
-        payload = event["payload"]
-        if event["type"] == "service.state":
+        type, payload = event["type"], event["payload"]
+        if type == "service.state":
             return None if service is None else _withState(service, payload["state"], payload["reason"])
-        if event["type"] not in ("service.join", "service.update"):
+        isGone = type not in ("service.join", "service.update")
+        if isGone or (self.tag is not None and self.tag not in payload["tags"]):
             return None
-        if self.tag is not None and self.tag not in payload["tags"]:
-            return None
-        isUpdate = service is not None and event["type"] == "service.update"
-        before: Any = service if isUpdate else {"last_seen": None}
+        before: Any = service if service is not None and type == "service.update" else {"last_seen": None}
         state = payload.get("state", "up")
         reason = before["state_reason"] if before.get("state") == state else ""
         return _withState(_service(payload, before["last_seen"]), state, reason)
@@ -169,15 +162,11 @@ class Directory(Mirror[Service]):
     def _differ(self, old: Service, new: Service) -> bool:
         return {**old, "last_seen": None} != {**new, "last_seen": None}
 
-    def _checked(self, key: str, value: Any) -> Service:
-        return self._valueOf(readService(value))
-
     def _changed(self, key: str, old: Service | None, new: Service | None, events: Sequence[Event]) -> None:
         for tag in old["tags"] if old is not None else ():
             self._given.pop(tag, None)
-            others = self._ofTag.get(tag, {})
-            others.pop(key, None)
-            if not others:
+            self._ofTag.get(tag, {}).pop(key, None)
+            if not self._ofTag.get(tag):
                 self._ofTag.pop(tag, None)
         for tag in new["tags"] if new is not None else ():
             self._given.pop(tag, None)
@@ -186,14 +175,13 @@ class Directory(Mirror[Service]):
         kinds = [kind for event in events if (kind := _KINDS[event["type"]]) != "update"]
         if new is None:
             self._listeners.call("timeout" if kinds[-1:] == ["timeout"] else "remove", old)
-        elif old is None:
-            self._listeners.call("join", new)
-        elif kinds[-1:] == ["join"]:
-            # The end of the old one was not seen.
-            self._listeners.call("remove", old)
-            self._listeners.call("join", new)
-        else:
+        elif old is not None and kinds[-1:] != ["join"]:
             self._listeners.call("update", new)
+        else:
+            if old is not None:
+                # Its end was not seen.
+                self._listeners.call("remove", old)
+            self._listeners.call("join", new)
 
 
 def _service(item: Any, lastSeen: int | None) -> Service:

@@ -16,8 +16,7 @@ from ..types import Event
 from ..util.deferred import returnsDeferred
 from ..util.logs import Listeners
 from ..util.parsing import LATEST, boundedNumber
-from .cursor import Cursor, Page, StaleCursor, markerAt, ticksOf
-from .poller import PLAIN, WATCHED
+from .poller import PLAIN, WATCHED, Cursor, Page, StaleCursor, markerAt, ticksOf, timeOf
 from .subscriber import BackgroundTask, Items, Subscriber
 
 if TYPE_CHECKING:
@@ -56,8 +55,8 @@ class Progress:
 
     def delivered(self, event: Event) -> Progress:
         """All listeners have finished with *event*."""
-        areMore = self.isRepeated(event) and event["id"] != self.repeatedTo
-        return Progress(Cursor.after(event), repeatedTo=self.repeatedTo if areMore else None)
+        isLast = event["id"] == self.repeatedTo or not self.isRepeated(event)
+        return Progress(Cursor.after(event), repeatedTo=None if isLast else self.repeatedTo)
 
     def quiet(self, now: float, cursor: Cursor | None = None) -> Progress:
         """The feed has nothing newer; *cursor* is a place after the present one without an event between."""
@@ -65,7 +64,7 @@ class Progress:
 
     def repeating(self, id: str | None) -> Progress:
         """Events up to the one with this id may be delivered a second time."""
-        return attrs.evolve(self, repeatedTo=id) if _ticks(id) >= _ticks(self.repeatedTo) else self
+        return attrs.evolve(self, repeatedTo=id) if ticksOf(id) >= ticksOf(self.repeatedTo) else self
 
     def afterGap(self) -> Progress:
         """Events may be missing, and the next page may begin before the last event."""
@@ -73,7 +72,7 @@ class Progress:
 
     def isRepeated(self, event: Event) -> bool:
         """Whether *event* may have been delivered before."""
-        return self.repeatedTo is not None and _ticks(event["id"]) <= _ticks(self.repeatedTo)
+        return ticksOf(event["id"]) <= ticksOf(self.repeatedTo)
 
     def isOutdated(self, now: float) -> bool:
         """Whether there is no last event, and too much time has passed to continue at the cursor all the same."""
@@ -86,15 +85,15 @@ class Progress:
         Whether a page that was read at the cursor shows that events may be missing. They are not if the last event is
         too old to be kept, and was the last one not long ago, because everything newer is kept.
         """
-        if not page.isStale or self.quietAt is None or self.cursor.time is None:
-            return page.isStale
-        return abs(now - self.quietAt) > SHOWN / 2 or now - self.cursor.time < SHOWN
+        isQuiet = self.quietAt is not None and abs(now - self.quietAt) <= SHOWN / 2
+        return page.isStale and not (isQuiet and now - timeOf(self.cursor.marker) >= SHOWN)
 
     def toJSON(self) -> dict[str, Any]:
         """The content of the file."""
+        cursor = self.cursor
         return {
-            "marker": self.cursor.marker,
-            "begins": self.cursor.isInclusive,
+            "marker": cursor.marker,
+            "begins": cursor.isInclusive,
             "given": self.repeatedTo,
             "quietAt": self.quietAt,
         }
@@ -104,14 +103,10 @@ class Progress:
         """The progress that a file has kept; raises ValueError, KeyError or TypeError if *kept* is not that."""
         marker, isInclusive, repeatedTo = kept["marker"], kept["begins"] is True, kept["given"]
         for id in (marker, repeatedTo):
-            if id is not None and not (isinstance(id, str) and ticksOf(id) is not None):
+            if id is not None and not (isinstance(id, str) and ticksOf(id)):
                 raise ValueError(f"{id!r} is not the id of an event")
         quietAt = None if kept["quietAt"] is None else boundedNumber(kept["quietAt"], 0.0, LATEST)
         return cls(Cursor(marker, marker is not None and not isInclusive, isInclusive), quietAt, repeatedTo)
-
-
-def _ticks(id: str | None) -> int:
-    return ticksOf(id) or 0
 
 
 class FeedEvent(Event, total=False):
@@ -226,9 +221,7 @@ class EventsFeed(Subscriber):
     async def _step(self, run: BackgroundTask) -> None:
         progress = self._progress
         if progress is None:
-            end = await run.wait(self._poller.end())
-            self._progress = Progress(end).quiet(self._wallClock())
-            self._save(self._progress)
+            self._keep(Progress(await run.wait(self._poller.end())).quiet(self._wallClock()))
         elif progress.isOutdated(self._wallClock()):
             await self._resume(run, progress)
         else:
@@ -247,8 +240,7 @@ class EventsFeed(Subscriber):
     async def _resume(self, run: BackgroundTask, progress: Progress) -> None:
         """Continue after an absence, where no last event shows whether others are missing."""
         now = self._wallClock()
-        quietAt = now if progress.quietAt is None else progress.quietAt
-        cursor = progress.cursor
+        quietAt, cursor = progress.quietAt or now, progress.cursor
         for seconds in _MOMENTS if cursor.marker is None else ():
             earlier = Cursor(markerAt(quietAt - seconds))
             try:
@@ -258,10 +250,9 @@ class EventsFeed(Subscriber):
                 continue
             cursor = earlier
             break
-        self._progress = progress = progress.quiet(now, cursor)
         if now - quietAt > (SHOWN if cursor.marker is None else RETENTION):
             self._reportGap()
-        self._save(progress)
+        self._keep(progress.quiet(now, cursor))
 
     async def _read(self, run: BackgroundTask, progress: Progress) -> None:
         """Wait for the next events, and deliver them."""
@@ -270,9 +261,10 @@ class EventsFeed(Subscriber):
             nonlocal progress
             # An outage is over, however long the next event takes.
             self._succeeded()
-            progress = self._progress = progress.quiet(self._wallClock())
-            if not 0 <= self._wallClock() - self._savedAt < _SAVE_INTERVAL:
-                self._save(progress)
+            now = self._wallClock()
+            progress = self._progress = progress.quiet(now)
+            if not 0 <= now - self._savedAt < _SAVE_INTERVAL:
+                self._keep(progress)
 
         page = await run.wait(self._poller.after(progress.cursor, onQuiet))
         received = self._wallClock()
@@ -284,7 +276,8 @@ class EventsFeed(Subscriber):
             self._progress = progress.quiet(received, Cursor(progress.cursor.marker))
             return
         # A process that is killed meanwhile can't know which of them its listeners have had.
-        self._save(progress.repeating(page.events[-1]["id"]))
+        self._keep(progress.repeating(page.events[-1]["id"]))
+        self._progress = progress
         try:
             for event in page.events:
                 if run.isStopping:
@@ -297,7 +290,7 @@ class EventsFeed(Subscriber):
             if not page.isFull:
                 self._progress = progress.quiet(received)
         finally:
-            self._save(self._progress)
+            self._keep(self._progress)
 
     async def _deliver(self, run: BackgroundTask, event: Event, isRepeated: bool) -> None:
         mark = {"redelivered": True} if isRepeated else {}
@@ -317,7 +310,7 @@ class EventsFeed(Subscriber):
         self._log.warn("The event feed no longer has the last event: events may be missing")
         self._gapListeners.call()
 
-    def _save(self, progress: Progress | None) -> None:
+    def _keep(self, progress: Progress) -> None:
+        self._progress = progress
         self._savedAt = self._wallClock()
-        if progress is not None:
-            self._writeFile(progress.toJSON())
+        self._writeFile(progress.toJSON())

@@ -15,7 +15,7 @@ from ..types import Event
 from ..util.deferred import Waiters
 from ..util.logs import Listeners, Logger
 from ..util.parsing import LATEST, LONGEST_INTERVAL, boundedNumber
-from .cursor import Cursor, StaleCursor
+from .poller import Cursor, StaleCursor
 from .subscriber import BackgroundTask, Subscriber
 
 if TYPE_CHECKING:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import random as randomModule
-from collections.abc import Callable, Collection, Iterator
+import random
+import uuid
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, get_args
 
+import attrs
 from twisted.internet.interfaces import IDelayedCall
 
 from ..api.events import EventStream
@@ -19,7 +21,6 @@ from ..types import Event, EventType, PlainEventType
 from ..util.backoff import Backoff
 from ..util.deferred import Waiters, returnsDeferred
 from ..util.logs import Listeners, Logger
-from .cursor import PAGE, Cursor, Page, StaleCursor, isMarkerRefused, ticksOf
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -31,8 +32,10 @@ _T = TypeVar("_T")
 WAIT = 30
 #: Seconds between two requests to a registry that can't wait.
 POLL = 5.0
-#: Seconds to the next request if the registry could wait, but did not: it is probably stopping.
+# Seconds to the next request if the registry could wait, but did not: it is probably stopping.
 _EARLY = 1.0
+#: The largest page that there is.
+PAGE = 1000
 #: The types of events that subscribers share; locks may have many events, which few subscribers want.
 WATCHED: frozenset[str] = frozenset(type for type in get_args(EventType) if not type.startswith("lock."))
 #: The types of events of version 1.0.
@@ -51,6 +54,91 @@ RETRY = 600.0
 _PAUSE = 1.0
 # The most events of a stream that are kept for subscribers that are behind.
 _KEPT = 1000
+
+
+# The time of a UUID, in units of 100 nanoseconds, begins in 1582 (RFC 9562, section 5.1).
+_UUID_EPOCH = 0x01B21DD213814000
+_TICKS = 10_000_000
+
+# The API's messages for a marker of the event feed that it refuses: not a version-1 UUID, or a time out of range.
+_MARKER_REFUSED = (
+    "Invalid value for 'marker'",
+    "Invalid UUID",
+    "UUID is not version 1",
+    "Unsupported UUID variant",
+    "from parameter must be",
+)
+
+
+class StaleCursor(Exception):
+    """The event feed no longer has the place of a cursor: events may be missing."""
+
+
+@attrs.frozen
+class Page:
+    """
+    The events after a cursor.
+
+    :ivar isStale: whether the feed no longer has the place of the cursor, so that events before these may be missing.
+    :ivar isFull: whether there may be more.
+    """
+
+    events: Sequence[Event]
+    isStale: bool = False
+    isFull: bool = False
+
+    @property
+    def isQuiet(self) -> bool:
+        """Whether nothing has happened since."""
+        return not self.events and not self.isStale
+
+
+@attrs.frozen
+class Cursor:
+    """
+    A place in the feed.
+
+    :ivar marker: the id of the last event that was read; ``None`` for the beginning of what the feed shows without a
+        marker, which is its last hour.
+    :ivar seen: whether that event is known to be one of this feed. Then the next page has to begin with it.
+    :ivar isInclusive: whether that event is to be read, too.
+    """
+
+    marker: str | None = None
+    seen: bool = False
+    isInclusive: bool = False
+
+    @classmethod
+    def after(cls, event: Event) -> Cursor:
+        """The place after an event."""
+        return cls(event["id"], True)
+
+    def page(self, values: Sequence[Event]) -> Page:
+        """The page of the events that the registry has returned for this marker."""
+        marker = None if self.isInclusive else (self.marker or "").lower()
+        isStale = self.seen and (not values or values[0]["id"] != self.marker)
+        return Page([event for event in values if event["id"].lower() != marker], isStale, len(values) >= PAGE)
+
+
+def ticksOf(id: str | None) -> int:
+    """The time in an event's id, by which ids are ordered, in units of 100 ns; 0 for any other text."""
+    try:
+        parsed = uuid.UUID(id or "")
+    except ValueError:
+        return 0
+    return parsed.time if parsed.version == 1 else 0
+
+
+def timeOf(id: str | None) -> float:
+    """When the event with an id happened, in seconds since the epoch."""
+    return (ticksOf(id) - _UUID_EPOCH) / _TICKS
+
+
+def markerAt(seconds: float) -> str:
+    """The smallest id that an event can have, so many seconds after the epoch."""
+    ticks = _UUID_EPOCH + int(seconds * _TICKS)
+    fields = (ticks & 0xFFFFFFFF, ticks >> 32 & 0xFFFF, ticks >> 48 & 0x0FFF, 0, 0, 0)
+    return str(uuid.UUID(fields=fields, version=1))
 
 
 class _Span:
@@ -87,8 +175,7 @@ class _Span:
                 return self._events[:]
         if not isComplete:
             return None
-        ticks = ticksOf(marker) or 0
-        return [event for event in self._events if (ticksOf(event["id"]) or 0) > ticks]
+        return [event for event in self._events if ticksOf(event["id"]) > ticksOf(marker)]
 
 
 class EventPoller:
@@ -98,29 +185,17 @@ class EventPoller:
     They share one event stream. Where the registry has none, or it can't be opened, each has a request of its own that
     waits, or a request every few seconds.
 
-    :param client: makes the requests.
     :param types: only events of these types; those that version 1.0 does not have are left out where the registry does
         not have them either.
-    :param interval: seconds from one request to the next where the registry can't wait.
-    :param random: returns numbers from 0 to 1.
     :ivar respondedAt: when the last valid response came, by the client's clock; ``None`` before the first.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        client: Client,
-        *,
-        types: Collection[str] = WATCHED,
-        interval: float = POLL,
-        random: Callable[[], float] = randomModule.random,
-    ) -> None:
+    def __init__(self, client: Client, types: Collection[str] = WATCHED) -> None:
         self.respondedAt: float | None = None
         self._client = client
-        self._wanted = frozenset(types)
-        self._interval = interval
-        self._random = random
+        self._wanted = sorted(types)
         self._users = 0
         # Until when no request waits, and until when no request is made at all where none waits.
         self._noWaitUntil = self._noPollUntil = 0.0
@@ -128,7 +203,7 @@ class EventPoller:
         self._stream: EventStream | None = None
         self._span: _Span | None = None
         self._timer: IDelayedCall | None = None
-        self._backoff = Backoff(_PAUSE, RETRY, random)
+        self._backoff = Backoff(_PAUSE, RETRY, random.random)
         # When a stream may be opened again, and whether it could not be opened the last time.
         self._notBefore = 0.0
         self._isBlocked = False
@@ -163,7 +238,7 @@ class EventPoller:
 
         :param onQuiet: called whenever the registry has responded that there is nothing newer yet.
         :return: fires with a page that has events, or is stale. Fails with
-            :class:`~txserviceregistry.discovery.cursor.StaleCursor` if the registry refuses the marker, or says that
+            :class:`StaleCursor` if the registry refuses the marker, or says that
             events may be missing and the cursor can't show it, and otherwise as :meth:`EventsClient.list
             <txserviceregistry.api.events.EventsClient.list>` does. It may be cancelled.
         """
@@ -226,12 +301,12 @@ class EventPoller:
     @returnsDeferred
     async def read(self, cursor: Cursor, wait: int | None = None) -> Page:
         """One page, after at most *wait* seconds. Fails as :meth:`after` does."""
-        types = self._types
-        type = next(iter(self._wanted)) if types is None and len(self._wanted) == 1 and self._wanted <= PLAIN else None
         try:
-            values = (await self._client.events.list(cursor.marker, PAGE, type, wait=wait, types=types))["values"]
+            response = await self._client.events.list(cursor.marker, PAGE, wait=wait, types=self._types)
         except BadRequest as error:
-            if cursor.marker is not None and isMarkerRefused(error):
+            # The page of a proxy with the same status says nothing about the place in the feed.
+            isFault = (error.status, error.type) == (400, "badRequest")
+            if isFault and any(text.startswith(_MARKER_REFUSED) for text in (error.message, error.details)):
                 raise StaleCursor(str(error)) from error
             raise
         except ServiceRegistryError:
@@ -239,8 +314,8 @@ class EventPoller:
                 # Once the registry is reachable again, a stream may be opened.
                 self._notBefore = 0.0
             raise
-        marker = ticksOf(cursor.marker)
-        if values and marker is not None and (ticksOf(values[0]["id"]) or 0) < marker:
+        values = response["values"]
+        if values and ticksOf(values[0]["id"]) < ticksOf(cursor.marker):
             # Otherwise the same page, sent again and again, would count as new events each time.
             raise MalformedResponse("A page of events begins before the marker that it was requested with")
         self.respondedAt = self._client.clock.seconds()
@@ -251,7 +326,7 @@ class EventPoller:
     @property
     def _types(self) -> list[str] | None:
         """The types that a request names; ``None`` where the registry only has those of version 1.0."""
-        return sorted(self._wanted) if EVENT_TYPES in self._client.extensions else None
+        return self._wanted if EVENT_TYPES in self._client.extensions else None
 
     async def _nextPage(self, cursor: Cursor) -> Page:
         """A page that has events, as soon as there are any, or none after some time."""
@@ -272,7 +347,7 @@ class EventPoller:
             await self._client.pause(self._noPollUntil - began)
         page = await self.read(cursor)
         if not page.isFull:
-            self._noPollUntil = clock.seconds() + self._interval * (1.0 - 0.2 * self._random())
+            self._noPollUntil = clock.seconds() + POLL * (1.0 - 0.2 * random.random())
         return page
 
     # -- the stream
@@ -302,7 +377,7 @@ class EventPoller:
         if type == "ping" and id is None:
             # A reset follows.
             return
-        if id is None or ticksOf(id) is None:
+        if id is None or not ticksOf(id):
             self._fail("an event has no valid id")
             return
         self.respondedAt = self._client.clock.seconds()
@@ -352,7 +427,7 @@ class EventPoller:
 def pollerOf(client: Client, types: Collection[str] = WATCHED) -> EventPoller:
     """The :class:`EventPoller` of a client for some types of events: the same for all that are in :data:`WATCHED`."""
     wanted = WATCHED if WATCHED.issuperset(types) else frozenset(types)
-    return sharedBy(client, wanted, partial(EventPoller, client, types=wanted))
+    return sharedBy(client, wanted, partial(EventPoller, client, wanted))
 
 
 def sharedBy(client: Client, key: object, make: Callable[[], _T]) -> _T:

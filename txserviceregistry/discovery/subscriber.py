@@ -18,8 +18,7 @@ from ..util.backoff import Backoff
 from ..util.deferred import waitFor
 from ..util.files import checkPath, replaceFile
 from ..util.logs import Listeners, Logger, Outage, WriteOutage
-from .cursor import StaleCursor
-from .poller import WATCHED, pollerOf
+from .poller import WATCHED, StaleCursor, pollerOf
 
 if TYPE_CHECKING:
     from ..client import Client

@@ -6,10 +6,9 @@ import os
 import random as randomModule
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import attrs
-from twisted.internet.defer import Deferred
 
 from ..api.shapes import readConfigurationValue
 from ..types import Event
@@ -92,19 +91,11 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
 
     # -- changes
 
-    @overload
-    def onChange(self, listener: Callable[[ConfigurationChange], None]) -> Callable[[], None]: ...
-
-    @overload
-    def onChange(
-        self, listener: Callable[[list[ConfigurationChange]], None], *, settle: float
-    ) -> Callable[[], None]: ...
-
-    def onChange(self, listener: Callable[[Any], None], *, settle: float | None = None) -> Callable[[], None]:
+    def onChange(self, listener: Callable[[Any], object], *, settle: float | None = None) -> Callable[[], None]:
         """
         Call *listener* with every change from now on, the first listing included.
 
-        :param listener: called with the change.
+        :param listener: called with a :class:`ConfigurationChange`.
         :param settle: seconds to wait for further changes, so that values that are changed together are seen together.
             Then *listener* is called once, with a list of the changes, when nothing has changed for so long; at most
             four times as long after the first change, and at a stop.
@@ -113,14 +104,12 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         return self._listen(listener, settle)
 
     def onKey(
-        self, key: str, listener: Callable[[str | None], None], *, settle: float | None = None
+        self, key: str, listener: Callable[[str | None], object], *, settle: float | None = None
     ) -> Callable[[], None]:
         """
-        Call *listener* when the value of one key changes.
+        Call *listener* with the new value of one key, given in full, when it changes; with ``None`` when it was
+        removed. With *settle*, see :meth:`onChange`, it is called with the last value.
 
-        :param key: in full.
-        :param listener: called with the new value, ``None`` when it was removed.
-        :param settle: as for :meth:`onChange`; *listener* is called with the last value.
         :return: a function that removes the listener.
         """
 
@@ -129,23 +118,12 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
 
         return self._listen(changed, settle, lambda change: change.key == key)
 
-    @overload
-    def onNamespace(self, namespace: str, listener: Callable[[ConfigurationChange], None]) -> Callable[[], None]: ...
-
-    @overload
     def onNamespace(
-        self, namespace: str, listener: Callable[[list[ConfigurationChange]], None], *, settle: float
-    ) -> Callable[[], None]: ...
-
-    def onNamespace(
-        self, namespace: str, listener: Callable[[Any], None], *, settle: float | None = None
+        self, namespace: str, listener: Callable[[Any], object], *, settle: float | None = None
     ) -> Callable[[], None]:
         """
-        Call *listener* when a value below a namespace changes.
+        Call *listener* as :meth:`onChange` does when a value below a namespace changes, such as ``/production/www``.
 
-        :param namespace: in full, such as ``/production/www``.
-        :param listener: called with the change.
-        :param settle: as for :meth:`onChange`.
         :return: a function that removes the listener.
         """
         within = _normal(namespace)
@@ -157,14 +135,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         close the iterator with ``aclose()`` or drop it. It raises :class:`~txserviceregistry.errors.NotRunning` if the
         watcher is not running, and is not the child of a service that will start it.
         """
-
-        def listen(put: Callable[[ConfigurationChange], Deferred[None]]) -> Callable[[], None]:
-            def changed(change: ConfigurationChange) -> None:
-                put(change).addErrback(lambda _: None)
-
-            return self.onChange(changed)
-
-        return Items(self, listen)
+        return Items(self, lambda put: self.onChange(lambda change: put(change).addErrback(lambda _: None)))
 
     # -- Mirror
 
@@ -175,17 +146,16 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         value: str = item["value"]
         return value
 
+    def _checked(self, key: str, value: Any) -> str:
+        return self._valueOf(readConfigurationValue({"id": key, "value": value}))
+
     def _read(self, event: Event) -> tuple[str, str | None] | None:
         if event["type"] not in ("configuration_value.update", "configuration_value.remove"):
             return None
-        payload = event["payload"]
-        key: str = payload["configuration_value_id"]
+        key: str = event["payload"]["configuration_value_id"]
         if self.namespace is not None and not _isWithin(key, self.namespace):
             return None
-        return key, (None if event["type"] == "configuration_value.remove" else payload["new_value"])
-
-    def _checked(self, key: str, value: Any) -> str:
-        return self._valueOf(readConfigurationValue({"id": key, "value": value}))
+        return key, None if event["type"] == "configuration_value.remove" else event["payload"]["new_value"]
 
     def _changed(self, key: str, old: str | None, new: str | None, events: Sequence[Event]) -> None:
         self._listeners.call(ConfigurationChange(key, old, new))

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from txserviceregistry import testing
 from txserviceregistry.coordination import Assignment, Partitioner
 from txserviceregistry.coordination.partitioner import planFor
 from txserviceregistry.errors import ConnectionFailed
-from txserviceregistry.testing import FakeRegistry, fakeregistry
+from txserviceregistry.testing import FakeRegistry
 
 from .case import CoordinationTestCase
 
@@ -65,7 +66,7 @@ class PartitionerCase(CoordinationTestCase):
     def setUp(self) -> None:
         super().setUp()
         # Timers are on time all the same.
-        self.patch(fakeregistry, "_STEP", 1.0)
+        self.patch(testing, "_STEP", 1.0)
         self.members: list[Member] = []
         self.addCleanup(self.end)
 

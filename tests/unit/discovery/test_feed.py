@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs, formatEvent
 
-from txserviceregistry.discovery import cursor, poller
+from txserviceregistry.discovery import poller
 
 from .feedcase import FeedTestCase
 
@@ -38,8 +38,7 @@ class FeedTests(FeedTestCase):
 
     def test_pages(self) -> None:
         """More than a page, many of the same moment: none is lost and none comes twice."""
-        for module in (poller, cursor):
-            self.patch(module, "PAGE", 100)
+        self.patch(poller, "PAGE", 100)
         self.happen()
         marker = self.lastId()
         self.happen(210)

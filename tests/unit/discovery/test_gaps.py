@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from txserviceregistry.testing import FakeRegistry, fakeregistry
+from txserviceregistry import testing
+from txserviceregistry.testing import FakeRegistry
 
 from .feedcase import FeedTestCase
 
@@ -28,7 +29,7 @@ class GapTests(FeedTestCase):
     def setUp(self) -> None:
         super().setUp()
         # These tests take many hours.
-        self.patch(fakeregistry, "_STEP", 60.0)
+        self.patch(testing, "_STEP", 60.0)
 
     def test_acrossALongAbsence(self) -> None:
         """With a file nothing is missed after an absence of hours, also if there was no event before."""

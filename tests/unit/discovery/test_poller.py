@@ -13,9 +13,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.fakeagent import Proxy
 from tests.unit.garbage import collectOnlyNew
 from txserviceregistry import Client
-from txserviceregistry.discovery import Directory, EventsFeed, cursor, poller
-from txserviceregistry.discovery.cursor import Cursor, Page, StaleCursor
-from txserviceregistry.discovery.poller import EventPoller, pollerOf
+from txserviceregistry.discovery import Directory, EventsFeed, poller
+from txserviceregistry.discovery.poller import Cursor, EventPoller, Page, StaleCursor, pollerOf
 from txserviceregistry.errors import MalformedResponse
 from txserviceregistry.testing import FakeRegistry
 
@@ -66,10 +65,6 @@ class PollerTests(SynchronousTestCase):
         gc.collect()
         self.assertIsNone(dropped())
 
-    def pagesOf(self, size: int) -> None:
-        for module in (poller, cursor):
-            self.patch(module, "PAGE", size)
-
     def test_anotherCursor(self) -> None:
         """A subscriber that is behind gets the missing events at once."""
         first = Cursor(self.happen(), True)
@@ -83,7 +78,7 @@ class PollerTests(SynchronousTestCase):
 
     def test_endOfABusyFeed(self) -> None:
         """Where there is a stream, it shows the end of the feed; its last hour is not read."""
-        self.pagesOf(10)
+        self.patch(poller, "PAGE", 10)
         for _ in range(300):
             self.change()
         began = len(self.fake.requests)
@@ -124,7 +119,7 @@ class PollerTests(SynchronousTestCase):
 
     def test_theEndOfTheFeed(self) -> None:
         """It is found over several pages; a registry that has lost its data has no such place."""
-        self.pagesOf(10)
+        self.patch(poller, "PAGE", 10)
         for _ in range(25):
             self.change()
         events: list[Any] = []
@@ -157,7 +152,7 @@ class PollerTests(SynchronousTestCase):
 
     def test_manyEventsWithoutWaits(self) -> None:
         """Where the registry can't wait, a full page is followed by the next one at once."""
-        self.pagesOf(10)
+        self.patch(poller, "PAGE", 10)
         agent = Proxy(self.fake.agent, isPlain=True)
         client = Client(
             self.fake.username, self.fake.apiKey, baseUrl=self.fake.url, agent=agent, reactor=self.fake.clock

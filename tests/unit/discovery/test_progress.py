@@ -7,8 +7,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.discovery.cursor import Cursor, Page, markerAt
 from txserviceregistry.discovery.feed import RETENTION, SHOWN, Progress
+from txserviceregistry.discovery.poller import Cursor, Page, markerAt
 
 NOW = 1_800_000_000.0
 

@@ -159,7 +159,7 @@ async def firstMarker(client: Client, now: float) -> str | None:
     :param now: the time, in seconds since the epoch.
     """
     # Not above: help does not need the modules below it, which take a while.
-    from ...discovery.cursor import markerAt
+    from ...discovery.poller import markerAt
 
     moments = range(int(now * 1000) - _MONTH, int(now * 1000) - _HOUR)
     marker, begin, end, tried = None, 0, len(moments), 0
@@ -195,7 +195,7 @@ async def history(run: Run) -> Any:
 
     The registry keeps them for 30 days, unless its option --event-retention says otherwise.
     """
-    from ...discovery.cursor import ticksOf
+    from ...discovery.poller import ticksOf
 
     start = await firstMarker(run.client, time.time())
     events = [
@@ -204,7 +204,7 @@ async def history(run: Run) -> Any:
         async for event in run.allPages("events", partial(run.client.events.list, type=type), start)
         if _change(event)[0] == run.parsed.id
     ]
-    events.sort(key=lambda event: ticksOf(event["id"]) or 0, reverse=True)
+    events.sort(key=lambda event: ticksOf(event["id"]), reverse=True)
     return [{"new_value": None, **event, **event["payload"], "id": event["id"]} for event in events]
 
 

@@ -6,7 +6,7 @@ from tests.fakeagent import API_KEY, FakeApi, answer, fault
 from tests.unit.commands.raxsr.raxsrcase import RaxsrTestCase
 from txserviceregistry import Client
 from txserviceregistry.commands.raxsr.configuration import firstMarker
-from txserviceregistry.discovery.cursor import Cursor
+from txserviceregistry.discovery.poller import timeOf
 from txserviceregistry.errors import NotFound
 
 
@@ -86,7 +86,7 @@ class HistoryTests(RaxsrTestCase):
             api = FakeApi(lambda sent, created=now - age: self.page(sent.url, created))
             client = Client("joe", API_KEY, baseUrl="http://registry/v1.0", authUrl="http://registry/v2.0", agent=api)
             marker = await firstMarker(client, now)
-            found = None if marker is None else Cursor(marker).time
+            found = None if marker is None else timeOf(marker)
             if expected is None or found is None:
                 self.assertEqual(found, expected)
             else:
@@ -95,8 +95,7 @@ class HistoryTests(RaxsrTestCase):
 
     def page(self, url: str, created: float) -> object:
         """The response of a registry whose account was created then."""
-        moment = Cursor(url.partition("marker=")[2].partition("&")[0]).time
-        assert moment is not None
+        moment = timeOf(url.partition("marker=")[2].partition("&")[0])
         if moment < created:
             return fault("badRequest", "from parameter must be greater than or equal to the account creation date")
         return answer(200, {"values": [], "metadata": {"next_marker": None}})
