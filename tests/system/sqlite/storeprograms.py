@@ -134,8 +134,8 @@ async def writeProtected(_: str) -> None:
         done.append(await outcome(store.probe()))
         for name in os.listdir(folder):
             os.chmod(os.path.join(folder, name), 0o600)
-        done.append(await outcome(store.probe()))
         done += [await outcome(store.setValue("1", "key", "other", 10)), (await store.getValue("1", "key")).value]
+        done.append(await outcome(store.probe()))
         await store.close()
     print(json.dumps(done))
 

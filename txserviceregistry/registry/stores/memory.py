@@ -16,7 +16,7 @@ from zope.interface import implementer
 from ..statistics import StoreStatistics
 from .interfaces import IOwnStore, StoreUnavailable
 from .sqlite.file import connectToMemory
-from .sqlite.operations import TableStore
+from .sqlite.store import TableStore
 from .sqlite.tables import Tables, Together, alone
 
 _C = TypeVar("_C")

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import attrs
 
+from ....util.files import replacement
 from ... import eventids
 from ..interfaces import StoreRefused
-from .file import IMMUTABLE, checkFile, connect, opened, refuseIrregular, replacing, syncFolder, uri
+from .file import IMMUTABLE, checkFile, connect, opened, refuseIrregular, sync, uri
 
 # The endings of the file and its companions.
 _ENDINGS = ("", "-wal", "-shm", "-journal")
@@ -72,9 +73,14 @@ def copyStore(source: str, target: str) -> Contents:
     """
     checkFile(source)
     refuseIrregular(target)
-    with replacing(target) as making, opened(source) as connection:
-        connection.execute("VACUUM INTO ?", (making,))
-        return _verify(making)
+    with replacement(target, b"") as making:
+        with opened(source) as connection:
+            connection.execute("VACUUM INTO ?", (making,))
+        contents = _verify(making)
+        sync(making)
+        os.replace(making, target)
+    sync(os.path.dirname(os.path.abspath(target)))
+    return contents
 
 
 def _verify(path: str) -> Contents:
@@ -149,5 +155,5 @@ def replaceStore(path: Path, copy: Path) -> Path | None:
         for each in there:
             each.rename(folder / each.name)
     copy.rename(path)
-    syncFolder(path.parent)
+    sync(path.parent)
     return folder

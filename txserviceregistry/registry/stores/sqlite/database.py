@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from itertools import chain
 from typing import Any, TypeAlias
@@ -139,9 +139,8 @@ class Database:
             self._execute("ROLLBACK")
 
     def close(self) -> None:
-        """Undo what has not been committed, and close the connection."""
-        with closing(self._connection):
-            self.undo()
+        """Close the connection; what has not been committed is undone."""
+        self._connection.close()
 
     def cutLog(self) -> None:
         """Copy the write-ahead log into the file and truncate it, unless a reader needs it for a tenth of a second."""
@@ -158,9 +157,7 @@ class Database:
     def _change(self, sql: str, rows: Rows, *before: Any) -> None:
         """See :func:`_withRows`."""
         for statement, values in _withRows(sql, rows, *before):
-            # As if there were many such: then Python does not ask for the last row's id, for which it would release its
-            # lock once more.
-            self._executeMany(statement, [values])
+            self._execute(statement, values)
 
     def _select(self, sql: str, rows: Rows, *before: Any) -> Iterator[Any]:
         """See :func:`_withRows`."""
@@ -194,13 +191,10 @@ class Database:
         self._change("INSERT INTO events (tenant, position, timestamp, type, payload) SELECT * FROM {rows}", rows)
 
     def probe(self) -> None:
-        """See :meth:`IStore.probe`. It takes as many pages as a change of some size with its event."""
-        # A row that is written as it was costs SQLite no write, and would prove nothing.
-        self._execute(
-            "INSERT INTO meta (name, value) VALUES ('probes', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1"
-        )
-        filling = self._meta("probes").to_bytes(8, "big") * (_PROBE_BYTES // 8)
-        self._execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('probe_filling', ?)", (filling,))
+        """See :meth:`IStore.probe`."""
+        # Random, because a row that is written as it was costs SQLite no write, and would prove nothing.
+        probe = "INSERT OR REPLACE INTO meta (name, value) VALUES ('probe_filling', randomblob(?))"
+        self._execute(probe, (_PROBE_BYTES,))
 
     def secret(self) -> bytes:
         """See :meth:`IStore.secret`."""

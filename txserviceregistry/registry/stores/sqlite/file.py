@@ -13,13 +13,12 @@ import secrets
 import sqlite3
 import struct
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from itertools import chain
 from urllib.parse import quote
 
+from ....util.files import replacement
 from ... import eventids
 from ..interfaces import StoreRefused
 
@@ -32,9 +31,9 @@ APPLICATION_ID = 0x74785352
 #: The statements that make each version of the schema from the one before. ``PRAGMA user_version`` is the number of the
 #: present version.
 MIGRATIONS: Sequence[Sequence[str]] = (
-    # Version 1. In this order the tables of a large file are checked.
+    # Version 1.
     (
-        # secret, tail (of event ids), last_position (the last event's), probes (how often one was made), probe_filling
+        # secret, tail (of event ids), last_position (the last event's), probe_filling
         "CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID",
         "CREATE TABLE users (name BLOB PRIMARY KEY, tenant TEXT NOT NULL, key_hash TEXT NOT NULL) WITHOUT ROWID",
         "CREATE TABLE tokens (hash TEXT PRIMARY KEY, user BLOB NOT NULL, tenant TEXT NOT NULL, expires REAL NOT NULL)"
@@ -84,8 +83,6 @@ MIGRATIONS: Sequence[Sequence[str]] = (
 BUSY_SECONDS = 5.0
 #: Bytes up to which a file is checked completely at the start: what a slow disk reads in half a second.
 _CHECKED_COMPLETELY = 32 * 1024 * 1024
-#: How long a larger file is checked, table by table; the events, which make it large, are left out.
-_CHECK_SECONDS = 0.5
 #: The size to which the write-ahead log is cut. SQLite reuses it from 4 MB on, unless a reader needs it.
 LOG_BYTES = 16 * 1024 * 1024
 
@@ -158,10 +155,13 @@ def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None
             if not _sizeOf(path):
                 # Only here: until another process has given the lock back, its log may be there before its file.
                 _refuseLoneLog(path)
-                with replacing(file) as making, opened(making, "mode=rw") as connection:
-                    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                    _migrate(connection, migrations)
-                    connection.execute("PRAGMA journal_mode = WAL")
+                with replacement(file, b"") as making:
+                    with opened(making, "mode=rw") as connection:
+                        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                        _migrate(connection, migrations)
+                        connection.execute("PRAGMA journal_mode = WAL")
+                    os.replace(making, file)
+                os.fsync(folder)
         finally:
             os.close(folder)
     if checkFile(path, migrations) < len(migrations):
@@ -169,24 +169,9 @@ def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None
             _migrate(connection, migrations)
 
 
-@contextmanager
-def replacing(path: str) -> Iterator[str]:
-    """The path of a new file, with mode 0600, which gets the name *path* when all is well, and is durable then."""
-    folder = os.path.dirname(os.path.abspath(path))
-    descriptor, making = tempfile.mkstemp(prefix=f".{os.path.basename(path)}-", dir=folder)
-    try:
-        with os.fdopen(descriptor):
-            yield making
-            os.fsync(descriptor)
-        os.replace(making, path)
-    except BaseException:
-        os.unlink(making)
-        raise
-    syncFolder(folder)
-
-
-def syncFolder(folder: str | os.PathLike[str]) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: str | os.PathLike[str]) -> None:
+    """Make a file or a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -295,20 +280,15 @@ def _checkLog(connection: sqlite3.Connection, path: str) -> None:
 
 
 def _checkTables(connection: sqlite3.Connection, *, isLarge: bool) -> None:
-    """Have SQLite check the structure of all tables, or, in a large file, of those that hold what is now."""
+    """Have SQLite check the structure of all tables; in a large file not of the events, which make it large."""
     checks = ["PRAGMA quick_check(1)"]
     if isLarge:
-        names = connection.execute(
-            "SELECT name FROM sqlite_master WHERE type = 'table' AND name <> 'events' ORDER BY rootpage"
-        )
+        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name <> 'events'")
         checks = [f"PRAGMA quick_check({name})" for (name,) in names]
-    end = time.monotonic() + _CHECK_SECONDS
     for check in checks:
         (verdict,) = connection.execute(check).fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(" ".join(verdict.split()))
-        if time.monotonic() > end:
-            break
 
 
 def claimFile(path: str) -> int:

@@ -1,7 +1,7 @@
 """
-The store that keeps everything in one SQLite file: the default.
+The store that keeps everything in one SQLite file: the default; and what it has in common with the one in memory.
 
-Operations (:mod:`~txserviceregistry.registry.stores.sqlite.operations`) are done in two threads
+:mod:`~txserviceregistry.registry.stores.sqlite.tables` has the operations, which are done in two threads
 (:mod:`~txserviceregistry.registry.stores.sqlite.threads`).
 :mod:`~txserviceregistry.registry.stores.sqlite.file` makes, checks and opens the file.
 """
@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable
-from functools import partial
-from typing import TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial, wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
@@ -21,20 +22,137 @@ from zope.interface import implementer
 
 from ....util.deferred import returnsDeferred, waitFor
 from ....util.logs import Logger
+from ...model import UNCONDITIONAL, NewService, Precondition
 from ...statistics import StoreStatistics
-from ..interfaces import IOwnStore, StoreUnavailable
+from ..interfaces import Account, Expiration, IOwnStore, ServiceRecord, StoreUnavailable
 from . import file as sqlitefile
-from .operations import TableStore, chunks
 from .tables import Tables, Together
 from .threads import Reader, ThreadedReactor, Writer
 
 _C = TypeVar("_C")
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+#: How many rows a part of a large operation has: an operation that comes in between waits a few milliseconds.
+_PART = 200
 #: Seconds that the time of a heartbeat is kept in memory before it is written.
 _LAST_SEEN_DELAY = 5.0
-#: How many are written in one part, after which other operations have their turn.
-_LAST_SEENS_PER_CHUNK = 128
+
+
+def _parts(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    return (items[start : start + _PART] for start in range(0, len(items), _PART))
+
+
+def _reads(
+    operation: Callable[Concatenate[Tables, _P], _T], isWrite: bool = False
+) -> Callable[Concatenate[TableStore, _P], Deferred[_T]]:
+    """The operation of a store that the tables do."""
+
+    @wraps(operation)
+    def do(self: TableStore, /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
+        way = self._write if isWrite else self._read
+        return way(lambda tables: operation(tables, *args, **kwargs))
+
+    return do
+
+
+def _writes(
+    operation: Callable[Concatenate[Tables, _P], _T],
+) -> Callable[Concatenate[TableStore, _P], Deferred[_T]]:
+    return _reads(operation, isWrite=True)
+
+
+class TableStore(ABC):
+    """
+    A store does its operations by :class:`Tables`, and says how it reaches them. Large ones are done in parts, between
+    which others have their turn: if a part fails, the earlier ones are done, and the operation can be repeated.
+    """
+
+    @abstractmethod
+    def _read(self, operation: Callable[[Tables], _T]) -> Deferred[_T]:
+        """Do an operation that changes nothing."""
+
+    @abstractmethod
+    def _write(self, operation: Callable[[Tables], _T]) -> Deferred[_T]:
+        """Do all of an operation, or nothing of it."""
+
+    @abstractmethod
+    def _writeAmong(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
+        """Make one change of a kind of which many may come."""
+
+    secret = _reads(Tables.secret)
+
+    @returnsDeferred
+    async def account(self, tenant: str) -> Account:
+        found = await self._read(lambda tables: tables.findAccount(tenant))
+        return await self._write(lambda tables: tables.makeAccount(tenant)) if found is None else found
+
+    def createService(self, tenant: str, service: NewService, maximum: int) -> Deferred[ServiceRecord]:
+        return self._writeAmong(Tables.createServices, (tenant, service, maximum))
+
+    getService = _reads(Tables.getService)
+    listServices = _reads(Tables.listServices)
+    updateService = _writes(Tables.updateService)
+    removeService = _writes(Tables.removeService)
+    allServices = _reads(Tables.allServices)
+
+    @returnsDeferred
+    async def expireServices(self, expirations: Sequence[Expiration]) -> None:
+        for part in _parts(expirations):
+            await self._write(partial(Tables.expireServices, expirations=part))
+
+    setState = _writes(Tables.setState)
+    getState = _reads(Tables.getState)
+    listStates = _reads(Tables.listStates)
+    dropStates = _writes(Tables.dropStates)
+
+    @returnsDeferred
+    async def endStates(self) -> tuple[Collection[str], int | None]:
+        over, next = await self._read(Tables.overStates)
+        changed: set[str] = set()
+        for part in _parts(over):
+            changed |= await self._write(partial(Tables.endStates, names=part))
+        return changed, next
+
+    acquireLock = _writes(Tables.acquireLock)
+    getLock = _reads(Tables.getLock)
+    listLocks = _reads(Tables.listLocks)
+    forceLock = _writes(Tables.forceLock)
+    releaseLock = _writes(Tables.releaseLock)
+    expireLocks = _writes(Tables.expireLocks)
+    allLocks = _reads(Tables.allLocks)
+
+    getValue = _reads(Tables.getValue)
+    listValues = _reads(Tables.listValues)
+    removeValue = _writes(Tables.removeValue)
+
+    def setValue(
+        self, tenant: str, key: str, value: str, maximum: int, precondition: Precondition = UNCONDITIONAL
+    ) -> Deferred[int]:
+        return self._writeAmong(Tables.setValues, (tenant, key, value, maximum, precondition))
+
+    listEvents = _reads(Tables.listEvents)
+    lastEvent = _reads(Tables.lastEvent)
+    hasEvent = _reads(Tables.hasEvent)
+
+    @returnsDeferred
+    async def dropEvents(self, before: int) -> int:
+        dropped = 0
+        for tenant in await self._read(Tables.tenants):
+            drop = partial(Tables.dropEvents, tenant=tenant, before=before, count=_PART)
+            while part := await self._write(drop):
+                dropped += part
+        return dropped
+
+    addUser = _writes(Tables.addUser)
+    replaceUserKey = _writes(Tables.replaceUserKey)
+    changeRole = _writes(Tables.changeRole)
+    removeUser = _writes(Tables.removeUser)
+    getUser = _reads(Tables.getUser)
+    listUsers = _reads(Tables.listUsers)
+    addToken = _writes(Tables.addToken)
+    getToken = _reads(Tables.getToken)
+    removeToken = _writes(Tables.removeToken)
 
 
 @implementer(IOwnStore)
@@ -129,10 +247,11 @@ class SqliteStore(TableStore):
 
     @returnsDeferred
     async def probe(self) -> None:
-        await self._writer.submit(Tables.probe, isChange=False)
+        # After an error of the writer a read closes the reader's connection, which may keep it from working again.
         await self.secret()
+        await self._writer.submit(Tables.probe, isChange=False)
         if self._writer.refusesChanges:
-            raise StoreUnavailable("the store accepts a probe, but refused all recent changes")
+            raise StoreUnavailable("the store accepts a probe, but refused the last changes")
 
     def _read(self, operation: Callable[[Tables], _T]) -> Deferred[_T]:
         return self._reader.submit(operation)
@@ -149,7 +268,7 @@ class SqliteStore(TableStore):
     @returnsDeferred
     async def _writeLastSeen(self) -> None:
         seen, self._lastSeen = self._lastSeen, {}
-        for part in chunks(list(seen.items()), _LAST_SEENS_PER_CHUNK):
+        for part in _parts(list(seen.items())):
             try:
                 await self._writer.submit(partial(Tables.recordLastSeen, seen=part), isChange=False)
             except StoreUnavailable:  # which the writer has logged

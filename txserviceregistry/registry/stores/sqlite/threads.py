@@ -41,9 +41,7 @@ _CALM_SECONDS = 60.0
 _GATHERING_SECONDS = 0.01
 #: How old the last check of the files may be when something is written to them: a check costs some microseconds.
 _CHECK_SECONDS = 0.2
-#: How many groups of changes are refused in succession before it is more than an odd one that has no room, and how long
-#: that counts when no more changes come.
-_REFUSALS = 2
+#: How long it counts that a change was refused when no more changes come.
 _REFUSAL_SECONDS = 5.0
 #: Seconds from one attempt to truncate a large write-ahead log to the next.
 _CUT_INTERVAL = 5.0
@@ -189,23 +187,14 @@ class Reader(Worker):
     _verb = "read"
     # Reads that wait for each other before they are answered: few, because a page takes a millisecond.
     _jobsPerGroup = 16
-    _isKeeping = True
+    #: Whether the connection is kept from one group of jobs to the next. While the writer has errors it is not:
+    #: connections of one process share SQLite's view of the files, and one that was opened while they were read-only
+    #: would keep the writer from ever writing again.
+    isKeeping = True
 
     def __init__(self, reactor: ThreadedReactor, connect: Callable[[], Tables], statistics: StoreStatistics) -> None:
         super().__init__(reactor, connect, statistics.reads)
         self._statistics = statistics
-
-    def keepConnection(self, isKeeping: bool) -> None:
-        """
-        Set whether the connection is kept from one group of jobs to the next.
-
-        While the writer has errors it is not kept: connections of one process share SQLite's view of the files, and
-        one that was opened while they were read-only would keep the writer from ever writing again.
-        """
-        wasKeeping, self._isKeeping = self._isKeeping, isKeeping
-        if wasKeeping and not isKeeping:
-            # An error is logged all the same, and reported to later reads.
-            self.submit(lambda tables: None).addErrback(lambda _: None)
 
     def _settle(self, cause: Exception | None, jobs: Sequence[Job]) -> None:
         self._statistics.isReadable = cause is None
@@ -220,7 +209,7 @@ class Reader(Worker):
                 if job.failed(error, "read"):
                     cause = error
                     self._disconnect()
-        if not self._isKeeping:
+        if not self.isKeeping:
             self._disconnect()
         return cause
 
@@ -249,11 +238,9 @@ class Writer(Worker):
         self._statistics = statistics
         self._reader = reader
         self._files = files
-        self._checked = self._cut = -math.inf
+        # When the files were checked, the log was cut, and all changes of a group were refused.
+        self._checked = self._cut = self._refused = -math.inf
         self._logBytes = 0
-        # How many groups were refused since the last one that was committed, and when the last one was.
-        self._refusals = 0
-        self._refused = -math.inf
 
     def submitOneOfMany(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
         """As :meth:`submit`: make a change, together with others of its kind that wait next to it, if that succeeds."""
@@ -261,8 +248,8 @@ class Writer(Worker):
 
     @property
     def refusesChanges(self) -> bool:
-        """Whether all recent changes were refused, whatever becomes of a probe."""
-        return self._refusals >= _REFUSALS and self._reactor.seconds() - self._refused < _REFUSAL_SECONDS
+        """Whether the last changes were refused, whatever becomes of a probe."""
+        return self._reactor.seconds() - self._refused < _REFUSAL_SECONDS
 
     def _begin(self) -> None:
         if self._jobs and not self._isBusy:
@@ -280,7 +267,7 @@ class Writer(Worker):
 
     def _settle(self, cause: Exception | None, jobs: Sequence[Job]) -> None:
         # A file that is lost can't be opened again; the connections that are open have all that was written.
-        self._reader.keepConnection(cause is None or isinstance(cause, FileLost))
+        self._reader.isKeeping = cause is None or isinstance(cause, FileLost)
         self._statistics.walBytes = self._logBytes
         self._statistics.isWritable = cause is None
         if cause is None:
@@ -311,7 +298,11 @@ class Writer(Worker):
                 with suppress(sqlite3.Error):
                     self._tables.undo()
             return cause
-        self._countRefusals(jobs)
+        results = [job.result for job in jobs if job.isChange]
+        if not all(isinstance(result, Exception) for result in results):
+            self._refused = -math.inf
+        elif any(isinstance(result, StoreUnavailable) for result in results):
+            self._refused = self._reactor.seconds()
         if cause is None:
             self._cutLog(tables)
         else:
@@ -362,14 +353,6 @@ class Writer(Worker):
             except FileLost as loss:
                 return loss
         return error
-
-    def _countRefusals(self, jobs: Sequence[Job]) -> None:
-        results = [job.result for job in jobs if job.isChange]
-        if not all(isinstance(result, Exception) for result in results):
-            self._refusals = 0
-        elif any(isinstance(result, StoreUnavailable) for result in results):
-            self._refusals += 1
-            self._refused = self._reactor.seconds()
 
     def _cutLog(self, tables: Tables) -> None:
         """Truncate the write-ahead log if another program's reads made it large, unless it still needs the log."""
