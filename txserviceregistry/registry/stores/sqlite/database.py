@@ -20,6 +20,7 @@ from itertools import chain
 from typing import Any, TypeAlias
 
 from ... import eventids
+from ..interfaces import NoSuchObject
 from .file import BUSY_SECONDS
 
 Rows: TypeAlias = Sequence[Sequence[Any]]
@@ -153,6 +154,13 @@ class Database:
     def _one(self, sql: str, *values: Any) -> Any:
         """The only row, or ``None``."""
         return self._execute(sql, values).fetchone()
+
+    def _found(self, name: str, sql: str, *values: Any) -> Any:
+        """The only row of an object with this *name*; :class:`NoSuchObject` if there is none."""
+        row = self._one(sql, *values)
+        if row is None:
+            raise NoSuchObject(name)
+        return row
 
     def _change(self, sql: str, rows: Rows, *before: Any) -> None:
         """See :func:`_withRows`."""

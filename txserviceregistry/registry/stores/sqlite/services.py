@@ -73,10 +73,7 @@ class Services(Database):
         return row[1], self._record(row)
 
     def _row(self, tenant: str, id: str, states: bool) -> Any:
-        row = self._one(_statement(_ALL, "s.tenant = ? AND s.id = ?", states), tenant, id)
-        if row is None:
-            raise NoSuchObject(id)
-        return row
+        return self._found(id, _statement(_ALL, "s.tenant = ? AND s.id = ?", states), tenant, id)
 
     def createServices(self, creates: Sequence[tuple[str, NewService, int]]) -> list[ServiceRecord | StoreError]:
         """Create services, one after the other. *creates* are the arguments of :meth:`IStore.createService`."""

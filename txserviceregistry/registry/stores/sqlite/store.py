@@ -185,7 +185,7 @@ class SqliteStore(TableStore):
         self._wallClock = wallClock
         self.statistics = StoreStatistics()
         self._files = sqlitefile.OpenFiles(self._path, guard)
-        self._reader = Reader(reactor, partial(self._connect, readOnly=True), self.statistics)
+        self._reader = Reader(reactor, partial(self._connect, readOnly=True), self.statistics, self.statistics.reads)
         self._writer = Writer(reactor, self._connectToWrite, self.statistics, self._reader, self._files)
         self._isExclusive = exclusive
         self._claim: int | None = None
@@ -221,13 +221,7 @@ class SqliteStore(TableStore):
     def _connect(self, *, readOnly: bool = False) -> Tables:
         """Open the file, and no other one that has its name by now."""
         self._files.check()
-        tables = Tables(sqlitefile.connect(self._path, readOnly=readOnly), self._wallClock)
-        try:
-            self._files.check()
-        except BaseException:
-            tables.close()
-            raise
-        return tables
+        return Tables(sqlitefile.connect(self._path, readOnly=readOnly), self._wallClock)
 
     def close(self) -> Deferred[None]:
         if self._closing is None:
@@ -238,8 +232,8 @@ class SqliteStore(TableStore):
         if self._writing.running:
             self._writing.stop()
         await self._writeLastSeen()
-        # The writer closes the file last: of connections that are closed at the same moment SQLite may take none for
-        # the last one, and then leaves the log as it is.
+        # One after the other: of connections that are closed at the same moment SQLite may take none for the last one,
+        # and then leaves the log as it is.
         await self._reader.close()
         await self._writer.close()
         if self._claim is not None:

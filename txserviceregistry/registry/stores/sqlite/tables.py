@@ -66,10 +66,7 @@ class Tables(Services):
     # -- configuration values
 
     def getValue(self, tenant: str, key: str) -> ValueRecord:
-        row = self._one(f"{_VALUES} WHERE tenant = ? AND key = ?", tenant, key)
-        if row is None:
-            raise NoSuchObject(key)
-        return _value(*row)
+        return _value(*self._found(key, f"{_VALUES} WHERE tenant = ? AND key = ?", tenant, key))
 
     def listValues(self, tenant: str, marker: str | None, count: int, namespace: str | None) -> list[ValueRecord]:
         start = marker or ""
@@ -190,9 +187,7 @@ class Tables(Services):
             " ON CONFLICT (tenant) DO UPDATE SET created = coalesce(created, excluded.created)",
             (tenant, self._milliseconds()),
         )
-        account = self.findAccount(tenant)
-        assert account is not None
-        return account
+        return Account(tenant, *self._one("SELECT created FROM tenants WHERE tenant = ?", tenant))
 
     def addUser(self, name: str, keyHash: str, tenant: str | None, role: Role = WRITE) -> UserRecord:
         if self._one("SELECT 1 FROM users WHERE name = ?", asBytes(name)):
@@ -207,15 +202,13 @@ class Tables(Services):
         return UserRecord(name, tenant, keyHash, role)
 
     def replaceUserKey(self, name: str, keyHash: str) -> UserRecord:
-        user = attrs.evolve(self.getUser(name), keyHash=keyHash)
         self._execute("UPDATE users SET key_hash = ? WHERE name = ?", (keyHash, asBytes(name)))
         self._execute(_END_TOKENS, (asBytes(name),))
-        return user
+        return self.getUser(name)
 
     def changeRole(self, name: str, role: Role) -> UserRecord:
-        user = attrs.evolve(self.getUser(name), role=role)
         self._execute("UPDATE users SET role = ? WHERE name = ?", (asJson(role.asJson()), asBytes(name)))
-        return user
+        return self.getUser(name)
 
     def removeUser(self, name: str) -> None:
         self.getUser(name)
@@ -223,10 +216,7 @@ class Tables(Services):
         self._execute(_END_TOKENS, (asBytes(name),))
 
     def getUser(self, name: str) -> UserRecord:
-        row = self._one(f"{_USERS} WHERE name = ?", asBytes(name))
-        if row is None:
-            raise NoSuchObject(name)
-        return _user(*row)
+        return _user(*self._found(name, f"{_USERS} WHERE name = ?", asBytes(name)))
 
     def listUsers(self) -> list[UserRecord]:
         return [_user(*row) for row in self._execute(f"{_USERS} ORDER BY name")]
@@ -239,15 +229,10 @@ class Tables(Services):
         )
 
     def getToken(self, tokenHash: str) -> tuple[TokenRecord, UserRecord]:
-        row = self._one(
-            "SELECT tokens.tenant, expires, name, users.tenant, key_hash, role FROM tokens"
-            " JOIN users ON name = user WHERE hash = ?",
-            tokenHash,
-        )
-        if row is None:
-            raise NoSuchObject("token")
-        user = _user(*row[2:])
-        return TokenRecord(tokenHash, user.name, *row[:2]), user
+        sql = "SELECT tokens.tenant, expires, name, users.tenant, key_hash, role FROM tokens JOIN users ON name = user"
+        tenant, expires, *row = self._found("token", f"{sql} WHERE hash = ?", tokenHash)
+        user = _user(*row)
+        return TokenRecord(tokenHash, user.name, tenant, expires), user
 
     def removeToken(self, tokenHash: str) -> bool:
         return self._execute("DELETE FROM tokens WHERE hash = ?", (tokenHash,)).rowcount > 0

@@ -93,9 +93,12 @@ class Worker(ABC):
     #: How many jobs are done together at the most.
     _jobsPerGroup: int
 
-    def __init__(self, reactor: ThreadedReactor, connect: Callable[[], Tables], waits: Histogram) -> None:
+    def __init__(
+        self, reactor: ThreadedReactor, connect: Callable[[], Tables], statistics: StoreStatistics, waits: Histogram
+    ) -> None:
         self._reactor = reactor
         self._connect = connect
+        self._statistics = statistics
         self._waits = waits
         self._pool = ThreadPool(0, 1, f"store: {self._verb}")
         self._jobs: deque[Job] = deque()
@@ -192,10 +195,6 @@ class Reader(Worker):
     #: would keep the writer from ever writing again.
     isKeeping = True
 
-    def __init__(self, reactor: ThreadedReactor, connect: Callable[[], Tables], statistics: StoreStatistics) -> None:
-        super().__init__(reactor, connect, statistics.reads)
-        self._statistics = statistics
-
     def _settle(self, cause: Exception | None, jobs: Sequence[Job]) -> None:
         self._statistics.isReadable = cause is None
         super()._settle(cause, jobs)
@@ -234,8 +233,7 @@ class Writer(Worker):
         reader: Reader,
         files: OpenFiles,
     ) -> None:
-        super().__init__(reactor, connect, statistics.writes)
-        self._statistics = statistics
+        super().__init__(reactor, connect, statistics, statistics.writes)
         self._reader = reader
         self._files = files
         # When the files were checked, the log was cut, and all changes of a group were refused.
