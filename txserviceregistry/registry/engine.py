@@ -88,7 +88,7 @@ class Engine(Part):
                 isTaken = isinstance(refusal, ObjectExists)
                 if self.live.hidden(scope):
                     # Expired registrations hold ids and places in the limit that are free by the rules.
-                    await self.live.expirations.nextGroup()
+                    await self.live.persistNext()
                 elif not await self._untilDecided(scope, id if isTaken else None):
                     if isTaken and self._deadlines.active(scope, id) is None:
                         self.live.markUnsure(scope, id)

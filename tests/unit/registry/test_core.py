@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from tests.unit.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.eventids import positionOf
-from txserviceregistry.registry.expiry.livetable import ExpirationQueue, LiveServices
+from txserviceregistry.registry.expiry.livetable import LiveServices
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.model import NewService, ServiceChanges
@@ -460,7 +460,7 @@ class ManyExpirationsTests(RegistryCase):
     limits = ResourceLimits(service=2_000)
 
     def setUp(self) -> None:
-        self.patch(ExpirationQueue, "GROUP", 50)
+        self.patch(LiveServices, "GROUP", 50)
         self.patch(LiveServices, "SWEEP", 100)
         super().setUp()
         for number in range(300):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from heapq import heappop, heappush, heapreplace
+from itertools import islice
 
 import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -265,8 +266,9 @@ class Deadlines:
         """The incarnations of the expired services of *tenant*."""
         return frozenset(self._expired.get(tenant, ()))
 
-    def isExpired(self, tenant: str, incarnation: str) -> bool:
-        return incarnation in self._expired.get(tenant, ())
+    def pending(self, most: int | None = None) -> list[ServiceState]:
+        """The expired services, or so many of them, of each tenant in the order in which they were found."""
+        return list(islice((state for states in self._expired.values() for state in states.values()), most))
 
     def find(self, tenant: str, id: str, incarnation: str) -> ServiceState | None:
         """This incarnation, active or expired; ``None`` if it is unknown."""

@@ -5,10 +5,8 @@ agree about them.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import islice
 from typing import ClassVar
 
 import attrs
@@ -34,36 +32,58 @@ async def readSummary(store: IStore, scope: str, id: str) -> ServiceSummary:
     return (await store.getService(scope, id)).summary(scope)
 
 
-@attrs.define(eq=False, slots=False)
-class MassExpiryWarning:
+class ExpiryLog:
     """
-    Warns when unusually many services expire, which rarely means that so many have stopped.
+    Logs the services and locks that expire, and warns when there are unusually many services, which rarely means that
+    so many have stopped.
 
     When a network is cut, the services behind it expire each at its own deadline, over the length of their timeouts; so
     what counts is their number within a minute.
     """
 
     #: Seconds that are looked at together.
-    WINDOW: ClassVar = 60.0
+    WINDOW = 60.0
     #: How many services have to expire, and which part of all, before there is a warning.
-    FEWEST: ClassVar = 20
-    SHARE: ClassVar = 0.1
+    FEWEST = 20
+    SHARE = 0.1
 
     _log = Logger()
 
-    _clock: IReactorTime
-    _deadlines: Deadlines
-    _began: float = attrs.field(init=False, default=float("-inf"))
-    _count: int = attrs.field(init=False, default=0)
+    def __init__(self, clock: IReactorTime, deadlines: Deadlines) -> None:
+        self._clock = clock
+        self._deadlines = deadlines
+        # Services that lose their network expire one by one, over the length of a timeout.
+        self._services = ServiceLog(clock, "Services expired")
+        self._locks = ServiceLog(clock, "Locks expired")
+        self._new = 0
+        self._began = float("-inf")
 
-    def add(self, count: int) -> None:
-        """Note that so many services have just expired."""
+    def add(self, states: Iterable[ServiceState]) -> None:
+        """Note some that have expired. The lines follow after :meth:`flush`."""
+        for state in states:
+            isLock = isLockScope(state.tenant)
+            self._new += not isLock
+            (self._locks if isLock else self._services).add(tenantOf(state.tenant), state.id)
+
+    def flush(self) -> None:
+        self._services.flush()
+        self._locks.flush()
+        new, self._new = self._new, 0
+        if new:
+            self._warn(new)
+
+    def stop(self) -> None:
+        """Log the rest now, and leave nothing on the reactor."""
+        self._services.stop()
+        self._locks.stop()
+
+    def _warn(self, new: int) -> None:
         now = self._clock.seconds()
         if now - self._began >= self.WINDOW:
-            self._began, self._count, self._before = now, 0, self._deadlines.total + count
+            self._began, self._count, self._before = now, 0, self._deadlines.total + new
             # The number at which the next warning is due.
             self._threshold = max(self.FEWEST, self.SHARE * self._before)
-        self._count += count
+        self._count += new
         if self._count >= self._threshold:
             # Some of them may have been registered since.
             self._before = max(self._before, self._deadlines.total + self._count)
@@ -78,120 +98,28 @@ class MassExpiryWarning:
 
 
 @attrs.define(eq=False, slots=False)
-class ExpirationQueue:
-    """
-    Brings expirations to the store in the order in which they were found, in groups, each in a turn of the reactor of
-    its own. Expirations that could not be persisted stay first in the queue until :meth:`work` is called again.
-    """
-
-    #: How many are persisted together: enough to share a commit, and few enough for one turn of the reactor.
-    GROUP: ClassVar = 500
-
-    _log = Logger()
-
-    _persist: Callable[[Sequence[Expiration]], Deferred[None]]
-    _deadlines: Deadlines
-    _clock: IReactorTime
-    _tasks: TaskOwner
-    _queue: deque[Expiration] = attrs.field(init=False, factory=deque)
-    _persisting: SingleFlight[None, None] = attrs.field(init=False, factory=SingleFlight)
-    _next: IDelayedCall | None = attrs.field(init=False, default=None)
-    _persisted: int = attrs.field(init=False, default=0)
-    _isStopped: bool = attrs.field(init=False, default=False)
-
-    def __attrs_post_init__(self) -> None:
-        # Services that lose their network expire one by one, over the length of a timeout.
-        self._services = ServiceLog(self._clock, "Services expired")
-        self._locks = ServiceLog(self._clock, "Locks expired")
-        self._warning = MassExpiryWarning(self._clock, self._deadlines)
-        self._outage = Outage(self._log, self._clock, "Cannot persist expirations ({count} pending); retrying")
-
-    def __len__(self) -> int:
-        return len(self._queue)
-
-    def add(self, expirations: Sequence[Expiration]) -> None:
-        """Queue some expirations; :meth:`work` begins with them."""
-        self._queue.extend(expirations)
-
-    def work(self) -> None:
-        """Persist until the queue is empty or the store fails, unless that is under way."""
-        if self._queue and not (self._persisting or self._next or self._isStopped):
-            self.nextGroup().addCallbacks(self._goOn, lambda _: None)
-
-    def _goOn(self, _: object) -> None:
-        if self._queue and not self._isStopped:
-            self._next = self._clock.callLater(0, self._turn)
-
-    def _turn(self) -> None:
-        self._next = None
-        self.work()
-
-    @returnsDeferred
-    async def nextGroup(self) -> None:
-        """Persist the next group, if there is one; a fault if that can't be done, or the registry is stopping."""
-        if not self._isStopped:
-            await self._persisting.do(None, lambda: self._tasks.start(self._persistGroup()))
-        if self._isStopped:
-            raise systemFailure("The registry is stopping")
-
-    def stop(self) -> None:
-        """Begin nothing new. What is under way belongs to the :class:`TaskOwner`."""
-        self._isStopped = True
-        call, self._next = self._next, None
-        if call is not None:
-            call.cancel()
-        self._services.stop()
-        self._locks.stop()
-
-    async def _persistGroup(self) -> None:
-        group = list(islice(self._queue, self.GROUP))
-        pending = [each for each in group if self._deadlines.isExpired(each.tenant, each.incarnation)]
-        try:
-            if pending:
-                await self._persist(pending)
-            for _ in group:
-                self._queue.popleft()
-            self.report(pending)
-        except Exception as error:
-            self._outage.failed(None if isinstance(error, Fault) else Failure(), count=len(self._queue))
-            raise
-
-    def report(self, expirations: Sequence[Expiration]) -> None:
-        """Log expirations that are persisted."""
-        self._outage.succeeded()
-        for expiration in expirations:
-            isLock = isLockScope(expiration.tenant)
-            self._persisted += not isLock
-            (self._locks if isLock else self._services).add(tenantOf(expiration.tenant), expiration.id)
-        if not self._queue:
-            for log in (self._services, self._locks):
-                log.stop() if self._isStopped else log.flush()
-            persisted, self._persisted = self._persisted, 0
-            if persisted:
-                self._warning.add(persisted)
-
-
-@attrs.define(eq=False, slots=False)
 class LiveServices:
     """
-    Keeps the state of all services. They expire at their deadline, whether or not the store can persist that at once.
+    Keeps the state of all services. They expire at their deadline, whether or not the store can persist that at once:
+    expirations are persisted in their order, in groups, each in a turn of the reactor of its own.
 
     The state of a service belongs to one *incarnation* of it. If the store may have something else, because a change
     had no good response, the service is *unsure*. It is reconciled by reading it, so that no service stays in
     the store without a deadline and none stays in memory alone.
 
-    :param persist: persists some expirations; fails with a :class:`~txserviceregistry.registry.faults.Fault` when that
-        can't be done.
+    :param persist: persists some expirations, and lets :attr:`deadlines` forget them; fails with a
+        :class:`~txserviceregistry.registry.faults.Fault` when that can't be done.
     :param tasks: owns what is done in the background; changes of one service wait for each other there, under the key
         ``(tenant, id)``.
     :ivar time: the clock of the deadlines.
     :ivar deadlines: the state of each service.
-    :ivar expirations: the expirations that are to be persisted.
     """
 
     #: How many services are looked at in one turn of the reactor, and how many are reconciled after one tick.
     SWEEP: ClassVar = 1000
     RECONCILED: ClassVar = 100
+    #: How many are persisted together: enough to share a commit, and few enough for one turn of the reactor.
+    GROUP: ClassVar = 500
 
     _log = Logger()
 
@@ -201,15 +129,18 @@ class LiveServices:
     _wallClock: Callable[[], float]
     _tasks: TaskOwner
     _onTick: Callable[[], None] = attrs.field(init=False, default=lambda: None)
+    _onDue: Callable[[Sequence[ServiceState]], object] = attrs.field(init=False, default=lambda states: None)
     _isSuspended: bool = attrs.field(init=False, default=False)
+    _isStopped: bool = attrs.field(init=False, default=False)
     _unsure: set[tuple[str, str]] = attrs.field(init=False, factory=set)
     _sweeping: IDelayedCall | None = attrs.field(init=False, default=None)
+    _persisting: SingleFlight[None, None] = attrs.field(init=False, factory=SingleFlight)
 
     def __attrs_post_init__(self) -> None:
         self.time = StallTolerantClock(self._clock, self._tick)
         self.deadlines = Deadlines(self.time.now)
-        self.expirations = ExpirationQueue(self._persist, self.deadlines, self._clock, self._tasks)
-        self._onDue: Callable[[Sequence[ServiceState]], None] = self._enqueue
+        self._expiries = ExpiryLog(self._clock, self.deadlines)
+        self._outage = Outage(self._log, self._clock, "Cannot persist expirations ({count} pending); retrying")
 
     def share(self, onDue: Callable[[Sequence[ServiceState]], None], onTick: Callable[[], None]) -> None:
         """
@@ -229,8 +160,9 @@ class LiveServices:
 
     def stop(self) -> None:
         """Let no more services expire, and leave nothing on the reactor; what is under way belongs to the tasks."""
+        self._isStopped = True
         self.time.stop()
-        self.expirations.stop()
+        self._expiries.stop()
         call, self._sweeping = self._sweeping, None
         if call is not None:
             call.cancel()
@@ -288,8 +220,16 @@ class LiveServices:
             self._tasks.serialized("reconcile", self._reconcile)
 
     def _sweep(self) -> None:
-        self._sweeping = self._clock.callLater(0, self._sweep) if self._collect(self.SWEEP) else None
-        self.expirations.work()
+        self._sweeping = None
+        more = self._collect(self.SWEEP)
+        if self.deadlines.pending(1) and not self._persisting:
+            self.persistNext().addCallbacks(self._sweepLater, lambda _: None)
+        if more:
+            self._sweepLater()
+
+    def _sweepLater(self, _: object = None) -> None:
+        if self._sweeping is None and not self._isStopped:
+            self._sweeping = self._clock.callLater(0, self._sweep)
 
     def _collect(self, most: int | None = None) -> bool:
         if self._isSuspended:
@@ -299,9 +239,31 @@ class LiveServices:
             self._onDue(due)
         return more
 
-    def _enqueue(self, expired: Sequence[ServiceState]) -> None:
-        moments = self.timestamps(expired)
-        self.expirations.add([Expiration(*each.name, moment) for each, moment in zip(expired, moments, strict=True)])
+    @returnsDeferred
+    async def persistNext(self) -> None:
+        """Persist some expirations, if there are any; a fault if that can't be done, or the registry is stopping."""
+        if not self._isStopped:
+            await self._persisting.do(None, lambda: self._tasks.start(self._persistGroup()))
+        if self._isStopped:
+            raise systemFailure("The registry is stopping")
+
+    async def _persistGroup(self) -> None:
+        group = self.deadlines.pending(self.GROUP)
+        moments = self.timestamps(group)
+        try:
+            await self._persist([Expiration(*each.name, moment) for each, moment in zip(group, moments, strict=True)])
+            self._logExpired(group)
+        except Exception as error:
+            self._outage.failed(None if isinstance(error, Fault) else Failure(), count=len(self.deadlines.pending()))
+            raise
+
+    def _logExpired(self, states: Sequence[ServiceState]) -> None:
+        self._outage.succeeded()
+        self._expiries.add(states)
+        if self._isStopped:
+            self._expiries.stop()
+        elif not self.deadlines.pending(1):
+            self._expiries.flush()
 
     def timestamps(self, states: Sequence[ServiceState]) -> list[int]:
         """The deadlines of services, as far as they are known here, in milliseconds since the epoch."""
@@ -311,7 +273,7 @@ class LiveServices:
 
     def noteExpired(self, state: ServiceState) -> None:
         """A service has expired by a decision of others, and that is persisted."""
-        self.expirations.report([Expiration(*state.name, 0)])
+        self._logExpired([state])
         self.deadlines.forget(*state.name)
 
     async def _reconcile(self) -> None:

@@ -199,10 +199,10 @@ class DeadlinesTests(SynchronousTestCase):
         self.add("a")
         self.now += 30
         self.collect()
-        self.assertTrue(self.deadlines.isExpired("1", "incarnation of a"))
+        self.assertEqual(self.deadlines.expired("1"), {"incarnation of a"})
         self.assertIsNotNone(self.deadlines.find("1", "a", "incarnation of a"))
         self.deadlines.forget("1", "a", "incarnation of a")
-        self.assertFalse(self.deadlines.isExpired("1", "incarnation of a"))
+        self.assertEqual(self.deadlines.pending(), [])
         self.assertIsNone(self.deadlines.find("1", "a", "incarnation of a"))
         self.assertEqual(self.deadlines.expired("1"), frozenset())
 

@@ -7,20 +7,20 @@ from __future__ import annotations
 from twisted.logger import LogLevel, globalLogPublisher
 
 from tests.unit.registry.registrycase import RegistryCase
-from txserviceregistry.registry.expiry.livetable import MassExpiryWarning
+from txserviceregistry.registry.expiry.livetable import ExpiryLog
 from txserviceregistry.registry.limits import ResourceLimits
 
 
-class ExpirationQueueTests(RegistryCase):
-    """The queue of a registry."""
+class ExpirationsTests(RegistryCase):
+    """The expirations of a registry."""
 
     def test_goesOnAfterADefect(self) -> None:
         """A defect in what follows when services have expired is logged, and others expire after it."""
 
-        def fail(self: object, count: int) -> None:
+        def fail(self: object) -> None:
             raise ValueError("a defect")
 
-        defect = self.patch(MassExpiryWarning, "add", fail)
+        defect = self.patch(ExpiryLog, "flush", fail)
         self.create("web1", 5)
         self.pass_(6)
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)

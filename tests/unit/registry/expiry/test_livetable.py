@@ -19,7 +19,7 @@ from tests.unit.registry.heldstore import HeldCall, HeldStore
 from tests.unit.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.expiry.deadlines import ServiceState
-from txserviceregistry.registry.expiry.livetable import ExpirationQueue, LiveServices
+from txserviceregistry.registry.expiry.livetable import LiveServices
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.model import NewService, ServiceChanges
@@ -420,7 +420,7 @@ class ManyExpirationsTests(RegistryCase):
     limits = ResourceLimits(service=200)
 
     def setUp(self) -> None:
-        self.patch(ExpirationQueue, "GROUP", 50)
+        self.patch(LiveServices, "GROUP", 50)
         super().setUp()
 
     def test_aRegistrationWaitsForTheGroupOfItsId(self) -> None:
