@@ -28,10 +28,9 @@ from ..registration import RegisteredService
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import Settings, defaultDataDir, namesRegistry, readSettings
 from ..util.deferred import returnsDeferred
-from ..util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID
 from ..util.logs import Logger
 from ..util.parsing import parseMetadata, parseTags
-from .options import Option, TableOptions
+from .options import Option, TwistdOptions, parseHeartbeatTimeout, parseServiceId
 from .process import endProcess, say
 from .registry import parsedEndpoint, sayWhere
 
@@ -44,19 +43,7 @@ def defaultServiceId(hostName: str) -> str:
     return ("agent-" + _ID_CHARACTERS.sub("-", hostName).strip("-"))[:_LONGEST_ID].rstrip("-")
 
 
-def _serviceId(text: str) -> str:
-    if not SERVICE_ID.fullmatch(text):
-        raise ValueError(f"invalid id {text!r}: use {ID_RULE}")
-    return text
-
-
-def _timeout(text: str) -> int:
-    if not text.isdecimal() or int(text) not in HEARTBEAT_TIMEOUTS:
-        raise ValueError(f"{text!r} is not a whole number of seconds from 3 to 120")
-    return int(text)
-
-
-class Options(TableOptions):
+class Options(TwistdOptions):
     command = "service-registry-agent"
     synopsis = "[--id ID] [--tags a,b] [--metadata k=v,…] [--heartbeat-timeout SECONDS] [--listen ENDPOINT]"
     longdesc = (
@@ -69,17 +56,17 @@ class Options(TableOptions):
     _LISTEN = "Endpoint where the test service serves its state as JSON over HTTP, such as tcp:8000."
     _DATA_DIR = "Data directory of the registry in this process (default: as service-registry's)."
     table = (
-        Option("id", "i", None, "The service's id (default: made from this machine's name).", _serviceId),
+        Option("id", "i", None, "The service's id (default: made from this machine's name).", parseServiceId),
         Option("tags", "t", None, "Tags of the service, separated by commas.", parseTags),
         Option("metadata", "m", None, "Metadata of the service: key=value pairs, separated by commas.", parseMetadata),
-        Option("heartbeat-timeout", "b", "30", _TIMEOUT, _timeout),
+        Option("heartbeat-timeout", "b", "30", _TIMEOUT, parseHeartbeatTimeout),
         Option("listen", "l", None, _LISTEN, parsedEndpoint),
         Option("registry-listen", None, DEFAULT_LISTEN, "Endpoint of the registry in this process.", parsedEndpoint),
         Option("data-dir", "d", None, _DATA_DIR),
     )
 
     def postOptions(self) -> None:
-        TableOptions.postOptions(self)
+        TwistdOptions.postOptions(self)
         self["id"] = self["id"] or defaultServiceId(socket.gethostname())
         try:
             self["data-dir"] = str(self["data-dir"] or defaultDataDir())

@@ -23,7 +23,7 @@ from ..util.deferred import returnsDeferred
 from ..util.fields import netloc
 from ..util.files import absolutePath
 from ..util.parsing import boundedNumber, parseDuration
-from .options import Option, TableOptions
+from .options import Option, TwistdOptions
 from .process import say
 
 _MISSING = "dnspython is missing: pip install 'twisted-service-registry[dns]'"
@@ -64,7 +64,7 @@ def _domain(text: str) -> Any:
         raise ValueError(f"{text!r} is not a domain: {error}") from None
 
 
-class Options(TableOptions):
+class Options(TwistdOptions):
     command = "service-registry-dns"
     synopsis = "[--listen udp:PORT] [--listen tcp:PORT] [--domain NAME] [--config FILE] [options]"
     longdesc = (
@@ -86,7 +86,7 @@ class Options(TableOptions):
     )
 
     def postOptions(self) -> None:
-        TableOptions.postOptions(self)
+        TwistdOptions.postOptions(self)
         self["listen"] = self["listen"] or [Listener("udp", 8600), Listener("tcp", 8600)]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 from twisted.python import usage
 
+from ..util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID
 from .console import didYouMean
 from .process import OneLineOptions
 
@@ -71,12 +72,23 @@ def oneOf(*words: str) -> Callable[[str], str]:
     return parse
 
 
-class TableOptions(OneLineOptions):
-    """
-    The options of a twistd command, which may be in a file too. The command line comes before the file, the file before
-    the default. After :meth:`postOptions` the values are here by the options' names.
+def parseServiceId(text: str) -> str:
+    if not SERVICE_ID.fullmatch(text):
+        raise ValueError(f"invalid id {text!r}: use {ID_RULE}")
+    return text
 
-    :ivar given: the names of those that were given, on the command line or in a file.
+
+def parseHeartbeatTimeout(text: str) -> int:
+    if not text.isdecimal() or int(text) not in HEARTBEAT_TIMEOUTS:
+        raise ValueError(f"{text!r} is not a whole number of seconds from 3 to 120")
+    return int(text)
+
+
+class TableOptions(usage.Options):
+    """
+    Options in a table. After :meth:`postOptions` the values are here by the options' names.
+
+    :ivar given: the names of those that were given.
     """
 
     table: Sequence[Option] = ()
@@ -95,38 +107,23 @@ class TableOptions(OneLineOptions):
         # For --help. postOptions sets the values.
         self.defaults.update({option.name: option.default for option in self.table})
         self.onCommandLine: dict[str, list[str]] = {}
-        self._file: str | None = None
-
-    def opt_config(self, path: str) -> None:
-        """File with any of these options: INI, or TOML if it ends in .toml; the command line wins."""
-        self._file = path
-
-    opt_c = opt_config
+        self.file: str | None = None
 
     def postOptions(self) -> None:
-        inFile = self._inFile()
+        inFile = {} if self.file is None else self.readFile(self.file)
         self.given = frozenset({*self.onCommandLine, *inFile})
         for option in self.table:
             name = option.name
             if name in self.onCommandLine:
                 self[name] = option.value(self.onCommandLine[name], f"--{name}")
             elif name in inFile:
-                self[name] = option.value(inFile[name], f"{self._file}: {name}")
+                self[name] = option.value(inFile[name], f"{self.file}: {name}")
             else:
                 self[name] = option.defaultValue
 
-    def _inFile(self) -> dict[str, list[str]]:
-        if self._file is None:
-            return {}
-        try:
-            inFile = readConfigFile(self._file, self.command)
-        except ValueError as error:
-            raise usage.UsageError(str(error))
-        names = [option.name for option in self.table]
-        for name in inFile:
-            if name not in names:
-                raise usage.UsageError(f"{self._file}: unknown option {name!r}{didYouMean(name, names)}")
-        return inFile
+    def readFile(self, path: str) -> dict[str, list[str]]:
+        """The options in a file."""
+        raise NotImplementedError
 
 
 def _handler(option: Option) -> Callable[[TableOptions, str], None]:
@@ -138,6 +135,31 @@ def _handler(option: Option) -> Callable[[TableOptions, str], None]:
 
     handler.__doc__ = option.help
     return handler
+
+
+class TwistdOptions(OneLineOptions, TableOptions):
+    """
+    The options of a twistd command, which may be in a file too. The command line comes before the file, the file before
+    the default.
+    """
+
+    def opt_config(self, path: str) -> None:
+        """File with any of these options: INI, or TOML if it ends in .toml; the command line wins."""
+        self.file = path
+
+    opt_c = opt_config
+
+    def readFile(self, path: str) -> dict[str, list[str]]:
+        """See :class:`TableOptions`."""
+        try:
+            inFile = readConfigFile(path, self.command)
+        except ValueError as error:
+            raise usage.UsageError(str(error))
+        names = [option.name for option in self.table]
+        for name in inFile:
+            if name not in names:
+                raise usage.UsageError(f"{path}: unknown option {name!r}{didYouMean(name, names)}")
+        return inFile
 
 
 # -- files

@@ -23,7 +23,7 @@ from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import defaultDataDir
 from ..util.files import absolutePath
 from ..util.parsing import parseCount, parseDuration, parseRate
-from .options import Option, TableOptions, oneOf
+from .options import Option, TwistdOptions, oneOf
 from .process import Hangup, Notifier, Watchdog, collectSeldom, endProcess, jsonObserver, say
 from .stores import ETCD, ETCD_OPTIONS, EtcdFactory, checkStore, etcdStore
 
@@ -64,7 +64,7 @@ def _logTarget(text: str) -> str | None:
     return absolutePath(text)
 
 
-class Options(TableOptions):
+class Options(TwistdOptions):
     command = "service-registry"
     synopsis = "[--listen ENDPOINT]… [--data-dir DIR] [--config FILE] [options]"
     longdesc = (
@@ -104,7 +104,7 @@ class Options(TableOptions):
     )
 
     def postOptions(self) -> None:
-        TableOptions.postOptions(self)
+        TwistdOptions.postOptions(self)
         self["data-dir"] = self["data-dir"] or defaultDataDir()
         checkStore(self["store"], self.given)
         if self["store"] == ETCD:

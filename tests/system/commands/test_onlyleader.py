@@ -11,7 +11,7 @@ import treq
 
 from tests.system.commands.test_wrapper import WrapperTestCase
 from tests.system.processes import Child, sharedRegistry
-from txserviceregistry.commands.wrapper.leading import TIMEOUT
+from txserviceregistry.commands.wrapper.main import LOCK_TIMEOUT
 
 # Says when it starts, and when SIGTERM has ended it.
 PROGRAM = 'date "+from %s.%N"; trap \'date "+until %s.%N"; kill $!; exit 0\' TERM; echo ready; sleep 60 & wait'
@@ -55,7 +55,7 @@ class OnlyLeaderTests(WrapperTestCase):
         killed = time.time()
         os.kill(self.pidOf(first), signal.SIGKILL)
         await second.says("ready")
-        self.assertLess(self.moment(second, "from") - killed, TIMEOUT + 1)
+        self.assertLess(self.moment(second, "from") - killed, LOCK_TIMEOUT + 1)
 
     async def test_anOrderlyStop(self) -> None:
         """After an orderly stop it starts when the first host's command has ended, and not when the lock expires."""

@@ -29,10 +29,8 @@ Probe = Callable[[], Deferred[bool]]
 
 # Seconds to connect, at most. The timeout of a check is shorter.
 _CONNECT_TIMEOUT = 30.0
-# Seconds to the second check, so that a program that starts fast is registered soon. Until the first pass the interval
-# grows to this share of the seconds since the start.
+# Seconds between two checks before the first pass, so that a program that starts fast is registered soon.
 _FIRST_INTERVAL = 0.5
-_FIRST_SHARE = 0.1
 # Checks that fail in the first seconds of a program are not logged.
 _START = 10.0
 
@@ -217,11 +215,8 @@ class Checker(HealthCheck):
 
     def _judge(self, reason: str | None) -> str | None:
         """The reason why it fails, after a check with this one."""
-        if (reason is None) == self.passing:
-            self._others = 0
-            return reason
-        self._others += 1
-        if self._others < (self._fall if self.passing else self._rise):
+        self._others = 0 if (reason is None) == self.passing else self._others + 1
+        if 0 < self._others < (self._fall if self.passing else self._rise):
             return None if self.passing else f"{self._others} of {self._rise} checks succeeded"
         self._others = 0
         return reason
@@ -231,13 +226,11 @@ class Checker(HealthCheck):
         began = self._clock.seconds()
         while self._isRunning:
             checked = self._clock.seconds()
-            interval, suspended, isStarting = self._interval, "heartbeats", False
-            if self._firstPass is not None:
-                interval = min(interval, max(_FIRST_INTERVAL, _FIRST_SHARE * (checked - began)))
-                suspended, isStarting = "registration", checked - began < _START
+            isStarting = self._firstPass is not None and checked - began < _START
+            suspended = "heartbeats" if self._firstPass is None else "registration"
             self.passing = await self.passes(self._timeout, suspended, isStarting=isStarting)
             if self.passing and self._firstPass is not None:
                 passed, self._firstPass = self._firstPass, None
                 passed()
-                interval = self._interval
-            await deferLater(self._clock, max(0.0, checked + interval - self._clock.seconds()), lambda: None)
+            interval = self._interval if self._firstPass is None else min(self._interval, _FIRST_INTERVAL)
+            await deferLater(self._clock, max(0.0, checked + interval - self._clock.seconds()))

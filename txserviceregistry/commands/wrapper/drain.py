@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from ...api.transport import SERVICE_STATE
@@ -22,45 +23,37 @@ from .registration import WrapperRegistration
 REASON = "service-registry-wrapper"
 
 
+@attrs.define(eq=False)
 class Drain:
     """
     Drains a service, once.
 
-    :param seconds: how long the command still serves.
     :param tell: writes a line for the user.
     """
 
-    def __init__(
-        self,
-        clock: Any,
-        registration: WrapperRegistration,
-        options: Options,
-        seconds: float,
-        tell: Callable[[str], None],
-    ) -> None:
-        self._clock = clock
-        self._registration = registration
-        self._options = options
-        self._seconds = seconds
-        self._tell = tell
-        self._draining: Deferred[None] | None = None
-        self._isStopped = False
+    _clock: IReactorTime
+    _registration: WrapperRegistration
+    _options: Options
+    _tell: Callable[[str], None]
+    _draining: Deferred[None] | None = attrs.field(init=False, default=None)
+    _isStopped: bool = attrs.field(init=False, default=False)
 
-    def registered(self) -> None:
-        """The service was registered: the state that an earlier wrapper has set for it ends."""
-        if self._draining is None:
-            self._clear().addErrback(lambda failure: failure.trap(ServiceRegistryError))
+    @returnsDeferred
+    async def registered(self) -> None:
+        """The service was registered: end the state that an earlier wrapper has set for it."""
+        client = self._client()
+        try:
+            if client is not None and self._draining is None:
+                present = await client.services.getState(self._options["id"])
+                if present["reason"] == REASON:
+                    await client.services.clearState(self._options["id"])
+        except ServiceRegistryError:
+            pass  # it ends by itself
 
     def _client(self) -> Client | None:
         """A client of a registry that has states of services."""
         client = self._registration.client
         return client if client is not None and SERVICE_STATE in client.extensions else None
-
-    @returnsDeferred
-    async def _clear(self) -> None:
-        client = self._client()
-        if client is not None and (await client.services.getState(self._options.serviceId))["reason"] == REASON:
-            await client.services.clearState(self._options.serviceId)
 
     def begin(self) -> Deferred[None] | None:
         """
@@ -84,9 +77,10 @@ class Drain:
 
     @returnsDeferred
     async def _drain(self) -> None:
-        end = self._clock.seconds() + self._seconds
+        seconds: float = self._options["drain"]
+        end = self._clock.seconds() + seconds
         try:
-            await Deferred.fromCoroutine(self._announce()).addTimeout(self._seconds, self._clock)
+            await Deferred.fromCoroutine(self._announce(seconds)).addTimeout(seconds, self._clock)
         except (ServiceRegistryError, TimeoutError, CancelledError) as error:
             if not self._isStopped:
                 self._tell(f"the service can't be drained: {error}")
@@ -98,13 +92,13 @@ class Drain:
         except CancelledError:
             pass  # it was stopped
 
-    async def _announce(self) -> None:
+    async def _announce(self, seconds: float) -> None:
         """Let clients find out that the service gets no new work."""
-        client = self._client()
+        client, id = self._client(), self._options["id"]
         if client is None:
             await self._registration.leave()
             return
-        present = await client.services.getState(self._options.serviceId)
+        present = await client.services.getState(id)
         if present["reason"] == REASON or (present["state"] == "up" and not present["reason"]):
-            seconds = math.ceil(self._seconds) + self._options.interval
-            await client.services.setState(self._options.serviceId, "drain", REASON, expiresIn=seconds)
+            expiry = math.ceil(seconds) + self._options["interval"]
+            await client.services.setState(id, "drain", REASON, expiresIn=expiry)

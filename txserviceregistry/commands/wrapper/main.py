@@ -10,32 +10,33 @@ from threading import Timer
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
-from twisted.logger import globalLogBeginner
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
 from twisted.python import usage
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from ...client import Client
 from ...clock import useMonotonic
+from ...coordination import Held, Lock
 from ...errors import ServiceRegistryError
-from ...settings import Settings
+from ...heartbeats.attempts import HEARTBEAT_FAILED
+from ...registration import REGISTERED_AT
 from ...util.deferred import cancelWith, returnsDeferred
 from .. import console
-from ..console import UsageError
 from ..running import settingsOf
 from .checks import Checker, CommandChecks, makeProbe
 from .drain import Drain
-from .leading import GRACE, Leading
-from .loglines import LogLines
 from .options import Options
 from .process import CantStart, Child, exitCode, findProgram, reap, startChild, startEnvironment
 from .registration import NotRegistered, ServiceSpec, WrapperRegistration, tokenFileOf
-from .relay import NotificationRelay
-from .signals import Signals, stopUntilContinued
+from .relay import NotificationRelay, Signals, stopUntilContinued
 
 _NAME = "service-registry-wrapper"
 
 #: The exit code of --abort-on-failure.
 ABORTED = 100
+#: Seconds until another host can run the command of --only-leader when this one was lost.
+LOCK_TIMEOUT = 15
 
 # Seconds that a request may take. Heartbeats have deadlines of their own.
 _TIMEOUT = 5.0
@@ -43,11 +44,17 @@ _TIMEOUT = 5.0
 _LONGEST_HOLD = 3.0
 # Seconds from SIGTERM to SIGKILL for a command that must not go on unregistered.
 _GRACE = 10.0
+# The same for a command whose lock was lost: less than the tenth of the timeout that is left.
+_LOCK_GRACE = 0.05 * LOCK_TIMEOUT
 # Seconds that the end of the process may take: a name server that does not answer can hold a thread.
 _LONGEST_END = 1.0
 
 # The signals that end the wrapper before the command has started.
 _ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP})
+
+_OURS = "txserviceregistry."
+_HEARTBEATS = f"{_OURS}heartbeats."
+_HEALTH_CHECKS = f"{_HEARTBEATS}healthcheck."
 
 
 def tell(text: str) -> None:
@@ -60,8 +67,7 @@ class Wrapper:
     One command, from before its start to after its end.
 
     :param start: starts the command; raises :class:`~.process.CantStart`.
-    :param read: reads the settings of the registry; by default, the options come before other settings.
-    :param connect: makes a client of them.
+    :param connect: makes a client; by default, with the credentials of the options, if they have some.
     :param tokenFile: the file for the heartbeat token.
     :param tell: writes a line for the user.
     :param held: called when the tries before the start are over, and their result has been told.
@@ -73,8 +79,7 @@ class Wrapper:
         options: Options,
         *,
         start: Callable[[], Child],
-        read: Callable[[], Settings] | None = None,
-        connect: Callable[[Settings], Client] | None = None,
+        connect: Callable[[], Client] | None = None,
         tokenFile: Path | None = None,
         tell: Callable[[str], None] = tell,
         held: Callable[[], None] = lambda: None,
@@ -82,6 +87,7 @@ class Wrapper:
         self._clock = clock
         self._options = options
         self._start = start
+        self._connect = connect or self._connectWithOptions
         self._tell = tell
         self._held = held
         self._holding: Deferred[None] | None = None
@@ -91,40 +97,40 @@ class Wrapper:
         self._passedOn: set[int] = set()
         self._commands = CommandChecks()
         checker = self._checker = self._makeChecker()
-        read = read or (lambda: settingsOf(options.credentials))
-        connect = connect or (lambda settings: Client(reactor=clock, settings=settings, timeout=_TIMEOUT))
-        self._leading: Leading | None = None
-        if options["only-leader"] is not None:
-            self._leading = Leading(options["only-leader"], lambda: connect(read()), self._lostLeadership)
+        self._leader: Client | None = None
+        self._leadership: Held | None = None
         self._registration = WrapperRegistration(
             clock,
-            ServiceSpec(options.serviceId, options.interval, options.tags, options.metadata),
-            read=read,
-            connect=connect,
-            retries=options.retries,
+            ServiceSpec(options["id"], options["interval"], options["tags"], options["metadata"]),
+            connect=self._connect,
+            retries=options["retries"],
             lost=self._lost,
             check=None if checker is None else lambda: checker.passing,
             tokenFile=tokenFile,
             onRegistered=lambda: None if self._drain is None else self._drain.registered(),
         )
         self._drain: Drain | None = None
-        if options.drain is not None:
-            self._drain = Drain(clock, self._registration, options, options.drain, tell)
+        if options["drain"] is not None:
+            self._drain = Drain(clock, self._registration, options, tell)
+
+    def _connectWithOptions(self) -> Client:
+        given = {"username": self._options["username"], "apiKey": self._options["api-key"]}
+        return Client(reactor=self._clock, settings=settingsOf(given), timeout=_TIMEOUT)
 
     def _makeChecker(self) -> Checker | None:
         options = self._options
-        if options.check is None:
+        if options["check"] is None:
             return None
         return Checker(
-            options.serviceId,
-            options.check.partition("?")[0],
-            makeProbe(self._clock, options.check, lambda command: self._commands.probe(command, options.serviceId)),
-            interval=options.checkInterval,
-            timeout=options.checkTimeout,
+            options["id"],
+            options["check"].partition("?")[0],
+            makeProbe(self._clock, options["check"], lambda command: self._commands.probe(command, options["id"])),
+            interval=options["check-interval"],
+            timeout=options["check-timeout"],
             clock=self._clock,
             passed=self._register,
-            rise=options.rise,
-            fall=options.fall,
+            rise=options["rise"],
+            fall=options["fall"],
         )
 
     @returnsDeferred
@@ -133,8 +139,10 @@ class Wrapper:
         try:
             return await self._run()
         finally:
-            if self._leading is not None:
-                await self._leading.end()
+            if self._leadership is not None:
+                await self._leadership.release()
+            if self._leader is not None:
+                await self._leader.close()
 
     async def _run(self) -> int:
         try:
@@ -142,7 +150,7 @@ class Wrapper:
             self._holding = self._hold()
             await self._holding
             self._held()
-            if self._leading is not None and not self._leading.isValid:
+            if self._leadership is not None and not self._leadership.isValid:
                 self._registration.abandon()
                 return ABORTED
             child = self._child = self._start()
@@ -197,13 +205,23 @@ class Wrapper:
         if number == signal.SIGTSTP:
             stopUntilContinued()
 
+    def _reap(self) -> None:
+        for pid, status in reap():
+            if self._child is not None and pid == self._child.pid:
+                self._child.ended.callback(status)
+            self._commands.ended(pid, status)
+
     # -- the registration
 
     @returnsDeferred
     async def _hold(self) -> None:
         """Register the service before the command starts, as far as that is possible."""
-        if self._leading is not None:
-            await self._leading.begin()
+        if self._options["only-leader"] is not None:
+            self._leader = self._connect()
+            lock = Lock(self._leader, self._options["only-leader"], LOCK_TIMEOUT)
+            self._leadership = await lock.acquire()
+            # Another host may run the command soon.
+            self._leadership.lost.addCallback(self._abort, "leadership", "--only-leader", _LOCK_GRACE)
         abort = self._options["abort-on-failure"]
         if self._checker is not None:
             # The check can't pass before the command runs.
@@ -233,31 +251,59 @@ class Wrapper:
             self._tell(f"{reason}. Registration is retried")
 
     def _lost(self, reason: str) -> None:
+        if self._options["abort-on-failure"]:
+            self._abort(reason, "registration", "--abort-on-failure", _GRACE)
+
+    def _abort(self, reason: str, lost: str, option: str, grace: float) -> None:
+        """End the command, which gets SIGKILL after *grace* seconds."""
         child = self._child
-        if child is None or not self._options["abort-on-failure"]:
+        if child is None:
             return
-        self._tell(f"registration lost: {reason}. The command is ended (--abort-on-failure)")
-        self._abort(child, _GRACE)
-
-    def _lostLeadership(self, reason: str) -> None:
-        """Another host may run the command soon."""
-        if self._child is not None:
-            self._tell(f"leadership lost: {reason}. The command is ended (--only-leader)")
-            self._abort(self._child, GRACE)
-
-    def _abort(self, child: Child, grace: float) -> None:
+        self._tell(f"{lost} lost: {reason}. The command is ended ({option})")
         self._aborting = True
         self._registration.abandon()
         child.signal(signal.SIGTERM)
         cancelWith(self._clock.callLater(grace, child.signal, signal.SIGKILL), child.ended)
 
-    # -- the processes
 
-    def _reap(self) -> None:
-        for pid, status in reap():
-            if self._child is not None and pid == self._child.pid:
-                self._child.ended.callback(status)
-            self._commands.ended(pid, status)
+@implementer(ILogObserver)
+class LogLines:
+    """
+    Writes changes of the registration, and errors, as lines. It leaves out what the wrapper has told itself.
+
+    :ivar isStarting: whether the wrapper has not told the result of the tries at the start.
+    :ivar isEnding: whether the wrapper ends, so that requests under way fail.
+    """
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self.isStarting = True
+        self.isEnding = False
+        self._write = write
+        self._isRegistered = False
+        self._told = ""
+
+    def tell(self, text: str) -> None:
+        self._told = text
+        self._write(text)
+
+    def startIsOver(self) -> None:
+        self.isStarting = False
+
+    def __call__(self, event: LogEvent) -> None:
+        level = event.get("log_level", LogLevel.info)
+        namespace, format = str(event.get("log_namespace", "")), event.get("log_format")
+        if format == REGISTERED_AT:
+            self._isRegistered = True
+        elif not (
+            self.isEnding
+            or level < (LogLevel.info if namespace.startswith(_OURS) else LogLevel.warn)
+            or (self.isStarting and level >= LogLevel.warn and namespace.startswith(_HEARTBEATS))
+            or (format == HEARTBEAT_FAILED and not self._isRegistered and event["reason"] in self._told)
+            # The Checker has logged the reason before.
+            or namespace.startswith(_HEALTH_CHECKS)
+        ):
+            failure: Failure | None = event.get("log_failure")
+            self._write(f"{formatEvent(event)}{'' if failure is None else f': {failure.value!r}'}")
 
 
 def main() -> int:
@@ -270,7 +316,7 @@ def _run() -> int:
     try:
         options.parseOptions()
     except usage.UsageError as error:
-        raise UsageError(f"{error} (see: {_NAME} --help)") from None
+        raise console.UsageError(f"{error} (see: {_NAME} --help)") from None
     for warning in options.warnings:
         tell(warning)
     signals = Signals()
@@ -281,14 +327,14 @@ def _run() -> int:
     useMonotonic(reactor)
     lines = LogLines(tell)
     globalLogBeginner.beginLoggingTo([lines], redirectStandardIO=False, discardBuffer=True)
-    environment = {**startEnvironment(), b"SERVICE_REGISTRY_ID": os.fsencode(options.serviceId)}
+    environment = {**startEnvironment(), b"SERVICE_REGISTRY_ID": os.fsencode(options["id"])}
     if environment.get(b"NOTIFY_SOCKET"):
         NotificationRelay(reactor, environment)
     wrapper = Wrapper(
         reactor,
         options,
         start=lambda: startChild(options.command, environment, signals.kept),
-        tokenFile=tokenFileOf(options.serviceId, tell),
+        tokenFile=tokenFileOf(options["id"], tell),
         held=lines.startIsOver,
         tell=lines.tell,
     )

@@ -6,15 +6,15 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from .ownpid import withOwnPid
-
 _NOT_FOUND = 127
 _NOT_RUNNABLE = 126
+# systemd passes sockets and the watchdog to the process with the id in these variables.
+_OWN_PID = (b"LISTEN_PID", b"WATCHDOG_PID")
 
 
 class CantStart(Exception):
@@ -79,7 +79,7 @@ def startEnvironment() -> dict[bytes, bytes]:
 
 
 def startChild(
-    command: Sequence[str],
+    command: list[str],
     environment: Mapping[bytes, bytes],
     keepIgnored: frozenset[int],
     *,
@@ -87,31 +87,50 @@ def startChild(
 ) -> Child:
     """
     Start a process with our standard streams, terminal and folder, and with no signal blocked or ignored but those of
-    *keepIgnored*.
+    *keepIgnored*. Variables for our own process id have that of the new process.
 
     :param output: an open file for both outputs. The process then has no input, and a process group of its own.
     :raises CantStart: if it can't be started.
     """
     path = findProgram(command[0])
     defaults = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP} - keepIgnored
+    if str(os.getpid()).encode() in [environment.get(name) for name in _OWN_PID]:
+        return _forked(path, command, environment, defaults)
     apart: dict[str, Any] = {}
     if output is not None:
         nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
         streams = [(os.POSIX_SPAWN_DUP2, output, stream) for stream in (1, 2)]
         apart = {"file_actions": [nothing, *streams], "setpgroup": 0}
-    program, arguments = withOwnPid(command, path, environment)
     try:
-        return Child(os.posix_spawn(program, arguments, environment, setsigmask=(), setsigdef=defaults, **apart))
+        return Child(os.posix_spawn(path, command, environment, setsigmask=(), setsigdef=defaults, **apart))
     except OSError as error:
-        text = error.strerror
-        if error.errno == errno.ENOENT and os.path.exists(path):
-            text = "the interpreter in its first line does not exist"
-        elif error.errno == errno.ENOEXEC:
-            text = _whyNotRunnable(path)
-        raise CantStart(f"can't run {command[0]}: {text}", _NOT_RUNNABLE)
+        raise CantStart(f"can't run {command[0]}: {_whyNotRunnable(path, error)}", _NOT_RUNNABLE)
 
 
-def _whyNotRunnable(path: str) -> str:
+def _forked(path: str, command: list[str], environment: Mapping[bytes, bytes], defaults: Collection[int]) -> Child:
+    """The same, with the process's own id in its environment, which is known only when it has been made."""
+    ours = str(os.getpid()).encode()
+    pid = os.fork()
+    if pid:
+        return Child(pid)
+    try:
+        own = {name: str(os.getpid()).encode() for name in _OWN_PID if environment.get(name) == ours}
+        for number in defaults:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.execve(path, command, {**environment, **own})
+    except OSError as error:
+        line = f"service-registry-wrapper: can't run {command[0]}: {_whyNotRunnable(path, error)}\n"
+        os.write(2, line.encode("utf-8", "backslashreplace"))
+    finally:
+        os._exit(_NOT_RUNNABLE)
+
+
+def _whyNotRunnable(path: str, error: OSError) -> str:
+    if error.errno == errno.ENOENT and os.path.exists(path):
+        return "the interpreter in its first line does not exist"
+    if error.errno != errno.ENOEXEC:
+        return error.strerror or str(error)
     try:
         with open(path, "rb") as file:
             start = file.read(1024)

@@ -1,6 +1,6 @@
 """
-The registration of the wrapped command: when the tries at the start are over, when it is lost, and which settings are
-used. A :class:`~txserviceregistry.RegisteredService` registers and sends heartbeats.
+The registration of the wrapped command: when the tries at the start are over, and when it is lost. A
+:class:`~txserviceregistry.RegisteredService` registers and sends heartbeats.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ import random as randomModule
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from ...client import Client
@@ -29,7 +28,7 @@ from ...errors import (
 )
 from ...heartbeats.heartbeater import REGISTERED, STOPPED
 from ...registration import RegisteredService
-from ...settings import Settings, defaultDataDir
+from ...settings import defaultDataDir
 from ...util.backoff import Backoff
 from ...util.deferred import Waiters, returnsDeferred
 from ...util.files import checkPath
@@ -37,7 +36,7 @@ from ...util.logs import Logger
 
 # Another try soon after one of these fails in the same way.
 _REFUSALS = (AuthenticationFailed, BadRequest, Forbidden, InvalidSettings, LimitReached, Unauthorized)
-# Seconds between two readings of the settings while the service is not registered: they may be wrong, or not exist yet.
+# Seconds between two readings of settings that are wrong, or do not exist yet.
 _READ_AGAIN = 5.0
 # Seconds to the next try for a service that the registry refuses: its next version may accept it, and the user's next
 # role allow it.
@@ -97,12 +96,12 @@ _NEXT = {
 }
 
 
+@attrs.define(eq=False, slots=False)
 class WrapperRegistration:
     """
     Registers a service, keeps it registered, and reports when that has failed.
 
-    :param read: reads the settings; raises ``InvalidSettings``.
-    :param connect: makes a client.
+    :param connect: makes a client; raises ``InvalidSettings``.
     :param retries: the number of tries at the start after the first one.
     :param lost: called with the reason when a registration is lost: the registry refuses the service, or it has not
         been registered for an interval after its deadline.
@@ -114,41 +113,24 @@ class WrapperRegistration:
 
     _log = Logger()
 
-    def __init__(
-        self,
-        clock: Any,
-        spec: ServiceSpec,
-        *,
-        read: Callable[[], Settings],
-        connect: Callable[[Settings], Client],
-        retries: int,
-        lost: Callable[[str], None],
-        check: Callable[[], bool] | None = None,
-        tokenFile: Path | None = None,
-        onRegistered: Callable[[], None] = lambda: None,
-        random: Callable[[], float] = randomModule.random,
-    ) -> None:
-        self.client: Client | None = None
-        self._clock = clock
-        self._spec = spec
-        self._read = read
-        self._connect = connect
-        self._retries = retries
-        self._lost = lost
-        self._check = check
-        self._tokenFile = tokenFile
-        self._onRegistered = onRegistered
-        self._random = random
-        self._state = State.NEW
-        self._service: RegisteredService | None = None
-        self._failures = 0
-        self._starting: Waiters[None] = Waiters()
-        self._reading = LoopingCall(self._readAgain)
-        self._reading.clock = clock
-        self._lossTimer: IDelayedCall | None = None
-        self._retryTimer: IDelayedCall | None = None
-        # The last problem with the settings that was logged.
-        self._problem = ""
+    _clock: IReactorTime
+    _spec: ServiceSpec
+    _connect: Callable[[], Client] = attrs.field(kw_only=True)
+    _retries: int = attrs.field(kw_only=True)
+    _lost: Callable[[str], None] = attrs.field(kw_only=True)
+    _check: Callable[[], bool] | None = None
+    _tokenFile: Path | None = None
+    _onRegistered: Callable[[], object] = lambda: None
+    _random: Callable[[], float] = randomModule.random
+    client: Client | None = attrs.field(init=False, default=None)
+    _state: State = attrs.field(init=False, default=State.NEW)
+    _service: RegisteredService | None = attrs.field(init=False, default=None)
+    _failures: int = attrs.field(init=False, default=0)
+    _starting: Waiters[None] = attrs.field(init=False, factory=Waiters)
+    _lossTimer: IDelayedCall | None = attrs.field(init=False, default=None)
+    _retryTimer: IDelayedCall | None = attrs.field(init=False, default=None)
+    # The last problem with the settings that was logged.
+    _problem: str = attrs.field(init=False, default="")
 
     @property
     def registered(self) -> bool:
@@ -163,13 +145,13 @@ class WrapperRegistration:
         while True:
             try:
                 if self.client is None:
-                    self.client = self._connect(self._read())
+                    self.client = self._connect()
                 await self.client.account.getLimits()
                 return
             except ServiceRegistryError as error:
                 if isinstance(error, _REFUSALS) or backoff.failures >= self._retries:
                     raise NotRegistered(str(error))
-            await deferLater(self._clock, backoff.next(), lambda: None)
+            await deferLater(self._clock, backoff.next())
 
     def begin(self) -> Deferred[None]:
         """
@@ -180,10 +162,7 @@ class WrapperRegistration:
         """
         started = self._starting.wait()
         self._transition(State.STARTING)
-        try:
-            self._serve(self.client or self._connect(self._read()))
-        except InvalidSettings as error:
-            self._settingsFailed(error)
+        self._serve()
         return started
 
     def abandon(self) -> None:
@@ -194,11 +173,10 @@ class WrapperRegistration:
 
     def leave(self) -> Deferred[None]:
         """Deregister the service, if it is registered; fires when that is done, or after three seconds."""
-        if not self.registered:
+        service = self._end() if self.registered else None
+        if service is None:
             self.abandon()
             return succeed(None)
-        service = self._end()
-        assert service is not None
         return service.stopService()
 
     def _end(self) -> RegisteredService | None:
@@ -212,17 +190,10 @@ class WrapperRegistration:
         """Enter *state* if it may follow the present one, and start and stop what belongs to the two."""
         if state not in _NEXT[self._state]:
             return
-        before, self._state = self._state, state
+        self._state = state
+        _cancel(self._lossTimer)
         if state in (State.REGISTERED, State.ENDED):
-            if self._reading.running:
-                self._reading.stop()
             _cancel(self._retryTimer)
-        elif not self._reading.running:
-            self._reading.start(_READ_AGAIN, now=False).addErrback(
-                lambda failure: self._log.failure("Reading the settings failed; they are not read again", failure)
-            )
-        if before is State.INTERRUPTED:
-            _cancel(self._lossTimer)
         if state is State.INTERRUPTED:
             self._startLossTimer()
         elif state is State.LOST:
@@ -255,9 +226,7 @@ class WrapperRegistration:
         service.startService()
 
     def _startLossTimer(self) -> None:
-        assert self._service is not None
-        timeout = self._service.heartbeatTimeout
-        self._lossTimer = self._clock.callLater(timeout, self._lossTimedOut, self._isHealthy())
+        self._lossTimer = self._clock.callLater(self._spec.interval, self._lossTimedOut, self._isHealthy())
 
     def _lossTimedOut(self, wasHealthy: bool) -> None:
         if wasHealthy and self._isHealthy():
@@ -269,12 +238,16 @@ class WrapperRegistration:
     def _isHealthy(self) -> bool:
         return self._check is None or self._check()
 
-    # -- the service and its settings
+    # -- the service
 
-    def _serve(self, client: Client, former: RegisteredService | None = None) -> None:
-        self.client = client
+    def _serve(self) -> None:
         spec = self._spec
-        self._service = service = RegisteredService(
+        try:
+            client = self.client = self.client or self._connect()
+        except InvalidSettings as error:
+            self._settingsFailed(error)
+            return
+        service = self._service = RegisteredService(
             client,
             spec.serviceId,
             spec.interval,
@@ -284,41 +257,19 @@ class WrapperRegistration:
             state=self._tokenFile,
             random=self._random,
         )
-        if former is not None and (former.tags, former.metadata) != (service.tags, service.metadata):
-            # Updates outlive a change of the settings.
-            service.update(former.tags, former.metadata).addErrback(lambda _: None)
         service.onRegistrationFailure(self._tryFailed)
         service.onStateChange(lambda state: self._stateChanged(service, state))
         service.startService()
 
-    def _readAgain(self) -> None:
-        try:
-            settings = self._read()
-            if self.client is not None and settings == self.client.settings:
-                return
-            client = self._connect(settings)
-        except InvalidSettings as error:
-            self._settingsFailed(error)
-            return
-        old, service, self._service = self.client, self._service, None
-        _cancel(self._retryTimer)
-        if service is not None:
-            service.abandon()
-        if old is not None:
-            self._log.info("Settings changed; registering with the new ones")
-            old.close().addErrback(lambda _: None)
-        self._serve(client, service)
-
     def _settingsFailed(self, error: InvalidSettings) -> None:
+        self._retryTimer = self._clock.callLater(_READ_AGAIN, self._serve)
         # A caller that waits for the tries at the start gets the error.
         isAwaited = len(self._starting) > 0
-        if self.client is None:
-            self._tryFailed(error)
-        if str(error) != self._problem:
-            self._problem = str(error)
-            if not isAwaited:
-                text = "Registration failed for service {serviceId}: {reason} (retrying)"
-                self._log.warn(text, serviceId=self._spec.serviceId, reason=str(error))
+        self._tryFailed(error)
+        if str(error) != self._problem and not isAwaited:
+            text = "Registration failed for service {serviceId}: {reason} (retrying)"
+            self._log.warn(text, serviceId=self._spec.serviceId, reason=str(error))
+        self._problem = str(error)
 
 
 def _cancel(call: IDelayedCall | None) -> None:

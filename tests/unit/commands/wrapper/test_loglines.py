@@ -6,7 +6,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import RegisteredService
-from txserviceregistry.commands.wrapper.loglines import LogLines
+from txserviceregistry.commands.wrapper.main import LogLines
 from txserviceregistry.testing import FakeRegistry
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from txserviceregistry import Client
 from txserviceregistry.commands.wrapper.main import Wrapper
 from txserviceregistry.commands.wrapper.options import Options
 from txserviceregistry.commands.wrapper.process import CantStart, Child
@@ -53,16 +54,15 @@ class WrapperCase(SynchronousTestCase):
             self.fake.clock,
             options,
             start=self.start,
-            read=self.read,
-            connect=lambda settings: self.fake.client(apiKey=settings.apiKey, timeout=5),
+            connect=self.connect,
             tell=self.said.append,
         )
         return self.wrapped.run()
 
-    def read(self) -> Settings:
+    def connect(self) -> Client:
         if isinstance(self.settings, InvalidSettings):
             raise self.settings
-        return self.settings
+        return self.fake.client(apiKey=self.settings.apiKey, timeout=5)
 
     def start(self) -> Child:
         if self.cantStart is not None:
@@ -123,7 +123,7 @@ class WrapperOrderTests(WrapperCase):
         service = self.successResultOf(self.other.services.get("original"))
         self.assertEqual((service["tags"], service["metadata"]), (["api", "www"], {"port": "8000", "host": "h"}))
         self.assertEqual(service["heartbeat_timeout"], 21)
-        self.assertEqual(self.options.credentials, {"username": "joe", "apiKey": "secret"})
+        self.assertEqual((self.options["username"], self.options["api-key"]), ("joe", "secret"))
         [warning] = self.options.warnings
         self.assertIn("--session-metadata is ignored", warning)
         self.ended(code, 0)

@@ -44,7 +44,7 @@ class OptionsTests(TestCase):
             (["--id=web1", "--check=udp:8000", *command], "udp:8000"),
             (["--id=web1", "--check=exec: ", *command], "exec:COMMAND"),
             (["--id=web1", "--check-interval=0", *command], "more than 0"),
-            (["--id=web1", "--rise=0", *command], "--rise and --fall: '0' is not a whole number from 1"),
+            (["--id=web1", "--rise=0", *command], "--rise: '0' is not a whole number from 1"),
             (["--id=web1", "--no-such-option", *command], "no-such-option"),
         ]
         for words, expected in cases:
