@@ -39,7 +39,6 @@ _LONGEST_ID = 65
 
 
 def defaultServiceId(hostName: str) -> str:
-    """``agent-`` and the machine's name, without characters that a service id can't have."""
     return ("agent-" + _ID_CHARACTERS.sub("-", hostName).strip("-"))[:_LONGEST_ID].rstrip("-")
 
 
@@ -77,15 +76,11 @@ class Options(TwistdOptions):
             self["data-dir"] = None
 
     def settings(self) -> Settings:
-        """:raises InvalidSettings: if a setting of the registry is wrong, or there are no credentials."""
         return readSettings(environ={**os.environ, "RAXSR_DATA_DIR": self["data-dir"] or ""})
 
 
 class AgentProcess(Service):
-    """
-    The test service, and its *registry* if that is given. It stops in this order: the service is deregistered, its
-    port is closed, then the client, then the registry.
-    """
+    """The test service, and its *registry* if that is given."""
 
     name = "service-registry-agent"
     _log = Logger()
@@ -100,7 +95,6 @@ class AgentProcess(Service):
         self._starting: Deferred[None] | None = None
 
     def startService(self) -> None:
-        """Start in the background; a start that fails ends the process with one line."""
         Service.startService(self)
         self._starting = self._start().addErrback(self._failed)
 
@@ -112,9 +106,9 @@ class AgentProcess(Service):
             sayWhere(self._registry)
         settings = self._options.settings()
         self._client = Client(reactor=self._reactor, settings=settings)
-        options, metadata, dummy = self._options, dict(self._options["metadata"] or {}), _Dummy()
+        options, metadata, dummy = self._options, dict(self._options["metadata"] or {}), _Dummy()  # type: ignore[no-untyped-call]  # Twisted has no types there
         if options["listen"] is not None:
-            self._port = await self._listen(dummy)
+            self._port = await self._listen(options["listen"], dummy)
             metadata.setdefault("port", str(getattr(self._port.getHost(), "port", "")))
         service = self._service = dummy.service = RegisteredService(
             self._client, options["id"], options["heartbeat-timeout"], options["tags"] or [], metadata
@@ -140,12 +134,11 @@ class AgentProcess(Service):
             say(f"\nTo see it in a browser, open this link within {link['expires_in']} seconds:\n{link['href']}")
             say("Later, log in there with the user name and the API key in the file of the credentials.\n")
 
-    async def _listen(self, dummy: _Dummy) -> IListeningPort:
-        description = self._options["listen"]
+    async def _listen(self, description: str, dummy: _Dummy) -> IListeningPort:
+        site = Site(dummy)
+        # Requests to the test service are not worth a line in the log.
+        site.log = lambda request: None  # type: ignore[method-assign]  # Site has no other switch for it
         try:
-            site = Site(dummy)
-            # Requests to the test service are not worth a line in the log.
-            site.log = lambda request: None  # type: ignore[method-assign]  # Site has no other switch for it
             port: IListeningPort = await serverFromString(self._reactor, description).listen(site)
         except Exception as error:
             raise StartFailed(f"can't listen on {description}: {error}") from None
@@ -162,7 +155,6 @@ class AgentProcess(Service):
 
     @returnsDeferred
     async def stopService(self) -> None:
-        """Fires when everything has stopped."""
         Service.stopService(self)
         starting, self._starting = self._starting, None
         if self._service is not None:
@@ -181,24 +173,20 @@ class _Dummy(Resource):
     """Answers every request with the state of the test service."""
 
     isLeaf = True
-
-    def __init__(self) -> None:
-        Resource.__init__(self)
-        self.service: RegisteredService | None = None
+    service: RegisteredService | None = None
 
     def render_GET(self, request: Request) -> bytes:
         request.setHeader(b"Content-Type", b"application/json; charset=UTF-8")
-        if self.service is None:
-            return b"{}\n"
-        state = {
-            "id": self.service.serviceId,
-            "state": self.service.state,
-            "healthy": self.service.healthy,
-            "heartbeat_timeout": self.service.heartbeatTimeout,
-            "tags": self.service.tags,
-            "metadata": self.service.metadata,
+        service = self.service
+        state = service and {
+            "id": service.serviceId,
+            "state": service.state,
+            "healthy": service.healthy,
+            "heartbeat_timeout": service.heartbeatTimeout,
+            "tags": service.tags,
+            "metadata": service.metadata,
         }
-        return json.dumps(state, ensure_ascii=False).encode() + b"\n"
+        return json.dumps(state or {}, ensure_ascii=False).encode() + b"\n"
 
 
 def _curlLines(settings: Settings) -> str:
@@ -228,11 +216,7 @@ END"""
 
 def _pythonLines(dataDir: str | None, serviceId: str) -> str:
     """The same in Python, with the Python that runs this."""
-    try:
-        isDefault = dataDir is None or dataDir == str(defaultDataDir())
-    except InvalidSettings:
-        isDefault = False
-    where = "" if isDefault else f"RAXSR_DATA_DIR='{dataDir}' "
+    where = "" if dataDir is None else f"RAXSR_DATA_DIR='{dataDir}' "
     return _PYTHON.format(where=where, python=sys.executable, serviceId=serviceId)
 
 

@@ -42,7 +42,6 @@ class ArgumentParser(argparse.ArgumentParser):
         )
 
     def parseWords(self) -> argparse.Namespace:
-        """The values of the process's command line; :class:`UsageError` if it is wrong."""
         problem = undecodable(sys.argv[1:])
         if problem is not None:
             raise UsageError(problem)

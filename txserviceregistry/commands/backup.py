@@ -112,7 +112,6 @@ def _restore(directory: DataDirectory, file: str) -> None:
 
 
 def _copied(source: str | Path, target: str, directory: DataDirectory) -> Contents:
-    """:raises CommandFailed: if a store can't be copied."""
     try:
         if os.path.exists(target) and os.path.samefile(source, target):
             raise CommandFailed(f"{target} is the registry's store itself; choose another file")

@@ -46,11 +46,8 @@ class Interrupted(Exception):
 
 def runConsole(name: str, run: Callable[[], int]) -> int:
     """
-    Run a console script, and report its error in one line.
-
-    :param run: returns the exit code, or raises ``SystemExit`` with it.
-    :return: that exit code, or that of an error; 1 if the output can't be written, 128 + N after signal N, 141 if the
-        reader of a pipe has ended.
+    Run a console script, and report its error in one line; returns the exit code. *run* returns it, too, or raises
+    ``SystemExit`` with it.
     """
     try:
         _prepareStreams()
@@ -102,7 +99,6 @@ def printable(text: str) -> str:
 
 
 def oneLine(text: str) -> str:
-    """*text* without line breaks, for a terminal."""
     return printable(" ".join(text.split()))
 
 
@@ -177,12 +173,7 @@ def useUTF8() -> None:
 
 
 def checkOutput() -> None:
-    """
-    Check before anything is done that the standard output is open, and not a full device or a pipe without a reader. A
-    full disk is found only when a file is written.
-
-    :raises OSError: if it is not.
-    """
+    """Raise an OSError if the standard output is closed, a full device, or a pipe without a reader."""
     sys.stdout.flush()
     descriptor = sys.stdout.fileno()
     # To a socket this could be a message.
@@ -195,11 +186,7 @@ def checkOutput() -> None:
 
 
 def show(text: str) -> None:
-    """
-    Write to the standard output at once, and to the disk if it is a file.
-
-    :raises OSError: if that fails, or the process began without a standard output.
-    """
+    """Write to the standard output at once, and to the disk if it is a file; raises OSError if that fails."""
     if sys.stdout is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     print(text, flush=True)
@@ -209,7 +196,7 @@ def show(text: str) -> None:
 
 
 def tell(line: str) -> None:
-    """Write a text to stderr as one line, escaped, if it can be written: there is an exit code too."""
+    """Write a line to stderr, escaped, if it can be written: there is an exit code too."""
     try:
         print(oneLine(line), file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -217,7 +204,6 @@ def tell(line: str) -> None:
 
 
 def whyNotWritten(error: OSError) -> str:
-    """Why the standard output can't be written."""
     return "it is closed" if error.errno == errno.EBADF else error.strerror or str(error)
 
 

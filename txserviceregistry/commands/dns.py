@@ -99,11 +99,7 @@ def settle() -> None:
 
 
 class DnsProcess(MultiService):
-    """
-    The server as a process.
-
-    :param view: a :class:`~txserviceregistry.dns.server.View` of *client*'s services, not started.
-    """
+    """The server as a process; *view* is not started."""
 
     name = "service-registry-dns"
 
@@ -117,7 +113,6 @@ class DnsProcess(MultiService):
         self._ports: list[IListeningPort] = []
 
     def privilegedStartService(self) -> None:
-        """Listen; raises SystemExit if that is not possible."""
         for listener in self._listeners:
             try:
                 port = self._listen(listener)

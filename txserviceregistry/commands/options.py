@@ -1,9 +1,6 @@
 """
-Options in a table: each entry has the option's help and its parser, for the command line and for a file of options
-(``--config``).
-
-A file is INI, or TOML if its name ends in ``.toml``. It has options by their names, without dashes, under the command's
-name or without a section. It has no secrets, and every user may read it.
+Options in a table, for the command line and for a file (``--config``): INI, or TOML if its name ends in ``.toml``. A
+file has options under the command's name or without a section.
 """
 
 from __future__ import annotations
@@ -27,10 +24,7 @@ class Option:
     """
     An option with a value.
 
-    :ivar name: the long name, as on the command line (without its dashes) and in a file.
-    :ivar short: the short name, one letter, or ``None``.
     :ivar default: the text of the default, or ``None``.
-    :ivar help: one line for ``--help``.
     :ivar parse: makes the value of its text, or raises ``ValueError`` with a line that has the text and the problem.
     :ivar isRepeatable: whether it may be given several times; then its value is a list.
     """
@@ -62,8 +56,6 @@ class Option:
 
 
 def oneOf(*words: str) -> Callable[[str], str]:
-    """A parser that accepts these *words* only."""
-
     def parse(text: str) -> str:
         if text not in words:
             raise ValueError(f"{text!r} is not one of {', '.join(words)}")
@@ -122,7 +114,6 @@ class TableOptions(usage.Options):
                 self[name] = option.defaultValue
 
     def readFile(self, path: str) -> dict[str, list[str]]:
-        """The options in a file."""
         raise NotImplementedError
 
 
@@ -138,10 +129,7 @@ def _handler(option: Option) -> Callable[[TableOptions, str], None]:
 
 
 class TwistdOptions(OneLineOptions, TableOptions):
-    """
-    The options of a twistd command, which may be in a file too. The command line comes before the file, the file before
-    the default.
-    """
+    """The options of a twistd command, which may be in a file too."""
 
     def opt_config(self, path: str) -> None:
         """File with any of these options: INI, or TOML if it ends in .toml; the command line wins."""
@@ -150,7 +138,6 @@ class TwistdOptions(OneLineOptions, TableOptions):
     opt_c = opt_config
 
     def readFile(self, path: str) -> dict[str, list[str]]:
-        """See :class:`TableOptions`."""
         try:
             inFile = readConfigFile(path, self.command)
         except ValueError as error:
@@ -167,12 +154,8 @@ class TwistdOptions(OneLineOptions, TableOptions):
 
 def readConfigFile(path: str, section: str) -> dict[str, list[str]]:
     """
-    The options in a file by their names, each as a list of the texts that a command line would have.
-
-    An option that may be given several times has one value a line in an INI file, and is an array in a TOML file.
-
-    :param section: the name of the only section, or table, of the file.
-    :raises ValueError: if the file can't be read or parsed; the text, one line, names the file.
+    The options in the only *section* of a file, each as a list of the texts that a command line would have. Several
+    values are lines in an INI file, and an array in a TOML file. ``ValueError`` has the file's name.
     """
     try:
         text = Path(path).read_text("utf-8-sig")
@@ -188,7 +171,6 @@ def readConfigFile(path: str, section: str) -> dict[str, list[str]]:
 
 
 def _ini(path: str, text: str, section: str) -> dict[str, dict[str, list[str]]]:
-    """The options of each section."""
     parser = configparser.ConfigParser(interpolation=None, default_section="")
     parser.optionxform = str  # type: ignore[assignment, method-assign]  # the documented way to keep names as they are
     try:

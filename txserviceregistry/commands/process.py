@@ -36,11 +36,8 @@ _SIGNS = 3
 
 def collectSeldom() -> None:
     """
-    Run Python's garbage collection less often in a process that serves requests.
-
-    The requests of some tens of clients are more objects than Python's threshold, and not garbage. Examining them again
-    and again takes a tenth of the process's time, and a full collection with thousands of services delays all responses
-    by tens of milliseconds.
+    Run Python's garbage collection less often in a process that serves requests: it would take a tenth of the time, and
+    a full collection with thousands of services delays all responses by tens of milliseconds.
     """
     young, *others = gc.get_threshold()
     if 0 < young < _NEW_OBJECTS:
@@ -138,12 +135,7 @@ def jsonLine(event: LogEvent) -> str | None:
 
 
 def jsonObserver(twistd: Mapping[str, Any] | None) -> FileLogObserver:
-    """
-    Writes the log in JSON to where twistd would write it.
-
-    :param twistd: twistd's own options; ``None`` for the standard output.
-    :raises twisted.python.usage.UsageError: if that is syslog.
-    """
+    """Writes the log in JSON to where twistd, with these options, would write it."""
     options = twistd or {"nodaemon": True}
     if options.get("syslog"):
         raise usage.UsageError("--log-format json can't be used with --syslog")
@@ -168,7 +160,6 @@ class Hangup:
         self._terminal: int | None = None
 
     def start(self) -> None:
-        """Handle the signal from now on."""
         self._previous = signal.signal(signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(self._taken))
         # nohup lets a process outlive its terminal.
         outlives = self._previous == signal.SIG_IGN
@@ -188,10 +179,8 @@ class Hangup:
 
 class Notifier:
     """
-    Sends states to the service manager that has started the process, as systemd does (sd_notify); without one, nothing
-    happens.
+    Sends states to a service manager such as systemd that has started the process (sd_notify), if there is one.
 
-    :param environ: the process's environment.
     :ivar watchdogSeconds: the time within which the service manager expects ``WATCHDOG=1``; ``None`` if it does not.
     """
 

@@ -116,7 +116,6 @@ class Options(TwistdOptions):
 
 
 def sayWhere(registry: RegistryService) -> None:
-    """Print where a registry listens, and where the credentials are."""
     say(f"The registry listens on {', '.join(registry.urls)}")
     if registry.hasCredentials:
         say(f"Credentials for this machine are in {registry.raxrcPath}")
@@ -126,10 +125,8 @@ def sayWhere(registry: RegistryService) -> None:
 
 class RegistryProcess(Service):
     """
-    A registry as a process: it prints where it listens, and ends the process if it can't listen. SIGHUP reloads its
-    certificates. It tells a service manager such as systemd when it is ready, and that it works.
+    A registry as a process. SIGHUP reloads certificates.
 
-    :param etcd: the etcd that *registry* uses, if it uses one.
     :param observer: writes the log, instead of twistd's own. The output is its alone.
     """
 

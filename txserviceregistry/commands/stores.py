@@ -59,12 +59,7 @@ def checkStore(store: str, given: Collection[str]) -> None:
 
 @attrs.frozen
 class EtcdFactory:
-    """
-    Makes a store.
-
-    :ivar policy: how its connections use TLS.
-    :ivar password: the file with the password of its user, if it has one.
-    """
+    """Makes a store. Its certificates, key and password can be read again."""
 
     make: Callable[[], EtcdStore]
     policy: TLSPolicy
@@ -74,7 +69,6 @@ class EtcdFactory:
         return self.make()
 
     def reload(self) -> None:
-        """Read the files with certificates, key and password again."""
         self.policy.reload()
         if self.password is not None:
             self.password.reload()
@@ -82,10 +76,8 @@ class EtcdFactory:
 
 def etcdStore(values: Mapping[str, Any], reactor: Any) -> EtcdFactory:
     """
-    The factory of the store that the options of :data:`ETCD_OPTIONS` describe.
-
-    :param values: their values by name. Files are read now; no request is sent to etcd.
-    :raises twisted.python.usage.UsageError: if an option lacks another one, or a file can't be used.
+    The factory of the store that the values of :data:`ETCD_OPTIONS` describe. Files are read now, and Twisted's
+    ``UsageError`` is raised if one can't be used. No request is sent to etcd.
     """
     for one, other in (("etcd-user", "etcd-password-file"), ("etcd-cert-file", "etcd-key-file")):
         if (values[one] is None) is not (values[other] is None):

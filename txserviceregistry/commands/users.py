@@ -181,13 +181,7 @@ def _findStore(directory: DataDirectory, *, mayMake: bool) -> bool:
 
 @attrs.frozen
 class _Users:
-    """
-    The users of a registry whose store is open, and what is done with them.
-
-    :ivar directory: the data directory, with the credentials for its machine.
-    :ivar where: a name of the store, for messages.
-    :ivar isShared: whether the store is not in the data directory.
-    """
+    """The users of a registry whose store is open. It is called *where*, and not in the *directory* if it is shared."""
 
     options: argparse.Namespace
     identity: Identity
@@ -202,8 +196,6 @@ class _Users:
         """
         The credentials that programs on this machine use, if they are of this store: the data directory may belong to a
         registry with another store, which has a user of the same name and another key.
-
-        :raises DataDirectoryError: if they can't be read.
         """
         found = self.directory.credentials()
         if found is None or not self.isShared:
@@ -270,18 +262,13 @@ class _Users:
 
 
 def _described(role: Role) -> str:
-    """A role, with its prefixes as options."""
     prefixes = [f"--{kind} {shlex.quote(each)}" for kind, those in role.prefixes().items() for each in those]
     return " ".join([role.name, *prefixes])
 
 
 @contextmanager
 def _shownKey(name: str) -> Iterator[str]:
-    """
-    A new API key, which is shown before it is stored: if it can't be shown, nothing is changed.
-
-    :raises CommandFailed: if it can't be shown.
-    """
+    """A new API key, which is shown before it is stored: if it can't be shown, nothing is changed."""
     key = newKey()
     with _showing(name):
         # Names and keys need no quotes in a shell, systemd or docker.

@@ -37,7 +37,7 @@ _REFRESH = 0.2
 
 
 def argument(*names: str, **options: Any) -> Argument:
-    """An argument of a command, as argparse takes it."""
+    """An argument, as argparse takes it."""
     return lambda container: container.add_argument(*names, **options)
 
 
@@ -55,18 +55,15 @@ def oneOf(*arguments: Argument, required: bool = False) -> Argument:
 @attrs.frozen
 class Command:
     """
-    A command of raxsr. Its help is the docstring of its function.
+    A command. Its help is the docstring of *work*: a coroutine function that returns the result to show, or a function
+    that does everything, and returns the exit code (``None``: 0). *work* is called with the :class:`Run`.
 
-    :ivar work: a coroutine function that returns the result to show; or a function that does all, and returns the exit
-        code (``None``: 0). It is called with the :class:`Run`.
-    :ivar example: the arguments of an example for the help, after its name.
-    :ivar arguments: its arguments, after its ID.
+    :ivar example: the arguments of an example, for the help.
     :ivar idOf: the meaning of its ID, for the help; empty if it has none.
     :ivar kind: the kind of object that the ID names, for the error when it does not exist.
     :ivar columns: the columns of its result by their names in the API; none if the result is a line for the user.
-    :ivar shows: whether the result is one record, a list of records, or they come one by one.
     :ivar important: the columns that a table may leave out, the most important one first.
-    :ivar alone: the column that ``-f value`` shows if none are chosen; ``None`` for all.
+    :ivar alone: the column that ``-f value`` shows if none are chosen.
     :ivar paged: the name of the objects in its list, if that has pages: for ``--limit``, ``--all`` and ``--marker``.
     :ivar takesCommand: whether the words after ``--`` are another program's. They become ``command``.
     """
@@ -86,7 +83,6 @@ class Command:
 
     @property
     def help(self) -> str:
-        """The help: the first line is a summary."""
         return cleandoc(self.work.__doc__ or "")
 
     @property
@@ -102,7 +98,6 @@ class Command:
             # --help is one of the options of every command.
             add_help=False,
         )
-        parser.takesCommand = self.takesCommand
         if self.idOf:
             position = argument("id", nargs="?", default=argparse.SUPPRESS, metavar="ID", help=f"the {self.idOf}")
             oneOf(position, argument("--id", metavar="ID", help="the same, as an option"), required=True)(parser)
@@ -125,14 +120,32 @@ class Command:
         formats = [each for each in FORMATS if each != "html" or self.shows != "stream"]
         shown = "the output format (default: table)"
         group.add_argument("-f", "--format", dest="formatter", choices=formats, default="table", help=shown)
-        several: dict[str, Any] = {"action": "append", "default": []}
+        several: dict[str, Any] = {"action": "append", "default": [], "metavar": "COLUMN"}
         shown = "show this column; may be given several times (default: all)"
-        group.add_argument("-c", "--column", dest="columns", metavar="COLUMN", help=shown, **several)
+        group.add_argument("-c", "--column", dest="columns", help=shown, **several)
         shown = "the values to quote in CSV (default: nonnumeric)"
         group.add_argument("--quote", choices=sorted(QUOTING), default="nonnumeric", help=shown)
         if self.shows == "list":
             shown = "sort by this column; by a second one where the first is equal"
-            group.add_argument("--sort-column", dest="sortColumns", metavar="COLUMN", help=shown, **several)
+            group.add_argument("--sort-column", dest="sortColumns", help=shown, **several)
+
+    def parse(self, words: Sequence[str], common: argparse.ArgumentParser) -> Any:
+        """The values of arguments; *common* is the parser of other options, for suggestions."""
+        parser, words = self.parser(), list(words)
+        end = words.index("--") if self.takesCommand and "--" in words else len(words)
+        parser.checkText(words[:end])
+        parsed, unknown = parser.parse_known_args(words[:end])
+        # After the first word that is not an option, the options may be those of the command to run.
+        for each in unknown[:1] if self.takesCommand else unknown:
+            if each.startswith("-") and each != "--":
+                option = each.partition("=")[0]
+                known = [*parser._option_string_actions, *common._option_string_actions]
+                parser.error(f"unknown option {option}{didYouMean(option, known)}")
+        if unknown:
+            hint = ": the command to run comes after --" if self.takesCommand else ""
+            parser.error(f"unexpected argument {unknown[0]!r}{hint}")
+        parsed.command = words[end + 1 :]
+        return parsed
 
 
 #: All commands by their names. The modules that declare them are imported by :mod:`.main`.
@@ -150,37 +163,9 @@ def command(name: str, example: str, *arguments: Argument, **details: Any) -> Ca
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line with a suggestion."""
-
-    takesCommand = False
-
-    def parse(self, words: Sequence[str], common: argparse.ArgumentParser) -> Any:
-        """
-        The values of arguments.
-
-        :param common: the parser of other options, for suggestions.
-        :raises UsageError: if *words* are wrong.
-        """
-        words, command = list(words), None
-        if self.takesCommand and "--" in words:
-            end = words.index("--")
-            words, command = words[:end], words[end + 1 :]
-        self.checkText(words)
-        parsed, unknown = self.parse_known_args(words)
-        # After the first word that is not an option, the options may be those of the command to run.
-        for each in unknown[:1] if self.takesCommand else unknown:
-            if each.startswith("-") and each != "--":
-                option = each.partition("=")[0]
-                known = [*self._option_string_actions, *common._option_string_actions]
-                self.error(f"unknown option {option}{didYouMean(option, known)}")
-        if unknown:
-            hint = ": the command to run comes after --" if self.takesCommand else ""
-            self.error(f"unexpected argument {unknown[0]!r}{hint}")
-        parsed.command = command
-        return parsed
+    """Raises a :class:`UsageError`, whose text is one line."""
 
     def checkText(self, words: Sequence[str]) -> None:
-        """:raises UsageError: if one of the words is not text."""
         problem = undecodable(words)
         if problem is not None:
             self.error(problem)
@@ -194,27 +179,25 @@ class Run:
     """
     One run of a command.
 
-    :ivar options: the options of every command.
     :ivar parsed: the command's own arguments.
+    :ivar options: the options of every command.
     :ivar log: takes lines for ``--log-file``, if it is given.
+    :ivar output: shows records, if the result has columns.
     :ivar client: a client, while requests are sent.
     """
 
     client: Client
+    output: Output
 
     def __init__(
-        self,
-        command: Command,
-        common: argparse.ArgumentParser,
-        options: argparse.Namespace,
-        words: Sequence[str],
-        log: Callable[[str], None] | None,
+        self, command: Command, parsed: Any, options: argparse.Namespace, log: Callable[[str], None] | None
     ) -> None:
         self.command = command
+        self.parsed = parsed
         self.options = options
-        self.parsed = command.parser().parse(words, common)
         self.log = log
-        self.progress = Progress(sys.stderr.isatty() and not options.quiet)
+        self._nextProgress = time.monotonic() + _FIRST_PROGRESS
+        self._progressWidth = 0
 
     def start(self) -> int:
         """Run the command, and return its exit code."""
@@ -255,13 +238,12 @@ class Run:
             kind = self.command.kind
             if not kind:
                 raise
-            named = f'{kind} "{self.parsed.id}"'
             isForeign = "HeartbeatMarker" in error.details
-            raise CommandFailed(
-                f"the token does not belong to the {named}" if isForeign else f"there is no {named}"
-            ) from None
+            problem = "the token does not belong to the" if isForeign else "there is no"
+            raise CommandFailed(f'{problem} {kind} "{self.parsed.id}"') from None
         finally:
-            self.progress.done()
+            if self._progressWidth:
+                print(f"\r{' ' * self._progressWidth}\r", end="", file=sys.stderr, flush=True)
 
     # -- messages
 
@@ -270,18 +252,21 @@ class Run:
         if not self.options.quiet:
             print(escaped(text))
 
-    def complain(self, text: str) -> None:
-        self._tell(text, quiet=False)
-
-    def note(self, text: str) -> None:
-        self._tell(text, quiet=self.options.quiet)
-
-    def _tell(self, text: str, quiet: bool) -> None:
+    def note(self, text: str, *, always: bool = False) -> None:
+        """Tell the user something beside the result; *always* also with ``--quiet``."""
         line = f"{NAME}: {oneLine(text)}"
-        if not quiet:
+        if always or not self.options.quiet:
             tell(line)
         if self.log is not None:
             self.log(line)
+
+    def progress(self, text: str) -> None:
+        """Show the progress of long work on one line of a terminal."""
+        now = time.monotonic()
+        if now >= self._nextProgress and sys.stderr.isatty() and not self.options.quiet:
+            self._nextProgress = now + _REFRESH
+            print(f"\r{text.ljust(self._progressWidth)}", end="", file=sys.stderr, flush=True)
+            self._progressWidth = len(text)
 
     @contextmanager
     def loggedNotes(self) -> Iterator[None]:
@@ -291,7 +276,7 @@ class Run:
         def observe(event: LogEvent) -> None:
             level = event.get("log_level", LogLevel.info)
             if str(event.get("log_namespace", "")).startswith("txserviceregistry.") and level >= LogLevel.info:
-                (self.complain if level >= LogLevel.warn else self.note)(formatEvent(event))
+                self.note(formatEvent(event), always=level >= LogLevel.warn)
 
         # It is a function, which has the only method of the interface.
         observer: Any = observe
@@ -313,13 +298,13 @@ class Run:
         shown = asked or {name for name, column in command.columns.items() if not column.isExtra}
         chosen = {name: column for name, column in command.columns.items() if name in shown}
         # Columns that are chosen are not left out.
-        important = () if asked else command.important
-        return Output(chosen, parsed.formatter, parsed.quote, important, self.note)
+        return Output(chosen, parsed.formatter, parsed.quote, () if asked else command.important, self.note)
 
     def _named(self, word: str) -> str:
         columns = self.command.columns
+        simple = word.strip().lower().replace(" ", "_")
         for name, column in columns.items():
-            if _simplified(word) in (name, _simplified(column.heading)):
+            if simple in (name, column.heading.lower().replace(" ", "_")):
                 return name
         hint = didYouMean(word.lower(), columns) or "."
         raise UsageError(f"unknown column {word!r}{hint} Choose from: {', '.join(columns)}")
@@ -357,30 +342,5 @@ class Run:
                 return
             if following == marker:
                 raise MalformedResponse(f"The page of {what} at {marker} names itself as its next page")
-            self.progress.show(f"{count} {what} so far …")
+            self.progress(f"{count} {what} so far …")
             marker = following
-
-
-def _simplified(column: str) -> str:
-    return column.strip().lower().replace(" ", "_")
-
-
-class Progress:
-    """Shows the progress of long work on one line of a terminal, if it is *enabled*, and removes it at the end."""
-
-    def __init__(self, enabled: bool) -> None:
-        self._enabled = enabled
-        self._next = time.monotonic() + _FIRST_PROGRESS
-        self._width = 0
-
-    def show(self, text: str) -> None:
-        now = time.monotonic()
-        if self._enabled and now >= self._next:
-            self._next = now + _REFRESH
-            print(f"\r{text.ljust(self._width)}", end="", file=sys.stderr, flush=True)
-            self._width = len(text)
-
-    def done(self) -> None:
-        if self._width:
-            print(f"\r{' ' * self._width}\r", end="", file=sys.stderr, flush=True)
-            self._width = 0

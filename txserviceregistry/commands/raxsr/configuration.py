@@ -36,7 +36,6 @@ def _namespace(text: str) -> str:
 
 
 def namespace(shown: str = "only values below this namespace, such as /production/cassandra", **more: Any) -> Argument:
-    """The option ``--namespace``, with its help."""
     return argument("--namespace", metavar="NAMESPACE", type=typeOf(_namespace), help=shown, **more)
 
 
@@ -145,20 +144,14 @@ async def remove(run: Run) -> str:
 
 
 def _change(event: Any) -> tuple[str, str | None]:
-    """The key, and the value after a change."""
     return event["payload"]["configuration_value_id"], event["payload"].get("new_value")
 
 
 async def firstMarker(client: Client, now: float) -> str | None:
     """
-    The marker of the oldest events of 30 days; ``None`` if those of the last hour are all.
-
-    The registry refuses markers from before the account was created, and no response has that time: it is found by
-    bisection.
-
-    :param now: the time, in seconds since the epoch.
+    The marker of the oldest events of 30 days; ``None`` if those of the last hour are all. The registry refuses markers
+    from before the account was created, and no response has that time: it is found by bisection.
     """
-    # Not above: help does not need the modules below it, which take a while.
     from ...discovery.poller import markerAt
 
     moments = range(int(now * 1000) - _MONTH, int(now * 1000) - _HOUR)

@@ -50,11 +50,7 @@ _TYPE = argument(
 
 
 async def _types(run: Run) -> list[str] | None:
-    """
-    The types of events that ``--type`` names; ``None`` without it.
-
-    :raises CommandFailed: if the registry does not have such events.
-    """
+    """The types of events that ``--type`` names; ``None`` without it."""
     type = run.parsed.type
     if type is None:
         return None
@@ -117,13 +113,7 @@ async def follow(run: Run) -> None:
 async def followed(
     client: Client, types: Iterable[str] | None, since: str | None, begin: Callable[[], Callable[[Event], None]]
 ) -> None:
-    """
-    Show each event once and in order, until this is cancelled.
-
-    :param types: only events of these types; ``None`` for those of version 1.0.
-    :param since: the id of the first event; ``None`` for new events.
-    :param begin: called after the first request; returns the function that shows an event.
-    """
+    """Show each event once and in order. *begin* is called after the first request, and returns what shows an event."""
     from ...discovery import EventsFeed
 
     # The feed would retry what is wrong with the settings or the marker.
@@ -144,13 +134,7 @@ async def followed(
 async def _watch(
     run: Run, source: Any, recordOf: Callable[..., _Record], records: Callable[[], Sequence[_Record]]
 ) -> None:
-    """
-    Show what a directory or a watcher has, until this is cancelled.
-
-    :param recordOf: makes a record of the arguments of its listeners.
-    :param records: returns a record for each of its objects.
-    """
-    # Help does not need it.
+    """Show a directory or watcher: *records* returns all records, *recordOf* one from the arguments of a listener."""
     from twisted.internet.defer import DeferredQueue
 
     # A directory would retry what is wrong with the settings.

@@ -55,7 +55,7 @@ NAMES = frozenset(_NAMES.split())
 
 
 def _running(run: Run, work: Callable[[str], int]) -> int:
-    """The exit code of *work*, which runs the command after ``--``. It is called with the path of its program."""
+    """Call *work* with the path of the program after ``--``; the exit code."""
     if not run.parsed.command:
         raise UsageError("give the command to run, and its arguments, after --")
 
@@ -66,7 +66,7 @@ def _running(run: Run, work: Callable[[str], int]) -> int:
         # In the user's PATH, which the values of exec may change.
         return work(os.path.abspath(findProgram(run.parsed.command[0])))
     except CantStart as error:
-        run.complain(str(error))
+        run.note(str(error), always=True)
         return error.exitCode
 
 
@@ -74,14 +74,7 @@ def _running(run: Run, work: Callable[[str], int]) -> int:
 
 
 def environmentOf(namespace: str, values: Mapping[str, str], allowed: Collection[str] = ()) -> dict[str, str]:
-    """
-    Environment variables for the values of a namespace. The name is the part of the key below the namespace, in upper
-    case, with ``_`` for what is neither letter nor digit, and ``_`` before a leading digit.
-
-    :param allowed: the names of variables that may be set although they decide which code runs.
-    :raises CommandFailed: if two keys have the same name, a value can't be in an environment, or a variable that
-        decides which code runs is not allowed.
-    """
+    """The environment variables for the values of a namespace; those of *allowed* may decide which code runs."""
     prefix = f"/{namespace.strip('/')}/" if namespace.strip("/") else "/"
     environment: dict[str, str] = {}
     keys: dict[str, str] = {}
@@ -150,7 +143,7 @@ def execute(run: Run) -> int:
         try:
             os.execve(program, parsed.command, {**os.environ, **environment})
         except (OSError, ValueError) as error:
-            run.complain(f"{parsed.command[0]} can't be run: {getattr(error, 'strerror', None) or error}")
+            run.note(f"{parsed.command[0]} can't be run: {getattr(error, 'strerror', None) or error}", always=True)
             return _NOT_EXECUTABLE
 
     return _running(run, becomeProgram)
@@ -268,7 +261,7 @@ def lock(run: Run) -> int:
             return run.ask(perform)
         except LockHeld as error:
             holder = f" by {error.holder}" if error.holder else ""
-            run.complain(f'the lock "{parsed.id}" is held{holder}. The command was not run')
+            run.note(f'the lock "{parsed.id}" is held{holder}. The command was not run', always=True)
             return _HELD
 
     return _running(run, runProgram)
@@ -288,7 +281,7 @@ async def _runHolding(run: Run, held: Held) -> int:
 
     def lost(reason: str) -> None:
         losses.append(reason)
-        run.complain(f'the lock "{run.parsed.id}" was lost: {reason}. The command is ended')
+        run.note(f'the lock "{run.parsed.id}" was lost: {reason}. The command is ended', always=True)
         child.signal(signal.SIGTERM)
         run.client.clock.callLater(run.parsed.timeout * _GRACE, child.signal, signal.SIGKILL)
 

@@ -1,8 +1,6 @@
 """
-``raxsr configuration import`` and ``export``: files of values, which are an object in YAML or JSON.
-
-Values are strings, as the registry has them. A number, or whatever YAML makes of a word without quotes, is the text
-that stands there: ``1.10`` stays ``1.10``, and ``no`` stays ``no``.
+``raxsr configuration import`` and ``export``: files of values in YAML or JSON. Values are texts: ``1.10`` stays
+``1.10``, and ``no`` stays ``no``.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ _ARGUMENTS = (
 
 
 class _Object(list[tuple[str, Any]]):
-    """A JSON object with all the members that it has, also those that are there twice."""
+    """A JSON object with all its members, also those that are there twice."""
 
 
 @command(
@@ -72,16 +70,15 @@ def importValues(run: Run) -> None:
         old = await allValues(run)
         changes = [] if parsed.dryRun else [key for key in new if old.get(key) != new[key]]
         for done, key in enumerate(changes):
-            run.progress.show(f"{done} of {len(changes)} values set …")
+            run.progress(f"{done} of {len(changes)} values set …")
             try:
                 await run.client.configuration.set(key, new[key])
             except ServiceRegistryError as error:
                 raise CommandFailed(f"{error}. {done} of {len(changes)} values were set before") from None
         return old
 
-    old = run.ask(perform)
     # Other values stay.
-    old = {key: value for key, value in old.items() if key in new}
+    old = {key: value for key, value in run.ask(perform).items() if key in new}
     run.say(f"{_shownDifference(old, new) if parsed.dryRun else 'Configuration values'}: {_summary(old, new)}")
 
 
@@ -140,7 +137,6 @@ def _format(run: Run) -> str:
 
 
 def readText(path: str) -> str:
-    """:raises CommandFailed: if the file can't be read."""
     name = "the standard input" if path == _STANDARD else path
     try:
         if path == _STANDARD:
@@ -157,24 +153,18 @@ def readText(path: str) -> str:
 def writeText(path: str, text: str) -> None:
     """
     Write a file. A new one has mode 0600; one that exists keeps its mode, and its content if the new one can't be
-    written, as on a full disk. A device stays what it is, and so does a file in a folder that this user can't write to.
-
-    :raises CommandFailed: if the file can't be written.
+    written, as on a full disk. A device stays what it is.
     """
-    # Not above: it brings Twisted, which help does not need.
+    # This brings Twisted, which help does not need.
     from ...util.files import replaceFile
 
     try:
         found = os.stat(path) if os.path.exists(path) else None
-        if found is None or (stat.S_ISREG(found.st_mode) and os.access(path, os.W_OK)):
-            try:
-                replaceFile(os.path.realpath(path), text, isDurable=True, like=found)
-                return
-            except PermissionError:
-                if found is None:
-                    raise
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
+        if found is None or stat.S_ISREG(found.st_mode):
+            replaceFile(os.path.realpath(path), text, isDurable=True, like=found)
+        else:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
     except OSError as error:
         raise CommandFailed(f"can't write {path}: {error.strerror}") from None
 
@@ -197,12 +187,8 @@ def formatValues(values: Mapping[str, str], format: str) -> str:
 
 def parseValues(text: str, format: str, path: str, namespace: str | None, *, root: bool = True) -> dict[str, str]:
     """
-    The values of a file by their keys.
-
-    :param path: its name, for errors.
-    :param namespace: gets the keys without a leading slash; all others have to be below it.
-    :param root: whether keys without a leading slash are allowed without a *namespace*.
-    :raises CommandFailed: if a key or value is invalid; it has the first problem, and the number of others.
+    The values of a file by their keys. *namespace* gets the keys without a leading slash, and all others have to be
+    below it. Without it, keys without a slash are allowed only at the *root*.
     """
     members = _parseJSON(text, path) if format == "json" else _parseYAML(text, path)
     values: dict[str, str] = {}
@@ -233,7 +219,7 @@ def _parseJSON(text: str, path: str) -> Iterable[tuple[str, str, Any]]:
         raise CommandFailed(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, _Object):
         raise CommandFailed(f"{path} is not a JSON object of keys and values")
-    return [(path, key, member) for key, member in value]
+    yield from ((path, key, member) for key, member in value)
 
 
 def _parseYAML(text: str, path: str) -> Iterable[tuple[str, str, Any]]:
@@ -242,20 +228,13 @@ def _parseYAML(text: str, path: str) -> Iterable[tuple[str, str, Any]]:
 
     try:
         node = yaml.compose(text, Loader=yaml.BaseLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
-        raise CommandFailed(f"{path}, line {line}: {error.problem or error.context}") from None
     except (yaml.YAMLError, RecursionError) as error:
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            line = error.problem_mark.line + 1
+            raise CommandFailed(f"{path}, line {line}: {error.problem or error.context}") from None
         raise CommandFailed(f"{path} is not valid YAML: {error}") from None
-    if node is None:
-        return []
-    if not isinstance(node, yaml.MappingNode):
+    if node is not None and not isinstance(node, yaml.MappingNode):
         raise CommandFailed(f"{path} is not a YAML mapping of keys and values")
-    return [
-        (
-            f"{path}, line {key.start_mark.line + 1}",
-            key.value if isinstance(key, yaml.ScalarNode) else "",
-            value.value if isinstance(value, yaml.ScalarNode) else None,
-        )
-        for key, value in node.value
-    ]
+    for key, value in [] if node is None else node.value:
+        texts = [each.value if isinstance(each, yaml.ScalarNode) else None for each in (key, value)]
+        yield f"{path}, line {key.start_mark.line + 1}", texts[0] or "", texts[1]

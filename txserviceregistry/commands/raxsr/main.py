@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any
 
 from ..._version import __version__, installCommand
@@ -58,7 +59,7 @@ def run(words: Sequence[str]) -> int:
         if options.logFile is not None:
             log = _logFile(options.logFile)
             log(f"{NAME} {__version__}: {found.name}")
-        return Run(found, common, options, rest, log).start()
+        return Run(found, found.parse(rest, common), options, log).start()
     except (Interrupted, OSError):
         raise
     except Exception as error:
@@ -102,20 +103,21 @@ def _commonParser() -> Parser:
 
 def _logFile(path: str) -> Callable[[str], None]:
     """Open a file, or make it with mode 0600; the result appends a line with the time."""
+
+    def private(name: str, flags: int) -> int:
+        return os.open(name, flags, 0o600)
+
     try:
         # Buffered by lines, so that other commands can append to it meanwhile.
-        file = open(  # noqa: SIM115  # it lasts as long as the process
-            path, "a", 1, encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)
-        )
+        file = open(path, "a", 1, encoding="utf-8", opener=private)  # noqa: SIM115  # it lasts as long as the process
     except OSError as error:
         raise CommandFailed(f"can't write the log file {path}: {error.strerror}") from None
     failures: list[OSError] = []
 
     def write(line: str) -> None:
-        if failures:
-            return
         try:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {line}\n")
+            if not failures:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {line}\n")
         except OSError as error:
             # The first failure is reported, and the command goes on.
             failures.append(error)
@@ -138,7 +140,8 @@ def _find(words: Sequence[str], common: Parser) -> tuple[Command, list[str]]:
     if not leading:
         option = words[0].partition("=")[0]
         raise UsageError(f"unknown option {option}{didYouMean(option, common._option_string_actions) or '.'} {see}")
-    name, actions = " ".join(leading[:2]), ", ".join(each.name.partition(" ")[2] for each in _below(leading[0]))
+    name, below = " ".join(leading[:2]), f"{leading[0]} "
+    actions = ", ".join(sorted(each.removeprefix(below) for each in COMMANDS if each.startswith(below)))
     if len(leading) == 1 and actions:
         raise UsageError(f"{name} needs an action: {actions}. {see}")
     hint = didYouMean(name, COMMANDS) or (f". Actions of {leading[0]}: {actions}." if actions else ".")
@@ -147,12 +150,7 @@ def _find(words: Sequence[str], common: Parser) -> tuple[Command, list[str]]:
 
 def _leadingWords(words: Sequence[str]) -> list[str]:
     """The words before the first option."""
-    end = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
-    return list(words[:end])
-
-
-def _below(resource: str) -> list[Command]:
-    return [COMMANDS[name] for name in sorted(COMMANDS) if name.startswith(f"{resource} ")]
+    return list(takewhile(lambda word: not word.startswith("-"), words))
 
 
 # -- commands about commands
@@ -166,22 +164,17 @@ def _below(resource: str) -> list[Command]:
 def showHelp(run: Run) -> None:
     """Show all commands, or the help of one."""
     words = run.parsed.words
+    names = sorted(name for name in COMMANDS if name.startswith(" ".join([*words, ""])))
+    summaries = "\n".join(f"  {name.ljust(24)}  {COMMANDS[name].summary}" for name in names)
     if not words:
-        overview = _commonParser().format_help()
-        sys.stdout.write(f"{overview}\ncommands:\n{_summaries(sorted(COMMANDS))}\n\n{_MORE}")
-    elif len(words) == 1 and _below(words[0]):
-        print(_summaries([each.name for each in _below(words[0])]))
+        print(f"{_commonParser().format_help()}\ncommands:\n{summaries}\n\n{_MORE}", end="")
+    elif names:
+        print(summaries)
     else:
         found, rest = _find(words, _commonParser())
         if rest:
             raise UsageError(f"unknown command '{' '.join(words)}'. See {NAME} --help")
-        print(found.parser().format_help())
-        print(f"Options of every command: see {NAME} --help")
-
-
-def _summaries(names: Sequence[str]) -> str:
-    width = max(map(len, names))
-    return "\n".join(f"  {name.ljust(width)}  {COMMANDS[name].summary}" for name in names)
+        print(f"{found.parser().format_help()}\nOptions of every command: see {NAME} --help")
 
 
 @command(
@@ -193,7 +186,6 @@ def complete(run: Run) -> None:
     """
     Print a script that completes raxsr's commands and options.
 
-    It contains all of them, so that pressing a key starts no Python.
     For bash, add this to ~/.bashrc:    source <(raxsr complete --shell bash)
     For zsh, add this to ~/.zshrc:      source <(raxsr complete --shell zsh)
     """

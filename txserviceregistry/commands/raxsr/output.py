@@ -1,9 +1,4 @@
-"""
-The output: columns, and the formats in which records are written.
-
-Tables are for people: local time, fitted to the terminal. All other formats are for programs: ISO 8601 in UTC, nothing
-cut; JSON and YAML keep lists and objects, and the flat formats write them as the command line reads them.
-"""
+"""The output: columns, and the formats in which records are written."""
 
 from __future__ import annotations
 
@@ -49,12 +44,11 @@ class Column:
     """
     A column of a result.
 
-    :ivar heading: its name in tables.
     :ivar width: its least width in a table whose rows come one by one.
     :ivar isExtra: whether it is shown only if it is chosen.
     :ivar wraps: whether a table may break it into several lines. Ids are never broken, so they can be copied.
     :ivar machine: makes of a value what JSON and YAML have.
-    :ivar flat: makes of it one text, for the formats without lists and objects.
+    :ivar flat: makes of it one text, as the command line reads it.
     :ivar plain: makes of it the text for ``-f value``.
     :ivar human: makes of it the text for people.
     """
@@ -70,7 +64,6 @@ class Column:
 
 
 def text(heading: str) -> Column:
-    """A column of texts of any length, or ``None``."""
     return Column(heading, wraps=True, human=lambda value: "" if value is None else str(value))
 
 
@@ -90,12 +83,10 @@ def timestamp(heading: str, width: int = 0) -> Column:
 
 
 def tags(heading: str) -> Column:
-    """A column of services' tags, in flat formats as ``--tags`` reads them."""
     return Column(heading, wraps=True, flat=formatTags, human=", ".join)
 
 
 def metadata(heading: str) -> Column:
-    """A column of metadata, in flat formats as ``--metadata`` reads it."""
     return Column(heading, wraps=True, flat=formatMetadata, human=lambda value: ", ".join(map("=".join, value.items())))
 
 
@@ -104,8 +95,7 @@ class Output:
     """
     Writes records to the standard output.
 
-    :ivar columns: the columns by their names in the API, which the formats for programs have.
-    :ivar important: the columns that a table may leave out if the terminal is too narrow, the most important one first.
+    :ivar important: the columns that a table may leave out, the most important one first.
     :ivar note: takes a text for the user.
     :ivar width: the width of tables; 0 for any, ``None`` for the terminal's.
     """
@@ -123,7 +113,6 @@ class Output:
             importlib.import_module(_MODULES[self.format])
 
     def write(self, records: Sequence[_Record], *, isOne: bool = False) -> None:
-        """Write *records*, or one object."""
         if self.format == "table":
             self._writeTable(records, isOne)
         elif self.format == "html":
@@ -204,10 +193,6 @@ class Output:
         return table
 
     def _writeTable(self, records: Sequence[_Record], isOne: bool) -> None:
-        """
-        A table. On a terminal it is made to fit: texts are broken between words, then columns are left out, and then
-        words are broken. In a pipe it is not changed.
-        """
         headings, lines = self._grid(records, isOne)
         kept = list(range(len(headings)))
         width = _terminalWidth() if self.width is None else self.width
@@ -243,8 +228,9 @@ def _fit(
     headings: Sequence[str], lines: list[list[str]], wraps: Sequence[bool], important: Sequence[int], width: int
 ) -> list[int]:
     """
-    Fit *lines* into a *width*, and return the columns that are kept. Of the *important* ones, the last may be left out
-    first.
+    Fit *lines* into a *width*: texts are broken between words, then columns are left out, and then words are broken.
+
+    :return: the columns that are kept.
     """
     # The widths of the columns as they are, with whole words, and with broken words.
     present, whole, least = [], [], []

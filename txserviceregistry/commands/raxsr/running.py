@@ -36,9 +36,6 @@ from ..console import CommandFailed, UsageError
 from ..running import inOptions, runReactor, settingsOf
 
 _T = TypeVar("_T")
-# Takes a line about a request or a response, and its body.
-_Log = Callable[[str, str], None]
-
 _REDACTED = "***"
 # The members of JSON objects whose values are secret.
 _SECRET_MEMBERS = {"apikey", "api_key", "password", "token"}
@@ -48,14 +45,7 @@ _MAX_CONNECTIONS = 2
 def withClient(
     options: argparse.Namespace, work: Callable[[Client], Awaitable[_T]], log: Callable[[str], None] | None = None
 ) -> _T:
-    """
-    Run the reactor for as long as *work* takes, and return its result. A process can do that once.
-
-    :param options: the options of every command.
-    :param log: takes the lines for ``--log-file``.
-    :raises CommandFailed: if no registry can be reached; or whatever *work* raises.
-    :raises Interrupted: if a signal ended it.
-    """
+    """Run the reactor for as long as *work* takes, and return its result. *log* takes the lines for ``--log-file``."""
     from twisted.internet import reactor
 
     try:
@@ -97,7 +87,7 @@ def withClient(
 
 
 def _withSources(error: Exception, settings: Settings, names: Mapping[str, str]) -> CommandFailed:
-    """The error, and the sources of the settings that may have caused it, with a name for each setting."""
+    """The error, and the sources of the settings that may have caused it."""
     sources = ", and ".join(
         f"{name} is set by {inOptions(settings.sources[setting])}"
         for setting, name in names.items()
@@ -109,13 +99,9 @@ def _withSources(error: Exception, settings: Settings, names: Mapping[str, str])
 
 @implementer(IAgent)
 class RequestLoggingAgent:
-    """
-    An agent like the client's own, which logs each request and each response, with secrets redacted.
+    """An agent like the client's own, which logs each request and each response, with secrets redacted."""
 
-    :ivar pool: its connections.
-    """
-
-    def __init__(self, reactor: Any, settings: Settings, write: _Log) -> None:
+    def __init__(self, reactor: Any, settings: Settings, write: Callable[[str, str], None]) -> None:
         self.pool = ConnectionPool(reactor, _MAX_CONNECTIONS)
         policy = tlsPolicy(settings.verify, settings.caFile, caSource=settings.sources.get("caFile"))
         self._agent = PooledAgent(reactor, policy, TIMEOUT / max(1, len(settings.baseUrls)), self.pool)

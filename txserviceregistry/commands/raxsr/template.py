@@ -75,7 +75,6 @@ def template(run: Run) -> None:
         run.checkOutput(always=True)
 
     async def perform() -> None:
-        # Help does not need these, which take a while.
         from ...templates.keeper import TemplateKeeper
         from ...templates.rendering import TemplateFailed
 
@@ -99,7 +98,6 @@ def template(run: Run) -> None:
 
 
 def _jobs(parsed: Any) -> list[Job]:
-    """Each template, and what is made of it."""
     from ...templates.keeper import Job
     from ...templates.rendering import Renderer
     from ...templates.target import Target
