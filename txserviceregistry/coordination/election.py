@@ -252,9 +252,6 @@ class Election(Contender):
         self._listeners: Listeners[[str | None]] = Listeners(self._log, f"the leader of {name}")
         self._leadership: Leadership | None = None
 
-    def __repr__(self) -> str:
-        return f"<Election {self._name!r}: {'leads' if self.isLeading else 'does not lead'}>"
-
     @property
     def isLeading(self) -> bool:
         """Whether this process leads now; see :attr:`Held.isValid`."""
@@ -266,11 +263,7 @@ class Election(Contender):
         return self._leader
 
     def onChange(self, listener: Callable[[str | None], object]) -> Callable[[], None]:
-        """
-        Call *listener* with the :attr:`leader` whenever it changes.
-
-        :return: a function that removes the listener.
-        """
+        """Call *listener* with the :attr:`leader` whenever it changes; returns a function that removes it."""
         return self._listeners.add(listener)
 
     def stopService(self) -> Deferred[None]:

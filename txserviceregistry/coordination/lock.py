@@ -8,7 +8,6 @@ import random as randomModule
 import socket
 import uuid
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, TimeoutError, succeed
@@ -59,9 +58,7 @@ class LockHeartBeater(HeartBeater):
     what = "lock"
 
     def __init__(self, client: Client, name: str, timeout: int, token: str, sent: float) -> None:
-        """
-        :param sent: when the request that acquired it was sent, in seconds of ``bootTime``.
-        """
+        """*sent*: when the request that acquired it was sent, in seconds of ``bootTime``."""
         services = client.services
         super().__init__(services, name, _RELIABLE * timeout, token, clock=client.clock, context=services.context)
         self._locks = client.locks
@@ -97,11 +94,7 @@ class LockHeartBeater(HeartBeater):
         self._answered.fire(None)
 
     def whenAnswered(self) -> Deferred[None]:
-        """
-        Wait for the next response to a heartbeat.
-
-        :return: fires with ``None``; fails as ``whenStopped`` does if the lock is lost, or with ``ClientClosed``.
-        """
+        """Fires with the next response to a heartbeat; fails as ``whenStopped`` does, or with ``ClientClosed``."""
         waiter = self._answered.wait()
         closed = Failure(ClientClosed("This client has been closed"))
         self.whenStopped().addBoth(lambda result: self._answered.fire(result or closed))
@@ -133,9 +126,6 @@ class Held:
         )
         if not self._hasEnded:
             self._look()
-
-    def __repr__(self) -> str:
-        return f"<Held {self.name!r}, fence {self.fence}: {'valid' if self.isValid else 'ended'}>"
 
     @property
     def isValid(self) -> bool:
@@ -169,9 +159,7 @@ class Held:
     async def __aenter__(self) -> Held:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.release()
 
     @returnsDeferred
@@ -253,9 +241,6 @@ class Lock:
         self._blocks = DeferredLock()
         self._entered: Held | None = None
 
-    def __repr__(self) -> str:
-        return f"<Lock {self.name!r}>"
-
     @returnsDeferred
     async def acquire(self, timeout: float | None = None) -> Held:
         """
@@ -267,8 +252,9 @@ class Lock:
             when the time is over, with ``NotSupported`` if the registry has no locks, and otherwise as
             ``client.locks.acquire`` does.
         """
-        timeout = None if timeout is None else boundedNumber(timeout, 0.0, LONGEST_INTERVAL)
-        end = math.inf if timeout is None else self._client.clock.seconds() + timeout
+        end = math.inf
+        if timeout is not None:
+            end = self._client.clock.seconds() + boundedNumber(timeout, 0.0, LONGEST_INTERVAL)
         while True:
             nonce = str(uuid.uuid4())
             try:
@@ -302,7 +288,15 @@ class Lock:
                 if isinstance(error, ClientClosed) or clock.seconds() >= end:
                     raise
                 outage.failed(reason=str(error))
-                delay = _delayAfter(error, backoff.next())
+                delay = backoff.next()
+                told: float = getattr(error, "retryAfter", None) or 0.0
+                if isinstance(error, RateLimited):
+                    delay = max(delay, told)
+                elif told:
+                    # A registry without locks after its start says for how long; a proxy may say anything.
+                    delay = min(max(told, _SHORTEST_RETRY), _LONGEST_REFUSAL)
+                elif not isinstance(error, ServerError):
+                    delay = min(delay, _LONGEST_RETRY)
             await self._client.pause(min(delay, max(0.0, end - clock.seconds())))
         outage.succeeded()
         heartBeater = LockHeartBeater(self._client, self.name, self.timeout, acquired["token"], sent)
@@ -311,12 +305,11 @@ class Lock:
             # After a wait only a heartbeat shows how long it is valid.
             try:
                 await heartBeater.whenAnswered().addTimeout(self.timeout, clock)
-            except (NotFound, TimeoutError):
+            except (NotFound, TimeoutError, CancelledError) as error:
                 heartBeater.stop()
+                if isinstance(error, CancelledError):
+                    raise
                 return None
-            except CancelledError:
-                heartBeater.stop()
-                raise
         return Held(self._client, self.name, acquired["fence"], heartBeater)
 
     def _request(self, nonce: str, wait: int) -> Deferred[AcquiredLock]:
@@ -340,23 +333,9 @@ class Lock:
             raise
         return self._entered
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        held, self._entered = self._entered, None
+    async def __aexit__(self, *error: object) -> None:
+        assert self._entered is not None
         try:
-            if held is not None:
-                await held.release()
+            await self._entered.release()
         finally:
             self._blocks.release()
-
-
-def _delayAfter(error: ServiceRegistryError, delay: float) -> float:
-    """Seconds to the next request after one that has failed; *delay* grows with the number of failures."""
-    told: float | None = getattr(error, "retryAfter", None)
-    if isinstance(error, RateLimited):
-        return max(delay, told or 0.0)
-    if told:
-        # A registry without locks after its start says for how long; a proxy may say anything.
-        return min(max(told, _SHORTEST_RETRY), _LONGEST_REFUSAL)
-    return delay if isinstance(error, ServerError) else min(delay, _LONGEST_RETRY)

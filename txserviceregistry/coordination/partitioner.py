@@ -16,7 +16,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, DeferredLock, DeferredSemaphore, gatherResults
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 
 from ..discovery.mirror import Settling
 from ..discovery.subscriber import BackgroundTask
@@ -30,7 +30,7 @@ from .lock import Held, Lock
 if TYPE_CHECKING:
     from ..client import Client
 
-# Seconds between two tries for what has failed; events cause all others.
+# Seconds after which what has failed is tried again; events cause all other tries.
 _RETRY = 5.0
 # Locks that are acquired at once.
 _AT_ONCE = 20
@@ -120,11 +120,11 @@ class Partitioner(Contender):
         self._assigned = assigned
         self._timeout = timeout
         self._locks = {self._nameOf(item): item for item in self.items}
-        self._settling = Settling(client.clock, settle, lambda _: self._settled())
+        self._settling = Settling(client.clock, settle, self._settled)
+        self._retrying = Settling(client.clock, _RETRY, self._settled)
         self._places = DeferredSemaphore(_AT_ONCE)
         self._failures: Listeners[[str | None]] = Listeners(self._log, f"errors of {group}")
         self._listing = DeferredLock()
-        self._retryCall: IDelayedCall | None = None
         #: Why items do not move at the moment; ``None`` if they do.
         self.error: str | None = None
         # The items that this member should own, those that it owns, and those that it is acquiring or releasing.
@@ -132,20 +132,13 @@ class Partitioner(Contender):
         self._owned: dict[str, Assignment] = {}
         self._working: dict[str, Deferred[None]] = {}
 
-    def __repr__(self) -> str:
-        return f"<Partitioner of {self._group!r}: {len(self.owned)} of {len(self.items)} items>"
-
     @property
     def owned(self) -> frozenset[str]:
         """The items that this member owns now."""
         return frozenset(item for item, assignment in self._owned.items() if assignment.isValid)
 
     def onError(self, listener: Callable[[str | None], object]) -> Callable[[], None]:
-        """
-        Call *listener* with :attr:`error` whenever it changes.
-
-        :return: a function that removes the listener.
-        """
+        """Call *listener* with :attr:`error` whenever it changes; returns a function that removes it."""
         return self._failures.add(listener)
 
     # -- Contender
@@ -155,17 +148,13 @@ class Partitioner(Contender):
             await super()._run(task)
         finally:
             self._settling.drop()
-            if self._retryCall is not None:
-                self._retryCall.cancel()
-                self._retryCall = None
+            self._retrying.drop()
             self._follow(set())
             await gatherResults(list(self._working.values()))
 
     async def _hold(self, task: BackgroundTask, held: Held) -> bool:
-        try:
+        async with held:
             await task.wait(held.lost)
-        finally:
-            await held.release()
         return True
 
     # -- the members
@@ -177,7 +166,7 @@ class Partitioner(Contender):
         elif type != "lock.acquire" and name in self._locks:
             self._work(self._locks[name])
 
-    def _settled(self) -> None:
+    def _settled(self, _: object) -> None:
         """No member has come or gone for a while."""
         self._listing.run(self._list).addErrback(self._failed)
 
@@ -271,9 +260,4 @@ class Partitioner(Contender):
             return
         if error is not None:
             self._outage.failed(reason=str(error))
-        if self._retryCall is None:
-            self._retryCall = self._client.clock.callLater(_RETRY, self._retry)
-
-    def _retry(self) -> None:
-        self._retryCall = None
-        self._settled()
+        self._retrying.add(error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random as randomModule
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from typing import Any
 from urllib.parse import unquote_to_bytes, urljoin, uses_netloc, uses_relative
 
@@ -112,17 +111,16 @@ class _Request:
     """A request to a tag, which may take several attempts."""
 
     agent: RegistryAgent
-    balancer: Balancer
     target: Target
     method: bytes
     headers: Headers
     body: IBodyProducer | None
     _kept: bytes | None = None
 
-    async def attempt(self, instance: Instance) -> IResponse:
+    async def attempt(self, instance: Instance, ended: Callable[[], None]) -> IResponse:
         """Send it to one instance; see :func:`~txserviceregistry.discovery.balancing.tryEach`."""
         await self._keepBody()
-        target, agent, isIdempotent = self.target, self.agent, self.method in _IDEMPOTENT
+        target, agent = self.target, self.agent
         endpoint = endpointTo(agent._reactor, instance.host, instance.port, agent._timeout)
         if target.isTLS:
             creator = agent._policy.creatorForNetloc(instance.tlsName.encode("ascii"), instance.port)
@@ -133,26 +131,19 @@ class _Request:
             headers.setRawHeaders(b"Host", [target.hostFor(instance)])
         body = self.body if self._kept is None else BytesProducer(self._kept)
         sender = Agent.usingEndpointFactory(agent._reactor, watch, agent._pool)
-        balancer = self.balancer
-        with ExitStack() as use:
-            balancer.strategy.began(instance)
-            use.callback(balancer.strategy.ended, instance)
-            try:
-                response: IResponse = await sender.request(self.method, target.uriFor(instance), headers, body)
-            except Exception as error:
-                if watch.isConnected and (tlsError := _tlsError(error, instance)) is not None:
-                    raise TryNext(tlsError)
-                canRepeat = isIdempotent and (self.body is None or self._kept is not None)
-                if canRepeat and _isConnectionLost(error):
-                    raise TryNext(error, wasReached=True)
-                raise
-            # It ends when the body has been read.
-            use = use.pop_all()
-        balancer.ejections.succeeded(instance)
+        try:
+            response: IResponse = await sender.request(self.method, target.uriFor(instance), headers, body)
+        except Exception as error:
+            if watch.isConnected and (tlsError := _tlsError(error, instance)) is not None:
+                raise TryNext(tlsError)
+            canRepeat = self.method in _IDEMPOTENT and (self.body is None or self._kept is not None)
+            if canRepeat and _isConnectionLost(error):
+                raise TryNext(error, wasReached=True)
+            raise
         locations = response.headers.getRawHeaders(b"Location")
         if locations:
             response.headers.setRawHeaders(b"Location", [target.redirected(locations[0], instance)])
-        return _Response(response, use)
+        return _Response(response, ended)
 
     async def _keepBody(self) -> None:
         body = self.body
@@ -199,17 +190,18 @@ class _Watch:
 
 
 class _Response(proxyForInterface(IResponse, "_original")):  # type: ignore[misc] # a class made by Twisted
-    """A response; the instance is in use until its body has been read."""
+    """A response; the use of the instance has ended when its body has been read."""
 
-    def __init__(self, original: IResponse, use: ExitStack) -> None:
+    def __init__(self, original: IResponse, ended: Callable[[], None]) -> None:
         super().__init__(original)
-        self._use = use
+        self._ended = ended
         if original.length == 0:
-            use.close()
+            ended()
 
     def deliverBody(self, protocol: IProtocol) -> None:
         """See IResponse."""
-        whenLost(protocol, self._use.close)
+        if self._original.length != 0:
+            whenLost(protocol, self._ended)
         self._original.deliverBody(protocol)
 
 
@@ -270,19 +262,10 @@ class RegistryAgent:
         random: Callable[[], float] = randomModule.random,
     ) -> None:
         """
-        :param reactor: connects.
-        :param directory: a running :class:`~txserviceregistry.discovery.Directory`. The caller stops it.
         :param pool: keeps the connections, and the caller closes it; by default one of the agent's own.
-        :param strategy: ``round-robin``, ``random`` or ``least-connections``.
-        :param timeout: seconds for each instance to accept a connection, at least 0.001, and for the directory's first
-            listing.
-        :param near: the client's own ``region`` and ``zone``: instances there are preferred.
         :param policy: the trusted certificates; by default those that browsers trust.
-        :param panicThreshold: when a larger part of a tag's instances expires within one heartbeat timeout, three at
-            least, they stay in use, until enough of them are registered again; 0 to 1, 0 for never.
-        :param random: returns numbers from 0 to 1 to the strategy.
-        :raises ValueError: if there is no such strategy, *near* has other keys, or *timeout* or *panicThreshold* is not
-            such a number.
+
+        See :class:`RegistryEndpoint` for the others; *strategy* is a name.
         """
         self._reactor = reactor
         self._timeout = checkedConnectTimeout(timeout)
@@ -330,9 +313,8 @@ class RegistryAgent:
             return fail(SchemeNotSupported(f"{uri!r}: {error}"))
         if target is None:
             return self._elsewhere.request(method, uri, headers, bodyProducer)
-        balancer = self._balancer(target.tag)
-        request = _Request(self, balancer, target, method, headers or Headers(), bodyProducer)
-        return tryEach(balancer, request.attempt, timeout=self._timeout)
+        request = _Request(self, target, method, headers or Headers(), bodyProducer)
+        return tryEach(self._balancer(target.tag), request.attempt, self._timeout)
 
     def _balancer(self, tag: str) -> Balancer:
         balancer = self._balancers.get(tag)

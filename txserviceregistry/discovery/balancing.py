@@ -7,6 +7,7 @@ import random as randomModule
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from types import MappingProxyType
 from typing import TypeVar
@@ -105,7 +106,7 @@ def instanceOf(service: Service) -> Instance | None:
 
 
 class IStrategy(Interface):
-    """Picks one of several instances. One strategy serves one balancer."""
+    """Picks one of several instances for one balancer."""
 
     def pick(candidates: Sequence[Instance]) -> Instance:
         """The next one of *candidates*, sorted by id; as long as nothing has changed they are the same object."""
@@ -239,14 +240,13 @@ class Ejections:
 
     def failed(self, instance: Instance) -> None:
         """*instance* could not be connected to."""
-        now = self._clock.seconds()
-        before = self._failures.get(instance.key, _Failures())
-        count, end = before.count, before.end
-        if now >= end:
+        now, before = self._clock.seconds(), self._failures.get(instance.key, _Failures())
+        if now < before.end:
             # Failures during an ejection have the same cause.
-            end = now + min(_FIRST_EJECTION * 2.0 ** min(count, 62), _LONGEST_EJECTION)
-            count += 1
-        self._failures[instance.key] = _Failures(count, now, end)
+            self._failures[instance.key] = attrs.evolve(before, last=now)
+        else:
+            seconds = min(_FIRST_EJECTION * 2.0 ** min(before.count, 62), _LONGEST_EJECTION)
+            self._failures[instance.key] = _Failures(before.count + 1, now, now + seconds)
 
     def succeeded(self, instance: Instance) -> None:
         """*instance* could be connected to."""
@@ -317,9 +317,7 @@ class Balancer:
         return not self._tiers
 
     def pick(self, tried: Collection[Key] = ()) -> Instance | None:
-        """
-        The next instance that is not among those *tried*, or ``None``. Call the strategy's ``began`` right after.
-        """
+        """The next instance that is not among those *tried*, or ``None``."""
         self._refresh()
         if not tried and self._first:
             return self.strategy.pick(self._first)
@@ -394,12 +392,14 @@ class TryNext(Exception):
         self.wasReached = wasReached
 
 
-def tryEach(balancer: Balancer, attempt: Callable[[Instance], Awaitable[_T]], *, timeout: float) -> Deferred[_T]:
+def tryEach(
+    balancer: Balancer, attempt: Callable[[Instance, Callable[[], None]], Awaitable[_T]], timeout: float
+) -> Deferred[_T]:
     """
     Try one instance after another, each at most once, until one works.
 
-    :param attempt: tries one instance; raises :class:`TryNext` if another one may be tried. It tells the strategy when
-        it begins and ends, and the ejections when it has succeeded.
+    :param attempt: tries one instance; raises :class:`TryNext` if another one may be tried. When it succeeds, it has
+        the second argument called at the end of the use of the instance.
     :param timeout: seconds to wait for the directory's first listing.
     :return: fires with what *attempt* returned. Fails with what it raised, with the last reason if that instance had
         been reached, and with :class:`~txserviceregistry.errors.NoServiceAvailable`. It may be cancelled.
@@ -416,15 +416,20 @@ def tryEach(balancer: Balancer, attempt: Callable[[Instance], Awaitable[_T]], *,
         last: TryNext | None = None
         while (instance := balancer.pick(tried)) is not None:
             tried.add(instance.key)
+            balancer.strategy.began(instance)
+            ended = partial(balancer.strategy.ended, instance)
             try:
-                return await attempt(instance)
-            except TryNext as next:
-                if result.called:
-                    raise CancelledError()
-                if not next.wasReached:
+                outcome = await attempt(instance, ended)
+                balancer.ejections.succeeded(instance)
+                return outcome
+            except BaseException as error:
+                ended()
+                if result.called or not isinstance(error, TryNext):
+                    raise
+                if not error.wasReached:
                     balancer.ejections.failed(instance)
-                last = next
-                reasons[str(instance)] = next.error
+                last = error
+                reasons[str(instance)] = error.error
         raise last.error if last is not None and last.wasReached else balancer.unavailable(reasons)
 
     def cancel(result: Deferred[_T]) -> None:

@@ -82,10 +82,6 @@ class Directory(Mirror[Service]):
         # The results of forTag: as long as no service of the tag changes, it returns the same object.
         self._given: dict[str, tuple[Service, ...]] = {}
 
-    def __repr__(self) -> str:
-        only = "" if self.tag is None else f" with tag {self.tag!r}"
-        return f"<Directory of {len(self._items)} services{only}>"
-
     def services(self) -> list[Service]:
         """All services, by id; raises :class:`~txserviceregistry.errors.NotRunning` before the first start."""
         known = self._known()

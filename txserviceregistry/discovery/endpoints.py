@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random as randomModule
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
@@ -19,6 +18,7 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
+from twisted.python.components import proxyForInterface
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -98,9 +98,6 @@ class RegistryEndpoint:
         suspects = Suspects(directory, reactor, panicThreshold)
         self._balancer = Balancer(directory, tag, reactor, strategy, near, random, suspects)
 
-    def __repr__(self) -> str:
-        return f"<RegistryEndpoint {self._balancer.tag!r}>"
-
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """
         Connect to an instance.
@@ -109,28 +106,20 @@ class RegistryEndpoint:
             :class:`~txserviceregistry.errors.NoServiceAvailable` if there is no service with the tag, or none that
             can be connected to; the text has the reasons. It may be cancelled.
         """
-        balancer = self._balancer
 
-        async def attempt(instance: Instance) -> IProtocol:
-            balancer.strategy.began(instance)
-            ended = partial(balancer.strategy.ended, instance)
+        async def attempt(instance: Instance, ended: Callable[[], None]) -> IProtocol:
             endpoint = endpointTo(self._reactor, instance.host, instance.port, self._timeout)
             try:
                 protocol: IProtocol = await endpoint.connect(protocolFactory)
-            except BaseException as error:
-                ended()
-                if isinstance(error, (ConnectError, OSError)):
-                    raise TryNext(error)
-                raise
-            balancer.ejections.succeeded(instance)
+            except (ConnectError, OSError) as error:
+                raise TryNext(error)
             whenLost(protocol, ended)
             return protocol
 
-        return tryEach(balancer, attempt, timeout=self._timeout)
+        return tryEach(self._balancer, attempt, self._timeout)
 
 
-@implementer(IListeningPort)
-class RegisteredPort:
+class RegisteredPort(proxyForInterface(IListeningPort, "_port")):  # type: ignore[misc] # a class made by Twisted
     """
     A port that listens, and the service that is registered while it does.
 
@@ -139,21 +128,10 @@ class RegisteredPort:
     """
 
     def __init__(self, port: IListeningPort, service: RegisteredService, user: SharedUser | None) -> None:
+        super().__init__(port)
         self.service = service
-        self._port = port
         self._user = user
         self._stopping: Deferred[None] | None = None
-
-    def __repr__(self) -> str:
-        return f"<RegisteredPort {self.service.serviceId!r} on {self._port!r}>"
-
-    def startListening(self) -> None:
-        """See IListeningPort. It listens already."""
-        self._port.startListening()
-
-    def getHost(self) -> IAddress:
-        """See IListeningPort."""
-        return self._port.getHost()
 
     def stopListening(self) -> Deferred[None]:
         """
@@ -211,9 +189,6 @@ class RegisteredEndpoint:
         self._heartbeatTimeout = checkedTimeout(heartbeatTimeout)
         self._tags = checkedTags(tags)
         self._metadata = checkedMetadata(metadata)
-
-    def __repr__(self) -> str:
-        return f"<RegisteredEndpoint {self._serviceId!r} on {self._endpoint!r}>"
 
     @returnsDeferred
     async def listen(self, protocolFactory: IProtocolFactory) -> RegisteredPort:

@@ -48,9 +48,6 @@ class SharedRegistryEndpoint:
         self._end: Callable[[], object] = lambda: None
         self._endpoint: Any = None
 
-    def __repr__(self) -> str:
-        return f"<registry:{self._tag}>"
-
     @returnsDeferred
     async def connect(self, protocolFactory: IProtocolFactory) -> IProtocol:
         """See RegistryEndpoint; fails with InvalidSettings too, if no settings name the registry."""

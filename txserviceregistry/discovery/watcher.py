@@ -75,9 +75,6 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         super().__init__(client, None, path, random, wallClock)
         self.namespace = None if namespace is None else _normal(namespace)
 
-    def __repr__(self) -> str:
-        return f"<ConfigurationWatcher of {len(self._items)} values below {self.namespace or '/'}>"
-
     # -- Mapping
 
     def __getitem__(self, key: str) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 from weakref import ref
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.coordination import Held, Lock
 from txserviceregistry.errors import BadRequest, ConnectionFailed, LockHeld, ServerError
@@ -343,16 +342,3 @@ class LockTests(CoordinationTestCase):
             self.successResultOf(each)
         self.assertEqual(turns, dict.fromkeys(range(100), 3))
         self.assertLessEqual(sum("/locks" in each.path for each in self.fake.requests), 4 * 300)
-
-
-class TextTests(SynchronousTestCase):
-    """What a lock shows of itself."""
-
-    def test_repr(self) -> None:
-        """A lock and what was acquired show their name, and no token."""
-        case = LockTests("test_isKept")
-        case.setUp()
-        held = case.held()
-        self.assertEqual(repr(case.lock), "<Lock '/billing/scheduler'>")
-        self.assertEqual(repr(held), f"<Held '/billing/scheduler', fence {held.fence}: valid>")
-        case.client.close()

@@ -251,7 +251,6 @@ class PartitionerTests(PartitionerCase):
             self.fake.advance(1)
             self.successResultOf(stopped)
             self.assertEqual(partitioner.owned, frozenset())
-        self.assertEqual(repr(partitioner), "<Partitioner of '/workers/mail': 0 of 3 items>")
 
 
 class PlanTests(SynchronousTestCase):

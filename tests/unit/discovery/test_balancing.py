@@ -198,12 +198,12 @@ class TryEachTests(BalancingTestCase):
         super().setUp()
         self.tried: list[str] = []
 
-    async def refuse(self, instance: Instance) -> str:
+    async def refuse(self, instance: Instance, ended: object) -> str:
         self.tried.append(instance.id)
         raise TryNext(OSError(f"no {instance.id}"))
 
-    async def onlyC(self, instance: Instance) -> str:
-        return instance.id if instance.id == "ccc" else await self.refuse(instance)
+    async def onlyC(self, instance: Instance, ended: object) -> str:
+        return instance.id if instance.id == "ccc" else await self.refuse(instance, ended)
 
     def test_triesTheNextOne(self) -> None:
         """The first that works is the result, and those that did not are ejected."""
@@ -232,7 +232,7 @@ class TryEachTests(BalancingTestCase):
     def test_otherErrorsEndIt(self) -> None:
         """Any other error is the result, and no other instance is tried."""
 
-        async def fail(instance: Instance) -> None:
+        async def fail(instance: Instance, ended: object) -> None:
             self.tried.append(instance.id)
             raise KeyError("mine")
 
@@ -243,7 +243,7 @@ class TryEachTests(BalancingTestCase):
     def test_reachedOnesAreNotEjected(self) -> None:
         """When the last one was reached, its own error is the result, and it is picked again next time."""
 
-        async def fail(instance: Instance) -> None:
+        async def fail(instance: Instance, ended: object) -> None:
             self.tried.append(instance.id)
             raise TryNext(KeyError("mine"), wasReached=True)
 
@@ -286,7 +286,7 @@ class TryEachTests(BalancingTestCase):
     def test_cancellingEndsTheAttempt(self) -> None:
         """Cancelling ends the attempt, and no other instance is tried, whatever the attempt raises."""
 
-        async def hang(instance: Instance) -> None:
+        async def hang(instance: Instance, ended: object) -> None:
             self.tried.append(instance.id)
             try:
                 await Deferred()
@@ -302,7 +302,7 @@ class TryEachTests(BalancingTestCase):
         """An attempt that takes long to end does not delay the cancellation."""
         ending: Deferred[None] = Deferred()
 
-        async def slow(instance: Instance) -> None:
+        async def slow(instance: Instance, ended: object) -> None:
             try:
                 await Deferred()
             finally:

