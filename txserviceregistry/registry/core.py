@@ -1,5 +1,5 @@
 """
-The rules of the API: what may be done to services and configuration values, and what follows from it.
+The rules of the API: what may be done to services, their states and configuration values, and what follows from it.
 
 A :class:`Registry` knows neither HTTP nor how a store keeps things. It decides; the store makes each decision atomic
 and durable; the deadlines are here, in memory. Values that come in have been validated by
@@ -14,12 +14,13 @@ from functools import partial
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 
 from .. import types
 from ..util.concurrency import SingleFlight
 from ..util.deferred import returnsDeferred
+from ..util.logs import Logger
 from .engine import Cluster, Engine
 from .faults import Fault, limitReached, notFound, preconditionFailed, serviceExists
 from .feed import EVENT_RETENTION, EventFeed
@@ -28,7 +29,6 @@ from .locks import LockOptions, Locks
 from .model import UNCONDITIONAL, Figures, NewService, Page, Precondition, ServiceChanges
 from .scopes import isLockScope
 from .servicelog import ServiceLog
-from .states import ServiceStates
 from .stores.interfaces import (
     UP,
     Account,
@@ -38,6 +38,8 @@ from .stores.interfaces import (
     ObjectExists,
     PreconditionFailed,
     ServiceRecord,
+    StateRecord,
+    StoreUnavailable,
     ValueRecord,
 )
 from .stores.shared import ISharedStore
@@ -101,6 +103,84 @@ def _refused(key: str, position: int | None) -> Fault:
         return preconditionFailed(f'Object "ConfigurationValue" with key "{key}" does not exist')
     tag = etagAt(position)
     return preconditionFailed(f'Object "ConfigurationValue" with key "{key}" has the tag {tag}', tag)
+
+
+@attrs.define(eq=False, slots=False)
+class ServiceStates(Part):
+    """
+    The states of all tenants' services: an operator's word that one gets no new work (``drain``), or no traffic at all
+    (``out``). Each tenant may have a *maximum* of records.
+    """
+
+    #: Seconds from one look at what has ended to the next, at most: the wall clock may be set, and other registries
+    #: make records too. And at least: many states may end one after the other.
+    LOOK = 10.0
+    PAUSE = 0.25
+
+    _log = Logger()
+
+    _feed: EventFeed
+    _maximum: int
+    _looking: IDelayedCall | None = attrs.field(init=False, default=None)
+    _isStopped: bool = attrs.field(init=False, default=False)
+
+    def start(self) -> None:
+        """Begin to look for records that have ended."""
+        self._look()
+
+    def stop(self) -> None:
+        """Leave nothing on the reactor."""
+        self._isStopped = True
+        call, self._looking = self._looking, None
+        if call is not None:
+            call.cancel()
+
+    @owned
+    async def set(self, tenant: str, id: str, state: str, reason: str = "", seconds: int | None = None) -> None:
+        """Set the state of a service, registered or not, for so many *seconds*; ``up`` without a reason clears it."""
+        isSet = state != UP or reason
+        ends = int(self._wallClock() * 1000) + seconds * 1000 if seconds is not None and isSet else None
+        record = StateRecord(id, state, reason, ends)
+        full = limitReached("service_state", self._maximum)
+        if await available(self._store.setState(tenant, record, self._maximum), full=full):
+            self._feed.notify((tenant,), "service.state")
+        self._lookAt(ends)
+
+    @owned
+    async def get(self, tenant: str, id: str) -> StateRecord:
+        """The state of a service, whether or not it is registered."""
+        record: StateRecord = await available(self._store.getState(tenant, id))
+        return record
+
+    @owned
+    async def list(self, tenant: str, marker: str | None, limit: int) -> Page:
+        """A page of states by id, from *marker* on."""
+        records = await available(self._store.listStates(tenant, marker, limit + 1))
+        return Page.of([record.toJSON() for record in records], limit)
+
+    def _look(self) -> None:
+        self._looking = None
+        self._tasks.start(self._end())
+
+    async def _end(self) -> None:
+        next: int | None = None
+        try:
+            tenants, next = await self._store.endStates()
+            self._feed.notify(tenants, "service.state")
+        except StoreUnavailable:
+            pass  # that is logged elsewhere
+        except Exception:
+            self._log.failure("Cannot end the states of services (retrying)")
+        if not self._isStopped:
+            self._looking = self._clock.callLater(self.LOOK, self._look)
+            self._lookAt(next)
+
+    def _lookAt(self, ends: int | None) -> None:
+        """Look no later than when a record ends, in milliseconds since the epoch."""
+        if ends is not None and self._looking is not None:
+            wait = max(ends / 1000 - self._wallClock(), self.PAUSE)
+            if self._clock.seconds() + wait < self._looking.getTime():
+                self._looking.reset(wait)
 
 
 class Registry(Part):

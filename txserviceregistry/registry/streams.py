@@ -9,7 +9,7 @@ import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import attrs
 from twisted.internet.defer import Deferred, TimeoutError
@@ -39,16 +39,6 @@ def wantedTypes(types: Collection[str]) -> Collection[str] | None:
     return None if frozenset(types).issuperset(EVENT_TYPES) else types
 
 
-class Outlet(Protocol):
-    """The connection of a stream."""
-
-    def write(self, data: bytes) -> None:
-        """Send data, or close the connection if its client reads too slowly."""
-
-    def drained(self) -> Deferred[None]:
-        """Fires when the client has read most of what was sent."""
-
-
 def frame(type: str, id: str | None, data: str = "{}") -> bytes:
     """An event of the stream; without an id the client keeps its last one."""
     head = "" if id is None else f"id: {id}\n"
@@ -67,6 +57,8 @@ class Stream:
     """
     The stream of one subscriber, for events of services with a *tag*, or all. Everything is written up to its place.
 
+    :ivar write: sends data, or closes the connection if its client reads too slowly.
+    :ivar drained: returns what fires when the client has read most of what was sent.
     :ivar authenticate: raises a fault if the subscriber's token has ended.
     :ivar onEnd: called once when the stream is to be closed, unless its client closes it.
     :ivar isCatchingUp: whether it is written older events by itself.
@@ -75,7 +67,8 @@ class Stream:
     tenant: str
     types: frozenset[str]
     tag: str | None
-    outlet: Outlet
+    write: Callable[[bytes], None]
+    drained: Callable[[], Deferred[None]]
     authenticate: Callable[[], Awaitable[object]]
     onEnd: Callable[[], object]
     place: _Place = attrs.field(init=False)
@@ -239,7 +232,7 @@ class EventStreams(Subscribers):
             return
         # A subscriber that gets the ping and not the reset must not believe that it has missed nothing.
         first = frame("ping", stream.place.id if isComplete else None)
-        stream.outlet.write(b"retry: 2000\n\n" + first + (b"" if isComplete else frame("reset", stream.place.id)))
+        stream.write(b"retry: 2000\n\n" + first + (b"" if isComplete else frame("reset", stream.place.id)))
         self._tasks.start(self._catchUp(stream, tail))
 
     async def _catchUp(self, stream: Stream, tail: _Tail) -> None:
@@ -250,10 +243,10 @@ class EventStreams(Subscribers):
                 page = await self._read(stream.tenant, stream.place, stream.types)
                 if stream.isOver:
                     return
-                stream.outlet.write(b"".join([each.frame for each in page if each.isFor(stream)]))
+                stream.write(b"".join([each.frame for each in page if each.isFor(stream)]))
                 last = page[-1].place if page else end
                 stream.place = last if len(page) == PAGE else max(last, end)
-                await stream.outlet.drained()
+                await stream.drained()
                 await self._turns.take()
         except (StoreUnavailable, TimeoutError):
             stream.end()
@@ -301,7 +294,7 @@ class EventStreams(Subscribers):
                 same[wanted] = b"".join([each.frame for each in page if each.isFor(stream)])
             stream.place = end
             if data := same[wanted]:
-                stream.outlet.write(data)
+                stream.write(data)
 
     async def _read(self, tenant: str, after: _Place, types: Collection[str] = EVENT_TYPES) -> Sequence[_Event]:
         reading = self._tasks.start(self._page(tenant, after.position + 1, types))
@@ -341,6 +334,6 @@ class EventStreams(Subscribers):
                 self._log.failure("Cannot check the token of an event stream (it is closed)")
                 stream.end()
             if not stream.isOver:
-                stream.outlet.write(frame("ping", stream.place.id))
+                stream.write(frame("ping", stream.place.id))
         if not tail.isOver:
             tail.ping = self._clock.callLater(PING, self._ping, tail)

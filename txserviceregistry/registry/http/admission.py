@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.web.server import Request
 
 from ...util.concurrency import BoundedCache
-from ..fairness import FairQueue, Origin
+from ..limits import FairQueue, Origin
 
 # Connections are told apart by numbers: what remembers them keeps none of them alive.
 _numbers = count(1)

@@ -129,7 +129,9 @@ async def streamEvents(feed: EventFeed, call: Call) -> Response:
         if request.startedWriting:
             outlet.end()
 
-    stream = Stream(call.tenant, validation.eventTypes(query), query["tag"], outlet, call.authenticate, end)
+    stream = Stream(
+        call.tenant, validation.eventTypes(query), query["tag"], outlet.write, outlet.drained, call.authenticate, end
+    )
     streams.open(stream)
     try:
         isComplete = await streams.locate(stream, None if marker is None else position(marker), lastId)

@@ -15,7 +15,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from twisted.web import server
 
-from ..fairness import Origin
+from ..limits import Origin
 from .admission import Admission, AdmissionQueue
 from .channel import ApiChannel, ApiRequest
 from .connections import ConnectionLimits, Connections, peerOf

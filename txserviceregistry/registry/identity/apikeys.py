@@ -15,7 +15,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, TypeAlias
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
@@ -23,16 +23,12 @@ from twisted.internet.interfaces import IReactorTime
 
 from ...util.concurrency import BoundedCache, SingleFlight
 from ...util.deferred import Waiters, returnsDeferred
-from ..fairness import FairQueue, Origin
+from ..limits import FairQueue, Origin
 from ..statistics import IdentityStatistics
-
-_T = TypeVar("_T")
 
 #: scrypt's cost (its *n*): 16 MiB and some 50 ms a hash. Keys are random, 160 bits, so that this is enough.
 SCRYPT_COST = 2**14
-_SCRYPT_BLOCK = 8
-_SCRYPT_LANES = 1
-_SALT_BYTES = 16
+_SCRYPT_BLOCK, _SCRYPT_LANES = 8, 1
 
 #: How many checks may wait for their turn.
 _CHECKS_WAITING = 500
@@ -46,14 +42,12 @@ _FAILURES_FORGOTTEN = 60.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 3.0
 
 
+#: Runs a slow function without arguments outside the reactor's thread.
+Hasher: TypeAlias = Callable[[Callable[[], Any]], Deferred[Any]]
+
+
 class Overloaded(Exception):
     """Too many keys wait to be checked."""
-
-
-class Hasher(Protocol):
-    """Runs a slow function without arguments outside the reactor's thread."""
-
-    def __call__(self, work: Callable[[], _T], /) -> Deferred[_T]: ...
 
 
 def newKey(randomBytes: Callable[[int], bytes] = os.urandom) -> str:
@@ -63,7 +57,7 @@ def newKey(randomBytes: Callable[[int], bytes] = os.urandom) -> str:
 
 def hashKey(key: str, *, cost: int = SCRYPT_COST, randomBytes: Callable[[int], bytes] = os.urandom) -> str:
     """The hash of an API key as it is stored: ``scrypt$<n>$<r>$<p>$<salt>$<hash>``. It takes long on purpose."""
-    salt = randomBytes(_SALT_BYTES)
+    salt = randomBytes(16)
     digest = _scrypt(key, salt, cost, _SCRYPT_BLOCK, _SCRYPT_LANES)
     encoded = [base64.b64encode(part).decode("ascii") for part in (salt, digest)]
     return "$".join(["scrypt", str(cost), str(_SCRYPT_BLOCK), str(_SCRYPT_LANES), *encoded])
@@ -91,7 +85,7 @@ def _encode(text: str) -> bytes:
 class _Check:
     """A check that waits; if *isVain*, its result is known to be false, and only its duration matters."""
 
-    work: Callable[[], bool]
+    work: Callable[[], object]
     isVain: bool
     done: Deferred[bool] = attrs.field(factory=Deferred)
 
@@ -152,20 +146,15 @@ class KeyChecks:
     @returnsDeferred
     async def _check(self, username: str, apiKey: str, keyHash: str | None, origin: Origin) -> bool:
         """Check a key. How long this takes does not disclose why a key is wrong."""
-        digest, path = self._digest(username, apiKey), (origin.isKnown, origin.peer, username, origin.connection)
-        if keyHash is None:
-            return await self._inTurn(path, _Check(partial(self._hashInVain, apiKey), isVain=True))
-        check = _Check(partial(keyMatches, apiKey, keyHash), isVain=self._wrong.get(digest) == keyHash)
-        isRight = await self._inTurn(path, check)
-        if isRight:
+        digest = self._digest(username, apiKey)
+        isVain = keyHash is None or self._wrong.get(digest) == keyHash
+        work = partial(keyMatches, apiKey, keyHash) if keyHash else partial(hashKey, apiKey, cost=self._cost)
+        isRight = await self._inTurn((origin.isKnown, origin.peer, username, origin.connection), _Check(work, isVain))
+        if keyHash is not None and isRight:
             self._right.put(digest, (keyHash, self._clock.seconds()))
-        else:
+        elif keyHash is not None:
             self._wrong.put(digest, keyHash)
         return isRight
-
-    def _hashInVain(self, apiKey: str) -> bool:
-        hashKey(apiKey, cost=self._cost)
-        return False
 
     def _digest(self, username: str, apiKey: str) -> bytes:
         name = _encode(username)
@@ -194,7 +183,7 @@ class KeyChecks:
                 continue
             began = self._clock.seconds()
             try:
-                isRight = await self._hasher(check.work)
+                isRight = await self._hasher(check.work) is True
             except Exception:
                 check.done.errback()
             else:

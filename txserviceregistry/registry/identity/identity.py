@@ -23,7 +23,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ...util.concurrency import BoundedCache, SingleFlight
 from ...util.deferred import returnsDeferred
-from ..fairness import Origin
+from ..limits import Origin
 from ..roles import WRITE, Role
 from ..statistics import IdentityStatistics
 from ..stores.interfaces import IStore, NoSuchObject, StoreUnavailable, TokenRecord, UserRecord
@@ -101,17 +101,17 @@ class StoreCache(Generic[_T]):
     _read: Callable[[str], Deferred[_T]]
     _clock: IReactorTime
     # With the time at which the store was asked.
-    _results: BoundedCache[str, tuple[_T, float]] = attrs.field(init=False, factory=BoundedCache)
+    results: BoundedCache[str, tuple[_T, float]] = attrs.field(init=False, factory=BoundedCache)
     _reading: SingleFlight[str, _T] = attrs.field(init=False, factory=SingleFlight)
 
     def recent(self, key: str) -> _T | None:
         """A result of the store that is at most a second old, without asking it."""
-        result = self._results.get(key)
+        result = self.results.get(key)
         return result[0] if result is not None and 0 <= self._clock.seconds() - result[1] < MAX_AGE else None
 
     def last(self, key: str) -> _T | None:
         """The last result of the store, however old, without asking it."""
-        result = self._results.get(key)
+        result = self.results.get(key)
         return None if result is None else result[0]
 
     async def get(self, key: str) -> _T:
@@ -133,21 +133,18 @@ class StoreCache(Generic[_T]):
         except NoSuchObject:
             self.forget(key)
             raise
-        if key not in self._results or self._results[key][1] < asked:
+        if key not in self.results or self.results[key][1] < asked:
             # Else it was written while it was being read, and the result may be older.
-            self._results.put(key, (value, asked))
+            self.results.put(key, (value, asked))
         return value
 
     def learn(self, key: str, value: _T) -> None:
         """Note what has just been written to the store."""
-        self._results.put(key, (value, self._clock.seconds()))
+        self.results.put(key, (value, self._clock.seconds()))
 
     def forget(self, key: str) -> None:
         """Ask the store the next time."""
-        self._results.pop(key, None)
-
-    def items(self) -> list[tuple[str, _T]]:
-        return [(key, result[0]) for key, result in self._results.items()]
+        self.results.pop(key, None)
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -201,9 +198,7 @@ class Identity:
             key = newKey(self._randomBytes)
         elif not key:
             raise InvalidUser("the API key is empty; give another one")
-        user = await self._store.addUser(name, await self._keys.hash(key), tenant, role)
-        self._users.learn(name, user)
-        return user, key
+        return await self._store.addUser(name, await self._keys.hash(key), tenant, role), key
 
     @returnsDeferred
     async def rotate(self, name: str, key: str | None = None) -> tuple[UserRecord, str]:
@@ -211,22 +206,21 @@ class Identity:
         if key is None:
             key = newKey(self._randomBytes)
         user = await self._store.replaceUserKey(name, await self._keys.hash(key))
-        self._forget(name)
-        self._users.learn(name, user)
+        self._forget()
         return user, key
 
     @returnsDeferred
     async def changeRole(self, name: str, role: Role) -> UserRecord:
         """Give a user another role. Fires with the user."""
         user = await self._store.changeRole(name, role)
-        self._forget(name)
+        self._forget()
         return user
 
     @returnsDeferred
     async def removeUser(self, name: str) -> None:
         """Remove a user and all auth tokens of the user, not the tenant's objects."""
         await self._store.removeUser(name)
-        self._forget(name)
+        self._forget()
 
     def listUsers(self) -> Deferred[list[UserRecord]]:
         """All users by name."""
@@ -238,15 +232,12 @@ class Identity:
         for user in await self._store.listUsers():
             # The store ends a user's tokens together with the key; this is the key that the user has.
             await self._store.replaceUserKey(user.name, user.keyHash)
-            self._forget(user.name)
+        self._forget()
 
-    def _forget(self, name: str) -> None:
-        """Ask the store for a user and the user's tokens the next time."""
-        self._issued.pop(name, None)
-        self._users.forget(name)
-        for tokenHash, (record, _) in self._tokens.items():
-            if record.user == name:
-                self._tokens.forget(tokenHash)
+    def _forget(self) -> None:
+        """Ask the store again for users and tokens, which have changed."""
+        for known in (self._issued, self._users.results, self._tokens.results):
+            known.clear()
 
     # -- API keys
 
