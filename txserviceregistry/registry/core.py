@@ -66,7 +66,6 @@ class Configuration(Part):
 
     @owned
     async def get(self, tenant: str, key: str) -> ValueRecord:
-        """One value; the fault 404 if it is not there."""
         missing = notFound("ConfigurationValue", key)
         record: ValueRecord = await available(self._store.getValue(tenant, key), missing=missing)
         return record
@@ -125,11 +124,9 @@ class ServiceStates(Part):
     _isStopped: bool = attrs.field(init=False, default=False)
 
     def start(self) -> None:
-        """Begin to look for records that have ended."""
         self._look()
 
     def stop(self) -> None:
-        """Leave nothing on the reactor."""
         self._isStopped = True
         call, self._looking = self._looking, None
         if call is not None:
@@ -148,13 +145,11 @@ class ServiceStates(Part):
 
     @owned
     async def get(self, tenant: str, id: str) -> StateRecord:
-        """The state of a service, whether or not it is registered."""
         record: StateRecord = await available(self._store.getState(tenant, id))
         return record
 
     @owned
     async def list(self, tenant: str, marker: str | None, limit: int) -> Page:
-        """A page of states by id, from *marker* on."""
         records = await available(self._store.listStates(tenant, marker, limit + 1))
         return Page.of([record.toJSON() for record in records], limit)
 
@@ -247,7 +242,6 @@ class Registry(Part):
         self._deregistered.stop()
 
     def endWaiting(self) -> None:
-        """End the waiting of all requests, for events and for locks, now and in the future."""
         self.feed.endWaiting()
         self.locks.endWaiting()
 

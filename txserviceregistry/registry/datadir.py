@@ -90,7 +90,6 @@ class DataDirectory:
             self._lock = self._takeLock()
 
     def close(self) -> None:
-        """Unlock the directory."""
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
@@ -112,7 +111,6 @@ class DataDirectory:
         self._lock = lock
 
     def isTaken(self) -> bool:
-        """Whether a registry, of whatever process, uses the directory now."""
         try:
             lock = os.open(self._lockPath, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
@@ -179,7 +177,6 @@ class DataDirectory:
         return (name, key) if name and key else None
 
     def keepCredentials(self, name: str | None, key: str | None) -> None:
-        """Write user name and API key, or remove them."""
         self._change({("credentials", "username"): name, ("credentials", "api_key"): key})
 
     def keepUrls(self, url: str, authUrl: str, certificate: bytes | None = None) -> None:

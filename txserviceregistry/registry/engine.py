@@ -64,7 +64,6 @@ class Engine(Part):
         self._deadlines = self.live.deadlines
 
     async def start(self) -> None:
-        """Begin: every registration has a full timeout."""
         await self._readSecret()
         self.live.start([*await self._store.allServices(), *await self._store.allLocks()])
 
@@ -404,7 +403,6 @@ def _expirationType(scope: str) -> str:
 
 
 def millisecondsUp(seconds: float) -> int:
-    """A moment in milliseconds, rounded up."""
     # By way of microseconds, the finest that the clock tells: 1.1 s times 1000 is a trifle more than 1100 ms.
     return -(-round(seconds * 1_000_000) // 1000)
 

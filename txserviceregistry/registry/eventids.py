@@ -39,7 +39,6 @@ def position(text: str) -> int:
 
 
 def uuidAt(position: int, tail: str) -> str:
-    """The text of a version-1 UUID."""
     time = f"{position:015x}"
     return f"{time[7:]}-{time[3:7]}-1{time[:3]}-{tail}"
 
@@ -80,7 +79,6 @@ class EventIds:
         return self.last
 
     def idAt(self, position: int) -> str:
-        """The id of the event at *position*."""
         return uuidAt(position, self._tail)
 
     def owned(self, id: str) -> int | None:

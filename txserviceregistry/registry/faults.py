@@ -95,7 +95,6 @@ def notFound(kind: str, key: str) -> Fault:
 
 
 def pageNotFound() -> Fault:
-    """The path is not a resource, or does not take the method."""
     return Fault("notFoundError", "The page cannot be found.")
 
 
@@ -107,13 +106,11 @@ def lockHeld(name: str, holder: str, fence: int, seconds: float) -> Fault:
 
 
 def preconditionFailed(details: str, etag: str | None = None) -> Fault:
-    """*etag* is the tag of the value that is there."""
     headers = NO_STORE if etag is None else {"ETag": etag, **NO_STORE}
     return Fault("preconditionFailed", "precondition failed", details, headers)
 
 
 def requestTooLarge(maximum: int) -> Fault:
-    """The body has *maximum* bytes or more."""
     details = f"The request body has to be smaller than {maximum} bytes"
     return Fault("requestTooLargeError", "Request body is too large", details)
 

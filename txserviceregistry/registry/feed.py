@@ -44,7 +44,6 @@ class EventFeed(Subscribers):
         self._dropping = self._clock.callLater(60.0, self._drop)
 
     def stop(self) -> None:
-        """End all waiting, and leave nothing on the reactor."""
         self.endWaiting()
         call, self._dropping = self._dropping, None
         if call is not None:
@@ -170,7 +169,6 @@ class EventFeed(Subscribers):
 
 
 def timeIsOver(failure: object, seconds: float) -> bool:
-    """The result of a Deferred that has waited too long."""
     return False
 
 

@@ -81,7 +81,6 @@ class RateLimiter:
         self._usage[tenant] = usage
 
     def used(self, tenant: str) -> int:
-        """How many GETs of *tenant* count now."""
         return sum(self._usageOf(tenant).values())
 
     def usage(self, used: int) -> dict[str, dict[str, int | str]]:
@@ -138,7 +137,6 @@ class Places:
         self.count = 0
 
     def take(self, tenant: str, refusal: str) -> None:
-        """Take one for a request of a tenant; the fault 503 with this *refusal*, if there is none left."""
         if self.count >= self._most or self._countOf[tenant] >= self._mostOfTenant:
             raise systemFailure(refusal, RETRY_AFTER)
         if self._within is not None:

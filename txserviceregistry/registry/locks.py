@@ -42,7 +42,6 @@ class _Waiter:
     change: Deferred[bool] = attrs.Factory(Deferred)
 
     def wake(self) -> None:
-        """Let it look again."""
         if not self.change.called:
             self.change.callback(True)
 
@@ -67,11 +66,9 @@ class _Queue:
         return waiter
 
     def isNext(self, waiter: _Waiter) -> bool:
-        """Whether it may try to acquire the lock now."""
         return self.isDue and self.waiters[:1] == [waiter]
 
     def proceed(self) -> None:
-        """Let the first one try, if the lock may be free."""
         if self.isDue and self.waiters:
             self.waiters[0].wake()
 
@@ -178,7 +175,6 @@ class Locks(Part):
             queue.proceed()
 
     def endWaiting(self) -> None:
-        """End all waiting, now and in the future, with the fault 503."""
         self._isEnded = True
         for queue in list(self._queues.values()):
             for waiter in list(queue.waiters):
@@ -186,7 +182,6 @@ class Locks(Part):
 
     @serialized(lambda tenant, lock: (lockScope(tenant), lock.name))
     async def _try(self, tenant: str, lock: NewLock) -> dict[str, Any]:
-        """Acquire a lock without waiting."""
         scope = lockScope(tenant)
         while True:
             now = int(self._wallClock() * 1000)
@@ -244,7 +239,6 @@ class Locks(Part):
 
     @owned
     async def list(self, tenant: str, marker: str | None, limit: int, name: str | None) -> Page:
-        """A page of locks by name, from *marker* on: all, or the one with this *name*."""
         start, count = (marker, limit + 1) if name is None else (max(name, marker or ""), 1)
         hidden = self._live.hidden(lockScope(tenant))
         records = await available(self._store.listLocks(tenant, start, count, hidden))

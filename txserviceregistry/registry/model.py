@@ -16,8 +16,6 @@ PLAIN_TYPES: frozenset[str] = frozenset(get_args(PlainEventType))
 
 @attrs.frozen
 class NewService:
-    """A service to be created; times are in seconds."""
-
     id: str
     heartbeatTimeout: int
     tags: tuple[str, ...] = attrs.field(default=(), converter=tuple)

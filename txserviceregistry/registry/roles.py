@@ -51,7 +51,6 @@ class Role:
 
     @property
     def isLimited(self) -> bool:
-        """Whether there is something that it may not change."""
         return self.name == "read" or any(self.prefixes().values())
 
     def prefixes(self) -> Mapping[str, tuple[str, ...]]:

@@ -148,7 +148,6 @@ class RegistryService(Service):
         return waiter
 
     def startService(self) -> None:
-        """Start in the background."""
         Service.startService(self)
         self._outcome = None
         self._starting = self._begin()

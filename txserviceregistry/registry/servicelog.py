@@ -26,7 +26,6 @@ class ServiceLog:
     _writing: IDelayedCall | None = attrs.field(init=False, default=None)
 
     def add(self, tenant: str, id: str) -> None:
-        """Note a service. The line follows after :meth:`flush`."""
         self._added.append(f"{tenant}/{id.removeprefix('/')}")
 
     def flush(self) -> None:
@@ -38,7 +37,6 @@ class ServiceLog:
             self._writing = self._clock.callLater(wait, self._write)
 
     def stop(self) -> None:
-        """Log the rest now, and leave nothing on the reactor."""
         if self._writing is not None:
             self._writing.cancel()
         self._write()

@@ -126,8 +126,6 @@ class Subscribers(Part):
 
 @attrs.define(eq=False, slots=False)
 class EventStreams(Subscribers):
-    """The event streams of all tenants."""
-
     _log = Logger()
 
     _tails: dict[str, _Tail] = attrs.field(init=False, factory=dict)
@@ -143,7 +141,6 @@ class EventStreams(Subscribers):
         self.places.take(stream.tenant, "Too many event streams are open; retry later, or use wait")
 
     def close(self, stream: Stream) -> None:
-        """A stream is over: it was closed, or not begun."""
         stream.isOver = True
         self.places.give(stream.tenant)
         tail = self._tails.get(stream.tenant)
@@ -153,7 +150,6 @@ class EventStreams(Subscribers):
                 self._drop(tail)
 
     def notify(self, tenant: str) -> None:
-        """There are new events."""
         if (tail := self._tails.get(tenant)) is not None:
             self._follow(tail)
 

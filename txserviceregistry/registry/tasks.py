@@ -46,11 +46,9 @@ class TaskOwner:
         return waiter
 
     def isBusy(self, key: Hashable) -> bool:
-        """Whether a coroutine runs under this key."""
         return key in self._queues
 
     def whenIdle(self) -> Deferred[None]:
-        """Fires when no coroutine runs."""
         return self._idle.wait() if self._queues else succeed(None)
 
     async def _workThrough(self, key: Hashable) -> None:
@@ -90,7 +88,6 @@ class Turns:
         self._isStopped = False
 
     async def take(self) -> None:
-        """Wait until there is time in a turn."""
         while self._isSpent():
             turn: Deferred[None] = Deferred()
             self._waiting.append(turn)

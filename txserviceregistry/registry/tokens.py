@@ -29,7 +29,6 @@ class HeartbeatTokens:
         self._mac = blake2b(key=key, digest_size=8)
 
     def first(self, tenant: str, id: str, incarnation: str) -> str:
-        """The token in the response to a registration."""
         return uuidAt(positionOf(self._wallClock()), self.proof(tenant, id, incarnation))
 
     def initial(self, tenant: str, id: str, incarnation: str) -> str:

@@ -116,12 +116,10 @@ class KeyChecks:
         self._digestKey = self._randomBytes(32)
 
     def stop(self) -> None:
-        """End the delays of responses to wrong keys, and leave nothing on the reactor."""
         self._isStopped = True
         self._delays.fire(None)
 
     def hash(self, key: str) -> Deferred[str]:
-        """Fires with the hash of a key, for :meth:`check`."""
         return self._hasher(partial(hashKey, key, cost=self._cost, randomBytes=self._randomBytes))
 
     def knows(self, username: str, apiKey: str, keyHash: str) -> bool:

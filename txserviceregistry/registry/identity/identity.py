@@ -87,7 +87,6 @@ def checkUser(name: str, tenant: str | None) -> None:
 
 
 async def _found(result: Awaitable[_T]) -> _T | None:
-    """The result of the store; ``None`` if it has none."""
     try:
         return await result
     except NoSuchObject:
@@ -139,7 +138,6 @@ class StoreCache(Generic[_T]):
         return value
 
     def learn(self, key: str, value: _T) -> None:
-        """Note what has just been written to the store."""
         self.results.put(key, (value, self._clock.seconds()))
 
     def forget(self, key: str) -> None:
@@ -180,7 +178,6 @@ class Identity:
         self._tokens = StoreCache(self._store.getToken, self._clock)
 
     def stop(self) -> None:
-        """End the delays of responses to wrong keys, and leave nothing on the reactor."""
         self._keys.stop()
 
     # -- users
@@ -223,7 +220,6 @@ class Identity:
         self._forget()
 
     def listUsers(self) -> Deferred[list[UserRecord]]:
-        """All users by name."""
         return self._store.listUsers()
 
     @returnsDeferred
