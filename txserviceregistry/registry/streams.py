@@ -6,9 +6,9 @@ wants it, a few in each turn of the reactor.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import suppress
-from functools import cached_property
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import attrs
@@ -200,8 +200,7 @@ class EventStreams(Subscribers):
             place = _Place(position(id), id)
         else:
             # Whatever comes is newer, even if the wall clock is set back.
-            created = positionOf((await self._account(tenant)).created / 1000)
-            place = _Place(0, momentAt(created))
+            place = _Place(0, momentAt(positionOf((await self._account(tenant)).created / 1000)))
         if self._isEnded:
             raise StoreUnavailable("the registry is stopping")
         self._tails[tenant] = tail = _Tail(tenant, place)
@@ -231,9 +230,20 @@ class EventStreams(Subscribers):
         stream.write(b"retry: 2000\n\n" + first + (b"" if isComplete else frame("reset", stream.place.id)))
         self._tasks.start(self._catchUp(stream, tail))
 
+    @contextmanager
+    def _endsWith(self, end: Callable[[], None], failed: str) -> Iterator[None]:
+        """Call *end* if what is done fails; that *failed* is logged if it is unexpected."""
+        try:
+            yield
+        except (Fault, StoreUnavailable, TimeoutError):
+            end()
+        except Exception:
+            self._log.failure(failed)
+            end()
+
     async def _catchUp(self, stream: Stream, tail: _Tail) -> None:
         """Write what is older than the end of the feed."""
-        try:
+        with self._endsWith(stream.end, "Cannot write an event stream (it is closed)"):
             while stream.place.position < tail.place.position and not stream.isOver:
                 end = tail.place
                 page = await self._read(stream.tenant, stream.place, stream.types)
@@ -244,11 +254,6 @@ class EventStreams(Subscribers):
                 stream.place = last if len(page) == PAGE else max(last, end)
                 await stream.drained()
                 await self._turns.take()
-        except (StoreUnavailable, TimeoutError):
-            stream.end()
-        except Exception:
-            self._log.failure("Cannot write an event stream (it is closed)")
-            stream.end()
         stream.isCatchingUp = False
 
     # -- all streams of a tenant
@@ -260,20 +265,14 @@ class EventStreams(Subscribers):
             self._tasks.start(self._relay(tail))
 
     async def _relay(self, tail: _Tail) -> None:
-        try:
+        with self._endsWith(partial(self._drop, tail), "Cannot write event streams (they are closed)"):
             while tail.isDue and not tail.isOver:
                 tail.isDue = False
-                while page := await self._read(tail.tenant, tail.place):
+                while page := await self._read(tail.tenant, tail.place, EVENT_TYPES):
                     await self._relayPage(tail, page)
                     if len(page) < PAGE:
                         break
-        except (StoreUnavailable, TimeoutError):
-            self._drop(tail)
-        except Exception:
-            self._log.failure("Cannot write event streams (they are closed)")
-            self._drop(tail)
-        finally:
-            tail.isRead = False
+        tail.isRead = False
 
     async def _relayPage(self, tail: _Tail, page: Sequence[_Event]) -> None:
         # From here on, a stream that still catches up does so to the end of this page.
@@ -292,11 +291,11 @@ class EventStreams(Subscribers):
             if data := same[wanted]:
                 stream.write(data)
 
-    async def _read(self, tenant: str, after: _Place, types: Collection[str] = EVENT_TYPES) -> Sequence[_Event]:
-        reading = self._tasks.start(self._page(tenant, after.position + 1, types))
-        return await reading.addTimeout(PATIENCE, self._clock)
+    def _read(self, tenant: str, after: _Place, types: Collection[str]) -> Deferred[list[_Event]]:
+        return self._page(tenant, after.position + 1, types).addTimeout(PATIENCE, self._clock)
 
-    async def _page(self, tenant: str, begin: int, types: Collection[str]) -> Sequence[_Event]:
+    @owned
+    async def _page(self, tenant: str, begin: int, types: Collection[str]) -> list[_Event]:
         page = [_Event(each) for each in await self._store.listEvents(tenant, begin, PAGE, wantedTypes(types))]
         for event in page:
             # Changes of states do not tell the tags of the services.
@@ -305,7 +304,8 @@ class EventStreams(Subscribers):
                     event.tags = (await self._store.getService(tenant, event.record.payload["id"])).tags
         return page
 
-    def _ping(self, tail: _Tail) -> None:
+    @owned
+    async def _ping(self, tail: _Tail) -> None:
         tail.ping = None
         if not tail.streams:
             # The client for which the end was looked up has gone meanwhile.
@@ -313,22 +313,14 @@ class EventStreams(Subscribers):
             return
         # Whether the store can be reached, a read shows.
         self._follow(tail)
-        self._tasks.start(self._pingAll(tail))
-
-    async def _pingAll(self, tail: _Tail) -> None:
         await self._turns.take()
         for stream in list(tail.streams):
             await self._turns.take()
             if stream.isCatchingUp:
                 continue
-            try:
+            with self._endsWith(stream.end, "Cannot check the token of an event stream (it is closed)"):
                 if not stream.isOver:
                     await stream.authenticate()
-            except (Fault, StoreUnavailable):
-                stream.end()
-            except Exception:
-                self._log.failure("Cannot check the token of an event stream (it is closed)")
-                stream.end()
             if not stream.isOver:
                 stream.write(frame("ping", stream.place.id))
         if not tail.isOver:
