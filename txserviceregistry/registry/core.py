@@ -26,8 +26,8 @@ from .faults import Fault, limitReached, notFound, preconditionFailed, serviceEx
 from .feed import EVENT_RETENTION, EventFeed
 from .limits import Places, ResourceLimits
 from .locks import LockOptions, Locks
-from .model import UNCONDITIONAL, Figures, NewService, Page, Precondition, ServiceChanges
-from .scopes import isLockScope
+from .model import UNCONDITIONAL, NewService, Page, Precondition, ServiceChanges
+from .scopes import isLockScope, tenantOf
 from .servicelog import ServiceLog
 from .stores.interfaces import (
     UP,
@@ -210,14 +210,14 @@ class Registry(Part):
         self._maximum = limits.service
         self._accounts: dict[str, Account] = {}
         self._opening: SingleFlight[str, Account] = SingleFlight()
-        self._followers = followers or Places(5_000, 2_500)
+        self.followers = followers or Places(5_000, 2_500)
         events = *common, self.account, Turns(clock), eventRetention
-        self.feed = EventFeed(*events, self._followers, EventStreams(*events, streams or Places(10_000, 5_000)))
+        self.feed = EventFeed(*events, self.followers, EventStreams(*events, streams or Places(10_000, 5_000)))
         kind = Cluster if ISharedStore.providedBy(store) else Engine
-        self._engine = engine = kind(*common, self.feed)
+        self.engine = engine = kind(*common, self.feed)
         self._live, self._deadlines = engine.live, engine.live.deadlines
         self.heartbeat, self.heartbeats, self.lastSeen = engine.heartbeat, engine.takeHeartbeats, engine.lastSeen
-        self.locks = Locks(*common, engine, self._followers, limits.lock, locks)
+        self.locks = Locks(*common, engine, self.followers, limits.lock, locks)
         self.configuration = Configuration(*common, self.feed, limits.configurationValue)
         self.states = ServiceStates(*common, self.feed, limits.service)
         self._registered = ServiceLog(clock, "Services registered")
@@ -226,7 +226,7 @@ class Registry(Part):
     @returnsDeferred
     async def start(self) -> None:
         """Begin: every service has a full timeout. May fail with :class:`StoreUnavailable`."""
-        await self._engine.start()
+        await self.engine.start()
         self.feed.start()
         self.states.start()
 
@@ -245,21 +245,10 @@ class Registry(Part):
         self.feed.endWaiting()
         self.locks.endWaiting()
 
-    def figures(self) -> Figures:
-        counts = self._deadlines.count()
-        return Figures(
-            services={scope: count for scope, count in counts.items() if not isLockScope(scope)},
-            subscribers=self._followers.count,
-            streams=self.feed.streams.places.count,
-            heartbeats=self._engine.heartbeats,
-            waiting=self._engine.waiting,
-            expirations=self._engine.expirations["service.timeout"],
-            stalls=self._live.time.stalls,
-            stalledSeconds=self._live.time.stalledSeconds,
-            locks=sum(count for scope, count in counts.items() if isLockScope(scope)),
-            acquisitions=self.locks.acquisitions,
-            lockExpirations=self._engine.expirations["lock.expire"],
-        )
+    def counts(self, *, ofLocks: bool = False) -> dict[str, int]:
+        """How many services are registered, or locks held, by tenant."""
+        counts = self.engine.live.deadlines.count()
+        return {tenantOf(scope): count for scope, count in counts.items() if isLockScope(scope) == ofLocks}
 
     def pause(self) -> Deferred[None]:
         """Fires in another turn of the reactor, between the parts of long work."""
@@ -289,14 +278,14 @@ class Registry(Part):
         """Register a service; returns its first token. Faults: ``serviceWithThisIdExists``, ``limitReached``."""
         create = partial(self._store.createService, tenant, service, self._maximum)
         try:
-            record: ServiceRecord = await self._engine.create(tenant, service.id, create)
+            record: ServiceRecord = await self.engine.create(tenant, service.id, create)
         except ObjectExists:
             raise serviceExists(service.id)
         except LimitExceeded:
             raise limitReached("service", self._maximum)
         self._registered.add(tenant, record.id)
         self._registered.flush()
-        return self._engine.tokens.first(tenant, record.id, record.incarnation)
+        return self.engine.tokens.first(tenant, record.id, record.incarnation)
 
     @owned
     async def get(self, tenant: str, id: str, states: bool = False) -> types.Service:
@@ -338,11 +327,11 @@ class Registry(Part):
     @serialized(lambda tenant, id, changes: (tenant, id))
     async def update(self, tenant: str, id: str, changes: ServiceChanges) -> None:
         """Change a service; the fault 404 if it is not there. With a new heartbeat timeout its deadline starts over."""
-        state = await self._engine.stateOf(tenant, id)
+        state = await self.engine.stateOf(tenant, id)
         if changes == ServiceChanges():
             return
         updating = self._store.updateService(tenant, id, state.incarnation, changes)
-        record = await self._engine.applied(state, updating, "service.update")
+        record = await self.engine.applied(state, updating, "service.update")
         if self._deadlines.active(tenant, id) is not state:
             raise notFound("Service", id)
         if changes.heartbeatTimeout is not None:
@@ -351,8 +340,8 @@ class Registry(Part):
     @serialized(lambda tenant, id: (tenant, id))
     async def remove(self, tenant: str, id: str) -> None:
         """Deregister a service; the fault 404 if it is not there."""
-        state = await self._engine.stateOf(tenant, id)
+        state = await self.engine.stateOf(tenant, id)
         removing = self._store.removeService(tenant, id, state.incarnation)
-        await self._engine.applied(state, removing, "service.remove", isEnd=True)
+        await self.engine.applied(state, removing, "service.remove", isEnd=True)
         self._deregistered.add(tenant, id)
         self._deregistered.flush()

@@ -78,20 +78,3 @@ class Page:
     def of(cls, values: Sequence[Mapping[str, Any]], limit: int, key: str = "id") -> Page:
         """The first *limit* of the values; a further one is there if the next page begins with it."""
         return cls(values[:limit], values[limit][key] if len(values) > limit else None)
-
-
-@attrs.frozen
-class Figures:
-    """Counts of a registry since its start, and at present; *waiting* is of heartbeats that wait for the store."""
-
-    services: Mapping[str, int]
-    subscribers: int
-    streams: int
-    heartbeats: int
-    waiting: int
-    expirations: int
-    stalls: int
-    stalledSeconds: float
-    locks: int
-    acquisitions: int
-    lockExpirations: int

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from cryptography import x509
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
@@ -34,6 +35,7 @@ from .datadir import DataDirectory, DataDirectoryError
 from .feed import EVENT_RETENTION
 from .http.connections import ConnectionLimits, availableFiles
 from .http.listening import TLSEndpoint, listenerOf, nearest, parseEndpoint
+from .http.messages import Response
 from .http.requestlog import LogFile, RequestLog
 from .http.resource import ApiResource
 from .http.server import ApiSite
@@ -42,7 +44,6 @@ from .identity.apikeys import SCRYPT_COST, newKey
 from .identity.identity import Identity, InvalidUser
 from .limits import Places, RateLimiter, ResourceLimits
 from .locks import LockOptions
-from .statistics import Sources
 from .stores.interfaces import IStore, ObjectExists, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore
 from .stores.shared import ISharedStore
@@ -242,25 +243,15 @@ class RegistryService(Service):
         requestLog = RequestLog(accessLog, auditLog, seconds=self._reactor.seconds, wallClock=self._wallClock)
         resource = ApiResource(registry, identity, rateLimiter=rateLimiter, limits=self._limits, requestLog=requestLog)
         site = ApiSite(resource, self._reactor, connectionLimits)
-        sources = Sources(
-            store=store.name,
-            requests=requestLog.statistics,
-            storeStatistics=store.statistics,
-            identity=identity.statistics,
-            figures=registry.figures,
-            connections=lambda: site.connections.count,
-            evictions=lambda: site.connections.evictions,
-            waited=lambda: {
-                "request": site.admission.requests.waited,
-                "handshake": site.admission.handshakes.waited,
-                "login": identity.statistics.waited,
-            },
-            accessLogLost=lambda: 0 if accessLog is None else accessLog.lost,
-            auditLogLost=lambda: 0 if auditLog is None else auditLog.lost,
-            certificates=lambda: {each.path: each.certificate for each in self._secureEndpoints()},
-        )
+
+        def makeMetrics() -> Callable[[], Response]:
+            # It needs an extra.
+            from .http.metrics import Metrics
+
+            return Metrics(registry, store, identity.statistics, site, self._certificates).page
+
         self.health = Health(store, self._reactor)
-        resource.pages = statusPages(self.health, sources, self._metrics)
+        resource.pages = statusPages(self.health, makeMetrics, self._metrics)
         if self._consoleNames is not None:
             sessions = Sessions(store, clock=self._reactor, wallClock=self._wallClock)
             overview = Overview(registry, store, self.health, requestLog.statistics, self._reactor, self._wallClock)
@@ -342,8 +333,11 @@ class RegistryService(Service):
     def _secureEndpoints(self) -> list[TLSEndpoint]:
         return [endpoint for endpoint, _ in self._listening if isinstance(endpoint, TLSEndpoint)]
 
+    def _certificates(self) -> dict[str, x509.Certificate]:
+        return {endpoint.path: endpoint.certificate for endpoint in self._secureEndpoints()}
+
     def _logStart(self, store: IStore, registry: Registry) -> None:
-        services = registry.figures().services
+        services = registry.counts()
         self._log.info(
             "The registry (txserviceregistry {version}) starts with its {store} store{where}: "
             "{services} services of {tenants} tenants",

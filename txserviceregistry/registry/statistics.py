@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import attrs
-from cryptography import x509
-
-from .model import Figures
 
 #: The upper bounds of the histogram of response times, in seconds: from a heartbeat (0.2 ms) up to what only a store in
 #: trouble needs.
@@ -90,26 +87,3 @@ class IdentityStatistics:
     failed: int = 0
     waited: int = 0
     overloaded: int = 0
-
-
-@attrs.frozen
-class Sources:
-    """
-    The sources of the metrics; functions are called each time.
-
-    :ivar evictions: how many connections were closed to make room.
-    :ivar waited: how often work for unauthenticated clients had to wait: ``request``, ``handshake``, ``login``.
-    :ivar certificates: the certificates of the listeners, by their files.
-    """
-
-    store: str
-    requests: RequestStatistics
-    storeStatistics: StoreStatistics
-    identity: IdentityStatistics
-    figures: Callable[[], Figures]
-    connections: Callable[[], int]
-    evictions: Callable[[], int]
-    waited: Callable[[], Mapping[str, int]]
-    accessLogLost: Callable[[], int]
-    auditLogLost: Callable[[], int]
-    certificates: Callable[[], Mapping[str, x509.Certificate]]

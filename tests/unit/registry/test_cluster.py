@@ -284,7 +284,7 @@ class ClusterTests(ClusterCase):
         self.create(self.b, "other")
         self.stores[0].reconnect()
         self.passes(5)
-        self.assertEqual(self.a.figures().services, {T: 2})
+        self.assertEqual(self.a.counts(), {T: 2})
         self.beat(self.a, came, "came")
         self.assertEqual(self.fault(self.a.heartbeat(T, "gone", gone))[0], 404)
 
@@ -361,13 +361,13 @@ class ClusterTests(ClusterCase):
         store: Any = self.stores[1]
         store.getService = lambda tenant, id: asked.append(Deferred()) or asked[-1]
         beats = [self.b.heartbeat(T, f"made-up{number}", token) for number in range(400)]
-        self.assertEqual(self.b.figures().waiting, 400)
+        self.assertEqual(self.b.engine.waiting, 400)
         store.getService = lambda tenant, id: fail(StoreUnavailable("away"))
         for each in asked:
             each.errback(StoreUnavailable("away"))
         self.passes(1)
         self.assertEqual({self.fault(beat)[0] for beat in beats}, {503})
-        self.assertEqual(self.b.figures().waiting, 0)
+        self.assertEqual(self.b.engine.waiting, 0)
         self.assertEqual(self.fault(self.b.heartbeat(T, "another", token))[0], 503)
 
     def test_unknownTokensAreLookedUpAFewAtATime(self) -> None:

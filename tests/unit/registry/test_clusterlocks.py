@@ -82,7 +82,7 @@ class ClusterLocksTests(ClusterCase):
         self.passes(1.1)
         self.successResultOf(waiting)
         self.assertEqual(self.lockEvents(), ["lock.acquire", "lock.expire", "lock.acquire"])
-        self.assertEqual(sum(node.figures().lockExpirations for node in (self.a, self.b)), 1)
+        self.assertEqual(sum(node.engine.expirations["lock.expire"] for node in (self.a, self.b)), 1)
 
     def test_aNodeThatIsGone(self) -> None:
         """A lock whose heartbeats the node received that is gone has a full timeout from then, and then expires."""

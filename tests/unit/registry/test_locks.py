@@ -197,10 +197,12 @@ class AcquireTests(LocksCase):
         self.assertEqual(self.ids(), [])
         token = self.create("web1")
         self.assertMissing(self.registry.heartbeat(SCOPE, "web1", token), "HeartbeatMarker", token)
-        self.assertEqual(self.registry.figures().services, {TENANT: 1})
+        self.assertEqual(self.registry.counts(), {TENANT: 1})
         self.pass_(15)
-        self.assertEqual((self.registry.figures().locks, self.registry.figures().expirations), (0, 0))
-        self.assertEqual((self.registry.figures().acquisitions, self.registry.figures().lockExpirations), (1, 1))
+        self.assertEqual(
+            (self.registry.counts(ofLocks=True), self.registry.engine.expirations["service.timeout"]), ({}, 0)
+        )
+        self.assertEqual((self.registry.locks.acquisitions, self.registry.engine.expirations["lock.expire"]), (1, 1))
         self.assertEqual(self.ids(), ["web1"])
         self.assertEqual(self.stored(), ["web1"])
 
@@ -250,7 +252,7 @@ class AcquireTests(LocksCase):
         with capturedLogs() as logs:
             self.pass_(16)
         self.assertEqual([formatEvent(event) for event in logs if "check the network" in str(formatEvent(event))], [])
-        self.assertEqual(self.registry.figures().lockExpirations, 30)
+        self.assertEqual(self.registry.engine.expirations["lock.expire"], 30)
 
 
 class ForceTests(LocksCase):

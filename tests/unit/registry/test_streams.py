@@ -124,7 +124,7 @@ class StreamTests(SynchronousTestCase):
         self.assertEqual(reader.status, 200)
         self.assertIn("Content-Type: text/event-stream", reader.head)
         self.assertEqual((reader.text(), reader.isOpen), ("", False))
-        self.assertEqual(self.api.registry.figures().streams, 0)
+        self.assertEqual(self.api.registry.feed.streams.places.count, 0)
 
     def test_onlyTheTypesAskedFor(self) -> None:
         """A stream has the five types of version 1.0, unless it asks for others; pings name what is left out."""
@@ -229,7 +229,7 @@ class StreamTests(SynchronousTestCase):
             self.assertEqual((reply.code, reply.header("Connection")), (400, None))
             self.assertTrue(reply.json["details"].startswith(reason), reply.json)
         self.assertEqual(self.api.ask("GET", "/events/stream", token=None).code, 401)
-        self.assertEqual(self.api.registry.figures().streams, 0)
+        self.assertEqual(self.api.registry.feed.streams.places.count, 0)
 
     def test_catchesUpPageByPage(self) -> None:
         """However much was missed, all of it comes once and in order, with what happens meanwhile."""
@@ -266,9 +266,9 @@ class StreamTests(SynchronousTestCase):
             reply = api.ask("GET", "/events/stream")
             self.assertEqual((reply.code, reply.json["type"]), (503, "systemFailureError"))
             self.assertEqual((reply.header("Retry-After"), reply.header("Connection")), ("5", None))
-            self.assertEqual(api.registry.figures().streams, open)
+            self.assertEqual(api.registry.feed.streams.places.count, open)
             readers[0].connection.transport.abortConnection()
-            self.assertEqual(api.registry.figures().streams, open - 1)
+            self.assertEqual(api.registry.feed.streams.places.count, open - 1)
             self.assertEqual(Reader(api).status, 200)
 
     def test_endsWithTheToken(self) -> None:
@@ -338,7 +338,7 @@ class StreamTests(SynchronousTestCase):
         connection.transport.abortConnection()
         looked.callback(None)
         self.api.advance(PING)
-        self.assertEqual(self.api.registry.figures().streams, 0)
+        self.assertEqual(self.api.registry.feed.streams.places.count, 0)
         self.assertEqual([call for call in self.api.clock.getDelayedCalls() if "streams" in repr(call)], [])
 
     def test_endsBeforeItHasBegun(self) -> None:
@@ -351,12 +351,12 @@ class StreamTests(SynchronousTestCase):
         other, connection = Reader(self.api), Connection(self.api)
         named = {"X-Auth-Token": self.api.token, "Last-Event-ID": first}
         connection.send(requestBytes("GET", STREAM, None, named))
-        self.assertEqual(self.api.registry.figures().streams, 2)
+        self.assertEqual(self.api.registry.feed.streams.places.count, 2)
         self.api.registry.feed.streams.endAll()
         looked.callback(True)
         self.assertTrue(connection.transport.value().startswith(b"HTTP/1.1 503 "))
         self.assertFalse(other.isOpen)
-        self.assertEqual(self.api.registry.figures().streams, 0)
+        self.assertEqual(self.api.registry.feed.streams.places.count, 0)
 
     def test_endsWhileASlowClientCatchesUp(self) -> None:
         """The registry stops, also while a client that catches up does not read."""
@@ -400,7 +400,7 @@ class StreamTests(SynchronousTestCase):
         reader = Reader(self.api, lastId=first)
         self.assertEqual([each.type for each in reader.sent()], ["ping"])
         self.assertFalse(reader.isOpen)
-        self.assertEqual(self.api.registry.figures().streams, 0)
+        self.assertEqual(self.api.registry.feed.streams.places.count, 0)
 
     def test_aClientThatReadsTooSlowlyIsDisconnected(self) -> None:
         """

@@ -366,7 +366,7 @@ class FeedTests(RegistryCase):
         self.clock.advance(0)
         self.assertEqual([self.about(each)[0] for each in (first, late)], ["web1"] * 2)
         self.assertEqual(self.about(last), ["web1", "web2"])
-        self.assertEqual(self.registry.figures().subscribers, 0)
+        self.assertEqual(self.registry.followers.count, 0)
 
     def test_theEndBeforeTheirTurn(self) -> None:
         """At the end all have the event, and nothing is left on the reactor."""
@@ -376,7 +376,7 @@ class FeedTests(RegistryCase):
         self.registry.endWaiting()
         self.assertEqual([self.about(each) for each in waiting], [["web1", "web2"]] * 5)
         self.assertEqual(self.about(self.waiting()), ["web1", "web2"])
-        self.assertEqual(self.registry.figures().subscribers, 0)
+        self.assertEqual(self.registry.followers.count, 0)
         self.successResultOf(self.registry.stop())
         self.assertEqual(self.clock.getDelayedCalls(), [])
 

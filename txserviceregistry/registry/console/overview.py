@@ -39,13 +39,13 @@ class Overview:
     async def report(self, tenant: str) -> dict[str, Any]:
         """The state of the registry, with the number of services of a tenant, as JSON."""
         health = await self._health.report()
-        figures = self._registry.figures()
+        registry = self._registry
         heartbeats, requests = self._rates()
         return {
             **health,
             "figures": {
-                "services": figures.services.get(tenant, 0),
-                "subscribers": figures.subscribers + figures.streams,
+                "services": registry.counts().get(tenant, 0),
+                "subscribers": registry.followers.count + registry.feed.streams.places.count,
                 "heartbeats_per_second": heartbeats,
                 "requests_per_second": requests,
             },
@@ -65,7 +65,7 @@ class Overview:
         """Heartbeats and requests per second, of the last seconds in which the console was looked at."""
         now = self._clock.seconds()
         requests = sum(sum(route.codes.values()) for route in self._requests.routes.values())
-        counted = now, self._registry.figures().heartbeats, requests
+        counted = now, self._registry.engine.heartbeats, requests
         while len(self._counts) > 1 and self._counts[1][0] < now - _SECONDS:
             self._counts.popleft()
         if not self._counts or now - self._counts[-1][0] >= 1:

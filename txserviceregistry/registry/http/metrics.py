@@ -6,11 +6,13 @@ Needs prometheus_client, which the extra ``metrics`` brings: only the page of me
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import accumulate
 from typing import Any
 
+import attrs
+from cryptography import x509
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -23,10 +25,12 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from ..._version import __version__
-from ..statistics import Histogram, Sources
+from ..core import Registry
+from ..statistics import Histogram, IdentityStatistics
+from ..stores.interfaces import IStore
+from .messages import Response
+from .server import ApiSite
 
-#: The type of what :meth:`Metrics.text` returns.
-CONTENT_TYPE: str = CONTENT_TYPE_LATEST
 #: So many tenants, those with the most services, have a line of their own: there may be any number of them.
 MOST_TENANTS = 100
 
@@ -51,51 +55,66 @@ _counter, _gauge = partial(_family, CounterMetricFamily), partial(_family, Gauge
 _histogram = partial(_family, HistogramMetricFamily)
 
 
+@attrs.define(eq=False)
 class Metrics(Collector):
-    def __init__(self, sources: Sources) -> None:
-        self._sources = sources
-        self._registry = CollectorRegistry(auto_describe=False)
-        for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=self._registry)
-        self._registry.register(self)
+    """The metrics of a registry; *certificates* returns those of its listeners by their files."""
 
-    def text(self) -> bytes:
+    _registry: Registry
+    _store: IStore
+    _identity: IdentityStatistics
+    _site: ApiSite
+    _certificates: Callable[[], Mapping[str, x509.Certificate]]
+    _collectors: CollectorRegistry = attrs.field(init=False, factory=partial(CollectorRegistry, auto_describe=False))
+
+    def __attrs_post_init__(self) -> None:
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._collectors)
+        self._collectors.register(self)
+
+    def page(self) -> Response:
         """All metrics as they are now, in Prometheus's text format."""
-        text: bytes = generate_latest(self._registry)
-        return text
+        return Response(200, headers={"Content-Type": CONTENT_TYPE_LATEST}, text=generate_latest(self._collectors))
 
     def collect(self) -> Iterator[Metric]:
         """Called by prometheus_client each time that it is asked."""
-        sources, store, identity = self._sources, self._sources.storeStatistics, self._sources.identity
-        figures = sources.figures()
-        routes = {(method.decode(), route): one for (method, route), one in sorted(sources.requests.routes.items())}
+        registry, engine, store, identity = (
+            self._registry,
+            self._registry.engine,
+            self._store.statistics,
+            self._identity,
+        )
+        connections, admission, log = self._site.connections, self._site.admission, self._site.resource.requestLog
+        services, stalls = registry.counts(), engine.live.time
+        routes = {(method.decode(), route): one for (method, route), one in sorted(log.statistics.routes.items())}
         requests = {(*key, str(code)): n for key, one in routes.items() for code, n in sorted(one.codes.items())}
         seconds = {key: one.seconds for key, one in routes.items()}
-        largest = sorted(figures.services.items(), key=lambda item: (-item[1], item[0]))[:MOST_TENANTS]
-        expiry = {path: each.not_valid_after_utc.timestamp() for path, each in sources.certificates().items()}
+        largest = sorted(services.items(), key=lambda item: (-item[1], item[0]))[:MOST_TENANTS]
+        expiry = {path: each.not_valid_after_utc.timestamp() for path, each in self._certificates().items()}
 
-        yield InfoMetricFamily(_PREFIX, "The registry.", {"version": __version__, "store": sources.store})
+        yield InfoMetricFamily(_PREFIX, "The registry.", {"version": __version__, "store": self._store.name})
         yield _counter("requests", "Requests answered.", requests, "method", "route", "code")
         text = "Time from the arrival of a whole request to its response."
         yield _histogram("request_seconds", text, seconds, "method", "route")
-        yield _gauge("connections", "Connections that are open.", sources.connections())
-        yield _counter("evictions", "Connections that were closed to make room for others.", sources.evictions())
+        yield _gauge("connections", "Connections that are open.", connections.count)
+        yield _counter("evictions", "Connections that were closed to make room for others.", connections.evictions)
         text = "Times that work for clients without a valid token had to wait for its turn."
-        yield _counter("unauthenticated_waits", text, sources.waited(), "kind")
+        handshakes = admission.handshakes.waited
+        waited = {"request": admission.requests.waited, "handshake": handshakes, "login": identity.waited}
+        yield _counter("unauthenticated_waits", text, waited, "kind")
         yield _counter("logins_refused", "Logins refused because too many waited.", identity.overloaded)
-        yield _gauge("services", "Registered services.", sum(figures.services.values()))
+        yield _gauge("services", "Registered services.", sum(services.values()))
         text = f"Registered services, by tenant: the {MOST_TENANTS} tenants that have the most."
         yield _gauge("tenant_services", text, dict(largest), "tenant")
-        yield _gauge("followers", "Requests that wait for events.", figures.subscribers)
-        yield _gauge("streams", "Open event streams.", figures.streams)
-        yield _counter("heartbeats", "Heartbeats taken, alone or in batches.", figures.heartbeats)
-        yield _gauge("heartbeats_waiting", "Heartbeats that wait for the store.", figures.waiting)
-        yield _counter("expirations", "Expired services.", figures.expirations)
-        yield _gauge("locks", "Locks that are held.", figures.locks)
-        yield _counter("lock_acquisitions", "Locks acquired.", figures.acquisitions)
-        yield _counter("lock_expirations", "Expired locks.", figures.lockExpirations)
-        yield _counter("stalls", "Stalls of the process of more than a second.", figures.stalls)
-        yield _counter("stalled_seconds", "Total duration of stalls, in seconds.", figures.stalledSeconds)
+        yield _gauge("followers", "Requests that wait for events.", registry.followers.count)
+        yield _gauge("streams", "Open event streams.", registry.feed.streams.places.count)
+        yield _counter("heartbeats", "Heartbeats taken, alone or in batches.", engine.heartbeats)
+        yield _gauge("heartbeats_waiting", "Heartbeats that wait for the store.", engine.waiting)
+        yield _counter("expirations", "Expired services.", engine.expirations["service.timeout"])
+        yield _gauge("locks", "Locks that are held.", sum(registry.counts(ofLocks=True).values()))
+        yield _counter("lock_acquisitions", "Locks acquired.", registry.locks.acquisitions)
+        yield _counter("lock_expirations", "Expired locks.", engine.expirations["lock.expire"])
+        yield _counter("stalls", "Stalls of the process of more than a second.", stalls.stalls)
+        yield _counter("stalled_seconds", "Total duration of stalls, in seconds.", stalls.stalledSeconds)
         up = {"read": store.isReadable, "write": store.isWritable}
         yield _gauge("store_up", "Whether the store could be read or written the last time.", up, "operation")
         times = {"read": store.reads, "write": store.writes}
@@ -106,7 +125,11 @@ class Metrics(Collector):
         yield _gauge("votes", text, None if store.votes is None else store.votes())
         yield _counter("tokens_issued", "New auth tokens.", identity.issued)
         yield _counter("authentications_failed", "Wrong users or API keys.", identity.failed)
-        yield _counter("access_log_lost", "Lines that the access log could not write.", sources.accessLogLost())
-        yield _counter("audit_log_lost", "Lines that the audit log could not write.", sources.auditLogLost())
+        yield _counter(
+            "access_log_lost", "Lines that the access log could not write.", log.accessLog.lost if log.accessLog else 0
+        )
+        yield _counter(
+            "audit_log_lost", "Lines that the audit log could not write.", log.auditLog.lost if log.auditLog else 0
+        )
         text = "When the TLS certificate in use expires, in seconds since the epoch."
         yield _gauge("tls_expiry_timestamp_seconds", text, expiry, "file")

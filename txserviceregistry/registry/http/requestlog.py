@@ -103,8 +103,8 @@ class RequestRecord:
 class RequestLog:
     """Counts every response, and adds it to the access log and the audit log."""
 
-    _accessLog: LogFile | None = None
-    _auditLog: LogFile | None = None
+    accessLog: LogFile | None = None
+    auditLog: LogFile | None = None
     _seconds: Callable[[], float] = time.monotonic
     _wallClock: Callable[[], float] = time.time
     statistics: RequestStatistics = attrs.field(init=False, factory=RequestStatistics)
@@ -118,11 +118,11 @@ class RequestLog:
         request, seconds = record.request, self._seconds() - record.started
         self._count(request.method, record.route, code, seconds)
         user, tenant, txnId = record.user or None, record.tenant or None, record.txnId
-        if self._accessLog is not None:
+        if self.accessLog is not None:
             address, trace = request.getClientAddress(), record.traceparent
             fields = accessFields(address, request.method, request.path, code, txnId, user, tenant, seconds)
-            self._accessLog.add(self._wallClock(), fields if trace is None else {**fields, "traceparent": trace})
-        if self._auditLog is not None and record.change:
+            self.accessLog.add(self._wallClock(), fields if trace is None else {**fields, "traceparent": trace})
+        if self.auditLog is not None and record.change:
             change = {
                 "user": user,
                 "tenant": tenant,
@@ -131,13 +131,13 @@ class RequestLog:
                 "result": result or code,
                 "txnId": txnId,
             }
-            self._auditLog.add(self._wallClock(), change)
+            self.auditLog.add(self._wallClock(), change)
 
     def refused(self, method: bytes, path: bytes, route: str, address: IAddress, code: int, txnId: str) -> None:
         """Incoming data was refused before it was a request. Unknown parts are empty."""
         self._count(method, route, code, 0.0)
-        if self._accessLog is not None:
-            self._accessLog.add(self._wallClock(), accessFields(address, method, path, code, txnId))
+        if self.accessLog is not None:
+            self.accessLog.add(self._wallClock(), accessFields(address, method, path, code, txnId))
 
     def _count(self, method: bytes, route: str, code: int, seconds: float) -> None:
         if not route and method not in _METHODS:

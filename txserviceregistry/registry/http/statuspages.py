@@ -6,7 +6,7 @@ token, are outside ``/v1.0`` and ``/v2.0``, and take ``GET`` and ``HEAD``.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import TimeoutError
@@ -18,14 +18,10 @@ from ...util.concurrency import SingleFlight
 from ...util.deferred import returnsDeferred
 from ...util.logs import Logger
 from ..faults import NO_STORE, forbidden
-from ..statistics import Sources
 from ..stores.interfaces import IStore, StoreUnavailable
 from . import openapi
 from .connections import ipOf
 from .messages import Response, baseUrl
-
-if TYPE_CHECKING:
-    from .metrics import Metrics
 
 #: By path, the handlers of pages.
 Pages: TypeAlias = Mapping[str, Callable[[Request], Awaitable[Response]]]
@@ -98,9 +94,9 @@ class Health:
         self._found = state, self._clock.seconds() + BELIEF
 
 
-def statusPages(health: Health, sources: Sources, audience: str = LOOPBACK) -> Pages:
-    """The pages of a registry; the *audience* may have the metrics."""
-    metrics: list[Metrics] = []
+def statusPages(health: Health, makeMetrics: Callable[[], Callable[[], Response]], audience: str = LOOPBACK) -> Pages:
+    """The pages of a registry. The *audience* may have the metrics, which are made when they are first asked for."""
+    metrics: list[Callable[[], Response]] = []
 
     async def getHealth(request: Request) -> Response:
         report = await health.report()
@@ -117,12 +113,11 @@ def statusPages(health: Health, sources: Sources, audience: str = LOOPBACK) -> P
         if audience != ANYWHERE and not _isOnThisMachine(request.getClientAddress()):
             raise forbidden("Metrics are available only on the registry's machine (see its option --metrics)")
         try:
-            from .metrics import CONTENT_TYPE, Metrics
+            if not metrics:
+                metrics.append(makeMetrics())
         except ImportError:
             return Response(501, headers={"Content-Type": "text/plain; charset=utf-8"}, text=_NOT_INSTALLED)
-        if not metrics:
-            metrics.append(Metrics(sources))
-        return Response(200, headers={"Content-Type": CONTENT_TYPE}, text=metrics[0].text())
+        return metrics[0]()
 
     pages = {"/health": getHealth, "/health/ready": getHealth, "/health/live": getLife, openapi.PATH: getDescription}
     return pages if audience == OFF else {**pages, "/metrics": getMetrics}

@@ -13,7 +13,7 @@ from jsonschema_rs import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.unit.registry.http.test_statuspages import sourcesOf
+from tests.unit.registry.http.test_statuspages import metricsOf
 from tests.unit.registry.wire import KEY, OPERATIONS, USER, Api
 from txserviceregistry.errors import FAULT_TYPES
 from txserviceregistry.registry import faults
@@ -166,7 +166,7 @@ class ServedTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.api = Api()
-        self.api.resource.pages = statusPages(Health(self.api.store, self.api.clock), sourcesOf(self.api))
+        self.api.resource.pages = statusPages(Health(self.api.store, self.api.clock), metricsOf(self.api))
 
     def test_servers(self) -> None:
         """It needs no token, and has the registry's URL as the client wrote its host."""

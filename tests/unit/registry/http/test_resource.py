@@ -865,8 +865,8 @@ class ErrorTests(ApiCase):
             for call in [calls.pop() for calls in held if calls]:
                 (call.release if isAnswered else call.refuse)()
         api.advance(2)
-        figures = api.registry.figures()
-        left = figures.subscribers, figures.streams, api.site.connections.count - others
+        registry = api.registry
+        left = registry.followers.count, registry.feed.streams.places.count, api.site.connections.count - others
         self.assertEqual((left, self.flushLoggedErrors()), ((0, 0, 0), []), operation.name)
         gone = sum(one.codes[GONE] for one in api.requestLog.statistics.routes.values())
         self.assertEqual(gone, int(isHeld), operation.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
@@ -15,27 +16,21 @@ from tests import ROOT
 from tests.certificates import commonHolder
 from tests.unit.registry.wire import KEY, USER, Api, Connection, Reply, requestBytes
 from txserviceregistry._version import __version__
+from txserviceregistry.registry.http.messages import Response
 from txserviceregistry.registry.http.statuspages import ANYWHERE, LOOPBACK, OFF, Health, statusPages
-from txserviceregistry.registry.model import Figures
-from txserviceregistry.registry.statistics import Sources
 
 DOCUMENTATION = ROOT / "docs" / "metrics.rst"
 
 
-def sourcesOf(api: Api) -> Sources:
-    return Sources(
-        store="memory",
-        requests=api.requestLog.statistics,
-        storeStatistics=api.store.statistics,
-        identity=api.identity.statistics,
-        figures=api.registry.figures,
-        connections=lambda: api.site.connections.count,
-        evictions=lambda: api.site.connections.evictions,
-        waited=lambda: {"request": 3, "handshake": 2, "login": api.identity.statistics.waited},
-        accessLogLost=lambda: 0,
-        auditLogLost=lambda: 0,
-        certificates=lambda: {"/cert.pem": commonHolder().x509},
-    )
+def metricsOf(api: Api) -> Callable[[], Callable[[], Response]]:
+    def make() -> Callable[[], Response]:
+        from txserviceregistry.registry.http.metrics import Metrics
+
+        certificates = {"/cert.pem": commonHolder().x509}
+        return Metrics(api.registry, api.store, api.identity.statistics, api.site, lambda: certificates).page
+
+    api.site.admission.requests.waited, api.site.admission.handshakes.waited = 3, 2
+    return make
 
 
 class HealthPageTests(SynchronousTestCase):
@@ -43,7 +38,7 @@ class HealthPageTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.api = Api()
-        self.api.resource.pages = statusPages(Health(self.api.store, self.api.clock), sourcesOf(self.api))
+        self.api.resource.pages = statusPages(Health(self.api.store, self.api.clock), metricsOf(self.api))
 
     def ask(self, method: str = "GET", path: bytes = b"/health", **more: Any) -> Any:
         return self.api.ask(method, path, token=None, **more)
@@ -110,7 +105,7 @@ class MetricsPageTests(SynchronousTestCase):
 
     def ask(self, audience: str = LOOPBACK, host: str = "127.0.0.1", method: str = "GET") -> Reply:
         api = self.api
-        api.resource.pages = statusPages(Health(api.store, api.clock), sourcesOf(api), audience)
+        api.resource.pages = statusPages(Health(api.store, api.clock), metricsOf(api), audience)
         kind = IPv6Address if ":" in host else IPv4Address
         connection = Connection(api, kind("TCP", host, 4711))
         connection.send(requestBytes(method, b"/metrics"))
@@ -229,8 +224,8 @@ class MetricsPageTests(SynchronousTestCase):
 
     def test_thereAreNotAsManyLinesAsTenants(self) -> None:
         """Of a thousand tenants, those with the most services have a metric, and there is the sum of all."""
-        figures = Figures({str(n): n for n in range(1, 1001)}, 0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0)
-        self.patch(self.api.registry, "figures", lambda: figures)
+        counts = {str(number): number for number in range(1, 1001)}
+        self.patch(self.api.registry, "counts", lambda ofLocks=False: counts)
         tenants = {
             dict(labels)["tenant"]: value
             for (name, labels), value in self.samples().items()
