@@ -11,7 +11,7 @@ from ._version import __version__
 from .util import lazyNames
 
 if TYPE_CHECKING:
-    from .api.authenticator import Credentials
+    from .api.auth import Credentials
     from .client import Client
     from .clock import useMonotonic
     from .errors import ServiceRegistryError
@@ -34,7 +34,7 @@ if not TYPE_CHECKING:
         __name__,
         {
             "Client": "client",
-            "Credentials": "api.authenticator",
+            "Credentials": "api.auth",
             "HeartBeater": "heartbeats.heartbeater",
             "RegisteredService": "registration",
             "ServiceRegistryError": "errors",

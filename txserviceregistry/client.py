@@ -19,8 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IAgent
 
 from .api.account import AccountClient
-from .api.agent import RetryingAuthAgent
-from .api.authenticator import Credentials, KeystoneAuthenticator, Session, isAuthFault
+from .api.auth import Credentials, KeystoneAuthenticator, RetryingAuthAgent, Session, isAuthFault
 from .api.configuration import ConfigurationClient
 from .api.events import EventsClient
 from .api.listcache import ListCache

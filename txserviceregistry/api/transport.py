@@ -39,7 +39,7 @@ from ..util.deferred import Waiters, cancelWith, returnsDeferred
 from ..util.logs import Logger, Outage
 from ..util.parsing import parseRetryAfter, validTraceparent
 from ..util.redaction import redacted
-from .authenticator import KeystoneAuthenticator, Session, refusesToken
+from .auth import KeystoneAuthenticator, Session, refusesToken
 from .shapes import readHolder
 
 _T = TypeVar("_T")

@@ -10,11 +10,11 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.api.authenticator import Credentials, Session, parseTime
+from txserviceregistry.api.auth import Credentials, Session, parseTime
 from txserviceregistry.errors import MalformedResponse
 
 from ...fakeagent import API_KEY, TOKEN, FakeAgent, access, answer
-from .test_authenticator import AUTH, authenticatorOver
+from .test_auth import AUTH, authenticatorOver
 
 
 class ParseTimeTests(SynchronousTestCase):

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseNeverReceived
 
-from txserviceregistry.api.authenticator import Session
+from txserviceregistry.api.auth import Session
 from txserviceregistry.api.shapes import readToken
 from txserviceregistry.api.transport import Transport
 from txserviceregistry.errors import (

@@ -12,8 +12,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.http_headers import Headers
 
-from txserviceregistry.api.agent import RetryingAuthAgent
-from txserviceregistry.api.authenticator import Credentials, KeystoneAuthenticator
+from txserviceregistry.api.auth import Credentials, KeystoneAuthenticator, RetryingAuthAgent
 from txserviceregistry.http.jsontransport import JSONTransport
 from txserviceregistry.util.deferred import returnsDeferred
 

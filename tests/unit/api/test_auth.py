@@ -14,7 +14,7 @@ from twisted.internet.testing import EventLoggingObserver
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.api.authenticator import Credentials, KeystoneAuthenticator
+from txserviceregistry.api.auth import Credentials, KeystoneAuthenticator
 from txserviceregistry.errors import (
     APIError,
     AuthenticationFailed,

@@ -1,8 +1,9 @@
-"""Authentication: credentials, the session that the Auth API gives for them, and its token, renewed before it ends."""
+"""Authentication: credentials, the session that the Auth API gives for them, and requests with its token."""
 
 from __future__ import annotations
 
 import copy
+import json
 import math
 import random as randomModule
 import re
@@ -16,6 +17,8 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
 
 from ..errors import (
     APIError,
@@ -26,6 +29,7 @@ from ..errors import (
     ServiceRegistryError,
     faultIn,
 )
+from ..http.bodies import BytesProducer, Collector, readWhole
 from ..http.jsontransport import ClientClosed, JSONTransport
 from ..http.messages import Response
 from ..util.backoff import Backoff, LateTries
@@ -38,35 +42,19 @@ from .shapes import objectsIn, readAccess
 RENEW_AT = 0.9
 #: Credentials that were refused are not sent again for so many seconds.
 REFUSAL = 60.0
-
 # Seconds between two lookups of the credentials while they are refused.
 _LOOK_UP_INTERVAL = 1.0
-# Seconds between the tries to renew a token that still works.
+# Seconds between the tries: at least, to renew a token that still works; and at most, without a token.
 _SHORTEST_RETRY = 5.0
-_LONGEST_RETRY = 300.0
-# Seconds between the tries while there is no token, and the Auth API is unreachable.
-_SHORTEST_DELAY = 0.02
 _LONGEST_DELAY = 1.0
 
 _CHECK_CREDENTIALS = "Check the username and the API key, and that they belong to this registry"
 
 # The settings with the URL of the Auth API.
 _URL_SETTINGS = "RAXSR_AUTH_URL ([auth_api] url) or, if there is none, RAXSR_API_URL ([api] url)"
-
-# The faults of the Auth API by name, with the status code of each.
-_FAULTS = {
-    "badRequest": 400,
-    "unauthorized": 401,
-    "forbidden": 403,
-    "userDisabled": 403,
-    "itemNotFound": 404,
-    "overLimit": 413,
-    "identityFault": 500,
-    "serviceUnavailable": 503,
-}
-
+# The faults of the Auth API by name, with the status code of each. That of a 5xx does not matter.
+_FAULTS = {"badRequest": 400, "unauthorized": 401, "forbidden": 403, "userDisabled": 403, "itemNotFound": 404}
 _REGISTRY_TYPE = "rax:service-registry"
-
 _TIME = re.compile(
     r"(\d{4})-?(\d\d)-?(\d\d)[Tt ](\d\d):?(\d\d)(?::?(\d\d)(?:[.,](\d+))?)?\s*(?:([Zz])|([+-])(\d\d)(?::?(\d\d))?)?",
     re.ASCII,
@@ -78,7 +66,6 @@ class Credentials:
     """
     A user.
 
-    :ivar username: the user's name.
     :ivar apiKey: the user's key, a secret.
     """
 
@@ -133,12 +120,7 @@ def parseTime(text: object) -> datetime | None:
 
 
 def refusesToken(headers: Headers, value: object) -> bool:
-    """
-    Whether a 401 refuses the auth token, and is not a proxy's own.
-
-    :param headers: the response's.
-    :param value: its JSON; ``None`` if it is not JSON.
-    """
+    """Whether a 401 with these headers, and this JSON if it is JSON, refuses the auth token, and is not a proxy's."""
     schemes = headers.getRawHeaders(b"WWW-Authenticate") or ()
     return any(scheme.lower().startswith(b"keystone ") for scheme in schemes) or faultIn(value, 401) is not None
 
@@ -163,20 +145,14 @@ class KeystoneAuthenticator:
     - The first request after nine tenths of a token's lifetime renews it. The old token stays in use meanwhile. There
       is no timer: an authenticator that is not used does nothing.
     - An authentication that is late runs on beside the next one, and the first token counts.
-    - While the Auth API is unreachable, a token that may still work stays in use. Without one, the Auth API is retried
-      about once a second, and requests in between fail as the last try did.
-    - Credentials that are refused are not sent again for :data:`REFUSAL` seconds. Requests fail with
-      ``AuthenticationFailed`` meanwhile.
+    - While the Auth API is unreachable, a token that may still work stays in use. Without one, requests between two
+      tries fail as the last try did.
     - The credentials are looked up before each authentication, because a registry delays its responses to wrong keys.
-      While they are refused, requests look them up at most once a second.
 
     :param transport: the Auth API, at its URL that ends in ``/v2.0``.
-    :param credentials: the first credentials.
     :param lookUp: returns the current credentials, or raises ``InvalidSettings``; the error is reported when the last
         known ones are refused. Without it the credentials never change.
-    :param clock: for lifetimes.
     :param wallClock: seconds since the epoch, for ``expires``.
-    :param random: returns numbers from 0 to 1, so that many clients do not renew at the same time.
     """
 
     _log = Logger()
@@ -199,8 +175,7 @@ class KeystoneAuthenticator:
         self._random = random
         self._session: Session | None = None
         self._ends = self._renewFrom = math.inf
-        self._backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, random)
-        self._delays = Backoff(_SHORTEST_DELAY, _LONGEST_DELAY, random)
+        self._backoff = Backoff(0.2, 300.0, random)
         # Why requests without a token fail, until then.
         self._problem: BaseException | None = None
         self._problemUntil = 0.0
@@ -215,10 +190,8 @@ class KeystoneAuthenticator:
 
     def session(self) -> Deferred[Session]:
         """
-        The current session, or a new one, which is the same for all that wait for it.
-
-        :return: a Deferred of its own for each caller, who may cancel it. Fails with ``AuthenticationFailed`` if the
-            credentials are refused, and as the request to the Auth API does.
+        The current session, or a new one, which is the same for all that wait for it. It may be cancelled. Fails with
+        ``AuthenticationFailed`` if the credentials are refused, and as the request to the Auth API does.
         """
         session, now = self._session, self._clock.seconds()
         if session is not None and now < self._renewFrom:
@@ -243,10 +216,7 @@ class KeystoneAuthenticator:
             self._session = None
 
     def suspect(self, token: str) -> None:
-        """
-        A proxy may have refused this *token*. It stays in use until there is a new one, which the next request asks
-        for, once in a while. If it is not the current one, nothing happens.
-        """
+        """A proxy may have refused this *token*: the next request asks for a new one, once in a while."""
         now = self._clock.seconds()
         if self._session is not None and self._session.token == token and now >= self._suspectFrom:
             self._suspectFrom = now + REFUSAL
@@ -255,8 +225,7 @@ class KeystoneAuthenticator:
     def _abandoned(self) -> None:
         """No request waits for the token any more. A renewal runs on: no request waits for that."""
         if self._working is not None and self._session is None:
-            # The requests may be retried, with no more time than they had. This try runs on beside the next one, which
-            # goes to another server if there is one.
+            # The requests may be retried, with no more time than they had. The next try goes to another server.
             late, self._working = self._working, None
             self._late.add(late)
             self._transport.giveUp()
@@ -305,7 +274,6 @@ class KeystoneAuthenticator:
         self._session = session
         self._problemUntil = 0.0
         self._backoff.reset()
-        self._delays.reset()
         self._ends = self._renewFrom = math.inf
         life = 0.0 if session.expires is None else session.expires.timestamp() - self._wallClock()
         # If it has expired already, the clocks differ, and it works until it is refused.
@@ -332,7 +300,7 @@ class KeystoneAuthenticator:
             error = AuthenticationFailed(f"{error}. {self._whyNoOthers or _CHECK_CREDENTIALS}")
             self._problem, self._problemUntil = error, now + REFUSAL
         elif self._session is None and not isClosed:
-            self._problem, self._problemUntil = error, now + self._delays.next()
+            self._problem, self._problemUntil = error, now + min(self._backoff.next(), _LONGEST_DELAY)
         if self._session is not None:
             # Not at once, as the first delay of a backoff: the old token still works.
             self._renewFrom = now + max(self._backoff.next(), _SHORTEST_RETRY)
@@ -372,3 +340,55 @@ class KeystoneAuthenticator:
         self._credentials = found
         self._problemUntil = 0.0
         return True
+
+
+@implementer(IAgent)
+class RetryingAuthAgent:
+    """
+    An agent that puts the auth token on requests::
+
+        HTTPClient(RetryingAuthAgent(Agent(reactor), authenticator))
+
+    On a 401 of the registry it discards the token, gets a new one, and sends the request once more. A 401 of a proxy is
+    the response, and the token stays in use.
+    """
+
+    def __init__(self, agent: IAgent, authenticator: KeystoneAuthenticator) -> None:
+        self._agent = agent
+        self._authenticator = authenticator
+
+    @returnsDeferred
+    async def request(
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
+    ) -> IResponse:
+        """See IAgent. Fails also as the authenticator does."""
+        body = bodyProducer
+        if body is not None and not isinstance(body, BytesProducer):
+            # Bodies of treq are files, which are closed after the first request.
+            collector = Collector()
+            await body.startProducing(collector)
+            body = BytesProducer(collector.body)
+        session = await self._authenticator.session()
+        response = await self._agent.request(method, uri, _withToken(headers, session), body)
+        if response.code != 401:
+            return response
+        whole = await readWhole(response)
+        if not refusesToken(whole.headers, _jsonIn(whole.body)):
+            self._authenticator.suspect(session.token)
+            return whole
+        self._authenticator.invalidate(session.token)
+        session = await self._authenticator.session()
+        return await self._agent.request(method, uri, _withToken(headers, session), body)
+
+
+def _jsonIn(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _withToken(headers: Headers | None, session: Session) -> Headers:
+    authenticated = Headers() if headers is None else headers.copy()
+    authenticated.setRawHeaders(b"X-Auth-Token", [session.token.encode("utf-8")])
+    return authenticated
