@@ -22,8 +22,8 @@ from .api.account import AccountClient
 from .api.auth import Credentials, KeystoneAuthenticator, RetryingAuthAgent, Session, isAuthFault
 from .api.configuration import ConfigurationClient
 from .api.events import EventsClient
-from .api.listcache import ListCache
 from .api.locks import LocksClient
+from .api.services import ListCache
 from .api.transport import Transport
 from .errors import APIError, ConnectionFailed, InvalidSettings
 from .heartbeats.heartbeater import HeartBeater
@@ -288,7 +288,7 @@ class Client:
         self._transport.close()
         for queue in self._queues:
             queue.close()
-        self.events.streams.close()
+        self.events.closeStreams()
         for pool in self._pools:
             await pool.close()
 

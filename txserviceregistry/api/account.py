@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from twisted.internet.defer import Deferred
+
+from ..http.messages import Response
 from ..types import ConsoleLink, Limits
-from ..util.deferred import returnsDeferred
 from .shapes import readConsoleLink, readLimits
 from .transport import APIGroup
 
@@ -11,20 +13,13 @@ from .transport import APIGroup
 class AccountClient(APIGroup):
     """The limits of the account, and links to its web console."""
 
-    @returnsDeferred
-    async def getLimits(self) -> Limits:
-        """
-        Get the account's limits: ``{"resource": {type: limit}, "rate": {pattern: {"limit", "used", "window"}}}``. Fails
-        with a :class:`~txserviceregistry.errors.ServiceRegistryError`.
-        """
-        return await self._get("/limits", readLimits)
+    def getLimits(self) -> Deferred[Limits]:
+        """The account's limits: ``{"resource": {type: limit}, "rate": {pattern: {"limit", "used", "window"}}}``."""
+        return self._transport.request("GET", "/limits").addCallback(Response.read, readLimits)
 
-    @returnsDeferred
-    async def createConsoleLink(self) -> ConsoleLink:
+    def createConsoleLink(self) -> Deferred[ConsoleLink]:
         """
         Make a link that opens the web console as this client's user, once and within a minute: ``{"href",
-        "expires_in"}``, a secret. Fails with a :class:`~txserviceregistry.errors.NotFound` if the registry has no
-        console.
+        "expires_in"}``, a secret. Fails with ``NotFound`` if the registry has no console.
         """
-        response = await self._transport.request("POST", "/console-links")
-        return response.read(readConsoleLink)
+        return self._transport.request("POST", "/console-links").addCallback(Response.read, readConsoleLink)

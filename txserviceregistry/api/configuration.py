@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from reprlib import repr as shown
-from typing import Any, overload
-
-from twisted.internet.defer import Deferred
+from typing import Any
 
 from ..errors import BadRequest, NotSupported
 from ..http.messages import segment
@@ -32,7 +30,7 @@ def _namespacePath(namespace: str) -> str:
 
 
 def _condition(ifMatch: str | None, ifNoneMatch: str | None) -> tuple[str, str]:
-    """The header of a condition."""
+    """The header of a condition, its name and its value."""
     if ifMatch is None:
         if ifNoneMatch == "*":
             return "If-None-Match", "*"
@@ -71,9 +69,8 @@ class ConfigurationClient(APIGroup):
         self, namespace: str, marker: str | None = None, limit: int | None = None
     ) -> ConfigurationPage:
         """
-        One page of the values below a namespace, those of the namespaces in it included. For the rest see :meth:`list`.
-
-        :param namespace: such as ``/production/cassandra``; ``/`` for all values that have one.
+        One page of the values below a namespace such as ``/production/cassandra``, those of the namespaces in it
+        included; ``/`` is for all values that have one. For the rest see :meth:`list`.
         """
         query = {"marker": marker, "limit": limit}
         return await self._get(_namespacePath(namespace), readConfigurationPage, query=query)
@@ -96,26 +93,17 @@ class ConfigurationClient(APIGroup):
 
     @returnsDeferred
     async def getWithEtag(self, id: str) -> ConfigurationValue:
-        """
-        One value and its tag, for a conditional write: ``{"id": …, "value": …, "etag": …}``. Fails with ``NotFound`` if
-        there is none, and with ``NotSupported`` if the registry has no tags.
-        """
+        """:meth:`get`, with the value's tag as ``etag``. Fails with ``NotSupported`` if the registry has no tags."""
         response = await self._transport.request("GET", _path(id))
         value, etag = response.read(readConfigurationValue), etagOf(response)
         if etag is None:
             raise NotSupported(ETAG)
         return {**value, "etag": etag}
 
-    @overload
-    def set(self, id: str, value: str) -> Deferred[bool]: ...
-
-    @overload
-    def set(
-        self, id: str, value: str, *, ifMatch: str | None = None, ifNoneMatch: str | None = None
-    ) -> Deferred[bool | str]: ...
-
     @returnsDeferred
-    async def set(self, id: str, value: str, *, ifMatch: str | None = None, ifNoneMatch: str | None = None) -> Any:
+    async def set(
+        self, id: str, value: str, *, ifMatch: str | None = None, ifNoneMatch: str | None = None
+    ) -> bool | str:
         """
         Set a value, whether there is one already or not, or only on a condition::
 
@@ -141,9 +129,8 @@ class ConfigurationClient(APIGroup):
     @returnsDeferred
     async def remove(self, id: str, *, ifMatch: str | None = None) -> bool:
         """
-        Remove a value. Fires with ``True``. Fails with ``NotFound`` if there is none; with a condition, as :meth:`set`.
-
-        :param ifMatch: remove it only if it has this tag; ``"*"`` is any tag.
+        Remove a value, or only if it has the tag *ifMatch*; ``"*"`` is any tag. Fires with ``True``. Fails with
+        ``NotFound`` if there is none; with a condition, as :meth:`set`.
         """
         if ifMatch is None:
             await self._transport.request("DELETE", _path(id))

@@ -6,7 +6,7 @@ HTML, "Server-sent events").
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -31,16 +31,12 @@ _END_OF_LINE = re.compile("\r\n|\n|\r")
 
 
 class EventsClient(APIGroup):
-    """
-    The account's feed of events.
-
-    :param suspends: after a suspend of the machine, streams are interrupted.
-    :ivar streams: the streams that subscribers have open.
-    """
+    """The account's feed of events."""
 
     def __init__(self, transport: Transport, suspends: SuspendWatch) -> None:
         super().__init__(transport)
-        self.streams = EventStreams(transport.stream, suspends)
+        self._suspends = suspends
+        self._open: set[EventStream] = set()
 
     @returnsDeferred
     async def list(
@@ -59,7 +55,7 @@ class EventsClient(APIGroup):
         :param limit: the maximum number of events, 1 to 1000; 100 by default.
         :param type: only events of this type, such as ``service.join``.
         :param wait: seconds, 1 to 60, to wait for an event that is newer than the *marker*. The page comes as soon as
-            there is one, or after that time. The client's timeout counts from then. Such a request has a connection of
+            there is one, or after that time; the client's timeout counts from then. Such a request has a connection of
             its own. When its server fails meanwhile, the current page comes from another server.
         :param types: only events of these types, instead of *type*. Only such a request gets events that version 1.0
             does not have, such as ``service.update``.
@@ -69,37 +65,26 @@ class EventsClient(APIGroup):
         *wait* and *types* are the registry's extensions ``events-wait`` and ``event-types``. They are ignored by a
         registry without these.
         """
-        names = [*([] if wait is None else [EVENTS_WAIT]), *([] if types is None else [EVENT_TYPES])]
         kinds = None if types is None else ",".join(types)
-        return await self._transport.adapted(
-            names, lambda timeout: self._list(timeout, marker, limit, type, wait, kinds)
-        )
 
-    async def _list(
-        self,
-        timeout: float,
-        marker: str | None,
-        limit: int | None,
-        type: str | None,
-        wait: int | None,
-        types: str | None,
-    ) -> EventPage:
-        if EVENTS_WAIT not in self._transport.extensions:
-            wait = None
-        query: dict[str, object] = {"marker": marker, "limit": limit, "type": type, "wait": wait}
-        if types is not None and EVENT_TYPES in self._transport.extensions:
-            query |= {"type": None, "types": types}
-        lane = Lane.ORDINARY
-        if wait is not None:
-            # The request before this one may have waited for longer than the timeout.
-            lane, timeout = Lane.WAITING, self._transport.timeout
-        try:
-            return await self._get("/events", readEventPage, query=query, timeout=timeout, wait=wait, lane=lane)
-        except (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError):
-            if wait is None or self._transport.servers < 2 or self._transport.isClosed:
-                raise
-            # The time to wait is over.
-            return await self._get("/events", readEventPage, query={**query, "wait": None})
+        async def ask(timeout: float) -> EventPage:
+            query: dict[str, object] = {"marker": marker, "limit": limit, "type": type}
+            if kinds is not None and EVENT_TYPES in self._transport.extensions:
+                query |= {"type": None, "types": kinds}
+            if wait is None or EVENTS_WAIT not in self._transport.extensions:
+                return await self._get("/events", readEventPage, query=query, timeout=timeout)
+            try:
+                # The request before this one may have waited for longer than the timeout.
+                waiting: Any = {"wait": wait, "lane": Lane.WAITING}
+                return await self._get("/events", readEventPage, query={**query, "wait": wait}, **waiting)
+            except (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError):
+                if self._transport.servers < 2 or self._transport.isClosed:
+                    raise
+                # The time to wait is over.
+                return await self._get("/events", readEventPage, query=query)
+
+        names = [*([] if wait is None else [EVENTS_WAIT]), *([] if types is None else [EVENT_TYPES])]
+        return await self._transport.adapted(names, ask)
 
     def iterate(self, marker: str | None = None) -> AsyncIterator[Event]:
         """
@@ -111,6 +96,25 @@ class EventsClient(APIGroup):
         :param marker: see :meth:`list`.
         """
         return self._pages("/events", readEventPage, marker=marker)
+
+    def openStream(self, listener: StreamListener, types: str | None, lastId: str | None) -> EventStream:
+        """
+        Open an event stream: the registry's extension ``event-stream``.
+
+        :param types: the types of events, separated by commas; ``None`` for those of version 1.0.
+        :param lastId: the id of the last event that is known; ``None`` for what happens from now on.
+        """
+        headers = {} if lastId is None else {"Last-Event-ID": lastId}
+        requesting = self._transport.stream("/events/stream", {"types": types}, headers)
+        stream = EventStream(requesting, listener, self._suspends, self._open.discard)
+        if stream.isOpen:
+            self._open.add(stream)
+        return stream
+
+    def closeStreams(self) -> None:
+        """End all streams."""
+        for stream in list(self._open):
+            stream.interrupt()
 
 
 class StreamListener(Protocol):
@@ -128,10 +132,9 @@ class StreamListener(Protocol):
 
 class EventStream(BodyProtocol):
     """
-    One connection.
+    One connection, which ends after a suspend of the machine: it is most likely dead.
 
     :param requesting: fires with the response, whose body has not been read.
-    :param suspends: after a suspend the connection is most likely dead.
     :param onClosed: called when it is over.
     """
 
@@ -223,39 +226,3 @@ class EventStream(BodyProtocol):
             if "data" in fields and self._listener is not None:
                 id = fields["id"][-1] if "id" in fields else None
                 self._listener.happened(fields.get("event", ["message"])[-1], id, "\n".join(fields["data"]))
-
-
-class EventStreams:
-    """
-    The streams of one client.
-
-    :param send: sends the request for a path, a query and headers; fires with the response, whose body is not read.
-    """
-
-    def __init__(
-        self,
-        send: Callable[[str, Mapping[str, object], Mapping[str, str]], Deferred[IResponse]],
-        suspends: SuspendWatch,
-    ) -> None:
-        self._send = send
-        self._suspends = suspends
-        self._open: set[EventStream] = set()
-
-    def open(self, listener: StreamListener, types: str | None, lastId: str | None) -> EventStream:
-        """
-        Open a stream.
-
-        :param types: the types of events, separated by commas; ``None`` for those of version 1.0.
-        :param lastId: the id of the last event that is known; ``None`` for what happens from now on.
-        """
-        headers = {} if lastId is None else {"Last-Event-ID": lastId}
-        requesting = self._send("/events/stream", {"types": types}, headers)
-        stream = EventStream(requesting, listener, self._suspends, self._open.discard)
-        if stream.isOpen:
-            self._open.add(stream)
-        return stream
-
-    def close(self) -> None:
-        """End all streams."""
-        for stream in list(self._open):
-            stream.interrupt()

@@ -70,7 +70,6 @@ class LocksClient(APIGroup):
         Send a heartbeat, so that the lock expires no earlier than its timeout from now.
 
         :param token: any token of this acquisition.
-        :param timeout: seconds that the request may take; by default the client's own.
         :param whenLate: see ``client.services.heartbeat``.
         :return: fires with ``{"token": …}``; fails with ``NotFound`` if the lock is not held, is held by another
             acquisition, or is ended by force.
@@ -81,11 +80,8 @@ class LocksClient(APIGroup):
     @returnsDeferred
     async def release(self, name: str, token: str, *, timeout: float | None = None) -> bool:
         """
-        Release a lock, so that another can acquire it at once.
-
-        :param token: any token of this acquisition.
-        :param timeout: seconds that the request may take; by default the client's own.
-        :return: fires with ``True``; fails with ``NotFound`` if this acquisition has ended already.
+        Release a lock, with any token of this acquisition, so that another can acquire it at once. Fires with ``True``;
+        fails with ``NotFound`` if this acquisition has ended already.
         """
         await self._post("/release", {"name": name, "token": token}, timeout=timeout)
         return True
@@ -97,7 +93,6 @@ class LocksClient(APIGroup):
         since the last one.
 
         :param now: free it at once. Its holder may still rely on it: use it only when you know that it does not.
-        :return: fires with ``True``; fails with ``NotFound`` if the lock is not held.
         """
         await self._transport.require(LOCKS)
         await self._post("/release", {"name": name, "force": True, "now": now})
@@ -106,11 +101,8 @@ class LocksClient(APIGroup):
     @returnsDeferred
     async def list(self, marker: str | None = None, limit: int | None = None) -> LockPage:
         """
-        One page of the locks that are held, sorted by name.
-
-        :param marker: the name to begin at; ``page["metadata"]["next_marker"]`` of the page before.
-        :param limit: the maximum number of locks, 1 to 1000; 100 by default.
-        :return: fires with ``{"values": [lock, …], "metadata": {…}}``.
+        One page of the locks that are held, sorted by name: ``{"values": [lock, …], "metadata": {…}}``. For *marker*
+        and *limit* see ``client.services.list``.
         """
         await self._transport.require(LOCKS)
         return await self._get("/locks", readLockPage, query={"marker": marker, "limit": limit})

@@ -1,7 +1,8 @@
-"""The requests for services: one method is one request."""
+"""The requests for services, and the last good page of each listing. One method is one request."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from functools import partial
 from reprlib import repr as shown
@@ -16,7 +17,6 @@ from ..http.messages import Lane, Response, WhenLate, pathOf
 from ..types import FaultBody, HeartbeatToken, Service, ServicePage, ServiceState, ServiceStatePage
 from ..util.deferred import returnsDeferred
 from ..util.fields import ID_RULE, SERVICE_ID
-from .listcache import ListCache
 from .shapes import (
     readHeartbeats,
     readService,
@@ -36,12 +36,38 @@ def _path(id: Any) -> str:
     return f"/services/{id}"
 
 
-class ServicesAPI(APIGroup):
-    """
-    The services of the account, request by request.
+class ListCache:
+    """The last page of each listing, for the time when the registry can't be reached. The oldest ones are dropped."""
 
-    :param cache: keeps the last pages of listings; ``None`` for no cache.
-    """
+    def __init__(self, maxBytes: int = 8 * 1024 * 1024) -> None:
+        self._left = maxBytes
+        # As JSON, so that no caller changes the page of another, with the times when they came.
+        self._pages: dict[str, tuple[bytes, float]] = {}
+
+    def keep(self, key: str, page: bytes, now: float) -> None:
+        """Keep the JSON of a page. The listing's path and query are its *key*."""
+        self._drop(key)
+        self._pages[key] = page, now
+        self._left -= len(page)
+        while self._left < 0:
+            self._drop(next(iter(self._pages)))
+
+    def stale(self, key: str, now: float) -> Any:
+        """The page, with its age in seconds as ``stale`` in its ``metadata``; ``None`` if there is none."""
+        if key not in self._pages:
+            return None
+        text, since = self._pages[key]
+        page = json.loads(text)
+        page["metadata"]["stale"] = max(0.0, now - since)
+        return page
+
+    def _drop(self, key: str) -> None:
+        page, _ = self._pages.pop(key, (b"", 0.0))
+        self._left += len(page)
+
+
+class ServicesAPI(APIGroup):
+    """The services of the account, request by request."""
 
     def __init__(self, transport: Transport, clock: IReactorTime, cache: ListCache | None = None) -> None:
         super().__init__(transport)
@@ -83,7 +109,7 @@ class ServicesAPI(APIGroup):
 
     @property
     def servers(self) -> int:
-        """The number of the registry's URLs; 0 before the first authentication."""
+        """The number of the registry's URLs; 0 before the first response."""
         return self._transport.servers
 
     @property
@@ -93,11 +119,7 @@ class ServicesAPI(APIGroup):
 
     @returnsDeferred
     async def get(self, id: str, *, timeout: float | None = None) -> Service:
-        """
-        One service. Fails with ``NotFound`` if there is none with this *id*.
-
-        :param timeout: seconds that the request may take; by default the client's own.
-        """
+        """One service. Fails with ``NotFound`` if there is none with this *id*."""
         path = _path(id)
 
         def ask(timeout: float) -> Awaitable[Service]:
@@ -115,10 +137,7 @@ class ServicesAPI(APIGroup):
         timeout: float | None = None,
         whenLate: WhenLate | None = None,
     ) -> HeartbeatToken:
-        """
-        One request that creates a service, without the retries of ``create()`` and ``register()``; see there. Fires
-        with ``{"token": …}``.
-        """
+        """One request that creates a service, without the retries of ``create()`` and ``register()``; see there."""
         _path(id)
         body = {**(payload or {}), "id": id, "heartbeat_timeout": heartbeatTimeout}
         response = await self._transport.request(
@@ -133,10 +152,9 @@ class ServicesAPI(APIGroup):
         Send a heartbeat, so that the service expires no earlier than a heartbeat timeout from now. A HeartBeater does
         it regularly.
 
-        :param token: the token of the last heartbeat's response, or of the registration's.
-        :param timeout: seconds that the request may take; by default the client's own.
-        :param whenLate: called when the *timeout* is over, with its Failure. The request runs on for as many seconds as
-            it returns, and fails only then.
+        :param token: any token of this registration.
+        :param whenLate: called when the *timeout* (seconds) is over, with its Failure. The request runs on for as many
+            seconds as it returns, and fails only then.
         :return: fires with ``{"token": …}``, the token for the next heartbeat. Fails with ``NotFound`` if the service
             is not registered, or the token is not one of its tokens.
         """
@@ -173,11 +191,7 @@ class ServicesAPI(APIGroup):
 
     @returnsDeferred
     async def remove(self, id: str, *, timeout: float | None = None) -> bool:
-        """
-        Remove a service now. Fires with ``True``; fails with ``NotFound`` if there is none with this *id*.
-
-        :param timeout: seconds that the request may take; by default the client's own.
-        """
+        """Remove a service now. Fires with ``True``; fails with ``NotFound`` if there is none with this *id*."""
         await self._transport.request("DELETE", _path(id), timeout=timeout, lane=Lane.URGENT)
         return True
 
@@ -189,8 +203,6 @@ class ServicesAPI(APIGroup):
         Set the state of a service, registered or not: ``drain`` for no new work, ``out`` for no traffic at all, ``up``
         for neither. This is the registry's extension ``service-state``.
 
-        :param id: the service.
-        :param state: ``up``, ``drain`` or ``out``.
         :param reason: for operators, up to 255 characters.
         :param expiresIn: seconds after which the service is up again, 1 to 2592000; without it, the state does not end.
         :return: fires with ``None``. Fails with ``BadRequest`` if a value is not valid, ``LimitReached`` if the account
@@ -206,18 +218,12 @@ class ServicesAPI(APIGroup):
 
     @returnsDeferred
     async def getState(self, id: str) -> ServiceState:
-        """
-        The state of a service, registered or not: ``{"id": …, "state": …, "reason": …, "expires_at": …}``. See
-        :meth:`setState`.
-        """
+        """The state of a service, registered or not: ``{"id": …, "state": …, "reason": …, "expires_at": …}``."""
         return await self._get(f"{_path(id)}/state", readServiceState, lane=Lane.URGENT)
 
     @returnsDeferred
     async def listStates(self, marker: str | None = None, limit: int | None = None) -> ServiceStatePage:
-        """
-        One page of the states that were set, ``{"values": [state, …], "metadata": {…}}``. See :meth:`setState`, and
-        for the parameters :meth:`list`.
-        """
+        """One page of the states that were set, ``{"values": [state, …], "metadata": {…}}``. See :meth:`list`."""
         return await self._get("/states", readServiceStatePage, query={"marker": marker, "limit": limit})
 
     @returnsDeferred
@@ -231,10 +237,10 @@ class ServicesAPI(APIGroup):
             response = await self._transport.adapted([SERVICE_STATE], ask)
             page = response.read(readServicePage)
         except (ConnectionFailed, RequestTimedOut, ServerError, MalformedResponse) as error:
-            stale = None if self._cache is None else self._cache.stale(key, self._clock)
+            stale = None if self._cache is None else self._cache.stale(key, self._clock.seconds())
             if stale is None or isinstance(error, ClientClosed):
                 raise
             return cast(ServicePage, stale)
         if self._cache is not None:
-            self._cache.keep(key, response.body, self._clock)
+            self._cache.keep(key, response.body, self._clock.seconds())
         return page

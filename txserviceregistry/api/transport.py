@@ -33,7 +33,7 @@ from ..errors import (
     isUnknown,
 )
 from ..http.bodies import FixedHeaders, readWhole
-from ..http.jsontransport import TIMEOUT, USER_AGENT, ClientClosed, JSONTransport, shareOf
+from ..http.jsontransport import TIMEOUT, USER_AGENT, ClientClosed, JSONTransport
 from ..http.messages import NO_REGISTRY, Lane, Request, Response, WhenLate, pathOf, segment
 from ..util.deferred import Waiters, cancelWith, returnsDeferred
 from ..util.logs import Logger, Outage
@@ -53,8 +53,6 @@ LOCKS = "locks"
 SERVICE_STATE = "service-state"
 HEARTBEATS = "heartbeats"
 
-# The registry's message for a path that it does not have.
-_NO_PAGE = "The page cannot be found"
 _EXTENSIONS = b"X-Service-Registry-Extensions"
 _EVENT_STREAM = "text/event-stream"
 _CLOSED = "This client has been closed"
@@ -64,12 +62,8 @@ class Transport:
     """
     The registry's API: paths below the tenant's URL, and faults as exceptions.
 
-    :param agent: sends the requests.
-    :param authenticator: knows the tenant and the auth token.
     :param basesFor: the base URLs, without the tenant, for a session.
-    :param lanes: sends the requests of these lanes, instead of the *agent*.
     :param streaming: sends the requests of :meth:`stream`, instead of the *agent*.
-    :param onForeign: see :class:`~txserviceregistry.http.jsontransport.JSONTransport`.
     :ivar timeout: seconds that a request may take by default.
     :ivar extensions: the extensions of the API that the registry has, by its last response.
     :ivar isClosed: whether :meth:`close` was called.
@@ -130,7 +124,6 @@ class Transport:
 
         :param path: below the tenant's URL, encoded, beginning with a slash.
         :param query: the parameters; those that are ``None`` are left out.
-        :param body: the body, to be sent as JSON; ``None`` for none.
         :param timeout: seconds for all of it: queue, authentication, connecting, headers and body.
         :param isTraced: whether the caller finds out the outcome of a request that is not repeatable. Then the first of
             several servers has only its share of the *timeout*.
@@ -142,9 +135,6 @@ class Transport:
             ``RequestTimedOut`` or ``AuthenticationFailed``, and with ``ValueError`` if an argument is not valid.
         """
         seconds = self.timeout if timeout is None else timeout
-        if isTraced and whenLate is not None:
-            # It is late when its share is over: the caller finds out the outcome while it runs on.
-            seconds, isTraced = shareOf(seconds, max(1, self.servers)), False
         options |= {"body": body, "isTraced": isTraced, "whenLate": whenLate}
         try:
             request = Request(method, pathOf(path, query), self._clock, self._stage, seconds, **options)
@@ -175,12 +165,8 @@ class Transport:
         self, names: Collection[str], send: Callable[[float], Awaitable[_T]], timeout: float | None = None
     ) -> _T:
         """
-        Send a request that depends on extensions, and return its result. If its response is the first to name one of
-        these extensions, send it again. So a client's first request has the same result as later ones.
-
-        :param names: the extensions.
-        :param send: sends the request, with this timeout and parameters that depend on :attr:`extensions`.
-        :param timeout: seconds for both.
+        Send a request that depends on these extensions, with the timeout that *send* is called with. If its response is
+        the first to name one of them, send it again: a client's first request has the same result as later ones.
         """
         known, seconds = self.extensions, self.timeout if timeout is None else timeout
         began = self._clock.seconds()
@@ -191,11 +177,8 @@ class Transport:
 
     async def write(self, method: str, path: str, condition: tuple[str, str], body: object = None) -> Response:
         """
-        Send a conditional write. It is repeated once if its outcome is unknown and there is time left.
-
-        :param condition: the name and the value of a header.
-        :raises NotSupported: if the registry knows no conditional writes.
-        :raises OutcomeUnknown: if the condition may not hold because of the first try.
+        Send a write with the header *condition*. It is repeated once if its outcome is unknown and there is time left.
+        Raises ``NotSupported``, and ``OutcomeUnknown`` if the condition may not hold because of the first try.
         """
         await self.require(ETAG)
         name, value = condition
@@ -241,15 +224,12 @@ class Transport:
             # Any other error may be a load balancer's.
             self.extensions = frozenset()
         if response.status >= 300:
-            raise faultOf(response, body, request.path)
+            raise faultOf(response, body)
         return response
 
     @returnsDeferred
     async def stream(self, path: str, query: Mapping[str, object], headers: Mapping[str, str]) -> IResponse:
-        """
-        Send a GET to the server that worked last. Fires with a response whose body, an event stream, was not read.
-        Fails with ``ConnectionFailed`` if it is none, and otherwise as the agent does.
-        """
+        """Open an event stream at the server that worked last. Fires with a response whose body was not read."""
         if self.isClosed:
             raise ClientClosed(_CLOSED)
         session = await self._authenticator.session()
@@ -319,12 +299,10 @@ def _tokensIn(sent: object) -> list[str]:
     return [token for body in bodies if isinstance(body, dict) and isinstance(token := body.get("token"), str)]
 
 
-def faultOf(response: Response, sent: object = None, path: str = "") -> Exception:
+def faultOf(response: Response, sent: object = None) -> Exception:
     """
-    The exception for a response that is not a success: an ``APIError`` for a fault of the API and any 5xx.
-
-    :param sent: the request's body, whose tokens are redacted.
-    :param path: the part of the response's URL below the tenant's.
+    The exception for a response that is not a success: an ``APIError`` for a fault of the API and any 5xx. Heartbeat
+    tokens that were *sent* are redacted.
     """
     if response.status < 400:
         advice = response.redirection("RAXSR_API_URL ([api] url)") or NO_REGISTRY
@@ -336,7 +314,8 @@ def faultOf(response: Response, sent: object = None, path: str = "") -> Exceptio
     values = ((fault or {}).get(name) for name in ("type", "message", "details", "txnId"))
     type, message, details, txnId = (redacted(each, secrets) if isinstance(each, str) else "" for each in values)
     txnId = txnId or response.header("X-Response-Id") or ""
-    doubt = _doubt(response, path, type, message)
+    # The registry does not have the path: its URL may be incomplete.
+    doubt = response.doubt if not type or message.startswith("The page cannot be found") else ""
     kind = apiErrorFor(response.status, type)
     error = kind(response.status, type, message, details, txnId, method=response.method, url=response.url, doubt=doubt)
     if isinstance(error, LockHeld):
@@ -356,16 +335,6 @@ def etagOf(response: Response) -> str | None:
 
 def _isFault(status: int, headers: Headers, value: object) -> bool:
     return faultIn(value, status) is not None or (status == 401 and refusesToken(headers, value))
-
-
-def _doubt(response: Response, path: str, type: str, message: str) -> str:
-    """A possible mistake in the URL of a response that is an error."""
-    if not type:
-        return response.doubt
-    base = response.url.removesuffix(path).rpartition("/")[0]
-    if response.status == 404 and message.startswith(_NO_PAGE) and not base.endswith("/v1.0"):
-        return "Check the URL: that of a registry usually ends in /v1.0"
-    return ""
 
 
 class APIGroup:
@@ -389,12 +358,9 @@ class APIGroup:
         **query: object,
     ) -> AsyncIterator[Any]:
         """
-        The values of a collection, page by page as they are needed.
-
-        :param marker: the id to begin at.
-        :param names: the extensions that *further* depends on.
-        :param further: returns more parameters.
-        :raises MalformedResponse: if a page is not valid, or an earlier page is named as the next one.
+        The values of a collection from *marker* on, page by page as they are needed. *further* returns more parameters,
+        which depend on the extensions *names*. Raises ``MalformedResponse`` if a page is not valid, or names an earlier
+        one as the next.
         """
         # A circle returns to one page again and again. Comparing with each 2^n-th finds it, however long it is.
         passed, count = marker, 0

@@ -363,7 +363,7 @@ class EventPoller:
             return
         self._timer = self._client.clock.callLater(FIRST_PING, self.ended)
         types = None if self._types is None else ",".join(self._types)
-        stream = self._client.events.streams.open(self, types, self._lastId)
+        stream = self._client.events.openStream(self, types, self._lastId)
         if stream.isOpen:
             self._stream = stream
 

@@ -11,8 +11,7 @@ from weakref import WeakSet
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
-from ..api.listcache import ListCache
-from ..api.services import ServicesAPI
+from ..api.services import ListCache, ServicesAPI
 from ..api.transport import HEARTBEATS, Transport
 from ..errors import ServiceExists
 from ..http.messages import WhenLate

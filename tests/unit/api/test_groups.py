@@ -153,7 +153,7 @@ class EventsTests(GroupTestCase):
         named = {"X_Service_Registry_Extensions": "event-types, events-wait"}
         client = self.client(lambda sent: answer(200, page(SET), **named))
         self.successResultOf(client.events.list("m", types=["lock.expire"], wait=5))
-        self.assertEqual(self.asked, ["GET /events?marker=m", "GET /events?marker=m&wait=5&types=lock.expire"])
+        self.assertEqual(self.asked, ["GET /events?marker=m", "GET /events?marker=m&types=lock.expire&wait=5"])
 
     def test_iterates(self) -> None:
         """iterate() goes from the marker to the feed's end."""

@@ -116,7 +116,7 @@ class Limited:
     def switch(self, transport: str) -> None:
         """Change the transport; a stream ends."""
         self._transport = transport
-        self._client.events.streams.close()
+        self._client.events.closeStreams()
 
     @property
     def extensions(self) -> frozenset[str]:

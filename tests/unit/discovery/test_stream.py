@@ -96,7 +96,7 @@ class StreamTests(DirectoryTestCase):
         self.create("web1")
         self.fake.advance(1)
         began = len(self.fake.requests)
-        self.client.events.streams.close()
+        self.client.events.closeStreams()
         self.create("web2")
         self.fake.advance(1)
         self.create("web3")

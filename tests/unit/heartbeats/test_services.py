@@ -12,7 +12,7 @@ from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.api.listcache import ListCache
+from txserviceregistry.api.services import ListCache
 from txserviceregistry.client import Client
 from txserviceregistry.errors import (
     BadRequest,
