@@ -33,7 +33,6 @@ ODD = {
     "seen/9/text": b"not a time",
     "seen-locks/nobodys": b"",
     "clocks/9": b"not JSON",
-    "commits/nobodys": b"",
     "events/9/0000000000000001": b"not JSON",
     "joins": b"\xff",
     "nobodys/": b"",

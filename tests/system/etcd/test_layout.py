@@ -6,18 +6,16 @@ import json
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock, LoopingCall
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.logger import capturedLogs
 
 from tests.system.etcd.etcds import sharedEtcd
 from tests.system.etcd.storecase import EtcdStoreCase, T
 from tests.system.etcd.troubled import TroubledAgent
 from txserviceregistry.registry.stores.etcd.gateway import newLease, put
-from txserviceregistry.registry.stores.etcd.layout import openLayout
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import (
     StoreRefused,
-    StoreUnavailable,
 )
 from txserviceregistry.util.deferred import returnsDeferred
 
@@ -53,108 +51,62 @@ class UpgradeTests(EtcdStoreCase):
     def put_(self, name: str, value: Any) -> Any:
         return put(self.prefix + name, json.dumps(value).encode())
 
-    async def isConverted(self) -> Any:
-        """What has become of it: all is there, without leases."""
-        meta, seen = await self.key("meta"), await self.key(f"seen/{T}/web")
-        assert meta is not None and seen is not None
+    async def isConverted(self) -> None:
+        """The data has this version, and all else is there, without what had a lease when that has ended."""
+        meta = await self.key("meta")
+        assert meta is not None
         self.assertEqual(json.loads(meta.value), {**self.meta, "v": 2})
-        self.assertEqual((seen.value, seen.lease), (b"5000", 0))
+        await self.asked.revoke(self.lease)
+        self.assertEqual(await self.keys("services/"), [f"{T}/web"])
         self.assertEqual(await self.keys("alive/"), [])
-        self.assertEqual(await self.keys("converting"), [])
 
     async def test_itIsConverted(self) -> None:
         """Alone, a node converts it; each service is as it was, has a full timeout, and expires by votes from then."""
         store = await self.store()
-        await self.isConverted()
         self.assertEqual(await store.secret(), bytes.fromhex(self.meta["secret"]))
         kept = await store.getService(T, "web")
         self.assertEqual((kept.heartbeatTimeout, kept.tags, kept.lastSeen), (30, ("a",), 5000))
-        self.assertGreater(self.secondsLeft(store, kept), 25)
-        await self.asked.revoke(self.lease)
         await self.isConverted()
+        self.assertGreater(self.secondsLeft(store, kept), 25)
         self.passDeadline(kept, store)
         await self.notifies(store, "expired", kept.incarnation)
         self.assertEqual(await self.types(store), ["service.join", "service.timeout"])
 
     async def test_itIsConvertedOnce(self) -> None:
-        """Of nodes that start together one converts it; the others wait for that, and find it converted."""
-        outcomes: list[Any] = []
-        works = [Deferred.fromCoroutine(self.store(joins=False)) for _ in range(3)]
-        for each in works:
-            each.addBoth(outcomes.append)
-        await self.until(lambda: len(outcomes) == 3)
-        stores = [each for each in outcomes if isinstance(each, EtcdStore)]
-        self.assertTrue(stores)
-        for failure in outcomes:
-            if failure not in stores:
-                failure.trap(StoreUnavailable)
+        """Of nodes that start together one converts it; the others find it converted."""
+        with capturedLogs() as logs:
+            await gatherResults([Deferred.fromCoroutine(self.store(joins=False)) for _ in range(3)])
+        self.assertEqual(sum("converted to version" in str(log) for log in logs), 1)
         await self.isConverted()
-        meta = await self.key("meta")
-        await self.store(joins=False)
-        self.assertEqual(await self.key("meta"), meta)
 
     async def test_notWhileANodeOfVersion1IsRunning(self) -> None:
         """That is said in one line, and nothing has changed; when the node's key has ended, it is converted."""
         lease = newLease()
         await self.asked.grant(lease, 60)
         await self.asked.txn((), [put(f"{self.prefix}nodes/old", b'{"v": 1}', lease)])
-        clock = Clock()
-        opening = Deferred.fromCoroutine(self.opened(clock))
-        advancing = LoopingCall(clock.advance, 0.5)
-        advancing.start(0.005)
-        self.addCleanup(advancing.stop)
-        text = await self.refuses(StoreRefused, opening)
+        text = await self.refuses(StoreRefused, self.store())
         for part in ("1 node(s)", "earlier release", self.prefix, "stop them first"):
             self.assertIn(part, text)
         self.assertLess(len(text), 200)
-        meta, seen = await self.key("meta"), await self.key(f"seen/{T}/web")
+        meta = await self.key("meta")
         self.assertEqual(json.loads(meta.value if meta else b""), self.meta)
-        self.assertEqual(seen and seen.lease, self.lease)
-        self.assertEqual(await self.keys("alive/"), [f"{T}/web"])
-        opening = Deferred.fromCoroutine(self.opened(clock))
         await self.asked.revoke(lease)
-        await opening
+        await self.store()
         await self.isConverted()
 
-    async def opened(self, clock: Clock) -> Any:
-        return await openLayout(self.asked, clock, self.prefix)
-
     async def test_anInterruptedConversionIsRepeated(self) -> None:
-        """From its first change on an old node refuses to start; another node goes on with it."""
-        for share in range(1, 6):
-            wire = TroubledAgent()
-            asked: list[bytes] = []
-
-            def holds(body: bytes, share: int = share, asked: list[bytes] = asked) -> bool:
-                if b"request_put" in body or b"request_delete_range" in body:
-                    asked.append(body)
-                    return len(asked) > share
-                return False
-
-            wire.holds = holds
-            broken = EtcdStore(reactor, [sharedEtcd()], prefix=self.prefix, agent=wire)
-            opening = broken.open()
-            await self.until(lambda wire=wire, opening=opening: wire.held or opening.called)
-            meta = await self.key("meta")
-            assert meta is not None
-            hasBegun = json.loads(meta.value) != self.meta
-            self.assertEqual(json.loads(meta.value)["v"], 2 if hasBegun else 1)
-            ended: list[Any] = []
-            opening.addBoth(ended.append)
-            opening.cancel()
-            await self.until(lambda ended=ended: ended)
-            await broken.close()
-            await (await self.store(joins=False)).close()
-            await self.isConverted()
-            await self.again()
-
-    async def again(self) -> None:
-        """What is there is of version 1 again."""
-        await self.asked.txn(
-            (),
-            [
-                self.put_("meta", self.meta),
-                put(f"{self.prefix}alive/{T}/web", b"1", self.lease),
-                put(f"{self.prefix}seen/{T}/web", b"5000", self.lease),
-            ],
-        )
+        """Before its change nothing is converted; when that arrives late, another node has converted it."""
+        wire = TroubledAgent()
+        wire.holds = lambda body: b"mod_revision" in body and b"request_put" in body
+        broken = EtcdStore(reactor, [sharedEtcd()], prefix=self.prefix, agent=wire)
+        opening = broken.open()
+        await self.until(lambda: wire.held)
+        meta = await self.key("meta")
+        self.assertEqual(json.loads(meta.value if meta else b""), self.meta)
+        opening.cancel()
+        await self.refuses(CancelledError, opening)
+        await broken.close()
+        store = await self.store()
+        wire.release()
+        await store.probe()
+        await self.isConverted()

@@ -8,12 +8,13 @@ from twisted.internet.task import Clock
 from tests.system.etcd.storecase import EtcdStoreCase, T
 from tests.system.etcd.troubled import TroubledAgent
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK
+from tests.unit.registry.stores.sharedsuite import Listener
 from txserviceregistry.registry.model import NewService, ServiceChanges
 from txserviceregistry.registry.stores.etcd.batches import Batches
-from txserviceregistry.registry.stores.etcd.gateway import encode
+from txserviceregistry.registry.stores.etcd.gateway import KeyValue, encode
+from txserviceregistry.registry.stores.etcd.objects import EtcdStates
 from txserviceregistry.registry.stores.etcd.part import TenantIds
 from txserviceregistry.registry.stores.etcd.services import EtcdServices
-from txserviceregistry.registry.stores.etcd.states import EtcdStates
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import (
     StoreUnavailable,
@@ -42,43 +43,41 @@ class SeenTests(EtcdStoreCase):
         seen = await self.key(f"seen/{T}/web")
         self.assertEqual(seen and int(seen.value), 6000)
 
-    async def test_everyFiveMinutes(self) -> None:
-        """Of a service that is seen all the time, one time in five minutes is written."""
-        clock, batches = Clock(), Batches(self.asked, CLOCK, lambda: 1e9, self.prefix, "a")
+    def services(self, clock: Clock) -> EtcdServices:
+        """Services, without the store that lets their times be written every second."""
+        batches = Batches(self.asked, CLOCK, lambda: 1e9, self.prefix, "a")
         part = (self.asked, batches, self.prefix, TenantIds(lambda: 1e9), clock, lambda: 1e9)
         services = EtcdServices(*part, EtcdStates(*part))
+        services.listener = Listener(clock.seconds)
+        return services
+
+    async def test_everyFiveMinutes(self) -> None:
+        """Of a service that is seen all the time, one time in five minutes is written."""
+        clock = Clock()
+        services = self.services(clock)
         made = await services.create(T, NewService("web", 30), 10)
         written: list[int] = []
         for second in range(0, 1000, 10):
-            if services.noteSeen(T, "web", made.incarnation, second):
-                writing = Deferred.fromCoroutine(services.writeSeen())
-                # It pauses after each group.
-                await self.until(clock.getDelayedCalls)
-                seen = await self.key(f"seen/{T}/web")
-                written.append(int(seen.value) if seen else -1)
-                clock.advance(5)
-                await writing
-                clock.advance(5)
-            else:
-                clock.advance(10)
+            services.noteSeen(T, "web", made.incarnation, second)
+            await services.writeSeen()
+            seen = await self.key(f"seen/{T}/web")
+            if seen is not None and int(seen.value) not in written:
+                written.append(int(seen.value))
+            clock.advance(10)
         self.assertEqual(written, [0, 300, 600, 900])
 
     async def test_thoseOfEndedServicesAreNotWritten(self) -> None:
-        """The time of a service that ends before it is written takes no request, wherever the service ends."""
-        wire, written = TroubledAgent(), list[bytes]()
-        a, b = await self.store(agent=wire), await self.store()
-        ids = ("first", "here", "elsewhere", "last")
-        made = {id: await self.created(a, b, id=id) for id in ids}
-        for id in ids:
-            # The first one is written at once, the others some time later.
-            a.recordLastSeen(T, id, made[id].incarnation, 1000)
-        wire.holds = lambda body: bool(written.append(body))
-        await a.removeService(T, "here", made["here"].incarnation)
-        await b.removeService(T, "elsewhere", made["elsewhere"].incarnation)
-        await self.notifies(a, "vanished", "elsewhere", made["elsewhere"].incarnation)
-        await self.whenever(lambda: self.key(f"seen/{T}/last"))
-        putting = {id: encode(f"{self.prefix}seen/{T}/{id}").encode() + b'","value"' for id in ids}
-        self.assertEqual([id for id in ids if any(putting[id] in body for body in written)], ["last"])
+        """The time of a service that ends before it is written is not written, wherever the service ends."""
+        services = self.services(Clock())
+        made = [await services.create(T, NewService(id, 30), 10) for id in ("here", "elsewhere", "last")]
+        for each in made:
+            services.noteSeen(T, each.id, each.incarnation, 1000)
+        await services.remove(T, "here", made[0].incarnation)
+        found = await self.key(f"services/{T}/elsewhere")
+        assert found is not None
+        services.recordDeleted(KeyValue(found.key, b"", 0, found.modified + 10, 0))
+        await services.writeSeen()
+        self.assertEqual(await self.keys(f"seen/{T}/"), ["last"])
 
     async def test_itIsGuardedByTheRecord(self) -> None:
         """A node that does not know yet that a service has ended writes nothing about it."""
@@ -136,7 +135,7 @@ class SeenTests(EtcdStoreCase):
     async def test_writingGoesOnAfterTrouble(self) -> None:
         """However many could not be written while etcd was away, those that come later are."""
         relay = self.relay()
-        store = await self.store(relay.url, joins=False)
+        store = await self.store(relay.url)
         made = await gatherResults([Deferred.fromCoroutine(self.create(store, f"web{n:02}")) for n in range(40)])
         await relay.refuse()
         relay.reset()

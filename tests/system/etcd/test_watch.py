@@ -32,10 +32,8 @@ class WatchTests(WatchCase):
         await etcd.txn((), [put(f"{prefix}a", b"x" * 1_000_000)])
         done = await etcd.txn((), [put(f"{prefix}b", b"2"), {"request_delete_range": {"key": encode(f"{prefix}a")}}])
         await self.until(lambda: len(self.changes) == 4)
-        self.assertEqual(len(self.changes[1].now.value), 1_000_000)
-        before = {each.now.key[-1]: each.before for each in self.changes[2:]}
-        self.assertEqual(before["a"], self.changes[1].now)
-        self.assertIsNone(before["b"])
+        self.assertEqual(len(self.changes[1][0].value), 1_000_000)
+        self.assertEqual({now.key[-1]: isDeleted for now, isDeleted in self.changes[2:]}, {"a": True, "b": False})
         await etcd.compact(done.revision)
         await etcd.compact(done.revision)
         self.watch(sharedEtcd(), begun.revision, prefix)

@@ -1,5 +1,5 @@
 """
-How a tenant's changes are made in etcd: in groups, each one transaction, guarded by the tenant's clock.
+A tenant's changes and their events in etcd: made in groups, each one transaction, guarded by the tenant's clock.
 
 The clock is a key that every change of the tenant's objects sets. It holds the position of the tenant's last event, so
 that event ids grow strictly whichever node makes them, and how many objects there are. A group whose guard fails has
@@ -11,22 +11,25 @@ share keys.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from heapq import merge
+from math import inf
+from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred, TimeoutError, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from ....util.deferred import Waiters
 from ...eventids import positionOf
 from ...model import PLAIN_TYPES
 from ...scopes import tenantOf
-from ..interfaces import StoreUnavailable
-from .gateway import Etcd, KeyValue, Revision, Txn, Urgency, deletion, jsonBytes, put, reading, unchanged
-from .kept import readKept
+from ..interfaces import EventRecord, LimitExceeded, StoreUnavailable
+from .gateway import Clause, Etcd, KeyValue, after, createdAt, deletion, endOf, jsonBytes, put, reading, unchanged
+from .part import Part, Unreadable, readKept
 
 _T = TypeVar("_T")
 
@@ -38,14 +41,12 @@ LARGEST = 1_000_000
 SHARED = 16_000
 #: Seconds that a change waits and is retried while other nodes change the same tenant.
 PATIENCE = 8.0
-#: For how many seconds, and how many groups of this process without one of its own, a process that has made changes of
-#: a tenant is expected to make more.
-ACTIVE = 1.0
-MISSED = 2
 #: Seconds of a turn at most, and its length in transactions. It is longer than one: a process learns of another one's
 #: transaction late, and its own fails if it does not wait until then.
 TURN = 0.05
 TURN_TRANSACTIONS = 3
+#: Keys in one read: so many of the largest events, of both kinds, are as much as a response may have.
+KEYS = 32
 # What keys have since version 1.
 _CLOCK = {"last": int, "services": int, "values": int}
 _EVENT = {"timestamp": int, "type": str, "payload": dict}
@@ -54,7 +55,11 @@ _LATE = "etcd is overloaded, or other nodes change the same tenant all the time"
 
 @attrs.define
 class TenantClock:
-    """The position of a tenant's last event, how many objects of each kind it has, and its greatest fence so far."""
+    """
+    The position of a tenant's last event, how many objects of each kind it has, and its greatest fence so far.
+
+    :ivar modified: the revision that set the clock; 0 if there is none.
+    """
 
     last: int = 0
     services: int = 0
@@ -62,6 +67,7 @@ class TenantClock:
     locks: int = 0
     states: int = 0
     fence: int = 0
+    modified: int = 0
 
     @classmethod
     def of(cls, found: KeyValue | None) -> TenantClock:
@@ -70,23 +76,26 @@ class TenantClock:
             return cls()
         kept = readKept(found.key, found.value, _CLOCK)
         kept.pop("v", None)
-        return cls(**kept)
+        return cls(**kept, modified=found.modified)
 
     def toBytes(self) -> bytes:
         """As it is kept."""
-        return jsonBytes({"v": 1, **attrs.asdict(self)})
+        return jsonBytes({"v": 1, **attrs.asdict(self, filter=attrs.filters.exclude("modified"))})
 
 
 class Postponed(Exception):
     """A change has to be part of a later group."""
 
 
+class Disproved(Exception):
+    """A key has another revision than a change expects."""
+
+
 @attrs.define(eq=False)
 class Transaction:
     """
-    The tenant's objects as they are, and the changes that a group is about to make to them.
+    The tenant's objects as they are, and the changes that a group is about to make to them and to the tenant's *clock*.
 
-    :ivar clock: the tenant's clock; a change of it is a change like any other.
     :ivar made: the revision at which the group was made; 0 before that.
     :ivar missed: the keys that steps have looked at and that are not there.
     """
@@ -97,7 +106,7 @@ class Transaction:
     made: int = 0
     missed: set[str] = attrs.Factory(set)
     _changes: dict[str, bytes | None] = attrs.Factory(dict)
-    _guards: dict[str, dict[str, Any]] = attrs.Factory(dict)
+    guards: dict[str, Clause] = attrs.Factory(dict)
     # The kinds of the events' keys, the positions, and the events as they are kept.
     _events: list[tuple[str, int, bytes]] = attrs.Factory(list)
     _size: int = 0
@@ -106,24 +115,21 @@ class Transaction:
         """The value of a key that the step has named; ``None`` if it is not there."""
         if key in self._changes:
             return self._changes[key]
-        found = self._found.get(key)
-        if found is None:
-            self.missed.add(key)
-            return None
-        return found.value
+        if key in self._found:
+            return self._found[key].value
+        self.missed.add(key)
+        return None
 
-    def isChanged(self, key: str) -> bool:
-        """Whether the group is about to change this key."""
-        return key in self._changes
-
-    def revision(self, key: str, target: Revision = Revision.modified) -> int:
-        """The revision that changed the key last in etcd, or created it; 0 if it is not there."""
-        found = self._found.get(key)
-        return 0 if found is None else found.modified if target is Revision.modified else found.created
-
-    def guard(self, key: str, target: Revision = Revision.modified) -> None:
-        """Let the group fail if this key, which changes without the clock, is not as it was found."""
-        self._guards[key] = unchanged(key, self.revision(key, target), target)
+    def guard(self, key: str, revision: int | None = None, *, isCreation: bool = False) -> None:
+        """
+        Let the group fail if this key, which changes without the clock, is not as it was found. Fails with
+        :class:`Disproved` if it was not found as last changed (or as created) by this *revision*, 0 for a missing one.
+        """
+        kept = self._found.get(key)
+        found = 0 if kept is None else kept.created if isCreation else kept.modified
+        if revision is not None and (revision != found or key in self._changes):
+            raise Disproved(key)
+        self.guards[key] = createdAt(key, found) if isCreation else unchanged(key, found)
 
     def put(self, key: str, value: bytes) -> None:
         # If the group deletes it too, etcd would only change it, and its create revision would stay.
@@ -135,6 +141,13 @@ class Transaction:
     def delete(self, key: str) -> None:
         """Delete a key; that it is not there is no error."""
         self._changes[key] = None
+
+    def count(self, kind: str, change: int, maximum: float = inf) -> None:
+        """Note that there are more or fewer objects of a kind; :class:`LimitExceeded` beyond the *maximum*."""
+        count = getattr(self.clock, kind)
+        if change > 0 and count >= maximum:
+            raise LimitExceeded(maximum)
+        setattr(self.clock, kind, count + change)
 
     def addEvent(self, type: str, payload: Mapping[str, Any], timestamp: int | None = None) -> int:
         """Add an event, with a *timestamp* in milliseconds since the epoch or now; returns its position."""
@@ -151,42 +164,34 @@ class Transaction:
 
         :return: its result or its exception; :class:`Postponed` if the changes are too large.
         """
-        before = attrs.evolve(self.clock), self._changes.copy(), self._guards.copy(), self._events.copy(), self._size
+        before = attrs.evolve(self.clock), self._changes.copy(), self.guards.copy(), self._events.copy(), self._size
         try:
             outcome = act(self)
             if before[-1] and self._size > LARGEST:
                 raise Postponed(act)
             return outcome
         except Exception as error:
-            self.clock, self._changes, self._guards, self._events, self._size = before
+            self.clock, self._changes, self.guards, self._events, self._size = before
             return error
 
-    def operations(self, prefix: str, tenant: str) -> list[dict[str, Any]]:
-        """The changes, as etcd takes them."""
-        made = [deletion(key) if change is None else put(key, change) for key, change in self._changes.items()]
-        for kind in dict.fromkeys(kind for kind, _, _ in self._events):
-            for events in _shared((position, event) for of, position, event in self._events if of == kind):
-                value = b'{"v":2,"events":[%s]}' % b",".join(event for _, event in events)
-                made.append(put(f"{prefix}{kind}/{tenant}/{events[-1][0]:016x}", value))
-        return made
+    def changes(self) -> list[Clause]:
+        """The changes without the events, as etcd takes them."""
+        return [deletion(key) if value is None else put(key, value) for key, value in self._changes.items()]
 
-    @property
-    def compares(self) -> Collection[dict[str, Any]]:
-        """The guards, as etcd takes them."""
-        return self._guards.values()
-
-
-def _shared(events: Iterable[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
-    """The events, in parts that share a key."""
-    part, size = list[tuple[int, bytes]](), 0
-    for each in events:
-        if part and size + len(each[1]) > SHARED:
-            yield part
-            part, size = [], 0
-        part.append(each)
-        size += len(each[1])
-    if part:
-        yield part
+    def events(self, prefix: str, tenant: str, by: str) -> dict[str, bytes]:
+        """The added events by their keys; they say *by* which group they were added."""
+        parts: dict[str, list[list[tuple[int, bytes]]]] = {}
+        for kind, position, event in self._events:
+            ofKind = parts.setdefault(kind, [[]])
+            if ofKind[-1] and sum(len(each) for _, each in ofKind[-1]) + len(event) > SHARED:
+                ofKind.append([])
+            ofKind[-1].append((position, event))
+        return {
+            f"{prefix}{kind}/{tenant}/{part[-1][0]:016x}": b'{"v":2,"by":"%s","events":[%s]}'
+            % (by.encode("ascii"), b",".join(event for _, event in part))
+            for kind, ofKind in parts.items()
+            for part in ofKind
+        }
 
 
 def lastPosition(found: KeyValue) -> int:
@@ -194,30 +199,53 @@ def lastPosition(found: KeyValue) -> int:
     return int(found.key.rpartition("/")[2], 16)
 
 
-def eventsIn(found: KeyValue) -> list[dict[str, Any]]:
-    """The events that share a key, in their order: position, timestamp, type and payload."""
-    if "events" in (kept := readKept(found.key, found.value, {})):
-        return list(kept["events"])
+def eventsIn(found: KeyValue) -> tuple[str, list[dict[str, Any]]]:
+    """The group that added the events in a key, and these in their order: position, timestamp, type, payload."""
+    kept = readKept(found.key, found.value, {})
+    if "events" in kept:
+        return kept.get("by", ""), list(kept["events"])
     # An early release kept each under a key of its own.
-    return [{**readKept(found.key, found.value, _EVENT), "position": lastPosition(found)}]
+    return "", [{**readKept(found.key, found.value, _EVENT), "position": lastPosition(found)}]
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Step(Generic[_T]):
-    """
-    A change that is to be part of a group.
-
-    :ivar reads: the keys that it looks at: three at the most, beside those that all steps of a kind share.
-    :ivar act: makes the change in a transaction, three keys at the most; may be called again, over another
-        transaction. The change fails with the exception that it raises; other changes of the group do not.
-    :ivar isNew: whether it is likely that none of its keys exists.
-    """
+    """A change that is to be part of a group, see :meth:`Batches.do`."""
 
     reads: Collection[str]
     act: Callable[[Transaction], _T]
     isNew: bool
     begun: float
     done: Deferred[_T] = attrs.Factory(Deferred)
+
+
+@attrs.define(eq=False)
+class _Tenant:
+    """
+    The changes of a tenant.
+
+    :ivar isBusy: whether some are *waiting*, or a group is under way.
+    :ivar clock: the tenant's clock, if it is known.
+    :ivar recent: the processes that make groups, in the order of their last ones; *committed* fires at each group.
+    """
+
+    name: str
+    waiting: deque[Step[Any]] = attrs.Factory(deque)
+    isBusy: bool = False
+    clock: TenantClock | None = None
+    recent: dict[str, None] = attrs.Factory(dict)
+    committed: Waiters[None] = attrs.Factory(Waiters)
+
+    def learn(self, clock: TenantClock) -> None:
+        if self.clock is None or self.clock.modified < clock.modified:
+            self.clock = clock
+
+    def before(self, process: str) -> list[str]:
+        """The processes that are expected to make a group before this one: by name, beginning after the last one."""
+        order = sorted({*self.recent, process})
+        at = order.index(next(reversed(self.recent), process)) + 1
+        ring = order[at:] + order[:at]
+        return ring[: ring.index(process)]
 
 
 @attrs.define(eq=False)
@@ -229,18 +257,11 @@ class Batches:
     _wallClock: Callable[[], float]
     _prefix: str
     process: str
-    # By tenant, as long as there are any.
-    _waiting: dict[str, deque[Step[Any]]] = attrs.Factory(dict)
-    # How many groups are under way, or are being reported.
-    _groups: int = 0
+    _tenants: dict[str, _Tenant] = attrs.Factory(dict)
+    # How many tenants are busy, and how many groups are being reported.
+    _busy: int = 0
     _number: int = 0
-    # The tenants' clocks, as far as they are known.
-    _clocks: dict[str, KeyValue] = attrs.Factory(dict)
     _idle: Waiters[None] = attrs.Factory(Waiters)
-    # When each process has made a group last, by tenant, in their order, and how many this one has made since.
-    _commits: dict[str, dict[str, tuple[float, int]]] = attrs.Factory(dict)
-    # The group that waits for its turn, by tenant.
-    _committed: dict[str, Waiters[None]] = attrs.Factory(dict)
     # Seconds of a turn, on average.
     _turn: float = 0.0
 
@@ -248,154 +269,225 @@ class Batches:
         self, tenant: str, reads: Collection[str], act: Callable[[Transaction], _T], isNew: bool = False
     ) -> Deferred[_T]:
         """
-        Make a change of a tenant's objects, see :class:`Step`; fires with what *act* has returned when it is kept. The
-        tenant may be given by one of its scopes.
+        Make a change of a tenant's objects; fires with what *act* has returned when it is kept. The tenant may be given
+        by one of its scopes.
+
+        :param reads: the keys that it looks at: three at the most, beside those that all changes of a kind share.
+        :param act: makes the change in a transaction, three keys at the most; may be called again, over another
+            transaction. The change fails with the exception that it raises; other changes of the group do not.
+        :param isNew: whether it is likely that none of its keys exists.
         """
-        step, tenant = Step(reads, act, isNew, self._clock.seconds()), tenantOf(tenant)
-        waiting = self._waiting.get(tenant)
-        if waiting is None:
-            waiting = self._waiting[tenant] = deque()
+        step, of = Step(reads, act, isNew, self._clock.seconds()), self._of(tenantOf(tenant))
+        of.waiting.append(step)
+        if not of.isBusy:
+            of.isBusy = True
+            self._busy += 1
             # The next turn: what comes in this one goes along.
-            self._clock.callLater(0, self._next, tenant, waiting)
-        waiting.append(step)
+            self._clock.callLater(0, lambda: Deferred.fromCoroutine(self._work(of)))
         return step.done
 
     def whenIdle(self) -> Deferred[None]:
         """Fires when no change is under way."""
-        return self._idle.wait() if self._waiting or self._groups else succeed(None)
+        return self._idle.wait() if self._busy else succeed(None)
 
     def forget(self) -> None:
         """The tenants' clocks may have been set back: etcd may have been restored from a backup."""
-        self._clocks = {}
+        for tenant in self._tenants.values():
+            tenant.clock = None
 
     def clockChanged(self, tenant: str, now: KeyValue) -> None:
-        """A tenant's clock is known to have been changed."""
-        before = self._clocks.get(tenant)
-        if before is None or before.modified < now.modified:
-            self._clocks[tenant] = now
+        """A tenant's clock was set."""
+        self._of(tenant).learn(TenantClock.of(now))
+
+    def eventsAdded(self, tenant: str, now: KeyValue) -> Collection[str]:
+        """A key with a tenant's events was added; returns their types."""
+        by, events = eventsIn(now)
+        process = by.partition(".")[0]
+        if process not in ("", self.process):
+            self.committed(tenant, process)
+        return {event["type"] for event in events}
 
     def committed(self, tenant: str, process: str) -> None:
         """A process has made a group of a tenant's changes."""
-        isOwn = process == self.process
-        others = {each: (at, missed + isOwn) for each, (at, missed) in self._recent(tenant).items() if each != process}
-        self._commits[tenant] = {**others, process: (self._clock.seconds(), 0)}
-        if tenant in self._committed:
-            self._committed[tenant].fire(None)
+        of = self._of(tenant)
+        of.recent.pop(process, None)
+        of.recent[process] = None
+        of.committed.fire(None)
 
-    def _recent(self, tenant: str) -> dict[str, tuple[float, int]]:
-        """The processes that are expected to make changes of a tenant, the one that did so last at the end."""
-        since, commits = self._clock.seconds() - ACTIVE, self._commits.get(tenant, {})
-        return {process: (at, missed) for process, (at, missed) in commits.items() if at > since and missed < MISSED}
+    def _of(self, tenant: str) -> _Tenant:
+        return self._tenants.setdefault(tenant, _Tenant(tenant))
 
-    async def _untilTurn(self, tenant: str) -> None:
-        """Let the processes go first that are between the last one and this one: of groups at once all but one fail."""
-        begun, committed = self._clock.seconds(), self._committed.setdefault(tenant, Waiters())
-        while (left := begun + self._turn * self._before(tenant) - self._clock.seconds()) > 0:
+    async def _work(self, tenant: _Tenant) -> None:
+        """Make groups until no change waits."""
+        while tenant.waiting:
+            await self._untilTurn(tenant)
+            while tenant.waiting and self._isLate(tenant.waiting[0]):
+                tenant.waiting.popleft().done.errback(StoreUnavailable(_LATE))
+            steps = [tenant.waiting.popleft() for _ in range(min(GROUP, len(tenant.waiting)))]
+            outcomes: Sequence[Any]
             try:
-                await committed.wait().addTimeout(left, self._clock)
-            except TimeoutError:
-                return
+                outcomes = await self._group(tenant, steps)
+            except Exception as error:
+                outcomes = [error] * len(steps)
+            done = list(zip(steps, outcomes, strict=True))
+            tenant.waiting.extendleft(step for step, outcome in reversed(done) if isinstance(outcome, Postponed))
+            self._busy += 1
+            # The consequences of a change are handled while etcd works on the next group, whose request leaves in the
+            # next turn.
+            self._clock.callLater(0, self._clock.callLater, 0, self._report, done)
+        tenant.isBusy = False
+        self._ended()
 
-    def _before(self, tenant: str) -> int:
-        """How many processes have a turn before this one."""
-        recent = list(self._recent(tenant))
-        order = sorted({*recent, self.process})
-        last = recent[-1] if recent else self.process
-        return (order.index(self.process) - order.index(last) - 1) % len(order)
-
-    def _next(self, tenant: str, waiting: deque[Step[Any]]) -> None:
-        Deferred.fromCoroutine(self._work(tenant, waiting))
-
-    async def _work(self, tenant: str, waiting: deque[Step[Any]]) -> None:
-        """Make one group, begin with the next one, and fire what waits for this one."""
-        self._groups += 1
-        await self._untilTurn(tenant)
-        while waiting and self._isLate(waiting[0]):
-            waiting.popleft().done.errback(StoreUnavailable(_LATE))
-        steps = [waiting.popleft() for _ in range(min(GROUP, len(waiting)))]
-        outcomes: Sequence[Any]
-        try:
-            outcomes = await self._group(tenant, steps)
-        except Exception as error:
-            outcomes = [error] * len(steps)
-        done = list(zip(steps, outcomes, strict=True))
-        waiting.extendleft(step for step, outcome in reversed(done) if isinstance(outcome, Postponed))
-        if waiting:
-            self._next(tenant, waiting)
-        else:
-            del self._waiting[tenant]
-        # The consequences of a change are handled while etcd works on the next group, whose request leaves in the next
-        # turn.
-        for _ in range(2):
-            await deferLater(self._clock, 0)
+    def _report(self, done: Sequence[tuple[Step[Any], Any]]) -> None:
         for step, outcome in done:
             if not isinstance(outcome, Postponed):
                 step.done.callback(Failure(outcome) if isinstance(outcome, Exception) else outcome)
-        self._groups -= 1
-        if not self._waiting and not self._groups:
+        self._ended()
+
+    def _ended(self) -> None:
+        self._busy -= 1
+        if not self._busy:
             self._idle.fire(None)
 
-    async def _group(self, tenant: str, steps: Sequence[Step[Any]], mayAssume: bool = True) -> list[Any]:
-        """
-        Make changes in one transaction; returns their outcomes, which may be exceptions. New objects need not be looked
-        for first, if *mayAssume*: the transaction fails if one of them exists.
-        """
-        clockKey = f"{self._prefix}clocks/{tenant}"
-        commitKey = f"{self._prefix}commits/{tenant}/{self.process}"
-        keys = [clockKey, commitKey, *dict.fromkeys(key for step in steps for key in step.reads)]
-        clock = self._clocks.get(tenant)
-        isAssumed = mayAssume and clock is not None and all(step.isNew for step in steps)
-        found = {clockKey: clock} if clock is not None and isAssumed else await self._read(keys)
+    async def _untilTurn(self, tenant: _Tenant) -> None:
+        """Let the processes go first that are between the last one and this one: of groups at once all but one fail."""
+        begun = self._clock.seconds()
+        while before := tenant.before(self.process):
+            left = begun + self._turn * len(before) - self._clock.seconds()
+            try:
+                await tenant.committed.wait().addTimeout(max(0.0, left), self._clock)
+            except TimeoutError:
+                # They have nothing to do.
+                for each in before:
+                    del tenant.recent[each]
+
+    async def _group(self, tenant: _Tenant, steps: Sequence[Step[Any]]) -> list[Any]:
+        """Make changes in one transaction; returns their outcomes, which may be exceptions."""
+        clockKey = f"{self._prefix}clocks/{tenant.name}"
+        keys = [clockKey, *dict.fromkeys(key for step in steps for key in step.reads)]
+        # New objects need not be looked for first: the transaction fails if one of them exists.
+        assumed = tenant.clock if all(step.isNew for step in steps) else None
+        found: Mapping[str, KeyValue] = {}
+        if assumed is None:
+            found = (await self._etcd.txn((), [reading(key) for key in keys], isUrgent=True)).byKey
         while True:
-            transaction = Transaction(TenantClock.of(found.get(clockKey)), found, self._wallClock)
+            clock = TenantClock.of(found.get(clockKey)) if assumed is None else attrs.evolve(assumed)
+            transaction = Transaction(clock, found, self._wallClock)
             outcomes = [transaction.attempt(step.act) for step in steps]
-            if isAssumed and any(isinstance(outcome, Exception) for outcome in outcomes):
-                return await self._group(tenant, steps, mayAssume=False)
-            changes = transaction.operations(self._prefix, tenant)
+            if assumed is not None and any(isinstance(outcome, Exception) for outcome in outcomes):
+                return _lookedFor(steps)
+            self._number += 1
+            events = transaction.events(self._prefix, tenant.name, f"{self.process}.{self._number}")
+            changes = [*transaction.changes(), *(put(key, value) for key, value in events.items())]
             if not changes:
                 return outcomes
-            self._number += 1
-            number = str(self._number).encode("ascii")
-            clockValue, revision = transaction.clock.toBytes(), transaction.revision(clockKey)
-            absent = transaction.missed if isAssumed else ()
+            clock = transaction.clock
+            absent = [] if assumed is None else [unchanged(key, 0) for key in transaction.missed]
+            # The first events show what was done; a group without events may be made twice.
+            mark = next(iter(events), clockKey)
             sent = self._clock.seconds()
             done = await self._etcd.txn(
-                [unchanged(clockKey, revision), *transaction.compares, *(unchanged(key, 0) for key in absent)],
-                [*changes, put(clockKey, clockValue), put(commitKey, number)],
-                [reading(key) for key in (keys[:2] if isAssumed else keys)],
-                urgency=Urgency.pressing,
+                [unchanged(clockKey, clock.modified), *transaction.guards.values(), *absent],
+                [*changes, put(clockKey, clock.toBytes())],
+                [reading(key) for key in dict.fromkeys([*(keys if assumed is None else keys[:1]), mark])],
+                isUrgent=True,
             )
             self._turn += (min(TURN, TURN_TRANSACTIONS * (self._clock.seconds() - sent)) - self._turn) / 8
+            found = done.byKey
             if done.succeeded:
-                transaction.made = done.revision
+                transaction.made = clock.modified = done.revision
             else:
-                # If the answer was lost it was sent again, and failed then: what it did the first time, the key shows
-                # that only this node sets.
-                found = _found(done)
-                commit = found.get(commitKey)
-                if commit is not None and commit.value == number:
-                    transaction.made = commit.modified
+                clock = TenantClock.of(found.get(clockKey))
+                if mark in found and found[mark].value == events.get(mark):
+                    # The response was lost, and the transaction sent again.
+                    transaction.made = found[mark].created
+            hasMoved = assumed is None or clock.modified > assumed.modified
+            tenant.learn(clock)
             if transaction.made:
-                self.committed(tenant, self.process)
-                self.clockChanged(tenant, KeyValue(clockKey, clockValue, 0, transaction.made, 0))
+                self.committed(tenant.name, self.process)
                 self._etcd.statistics.commits.add(len(steps))
                 return outcomes
-            if isAssumed and clockKey in found and found[clockKey].modified != revision:
-                self.clockChanged(tenant, found[clockKey])
+            if assumed is not None:
                 # Changes that have come meanwhile join the next attempt.
-                return [Postponed(clockKey)] * len(steps)
-            if isAssumed:
-                # One of the objects exists.
-                return await self._group(tenant, steps, mayAssume=False)
+                return [Postponed()] * len(steps) if hasMoved else _lookedFor(steps)
             if self._isLate(steps[0]):
                 raise StoreUnavailable(_LATE)
 
     def _isLate(self, step: Step[Any]) -> bool:
         return self._clock.seconds() - step.begun > PATIENCE
 
-    async def _read(self, keys: Collection[str]) -> Mapping[str, KeyValue]:
-        return _found(await self._etcd.txn((), [reading(key) for key in keys], urgency=Urgency.pressing))
+
+def _lookedFor(steps: Sequence[Step[Any]]) -> list[Any]:
+    """The outcomes of a group, one of whose objects exists or may not be made: it is made again, after reading."""
+    for step in steps:
+        step.isNew = False
+    return [Postponed()] * len(steps)
 
 
-def _found(done: Txn) -> Mapping[str, KeyValue]:
-    return {each.key: each for kept in done.found for each in kept}
+@attrs.define(eq=False)
+class EtcdEvents(Part):
+    _compactTo: int = 0
+
+    def _prefixes(self, tenant: str) -> tuple[str, str]:
+        """Of the keys of the tenant's events: plain ones, and others."""
+        return f"{self._prefix}events/{tenant}/", f"{self._prefix}moreevents/{tenant}/"
+
+    async def list(self, tenant: str, position: int, count: int, types: Collection[str] | None) -> list[EventRecord]:
+        isPlain = types is not None and PLAIN_TYPES.issuperset(types)
+        prefixes = self._prefixes(tenant)[: 1 if isPlain else 2]
+        idAt = self._ids.of(tenant).idAt
+        events: list[EventRecord] = []
+        # Each key has one event at least.
+        size = min(KEYS, count)
+        while True:
+            # At one revision, so that no event is skipped.
+            reads = [reading(f"{prefix}{position:016x}", endOf(prefix), size) for prefix in prefixes]
+            done = await self._etcd.txn((), reads)
+            # Events behind the end of a full page may be incomplete.
+            last = min((lastPosition(page[-1]) for page in done.found if len(page) == size), default=None)
+            found = ((event for key in page for event in eventsIn(key)[1]) for page in done.found)
+            for each in merge(*found, key=itemgetter("position")):
+                at, type = each["position"], each["type"]
+                if last is not None and at > last:
+                    break
+                if at >= position and (types is None or type in types):
+                    events.append(EventRecord(idAt(at), each["timestamp"], type, each["payload"]))
+                    if len(events) == count:
+                        return events
+            if last is None:
+                return events
+            position = last + 1
+
+    async def last(self, tenant: str) -> str | None:
+        clock = TenantClock.of(await self._etcd.get(f"{self._prefix}clocks/{tenant}"))
+        return self._ids.of(tenant).idAt(clock.last) if clock.last else None
+
+    async def has(self, tenant: str, id: str) -> bool:
+        position = self._ids.of(tenant).owned(id)
+        if position is None:
+            return False
+        prefixes = self._prefixes(tenant)
+        done = await self._etcd.txn((), [reading(f"{each}{position:016x}", endOf(each), 1) for each in prefixes])
+        return any(each["position"] == position for kept in done.found for key in kept for each in eventsIn(key)[1])
+
+    async def drop(self, before: int) -> int:
+        """
+        See :meth:`IStore.dropEvents`.
+
+        What other nodes drop at the same time is counted by one of them. Of what etcd keeps of the past, the part from
+        before the last call is forgotten too.
+        """
+        dropped = 0
+        for clock in await self._etcd.all(f"{self._prefix}clocks/"):
+            for prefix in self._prefixes(clock.key.rpartition("/")[2]):
+                end = f"{prefix}{max(before, 0):016x}"
+                while found := (await self._etcd.range(prefix, end, KEYS))[0]:
+                    await self._etcd.txn((), [deletion(prefix, after(found[-1]))])
+                    for each in found:
+                        with suppress(Unreadable):
+                            dropped += len(eventsIn(each)[1])
+        _, revision = await self._etcd.range(f"{self._prefix}meta")
+        if self._compactTo:
+            await self._etcd.compact(self._compactTo)
+        self._compactTo = revision
+        return dropped

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from enum import Enum
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 from twisted.internet.defer import TimeoutError
@@ -39,42 +39,23 @@ QUEUE = 8.0
 PAGE = 1000
 _FEWER = 8
 
-# The codes of gRPC that mean "again, perhaps elsewhere": DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNAVAILABLE. UNKNOWN is
-# what a change of the leader looks like from a follower.
-_UNAVAILABLE = 14
+# The codes of gRPC.
+_INVALID, NOT_FOUND, _FAILED_PRECONDITION, _OUT_OF_RANGE, _UNAVAILABLE, _UNAUTHENTICATED = 3, 5, 9, 11, 14, 16
+# Those that mean "again, perhaps elsewhere", such as DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED. UNKNOWN is what a change
+# of the leader looks like from a follower.
 _PASSING = frozenset({2, 4, 8, _UNAVAILABLE})
-# NOT_FOUND, FAILED_PRECONDITION, OUT_OF_RANGE: etcd is well, and can't do what was asked.
-_OF_WHAT_WAS_ASKED = frozenset({5, 9, 11})
-_UNAUTHENTICATED = 16
-# INVALID_ARGUMENT, with which etcd answers a token from before a change of its users.
-_INVALID = 3
+# etcd is well, and can't do what was asked.
+_OF_WHAT_WAS_ASKED = frozenset({NOT_FOUND, _FAILED_PRECONDITION, _OUT_OF_RANGE})
+# With _INVALID: etcd's answer to a token from before a change of its users.
 _OLD_TOKEN = "revision of auth store is old"
 _TXN = "kv/txn"
 
-
-class Urgency(Enum):
-    """Which request has the next turn."""
-
-    #: Heartbeats, on which registrations depend; and what a node reads before it notices them again.
-    vital = 0
-    #: Requests that others wait for; there are few at a time.
-    pressing = 1
-    ordinary = 2
-    #: Requests that may be left undone.
-    idle = 3
-
-
-def newLease() -> int:
-    return secrets.randbits(62) | 1
+#: A condition or an operation of a transaction, as etcd takes it.
+Clause: TypeAlias = dict[str, Any]
 
 
 class EtcdError(StoreUnavailable):
-    """
-    etcd refused, for a reason that may pass.
-
-    :ivar code: a code of gRPC: 5 for what is not there, 9 for what can't be done as things are, 11 for a revision that
-        has been compacted.
-    """
+    """etcd refused, for a reason that may pass; *code* is one of gRPC."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(f"etcd refuses: {message}")
@@ -82,7 +63,7 @@ class EtcdError(StoreUnavailable):
         self.message = message
 
 
-class TooLarge(StoreUnavailable):
+class TooLarge(EtcdError):
     """The result of a read has more bytes than a response may have."""
 
 
@@ -96,23 +77,39 @@ class KeyValue:
     modified: int
     lease: int
 
-
-class Revision(Enum):
-    """Which of a key's revisions a condition is about."""
-
-    modified = "MOD", "mod_revision"
-    created = "CREATE", "create_revision"
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> KeyValue:
+        """A key as etcd writes it, without fields that are zero or empty."""
+        return cls(
+            b64decode(found["key"]).decode("utf-8", "surrogatepass"),
+            b64decode(found.get("value", "")),
+            int(found.get("create_revision", 0)),
+            int(found.get("mod_revision", 0)),
+            int(found.get("lease", 0)),
+        )
 
 
 @attrs.frozen
 class Txn:
-    """
-    The outcome of a transaction: whether its conditions held, etcd's revision then, and the result of each read.
-    """
+    """The outcome of a transaction: whether its conditions held, etcd's revision then, and the result of each read."""
 
     succeeded: bool
     revision: int
     found: Sequence[list[KeyValue]]
+
+    @property
+    def byKey(self) -> Mapping[str, KeyValue]:
+        return {each.key: each for kept in self.found for each in kept}
+
+    @classmethod
+    def of(cls, answer: Any) -> Txn:
+        reads = (response.get("response_range", {}) for response in answer.get("responses", ()))
+        found = [[KeyValue.of(each) for each in read.get("kvs", ())] for read in reads]
+        return cls(bool(answer.get("succeeded")), int(answer["header"]["revision"]), found)
+
+
+def newLease() -> int:
+    return secrets.randbits(62) | 1
 
 
 def encode(text: str | bytes) -> str:
@@ -126,17 +123,6 @@ def jsonBytes(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
-def unchanged(key: str, revision: int, target: Revision = Revision.modified, end: str | None = None) -> dict[str, Any]:
-    """
-    A condition of a transaction: the key has this *revision* (0: it does not exist), and so has every key up to *end*,
-    if that is given.
-    """
-    name, field = target.value
-    # etcd parses JSON slowly, so fields with their default values are left out, such as the result EQUAL.
-    condition = {"key": encode(key), "target": name, **({field: str(revision)} if revision else {})}
-    return condition if end is None else {**condition, "range_end": encode(end)}
-
-
 def endOf(prefix: str) -> str:
     """The end of the range of all keys that begin with *prefix*."""
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)
@@ -147,49 +133,45 @@ def after(found: KeyValue) -> str:
     return found.key + "\0"
 
 
-def put(key: str, value: bytes, lease: int = 0) -> dict[str, Any]:
-    """An operation of a transaction: set a key."""
+# etcd parses JSON slowly, so fields with their default values are left out.
+
+
+def _keys(key: str, end: str | None) -> Clause:
+    return {"key": encode(key)} if end is None else {"key": encode(key), "range_end": encode(end)}
+
+
+def unchanged(key: str, revision: int) -> Clause:
+    """A condition: the key was changed last by this *revision* (0: it does not exist)."""
+    return {"key": encode(key), "target": "MOD", **({"mod_revision": str(revision)} if revision else {})}
+
+
+def createdAt(key: str, revision: int, end: str | None = None) -> Clause:
+    """A condition: the key, and every key up to *end*, was created by this *revision* (0: it does not exist)."""
+    return {**_keys(key, end), "target": "CREATE", **({"create_revision": str(revision)} if revision else {})}
+
+
+def put(key: str, value: bytes, lease: int = 0) -> Clause:
+    """An operation: set a key."""
     kept = {"key": encode(key), "value": encode(value)}
     return {"request_put": {**kept, "lease": str(lease)} if lease else kept}
 
 
-def putGreater(key: str, value: bytes) -> dict[str, Any]:
-    """An operation of a transaction: set a key, unless its value is greater, which is written again then."""
+def putGreater(key: str, value: bytes) -> Clause:
+    """An operation: set a key, unless its value is greater, which is written again then."""
     isGreater = {"key": encode(key), "target": "VALUE", "result": "GREATER", "value": encode(value)}
     again = {"request_put": {"key": encode(key), "ignore_value": True}}
     return {"request_txn": {"compare": [isGreater], "success": [again], "failure": [put(key, value)]}}
 
 
-def deletion(key: str, end: str | None = None) -> dict[str, Any]:
-    """An operation of a transaction: delete a key, or all from it up to *end*."""
-    bounds = {"key": encode(key)} if end is None else {"key": encode(key), "range_end": encode(end)}
-    return {"request_delete_range": bounds}
+def deletion(key: str, end: str | None = None) -> Clause:
+    """An operation: delete a key, or all from it up to *end*."""
+    return {"request_delete_range": _keys(key, end)}
 
 
-def reading(key: str, end: str | None = None, limit: int = 0, revision: int = 0) -> dict[str, Any]:
-    """
-    An operation of a transaction: read a key, or up to *limit* of those from it up to *end* (0: all), as they were at a
-    *revision* (0: now).
-    """
-    query = {"key": encode(key)}
-    if end is not None:
-        query["range_end"] = encode(end)
-    if limit:
-        query["limit"] = str(limit)
-    if revision:
-        query["revision"] = str(revision)
-    return {"request_range": query}
-
-
-def keyValue(found: Mapping[str, Any]) -> KeyValue:
-    """A key as etcd writes it, without fields that are zero or empty."""
-    return KeyValue(
-        b64decode(found["key"]).decode("utf-8", "surrogatepass"),
-        b64decode(found.get("value", "")),
-        int(found.get("create_revision", 0)),
-        int(found.get("mod_revision", 0)),
-        int(found.get("lease", 0)),
-    )
+def reading(key: str, end: str | None = None, limit: int = 0, revision: int = 0) -> Clause:
+    """An operation: read a key, or up to *limit* (0: all) from it up to *end*, as they were at a *revision*."""
+    bounds = {name: str(value) for name, value in (("limit", limit), ("revision", revision)) if value}
+    return {"request_range": {**_keys(key, end), **bounds}}
 
 
 @attrs.define
@@ -233,8 +215,8 @@ class Etcd:
     :param gate: is called before anything is asked; raises :class:`StoreUnavailable` if nothing may be.
     :param onContact: is called with the time (the clock's) at which a request was sent that has been answered by a
         majority of the members.
-    :param turns: for as many requests at once as there are connections; ``None`` for no such bound. A try's time begins
-        with its turn, so that what is asked by many at once is never taken for a member that hangs.
+    :param turns: for as many requests at once as there are connections. A try's time begins with its turn, so that what
+        is asked by many at once is never taken for a member that hangs. Urgent requests have the next turn.
     :ivar statistics: counts the transactions: those that change something as writes, the others as reads.
     """
 
@@ -244,18 +226,18 @@ class Etcd:
     _gate: Callable[[], None] = attrs.field(default=lambda: None, kw_only=True)
     _onContact: Callable[[float], None] = attrs.field(default=lambda sent: None, kw_only=True)
     statistics: StoreStatistics = attrs.field(factory=StoreStatistics, kw_only=True)
-    _turns: PrioritySemaphore | None = attrs.field(default=None, kw_only=True)
+    _turns: PrioritySemaphore = attrs.field(factory=lambda: PrioritySemaphore(sys.maxsize), kw_only=True)
     _authenticating: SingleFlight[None, None] = attrs.field(factory=SingleFlight, init=False)
 
     @returnsDeferred
     async def txn(
         self,
-        compare: Sequence[Mapping[str, Any]],
-        success: Sequence[Mapping[str, Any]],
-        failure: Sequence[Mapping[str, Any]] = (),
+        compare: Sequence[Clause],
+        success: Sequence[Clause],
+        failure: Sequence[Clause] = (),
         *,
         patience: float = PATIENCE,
-        urgency: Urgency = Urgency.ordinary,
+        isUrgent: bool = False,
     ) -> Txn:
         """
         A transaction. It may be done twice: a change makes sure, with *compare*, that the second time fails, and takes
@@ -265,44 +247,33 @@ class Etcd:
         isWrite = any("request_range" not in each for each in (*success, *failure))
         asked = self._clock.seconds()
         try:
-            done: Txn = await self._ask(_TXN, body, _readTxn, patience, urgency)
+            done: Txn = await self._ask(_TXN, body, Txn.of, patience, isUrgent)
         except StoreUnavailable as error:
-            isRefused = isinstance(error, EtcdError) and error.code in _OF_WHAT_WAS_ASKED
-            self._count(isWrite, asked, isRefused or isinstance(error, TooLarge))
+            self._count(isWrite, asked, isinstance(error, EtcdError) and error.code in _OF_WHAT_WAS_ASKED)
             raise
         self._count(isWrite, asked, True)
         return done
 
     @returnsDeferred
     async def range(
-        self,
-        key: str,
-        end: str | None = None,
-        limit: int = 0,
-        *,
-        revision: int = 0,
-        urgency: Urgency = Urgency.ordinary,
+        self, key: str, end: str | None = None, limit: int = 0, *, revision: int = 0
     ) -> tuple[list[KeyValue], int]:
         """See :func:`reading`. Fires with the keys in their order and the revision at which they were so."""
-        done = await self.txn((), [reading(key, end, limit, revision)], urgency=urgency)
+        done = await self.txn((), [reading(key, end, limit, revision)])
         return done.found[0], done.revision
 
     @returnsDeferred
-    async def all(
-        self, begin: str, end: str | None = None, *, revision: int = 0, urgency: Urgency = Urgency.ordinary
-    ) -> list[KeyValue]:
+    async def all(self, begin: str, end: str | None = None, *, revision: int = 0) -> list[KeyValue]:
         """All keys that begin with *begin* (or up to *end*), as they were at *revision* (0: each page now)."""
-        pages = self.pages(begin, endOf(begin) if end is None else end, revision=revision, urgency=urgency)
+        pages = self.pages(begin, endOf(begin) if end is None else end, revision=revision)
         return [each async for found in pages for each in found]
 
-    async def pages(
-        self, begin: str, end: str, *, revision: int = 0, urgency: Urgency = Urgency.ordinary
-    ) -> AsyncIterator[list[KeyValue]]:
+    async def pages(self, begin: str, end: str, *, revision: int = 0) -> AsyncIterator[list[KeyValue]]:
         """The same, up to :data:`PAGE` keys at a time."""
         size = PAGE
         while True:
             try:
-                found, _ = await self.range(begin, end, size, revision=revision, urgency=urgency)
+                found, _ = await self.range(begin, end, size, revision=revision)
             except TooLarge:
                 if size == 1:
                     raise
@@ -318,6 +289,12 @@ class Etcd:
         """One key; ``None`` if it is not there."""
         found, _ = await self.range(key)
         return found[0] if found else None
+
+    @returnsDeferred
+    async def create(self, key: str, value: bytes) -> KeyValue:
+        """Set a key, if it is not there; fires with the key as it is then."""
+        done = await self.txn([unchanged(key, 0)], [put(key, value), reading(key)], [reading(key)])
+        return next(kept for kept in done.found if kept)[0]
 
     @returnsDeferred
     async def grant(self, lease: int, seconds: int) -> int:
@@ -336,29 +313,19 @@ class Etcd:
     @returnsDeferred
     async def revoke(self, lease: int, *, patience: float = PATIENCE) -> None:
         """End a lease, and the keys that go with it. One that is not there is no error."""
-        try:
-            # One that is not revoked runs out.
-            await self._ask("lease/revoke", {"ID": str(lease)}, patience=patience, urgency=Urgency.idle)
-        except EtcdError as error:
-            if error.code != 5:
-                raise
+        await self._askOnce(NOT_FOUND, "lease/revoke", {"ID": str(lease)}, patience=patience)
 
     @returnsDeferred
     async def keepAlive(self, lease: int) -> bool:
-        """Let a lease begin anew; fires with whether it exists."""
-        left: int = await self._ask(
-            "lease/keepalive", {"ID": str(lease)}, lambda answer: _readTTL(answer["result"]), patience=0
-        )
+        """Let a lease begin anew; fires with whether it exists. It is tried once."""
+        body = {"ID": str(lease)}
+        left: int = await self._ask("lease/keepalive", body, lambda answer: _readTTL(answer["result"]), patience=0)
         return left > 0
 
     @returnsDeferred
     async def compact(self, revision: int) -> None:
-        """Forget how things were before *revision*. Doing it twice causes no error."""
-        try:
-            await self._ask("kv/compaction", {"revision": str(revision)})
-        except EtcdError as error:
-            if error.code != 11:
-                raise
+        """Forget how things were before *revision*."""
+        await self._askOnce(_OUT_OF_RANGE, "kv/compaction", {"revision": str(revision)})
 
     # -- inside
 
@@ -377,14 +344,16 @@ class Etcd:
         body: Mapping[str, Any],
         read: Callable[[Any], Any] = lambda answer: answer,
         patience: float = PATIENCE,
-        urgency: Urgency = Urgency.ordinary,
+        isUrgent: bool = False,
     ) -> Any:
         """The result of *read* for the response. It may raise the errors of reading unexpected JSON."""
         end = self._clock.seconds() + patience
         while True:
             self._gate()
+            await self._turn(isUrgent)
             try:
-                return await self._inTurn(path, body, read, urgency)
+                self._gate()
+                return await self._authorized(path, body, read)
             except EtcdError as error:
                 if error.code not in _PASSING:
                     raise
@@ -392,59 +361,70 @@ class Etcd:
             except ServiceRegistryError as error:
                 reason = str(error)
                 if isinstance(error.__cause__, ResponseTooLarge):
-                    raise TooLarge(f"etcd: {reason}") from None
+                    raise TooLarge(_OUT_OF_RANGE, reason) from None
+            finally:
+                self._turns.give()
             if self._clock.seconds() + PAUSE >= end:
                 raise StoreUnavailable(f"etcd: {reason}")
             await deferLater(self._clock, PAUSE)
 
-    async def _inTurn(self, path: str, body: Any, read: Callable[[Any], Any], urgency: Urgency) -> Any:
-        if self._turns is None:
-            return await self._askOnce(path, body, read)
-        turn = self._turns.take(urgency.value)
+    async def _askOnce(self, code: int, path: str, body: Mapping[str, Any], patience: float = PATIENCE) -> None:
+        """As :meth:`_ask`; a refusal with this *code* says that it was done before."""
+        try:
+            await self._ask(path, body, patience=patience)
+        except EtcdError as error:
+            if error.code != code:
+                raise
+
+    async def _turn(self, isUrgent: bool) -> None:
+        turn = self._turns.take(0.0 if isUrgent else 1.0)
         if not turn.called:
             turn.addTimeout(QUEUE, self._clock)
         try:
             await turn
         except TimeoutError:
             raise StoreUnavailable("etcd is overloaded: requests waited too long") from None
-        try:
-            self._gate()
-            return await self._askOnce(path, body, read)
-        finally:
-            self._turns.give()
 
-    async def _askOnce(self, path: str, body: Any, read: Callable[[Any], Any]) -> Any:
-        for isSecond in (False, True):
-            if self._user is not None and self._user.token is None:
+    async def _authorized(self, path: str, body: Any, read: Callable[[Any], Any]) -> Any:
+        """Send a request in the user's name, again if the token has ended."""
+        user = self._user
+        if user is None:
+            return await self._send(path, body, read)
+        for isLast in (False, True):
+            if user.token is None:
                 await self._authenticating.do(None, self._authenticate)
-            token, header = (None, None) if self._user is None else (self._user.token, self._user.header)
-            sent = self._clock.seconds()
-            response = await self._transport.request("POST", f"/v3/{path}", body=body, repeatable=True, header=header)
-            answer = response.json
-            if response.status == 200:
-                try:
-                    result = read(answer)
-                except (ValueError, TypeError, LookupError, AttributeError):
-                    response.leave()
-                    raise EtcdError(_UNAVAILABLE, f"unexpected response to {path}") from None
-                if path == _TXN:
-                    # Leases belong to their leader alone, which may not know yet that it is no longer the leader.
-                    self._onContact(sent)
-                return result
+            token = user.token
+            try:
+                return await self._send(path, body, read, user.header)
+            except EtcdError as error:
+                isOld = error.code == _INVALID and _OLD_TOKEN in error.message
+                if isLast or not (isOld or error.code == _UNAUTHENTICATED):
+                    raise
+            if user.token == token:
+                # Else another request has found out before, and it is another one by now.
+                user.token = None
+        raise AssertionError("unreachable")
+
+    async def _send(
+        self, path: str, body: Any, read: Callable[[Any], Any], header: tuple[bytes, bytes] | None = None
+    ) -> Any:
+        sent = self._clock.seconds()
+        response = await self._transport.request("POST", f"/v3/{path}", body=body, repeatable=True, header=header)
+        answer = response.json
+        if response.status != 200:
             fault = answer[0] if isinstance(answer, list) and answer else answer
             fault = fault if isinstance(fault, dict) else {}
-            code = fault.get("code")
-            error = EtcdError(
-                code if isinstance(code, int) else _UNAVAILABLE,
-                str(fault.get("message") or fault.get("error") or f"HTTP {response.status}"),
-            )
-            isOld = error.code == _INVALID and _OLD_TOKEN in error.message
-            if not (isOld or error.code == _UNAUTHENTICATED) or self._user is None or isSecond:
-                raise error
-            if self._user.token == token:
-                # Else another request has found out before, and it is another one by now.
-                self._user.token = None
-        raise AssertionError("unreachable")
+            code, message = fault.get("code"), fault.get("message") or fault.get("error")
+            raise EtcdError(code if isinstance(code, int) else _UNAVAILABLE, str(message or f"HTTP {response.status}"))
+        try:
+            result = read(answer)
+        except (ValueError, TypeError, LookupError, AttributeError):
+            response.leave()
+            raise EtcdError(_UNAVAILABLE, f"unexpected response to {path}") from None
+        if path == _TXN:
+            # Leases belong to their leader alone, which may not know yet that it is no longer the leader.
+            self._onContact(sent)
+        return result
 
     @returnsDeferred
     async def _authenticate(self) -> None:
@@ -459,12 +439,6 @@ class Etcd:
                 user.token = response.read(_readToken)
                 return
         raise StoreUnavailable(f"etcd refuses the user {user.name!r}: check the user name and the password")
-
-
-def _readTxn(answer: Any) -> Txn:
-    reads = (response.get("response_range", {}) for response in answer.get("responses", ()))
-    found = [[keyValue(each) for each in read.get("kvs", ())] for read in reads]
-    return Txn(bool(answer.get("succeeded")), int(answer["header"]["revision"]), found)
 
 
 def _readTTL(answer: Any) -> int:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -18,16 +17,13 @@ from ....util.logs import Logger
 from ...scopes import isLockScope, tenantOf
 from ..interfaces import StoreUnavailable
 from ..shared import IStoreListener
-from .batches import eventsIn
-from .gateway import EtcdError, KeyValue, Revision, Urgency, User, jsonBytes, newLease, put, unchanged
-from .kept import readKept, understood
-from .locks import EtcdLocks
+from .gateway import NOT_FOUND, Clause, EtcdError, KeyValue, User, createdAt, jsonBytes, newLease, put
 from .node import Evidence, INodeKeys, Joined, Node
-from .part import Part
+from .part import Part, logOnce, readKept, understood
 from .registrations import Registrations
-from .services import EtcdServices
+from .services import EtcdLocks, EtcdServices
 from .votes import Registration, Status
-from .watch import Change, Watch
+from .watch import Watch
 
 _REPLACED = "etcd has another registry's data now, or none: restart this node"
 
@@ -53,20 +49,17 @@ class NodeKeys(Part):
     node: Node = attrs.field(init=False)
     secret: str = attrs.field(init=False)
     listener: IStoreListener = attrs.field(init=False)
-    _leases: dict[str, int] = attrs.field(factory=dict, init=False)
+    _lease: int = attrs.field(default=0, init=False)
     _watch: Watch | None = attrs.field(default=None, init=False)
     _loads: int = attrs.field(default=0, init=False)
-    # Whether the log says that etcd has other data now.
-    _isReplaced: bool = attrs.field(default=False, init=False)
 
     # -- the node's key
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}nodes/{name}"
 
-    def _put(self, name: str, status: Status) -> dict[str, Any]:
-        kept = {**status.toJSON(self._positionOf), "commits": self._batches.process}
-        return put(self._key(name), jsonBytes(kept), self._leases[name])
+    def _put(self, name: str, status: Status) -> Clause:
+        return put(self._key(name), jsonBytes(status.toJSON(self._positionOf)), self._lease)
 
     def _positionOf(self, registration: Registration) -> int:
         tenant, incarnation = registration
@@ -79,39 +72,35 @@ class NodeKeys(Part):
         meta = await self._etcd.get(f"{self._prefix}meta")
         if meta is None or readKept(meta.key, meta.value, {"secret": str})["secret"] != self.secret:
             # Nodes with different secrets would refuse each other's tokens, and give the same event different ids.
-            if not self._isReplaced:
-                self._isReplaced = True
-                self._log.error(_REPLACED)
+            logOnce(_REPLACED)
             raise StoreUnavailable(_REPLACED)
-        self._leases = {name: newLease()}
-        granted = await self._etcd.grant(self._leases[name], seconds)
-        condition = unchanged(self._key(name), 0, Revision.created)
+        self._lease = newLease()
+        granted = await self._etcd.grant(self._lease, seconds)
         changes = [self._put(name, status), put(f"{self._prefix}joins", b"1")]
-        done = await self._etcd.txn([condition], changes, patience=0)
+        done = await self._etcd.txn([createdAt(self._key(name), 0)], changes, patience=0)
         if not done.succeeded:
             raise StoreUnavailable("etcd: the name of a new node is taken")
         return Joined(done.revision, granted)
 
     def renew(self, name: str) -> Deferred[bool]:
-        return self._etcd.keepAlive(self._leases[name])
+        return self._etcd.keepAlive(self._lease)
 
     @returnsDeferred
     async def publish(self, name: str, created: int, status: Status) -> bool:
-        condition = unchanged(self._key(name), created, Revision.created)
+        condition = createdAt(self._key(name), created)
         try:
-            done = await self._etcd.txn([condition], [self._put(name, status)], patience=0)
+            return (await self._etcd.txn([condition], [self._put(name, status)], patience=0)).succeeded
         except EtcdError as error:
-            # Its lease has ended, and the key with it.
-            if error.code == 5:
+            if error.code == NOT_FOUND:
+                # Its lease has ended, and the key with it.
                 return False
             raise
-        return done.succeeded
 
     @returnsDeferred
     async def leave(self, name: str) -> None:
         self._stopWatching()
         if name:
-            await self._etcd.revoke(self._leases[name], patience=0)
+            await self._etcd.revoke(self._lease, patience=0)
 
     # -- services and locks
 
@@ -136,24 +125,24 @@ class NodeKeys(Part):
         self._stopWatching()
         self._loads += 1
         number = self._loads
-        joins, revision = await self._etcd.range(f"{self._prefix}joins", urgency=Urgency.vital)
+        joins, revision = await self._etcd.range(f"{self._prefix}joins")
         records, seen, locks, seenLocks, nodes = [
-            await self._etcd.all(self._prefix + kind, revision=revision, urgency=Urgency.vital)
-            for kind in ("services/", "seen/", "locks/", "seen-locks/", "nodes/")
+            await self._etcd.all(f"{self._prefix}{kind}/", revision=revision)
+            for kind in ("services", "seen", "locks", "seen-locks", "nodes")
         ]
         if number != self._loads:
             raise StoreUnavailable("the node has joined again since")
-        # A node's key goes with its lease; copies of keys have none.
-        nodes = [each for each in nodes if each.lease]
         self._batches.forget()
         registrations = [*self._services.load(records, seen, revision), *self._locks.load(locks, seenLocks, revision)]
         self.listener.synchronized(registrations)
         for tenant in {tenantOf(each.tenant) for each in registrations}:
             self.listener.eventAdded(tenant, None)
         self.node.joins = joins[0].modified if joins else 0
-        self.node.membersAre({self._nameOf(each) for each in nodes})
-        for each in nodes:
-            self.node.statusChanged(self._nameOf(each), self._statusOf(each))
+        # A node's key goes with its lease; copies of keys have none.
+        statuses = {each.key.rpartition("/")[2]: self._statusOf(each) for each in nodes if each.lease}
+        self.node.membersAre(set(statuses))
+        for name, status in statuses.items():
+            self.node.statusChanged(name, status)
         self._watch = Watch(self._agent, self._user, self._changed, self._watchEnded)
         # Each time at another member: one may be what the last watch went deaf for.
         self._watch.start(self._urls[self._loads % len(self._urls)], self._prefix, revision + 1)
@@ -168,44 +157,32 @@ class NodeKeys(Part):
         self._watch = None
         self.node.watchEnded()
 
-    def _nameOf(self, found: KeyValue) -> str:
-        return found.key.rpartition("/")[2]
-
     def _statusOf(self, found: KeyValue) -> Status | None:
         try:
             return Status.of(json.loads(found.value), lambda tenant, position: self._ids.of(tenant).idAt(position))
         except ValueError:
             return None
 
-    def _changed(self, change: Change) -> None:
-        with understood(change.now.key):
-            self._take(change)
+    def _changed(self, now: KeyValue, isDeleted: bool) -> None:
+        with understood(now.key):
+            self._take(now, isDeleted)
 
-    def _take(self, change: Change) -> None:
-        now = change.now
+    def _take(self, now: KeyValue, isDeleted: bool) -> None:
         kind, _, rest = now.key[len(self._prefix) :].partition("/")
         registrations = self._locks if kind in ("locks", "seen-locks") else self._services
         if kind in ("services", "locks"):
-            if change.isDeleted:
-                registrations.recordDeleted(now, change.before)
-            else:
-                registrations.recordChanged(now)
+            (registrations.recordDeleted if isDeleted else registrations.recordChanged)(now)
+        elif kind in ("seen", "seen-locks"):
+            registrations.seenChanged(now)
         elif kind == "nodes" and now.lease:
             self.node.statusChanged(rest, self._statusOf(now))
         elif kind == "nodes":
             self.node.nodeGone(rest)
         elif kind == "joins":
             self.node.joins = now.modified if now.created else 0
-        elif kind in ("seen", "seen-locks"):
-            registrations.seenChanged(now)
-        elif change.isDeleted:
-            return
-        elif kind == "clocks":
+        elif kind == "clocks" and not isDeleted:
             self._batches.clockChanged(rest, now)
-        elif kind == "commits":
-            tenant, _, process = rest.partition("/")
-            if process != self._batches.process:
-                self._batches.committed(tenant, process)
-        elif kind in ("events", "moreevents"):
-            for type in {event["type"] for event in eventsIn(now)}:
-                self.listener.eventAdded(rest.partition("/")[0], type)
+        elif kind in ("events", "moreevents") and not isDeleted:
+            tenant = rest.partition("/")[0]
+            for type in self._batches.eventsAdded(tenant, now):
+                self.listener.eventAdded(tenant, type)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import Interface
 
@@ -40,8 +41,6 @@ VOTE = 0.5
 DEAF = 2.0
 #: Seconds between two attempts.
 PAUSE = 0.2
-
-_T = TypeVar("_T")
 
 
 @attrs.frozen
@@ -97,25 +96,24 @@ class INodeKeys(Interface):
 
 @attrs.define(eq=False)
 class _Session:
-    """One membership; times are on CLOCK_BOOTTIME."""
+    """
+    One membership; times are on CLOCK_BOOTTIME.
+
+    :ivar validUntil: when the node stops to acknowledge heartbeats; 0 before everything has been read.
+    :ivar renewed: when the last renewal began.
+    :ivar shown: when the watch showed the node's own status last; *read*: when everything was read last.
+    :ivar isSuspended: whether the registrations know that the node is not valid.
+    """
 
     name: str
+    joined: Joined
     votes: Votes[Evidence]
-    # The create revision of the node's key, and the seconds of its lease.
-    created: int = 0
-    lifetime: float = 0.0
-    # When the node stops to acknowledge heartbeats, when the last renewal began, when the watch showed the node's own
-    # status last, and when everything was read last.
+    renewed: float
     validUntil: float = 0.0
-    renewed: float = 0.0
     shown: float = 0.0
     read: float = -DEAF
-    # Whether the status is being written, whether everything is being read, and whether the registrations know that the
-    # node is not valid.
-    isWriting: bool = False
     isReading: bool = False
     isSuspended: bool = False
-    lost: Deferred[None] = attrs.Factory(Deferred)
 
 
 class Node:
@@ -139,16 +137,12 @@ class Node:
         self._touching: Counter[Registration] = Counter()
         self._opening: dict[Registration, Waiters[None]] = {}
         self._background: set[Deferred[Any]] = set()
-        self._running: Deferred[None] | None = None
-        self._joined: Deferred[None] | None = None
         self._outage = Outage(
             self._log,
             clock,
             "Not a valid member of the cluster; heartbeats are refused (retrying): {reason}",
             "Valid member of the cluster again after {seconds:.1f} s",
         )
-        self._loop = LoopingCall(self._turn)
-        self._loop.clock = clock
 
     # -- membership
 
@@ -160,42 +154,20 @@ class Node:
         :param registrations: the known services and locks.
         """
         self._registrations = registrations
-        self._joined = joined = Deferred[None]()
-        self._running = Deferred.fromCoroutine(self._run())
-        self._running.addErrback(lambda failure: failure.trap(CancelledError))
-        self._loop.start(PUBLICATION, now=False)
-        return joined
+        return self._owned(self._retried(self._join))
 
     async def stop(self) -> None:
         """Leave the cluster; nothing is left on the reactor."""
-        if self._loop.running:
-            self._loop.stop()
-        running, self._running = self._running, None
-        if running is not None:
-            running.cancel()
-        if self._joined is not None:
-            self._joined.cancel()
+        name, self._session = self.name, None
         for work in list(self._background):
             work.cancel()
-        name, self._session = self.name, None
         self._openAll()
-        try:
+        # A lease that can't be ended runs out.
+        with suppress(StoreUnavailable):
             await self._keys.leave(name)
-        except StoreUnavailable:
-            # The lease ends by itself.
-            pass
 
-    async def _run(self) -> None:
-        while True:
-            session = await self._retried(self._join)
-            self._outage.succeeded()
-            joined, self._joined = self._joined, None
-            if joined is not None:
-                joined.callback(None)
-            await session.lost
-
-    async def _retried(self, steps: Callable[[], Awaitable[_T]]) -> _T:
-        """The result of some steps, which are repeated until they succeed."""
+    async def _retried(self, steps: Callable[[], Awaitable[None]]) -> None:
+        """Repeat some steps until they succeed."""
         while True:
             try:
                 return await steps()
@@ -208,8 +180,9 @@ class Node:
                 self._outage.failed(Failure(), reason="unexpected error")
             await deferLater(self._clock, PAUSE)
 
-    async def _join(self) -> _Session:
-        name = secrets.token_hex(8)
+    async def _join(self) -> None:
+        name, sent = secrets.token_hex(8), self._seconds()
+        joined = await self._keys.join(name, PRESENCE, Status(0))
         votes: Votes[Evidence] = Votes(
             name,
             self._secondsLeft,
@@ -217,18 +190,14 @@ class Node:
             self._opened,
             lambda *vote: self._inBackground(self._expire(session, *vote)),
         )
-        session = _Session(name, votes)
-        sent = self._seconds()
-        joined = await self._keys.join(name, PRESENCE, votes.status())
-        session.created, session.lifetime = joined.created, joined.lifetime
         # The watch delivers to it from now on, but it acknowledges nothing before everything has been read.
-        self._session = session
-        session.renewed = sent
+        self._session = session = _Session(name, joined, votes, renewed=sent)
+        self._inBackground(self._write(session))
         await self._read(session)
         if self._session is not session:
             raise StoreUnavailable("this node's key was gone before everything was read")
         session.validUntil = sent + joined.lifetime - SAFETY
-        return session
+        self._outage.succeeded()
 
     async def _read(self, session: _Session) -> None:
         """Read everything, until that succeeds or the membership ends, and give every service a full timeout."""
@@ -248,13 +217,42 @@ class Node:
             session.shown = session.read = self._seconds()
             self._registrations.renewAll()
 
+    async def _write(self, session: _Session) -> None:
+        """Renew the lease, and publish the status, until the membership ends."""
+        while True:
+            await deferLater(self._clock, PUBLICATION)
+            if self._session is not session:
+                return
+            now = self._seconds()
+            isRenewal = now - session.renewed >= RENEWAL
+            try:
+                if isRenewal:
+                    session.renewed = now
+                    if not await self._keys.renew(session.name):
+                        return self._lose(session, "the lease of this node's key has ended")
+                if (isRenewal or session.votes.isChanged) and not await self._keys.publish(
+                    session.name, session.joined.created, session.votes.status()
+                ):
+                    return self._lose(session, "this node's key is gone")
+            except StoreUnavailable:
+                continue
+            if isRenewal and session.validUntil and self._session is session:
+                if self._seconds() > session.validUntil:
+                    # Heartbeats were refused meanwhile.
+                    session.isSuspended = False
+                    session.votes.giveUp()
+                    self._registrations.renewAll()
+                    self._outage.succeeded()
+                session.validUntil = max(session.validUntil, now + session.joined.lifetime - SAFETY)
+
     def _lose(self, session: _Session, reason: str) -> None:
         if self._session is session:
             self._session = None
             self._registrations.suspend()
             self._outage.failed(reason=reason)
             self._openAll()
-            session.lost.callback(None)
+            if session.validUntil:
+                self._inBackground(self._retried(self._join))
 
     @property
     def name(self) -> str:
@@ -276,50 +274,6 @@ class Node:
         """Whether the node may acknowledge heartbeats now."""
         session = self._session
         return session is not None and self._seconds() < session.validUntil
-
-    # -- the own key
-
-    def _turn(self) -> None:
-        session = self._session
-        if session is None or not session.created:
-            return
-        now = self._seconds()
-        if session.validUntil and now > session.validUntil and not session.isSuspended:
-            session.isSuspended = True
-            self._registrations.suspend()
-            self._outage.failed(reason="etcd did not confirm the lease of this node's key in time")
-        if not session.isReading and now - session.shown > DEAF:
-            self.watchEnded()
-        if session.isWriting:
-            return
-        if now - session.renewed >= RENEWAL:
-            session.renewed = now
-            work = self._renew(session, now)
-        elif session.votes.isChanged:
-            work = self._publish(session)
-        else:
-            return
-        session.isWriting = True
-        self._inBackground(work).addBoth(lambda _: setattr(session, "isWriting", False))
-
-    async def _renew(self, session: _Session, sent: float) -> None:
-        if not await self._keys.renew(session.name):
-            self._lose(session, "the lease of this node's key has ended")
-        if self._session is session:
-            await self._publish(session)
-        if self._session is not session or not session.validUntil:
-            return
-        if self._seconds() > session.validUntil:
-            # Heartbeats were refused meanwhile.
-            session.isSuspended = False
-            session.votes.giveUp()
-            self._registrations.renewAll()
-            self._outage.succeeded()
-        session.validUntil = max(session.validUntil, sent + session.lifetime - SAFETY)
-
-    async def _publish(self, session: _Session) -> None:
-        if not await self._keys.publish(session.name, session.created, session.votes.status()):
-            self._lose(session, "this node's key is gone")
 
     # -- what the watch shows
 
@@ -356,15 +310,23 @@ class Node:
     def watchEnded(self) -> None:
         """The watch has ended or shows nothing: changes may have been missed, and everything is read again."""
         session = self._session
-        if session is not None and session.created and not session.isReading:
+        if session is not None and not session.isReading:
             self._inBackground(self._read(session))
 
     # -- votes
 
     def tick(self) -> None:
         """Take part in the votes. Called a few times a second, except at a tick that finds a stall."""
-        session = self._session
-        if session is None or session.isReading or not self.isValid:
+        session, now = self._session, self._seconds()
+        if session is None or not session.validUntil:
+            return
+        if now > session.validUntil and not session.isSuspended:
+            session.isSuspended = True
+            self._registrations.suspend()
+            self._outage.failed(reason="etcd did not confirm the lease of this node's key in time")
+        if now - session.shown > DEAF:
+            self.watchEnded()
+        if session.isReading or not self.isValid:
             return
         votes = session.votes
         votes.answer()
@@ -380,14 +342,13 @@ class Node:
             votes.open(new)
 
     def _secondsLeft(self, registration: Registration) -> float:
-        if registration in self._touching:
-            return float(self._registrations.timeout(registration))
-        return float(self._registrations.secondsLeft(registration))
+        isTouched = registration in self._touching
+        return float((self._registrations.timeout if isTouched else self._registrations.secondsLeft)(registration))
 
     async def _expire(self, session: _Session, number: int, registration: Registration, evidence: Evidence) -> None:
         hasExpired = False
         try:
-            hasExpired = await self._keys.expire(session.name, session.created, registration, evidence)
+            hasExpired = await self._keys.expire(session.name, session.joined.created, registration, evidence)
         except NoSuchObject:
             self._registrations.ended(registration)
         except CancelledError:
@@ -430,9 +391,10 @@ class Node:
         Let a heartbeat of a registration pass that a vote closes; returns whether the registration exists. Fails with
         :class:`StoreUnavailable` if that cannot be found out, or this node may not acknowledge heartbeats.
         """
-        session = self._validSession()
-        if session.votes.closing(registration):
-            await self._untilOpen(registration)
+        if self._validSession().votes.closing(registration):
+            waiters = self._opening.setdefault(registration, Waiters())
+            with suppress(TimeoutError):
+                await waiters.wait().addTimeout(VOTE, self._clock)
         while True:
             session = self._validSession()
             votes = session.votes.closing(registration)
@@ -457,18 +419,9 @@ class Node:
             raise StoreUnavailable("this node is not a valid member of the cluster now")
         return session
 
-    async def _untilOpen(self, registration: Registration) -> None:
-        if registration not in self._opening:
-            self._opening[registration] = Waiters(lambda: self._opening.pop(registration, None))
-        try:
-            await self._opening[registration].wait().addTimeout(VOTE, self._clock)
-        except TimeoutError:
-            pass
-
     def _opened(self, registration: Registration) -> None:
-        waiting = self._opening.pop(registration, None)
-        if waiting is not None:
-            waiting.fire(None)
+        if registration in self._opening:
+            self._opening.pop(registration).fire(None)
 
     def _openAll(self) -> None:
         for registration in list(self._opening):
@@ -476,13 +429,20 @@ class Node:
 
     # -- inside
 
-    def _inBackground(self, work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
+    def _owned(self, work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
+        """Start some work, which ends with :meth:`stop`."""
         running = Deferred.fromCoroutine(work)
         self._background.add(running)
 
-        def done(result: Any) -> None:
+        def done(result: Any) -> Any:
             self._background.discard(running)
-            if isinstance(result, Failure) and not result.check(StoreUnavailable, CancelledError):
-                self._log.failure("A node's work in the cluster failed", result)
+            return result
 
         return running.addBoth(done)
+
+    def _inBackground(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
+        def failed(failure: Failure) -> None:
+            if not failure.check(StoreUnavailable, CancelledError):
+                self._log.failure("A node's work in the cluster failed", failure)
+
+        self._owned(work).addErrback(failed)

@@ -1,25 +1,77 @@
-"""The base of the parts of the store: the prefix of their keys, and the tenants' event ids."""
+"""The values that nodes keep in etcd, and the base of the parts of the store that read and write them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
 from hashlib import blake2b
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
 
+from ....util.logs import Logger
 from ...eventids import EventIds, newTail
 from ...scopes import tenantOf
-from .batches import Batches
-from .gateway import Etcd
+from ..interfaces import StoreUnavailable
+from . import VERSION
+from .gateway import Etcd, KeyValue, endOf
+
+if TYPE_CHECKING:
+    from .batches import Batches
+
+_T = TypeVar("_T")
+
+#: The fields that a value must have.
+Fields: TypeAlias = Mapping[str, type | UnionType]
+
+_log = Logger()
+
+
+class Unreadable(StoreUnavailable):
+    """A key has a value that neither this release nor an earlier one has written."""
+
+
+def readKept(key: str, value: bytes, fields: Fields, newest: float = VERSION) -> dict[str, Any]:
+    """
+    The value of a key: a JSON object with these *fields*, and a version up to the *newest* one. Other values are
+    logged, each once, and raise :class:`Unreadable`.
+    """
+    try:
+        kept: dict[str, Any] = json.loads(value)
+        wrong = [name for name, kind in fields.items() if not isinstance(kept[name], kind)]
+        if wrong or kept.get("v", 0) > newest:
+            raise ValueError(f"unexpected {wrong[0]}" if wrong else f"version {kept['v']} is of a newer release")
+        return kept
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = f"the value of key {key!r} in etcd is damaged or of a newer release ({error})"
+        logOnce(f"Requests receive 503: {reason}; restore it from a backup")
+        raise Unreadable(reason) from None
+
+
+@contextmanager
+def understood(key: str) -> Iterator[None]:
+    """Log and skip a key that no registry has written, so that the node still reads the others."""
+    try:
+        yield
+    except Unreadable:
+        pass
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        logOnce(f"Ignored key {key!r} in etcd: no registry has written its value ({error!r})")
+
+
+@lru_cache(maxsize=1000)
+def logOnce(text: str) -> None:
+    _log.error("{text}", text=text)
 
 
 class TenantIds:
     """
-    The tenants' event ids. Each tenant has positions of its own, and a tail of its own, so that no two events of
-    different tenants have the same id.
-
-    :ivar tail: the registry's; the tenants' are made of it.
+    The tenants' event ids. Each tenant has positions of its own, and a tail of its own, made of the registry's *tail*,
+    so that no two events of different tenants have the same id.
     """
 
     def __init__(self, wallClock: Callable[[], float]) -> None:
@@ -30,17 +82,23 @@ class TenantIds:
     def of(self, tenant: str) -> EventIds:
         """The event ids of one tenant, which may be given by one of its scopes."""
         tenant = tenantOf(tenant)
-        ids = self._ids.get(tenant)
-        if ids is None:
+        if tenant not in self._ids:
             drawn = int.from_bytes(blake2b(f"{self.tail} {tenant}".encode(), digest_size=8).digest(), "big")
-            ids = self._ids[tenant] = EventIds(self._wallClock, newTail(lambda bits: drawn & (1 << bits) - 1))
-        return ids
+            self._ids[tenant] = EventIds(self._wallClock, newTail(lambda bits: drawn & (1 << bits) - 1))
+        return self._ids[tenant]
 
 
 @attrs.define(eq=False)
 class Part:
-    """A part of the store. *prefix* is that of all keys; *wallClock* returns seconds since the epoch."""
+    """
+    A part of the store; *prefix* is that of all keys, and *wallClock* returns seconds since the epoch.
 
+    :cvar kind: the name of its objects' keys, before the tenant and the id.
+    :cvar fields: what the value of each has.
+    """
+
+    kind: ClassVar[str] = ""
+    fields: ClassVar[Fields] = {}
     _etcd: Etcd
     _batches: Batches
     _prefix: str
@@ -50,3 +108,27 @@ class Part:
 
     def _milliseconds(self) -> int:
         return int(self._wallClock() * 1000)
+
+    def key(self, tenant: str, id: str = "") -> str:
+        """The key of an object, or the beginning of the keys of all of a tenant."""
+        return f"{self._prefix}{self.kind}/{tenantOf(tenant)}/{id}"
+
+    def _nameOf(self, key: str) -> tuple[str, str]:
+        """The tenant and the id in a key."""
+        _, tenant, id = key[len(self._prefix) :].split("/", 2)
+        return tenant, id
+
+    def _kept(self, key: str, value: bytes) -> dict[str, Any]:
+        return readKept(key, value, self.fields)
+
+    async def _page(
+        self, tenant: str, marker: str | None, count: int, read: Callable[[KeyValue], _T | None]
+    ) -> list[_T]:
+        """Up to *count* of a tenant's objects by id, from *marker* on, without those that are read as ``None``."""
+        prefix = self.key(tenant)
+        objects: list[_T] = []
+        async for found in self._etcd.pages(prefix + (marker or ""), endOf(prefix)):
+            objects += [each for each in map(read, found) if each is not None]
+            if len(objects) >= count:
+                break
+        return objects[:count]

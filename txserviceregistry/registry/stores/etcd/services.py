@@ -1,6 +1,4 @@
-"""
-Services in etcd. See :class:`~txserviceregistry.registry.stores.interfaces.IStore`.
-"""
+"""Services and locks in etcd: the nodes vote on the expiration of both."""
 
 from __future__ import annotations
 
@@ -9,14 +7,15 @@ from typing import Any
 
 import attrs
 
-from ....util.deferred import returnsDeferred
-from ...model import NewService, ServiceChanges
+from ...model import NewLock, NewService, ServiceChanges
+from ...scopes import lockScope
 from .. import payloads
-from ..interfaces import LimitExceeded, ObjectExists, ServiceRecord, StateRecord
+from ..interfaces import LockRecord, LockTaken, ObjectExists, ServiceRecord, StateRecord
 from .batches import Transaction
 from .gateway import PAGE, KeyValue, after, endOf, jsonBytes
+from .objects import EtcdStates
+from .part import Fields
 from .registrations import NEVER, Registrations
-from .states import EtcdStates
 
 
 @attrs.define(eq=False)
@@ -24,6 +23,7 @@ class EtcdServices(Registrations):
     kind = "services"
     touches = "seen"
     expiration = "service.timeout"
+    payload = staticmethod(payloads.serviceState)
     fields = {"position": int, "timeout": int, "tags": list, "metadata": dict}
     _states: EtcdStates
 
@@ -33,26 +33,18 @@ class EtcdServices(Registrations):
         seen = known.seen if known is not None and known.incarnation == incarnation else None
         return ServiceRecord(id, incarnation, kept["timeout"], tuple(kept["tags"]), kept["metadata"], seen, state)
 
-    def _recordOf(self, tenant: str, found: KeyValue, states: Mapping[str, StateRecord]) -> ServiceRecord:
-        id = self._name(found.key)[1]
-        return self._record(tenant, id, self._readRecord(found.key, found.value), states.get(id))
-
-    @returnsDeferred
     async def create(self, tenant: str, service: NewService, maximum: int) -> ServiceRecord:
-        id, key = service.id, self._recordKey(tenant, service.id)
+        id, key = service.id, self.key(tenant, service.id)
 
         def create(transaction: Transaction) -> tuple[dict[str, Any], StateRecord | None, Transaction]:
             if transaction.get(key) is not None:
                 raise ObjectExists(id)
-            if transaction.clock.services >= maximum:
-                raise LimitExceeded(maximum)
+            transaction.count("services", 1, maximum)
             state = self._states.inTransaction(transaction, tenant, id)
             payload = payloads.serviceState(ServiceRecord.of(service, "", state))
             position = transaction.addEvent("service.join", payload)
             kept = _kept(position, service.heartbeatTimeout, service.tags, service.metadata)
             transaction.put(key, jsonBytes(kept))
-            transaction.clock.services += 1
-            self._states.used(transaction, tenant, id)
             return kept, state, transaction
 
         reads = [key, self._states.key(tenant, id)]
@@ -61,13 +53,11 @@ class EtcdServices(Registrations):
         self._made(tenant, id, kept, transaction.made)
         return made
 
-    @returnsDeferred
     async def get(self, tenant: str, id: str, states: bool = False) -> ServiceRecord:
-        further = [self._states.key(tenant, id)] if states else []
-        found, *others = await self._find(tenant, id, *further)
-        return self._recordOf(tenant, found, {record.id: record for record in self._states.shown(others)})
+        found, *others = await self._find(tenant, id, *([self._states.key(tenant, id)] if states else []))
+        record: ServiceRecord = self._recordOf(found)
+        return attrs.evolve(record, state=self._states.shown(others).get(id))
 
-    @returnsDeferred
     async def list(
         self,
         tenant: str,
@@ -77,24 +67,26 @@ class EtcdServices(Registrations):
         hidden: Collection[str],
         states: bool = False,
     ) -> list[ServiceRecord]:
-        prefix = self._recordKey(tenant, "")
+        prefix = self.key(tenant)
         begin, end = prefix + (marker or ""), endOf(prefix)
         services: list[ServiceRecord] = []
-        # All pages show the services at one moment, the one of the first page.
+        # All pages show the services, and the states of their ids, at one moment, the one of the first page.
         revision = 0
         while True:
             size = PAGE if tag is not None else min(PAGE, count - len(services) + len(hidden))
-            found, records, now = await self._states.page(tenant, begin, end, size, states, revision=revision)
+            found, now = await self._etcd.range(begin, end, size, revision=revision)
             revision = revision or now
-            shown = [self._recordOf(tenant, each, records) for each in found]
-            services += [each for each in shown if each.incarnation not in hidden and (tag is None or tag in each.tags)]
+            first, last = (self._nameOf(found[place].key)[1] for place in (0, -1)) if found else ("", "")
+            shown = await self._states.between(tenant, first, last, revision) if states and found else {}
+            for record in map(self._recordOf, found):
+                if record.incarnation not in hidden and (tag is None or tag in record.tags):
+                    services.append(attrs.evolve(record, state=shown.get(record.id)))
             if len(services) >= count or len(found) < size:
                 return services[:count]
             begin = after(found[-1])
 
-    @returnsDeferred
     async def update(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> ServiceRecord:
-        key, seenKey = self._recordKey(tenant, id), self._seenKey(tenant, id)
+        key, seenKey = self.key(tenant, id), self._seenKey(tenant, id)
 
         def update(transaction: Transaction) -> tuple[dict[str, Any], Transaction]:
             kept = self._recordIn(transaction, tenant, id, incarnation)
@@ -103,14 +95,12 @@ class EtcdServices(Registrations):
             if new != old:
                 state = self._states.inTransaction(transaction, tenant, id)
                 transaction.addEvent("service.update", payloads.updatedService(old, attrs.evolve(new, state=state)))
-            renewals = kept.get("renewals", 0)
+            kept = _kept(kept["position"], new.heartbeatTimeout, new.tags, new.metadata)
+            transaction.put(key, jsonBytes(kept))
             if changes.heartbeatTimeout is not None:
-                # A new timeout is a touch.
-                renewals += 1
+                # A new timeout is a touch, which the watch shows after the record.
                 transaction.guard(seenKey)
                 transaction.put(seenKey, transaction.get(seenKey) or NEVER)
-            kept = _kept(kept["position"], new.heartbeatTimeout, new.tags, new.metadata, renewals)
-            transaction.put(key, jsonBytes(kept))
             return kept, transaction
 
         reads = [key, seenKey, self._states.key(tenant, id)]
@@ -122,24 +112,87 @@ class EtcdServices(Registrations):
             kept = {**kept, "timeout": known.timeout}
         return self._record(tenant, id, kept)
 
-    @returnsDeferred
     async def remove(self, tenant: str, id: str, incarnation: str) -> ServiceRecord:
         service: ServiceRecord = await self._endNow(tenant, id, incarnation, "service.remove")
         return service
 
-    def _payload(self, record: ServiceRecord) -> Mapping[str, Any]:
-        return payloads.serviceState(record)
+
+def _kept(position: int, timeout: int, tags: Collection[str], metadata: Mapping[str, str]) -> dict[str, Any]:
+    return {"v": 1, "position": position, "timeout": timeout, "tags": tags, "metadata": metadata}
 
 
-def _kept(
-    position: int, timeout: int, tags: Collection[str], metadata: Mapping[str, str], renewals: int = 0
-) -> dict[str, Any]:
-    """A record as it is kept, with how many updates have set the timeout: each gives the service a full timeout."""
-    return {
-        "v": 1,
-        "position": position,
-        "timeout": timeout,
-        "tags": tags,
-        "metadata": metadata,
-        "renewals": renewals,
-    }
+# The fields of a lock's record, without its position.
+_LOCK: Fields = {
+    "timeout": int,
+    "holder": str,
+    "nonce": str | None,
+    "metadata": dict,
+    "fence": int,
+    "acquired": int,
+    "isForced": bool,
+}
+
+
+@attrs.define(eq=False)
+class EtcdLocks(Registrations):
+    """Locks are the registrations of the scopes of their tenants' locks."""
+
+    kind = "locks"
+    touches = "seen-locks"
+    expiration = "lock.expire"
+    payload = staticmethod(LockRecord.ended)
+    fields = {"position": int, **_LOCK}
+
+    def _nameOf(self, key: str) -> tuple[str, str]:
+        tenant, name = super()._nameOf(key)
+        return lockScope(tenant), name
+
+    def _record(self, tenant: str, id: str, kept: Mapping[str, Any]) -> LockRecord:
+        incarnation = self._incarnation(tenant, kept)
+        return LockRecord(name=id, incarnation=incarnation, **{field: kept[field] for field in _LOCK})
+
+    async def acquire(self, tenant: str, lock: NewLock, maximum: int, now: int, fence: int) -> LockRecord:
+        scope = lockScope(tenant)
+        key = self.key(scope, lock.name)
+
+        def acquire(transaction: Transaction) -> tuple[dict[str, Any], Transaction]:
+            value, clock = transaction.get(key), transaction.clock
+            if value is not None:
+                raise LockTaken(self._record(scope, lock.name, self._kept(key, value)))
+            transaction.count("locks", 1, maximum)
+            clock.fence = max(clock.fence + 1, fence)
+            record = LockRecord.of(lock, "", clock.fence, now)
+            fields = attrs.asdict(record, filter=attrs.filters.include(*_LOCK))
+            kept = {"v": 1, "position": transaction.addEvent("lock.acquire", record.shown()), **fields}
+            transaction.put(key, jsonBytes(kept))
+            return kept, transaction
+
+        kept, transaction = await self._batches.do(scope, [key], acquire)
+        self._made(scope, lock.name, kept, transaction.made)
+        return self._record(scope, lock.name, kept)
+
+    async def get(self, tenant: str, name: str) -> LockRecord:
+        (found,) = await self._find(lockScope(tenant), name)
+        record: LockRecord = self._recordOf(found)
+        return record
+
+    async def list(self, tenant: str, marker: str | None, count: int, hidden: Collection[str]) -> list[LockRecord]:
+        def read(found: KeyValue) -> LockRecord | None:
+            record: LockRecord = self._recordOf(found)
+            return None if record.incarnation in hidden else record
+
+        return await self._page(tenant, marker, count, read)
+
+    async def force(self, tenant: str, name: str, incarnation: str) -> LockRecord:
+        scope = lockScope(tenant)
+        key = self.key(scope, name)
+
+        def force(transaction: Transaction) -> LockRecord:
+            kept = {**self._recordIn(transaction, scope, name, incarnation), "isForced": True}
+            transaction.put(key, jsonBytes(kept))
+            return self._record(scope, name, kept)
+
+        return await self._batches.do(scope, [key], force)
+
+    async def release(self, tenant: str, name: str, incarnation: str, isForced: bool) -> None:
+        await self._endNow(lockScope(tenant), name, incarnation, "lock.release", isForced=isForced)

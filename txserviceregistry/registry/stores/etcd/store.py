@@ -7,16 +7,15 @@ The keys below the prefix:
 ``meta``                        the registry's secret, and the tail of its event ids
 ``accounts/T``                  when the account was created
 ``clocks/T``                    the tenant's clock: :mod:`~txserviceregistry.registry.stores.etcd.batches`
-``commits/T/PROCESS``           the number of a process's last group of changes for this tenant
 ``services/T/ID``               a service's record
-``states/T/ID``                 the record of a state: :mod:`~txserviceregistry.registry.stores.etcd.states`
+``states/T/ID``                 the record of a state
 ``seen/T/ID``                   the time of a heartbeat, written by touches and now and then
 ``locks/T/NAME``                a lock's record, and
 ``seen-locks/T/NAME``           its touches
 ``values/T/KEY``                a configuration value
 ``events/T/POSITION``           events of version 1.0 up to this position, and
 ``moreevents/T/POSITION``       events of other types
-``users/NAME`` ``tokens/HASH``  :mod:`~txserviceregistry.registry.stores.etcd.users`
+``users/NAME`` ``tokens/HASH``  :class:`~txserviceregistry.registry.stores.etcd.objects.EtcdUsers`
 ``joins``                       written by every node that joins
 ``nodes/NODE``                  a node's status, with a lease: :mod:`~txserviceregistry.registry.stores.etcd.node`
 ==============================  =======================================================================================
@@ -30,10 +29,12 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import LoopingCall
 from twisted.web.iweb import IAgent, IPolicyForHTTPS
 from zope.interface import implementer
 
@@ -44,29 +45,59 @@ from ....http.tls import tlsPolicy
 from ....util.concurrency import PrioritySemaphore
 from ....util.deferred import returnsDeferred
 from ....util.files import Reloaded
+from ....util.logs import Logger
 from ....util.suspend import bootTime
+from ...eventids import newTail
 from ...statistics import StoreStatistics
-from ..interfaces import Account, StoreUnavailable
+from ..interfaces import Account, StoreRefused, StoreUnavailable
 from ..shared import ISharedStore, IStoreListener
-from . import DEFAULT_PREFIX
-from .batches import Batches
-from .events import EtcdEvents
-from .gateway import TRY, Etcd, User, jsonBytes, put, reading, unchanged
-from .kept import readKept
+from . import DEFAULT_PREFIX, VERSION
+from .batches import Batches, EtcdEvents
+from .gateway import PAGE, TRY, Etcd, User, createdAt, endOf, jsonBytes, put, reading, unchanged
 from .keys import NodeKeys
-from .layout import openLayout
-from .locks import EtcdLocks
 from .node import Node
-from .part import TenantIds
-from .services import EtcdServices
-from .states import EtcdStates
-from .users import EtcdUsers
-from .values import EtcdValues
+from .objects import EtcdStates, EtcdUsers, EtcdValues
+from .part import TenantIds, readKept
+from .services import EtcdLocks, EtcdServices
+
+_log = Logger()
 
 #: Connections to each member.
 _CONNECTIONS = 8
 #: Seconds without a response of etcd after which requests are refused at once.
 _GIVE_UP = 3.0
+#: Seconds between two transactions with times of heartbeats.
+_PACE = 1.0
+
+
+async def openLayout(etcd: Etcd, prefix: str) -> Mapping[str, Any]:
+    """
+    Make sure that the data in etcd has this version; returns the registry's secret and the tail of its event ids. Fails
+    with :class:`StoreRefused` if it has an unknown version, or nodes of version 1 are running.
+
+    Version 1 kept services alive by leases, and its keys with leases end by themselves. Its nodes can't share etcd with
+    nodes of this version: those that start afterwards refuse the data.
+    """
+    key, nodes = f"{prefix}meta", f"{prefix}nodes/"
+    found = await etcd.create(key, jsonBytes({"v": VERSION, "secret": secrets.token_hex(32), "tail": newTail()}))
+    meta = readKept(key, found.value, {"v": int, "secret": str, "tail": str}, newest=math.inf)
+    if meta["v"] == VERSION:
+        return meta
+    if meta["v"] != 1:
+        raise StoreRefused(f"the data in etcd below {prefix} was written by another release (version {meta['v']})")
+    done = await etcd.txn(
+        [unchanged(key, found.modified), createdAt(nodes, 0, endOf(nodes))],
+        [put(key, jsonBytes({**meta, "v": VERSION}))],
+        [reading(nodes, endOf(nodes), PAGE)],
+    )
+    if done.succeeded:
+        _log.info("Data in etcd below {prefix} converted to version {version}", prefix=prefix, version=VERSION)
+    elif running := len(done.found[0]):
+        raise StoreRefused(
+            f"{running} node(s) of an earlier release use the data in etcd below {prefix}: stop them first"
+        )
+    # Else another node has converted it.
+    return await openLayout(etcd, prefix)
 
 
 @implementer(ISharedStore)
@@ -105,7 +136,7 @@ class EtcdStore:
         user = None if credentials is None else User(*credentials)
         # Each member is given its own try.
         transport = JSONTransport(agent, reactor, urls, timeout=TRY * len(urls), name="etcd")
-        self.statistics = StoreStatistics(votes=self._countVotes)
+        self.statistics = StoreStatistics(votes=lambda: 0 if self._node.votes is None else self._node.votes.listed)
         self.isNew = False
         self._reactor = reactor
         self._prefix = prefix
@@ -136,54 +167,53 @@ class EtcdStore:
         self._secret = b""
         # When a request was sent that etcd has answered, by the reactor's clock; counts from the join on.
         self._contacted = math.inf
-        # Writes the times of heartbeats.
-        self._writing: Deferred[Any] | None = None
-        self.createService = self._services.create
-        self.getService = self._services.get
-        self.listServices = self._services.list
-        self.updateService = self._services.update
-        self.removeService = self._services.remove
-        self.setState = states.set
-        self.getState = states.get
-        self.listStates = states.list
-        self.endStates = states.end
-        self.dropStates = states.drop
-        self.acquireLock = self._locks.acquire
-        self.getLock = self._locks.get
-        self.listLocks = self._locks.list
-        self.forceLock = self._locks.force
-        self.releaseLock = self._locks.release
-        self.getValue = values.get
-        self.listValues = values.list
-        self.setValue = values.set
-        self.removeValue = values.remove
-        self.listEvents = events.list
-        self.lastEvent = events.last
-        self.hasEvent = events.has
-        self.dropEvents = events.drop
-        self.addUser = self._users.add
-        self.replaceUserKey = self._users.replaceKey
-        self.changeRole = self._users.changeRole
-        self.removeUser = self._users.remove
-        self.getUser = self._users.get
-        self.listUsers = self._users.all
-        self.addToken = self._users.addToken
-        self.getToken = self._users.getToken
-        self.removeToken = self._users.removeToken
-
-    def _countVotes(self) -> int:
-        return 0 if self._node.votes is None else self._node.votes.listed
+        self._seenWriter = LoopingCall(self._writeSeen)
+        self._seenWriter.clock = reactor
+        self.createService = returnsDeferred(self._services.create)
+        self.getService = returnsDeferred(self._services.get)
+        self.listServices = returnsDeferred(self._services.list)
+        self.updateService = returnsDeferred(self._services.update)
+        self.removeService = returnsDeferred(self._services.remove)
+        self.setState = returnsDeferred(states.set)
+        self.getState = returnsDeferred(states.get)
+        self.listStates = returnsDeferred(states.list)
+        self.endStates = returnsDeferred(states.end)
+        self.dropStates = returnsDeferred(states.drop)
+        self.acquireLock = returnsDeferred(self._locks.acquire)
+        self.getLock = returnsDeferred(self._locks.get)
+        self.listLocks = returnsDeferred(self._locks.list)
+        self.forceLock = returnsDeferred(self._locks.force)
+        self.releaseLock = returnsDeferred(self._locks.release)
+        self.getValue = returnsDeferred(values.get)
+        self.listValues = returnsDeferred(values.list)
+        self.setValue = returnsDeferred(values.set)
+        self.removeValue = returnsDeferred(values.remove)
+        self.listEvents = returnsDeferred(events.list)
+        self.lastEvent = returnsDeferred(events.last)
+        self.hasEvent = returnsDeferred(events.has)
+        self.dropEvents = returnsDeferred(events.drop)
+        self.addUser = returnsDeferred(self._users.add)
+        self.replaceUserKey = returnsDeferred(self._users.replaceKey)
+        self.changeRole = returnsDeferred(self._users.changeRole)
+        self.removeUser = returnsDeferred(self._users.remove)
+        self.getUser = returnsDeferred(self._users.get)
+        self.listUsers = returnsDeferred(self._users.all)
+        self.addToken = returnsDeferred(self._users.addToken)
+        self.getToken = returnsDeferred(self._users.getToken)
+        self.removeToken = returnsDeferred(self._users.removeToken)
+        self.recordLastSeen = self._services.noteSeen
 
     # -- opening and closing
 
     @returnsDeferred
     async def open(self) -> None:
-        meta = await openLayout(self._asking, self._reactor, self._prefix)
+        meta = await openLayout(self._asking, self._prefix)
         self._keys.secret = meta["secret"]
         self._secret = bytes.fromhex(meta["secret"])
         self._ids.tail = meta["tail"]
-        self.isNew = not await self._users.hasBeenUsed(self._asking)
+        self.isNew = await self._asking.get(self._users.guard) is None
         self._isOpen = True
+        self._seenWriter.start(_PACE, now=False)
 
     def _contact(self, sent: float) -> None:
         self._contacted = max(self._contacted, sent)
@@ -192,9 +222,9 @@ class EtcdStore:
     async def close(self) -> None:
         try:
             await self._batches.whenIdle()
-            if self._writing is not None:
-                self._writing.cancel()
         finally:
+            if self._seenWriter.running:
+                self._seenWriter.stop()
             # The caller may have stopped waiting for this.
             self._isOpen = False
             await self._node.stop()
@@ -245,13 +275,12 @@ class EtcdStore:
 
     @returnsDeferred
     async def account(self, tenant: str) -> Account:
-        key = f"{self._prefix}accounts/{tenant}"
         new = jsonBytes({"v": 1, "created": int(self._wallClock() * 1000)})
-        done = await self._etcd.txn([unchanged(key, 0)], [put(key, new), reading(key)], [reading(key)])
-        found = next(kept for kept in done.found if kept)
-        return Account(tenant, readKept(key, found[0].value, {"created": int})["created"])
+        found = await self._etcd.create(f"{self._prefix}accounts/{tenant}", new)
+        return Account(tenant, readKept(found.key, found.value, {"created": int})["created"])
 
-    def recordLastSeen(self, tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
-        if self._isOpen and self._services.noteSeen(tenant, id, incarnation, lastSeen):
-            self._writing = Deferred.fromCoroutine(self._services.writeSeen())
-            self._writing.addErrback(lambda failure: failure.trap(StoreUnavailable, CancelledError))
+    @returnsDeferred
+    async def _writeSeen(self) -> None:
+        # What can't be written is written some minutes later.
+        with suppress(StoreUnavailable):
+            await self._services.writeSeen()

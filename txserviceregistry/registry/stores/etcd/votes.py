@@ -18,15 +18,14 @@ from typing import Any, Generic, TypeVar
 
 import attrs
 
+from . import VERSION
+
 #: Tenant and incarnation: the id of the event with which the service joined.
 Registration = tuple[str, str]
 #: The node that opened the vote, and the vote's number there.
 VoteId = tuple[str, int]
 
 _E = TypeVar("_E")
-
-#: Of what is in etcd. Nodes of version 1 kept services alive by leases.
-VERSION = 2
 
 _NONE: Mapping[str, set[VoteId]] = {}
 
@@ -143,7 +142,7 @@ class Votes(Generic[_E]):
     def closing(self, registration: Registration) -> frozenset[VoteId]:
         """The votes that close a registration now: to be handed to :meth:`touched` after a touch."""
         tenant, incarnation = registration
-        return frozenset(self._closed.get(tenant, _NONE).get(incarnation, ()))
+        return frozenset(self.closed(tenant).get(incarnation, ()))
 
     def touched(self, registration: Registration, votes: Collection[VoteId]) -> None:
         """A touch has succeeded that was sent when these votes closed the registration."""
@@ -187,17 +186,13 @@ class Votes(Generic[_E]):
     def answer(self) -> None:
         """Answer the open votes of others that are not answered yet. Not called at a tick that finds a stall."""
         for id, question in self._questions.items():
-            if question.answer is not None:
-                continue
-            answer: dict[int, float] = {}
-            for place, registration in enumerate(question.registrations):
-                left = self._secondsLeft(registration)
-                if left > 0:
-                    answer[place] = left
-                elif registration not in question.alive:
-                    self._close(registration, id)
-            question.answer = answer
-            self.isChanged = True
+            if question.answer is None:
+                left = [self._secondsLeft(each) for each in question.registrations]
+                question.answer = {place: seconds for place, seconds in enumerate(left) if seconds > 0}
+                for registration, seconds in zip(question.registrations, left, strict=True):
+                    if seconds <= 0 and registration not in question.alive:
+                        self._close(registration, id)
+                self.isChanged = True
 
     def observe(self, node: str, status: Status) -> None:
         """Another member has published a status. One whose serial is not greater than the last one is ignored."""
@@ -236,8 +231,6 @@ class Votes(Generic[_E]):
         """The other members."""
         return self._members.keys()
 
-    # -- the own status
-
     def status(self) -> Status:
         """The next status to publish."""
         self._serial += 1
@@ -252,18 +245,16 @@ class Votes(Generic[_E]):
         for number, vote in list(self._own.items()):
             if vote.undecided is not None or not self._members.keys() <= vote.answers.keys():
                 continue
-            left: dict[int, float] = {}
-            for answer in vote.answers.values():
-                left |= {place: max(seconds, left.get(place, 0.0)) for place, seconds in answer.items()}
-            alive = {each: left[place] for place, each in enumerate(vote.items) if place in left}
-            for each, seconds in alive.items():
-                self._reopen(each, (self._node, number))
-                self._onAlive(each, seconds)
-            vote.undecided = set(vote.items).difference(alive)
-            silent = [each for each in vote.items if each in vote.undecided]
-            if not silent:
+            vote.undecided = set(vote.items)
+            for place, each in enumerate(vote.items):
+                left = max((answer.get(place, 0.0) for answer in vote.answers.values()), default=0.0)
+                if left > 0:
+                    vote.undecided.discard(each)
+                    self._reopen(each, (self._node, number))
+                    self._onAlive(each, left)
+            if not vote.undecided:
                 self._end(number)
-            for each in silent:
+            for each in [each for each in vote.items if each in vote.undecided]:
                 self._onExpired(number, each, vote.items[each])
 
     def _end(self, number: int) -> None:
@@ -283,13 +274,12 @@ class Votes(Generic[_E]):
 
     def _reopen(self, registration: Registration, id: VoteId) -> None:
         tenant, incarnation = registration
-        ofTenant = self._closed.get(tenant, {})
-        votes = ofTenant.get(incarnation)
+        votes = self._closed.get(tenant, {}).get(incarnation)
         if votes is None:
             return
         votes.discard(id)
         if not votes:
-            del ofTenant[incarnation]
-            if not ofTenant:
+            del self._closed[tenant][incarnation]
+            if not self._closed[tenant]:
                 del self._closed[tenant]
             self._onOpen(registration)

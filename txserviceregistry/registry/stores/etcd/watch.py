@@ -1,9 +1,8 @@
 """
 Watching etcd: every change below a prefix, in its order, as it happens.
 
-A watch is a request whose answer never ends: JSON, a line for each change or group of changes. Lines may be longer than
-any line reader expects, and a watch may go deaf silently; so its owner makes sure that something below the
-prefix changes regularly, and ends a watch that does not show it.
+A watch is a request whose answer never ends: JSON, a line for each change or group of changes. It may go deaf silently;
+so its owner makes sure that something below the prefix changes regularly, and ends a watch that does not show it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -19,24 +17,10 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 
 from ....http.bodies import BytesProducer
-from .gateway import KeyValue, User, encode, endOf, jsonBytes, keyValue
+from .gateway import KeyValue, User, encode, endOf, jsonBytes
 
-# No change, and no group of changes of one revision, is this large; it bounds what a broken server can make us hold.
+# No group of changes of one revision is this large; it bounds what a broken server can make us hold.
 _LONGEST_LINE = 64 * 1024 * 1024
-
-
-@attrs.frozen
-class Change:
-    """
-    A key was set or deleted.
-
-    :ivar now: the key as it is now; of a deleted one only its name, and the revision that deleted it.
-    :ivar before: the key as it was; ``None`` if it was not there, or that is unknown.
-    """
-
-    now: KeyValue
-    before: KeyValue | None
-    isDeleted: bool
 
 
 class Watch(Protocol):
@@ -45,13 +29,14 @@ class Watch(Protocol):
 
     :param agent: does the request; it must hand over the body as it comes.
     :param user: in whose name the request is sent; ``None`` where etcd asks for no user.
-    :param onChange: is called with each change.
+    :param onChange: is called with each changed key, and whether it was deleted: then it has no value, and was modified
+        by the revision that deleted it.
     :param onEnd: is called with the reason when the watch ends, unless it was stopped: nothing is known any more about
         what happens.
     """
 
     def __init__(
-        self, agent: IAgent, user: User | None, onChange: Callable[[Change], None], onEnd: Callable[[str], None]
+        self, agent: IAgent, user: User | None, onChange: Callable[[KeyValue, bool], None], onEnd: Callable[[str], None]
     ) -> None:
         self._agent = agent
         self._user = user
@@ -60,21 +45,15 @@ class Watch(Protocol):
         self._isOver = False
         self._request: Deferred[IResponse] | None = None
         # The received part of a line.
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._line = bytearray()
 
     def start(self, url: str, prefix: str, revision: int) -> None:
         """Begin, at the member with this *url*, with the changes below a prefix from this revision on."""
-        create = {
-            "key": encode(prefix),
-            "range_end": encode(endOf(prefix)),
-            "start_revision": str(revision),
-            "prev_kv": True,
-        }
-        body = BytesProducer(jsonBytes({"create_request": create}))
+        create = {"key": encode(prefix), "range_end": encode(endOf(prefix)), "start_revision": str(revision)}
         headers = Headers({b"Content-Type": [b"application/json"]})
         if self._user is not None and self._user.header is not None:
             headers.addRawHeader(*self._user.header)
+        body = BytesProducer(jsonBytes({"create_request": create}))
         self._request = self._agent.request(b"POST", f"{url}/v3/watch".encode("ascii"), headers, body)
         self._request.addCallbacks(self._answered, self._failed)
 
@@ -99,15 +78,12 @@ class Watch(Protocol):
     def dataReceived(self, data: bytes) -> None:
         *lines, rest = data.split(b"\n")
         for line in lines:
-            whole = b"".join([*self._parts, line])
-            self._parts, self._size = [], 0
+            whole, self._line = bytes(self._line + line), bytearray()
             if whole.strip() and not self._isOver:
                 self._lineReceived(whole)
-        if rest:
-            self._parts.append(rest)
-            self._size += len(rest)
-            if self._size > _LONGEST_LINE:
-                self._end("a line has no end")
+        self._line += rest
+        if len(self._line) > _LONGEST_LINE:
+            self._end("a line has no end")
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._end(reason.getErrorMessage())
@@ -124,10 +100,8 @@ class Watch(Protocol):
             self._end(str(result.get("cancel_reason") or ("it was compacted" if isCompacted else "canceled")))
             return
         for event in result.get("events", ()):
-            if self._isOver:
-                return
-            before = keyValue(event["prev_kv"]) if "prev_kv" in event else None
-            self._onChange(Change(keyValue(event["kv"]), before, event.get("type") == "DELETE"))
+            if not self._isOver:
+                self._onChange(KeyValue.of(event["kv"]), event.get("type") == "DELETE")
 
     def _end(self, why: str) -> None:
         if not self._isOver:

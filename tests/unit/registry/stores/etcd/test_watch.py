@@ -14,8 +14,8 @@ from twisted.web.client import BrowserLikePolicyForHTTPS
 
 from tests.loopback import Call, LoopbackTestCase, Server
 from txserviceregistry.http.pool import ConnectionPool, PooledAgent
-from txserviceregistry.registry.stores.etcd.gateway import encode
-from txserviceregistry.registry.stores.etcd.watch import Change, Watch
+from txserviceregistry.registry.stores.etcd.gateway import KeyValue, encode
+from txserviceregistry.registry.stores.etcd.watch import Watch
 
 HEAD = b"HTTP/1.1 200 X\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -39,14 +39,14 @@ class WatchCase(LoopbackTestCase):
     """Tests with watches over real connections."""
 
     def setUp(self) -> None:
-        self.changes: list[Change] = []
+        self.changes: list[tuple[KeyValue, bool]] = []
         self.why: list[str] = []
 
     def watch(self, url: str, revision: int = 1, prefix: str = "/", onChange: Any = lambda watch: None) -> Watch:
         """Begin a watch, which ends with the test; *onChange* is called with it at each change."""
 
-        def changed(change: Change) -> None:
-            self.changes.append(change)
+        def changed(now: KeyValue, isDeleted: bool) -> None:
+            self.changes.append((now, isDeleted))
             onChange(watch)
 
         agent = PooledAgent(reactor, BrowserLikePolicyForHTTPS(), 1.0, ConnectionPool(reactor, 0, streams=True))
@@ -70,7 +70,7 @@ class WatchTests(WatchCase):
         return self.serve(handle)
 
     async def test_asksForWhatIsWanted(self) -> None:
-        """All keys below the prefix, from a revision on, each with what it was before."""
+        """All keys below the prefix, from a revision on."""
         server = self.serving()
         self.watch(server.url, 7, "/a/")
         await self.until(lambda: server.calls)
@@ -82,21 +82,18 @@ class WatchTests(WatchCase):
                     "key": encode("/a/"),
                     "range_end": encode("/a0"),
                     "start_revision": "7",
-                    "prev_kv": True,
                 }
             },
         )
 
     async def test_tellsChangesInTheirOrder(self) -> None:
-        """What is set and what is deleted, with what was there before where that is known."""
-        gone = {**event("/a", revision=3), "type": "DELETE", "prev_kv": event("/a", "x", 2)["kv"]}
+        """What is set and what is deleted."""
+        gone = {**event("/a", revision=3), "type": "DELETE"}
         server = self.serving(message(created=True), message(event("/a", "x", 2)), message(gone, event("/b", "y", 3)))
         self.watch(server.url)
         await self.until(lambda: len(self.changes) == 3)
-        self.assertEqual([each.now.key for each in self.changes], ["/a", "/a", "/b"])
-        self.assertEqual([each.isDeleted for each in self.changes], [False, True, False])
-        self.assertEqual(self.changes[1].before, self.changes[0].now)
-        self.assertIsNone(self.changes[2].before)
+        self.assertEqual([now.key for now, _ in self.changes], ["/a", "/a", "/b"])
+        self.assertEqual([isDeleted for _, isDeleted in self.changes], [False, True, False])
         self.assertEqual(self.why, [])
 
     async def test_linesMayBeCutAnywhere(self) -> None:
@@ -117,8 +114,8 @@ class WatchTests(WatchCase):
                 at += length
             self.watch(self.serving(*parts).url)
             await self.until(lambda: len(self.changes) == 51)
-            self.assertEqual(len(self.changes[0].now.value), 1_500_000)
-            self.assertEqual({each.now.value for each in self.changes[1:]}, {"é\n".encode()})
+            self.assertEqual(len(self.changes[0][0].value), 1_500_000)
+            self.assertEqual({now.value for now, _ in self.changes[1:]}, {"é\n".encode()})
 
     async def test_canceledIsTheEnd(self) -> None:
         """A watch that etcd has canceled is over, with its reason, though the answer stays open."""
@@ -137,7 +134,7 @@ class WatchTests(WatchCase):
             await self.until(lambda expected=number: len(self.changes) == expected)  # type: ignore[misc]  # a loop's
             end(server.calls[0])
             await self.until(lambda expected=number: len(self.why) == expected)  # type: ignore[misc]  # as above
-        self.assertEqual({each.now.key for each in self.changes}, {"/a"})
+        self.assertEqual({now.key for now, _ in self.changes}, {"/a"})
 
     async def test_whatIsNoWatchIsTheEnd(self) -> None:
         """Another status, another thing than a response to a watch, and no server: each is the end, with a reason."""

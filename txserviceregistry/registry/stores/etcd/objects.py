@@ -1,0 +1,341 @@
+"""What operators set, in etcd: configuration values, the states of services, and users with their auth tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from functools import partial
+from itertools import count as naturals
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+
+from ...model import UNCONDITIONAL, Precondition
+from ...roles import WRITE, Role
+from .. import payloads
+from ..interfaces import (
+    NoSuchObject,
+    ObjectExists,
+    PreconditionFailed,
+    StateRecord,
+    StoreUnavailable,
+    TokenRecord,
+    UserRecord,
+    ValueRecord,
+)
+from ..payloads import stateEvents
+from .batches import Transaction
+from .gateway import KeyValue, deletion, endOf, jsonBytes, newLease, put, reading, unchanged
+from .part import Part, Unreadable, readKept, understood
+
+_TOKEN = {"user": str, "tenant": str, "expires": float | int, "revision": int}
+
+
+@attrs.define(eq=False)
+class EtcdValues(Part):
+    kind = "values"
+    fields = {"value": str}
+
+    def _read(self, key: str, value: bytes) -> ValueRecord:
+        kept = self._kept(key, value)
+        return ValueRecord(self._nameOf(key)[1], kept["value"], kept.get("position", 0))
+
+    async def get(self, tenant: str, key: str) -> ValueRecord:
+        found = await self._etcd.get(self.key(tenant, key))
+        if found is None:
+            raise NoSuchObject(key)
+        return self._read(found.key, found.value)
+
+    async def list(self, tenant: str, marker: str | None, count: int, namespace: str | None) -> list[ValueRecord]:
+        prefix = self.key(tenant)
+        below = "" if namespace is None else namespace.rstrip("/") + "/"
+        reads = []
+        if namespace not in (None, "/") and (marker or "") <= (namespace or ""):
+            reads.append(reading(prefix + (namespace or "")))
+        begin, end = prefix + max(marker or "", below), endOf(prefix + below)
+        if begin < end:
+            reads.append(reading(begin, end, count))
+        if not reads:
+            return []
+        done = await self._etcd.txn((), reads)
+        return [self._read(each.key, each.value) for kept in done.found for each in kept][:count]
+
+    async def set(
+        self, tenant: str, key: str, value: str, maximum: int, precondition: Precondition = UNCONDITIONAL
+    ) -> int:
+        at = self.key(tenant, key)
+
+        def change(transaction: Transaction) -> int:
+            old = self._allowed(transaction, at, precondition)
+            if old is not None and old.value == value:
+                return old.position
+            if old is None:
+                transaction.count("values", 1, maximum)
+            payload = payloads.updatedValue(key, None if old is None else old.value, value)
+            position = transaction.addEvent("configuration_value.update", payload)
+            transaction.put(at, jsonBytes({"v": 1, "value": value, "position": position}))
+            return position
+
+        return await self._batches.do(tenant, [at], change)
+
+    async def remove(self, tenant: str, key: str, precondition: Precondition = UNCONDITIONAL) -> None:
+        at = self.key(tenant, key)
+
+        def change(transaction: Transaction) -> None:
+            old = self._allowed(transaction, at, precondition)
+            if old is None:
+                raise NoSuchObject(key)
+            transaction.delete(at)
+            transaction.count("values", -1)
+            transaction.addEvent("configuration_value.remove", payloads.removedValue(key, old.value))
+
+        await self._batches.do(tenant, [at], change)
+
+    def _allowed(self, transaction: Transaction, key: str, precondition: Precondition) -> ValueRecord | None:
+        """The value that is to be written; ``None`` if there is none."""
+        kept = transaction.get(key)
+        old = None if kept is None else self._read(key, kept)
+        position = None if old is None else old.position
+        if not precondition.allows(position):
+            raise PreconditionFailed(position)
+        return old
+
+
+@attrs.define(eq=False)
+class EtcdStates(Part):
+    kind = "states"
+    fields = {"state": str, "reason": str, "ends": int | None, "unused": int | None}
+
+    def _read(self, key: str, value: bytes | None) -> tuple[StateRecord, int | None]:
+        """A record, as it was set, and since when its id has had no service, if that is known."""
+        id = self._nameOf(key)[1]
+        if value is None:
+            return StateRecord(id), None
+        kept = self._kept(key, value)
+        return StateRecord(id, kept["state"], kept["reason"], kept["ends"]), kept["unused"]
+
+    def _now(self, key: str, value: bytes | None) -> StateRecord:
+        return self._read(key, value)[0].at(self._milliseconds())
+
+    def _put(self, transaction: Transaction, key: str, record: StateRecord, unused: int | None = None) -> None:
+        kept = {"v": 1, "state": record.state, "reason": record.reason, "ends": record.ends, "unused": unused}
+        transaction.put(key, jsonBytes(kept))
+
+    def _shown(self, found: KeyValue) -> StateRecord | None:
+        record = self._now(found.key, found.value)
+        return None if record.isDefault else record
+
+    def shown(self, found: Collection[KeyValue]) -> Mapping[str, StateRecord]:
+        """The records that have not ended, by their ids."""
+        return {record.id: record for record in map(self._shown, found) if record is not None}
+
+    async def between(self, tenant: str, first: str, last: str, revision: int) -> Mapping[str, StateRecord]:
+        """The records of some ids, from the *first* to the *last*, as they were at a revision."""
+        end = self.key(tenant, f"{last}\0")
+        return self.shown(await self._etcd.all(self.key(tenant, first), end, revision=revision))
+
+    def inTransaction(self, transaction: Transaction, tenant: str, id: str) -> StateRecord | None:
+        """The record of the id of a service, whose key the step reads, unless it is over."""
+        if not transaction.clock.states:
+            return None
+        key = self.key(tenant, id)
+        value = transaction.get(key)
+        record, unused = self._read(key, value)
+        if unused is not None:
+            self._put(transaction, key, record)
+        record = record.at(self._milliseconds())
+        return None if record.isDefault else record
+
+    async def set(self, tenant: str, record: StateRecord, maximum: int) -> bool:
+        key = self.key(tenant, record.id)
+        return await self._batches.do(tenant, [key], lambda now: self._replace(now, key, record, maximum))
+
+    def _replace(self, transaction: Transaction, key: str, record: StateRecord, maximum: int = 0) -> bool:
+        value = transaction.get(key)
+        if record.isDefault and value is None:
+            return False
+        if record.isDefault:
+            transaction.delete(key)
+            transaction.count("states", -1)
+        else:
+            if value is None:
+                transaction.count("states", 1, maximum)
+            self._put(transaction, key, record)
+        events = list(stateEvents(self._read(key, value)[0], record, self._milliseconds()))
+        for payload, timestamp in events:
+            transaction.addEvent("service.state", payload, timestamp)
+        return bool(events)
+
+    async def get(self, tenant: str, id: str) -> StateRecord:
+        key = self.key(tenant, id)
+        found = await self._etcd.get(key)
+        return self._now(key, None if found is None else found.value)
+
+    async def list(self, tenant: str, marker: str | None, count: int) -> list[StateRecord]:
+        return await self._page(tenant, marker, count, self._shown)
+
+    async def end(self) -> tuple[Collection[str], int | None]:
+        now = self._milliseconds()
+        ends: list[int] = []
+
+        def end(found: KeyValue, serviceKey: str, transaction: Transaction) -> bool:
+            isSame = transaction.get(found.key) == found.value
+            return isSame and self._replace(transaction, found.key, StateRecord(self._nameOf(found.key)[1]))
+
+        def isEnded(found: KeyValue) -> bool:
+            end = self._read(found.key, found.value)[0].ends
+            if end is not None and end > now:
+                ends.append(end)
+            return end is not None and end <= now
+
+        return await self._changeAll(isEnded, end), min(ends, default=None)
+
+    async def drop(self, before: int) -> Collection[str]:
+        def drop(found: KeyValue, serviceKey: str, transaction: Transaction) -> bool:
+            value = transaction.get(found.key)
+            if value is None:
+                return False
+            record, since = self._read(found.key, value)
+            isUsed = transaction.get(serviceKey) is not None
+            if isUsed == (since is not None):
+                # That is to be noted.
+                self._put(transaction, found.key, record, None if isUsed else self._milliseconds())
+            elif since is not None and since < before:
+                return self._replace(transaction, found.key, StateRecord(record.id))
+            return False
+
+        return await self._changeAll(lambda found: True, drop)
+
+    async def _changeAll(
+        self, mayChange: Callable[[KeyValue], bool], act: Callable[[KeyValue, str, Transaction], bool]
+    ) -> Collection[str]:
+        """Let *act* change records, in as few transactions as possible; returns the tenants where it returns true."""
+        changes: list[tuple[str, Deferred[bool]]] = []
+        for each in await self._etcd.all(f"{self._prefix}states/"):
+            with understood(each.key):
+                tenant, id = self._nameOf(each.key)
+                if mayChange(each):
+                    serviceKey = f"{self._prefix}services/{tenant}/{id}"
+                    change = self._batches.do(tenant, [each.key, serviceKey], partial(act, each, serviceKey))
+                    changes.append((tenant, change))
+        changed: set[str] = set()
+        for tenant, change in changes:
+            # A record that cannot be changed now is tried again later.
+            with suppress(StoreUnavailable):
+                if await change:
+                    changed.add(tenant)
+        return changed
+
+
+@attrs.define(eq=False)
+class EtcdUsers(Part):
+    """
+    A token names the revision in which its user got the key. With another key, or without the user, that is another
+    revision: all tokens of a user end in the moment of one write, however many there are. Each goes with a lease, so
+    that none stays indefinitely.
+    """
+
+    fields = {"tenant": str, "key": str}
+
+    def _at(self, name: str) -> str:
+        return f"{self._prefix}users/{name}"
+
+    def _token(self, tokenHash: str) -> str:
+        return f"{self._prefix}tokens/{tokenHash}"
+
+    @property
+    def guard(self) -> str:
+        """The key that each new user changes, so that no two are given the same tenant."""
+        return f"{self._prefix}lastuser"
+
+    async def add(self, name: str, keyHash: str, tenant: str | None, role: Role = WRITE) -> UserRecord:
+        # Each tenant that has an account, or has ever had an object, has a key in one of these.
+        below = (self._at(""), f"{self._prefix}accounts/", f"{self._prefix}clocks/")
+        while True:
+            done = await self._etcd.txn((), [reading(self.guard), *(reading(each, endOf(each)) for each in below)])
+            guards, users, *tenants = done.found
+            known = {each.name: each for each in map(self._user, users)}
+            if name in known:
+                raise ObjectExists(name)
+            taken = {each.tenant for each in known.values()}
+            taken.update(each.key.rpartition("/")[2] for found in tenants for each in found)
+            own = tenant or next(number for number in map(str, naturals(1)) if number not in taken)
+            added = UserRecord(name, own, keyHash, role)
+            value = self._value(added)
+            done = await self._etcd.txn(
+                [unchanged(self.guard, guards[0].modified if guards else 0)],
+                [put(self._at(name), value), put(self.guard, value)],
+                [reading(self._at(name))],
+            )
+            # A first try whose response was lost has made this very user: the hash is unique.
+            if done.succeeded or any(each.value == value for each in done.found[0]):
+                return added
+
+    async def replaceKey(self, name: str, keyHash: str) -> UserRecord:
+        return await self._change(name, keyHash=keyHash)
+
+    async def changeRole(self, name: str, role: Role) -> UserRecord:
+        return await self._change(name, role=role)
+
+    async def _change(self, name: str, **changes: Any) -> UserRecord:
+        while True:
+            found = await self._found(name)
+            user = attrs.evolve(self._user(found), **changes)
+            value = self._value(user) if "keyHash" in changes else self._value(user, keyed=self._keyed(found))
+            if (await self._etcd.txn([unchanged(found.key, found.modified)], [put(found.key, value)])).succeeded:
+                return user
+
+    async def remove(self, name: str) -> None:
+        await self._etcd.txn((), [deletion((await self._found(name)).key)])
+
+    async def get(self, name: str) -> UserRecord:
+        return self._user(await self._found(name))
+
+    async def all(self) -> list[UserRecord]:
+        users: list[UserRecord] = []
+        for each in await self._etcd.all(self._at("")):
+            # A registry starts, and its other users are shown, without one that is damaged.
+            with suppress(Unreadable):
+                users.append(self._user(each))
+        return users
+
+    async def addToken(self, token: TokenRecord) -> None:
+        revision = self._keyed(await self._etcd.get(self._at(token.user)))
+        lease = newLease()
+        await self._etcd.grant(lease, max(1, math.ceil(token.expires - self._wallClock())))
+        kept = {"v": 1, "user": token.user, "tenant": token.tenant, "expires": token.expires, "revision": revision}
+        await self._etcd.txn((), [put(self._token(token.tokenHash), jsonBytes(kept), lease)])
+
+    async def getToken(self, tokenHash: str) -> tuple[TokenRecord, UserRecord]:
+        found = await self._etcd.get(self._token(tokenHash))
+        if found is None:
+            raise NoSuchObject("token")
+        kept = readKept(found.key, found.value, _TOKEN)
+        # Its user is looked at after it was, so that a key that was replaced before this call began is seen.
+        user = await self._etcd.get(self._at(kept["user"]))
+        if user is None or kept["revision"] != self._keyed(user) or kept["expires"] <= self._wallClock():
+            raise NoSuchObject("token")
+        return TokenRecord(tokenHash, kept["user"], kept["tenant"], kept["expires"]), self._user(user)
+
+    async def removeToken(self, tokenHash: str) -> bool:
+        key = self._token(tokenHash)
+        return not (await self._etcd.txn([unchanged(key, 0)], (), [deletion(key)])).succeeded
+
+    def _user(self, found: KeyValue) -> UserRecord:
+        kept, name = self._kept(found.key, found.value), found.key.removeprefix(self._at(""))
+        return UserRecord(name, kept["tenant"], kept["key"], Role(**kept.get("role", {})))
+
+    def _value(self, user: UserRecord, **more: int) -> bytes:
+        return jsonBytes({"v": 1, "tenant": user.tenant, "key": user.keyHash, "role": user.role.asJson(), **more})
+
+    async def _found(self, name: str) -> KeyValue:
+        found = await self._etcd.get(self._at(name))
+        if found is None:
+            raise NoSuchObject(name)
+        return found
+
+    def _keyed(self, found: KeyValue | None) -> int:
+        """The revision in which a user got the key: the last one, unless the role was changed since."""
+        return 0 if found is None else self._kept(found.key, found.value).get("keyed", found.modified)
