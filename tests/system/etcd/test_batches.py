@@ -14,9 +14,10 @@ from tests.system.etcd.etcds import newPrefix, sharedEtcd
 from tests.system.faults.proxy import Proxy
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK, EtcdCase
 from txserviceregistry.registry.eventids import position
-from txserviceregistry.registry.stores.etcd.batches import GROUP, Batches, EtcdEvents, Transaction, eventsIn
+from txserviceregistry.registry.stores.etcd.batches import GROUP, Batches, Transaction, eventsIn
 from txserviceregistry.registry.stores.etcd.gateway import Etcd, endOf, put
-from txserviceregistry.registry.stores.etcd.part import TenantIds
+from txserviceregistry.registry.stores.etcd.kept import TenantIds
+from txserviceregistry.registry.stores.etcd.objects import EtcdEvents
 from txserviceregistry.registry.stores.interfaces import LimitExceeded, StoreUnavailable
 
 NOW = 1_700_000_000.0

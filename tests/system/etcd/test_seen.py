@@ -12,8 +12,8 @@ from tests.unit.registry.stores.sharedsuite import Listener
 from txserviceregistry.registry.model import NewService, ServiceChanges
 from txserviceregistry.registry.stores.etcd.batches import Batches
 from txserviceregistry.registry.stores.etcd.gateway import KeyValue, encode
+from txserviceregistry.registry.stores.etcd.kept import TenantIds
 from txserviceregistry.registry.stores.etcd.objects import EtcdStates
-from txserviceregistry.registry.stores.etcd.part import TenantIds
 from txserviceregistry.registry.stores.etcd.services import EtcdServices
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import (

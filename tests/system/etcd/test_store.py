@@ -9,8 +9,8 @@ from twisted.internet.defer import Deferred, gatherResults
 from tests.system.etcd.storecase import EtcdStoreCase, T
 from txserviceregistry.registry.eventids import position
 from txserviceregistry.registry.model import Precondition
-from txserviceregistry.registry.stores.etcd.batches import KEYS
 from txserviceregistry.registry.stores.etcd.gateway import put
+from txserviceregistry.registry.stores.etcd.objects import KEYS
 from txserviceregistry.registry.stores.interfaces import (
     NoSuchObject,
     StoreRefused,

@@ -12,10 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
-from heapq import merge
 from math import inf
-from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 import attrs
@@ -27,9 +24,9 @@ from ....util.deferred import Waiters
 from ...eventids import positionOf
 from ...model import PLAIN_TYPES
 from ...scopes import tenantOf
-from ..interfaces import EventRecord, LimitExceeded, StoreUnavailable
-from .gateway import Clause, Etcd, KeyValue, after, createdAt, deletion, endOf, jsonBytes, put, reading, unchanged
-from .part import Part, Unreadable, readKept
+from ..interfaces import LimitExceeded, StoreUnavailable
+from .gateway import Clause, Etcd, KeyValue, createdAt, deletion, jsonBytes, put, reading, unchanged
+from .kept import readKept
 
 _T = TypeVar("_T")
 
@@ -45,8 +42,6 @@ PATIENCE = 8.0
 #: transaction late, and its own fails if it does not wait until then.
 TURN = 0.05
 TURN_TRANSACTIONS = 3
-#: Keys in one read: so many of the largest events, of both kinds, are as much as a response may have.
-KEYS = 32
 # What keys have since version 1.
 _CLOCK = {"last": int, "services": int, "values": int}
 _EVENT = {"timestamp": int, "type": str, "payload": dict}
@@ -422,72 +417,3 @@ def _lookedFor(steps: Sequence[Step[Any]]) -> list[Any]:
     for step in steps:
         step.isNew = False
     return [Postponed()] * len(steps)
-
-
-@attrs.define(eq=False)
-class EtcdEvents(Part):
-    _compactTo: int = 0
-
-    def _prefixes(self, tenant: str) -> tuple[str, str]:
-        """Of the keys of the tenant's events: plain ones, and others."""
-        return f"{self._prefix}events/{tenant}/", f"{self._prefix}moreevents/{tenant}/"
-
-    async def list(self, tenant: str, position: int, count: int, types: Collection[str] | None) -> list[EventRecord]:
-        isPlain = types is not None and PLAIN_TYPES.issuperset(types)
-        prefixes = self._prefixes(tenant)[: 1 if isPlain else 2]
-        idAt = self._ids.of(tenant).idAt
-        events: list[EventRecord] = []
-        # Each key has one event at least.
-        size = min(KEYS, count)
-        while True:
-            # At one revision, so that no event is skipped.
-            reads = [reading(f"{prefix}{position:016x}", endOf(prefix), size) for prefix in prefixes]
-            done = await self._etcd.txn((), reads)
-            # Events behind the end of a full page may be incomplete.
-            last = min((lastPosition(page[-1]) for page in done.found if len(page) == size), default=None)
-            found = ((event for key in page for event in eventsIn(key)[1]) for page in done.found)
-            for each in merge(*found, key=itemgetter("position")):
-                at, type = each["position"], each["type"]
-                if last is not None and at > last:
-                    break
-                if at >= position and (types is None or type in types):
-                    events.append(EventRecord(idAt(at), each["timestamp"], type, each["payload"]))
-                    if len(events) == count:
-                        return events
-            if last is None:
-                return events
-            position = last + 1
-
-    async def last(self, tenant: str) -> str | None:
-        clock = TenantClock.of(await self._etcd.get(f"{self._prefix}clocks/{tenant}"))
-        return self._ids.of(tenant).idAt(clock.last) if clock.last else None
-
-    async def has(self, tenant: str, id: str) -> bool:
-        position = self._ids.of(tenant).owned(id)
-        if position is None:
-            return False
-        prefixes = self._prefixes(tenant)
-        done = await self._etcd.txn((), [reading(f"{each}{position:016x}", endOf(each), 1) for each in prefixes])
-        return any(each["position"] == position for kept in done.found for key in kept for each in eventsIn(key)[1])
-
-    async def drop(self, before: int) -> int:
-        """
-        See :meth:`IStore.dropEvents`.
-
-        What other nodes drop at the same time is counted by one of them. Of what etcd keeps of the past, the part from
-        before the last call is forgotten too.
-        """
-        dropped = 0
-        for clock in await self._etcd.all(f"{self._prefix}clocks/"):
-            for prefix in self._prefixes(clock.key.rpartition("/")[2]):
-                end = f"{prefix}{max(before, 0):016x}"
-                while found := (await self._etcd.range(prefix, end, KEYS))[0]:
-                    await self._etcd.txn((), [deletion(prefix, after(found[-1]))])
-                    for each in found:
-                        with suppress(Unreadable):
-                            dropped += len(eventsIn(each)[1])
-        _, revision = await self._etcd.range(f"{self._prefix}meta")
-        if self._compactTo:
-            await self._etcd.compact(self._compactTo)
-        self._compactTo = revision
-        return dropped

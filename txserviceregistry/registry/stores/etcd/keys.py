@@ -18,8 +18,9 @@ from ...scopes import isLockScope, tenantOf
 from ..interfaces import StoreUnavailable
 from ..shared import IStoreListener
 from .gateway import NOT_FOUND, Clause, EtcdError, KeyValue, User, createdAt, jsonBytes, newLease, put
+from .kept import logOnce, readKept, understood
 from .node import Evidence, INodeKeys, Joined, Node
-from .part import Part, logOnce, readKept, understood
+from .objects import Part
 from .registrations import Registrations
 from .services import EtcdLocks, EtcdServices
 from .votes import Registration, Status

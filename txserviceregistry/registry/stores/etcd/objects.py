@@ -1,4 +1,7 @@
-"""What operators set, in etcd: configuration values, the states of services, and users with their auth tokens."""
+"""
+The parts of the store, each with the objects of one kind in etcd: here events, and what operators set, such as
+configuration values, the states of services, and users with their auth tokens.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,21 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
+from heapq import merge
 from itertools import count as naturals
-from typing import Any
+from operator import itemgetter
+from typing import Any, ClassVar, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 
-from ...model import UNCONDITIONAL, Precondition
+from ...model import PLAIN_TYPES, UNCONDITIONAL, Precondition
 from ...roles import WRITE, Role
+from ...scopes import tenantOf
 from .. import payloads
 from ..interfaces import (
+    EventRecord,
     NoSuchObject,
     ObjectExists,
     PreconditionFailed,
@@ -26,11 +34,130 @@ from ..interfaces import (
     ValueRecord,
 )
 from ..payloads import stateEvents
-from .batches import Transaction
-from .gateway import KeyValue, deletion, endOf, jsonBytes, newLease, put, reading, unchanged
-from .part import Part, Unreadable, readKept, understood
+from .batches import Batches, TenantClock, Transaction, eventsIn, lastPosition
+from .gateway import Etcd, KeyValue, after, deletion, endOf, jsonBytes, newLease, put, reading, unchanged
+from .kept import Fields, TenantIds, Unreadable, readKept, understood
 
+_T = TypeVar("_T")
+
+#: Keys in one read: so many of the largest events, of both kinds, are as much as a response may have.
+KEYS = 32
 _TOKEN = {"user": str, "tenant": str, "expires": float | int, "revision": int}
+
+
+@attrs.define(eq=False)
+class Part:
+    """
+    A part of the store; *prefix* is that of all keys, and *wallClock* returns seconds since the epoch.
+
+    :cvar kind: the name of its objects' keys, before the tenant and the id.
+    :cvar fields: what the value of each has.
+    """
+
+    kind: ClassVar[str] = ""
+    fields: ClassVar[Fields] = {}
+    _etcd: Etcd
+    _batches: Batches
+    _prefix: str
+    _ids: TenantIds
+    _clock: IReactorTime
+    _wallClock: Callable[[], float]
+
+    def _milliseconds(self) -> int:
+        return int(self._wallClock() * 1000)
+
+    def key(self, tenant: str, id: str = "") -> str:
+        """The key of an object, or the beginning of the keys of all of a tenant."""
+        return f"{self._prefix}{self.kind}/{tenantOf(tenant)}/{id}"
+
+    def _nameOf(self, key: str) -> tuple[str, str]:
+        """The tenant and the id in a key."""
+        _, tenant, id = key[len(self._prefix) :].split("/", 2)
+        return tenant, id
+
+    def _kept(self, key: str, value: bytes) -> dict[str, Any]:
+        return readKept(key, value, self.fields)
+
+    async def _page(
+        self, tenant: str, marker: str | None, count: int, read: Callable[[KeyValue], _T | None]
+    ) -> list[_T]:
+        """Up to *count* of a tenant's objects by id, from *marker* on, without those that are read as ``None``."""
+        prefix = self.key(tenant)
+        objects: list[_T] = []
+        async for found in self._etcd.pages(prefix + (marker or ""), endOf(prefix)):
+            objects += [each for each in map(read, found) if each is not None]
+            if len(objects) >= count:
+                break
+        return objects[:count]
+
+
+@attrs.define(eq=False)
+class EtcdEvents(Part):
+    _compactTo: int = 0
+
+    def _prefixes(self, tenant: str) -> tuple[str, str]:
+        """Of the keys of the tenant's events: plain ones, and others."""
+        return f"{self._prefix}events/{tenant}/", f"{self._prefix}moreevents/{tenant}/"
+
+    async def list(self, tenant: str, position: int, count: int, types: Collection[str] | None) -> list[EventRecord]:
+        isPlain = types is not None and PLAIN_TYPES.issuperset(types)
+        prefixes = self._prefixes(tenant)[: 1 if isPlain else 2]
+        idAt = self._ids.of(tenant).idAt
+        events: list[EventRecord] = []
+        # Each key has one event at least.
+        size = min(KEYS, count)
+        while True:
+            # At one revision, so that no event is skipped.
+            reads = [reading(f"{prefix}{position:016x}", endOf(prefix), size) for prefix in prefixes]
+            done = await self._etcd.txn((), reads)
+            # Events behind the end of a full page may be incomplete.
+            last = min((lastPosition(page[-1]) for page in done.found if len(page) == size), default=None)
+            found = ((event for key in page for event in eventsIn(key)[1]) for page in done.found)
+            for each in merge(*found, key=itemgetter("position")):
+                at, type = each["position"], each["type"]
+                if last is not None and at > last:
+                    break
+                if at >= position and (types is None or type in types):
+                    events.append(EventRecord(idAt(at), each["timestamp"], type, each["payload"]))
+                    if len(events) == count:
+                        return events
+            if last is None:
+                return events
+            position = last + 1
+
+    async def last(self, tenant: str) -> str | None:
+        clock = TenantClock.of(await self._etcd.get(f"{self._prefix}clocks/{tenant}"))
+        return self._ids.of(tenant).idAt(clock.last) if clock.last else None
+
+    async def has(self, tenant: str, id: str) -> bool:
+        position = self._ids.of(tenant).owned(id)
+        if position is None:
+            return False
+        prefixes = self._prefixes(tenant)
+        done = await self._etcd.txn((), [reading(f"{each}{position:016x}", endOf(each), 1) for each in prefixes])
+        return any(each["position"] == position for kept in done.found for key in kept for each in eventsIn(key)[1])
+
+    async def drop(self, before: int) -> int:
+        """
+        See :meth:`IStore.dropEvents`.
+
+        What other nodes drop at the same time is counted by one of them. Of what etcd keeps of the past, the part from
+        before the last call is forgotten too.
+        """
+        dropped = 0
+        for clock in await self._etcd.all(f"{self._prefix}clocks/"):
+            for prefix in self._prefixes(clock.key.rpartition("/")[2]):
+                end = f"{prefix}{max(before, 0):016x}"
+                while found := (await self._etcd.range(prefix, end, KEYS))[0]:
+                    await self._etcd.txn((), [deletion(prefix, after(found[-1]))])
+                    for each in found:
+                        with suppress(Unreadable):
+                            dropped += len(eventsIn(each)[1])
+        _, revision = await self._etcd.range(f"{self._prefix}meta")
+        if self._compactTo:
+            await self._etcd.compact(self._compactTo)
+        self._compactTo = revision
+        return dropped
 
 
 @attrs.define(eq=False)

@@ -17,8 +17,9 @@ from ..interfaces import NoSuchObject, ServiceSummary
 from ..shared import IStoreListener
 from .batches import Disproved, Transaction
 from .gateway import KeyValue, createdAt, putGreater, reading
+from .kept import Unreadable, understood
 from .node import Evidence
-from .part import Part, Unreadable, understood
+from .objects import Part
 from .votes import Registration
 
 #: Seconds between two writes of the time of a service's heartbeats.

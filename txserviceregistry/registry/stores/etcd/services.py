@@ -13,8 +13,8 @@ from .. import payloads
 from ..interfaces import LockRecord, LockTaken, ObjectExists, ServiceRecord, StateRecord
 from .batches import Transaction
 from .gateway import PAGE, KeyValue, after, endOf, jsonBytes
+from .kept import Fields
 from .objects import EtcdStates
-from .part import Fields
 from .registrations import NEVER, Registrations
 
 

@@ -52,12 +52,12 @@ from ...statistics import StoreStatistics
 from ..interfaces import Account, StoreRefused, StoreUnavailable
 from ..shared import ISharedStore, IStoreListener
 from . import DEFAULT_PREFIX, VERSION
-from .batches import Batches, EtcdEvents
+from .batches import Batches
 from .gateway import PAGE, TRY, Etcd, User, createdAt, endOf, jsonBytes, put, reading, unchanged
+from .kept import TenantIds, readKept
 from .keys import NodeKeys
 from .node import Node
-from .objects import EtcdStates, EtcdUsers, EtcdValues
-from .part import TenantIds, readKept
+from .objects import EtcdEvents, EtcdStates, EtcdUsers, EtcdValues
 from .services import EtcdLocks, EtcdServices
 
 _log = Logger()

@@ -1,4 +1,4 @@
-"""The values that nodes keep in etcd, and the base of the parts of the store that read and write them."""
+"""The values that nodes keep in etcd: JSON objects with a version, whose fields are checked when they are read."""
 
 from __future__ import annotations
 
@@ -8,22 +8,13 @@ from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import blake2b
 from types import UnionType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
-
-import attrs
-from twisted.internet.interfaces import IReactorTime
+from typing import Any, TypeAlias
 
 from ....util.logs import Logger
 from ...eventids import EventIds, newTail
 from ...scopes import tenantOf
 from ..interfaces import StoreUnavailable
 from . import VERSION
-from .gateway import Etcd, KeyValue, endOf
-
-if TYPE_CHECKING:
-    from .batches import Batches
-
-_T = TypeVar("_T")
 
 #: The fields that a value must have.
 Fields: TypeAlias = Mapping[str, type | UnionType]
@@ -86,49 +77,3 @@ class TenantIds:
             drawn = int.from_bytes(blake2b(f"{self.tail} {tenant}".encode(), digest_size=8).digest(), "big")
             self._ids[tenant] = EventIds(self._wallClock, newTail(lambda bits: drawn & (1 << bits) - 1))
         return self._ids[tenant]
-
-
-@attrs.define(eq=False)
-class Part:
-    """
-    A part of the store; *prefix* is that of all keys, and *wallClock* returns seconds since the epoch.
-
-    :cvar kind: the name of its objects' keys, before the tenant and the id.
-    :cvar fields: what the value of each has.
-    """
-
-    kind: ClassVar[str] = ""
-    fields: ClassVar[Fields] = {}
-    _etcd: Etcd
-    _batches: Batches
-    _prefix: str
-    _ids: TenantIds
-    _clock: IReactorTime
-    _wallClock: Callable[[], float]
-
-    def _milliseconds(self) -> int:
-        return int(self._wallClock() * 1000)
-
-    def key(self, tenant: str, id: str = "") -> str:
-        """The key of an object, or the beginning of the keys of all of a tenant."""
-        return f"{self._prefix}{self.kind}/{tenantOf(tenant)}/{id}"
-
-    def _nameOf(self, key: str) -> tuple[str, str]:
-        """The tenant and the id in a key."""
-        _, tenant, id = key[len(self._prefix) :].split("/", 2)
-        return tenant, id
-
-    def _kept(self, key: str, value: bytes) -> dict[str, Any]:
-        return readKept(key, value, self.fields)
-
-    async def _page(
-        self, tenant: str, marker: str | None, count: int, read: Callable[[KeyValue], _T | None]
-    ) -> list[_T]:
-        """Up to *count* of a tenant's objects by id, from *marker* on, without those that are read as ``None``."""
-        prefix = self.key(tenant)
-        objects: list[_T] = []
-        async for found in self._etcd.pages(prefix + (marker or ""), endOf(prefix)):
-            objects += [each for each in map(read, found) if each is not None]
-            if len(objects) >= count:
-                break
-        return objects[:count]
