@@ -1,8 +1,7 @@
 """
 Client: the connection of an application to a service registry.
 
-It puts together everything that the parts share: connections, queue, authentication, settings. ``APIError`` and
-``HeartBeater`` can be imported from here too, as from txServiceRegistry's ``client`` module.
+``APIError`` and ``HeartBeater`` can be imported from here too, as from txServiceRegistry's ``client`` module.
 """
 
 from __future__ import annotations
@@ -74,9 +73,8 @@ class Client:
     :ivar locks: :class:`~txserviceregistry.api.locks.LocksClient`.
     :ivar events: :class:`~txserviceregistry.api.events.EventsClient`.
     :ivar account: :class:`~txserviceregistry.api.account.AccountClient`.
-    :ivar treq: treq's :class:`~treq.client.HTTPClient` over the same connections and with the same auth token on each
-        request, for requests that this client has no method for. Every URL gets the token: use it only for the
-        registry.
+    :ivar treq: treq's :class:`~treq.client.HTTPClient` over the same connections, for requests that this client has no
+        method for. Every URL gets the auth token: use it only for the registry.
     :ivar clock: the reactor, or the clock that was given instead.
     :ivar bootTime: returns the seconds since the machine was started, suspends included.
     :ivar settings: the settings in use. The API key in them changes if its file has another one when the client
@@ -111,10 +109,9 @@ class Client:
         :param authUrl: the Auth API's URL, or several; by default beside the registry, at ``/v2.0``.
         :param reactor: connects and keeps time; the global reactor if it is not given.
         :param timeout: seconds that a request may take in all.
-        :param maxConnections: the maximum number of requests to one server at a time; others wait. Requests that wait
-            for events are not counted: each has a connection of its own, and all subscribers share one. Heartbeats,
+        :param maxConnections: the maximum number of requests to one server at a time; others wait. Heartbeats,
             registrations and other requests for one service are counted by themselves, without up to six that have had
-            no response for 0.3 s.
+            no response for 0.3 s. Requests that wait for events or locks are not counted.
         :param cache: keeps the last pages of ``services.list``; one of its own by default, ``None`` for no cache.
         :param settings: the result of :func:`~txserviceregistry.settings.readSettings`, instead of the arguments above.
         :param random: returns numbers from 0 to 1; selects the first of several URLs.
@@ -122,7 +119,7 @@ class Client:
             heartbeats are sent at once.
         :param bootTime: returns the seconds of a clock that runs during a suspend and never steps; locks use it.
         :param traceparent: called where a request begins; returns the value of the W3C header ``traceparent`` for it,
-            or ``None``. The registry logs it. A value that is not valid is not sent. An exception is logged.
+            or ``None``. A value that is not valid is not sent. An exception is logged.
         :raises InvalidSettings: if a setting can't be used, or there are no credentials.
         """
         if reactor is None:
@@ -145,9 +142,9 @@ class Client:
         self.clock: IReactorTime = reactor
         self.bootTime = bootTime
         self._pools: list[ConnectionPool] = []
+        streaming = agent
         # The agent, or the pool, which may know local addresses.
         self._addresses: Any = agent
-        streaming = agent
         if agent is None:
             self._addresses = pool = ConnectionPool(reactor, 2 * maxConnections)
             self._pools = [pool, ConnectionPool(reactor, 0, streams=True)]
@@ -229,20 +226,17 @@ class Client:
     @returnsDeferred
     async def localAddress(self) -> str:
         """
-        The local address of a connection to the registry, which is opened if need be.
-
-        :return: fires with the address. Fails as any request does, and with ``InvalidSettings`` if the client was given
-            an agent that does not know it.
+        The local address of a connection to the registry, which is opened if need be. Fails as any request does, and
+        with ``InvalidSettings`` if the client was given an agent that does not know it.
         """
         find = getattr(self._addresses, "localAddress", None)
         if find is None:
             raise InvalidSettings(
                 "The local address is unknown, because the client was given an agent. Set host in the metadata"
             )
-        address: str | None = find(self._transport.baseUrl) if self._transport.servers else None
-        if address is None:
+        if not self._transport.servers or find(self._transport.baseUrl) is None:
             await self.account.getLimits()
-            address = find(self._transport.baseUrl)
+        address: str | None = find(self._transport.baseUrl)
         if address is None:
             raise ConnectionFailed(f"The local address of a connection to {self._transport.baseUrl} is unknown")
         return address
@@ -250,17 +244,12 @@ class Client:
     def onLocalAddress(self, listener: Callable[[str], object]) -> Callable[[], None]:
         """
         Call *listener* with the new address whenever a connection to the registry has another local address than the
-        one before: the machine has moved to another network.
+        one before: the machine has moved to another network. An agent that was given may not know the address.
 
-        :return: a function that removes the listener. It is never called if the client was given an agent that does not
-            know its local address.
+        :return: a function that removes the listener.
         """
-        watch = getattr(self._addresses, "onLocalAddress", None)
-        if watch is None:
-            return lambda: None
-        end: Callable[[], None] = watch(
-            lambda url, address: listener(address) if self._transport.isServer(url) else None
-        )
+        watch = getattr(self._addresses, "onLocalAddress", lambda listener: lambda: None)
+        end: Callable[[], None] = watch(lambda url, address: self._transport.isServer(url) and listener(address))
         return end
 
     def close(self) -> Deferred[None]:

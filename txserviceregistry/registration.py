@@ -1,9 +1,4 @@
-"""
-RegisteredService: keeps a service registered while an application runs.
-
-It registers in the background, continues the same service after a restart, and deregisters it. A
-:class:`~txserviceregistry.HeartBeater` sends the heartbeats.
-"""
+"""RegisteredService: keeps a service registered while an application runs."""
 
 from __future__ import annotations
 
@@ -89,22 +84,20 @@ class RegisteredService(Service):
             was killed and is started again within the timeout continues the same service at once. It belongs to one
             running process: another one with the same file runs without it until the first has ended.
         :param random: returns numbers from 0 to 1.
-        :raises TypeError: if the id, a tag, or a key or value of the metadata is not a string, the timeout is not a
-            number, or *check* can't be called.
+        :raises TypeError: if an argument has the wrong type.
         :raises ValueError: if the id or the timeout is not valid. The registry checks the rest: see
             :meth:`whenRegistered`.
         """
         self.serviceId = checkedId(serviceId)
-        heartbeatTimeout = checkedTimeout(heartbeatTimeout)
+        timeout = checkedTimeout(heartbeatTimeout)
         payload = {"tags": checkedTags(tags), "metadata": checkedMetadata(metadata)}
         self._client = client
         self._clock = client.clock
         self._check = checkedHealthCheck(check)
         self._random = random
         self._heartBeater: HeartBeater | None = None
-        self._desired = DesiredState(client.services.desired, serviceId, heartbeatTimeout, payload)
-        path = None if state is None else os.fspath(state)
-        self._file = StateFile(path, self._desired, self._log, client.clock)
+        self._desired = DesiredState(client.services.desired, serviceId, timeout, payload)
+        self._file = StateFile(None if state is None else os.fspath(state), self._desired, self._log, client.clock)
         self._desired.onChange = self._file.save
         self._ignoreAddress: Callable[[], None] = lambda: None
         self._creator = ServiceCreator(client.services, self._desired, client.services.context.stalls)
@@ -114,8 +107,7 @@ class RegisteredService(Service):
         self._refusal: Failure | None = None
         self._waiters: Waiters[None] = Waiters()
         self._listeners: Listeners[[str]] = Listeners(self._log, f"the state of service {serviceId}")
-        what = f"failed registrations of service {serviceId}"
-        self._failureListeners: Listeners[[Exception]] = Listeners(self._log, what)
+        self._failureListeners: Listeners[[Exception]] = Listeners(self._log, f"failed registrations of {serviceId}")
 
     def __repr__(self) -> str:
         return f"<RegisteredService {self.serviceId!r}: {self.state}>"
@@ -160,28 +152,22 @@ class RegisteredService(Service):
 
     def whenRegistered(self) -> Deferred[None]:
         """
-        Wait until the service is registered.
-
-        Fails with :class:`~txserviceregistry.errors.BadRequest` if the registry does not accept it as it is,
-        :class:`~txserviceregistry.errors.Forbidden` if the user may not register it,
-        :class:`~txserviceregistry.errors.RegistrationEnded` if this service is stopped before, and
-        :class:`~txserviceregistry.errors.NotRunning` if it is not running, nor the child of a service that will start
-        it.
+        Wait until the service is registered. Fails with ``BadRequest`` or ``Forbidden`` if the registry refuses it,
+        ``RegistrationEnded`` if this service is stopped before, and ``NotRunning`` if it is not running, nor the child
+        of a service that will start it.
         """
         if self.state == REGISTERED:
             return succeed(None)
         never = self._whyNever()
         return self._waiters.wait() if never is None else fail(never)
 
-    def _whyNever(self) -> Failure | NotRunning | None:
+    def _whyNever(self) -> Failure | None:
         """Why it will not be registered without another start; ``None`` if it is, or may be."""
-        if self._refusal is not None:
-            return self._refusal
         try:
             NotRunning.check(self)
-        except NotRunning as error:
-            return error
-        return None
+        except NotRunning:
+            return self._refusal or Failure()
+        return self._refusal
 
     def update(self, tags: Sequence[str] | None = None, metadata: Mapping[str, str] | None = None) -> Deferred[None]:
         """
@@ -195,12 +181,10 @@ class RegisteredService(Service):
         :param tags: the new tags, instead of all that there are; ``None`` leaves them as they are.
         :param metadata: the new metadata in the same way. A ``host`` that was determined automatically stays, unless
             there is one here.
-        :return: fires with ``None`` when the registry has the change. Fails with
-            :class:`~txserviceregistry.errors.BadRequest` or :class:`~txserviceregistry.errors.Forbidden` if the
-            registry refuses it: then it is undone, together with other changes that waited. Fails with
-            :class:`~txserviceregistry.errors.RegistrationEnded` if this service is stopped before, and as
-            :meth:`whenRegistered` does if it will not be registered without another start; then the change counts for
-            the next start. Cancelling it only ends the wait.
+        :return: fires with ``None`` when the registry has the change. Fails with ``BadRequest`` or ``Forbidden`` if the
+            registry refuses it: then it is undone, together with other changes that waited. Fails as
+            :meth:`whenRegistered` does if this service is stopped before, or will not be registered without another
+            start; then the change counts for the next start. Cancelling it only ends the wait.
         :raises TypeError: if a tag, or a key or value of the metadata, is not a string.
         """
         changes: dict[str, Any] = {} if tags is None else {"tags": checkedTags(tags)}
@@ -295,73 +279,63 @@ class RegisteredService(Service):
     @returnsDeferred
     async def _register(self) -> str:
         await waitFor(self._leaving)
-        try:
-            return await self._registerOnce()
-        except Exception as error:
-            if not isinstance(error, CancelledError):
-                self._failureListeners.call(error)
-            raise
-
-    async def _registerOnce(self) -> str:
         if self._wasRegistered:
             # The registry has lost our service, so one that holds the id from now on is another client's. But if the
             # registry has never accepted our token, that may be another service's, and the one that is there may be
             # ours.
             self._wasRegistered = False
             self._creator.mayExist = self._heartBeater is not None and self._heartBeater.hadNoToken
-        token = await self._resume(self._file.restore())
-        if token is None:
-            await self._findHost()
-            token = await self._creator.create()
-            self._file.keep(token)
-        else:
-            self._file.save()
+        try:
+            token = await self._resume(self._file.restore())
+            if token is None:
+                await self._findHost()
+                token = await self._creator.create()
+                self._file.keep(token)
+            else:
+                self._file.save()
+        except Exception as error:
+            if not isinstance(error, CancelledError):
+                self._failureListeners.call(error)
+            raise
         self._wasRegistered = self._creator.mayExist = True
         return token
 
     async def _resume(self, tokens: Sequence[str]) -> str | None:
-        """Continue the service of an earlier process, if it has not expired."""
+        """Continue the service of an earlier process with one of its *tokens*, if it has not expired."""
         for presented in tokens:
             try:
-                answer = await self._client.services.heartbeat(self.serviceId, presented)
+                token: str = (await self._client.services.heartbeat(self.serviceId, presented))["token"]
             except ServiceRegistryError as error:
                 if isinstance(error, (*UNKNOWN_OUTCOME, Forbidden)):
                     raise
                 if not refusesToken(error):
                     break
-            else:
-                return await self._continue(answer["token"], presented)
+                continue
+            self._creator.mayExist = True
+            self._file.keep(token, presented)
+            if self._heartBeater is not None:
+                self._heartBeater.provenToken = presented
+            await self._findHost()
+            found = await self._client.services.get(self.serviceId)
+            self._file.adopt(found)
+            self._desired.resumed(found)
+            while self._desired.isDirty:
+                await self._desired.push()
+            self._log.info("Service {serviceId} continued with the token of its state file", serviceId=self.serviceId)
+            return token
         if tokens:
             self._file.forgetToken()
         return None
-
-    async def _continue(self, token: str, presented: str) -> str:
-        self._creator.mayExist = True
-        self._file.keep(token, presented)
-        if self._heartBeater is not None:
-            self._heartBeater.provenToken = presented
-        await self._findHost()
-        found = await self._client.services.get(self.serviceId)
-        self._file.adopt(found)
-        self._desired.resumed(found)
-        while self._desired.isDirty:
-            await self._desired.push()
-        self._log.info("Service {serviceId} continued with the token of its state file", serviceId=self.serviceId)
-        return token
 
     async def _findHost(self) -> None:
         if wantsHost(self._desired.fields["metadata"]):
             self._useHost(await self._client.localAddress())
 
     def _useHost(self, host: str) -> None:
-        if host == self._desired.host or not wantsHost(self._desired.fields["metadata"]):
-            return
-        self._desired.setHost(host)
-        self._log.info(
-            "Service {serviceId} has host {host}, the local address of a connection to the registry",
-            serviceId=self.serviceId,
-            host=host,
-        )
+        if host != self._desired.host and wantsHost(self._desired.fields["metadata"]):
+            self._desired.setHost(host)
+            text = "Service {serviceId} has host {host}, the local address of a connection to the registry"
+            self._log.info(text, serviceId=self.serviceId, host=host)
 
     # -- leaving
 
@@ -383,18 +357,18 @@ class RegisteredService(Service):
             while creator.mayExist:
                 try:
                     await self._client.services.remove(self.serviceId)
-                    self._log.info("Service {serviceId} deregistered", serviceId=self.serviceId)
-                    creator.mayExist = False
+                    text = "Service {serviceId} deregistered"
                 except NotFound:
                     text = "Service {serviceId} was no longer registered when it stopped"
-                    self._log.info(text, serviceId=self.serviceId)
-                    creator.mayExist = False
                 except (CancelledError, ClientClosed, AuthenticationFailed, Forbidden):
                     raise
                 except Exception as error:
                     text = "Deregistration of service {serviceId} failed: {error}"
                     self._log.debug(text, serviceId=self.serviceId, error=type(error).__name__)
                     await deferLater(self._clock, _LEAVE_RETRY, lambda: None)
+                    continue
+                self._log.info(text, serviceId=self.serviceId)
+                creator.mayExist = False
             self._file.forgetToken()
         finally:
             self._file.release()

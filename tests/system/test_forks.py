@@ -19,7 +19,7 @@ os.write(1, (newTxnId() + "\\n").encode())
 _LOOKUPS = """
 import os, time
 from twisted.internet._resolver import GAIResolver
-from txserviceregistry.http.agent import hostNames
+from txserviceregistry.http.agent import hostName
 
 class Reactor:
     getThreadPool = None
@@ -31,7 +31,7 @@ class Reactor:
 
 def lookUp():
     reactor, found = Reactor(), []
-    hostNames(reactor).resolve("localhost", 80).addCallback(found.extend)
+    hostName(reactor, "localhost", 80).resolve().addCallback(found.extend)
     end = time.monotonic() + 20
     while not found and time.monotonic() < end:
         time.sleep(0.01)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 from twisted.internet._resolver import GAIResolver  # what reactors have by default; there is no public name for it
@@ -34,9 +35,8 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..util.concurrency import BoundedCache, DaemonThreadPool
+from ..util.concurrency import DaemonThreadPool
 from ..util.deferred import Waiters, cancelWith
-from ..util.logs import Logger, Outage
 from .tls import describeTLS
 
 #: Seconds that each address of a name has before the next one is tried beside it. A refused connection is reported only
@@ -49,8 +49,6 @@ PATIENCE = 0.25
 #: The beginning of the stage of a request that waits for addresses.
 RESOLVING = "resolving the host name"
 
-# A lookup is logged after so many seconds, so that a slow name server does not fill the log.
-_SLOW = 2.0
 # Another lookup begins beside one without a result after so many seconds.
 _LONGEST_LOOKUP = 30.0
 
@@ -82,12 +80,51 @@ def _getaddrinfo(*args: Any) -> Any:
 
 
 @implementer(IResolutionReceiver)
-@attrs.define
-class _Receiver:
-    """Collects the addresses that one lookup finds."""
+class HostName:
+    """
+    A host name, and its last known addresses.
 
-    _done: Callable[[Sequence[IAddress]], None]
-    _found: list[IAddress] = attrs.field(factory=list, init=False)
+    Every connection starts a lookup, so that changed addresses are noticed. The last known addresses are used when the
+    lookup takes longer than :data:`PATIENCE`, or finds none.
+    """
+
+    def __init__(self, reactor: Any, host: str, port: int) -> None:
+        self._reactor = reactor
+        self._host = host
+        self._port = port
+        self._known: Sequence[IAddress] = ()
+        self._waiting: Waiters[None] = Waiters()
+        # How many lookups are under way, when the last one began, and what they have found so far.
+        self._lookups = 0
+        self._began = 0.0
+        self._found: list[IAddress] = []
+
+    @property
+    def stage(self) -> str:
+        """The stage of a request that waits for the addresses, for error messages; empty if it does not wait."""
+        return f"{RESOLVING} {self._host}" if self._lookups and not self._known else ""
+
+    def resolve(self) -> Deferred[Sequence[IAddress]]:
+        """Find the addresses. Fires with them, or with none if there are none. May be cancelled."""
+        now = self._reactor.seconds()
+        if not self._lookups or now - self._began >= _LONGEST_LOOKUP:
+            self._lookups += 1
+            self._began = now
+            self._resolver().resolveHostName(self, self._host, portNumber=self._port)
+        left = self._began + PATIENCE - now
+        if not self._lookups or (self._known and left <= 0):
+            return succeed(self._known)
+        waiter = self._waiting.wait()
+        if self._known:
+            cancelWith(self._reactor.callLater(left, self._waiting.fire, None, [waiter]), waiter)
+        return waiter.addCallback(lambda _: self._known)
+
+    def _resolver(self) -> IHostnameResolver:
+        """The resolver that the application has installed, or the system's in threads of our own."""
+        installed: IHostnameResolver = self._reactor.nameResolver
+        if type(installed) is not GAIResolver:
+            return installed
+        return GAIResolver(self._reactor, lambda: _threadsOf(os.getpid()), _getaddrinfo)  # type: ignore[arg-type] # it takes what it is given
 
     def resolutionBegan(self, resolution: IHostResolution) -> None:
         """See IResolutionReceiver."""
@@ -98,106 +135,26 @@ class _Receiver:
 
     def resolutionComplete(self) -> None:
         """See IResolutionReceiver."""
-        self._done(self._found)
-
-
-class _Name:
-    """
-    A host name.
-
-    :ivar known: its last known addresses.
-    :ivar lookups: how many are under way.
-    """
-
-    _log = Logger()
-
-    def __init__(self, reactor: Any, host: str, port: int) -> None:
-        begins = "Host name {host} did not resolve; its last known addresses are used. Check the name server"
-        ends = "Host name {host} resolved again, after {seconds:.1f} s"
-        self.known: Sequence[IAddress] = ()
-        self.lookups = 0
-        self._reactor = reactor
-        self._host = host
-        self._port = port
-        self._outage = Outage(self._log, reactor, begins, ends, host=host)
-        self._waiting: Waiters[None] = Waiters()
-        # When the last lookup began.
-        self._began = 0.0
-
-    def resolve(self) -> Deferred[Sequence[IAddress]]:
-        """See :meth:`HostNames.resolve`."""
-        now = self._reactor.seconds()
-        if not self.lookups or now - self._began >= _LONGEST_LOOKUP:
-            self.lookups += 1
-            self._began = now
-            self._resolver().resolveHostName(_Receiver(self._found), self._host, portNumber=self._port)
-        if not self.lookups:
-            return succeed(self.known)
-        left = self._began + PATIENCE - now
-        if self.known and left <= 0:
-            if now - self._began >= _SLOW:
-                self._outage.failed()
-            return succeed(self.known)
-        waiter = self._waiting.wait()
-        if self.known:
-            cancelWith(self._reactor.callLater(left, self._waiting.fire, None, [waiter]), waiter)
-        return waiter.addCallback(lambda _: self.known)
-
-    def _resolver(self) -> IHostnameResolver:
-        """The resolver that the application has installed, or the system's in threads of our own."""
-        installed: IHostnameResolver = self._reactor.nameResolver
-        if type(installed) is not GAIResolver:
-            return installed
-        return GAIResolver(self._reactor, lambda: _threadsOf(os.getpid()), _getaddrinfo)  # type: ignore[arg-type] # it takes what it is given
-
-    def _found(self, addresses: Sequence[IAddress]) -> None:
-        self.lookups -= 1
-        if addresses:
-            self.known = tuple(addresses)
-            self._outage.succeeded()
-        elif self.known:
-            self._outage.failed()
-        if addresses or not self.lookups:
+        self._lookups -= 1
+        found, self._found = self._found, []
+        self._known = tuple(found) or self._known
+        if found or not self._lookups:
             self._waiting.fire(None)
 
 
-class HostNames:
-    """
-    The host names that are connected to over one reactor. All clients in a process share them.
-
-    Every connection starts a lookup, so that changed addresses are noticed. The last known addresses are used when the
-    lookup takes longer than :data:`PATIENCE`, or finds none.
-    """
-
-    def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
-        self._names: BoundedCache[tuple[str, int], _Name] = BoundedCache()
-
-    def resolve(self, host: str, port: int) -> Deferred[Sequence[IAddress]]:
-        """Find the addresses of a host. Fires with them, or with none if there are none. May be cancelled."""
-        name = self._names.get((host, port)) or _Name(self._reactor, host, port)
-        self._names.put((host, port), name)
-        return name.resolve()
-
-    def isResolving(self, host: str) -> bool:
-        """Whether requests to this *host* wait for its addresses, of which none is known."""
-        return any(key[0] == host and name.lookups and not name.known for key, name in self._names.items())
+#: The :class:`HostName` of a reactor, a host and a port, which all clients in a process share.
+hostName = lru_cache(maxsize=1000)(HostName)
 
 
-#: The :class:`HostNames` of a reactor.
-hostNames = lru_cache(maxsize=8)(HostNames)
+def stageOf(reactor: Any, url: str) -> str:
+    """The stage of a request to *url* that waits for its host's addresses, for messages; empty if it does not wait."""
+    parts = urlsplit(url)
+    return hostName(reactor, parts.hostname, parts.port or {"https": 443}.get(parts.scheme, 80)).stage
 
 
-def stageOf(reactor: Any, host: str) -> str:
-    """The stage of a request to *host* that waits for its addresses, for error messages; empty if it does not wait."""
-    return f"{RESOLVING} {host}" if hostNames(reactor).isResolving(host) else ""
-
-
-@implementer(IReactorPluggableNameResolver, IHostnameResolver, IHostResolution)
+@implementer(IReactorPluggableNameResolver, IHostnameResolver)
 class _Resolved:
     """A reactor whose name resolver returns given addresses."""
-
-    name = ""
 
     def __init__(self, reactor: Any, addresses: Sequence[IAddress]) -> None:
         self.nameResolver = self
@@ -207,21 +164,17 @@ class _Resolved:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
 
-    def resolveHostName(self, resolutionReceiver: IResolutionReceiver, *_: Any, **__: Any) -> IHostResolution:
+    def resolveHostName(self, resolutionReceiver: IResolutionReceiver, *_: Any, **__: Any) -> Any:
         """See IHostnameResolver."""
         for address in self._addresses:
             resolutionReceiver.addressResolved(address)
         resolutionReceiver.resolutionComplete()
-        return self
-
-    def cancel(self) -> None:
-        """The lookup has ended."""
 
 
 @implementer(IStreamClientEndpoint)
 @attrs.frozen
 class _NamedHost:
-    """A host by its name: Twisted's endpoint, with the addresses of :class:`HostNames`."""
+    """A host by its name: Twisted's endpoint, with the addresses of :class:`HostName`."""
 
     _reactor: Any
     _host: str
@@ -241,7 +194,7 @@ class _NamedHost:
             )
             return endpoint.connect(protocolFactory)
 
-        resolving = hostNames(self._reactor).resolve(self._host, self._port)
+        resolving = hostName(self._reactor, self._host, self._port).resolve()
         if not resolving.called:
             resolving.addTimeout(self._timeout, self._reactor, tooSlow)
         return resolving.addCallback(connect)

@@ -77,7 +77,7 @@ class JSONTransport:
     When a server is unreachable or unavailable, requests go to the next one, and stay with one that works
     (:class:`~txserviceregistry.http.failover.Servers`). A request without a response is sent again only if it is
     repeatable. Each of several servers has a share of the request's time. After that the request is sent to the next
-    server too, and the first response counts. A request that waits for events is cancelled when its server fails.
+    server too, and the first response counts.
 
     :param agent: a :class:`~txserviceregistry.http.queueing.QueueingAgent`, or an agent over one.
     :param baseUrls: the URLs before the paths, without a slash at the end.
@@ -113,8 +113,6 @@ class JSONTransport:
         self._onForeign = onForeign
         self._servers = Servers(len(baseUrls), clock, random)
         self._wasAnswered = False
-        # The servers of the requests whose responses are held back.
-        self._heldBack: dict[Deferred[Any], int] = {}
         self._headers = lru_cache(maxsize=16)(_headers)
 
     @property
@@ -132,7 +130,7 @@ class JSONTransport:
         return self._stageAt(self.baseUrl)
 
     def _stageAt(self, url: str) -> str:
-        return stageOf(self._clock, urlsplit(url).hostname or "") or f"waiting for {self._name}"
+        return stageOf(self._clock, url) or f"waiting for {self._name}"
 
     def isServer(self, url: str) -> bool:
         """Whether one of the servers has this URL's scheme, host and port."""
@@ -148,15 +146,10 @@ class JSONTransport:
         **options: Any,
     ) -> Deferred[Response]:
         """
-        Send a request.
+        Send a request. *path*, which is encoded, is below the base URL; *options* are of the ``Request``.
 
-        :param path: below the base URL, encoded, beginning with a slash.
-        :param query: the parameters; those that are ``None`` are left out.
-        :param timeout: seconds for all of it: queue, connecting, headers and body.
-        :param options: of the :class:`~txserviceregistry.http.messages.Request`: its body, for example.
-        :return: fires with the :class:`~txserviceregistry.http.messages.Response` of any status. Fails with
-            ``ConnectionFailed``, ``RequestTimedOut``, or ``MalformedResponse`` for a 2xx without JSON and a truncated
-            response.
+        :return: fires with the ``Response``, of any status. Fails with ``ConnectionFailed``, ``RequestTimedOut``, or
+            ``MalformedResponse`` for a 2xx without JSON and a truncated response.
         """
         seconds = self._timeout if timeout is None else timeout
         request = Request(method, pathOf(path, query), self._clock, self._stageAt, seconds, **options)
@@ -174,7 +167,7 @@ class JSONTransport:
         problem: ServiceRegistryError | None = None
         wasSent = False
         for left, server in zip(range(len(order), 0, -1), order, strict=True):
-            request.leave = partial(self._left, server)
+            request.leave = partial(self._servers.failed, server)
             request.url = self._bases[server] + request.path
             asking = self._ask(request, server, left)
             isUnsent = False
@@ -196,7 +189,7 @@ class JSONTransport:
             except (MalformedResponse, RequestTimedOut) as error:
                 problem = error
             wasSent = wasSent or not isUnsent
-            self._left(server)
+            self._servers.failed(server)
             if isFinal and not isUnsent:
                 break
         if race is not None:
@@ -247,48 +240,24 @@ class JSONTransport:
             share = (wait or 0.0) + shareOf(request.deadline - (wait or 0.0) - self._clock.seconds(), left)
             late = self._lateInItsShare
             sent.addTimeout(max(0.0, share), self._clock, lambda _, timeout: Failure(late(request)))
-        if wait is not None:
-            self._heldBack[sent] = server
-            sent.addBoth(self._released, sent, request)
         return sent
 
-    def _released(self, result: Any, sent: Deferred[Any], request: Request) -> Any:
-        isTakenAway = self._heldBack.pop(sent, None) is None
-        return Failure(self._lateInItsShare(request)) if isTakenAway and isinstance(result, Failure) else result
-
     def _valueOf(self, answer: WholeResponse, request: Request, url: str) -> Any:
-        if not answer.body:
-            return None
         try:
-            return json.loads(answer.body)
+            return json.loads(answer.body) if answer.body else None
         except (ValueError, RecursionError):
             if answer.code >= 300:
                 return None
             self._onForeign()
-            raise MalformedResponse(
-                f"{request.method} {url} returned {answer.code}, but the body is not JSON. Check that this is the URL "
-                f"of {self._name}"
-            )
+            wrong = f"{request.method} {url} returned {answer.code}, but the body is not JSON"
+            raise MalformedResponse(f"{wrong}. Check that this is the URL of {self._name}")
 
     def giveUp(self) -> None:
         """A caller did not wait for the server that is asked first: the next request goes to another."""
-        self._left(self._servers.current)
-
-    def _left(self, server: int) -> None:
-        """A server failed."""
-        self._servers.failed(server)
-        if self._servers.current == server:
-            # There is no other.
-            return
-        for sent in [sent for sent, holder in self._heldBack.items() if holder == server]:
-            # The next one may have been taken away with this one.
-            if self._heldBack.pop(sent, None) is not None:
-                sent.cancel()
-
-    # -- errors
+        self._servers.failed(self._servers.current)
 
     def _lateInItsShare(self, request: Request) -> RequestTimedOut:
-        stage = stageOf(self._clock, urlsplit(request.url).hostname or "")
+        stage = stageOf(self._clock, request.url)
         why = f", {stage}. {NAME_SERVER}" if stage else ": the server hangs"
         return RequestTimedOut(f"{request.asked} timed out in its share of {request.timeout:g} s{why}")
 

@@ -165,10 +165,6 @@ class TLSPolicy:
     OpenSSL verifies the chain, and service_identity the name. Twisted's ``optionsForClientTLS`` is not used: its errors
     do not say which certificate is invalid, and some releases (such as 26.10) accept one without host names for any
     host.
-
-    :param trust: the certificates to trust; ``None`` to verify nothing.
-    :param caFile: their file, for messages.
-    :param own: the client certificate.
     """
 
     def __init__(self, trust: _TrustFiles | None, caFile: str | None = None, own: _OwnFiles | None = None) -> None:
@@ -200,42 +196,35 @@ class TLSPolicy:
             self._madeOf = trust, own
         return self._context
 
-    def _verify(self, connection: _Connection, certificate: X509, error: int, depth: int, isGood: int) -> bool:
+    def _verify(self, connection: Any, certificate: X509, error: int, depth: int, isGood: int) -> bool:
         """
         Called with each certificate of the chain, the server's own last, and with OpenSSL's number of its error.
 
         :raises CertificateRefused: which ends the handshake, and fails the connection.
         """
+        assert self._trust is not None
         try:
             seen = certificate.to_cryptography()
             if not isGood:
-                raise CertificateRefused(_refused(seen, error, depth, self._caFile) + self._problem())
+                # The files are read again for the next connection.
+                self._trust.suspect()
+                problem = self._trust.problem
+                end = "" if problem is None else f" (the previous content of the file is in use: {problem})"
+                raise CertificateRefused(_refused(seen, error, depth, self._caFile) + end)
             if depth == 0:
-                _verifyName(seen, connection.host)
+                isAddress = _isAddress(connection.host)
+                (verify_certificate_ip_address if isAddress else verify_certificate_hostname)(seen, connection.host)
         except CertificateRefused:
             raise
+        except (VerificationError, UnreadableNames):
+            raise CertificateRefused(_wrongName(seen, connection.host))
         except Exception as problem:
             raise CertificateRefused(f"its certificate can't be read: {problem}. Replace it")
         return True
 
-    def _problem(self) -> str:
-        """The end of the message about an invalid certificate. The files are read again for the next connection."""
-        assert self._trust is not None
-        self._trust.suspect()
-        problem = self._trust.problem
-        return "" if problem is None else f" (the previous content of the file is in use: {problem})"
-
 
 def _isAddress(host: str) -> bool:
     return isIPAddress(host) or isIPv6Address(host)
-
-
-def _verifyName(certificate: x509.Certificate, host: str) -> None:
-    verify = verify_certificate_ip_address if _isAddress(host) else verify_certificate_hostname
-    try:
-        verify(certificate, host)
-    except (VerificationError, UnreadableNames):
-        raise CertificateRefused(_wrongName(certificate, host))
 
 
 def tlsPolicy(
@@ -259,14 +248,9 @@ def tlsPolicy(
     """
     if not verify:
         return TLSPolicy(None)
-    own = None if certFile is None or keyFile is None else _ownFiles(certFile, keyFile)
-    trust = _systemTrust() if caFile is None else _trustIn(caFile, caSource)
-    return TLSPolicy(trust, caFile, own)
-
-
-def _absolute(path: str) -> str:
     try:
-        return absolutePath(path)
+        own = None if certFile is None or keyFile is None else _ownFiles(certFile, keyFile)
+        return TLSPolicy(_systemTrust() if caFile is None else _trustIn(caFile, caSource), caFile, own)
     except ValueError as error:
         raise InvalidSettings(str(error)) from None
 
@@ -279,7 +263,7 @@ def _read(path: str, name: str) -> bytes:
 
 
 def _trustIn(caFile: str, source: str | None) -> _TrustFiles:
-    path = _absolute(caFile)
+    path = absolutePath(caFile)
     name = f"{source}: the CA file {caFile}" if source else f"The CA file {caFile}"
 
     def make(text: bytes) -> Any:
@@ -325,7 +309,7 @@ def _systemTrust() -> _TrustFiles:
 
 
 def _ownFiles(certFile: str, keyFile: str) -> _OwnFiles:
-    names = {_absolute(each): each for each in (certFile, keyFile)}
+    names = {absolutePath(each): each for each in (certFile, keyFile)}
 
     def make(texts: list[bytes]) -> PrivateCertificate:
         try:
@@ -346,10 +330,9 @@ def _ownFiles(certFile: str, keyFile: str) -> _OwnFiles:
 
 def describeTLS(error: BaseException, *, inHandshake: bool = False) -> str | None:
     """
-    Why a TLS connection failed, and what to do; to follow the name of the server and a colon.
+    Why a TLS connection failed, and what to do; ``None`` if the *error* is of another kind.
 
     :param inHandshake: whether it is known to have failed during the handshake.
-    :return: ``None`` if the *error* is of another kind.
     """
     if isinstance(error, CertificateRefused):
         return str(error)
@@ -389,5 +372,4 @@ def _refused(culprit: x509.Certificate, error: int, depth: int, caFile: str | No
         return f"its certificate comes from {_ownerOf(culprit.subject)}, {distrust}. {trust}"
     if error in _UNKNOWN_ISSUER:
         return f"{whose} is signed by {_ownerOf(culprit.issuer)}, {distrust}. {trust}, or let the server send its chain"
-    wrong = _WEAK.get(error, f"OpenSSL calls it error {error}")
-    return f"{whose} is not valid: {wrong}. Replace it"
+    return f"{whose} is not valid: {_WEAK.get(error, f'OpenSSL calls it error {error}')}. Replace it"

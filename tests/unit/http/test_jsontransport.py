@@ -332,20 +332,3 @@ class JSONTransportTests(SynchronousTestCase):
         )
         self.assertEqual(self.successResultOf(transport.request("GET", "/x")).status, 503)
         self.assertEqual(len(self.agent.sent), 2)
-
-    def test_aRequestThatWaitsEndsWithItsServer(self) -> None:
-        """A request that waits for events at a server times out as soon as another request finds that server down."""
-
-        def serve(sent: Any) -> Any:
-            if "/events" in sent.url:
-                return Deferred()
-            return answer(503) if "//a/" in sent.url else answer(200, {})
-
-        transport = self.transport(serve, "http://a", "http://b")
-        waiting = transport.request("GET", "/events", wait=60)
-        elsewhere = transport.request("GET", "/events", wait=60)
-        self.successResultOf(transport.request("GET", "/x"))
-        for request in (waiting, elsewhere):
-            text = self.fails(request, RequestTimedOut)
-            self.assertEqual(text, "GET http://a/events timed out in its share of 70 s: the server hangs")
-        self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -26,7 +26,7 @@ from zope.interface import implementer
 from txserviceregistry import Client
 from txserviceregistry.commands.wrapper.checks import Checker, makeProbe
 from txserviceregistry.errors import ConnectionFailed, RequestTimedOut
-from txserviceregistry.http.agent import PATIENCE, ResolvingTimedOut, endpointTo, hostNames
+from txserviceregistry.http.agent import PATIENCE, ResolvingTimedOut, endpointTo, hostName
 
 ONE, OTHER = IPv4Address("TCP", "192.0.2.1", 80), IPv4Address("TCP", "192.0.2.2", 80)
 
@@ -131,23 +131,6 @@ class LastKnownTests(SlowNamesTestCase):
         self.reactor.advance(PATIENCE)
         self.assertEqual(self.tried[2:], ["192.0.2.2"])
 
-    def test_anOutageIsTwoLinesInTheLog(self) -> None:
-        """The log has one line when it begins and one when it ends, however many connections are made."""
-        for _ in range(5):
-            self.connect()
-            self.names.answer()
-        self.assertEqual(self.logged, [LogLevel.warn])
-        self.connect()
-        self.names.answer(ONE)
-        self.assertEqual(self.logged, [LogLevel.warn, LogLevel.info])
-
-    def test_aLookupThatHangsIsLogged(self) -> None:
-        """A lookup that hangs is logged once, when it has taken much longer than a slow one."""
-        for _ in range(5):
-            self.connect()
-            self.reactor.advance(1)
-        self.assertEqual(self.logged, [LogLevel.warn])
-
     def test_nothingIsLeft(self) -> None:
         """A connection that is cancelled while it waits leaves nothing on the reactor, and nothing is logged."""
         connecting = self.connect()
@@ -225,7 +208,7 @@ class ThreadTests(TestCase):
         over = threading.Event()
         busy = [deferToThread(over.wait, 60) for _ in range(threads)]
         try:
-            addresses = await hostNames(reactor).resolve("localhost", 80).addTimeout(30, reactor)  # type: ignore[arg-type] # a module is a reactor
+            addresses = await hostName(reactor, "localhost", 80).resolve().addTimeout(30, reactor)  # type: ignore[arg-type] # a module is a reactor
             self.assertTrue({address.host for address in addresses} & {"127.0.0.1", "::1"})  # type: ignore[attr-defined] # those of TCP
         finally:
             over.set()
@@ -235,7 +218,7 @@ class ThreadTests(TestCase):
     async def test_namesThatCanNotBeEncoded(self) -> None:
         """Invalid names have no address, like names that do not exist."""
         for name in ("a" * 70 + ".test", ".test", "a..test"):
-            self.assertEqual(list(await hostNames(reactor).resolve(name, 80)), [])
+            self.assertEqual(list(await hostName(reactor, name, 80).resolve()), [])
 
     async def test_aLookupThatIsImpossible(self) -> None:
         """A lookup that fails in any other way, because too many files are open for example, finds no address."""
@@ -244,7 +227,7 @@ class ThreadTests(TestCase):
             raise OSError(errno.EMFILE, "too many open files")
 
         self.patch(socket, "getaddrinfo", lookUp)
-        found = hostNames(reactor).resolve("impossible.test", 80).addTimeout(5, reactor)  # type: ignore[arg-type] # a module is a reactor
+        found = hostName(reactor, "impossible.test", 80).resolve().addTimeout(5, reactor)  # type: ignore[arg-type] # a module is a reactor
         self.assertEqual(list(await found), [])
 
     async def test_aHangingLookupHoldsUpNoOther(self) -> None:
@@ -260,10 +243,10 @@ class ThreadTests(TestCase):
             return [(AF_INET, SOCK_STREAM, 6, "", ("192.0.2.1", port))]
 
         self.patch(socket, "getaddrinfo", lookUp)
-        hanging = hostNames(reactor).resolve("hangs.test", 80)
+        hanging = hostName(reactor, "hangs.test", 80).resolve()
         try:
             for number in range(30):
-                addresses = await hostNames(reactor).resolve(f"name{number}.test", 80)
+                addresses = await hostName(reactor, f"name{number}.test", 80).resolve()
                 self.assertEqual(list(addresses), [ONE])
         finally:
             over.set()

@@ -91,7 +91,7 @@ def _reasonFor(error: Exception, reactor: Any, parts: SplitResult) -> Exception:
     """The error of a failed check. One that was cancelled took too long: the reason is the stage that it was in."""
     if not isinstance(error, CancelledError):
         return HealthCheckFailed(describeFailure(error))
-    stage = stageOf(reactor, parts.hostname or "")
+    stage = stageOf(reactor, parts.geturl())
     return HealthCheckFailed(stage) if stage else error
 
 
