@@ -68,11 +68,7 @@ _MOST_REASONS = 3
 
 
 class ServiceRegistryError(Exception):
-    """
-    The base class of all errors of this library.
-
-    ``str()`` of one is a line in which text from servers and files is escaped. Attributes are exact.
-    """
+    """The base class. ``str()`` is a line in which text from servers and files is escaped; attributes are exact."""
 
     def __str__(self) -> str:
         return escaped(self._text())
@@ -89,7 +85,7 @@ class ConnectionFailed(ServiceRegistryError):
     """
     The registry, or the Auth API, could not be reached, or closed the connection before its response.
 
-    :ivar wasSent: false if there was no connection, so that the request certainly had no effect.
+    :ivar wasSent: false if the request certainly had no effect.
     """
 
     wasSent = True
@@ -202,17 +198,15 @@ class NoServiceAvailable(ServiceRegistryError):
         if math.isinf(self.stale):
             return f"No service with the tag {self.tag!r} is known: no response from the registry yet"
         age = f" (as of {self.stale:.1f} s ago)" if self.stale else ""
+        result, why = "is registered", ""
         if self.reasons:
-            tried = [f"{where}: {str(why) or type(why).__name__}" for where, why in self.reasons.items()]
-            more = f"; {len(tried) - _MOST_REASONS} more" if len(tried) > _MOST_REASONS else ""
-            said = "; ".join(tried[:_MOST_REASONS]) + more
-            return f"No service with the tag {self.tag!r} could be reached{age}: {said}"
-        if self.unusable:
-            return (
-                f"No service with the tag {self.tag!r} can be used{age}: "
-                f"all {self.unusable} are drained or disabled, or have no host and port in their metadata"
-            )
-        return f"No service with the tag {self.tag!r} is registered{age}"
+            tried = [f"{where}: {str(each) or type(each).__name__}" for where, each in self.reasons.items()]
+            more = [f"{len(tried) - _MOST_REASONS} more"] if len(tried) > _MOST_REASONS else []
+            result, why = "could be reached", ": " + "; ".join(tried[:_MOST_REASONS] + more)
+        elif self.unusable:
+            why = f": all {self.unusable} are drained or disabled, or have no host and port in their metadata"
+            result = "can be used"
+        return f"No service with the tag {self.tag!r} {result}{age}{why}"
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -243,15 +237,11 @@ class APIError(ServiceRegistryError):
 
     def _text(self) -> str:
         asked = f"{self.method} {self.url} returned " if self.url else ""
-        said = ": ".join(dict.fromkeys(part for part in (self.message, self.details) if part))
-        kind = f" {self.type}" if self.type else ""
-        text = f"{asked}{self.status}{kind}" + (f": {said}" if said else "")
-        if self.txnId:
-            text += f" (txnId {self.txnId})"
+        said = ": ".join(dict.fromkeys(filter(None, (self.message, self.details))))
+        text = f"{asked}{self.status}{self.type and f' {self.type}'}{said and f': {said}'}"
+        text += f" (txnId {self.txnId})" if self.txnId else ""
         advice = self.doubt or self.advice
-        if advice:
-            text = f"{text.rstrip('.')}. {advice}"
-        return text
+        return f"{text.rstrip('.')}. {advice}" if advice else text
 
 
 class BadRequest(APIError):

@@ -1,8 +1,4 @@
-"""
-The shapes of the API's JSON, for type checkers.
-
-At run time they are plain dicts and lists, just as they came over the wire.
-"""
+"""The shapes of the API's JSON, for type checkers. At run time they are plain dicts and lists."""
 
 from __future__ import annotations
 

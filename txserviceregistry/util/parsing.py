@@ -15,12 +15,8 @@ from collections.abc import Iterable, Mapping
 _PIECE = re.compile(r"(?:\\[\\,]|[^,])+")
 _ESCAPE = re.compile(r"\\([\\,])")
 
-_COUNT = re.compile(r"[0-9]{1,16}", re.ASCII)
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([smhd]?)", re.ASCII)
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
-_LARGEST_COUNT = 2**31 - 1
-_LONG_INTEGER = 10**20
-_SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?", re.ASCII)
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 
 #: The longest timeout, interval or pause that makes sense in a program, in seconds.
@@ -29,8 +25,6 @@ LONGEST_INTERVAL = 36_500 * 86_400.0
 LATEST = 253_402_300_799.0
 #: No client waits for longer than this because a response says so, in seconds.
 LONGEST_RETRY_AFTER = 3600.0
-# The periods of a rate: a shorter one is a burst, and no client waits for a longer one.
-_PERIODS = ("1s", "366d")
 
 
 def parseTags(text: str) -> list[str]:
@@ -54,19 +48,24 @@ def parseMetadata(text: str) -> dict[str, str]:
     return pairs
 
 
+def _pieces(text: str) -> list[str]:
+    pieces = (_ESCAPE.sub(r"\1", piece) for piece in _PIECE.findall(text))
+    return [piece for piece in pieces if piece.strip()]
+
+
 def formatTags(tags: Iterable[str]) -> str:
     """The text that :func:`parseTags` reads as *tags*."""
-    return ",".join(map(_escape, tags))
+    return ",".join(tag.replace("\\", "\\\\").replace(",", "\\,") for tag in tags)
 
 
 def formatMetadata(metadata: Mapping[str, str]) -> str:
     """The text that :func:`parseMetadata` reads as *metadata*, as long as no key holds a ``=``."""
-    return ",".join(f"{_escape(key)}={_escape(value)}" for key, value in metadata.items())
+    return formatTags(f"{key}={value}" for key, value in metadata.items())
 
 
-def parseCount(text: str, least: int = 0, most: int = _LARGEST_COUNT) -> int:
+def parseCount(text: str, least: int = 0, most: int = 2**31 - 1) -> int:
     """A whole number from *least* to *most*, in digits, or ``ValueError``."""
-    if not _COUNT.fullmatch(text) or not least <= int(text) <= most:
+    if not re.fullmatch("[0-9]{1,16}", text) or not least <= int(text) <= most:
         raise ValueError(f"{text!r} is not a whole number from {least} to {most}")
     return int(text)
 
@@ -77,6 +76,28 @@ def parseDuration(text: str, least: str = "0s", most: str = "36500d") -> float:
     if not _seconds(least) <= seconds <= _seconds(most):
         raise ValueError(f"{text!r} is not a duration from {least} to {most}")
     return seconds
+
+
+def _seconds(duration: str) -> float:
+    match = _DURATION.fullmatch(duration)
+    if match is None:
+        raise ValueError(f"{duration!r} is not a duration such as 90s, 15m, 24h or 30d")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def parseRate(text: str) -> tuple[int | None, float]:
+    """
+    A rate: how many (``None`` for ``off``) in which time, in seconds. ``500000/24h``, ``100/1m``, ``10/s``.
+    ``ValueError`` if it is not one, or the time is not from a second to 366 days.
+    """
+    if text == "off":
+        return None, 86_400.0
+    count, slash, period = text.partition("/")
+    if not slash:
+        raise ValueError(f"{text!r} is not a rate such as 500000/24h, 100/1m or 10/s, or 'off'")
+    # A shorter period is a burst, and no client waits for a longer one.
+    seconds = parseDuration("1" + period if period in _UNITS and period else period, "1s", "366d")
+    return parseCount(count, 1), seconds
 
 
 def boundedNumber(value: object, least: float, most: float) -> float:
@@ -91,7 +112,12 @@ def boundedNumber(value: object, least: float, most: float) -> float:
     # Nothing is true of "not a number".
     if least <= number <= most:
         return number
-    raise ValueError(f"{_shown(value)} is not a number from {least:g} to {most:g}")
+    try:
+        shown = repr(value)[:40] if isinstance(value, (int, float, str)) else type(value).__name__
+    except ValueError:
+        # Python refuses to write integers of many digits.
+        shown = "int"
+    raise ValueError(f"{shown} is not a number from {least:g} to {most:g}")
 
 
 def parseRetryAfter(text: str | None) -> float | None:
@@ -99,7 +125,7 @@ def parseRetryAfter(text: str | None) -> float | None:
     The header ``Retry-After`` in seconds, at most :data:`LONGEST_RETRY_AFTER`; ``None`` if it is not there or not a
     decimal number. (It may be a date, which the API never sends.)
     """
-    if text is None or not _SECONDS.fullmatch(text.strip()):
+    if text is None or not re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", text.strip()):
         return None
     return min(float(text), LONGEST_RETRY_AFTER)
 
@@ -107,39 +133,3 @@ def parseRetryAfter(text: str | None) -> float | None:
 def validTraceparent(text: object) -> str | None:
     """The W3C header ``traceparent``, which names the trace that a request belongs to; ``None`` if it is not valid."""
     return text if isinstance(text, str) and _TRACEPARENT.fullmatch(text) else None
-
-
-def _shown(value: object) -> str:
-    # Python refuses to write integers of many digits.
-    isShort = isinstance(value, (float, str)) or (isinstance(value, int) and abs(value) < _LONG_INTEGER)
-    text = repr(value) if isShort else type(value).__name__
-    return text if len(text) <= 40 else f"{text[:40]}…"
-
-
-def parseRate(text: str) -> tuple[int | None, float]:
-    """
-    A rate: how many (``None`` for ``off``) in which time, in seconds. ``500000/24h``, ``100/1m``, ``10/s``.
-    ``ValueError`` if it is not one, or the time is not from a second to 366 days.
-    """
-    if text == "off":
-        return None, 86_400.0
-    count, slash, period = text.partition("/")
-    if not slash:
-        raise ValueError(f"{text!r} is not a rate such as 500000/24h, 100/1m or 10/s, or 'off'")
-    return parseCount(count, 1), parseDuration("1" + period if period in _UNITS and period else period, *_PERIODS)
-
-
-def _seconds(duration: str) -> float:
-    match = _DURATION.fullmatch(duration)
-    if match is None:
-        raise ValueError(f"{duration!r} is not a duration such as 90s, 15m, 24h or 30d")
-    return float(match[1]) * _UNITS[match[2]]
-
-
-def _pieces(text: str) -> list[str]:
-    pieces = (_ESCAPE.sub(r"\1", piece) for piece in _PIECE.findall(text))
-    return [piece for piece in pieces if piece.strip()]
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace(",", "\\,")
