@@ -49,11 +49,8 @@ _CHANGES = {
     "raxrcPath": "file for the API key",
 }
 
-# The most requests at once that wait for events. All subscribers of a client share one; the others are for calls of
-# client.events.list(wait=…).
-_MOST_WAITING = 8
-# The most requests at once that wait for locks.
-_MOST_WAITING_LOCKS = 1000
+# The most requests at once that wait for events or locks.
+_MOST_WAITING = 1000
 
 
 class Client:
@@ -159,7 +156,6 @@ class Client:
             Lane.URGENT: urgent,
             Lane.HEARTBEAT: QueueingAgent(agent, maxConnections, clock=reactor, sharing=urgent),
             Lane.WAITING: QueueingAgent(agent, _MOST_WAITING, suspends),
-            Lane.LOCK: QueueingAgent(agent, _MOST_WAITING_LOCKS, suspends),
         }
         self._queues = list(lanes.values())
         ordinary = lanes[Lane.ORDINARY]

@@ -59,7 +59,7 @@ class LocksClient(APIGroup):
         await self._transport.require(LOCKS)
         body = {"name": name, "timeout": timeout, "holder": holder, "nonce": nonce or str(uuid.uuid4())}
         body |= {"metadata": dict(metadata or {}), "wait": wait}
-        response = await self._post("", body, wait=wait or None, lane=Lane.LOCK if wait else Lane.URGENT)
+        response = await self._post("", body, wait=wait or None, lane=Lane.WAITING if wait else Lane.URGENT)
         return response.read(readAcquiredLock)
 
     @returnsDeferred

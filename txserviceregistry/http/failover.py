@@ -7,11 +7,8 @@ from collections.abc import Callable, Sequence
 
 from twisted.internet.interfaces import IReactorTime
 
-from ..util.backoff import Backoff
-
-# Seconds for which a server that failed is asked last: longer with each failure.
-_FIRST_PENALTY = 2.0
-_LONGEST_PENALTY = 60.0
+# Seconds for which a server that failed is asked last.
+_PENALTY = 10.0
 # The fewest and the most seconds before a client returns to its first server. Each client draws its own, so that a
 # server that works again gets its clients one after the other.
 _RETURN = (20.0, 80.0)
@@ -34,7 +31,6 @@ class Servers:
         self._ring = [left.pop(int(random() * len(left)) % len(left)) for _ in range(count)]
         self.current = self._ring[0] if count else 0
         self._shunnedUntil = [0.0] * count
-        self._penalties = [Backoff(_FIRST_PENALTY, _LONGEST_PENALTY, random) for _ in range(count)]
         self._returnAt: float | None = None
 
     def order(self, *, mayTry: bool) -> Sequence[int]:
@@ -54,16 +50,13 @@ class Servers:
 
     def worked(self, number: int) -> None:
         """There was a response."""
-        if self._shunnedUntil[number]:
-            self._shunnedUntil[number] = 0.0
-            self._penalties[number].reset()
+        self._shunnedUntil[number] = 0.0
         if self.current != number:
             self._stayWith(number)
 
     def failed(self, number: int) -> None:
         """There was no response, or the server is unavailable."""
-        # The first delay of a backoff is 0, but there are other servers.
-        self._shunnedUntil[number] = self._clock.seconds() + max(self._penalties[number].next(), _FIRST_PENALTY)
+        self._shunnedUntil[number] = self._clock.seconds() + _PENALTY
         if number == self.current:
             self._stayWith(self.order(mayTry=False)[1 % len(self._ring)])
 

@@ -44,10 +44,8 @@ class Lane(IntEnum):
     URGENT = 1
     #: Heartbeats: their sender handles a suspend.
     HEARTBEAT = 2
-    #: These wait for events.
+    #: These wait for events, or for locks, of which a client may want many at once.
     WAITING = 3
-    #: These wait for locks, of which a client may want many at once.
-    LOCK = 4
 
 
 def segment(text: str) -> str:

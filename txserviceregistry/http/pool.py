@@ -21,7 +21,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IClientRequest, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
-from ..util.deferred import cancelWith, waitFor
+from ..util.deferred import waitFor
 from ..util.fields import netloc
 from ..util.logs import Listeners, Logger
 from .agent import endpointTo
@@ -31,8 +31,6 @@ from .tls import describeTLS
 #: Idle connections are closed after so many seconds: before common servers and balancers do it (60 s and more), because
 #: a request on a connection that the other side is closing gets no answer.
 IDLE_TIMEOUT = 45.0
-#: A peer that does not answer the orderly end of a TLS connection for so many seconds is cut off.
-CLOSE_GRACE = 1.0
 
 # The most servers whose endpoints are kept: more than any registry has.
 _MOST_SERVERS = 100
@@ -183,17 +181,12 @@ class ConnectionPool(HTTPConnectionPool):
         return self._addressListeners.add(listener)
 
     def close(self) -> Deferred[None]:
-        """Close all connections, also those in use. Fires when it is done, after :data:`CLOSE_GRACE` s at most."""
-        # Its Deferred is not used: it does not fire for a peer that does not take part in closing.
+        """Close all connections, also those in use, without waiting for their peers. Fires when it is done."""
+        left = [each for each in self._known if each.transport is not None and not each.lost.called]
+        for connection in left:
+            connection.cutOff()
         self.closeCachedConnections()  # type: ignore[no-untyped-call] # Twisted has no types there
-        left = [connection for connection in self._known if connection.transport is not None]
-        done = gatherResults([waitFor(connection.lost) for connection in left], consumeErrors=True)
-
-        def cutOff() -> None:
-            for connection in left:
-                connection.cutOff()
-
-        return cancelWith(self._clock.callLater(CLOSE_GRACE, cutOff), done).addCallback(lambda _: None)
+        return gatherResults([waitFor(connection.lost) for connection in left]).addCallback(lambda _: None)
 
 
 def _keyOf(uri: URI) -> tuple[bytes, bytes, int]:

@@ -13,28 +13,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fcntl import LOCK_EX, LOCK_NB, flock
 from typing import Generic, TypeVar
 
 from .logs import Logger
-
-try:
-    from fcntl import LOCK_EX, LOCK_NB, flock
-except ImportError:
-
-    def lockFile(descriptor: int) -> None:
-        """Windows has no such locks: nothing keeps two processes from the same file."""
-
-else:
-
-    def lockFile(descriptor: int) -> None:
-        """
-        Lock an open file until it is closed, as it is at the end of the process.
-
-        :raises BlockingIOError: if another process has it, or another descriptor of this one.
-        :raises OSError: if the file system has no locks.
-        """
-        flock(descriptor, LOCK_EX | LOCK_NB)
-
 
 #: Seconds between two reads of files that have not changed, while they can't be used or after a failed handshake.
 RETRY_SECONDS = 1.0
@@ -57,6 +39,16 @@ def absolutePath(path: str) -> str:
     if expanded.startswith("~"):
         raise ValueError(f"{path!r} can't be used: {path.partition(os.sep)[0]} has no home directory here")
     return os.path.abspath(expanded)
+
+
+def lockFile(descriptor: int) -> None:
+    """
+    Lock an open file until it is closed, as it is at the end of the process.
+
+    :raises BlockingIOError: if another process has it, or another descriptor of this one.
+    :raises OSError: if the file system has no locks.
+    """
+    flock(descriptor, LOCK_EX | LOCK_NB)
 
 
 def replaceFile(
