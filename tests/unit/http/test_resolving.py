@@ -192,7 +192,8 @@ class UnknownTests(SlowNamesTestCase):
             globalLogPublisher.addObserver(observe)
             self.addCleanup(globalLogPublisher.removeObserver, observe)
             probe = makeProbe(self.reactor, check)
-            checker = Checker("web1", check, probe, interval=5, timeout=5, clock=clock, passed=lambda: None)
+            options = {"id": "web1", "check": check, "check-interval": 5.0, "check-timeout": 5.0, "rise": 1, "fall": 1}
+            checker = Checker(options, probe, clock, lambda: None)
             checker.start()
             clock.pump([1.0] * 30)
             checker.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -22,7 +22,7 @@ from ...http.pool import PooledAgent
 from ...http.queueing import QueueingAgent
 from ...http.tls import tlsPolicy
 from ...util.deferred import returnsDeferred
-from .process import Child, exitCode, startChild, startEnvironment
+from .process import exitCode, startChild, startEnvironment
 
 #: Checks once: fires with ``True`` if the process is healthy, and fails with the reason if not.
 Probe = Callable[[], Deferred[bool]]
@@ -40,20 +40,11 @@ _NOT_INHERITED = (b"NOTIFY_SOCKET", b"LISTEN_PID", b"LISTEN_FDS", b"LISTEN_FDNAM
 _LONGEST_OUTPUT = 100
 
 
-class _Disconnecting(Protocol):
-    """Closes the connection as soon as it is made."""
-
-    def connectionMade(self) -> None:
-        assert self.transport is not None
-        self.transport.loseConnection()
-
-
-def makeProbe(reactor: Any, text: str, execute: Callable[[str], Probe] | None = None) -> Probe:
+def makeProbe(reactor: Any, text: str, serviceId: str = "") -> Probe:
     """
-    :param text: ``tcp:PORT`` or ``tcp:HOST:PORT`` passes if connections are accepted; ``http://HOST:PORT/PATH`` passes
-        if the response has a status from 200 to 399 and is complete. With ``https://`` the certificate is not verified.
-    :param execute: makes the check of ``exec:COMMAND``.
-    :raises ValueError: if it is none of these.
+    The check of ``--check``. With ``https://`` the certificate is not verified.
+
+    :raises ValueError: if the text is not one.
     """
     scheme, _, rest = text.partition(":")
     try:
@@ -61,13 +52,12 @@ def makeProbe(reactor: Any, text: str, execute: Callable[[str], Probe] | None = 
             return _tcpProbe(reactor, rest if ":" in rest else f"127.0.0.1:{rest}")
         if scheme.lower() in ("http", "https"):
             return _httpProbe(reactor, text)
-        if scheme.lower() == "exec" and rest.strip() and execute is not None:
-            return execute(rest)
+        if scheme.lower() == "exec" and rest.strip():
+            return _commandProbe(rest, serviceId)
     except ValueError:
         pass
-    raise ValueError(
-        f"{text!r} is not tcp:PORT, tcp:HOST:PORT, exec:COMMAND, http://HOST:PORT/PATH or https://HOST:PORT/PATH"
-    )
+    forms = "tcp:PORT, tcp:HOST:PORT, exec:COMMAND, http://HOST:PORT/PATH or https://HOST:PORT/PATH"
+    raise ValueError(f"{text!r} is not {forms}")
 
 
 def _tcpProbe(reactor: Any, address: str) -> Probe:
@@ -79,9 +69,10 @@ def _tcpProbe(reactor: Any, address: str) -> Probe:
     @returnsDeferred
     async def probe() -> bool:
         try:
-            await endpoint.connect(Factory.forProtocol(_Disconnecting))
+            connection: Any = await endpoint.connect(Factory.forProtocol(Protocol))
         except Exception as error:
             raise _reasonFor(error, reactor, parts)
+        connection.transport.loseConnection()
         return True
 
     return probe
@@ -119,34 +110,21 @@ def _httpProbe(reactor: Any, text: str) -> Probe:
     return probe
 
 
-class CommandChecks:
-    """The checks that are commands and run, each in a process group of its own. They pass if the exit code is 0."""
+def _commandProbe(command: str, serviceId: str) -> Probe:
+    """A check that runs a shell *command* in a process group of its own, which is killed when it is cancelled."""
+    environment = {**startEnvironment(), b"SERVICE_REGISTRY_ID": os.fsencode(serviceId)}
+    for name in _NOT_INHERITED:
+        environment.pop(name, None)
 
-    def __init__(self) -> None:
-        self._running: dict[int, Child] = {}
+    def probe() -> Deferred[bool]:
+        # Not a pipe, which a process that the command leaves behind would keep open.
+        output = tempfile.TemporaryFile()  # noqa: SIM115  # _report closes it
+        child = startChild(["/bin/sh", "-c", command], environment, frozenset(), output=output.fileno())
+        checked: Deferred[bool] = Deferred(lambda _: os.killpg(child.pid, signal.SIGKILL))
+        child.ended.addCallback(_report, output, checked)
+        return checked
 
-    def probe(self, command: str, serviceId: str) -> Probe:
-        """A check that runs a shell *command*; when it is cancelled, its processes are killed."""
-        environment = {**startEnvironment(), b"SERVICE_REGISTRY_ID": os.fsencode(serviceId)}
-        for name in _NOT_INHERITED:
-            environment.pop(name, None)
-
-        def probe() -> Deferred[bool]:
-            # Not a pipe, which a process that the command leaves behind would keep open.
-            output = tempfile.TemporaryFile()  # noqa: SIM115  # _report closes it
-            child = startChild(["/bin/sh", "-c", command], environment, frozenset(), output=output.fileno())
-            self._running[child.pid] = child
-            checked: Deferred[bool] = Deferred(lambda _: os.killpg(child.pid, signal.SIGKILL))
-            child.ended.addCallback(_report, output, checked)
-            return checked
-
-        return probe
-
-    def ended(self, pid: int, status: int) -> None:
-        """Note that a process has ended, which may have been a check."""
-        child = self._running.pop(pid, None)
-        if child is not None:
-            child.ended.callback(status)
+    return probe
 
 
 def _report(status: int, output: IO[bytes], checked: Deferred[bool]) -> None:
@@ -163,43 +141,23 @@ def _report(status: int, output: IO[bytes], checked: Deferred[bool]) -> None:
 
 class Checker(HealthCheck):
     """
-    Checks regularly.
+    Checks regularly, as the options say. *passed* is called when the check passes for the first time.
 
-    :ivar passing: whether the last check passed.
+    :ivar passing: whether the check passes: the last ``--rise`` checks succeeded, and since then not ``--fall`` failed.
     """
 
-    def __init__(
-        self,
-        serviceId: str,
-        name: str,
-        probe: Probe,
-        *,
-        interval: float,
-        timeout: float,
-        clock: Any,
-        passed: Callable[[], None],
-        rise: int = 1,
-        fall: int = 1,
-    ) -> None:
-        """
-        :param name: the port or URL, for the log.
-        :param interval: seconds from one check to the next, or less before the first pass.
-        :param timeout: seconds that one check may take.
-        :param passed: called when it passes for the first time.
-        :param rise: how many checks in a row must succeed until it passes.
-        :param fall: how many must fail until it does not pass any more.
-        """
-        super().__init__(probe, serviceId, clock, name=f"health check {name}")
+    def __init__(self, options: Mapping[str, Any], probe: Probe, clock: Any, passed: Callable[[], None]) -> None:
+        super().__init__(probe, options["id"], clock, name=f"health check {options['check'].partition('?')[0]}")
         self.passing = False
-        self._interval = interval
-        self._timeout = timeout
+        self._options = options
         self._firstPass: Callable[[], None] | None = passed
-        self._rise = rise
-        self._fall = fall
         # How many checks in a row had another result than the present state.
         self._others = 0
         self._isRunning = False
         self._checking: Deferred[None] = succeed(None)
+
+    def __call__(self) -> bool:
+        return self.passing
 
     def start(self) -> None:
         self._isRunning = True
@@ -216,8 +174,8 @@ class Checker(HealthCheck):
     def _judge(self, reason: str | None) -> str | None:
         """The reason why it fails, after a check with this one."""
         self._others = 0 if (reason is None) == self.passing else self._others + 1
-        if 0 < self._others < (self._fall if self.passing else self._rise):
-            return None if self.passing else f"{self._others} of {self._rise} checks succeeded"
+        if 0 < self._others < self._options["fall" if self.passing else "rise"]:
+            return None if self.passing else f"{self._others} of {self._options['rise']} checks succeeded"
         self._others = 0
         return reason
 
@@ -225,12 +183,13 @@ class Checker(HealthCheck):
     async def _checkRegularly(self) -> None:
         began = self._clock.seconds()
         while self._isRunning:
-            checked = self._clock.seconds()
+            checked, interval = self._clock.seconds(), self._options["check-interval"]
             isStarting = self._firstPass is not None and checked - began < _START
             suspended = "heartbeats" if self._firstPass is None else "registration"
-            self.passing = await self.passes(self._timeout, suspended, isStarting=isStarting)
+            self.passing = await self.passes(self._options["check-timeout"], suspended, isStarting=isStarting)
             if self.passing and self._firstPass is not None:
                 passed, self._firstPass = self._firstPass, None
                 passed()
-            interval = self._interval if self._firstPass is None else min(self._interval, _FIRST_INTERVAL)
+            if self._firstPass is not None:
+                interval = min(interval, _FIRST_INTERVAL)
             await deferLater(self._clock, max(0.0, checked + interval - self._clock.seconds()))

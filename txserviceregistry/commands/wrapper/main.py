@@ -24,12 +24,21 @@ from ...registration import REGISTERED_AT
 from ...util.deferred import cancelWith, returnsDeferred
 from .. import console
 from ..running import settingsOf
-from .checks import Checker, CommandChecks, makeProbe
-from .drain import Drain
+from .checks import Checker, makeProbe
 from .options import Options
-from .process import CantStart, Child, exitCode, findProgram, reap, startChild, startEnvironment
-from .registration import NotRegistered, ServiceSpec, WrapperRegistration, tokenFileOf
-from .relay import NotificationRelay, Signals, stopUntilContinued
+from .process import (
+    CantStart,
+    Child,
+    NotificationRelay,
+    Signals,
+    exitCode,
+    findProgram,
+    reap,
+    startChild,
+    startEnvironment,
+    stopUntilContinued,
+)
+from .registration import Drain, NotRegistered, WrapperRegistration, tokenFileOf
 
 _NAME = "service-registry-wrapper"
 
@@ -95,17 +104,15 @@ class Wrapper:
         self._child: Child | None = None
         self._aborting = False
         self._passedOn: set[int] = set()
-        self._commands = CommandChecks()
-        checker = self._checker = self._makeChecker()
         self._leader: Client | None = None
         self._leadership: Held | None = None
+        self._checker: Checker | None = None
+        if options["check"] is not None:
+            probe = makeProbe(clock, options["check"], options["id"])
+            self._checker = Checker(options, probe, clock, self._register)
         self._registration = WrapperRegistration(
-            clock,
-            ServiceSpec(options["id"], options["interval"], options["tags"], options["metadata"]),
-            connect=self._connect,
-            retries=options["retries"],
-            lost=self._lost,
-            check=None if checker is None else lambda: checker.passing,
+            *(clock, options, self._connect, self._lost),
+            check=self._checker,
             tokenFile=tokenFile,
             onRegistered=lambda: None if self._drain is None else self._drain.registered(),
         )
@@ -116,22 +123,6 @@ class Wrapper:
     def _connectWithOptions(self) -> Client:
         given = {"username": self._options["username"], "apiKey": self._options["api-key"]}
         return Client(reactor=self._clock, settings=settingsOf(given), timeout=_TIMEOUT)
-
-    def _makeChecker(self) -> Checker | None:
-        options = self._options
-        if options["check"] is None:
-            return None
-        return Checker(
-            options["id"],
-            options["check"].partition("?")[0],
-            makeProbe(self._clock, options["check"], lambda command: self._commands.probe(command, options["id"])),
-            interval=options["check-interval"],
-            timeout=options["check-timeout"],
-            clock=self._clock,
-            passed=self._register,
-            rise=options["rise"],
-            fall=options["fall"],
-        )
 
     @returnsDeferred
     async def run(self) -> int:
@@ -188,7 +179,7 @@ class Wrapper:
         """Handle a signal, which the terminal has sent to the whole process group if it was *typed*."""
         child = self._child
         if number == signal.SIGCHLD:
-            self._reap()
+            reap()
         elif child is None:
             if number in _ENDING and self._holding is not None:
                 self._interruption = number
@@ -204,12 +195,6 @@ class Wrapper:
         self._passedOn.add(number)
         if number == signal.SIGTSTP:
             stopUntilContinued()
-
-    def _reap(self) -> None:
-        for pid, status in reap():
-            if self._child is not None and pid == self._child.pid:
-                self._child.ended.callback(status)
-            self._commands.ended(pid, status)
 
     # -- the registration
 

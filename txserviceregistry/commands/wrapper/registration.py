@@ -1,21 +1,24 @@
 """
-The registration of the wrapped command: when the tries at the start are over, and when it is lost. A
+The registration of the wrapped command: when the tries at the start are over, when it is lost, and how it is drained. A
 :class:`~txserviceregistry.RegisteredService` registers and sends heartbeats.
 """
 
 from __future__ import annotations
 
+import math
 import random as randomModule
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from ...api.transport import SERVICE_STATE
 from ...client import Client
 from ...errors import (
     AuthenticationFailed,
@@ -34,6 +37,9 @@ from ...util.deferred import Waiters, returnsDeferred
 from ...util.files import checkPath
 from ...util.logs import Logger
 
+#: The reason of states that the wrapper sets. It never changes any other state.
+REASON = "service-registry-wrapper"
+
 # Another try soon after one of these fails in the same way.
 _REFUSALS = (AuthenticationFailed, BadRequest, Forbidden, InvalidSettings, LimitReached, Unauthorized)
 # Seconds between two readings of settings that are wrong, or do not exist yet.
@@ -45,16 +51,6 @@ _TRY_INVALID_AGAIN = 300.0
 
 class NotRegistered(Exception):
     """The tries at the start are over; the text is the reason of the last one."""
-
-
-@attrs.frozen
-class ServiceSpec:
-    """The service to register; *interval* is its heartbeat timeout in seconds."""
-
-    serviceId: str
-    interval: int
-    tags: Sequence[str] = ()
-    metadata: Mapping[str, str] = attrs.field(factory=dict)
 
 
 def tokenFileOf(serviceId: str, tell: Callable[[str], None]) -> Path | None:
@@ -96,13 +92,12 @@ _NEXT = {
 }
 
 
-@attrs.define(eq=False, slots=False)
 class WrapperRegistration:
     """
     Registers a service, keeps it registered, and reports when that has failed.
 
+    :param options: the values of the wrapper's options.
     :param connect: makes a client; raises ``InvalidSettings``.
-    :param retries: the number of tries at the start after the first one.
     :param lost: called with the reason when a registration is lost: the registry refuses the service, or it has not
         been registered for an interval after its deadline.
     :param check: says whether the service is healthy; without it, it is.
@@ -113,24 +108,35 @@ class WrapperRegistration:
 
     _log = Logger()
 
-    _clock: IReactorTime
-    _spec: ServiceSpec
-    _connect: Callable[[], Client] = attrs.field(kw_only=True)
-    _retries: int = attrs.field(kw_only=True)
-    _lost: Callable[[str], None] = attrs.field(kw_only=True)
-    _check: Callable[[], bool] | None = None
-    _tokenFile: Path | None = None
-    _onRegistered: Callable[[], object] = lambda: None
-    _random: Callable[[], float] = randomModule.random
-    client: Client | None = attrs.field(init=False, default=None)
-    _state: State = attrs.field(init=False, default=State.NEW)
-    _service: RegisteredService | None = attrs.field(init=False, default=None)
-    _failures: int = attrs.field(init=False, default=0)
-    _starting: Waiters[None] = attrs.field(init=False, factory=Waiters)
-    _lossTimer: IDelayedCall | None = attrs.field(init=False, default=None)
-    _retryTimer: IDelayedCall | None = attrs.field(init=False, default=None)
-    # The last problem with the settings that was logged.
-    _problem: str = attrs.field(init=False, default="")
+    def __init__(
+        self,
+        clock: IReactorTime,
+        options: Mapping[str, Any],
+        connect: Callable[[], Client],
+        lost: Callable[[str], None],
+        *,
+        check: Callable[[], bool] | None = None,
+        tokenFile: Path | None = None,
+        onRegistered: Callable[[], object] = lambda: None,
+        random: Callable[[], float] = randomModule.random,
+    ) -> None:
+        self.client: Client | None = None
+        self._clock = clock
+        self._options = options
+        self._connect = connect
+        self._lost = lost
+        self._check = check
+        self._tokenFile = tokenFile
+        self._onRegistered = onRegistered
+        self._random = random
+        self._state = State.NEW
+        self._service: RegisteredService | None = None
+        self._failures = 0
+        self._starting: Waiters[None] = Waiters()
+        self._lossTimer: IDelayedCall | None = None
+        self._retryTimer: IDelayedCall | None = None
+        # The last problem with the settings that was logged.
+        self._problem = ""
 
     @property
     def registered(self) -> bool:
@@ -141,7 +147,7 @@ class WrapperRegistration:
     @returnsDeferred
     async def reach(self) -> None:
         """Check with the tries of the start that a registry accepts the credentials; else :class:`NotRegistered`."""
-        backoff = Backoff(0.1, self._spec.interval / 2, self._random)
+        backoff = Backoff(0.1, self._options["interval"] / 2, self._random)
         while True:
             try:
                 if self.client is None:
@@ -149,7 +155,7 @@ class WrapperRegistration:
                 await self.client.account.getLimits()
                 return
             except ServiceRegistryError as error:
-                if isinstance(error, _REFUSALS) or backoff.failures >= self._retries:
+                if isinstance(error, _REFUSALS) or backoff.failures >= self._options["retries"]:
                     raise NotRegistered(str(error))
             await deferLater(self._clock, backoff.next())
 
@@ -208,7 +214,7 @@ class WrapperRegistration:
         self._failures += 1
         reason = str(error) if isinstance(error, ServiceRegistryError) else type(error).__name__
         isRefused = isinstance(error, _REFUSALS)
-        if isRefused or self._failures > self._retries:
+        if isRefused or self._failures > self._options["retries"]:
             self._transition(State.UNREGISTERED, reason)
         if isRefused:
             self._transition(State.LOST, reason)
@@ -226,7 +232,7 @@ class WrapperRegistration:
         service.startService()
 
     def _startLossTimer(self) -> None:
-        self._lossTimer = self._clock.callLater(self._spec.interval, self._lossTimedOut, self._isHealthy())
+        self._lossTimer = self._clock.callLater(self._options["interval"], self._lossTimedOut, self._isHealthy())
 
     def _lossTimedOut(self, wasHealthy: bool) -> None:
         if wasHealthy and self._isHealthy():
@@ -241,18 +247,14 @@ class WrapperRegistration:
     # -- the service
 
     def _serve(self) -> None:
-        spec = self._spec
+        options = self._options
         try:
             client = self.client = self.client or self._connect()
         except InvalidSettings as error:
             self._settingsFailed(error)
             return
         service = self._service = RegisteredService(
-            client,
-            spec.serviceId,
-            spec.interval,
-            spec.tags,
-            spec.metadata,
+            *(client, options["id"], options["interval"], options["tags"], options["metadata"]),
             check=self._check,
             state=self._tokenFile,
             random=self._random,
@@ -268,10 +270,87 @@ class WrapperRegistration:
         self._tryFailed(error)
         if str(error) != self._problem and not isAwaited:
             text = "Registration failed for service {serviceId}: {reason} (retrying)"
-            self._log.warn(text, serviceId=self._spec.serviceId, reason=str(error))
+            self._log.warn(text, serviceId=self._options["id"], reason=str(error))
         self._problem = str(error)
 
 
 def _cancel(call: IDelayedCall | None) -> None:
     if call is not None and call.active():
         call.cancel()
+
+
+@attrs.define(eq=False)
+class Drain:
+    """Graceful shutdown: drains a service, once, while the command still serves. *tell* writes a line for the user."""
+
+    _clock: IReactorTime
+    _registration: WrapperRegistration
+    _options: Mapping[str, Any]
+    _tell: Callable[[str], None]
+    _draining: Deferred[None] | None = attrs.field(init=False, default=None)
+    _isStopped: bool = attrs.field(init=False, default=False)
+
+    @returnsDeferred
+    async def registered(self) -> None:
+        """The service was registered: end the state that an earlier wrapper has set for it."""
+        client = self._client()
+        try:
+            if client is not None and self._draining is None:
+                present = await client.services.getState(self._options["id"])
+                if present["reason"] == REASON:
+                    await client.services.clearState(self._options["id"])
+        except ServiceRegistryError:
+            pass  # it ends by itself
+
+    def _client(self) -> Client | None:
+        """A client of a registry that has states of services."""
+        client = self._registration.client
+        return client if client is not None and SERVICE_STATE in client.extensions else None
+
+    def begin(self) -> Deferred[None] | None:
+        """
+        Begin to drain.
+
+        :return: fires when the command may end; ``None`` if it may end at once, because the service is not registered,
+            or is being drained already, which is cut short.
+        """
+        if self._draining is not None:
+            self.stop()
+            return None
+        if not self._registration.registered:
+            return None
+        self._draining = self._drain()
+        return self._draining
+
+    def stop(self) -> None:
+        self._isStopped = True
+        if self._draining is not None:
+            self._draining.cancel()
+
+    @returnsDeferred
+    async def _drain(self) -> None:
+        seconds: float = self._options["drain"]
+        end = self._clock.seconds() + seconds
+        try:
+            await Deferred.fromCoroutine(self._announce(seconds)).addTimeout(seconds, self._clock)
+        except (ServiceRegistryError, TimeoutError, CancelledError) as error:
+            if not self._isStopped:
+                self._tell(f"the service can't be drained: {error}")
+        try:
+            if not self._isStopped:
+                await deferLater(self._clock, max(0.0, end - self._clock.seconds()))
+                if self._options["deregister"]:
+                    await self._registration.leave()
+        except CancelledError:
+            pass  # it was stopped
+
+    async def _announce(self, seconds: float) -> None:
+        """Let clients find out that the service gets no new work."""
+        client, id = self._client(), self._options["id"]
+        if client is None:
+            await self._registration.leave()
+            return
+        present = await client.services.getState(id)
+        if present["reason"] == REASON or (present["state"] == "up" and not present["reason"]):
+            expiry = math.ceil(seconds) + self._options["interval"]
+            await client.services.setState(id, "drain", REASON, expiresIn=expiry)

@@ -47,16 +47,8 @@ class CheckerTests(SynchronousTestCase):
         self.passes += 1
 
     def checker(self, interval: float = 5, **options: int) -> Checker:
-        checker = Checker(
-            "web1",
-            "tcp:8000",
-            self.probe,
-            interval=interval,
-            timeout=2,
-            clock=self.clock,
-            passed=self.passed,
-            **options,
-        )
+        given = {"id": "web1", "check": "tcp:8000", "check-interval": interval, "check-timeout": 2.0}
+        checker = Checker({"rise": 1, "fall": 1, **given, **options}, self.probe, self.clock, self.passed)
         self.addCleanup(checker.stop)
         checker.start()
         return checker

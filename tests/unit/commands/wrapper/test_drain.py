@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from txserviceregistry.commands.wrapper.drain import REASON
+from txserviceregistry.commands.wrapper.registration import REASON
 from txserviceregistry.registry.http import messages
 
 from .test_main import DIED_OF_TERM, WrapperCase

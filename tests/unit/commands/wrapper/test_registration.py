@@ -14,7 +14,6 @@ from twisted.trial.unittest import SynchronousTestCase
 from txserviceregistry import Client
 from txserviceregistry.commands.wrapper.registration import (
     NotRegistered,
-    ServiceSpec,
     WrapperRegistration,
     tokenFileOf,
 )
@@ -50,13 +49,12 @@ class RegistrationTests(SynchronousTestCase):
         return self.fake.client(apiKey=self.settings.apiKey)
 
     def registration(self, interval: int = 10, retries: int = 2, **options: Any) -> WrapperRegistration:
-        spec = ServiceSpec("web1", interval, **options.pop("spec", {}))
+        given = {"id": "web1", "interval": interval, "retries": retries, "tags": [], "metadata": {}}
         registration = WrapperRegistration(
             self.fake.clock,
-            spec,
-            connect=self.connect,
-            retries=retries,
-            lost=self.lost.append,
+            {**given, **options.pop("spec", {})},
+            lambda: self.connect(),
+            self.lost.append,
             random=lambda: 0.5,
             **options,
         )
