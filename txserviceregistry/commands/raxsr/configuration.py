@@ -1,20 +1,27 @@
-"""``raxsr configuration``: values, and their changes in the event feed. (:mod:`.files` has files of values.)"""
+"""
+``raxsr configuration``: values, and files of values in YAML or JSON. Values are texts: ``1.10`` stays ``1.10``, and
+``no`` stays ``no``.
+"""
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import re
-import time
+import stat
+import sys
+from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import PurePath
+from typing import Any
 
-from ...errors import BadRequest, NotFound, PreconditionFailed
+from ...errors import ServiceRegistryError
 from ...util.fields import KEY, KEY_RULE
-from ..console import CommandFailed, UsageError, typeOf
-from .command import Argument, Page, Run, argument, command
-from .output import Column, text, timestamp
-
-if TYPE_CHECKING:
-    from ...client import Client
+from ...util.redaction import escaped
+from ..console import CommandFailed, UsageError, typeOf, useUTF8
+from .command import Argument, Page, Run, argument, command, oneOf
+from .output import Column, text
 
 COLUMNS = {"id": Column("ID"), "value": text("Value")}
 
@@ -22,10 +29,17 @@ _KEY = {"idOf": "value's key", "kind": "configuration value"}
 # The protocol's own rules.
 _LONGEST_VALUE = 1024
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_CHANGES = ("configuration_value.update", "configuration_value.remove")
-# Milliseconds that a feed shows without a marker, and that it keeps.
-_HOUR = 3_600_000
-_MONTH = 30 * 24 * _HOUR
+FORMATS = ("yaml", "json")
+
+# The name that stands for stdin and stdout.
+_STANDARD = "-"
+_EXTENSIONS = {".yaml": "yaml", ".yml": "yaml", ".json": "json"}
+# UTF-8, with the byte order mark that some editors put first, or without.
+_ENCODING = "utf-8-sig"
+# Characters that YAML may take for the end of a line. It keeps them only as escapes, in double quotes.
+_LINE_ENDS = re.compile("[\r\x85\u2028\u2029]")
+_YAML_TEXT = "tag:yaml.org,2002:str"
+_YAML_OBJECT = "tag:yaml.org,2002:map"
 
 
 def _namespace(text: str) -> str:
@@ -140,97 +154,208 @@ async def remove(run: Run) -> str:
     return f'Configuration value "{run.parsed.id}" has been removed'
 
 
-# -- the changes of a value
+# -- files
 
 
-def _change(event: Any) -> tuple[str, str | None]:
-    return event["payload"]["configuration_value_id"], event["payload"].get("new_value")
+_ARGUMENTS = (
+    argument("file", metavar="FILE", help="a file of YAML or JSON; - for stdin or stdout"),
+    argument("--format", choices=FORMATS, help="the file's format (default: by its extension, yaml for -)"),
+    argument("--dry-run", dest="dryRun", action="store_true", help="only show what would change"),
+)
 
 
-async def firstMarker(client: Client, now: float) -> str | None:
+class _Object(list[tuple[str, Any]]):
+    """A JSON object with all its members, also those that are there twice."""
+
+
+@command(
+    "configuration import",
+    "production.yaml --namespace /production --dry-run",
+    *_ARGUMENTS,
+    oneOf(
+        namespace("set keys without a leading slash below this namespace, such as /production/cassandra"),
+        argument("--root", action="store_true", help="set keys without a slash at the top, in no namespace"),
+    ),
+)
+def importValues(run: Run) -> None:
     """
-    The marker of the oldest events of 30 days; ``None`` if those of the last hour are all. The registry refuses markers
-    from before the account was created, and no response has that time: it is found by bisection.
-    """
-    from ...discovery.poller import markerAt
+    Set all the configuration values of a file.
 
-    moments = range(int(now * 1000) - _MONTH, int(now * 1000) - _HOUR)
-    marker, begin, end, tried = None, 0, len(moments), 0
-    while begin < end:
-        # A microsecond later, because a float rounds, and the registry refuses a marker from before the account.
-        candidate = markerAt(moments[tried] / 1000 + 1e-6)
-        try:
-            await client.events.list(candidate, 1)
-        except BadRequest:
-            begin = tried + 1
+    The file is an object of keys and values. With --namespace, keys that do not begin with a slash are put below it;
+    without it they are refused, unless --root allows to set them at the top.
+    Everything is checked before anything is set; values that the file does not have do not change.
+    """
+    parsed = run.parsed
+    path, format = parsed.file, _format(run)
+    new = parseValues(readText(path), format, path, parsed.namespace, root=parsed.root)
+    run.checkOutput(always=parsed.dryRun)
+
+    async def perform() -> dict[str, str]:
+        old = await allValues(run)
+        changes = [] if parsed.dryRun else [key for key in new if old.get(key) != new[key]]
+        for done, key in enumerate(changes):
+            run.progress(f"{done} of {len(changes)} values set …")
+            try:
+                await run.client.configuration.set(key, new[key])
+            except ServiceRegistryError as error:
+                raise CommandFailed(f"{error}. {done} of {len(changes)} values were set before") from None
+        return old
+
+    # Other values stay.
+    old = {key: value for key, value in run.ask(perform).items() if key in new}
+    run.say(f"{_shownDifference(old, new) if parsed.dryRun else 'Configuration values'}: {_summary(old, new)}")
+
+
+@command("configuration export", "production.yaml --namespace /production", *_ARGUMENTS, namespace())
+def exportValues(run: Run) -> None:
+    """
+    Write configuration values to a file, which "raxsr configuration import" can read.
+
+    Keys are written in full, also with --namespace.
+    """
+    path, format, dryRun = run.parsed.file, _format(run), run.parsed.dryRun
+    run.checkOutput(always=dryRun or path == _STANDARD)
+    new = run.ask(lambda: allValues(run))
+    if dryRun:
+        exists = path != _STANDARD and os.path.lexists(path)
+        old = parseValues(readText(path), format, path, None) if exists else {}
+        run.say(f"{_shownDifference(old, new)}: {_summary(old, new)}")
+    elif path == _STANDARD:
+        useUTF8()
+        sys.stdout.write(formatValues(new, format))
+    else:
+        writeText(path, formatValues(new, format))
+        run.say(f"Configuration values: {len(new)} written to {path}")
+
+
+def _shownDifference(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    """Print a line for each value that differs; the result begins the summary."""
+    shown = {key: json.dumps(value, ensure_ascii=False) for key, value in {**old, **new}.items()}
+    for key in sorted(shown):
+        if key not in old:
+            print(escaped(f"+ {key}: {shown[key]}"))
+        elif key not in new:
+            print(escaped(f"- {key}: {shown[key]}"))
+        elif old[key] != new[key]:
+            print(escaped(f"~ {key}: {json.dumps(old[key], ensure_ascii=False)} -> {shown[key]}"))
+    return "Without --dry-run"
+
+
+def _summary(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    added, same = len(new.keys() - old.keys()), len(new.items() & old.items())
+    removed = len(old.keys() - new.keys())
+    changed = f"{len(new) - added - same} changed{f', {removed} removed' if removed else ''}"
+    return f"{added} added, {changed}, {same} unchanged"
+
+
+def _format(run: Run) -> str:
+    """The format that is given, or that the name of the file has; :class:`UsageError` if it has none."""
+    path, default = run.parsed.file, "yaml" if run.parsed.file == _STANDARD else None
+    found: str | None = run.parsed.format or default or _EXTENSIONS.get(PurePath(path).suffix.lower())
+    if found is None:
+        raise UsageError(f"unknown format of {path}: give --format yaml or --format json")
+    return found
+
+
+def readText(path: str) -> str:
+    name = "the standard input" if path == _STANDARD else path
+    try:
+        if path == _STANDARD:
+            return sys.stdin.buffer.read().decode(_ENCODING)
+        with open(path, encoding=_ENCODING) as file:
+            return file.read()
+    except OSError as error:
+        reason = "it is closed" if error.errno == errno.EBADF else error.strerror
+        raise CommandFailed(f"can't read {name}: {reason}") from None
+    except UnicodeDecodeError:
+        raise CommandFailed(f"can't read {name}: it is not UTF-8 text") from None
+
+
+def writeText(path: str, text: str) -> None:
+    """
+    Write a file. A new one has mode 0600; one that exists keeps its mode, and its content if the new one can't be
+    written, as on a full disk. A device stays what it is.
+    """
+    # This brings Twisted, which help does not need.
+    from ...util.files import replaceFile
+
+    try:
+        found = os.stat(path) if os.path.exists(path) else None
+        if found is None or stat.S_ISREG(found.st_mode):
+            replaceFile(os.path.realpath(path), text, isDurable=True, like=found)
         else:
-            marker, end = candidate, tried
-        tried = (begin + end) // 2
-    return marker
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+    except OSError as error:
+        raise CommandFailed(f"can't write {path}: {error.strerror}") from None
 
 
-@command(
-    "configuration history",
-    "/production/cassandra/listen_ip",
-    columns={
-        "id": Column("Event ID"),
-        "timestamp": timestamp("Timestamp"),
-        "old_value": text("Old Value"),
-        "new_value": text("New Value"),
-    },
-    shows="list",
-    important=("old_value", "id"),
-    idOf="value's key",
-)
-async def history(run: Run) -> Any:
+def formatValues(values: Mapping[str, str], format: str) -> str:
+    """A file's text. It is exact, and a terminal obeys nothing in it."""
+    isPlain = all(escaped(value, keep="\n\t") == value for value in values.values())
+    if format == "json":
+        return json.dumps(values, ensure_ascii=not isPlain, indent=2) + "\n"
+    # The import is slow.
+    import yaml
+
+    def scalar(text: str) -> yaml.ScalarNode:
+        return yaml.ScalarNode(_YAML_TEXT, text, style='"' if _LINE_ENDS.search(text) else None)
+
+    pairs = [(scalar(key), scalar(value)) for key, value in values.items()]
+    node = yaml.MappingNode(_YAML_OBJECT, pairs, flow_style=False)
+    return str(yaml.serialize(node, Dumper=yaml.SafeDumper, allow_unicode=isPlain, width=10_000))
+
+
+def parseValues(text: str, format: str, path: str, namespace: str | None, *, root: bool = True) -> dict[str, str]:
     """
-    Show the changes of a configuration value, the newest first.
-
-    The registry keeps them for 30 days, unless its option --event-retention says otherwise.
+    The values of a file by their keys. *namespace* gets the keys without a leading slash, and all others have to be
+    below it. Without it, keys without a slash are allowed only at the *root*.
     """
-    from ...discovery.poller import ticksOf
+    members = _parseJSON(text, path) if format == "json" else _parseYAML(text, path)
+    values: dict[str, str] = {}
+    problems = []
+    for where, key, value in members:
+        qualified = key if namespace is None or key.startswith("/") else f"/{namespace.strip('/')}/{key}"
+        problem = problemOf(qualified, value, namespace)
+        if problem is None and not root and not qualified.startswith("/"):
+            problem = "not in a namespace: give --namespace, or --root to set it at the top"
+        if problem is None and qualified in values:
+            problem = "duplicate key"
+        if problem is None:
+            values[qualified] = value
+        else:
+            problems.append(f"{where}: {key!r}: {problem}")
+    if problems:
+        more = f" (and {len(problems) - 1} more like this)" if len(problems) > 1 else ""
+        raise CommandFailed(f"{problems[0]}{more}. Nothing was changed")
+    return values
 
-    start = await firstMarker(run.client, time.time())
-    events = [
-        event
-        for type in _CHANGES
-        async for event in run.allPages("events", partial(run.client.events.list, type=type), start)
-        if _change(event)[0] == run.parsed.id
-    ]
-    events.sort(key=lambda event: ticksOf(event["id"]), reverse=True)
-    return [{"new_value": None, **event, **event["payload"], "id": event["id"]} for event in events]
 
-
-@command(
-    "configuration rollback",
-    "/production/cassandra/port --to c95f50ec-eb50-11f1-b00f-03f8ff5cc01b",
-    argument("--to", required=True, metavar="EVENT-ID", help="the event, as history shows it"),
-    idOf="value's key",
-)
-async def rollback(run: Run) -> str:
-    """
-    Restore a configuration value as it was after an event of its history.
-
-    If the event removed the value, it is removed. If another client changes the value meanwhile, nothing is changed.
-    """
-    key, to, values = run.parsed.id, run.parsed.to, run.client.configuration
-    page = await run.client.events.list(to, 1)
-    event = next((each for each in page["values"] if each["id"] == to.lower()), None)
-    if event is None or event["type"] not in _CHANGES or _change(event)[0] != key:
-        raise CommandFailed(f'"{to}" is not a change of "{key}". See raxsr configuration history {key}')
-    _, value = _change(event)
+def _parseJSON(text: str, path: str) -> Iterable[tuple[str, str, Any]]:
     try:
-        now: Any = await values.getWithEtag(key)
-    except NotFound:
-        now = {"value": None}
-    if value == now["value"]:
-        return f'Value for key "{key}" is as it was then: nothing has been changed'
+        value = json.loads(text, object_pairs_hook=_Object, parse_int=str, parse_float=str)
+    except json.JSONDecodeError as error:
+        raise CommandFailed(f"{path}, line {error.lineno}: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise CommandFailed(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, _Object):
+        raise CommandFailed(f"{path} is not a JSON object of keys and values")
+    yield from ((path, key, member) for key, member in value)
+
+
+def _parseYAML(text: str, path: str) -> Iterable[tuple[str, str, Any]]:
+    # The import is slow.
+    import yaml
+
     try:
-        if value is None:
-            await values.remove(key, ifMatch=now["etag"])
-            return f'Configuration value "{key}" has been removed'
-        condition = {"ifMatch": now["etag"]} if "etag" in now else {"ifNoneMatch": "*"}
-        await values.set(key, value, **condition)
-    except PreconditionFailed:
-        raise CommandFailed(f'another client has changed "{key}" meanwhile: nothing has been changed') from None
-    return f'Value for key "{key}" set to "{value}"'
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            line = error.problem_mark.line + 1
+            raise CommandFailed(f"{path}, line {line}: {error.problem or error.context}") from None
+        raise CommandFailed(f"{path} is not valid YAML: {error}") from None
+    if node is not None and not isinstance(node, yaml.MappingNode):
+        raise CommandFailed(f"{path} is not a YAML mapping of keys and values")
+    for key, value in [] if node is None else node.value:
+        texts = [each.value if isinstance(each, yaml.ScalarNode) else None for each in (key, value)]
+        yield f"{path}, line {key.start_mark.line + 1}", texts[0] or "", texts[1]

@@ -1,9 +1,10 @@
-"""``raxsr events``, ``services watch`` and ``configuration watch``: what has happened, and what changes."""
+"""``raxsr events``, ``configuration history`` and ``rollback``, ``services watch`` and ``configuration watch``."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import attrs
 
+from ...errors import BadRequest, NotFound, PreconditionFailed
 from ...types import EventType, PlainEventType
 from ..console import CommandFailed
 from .command import Run, argument, command
 from .configuration import COLUMNS as VALUE_COLUMNS
 from .configuration import namespace
-from .output import Column, timestamp
+from .output import Column, text, timestamp
 from .services import COLUMNS as SERVICE_COLUMNS
 from .services import TAG
 
@@ -38,6 +40,11 @@ _CHANGE = Column("Change", width=7)
 _DEFAULT_LIMIT = 100
 # Seconds between two looks at whether a table has changed.
 _REDRAW = 0.25
+_CHANGES = ("configuration_value.update", "configuration_value.remove")
+# Milliseconds that a feed shows without a marker, and that it keeps.
+_HOUR = 3_600_000
+_MONTH = 30 * 24 * _HOUR
+
 # To the beginning of the terminal, and clear what is below.
 _HOME = "\x1b[H\x1b[J"
 
@@ -126,6 +133,102 @@ async def followed(
             show(event)
     finally:
         await feed.stopService()
+
+
+# -- the changes of a configuration value
+
+
+def _change(event: Any) -> tuple[str, str | None]:
+    return event["payload"]["configuration_value_id"], event["payload"].get("new_value")
+
+
+async def firstMarker(client: Client, now: float) -> str | None:
+    """
+    The marker of the oldest events of 30 days; ``None`` if those of the last hour are all. The registry refuses markers
+    from before the account was created, and no response has that time: it is found by bisection.
+    """
+    from ...discovery.poller import markerAt
+
+    moments = range(int(now * 1000) - _MONTH, int(now * 1000) - _HOUR)
+    marker, begin, end, tried = None, 0, len(moments), 0
+    while begin < end:
+        # A microsecond later, because a float rounds, and the registry refuses a marker from before the account.
+        candidate = markerAt(moments[tried] / 1000 + 1e-6)
+        try:
+            await client.events.list(candidate, 1)
+        except BadRequest:
+            begin = tried + 1
+        else:
+            marker, end = candidate, tried
+        tried = (begin + end) // 2
+    return marker
+
+
+@command(
+    "configuration history",
+    "/production/cassandra/listen_ip",
+    columns={
+        "id": Column("Event ID"),
+        "timestamp": timestamp("Timestamp"),
+        "old_value": text("Old Value"),
+        "new_value": text("New Value"),
+    },
+    shows="list",
+    important=("old_value", "id"),
+    idOf="value's key",
+)
+async def history(run: Run) -> Any:
+    """
+    Show the changes of a configuration value, the newest first.
+
+    The registry keeps them for 30 days, unless its option --event-retention says otherwise.
+    """
+    from ...discovery.poller import ticksOf
+
+    start = await firstMarker(run.client, time.time())
+    events = [
+        event
+        for type in _CHANGES
+        async for event in run.allPages("events", partial(run.client.events.list, type=type), start)
+        if _change(event)[0] == run.parsed.id
+    ]
+    events.sort(key=lambda event: ticksOf(event["id"]), reverse=True)
+    return [{"new_value": None, **event, **event["payload"], "id": event["id"]} for event in events]
+
+
+@command(
+    "configuration rollback",
+    "/production/cassandra/port --to c95f50ec-eb50-11f1-b00f-03f8ff5cc01b",
+    argument("--to", required=True, metavar="EVENT-ID", help="the event, as history shows it"),
+    idOf="value's key",
+)
+async def rollback(run: Run) -> str:
+    """
+    Restore a configuration value as it was after an event of its history.
+
+    If the event removed the value, it is removed. If another client changes the value meanwhile, nothing is changed.
+    """
+    key, to, values = run.parsed.id, run.parsed.to, run.client.configuration
+    page = await run.client.events.list(to, 1)
+    event = next((each for each in page["values"] if each["id"] == to.lower()), None)
+    if event is None or event["type"] not in _CHANGES or _change(event)[0] != key:
+        raise CommandFailed(f'"{to}" is not a change of "{key}". See raxsr configuration history {key}')
+    _, value = _change(event)
+    try:
+        now: Any = await values.getWithEtag(key)
+    except NotFound:
+        now = {"value": None}
+    if value == now["value"]:
+        return f'Value for key "{key}" is as it was then: nothing has been changed'
+    try:
+        if value is None:
+            await values.remove(key, ifMatch=now["etag"])
+            return f'Configuration value "{key}" has been removed'
+        condition = {"ifMatch": now["etag"]} if "etag" in now else {"ifNoneMatch": "*"}
+        await values.set(key, value, **condition)
+    except PreconditionFailed:
+        raise CommandFailed(f'another client has changed "{key}" meanwhile: nothing has been changed') from None
+    return f'Value for key "{key}" set to "{value}"'
 
 
 # -- what there is now

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from tests.unit.commands.raxsr.raxsrcase import RaxsrTestCase
-from txserviceregistry.commands.raxsr.files import parseValues
+from txserviceregistry.commands.raxsr.configuration import parseValues
 
 
 class ConfigurationTests(RaxsrTestCase):

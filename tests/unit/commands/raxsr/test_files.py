@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.commands.console import CommandFailed
-from txserviceregistry.commands.raxsr.files import (
+from txserviceregistry.commands.raxsr.configuration import (
     FORMATS,
     formatValues,
     parseValues,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.fakeagent import API_KEY, FakeApi, answer, fault
 from tests.unit.commands.raxsr.raxsrcase import RaxsrTestCase
 from txserviceregistry import Client
-from txserviceregistry.commands.raxsr.configuration import firstMarker
+from txserviceregistry.commands.raxsr.events import firstMarker
 from txserviceregistry.discovery.poller import timeOf
 from txserviceregistry.errors import NotFound
 
