@@ -41,6 +41,12 @@ def argument(*names: str, **options: Any) -> Argument:
     return lambda container: container.add_argument(*names, **options)
 
 
+def either(name: str, metavar: str, shown: str) -> Argument:
+    """A required argument, which may be given as an option, too."""
+    position = argument(name, nargs="?", default=argparse.SUPPRESS, metavar=metavar, help=shown)
+    return oneOf(position, argument(f"--{name}", metavar=metavar, help="the same, as an option"), required=True)
+
+
 def oneOf(*arguments: Argument, required: bool = False) -> Argument:
     """Arguments that exclude each other."""
 
@@ -99,8 +105,7 @@ class Command:
             add_help=False,
         )
         if self.idOf:
-            position = argument("id", nargs="?", default=argparse.SUPPRESS, metavar="ID", help=f"the {self.idOf}")
-            oneOf(position, argument("--id", metavar="ID", help="the same, as an option"), required=True)(parser)
+            either("id", "ID", f"the {self.idOf}")(parser)
         for add in self.arguments:
             add(parser)
         if self.takesCommand:

@@ -20,7 +20,7 @@ from ...errors import ServiceRegistryError
 from ...util.fields import KEY, KEY_RULE
 from ...util.redaction import escaped
 from ..console import CommandFailed, UsageError, typeOf, useUTF8
-from .command import Argument, Page, Run, argument, command, oneOf
+from .command import Argument, Page, Run, argument, command, either, oneOf
 from .output import Column, text
 
 COLUMNS = {"id": Column("ID"), "value": text("Value")}
@@ -121,30 +121,22 @@ def _ifMatch(what: str) -> Argument:
 @command(
     "configuration set",
     "/production/cassandra/listen_ip 127.0.0.1",
-    argument("given", nargs="*", metavar="KEY VALUE", help="the key and the value, unless options give them"),
-    argument("--id", metavar="KEY", help="the key"),
-    argument("--value", metavar="VALUE", help="the value"),
+    either("value", "VALUE", "the value"),
     _ifMatch("set it"),
+    idOf="value's key",
 )
-def setValue(run: Run) -> None:
+async def setValue(run: Run) -> str:
     """
     Set a configuration value, whether it exists or not.
 
     With --if-match, a value that another client has changed meanwhile stays as it is, and the exit code is 1.
     """
-    given = list(run.parsed.given)
-    key, value = (
-        option if option is not None else given.pop(0) if given else None
-        for option in (run.parsed.id, run.parsed.value)
-    )
-    if key is None or value is None or given:
-        raise UsageError("give one key and one value: raxsr configuration set KEY VALUE")
+    key, value = run.parsed.id, run.parsed.value
     problem = problemOf(key, value)
     if problem is not None:
         raise CommandFailed(f"{key!r}: {problem}")
-    run.checkOutput(always=False)
-    run.ask(lambda: run.client.configuration.set(key, value, ifMatch=run.parsed.ifMatch))
-    run.say(f'Value for key "{key}" set to "{value}"')
+    await run.client.configuration.set(key, value, ifMatch=run.parsed.ifMatch)
+    return f'Value for key "{key}" set to "{value}"'
 
 
 @command("configuration remove", "/production/cassandra/listen_ip", _ifMatch("remove it"), **_KEY)

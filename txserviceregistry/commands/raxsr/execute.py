@@ -193,7 +193,7 @@ async def getLock(run: Run) -> Any:
     argument("--now", action="store_true", help="with --force: do not wait for the holder's timeout"),
     **_NAME,
 )
-def release(run: Run) -> None:
+async def release(run: Run) -> str:
     """
     Release a lock.
 
@@ -204,14 +204,13 @@ def release(run: Run) -> None:
     name, token, now = run.parsed.id, run.parsed.token, run.parsed.now
     if now and token is not None:
         raise UsageError("--now can only be given with --force")
-    run.checkOutput(always=False)
     if token is not None:
-        run.ask(lambda: run.client.locks.release(name, token))
+        await run.client.locks.release(name, token)
     else:
-        run.ask(lambda: run.client.locks.forceRelease(name, now=now))
-    isFree = now or token is not None
-    ended = "has been released" if isFree else "takes no more heartbeats: it is free when its timeout has passed"
-    run.say(f'Lock "{name}" {ended}')
+        await run.client.locks.forceRelease(name, now=now)
+        if not now:
+            return f'Lock "{name}" takes no more heartbeats: it is free when its timeout has passed'
+    return f'Lock "{name}" has been released'
 
 
 @command(

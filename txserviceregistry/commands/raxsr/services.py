@@ -121,7 +121,7 @@ async def heartbeat(run: Run) -> Any:
     ),
     **_ID,
 )
-def update(run: Run) -> None:
+async def update(run: Run) -> str:
     """
     Change a service.
 
@@ -151,17 +151,13 @@ def update(run: Run) -> None:
     if not changes and not amendments:
         raise UsageError("nothing to change: give --heartbeat-timeout, --tags or --metadata")
 
-    async def perform() -> None:
-        service: Any = await run.client.services.get(parsed.id) if amendments else None
-        for name, (added, removed) in amendments.items():
-            present = service[name] if name == "metadata" else dict.fromkeys(service[name])
-            left = {key: value for key, value in {**present, **added}.items() if key not in removed}
-            changes[name] = left if name == "metadata" else list(left)
-        await run.client.services.update(parsed.id, changes)
-
-    run.checkOutput(always=False)
-    run.ask(perform)
-    run.say(f'Service "{parsed.id}" has been updated')
+    service: Any = await run.client.services.get(parsed.id) if amendments else None
+    for name, (added, removed) in amendments.items():
+        present = service[name] if name == "metadata" else dict.fromkeys(service[name])
+        left = {key: value for key, value in {**present, **added}.items() if key not in removed}
+        changes[name] = left if name == "metadata" else list(left)
+    await run.client.services.update(parsed.id, changes)
+    return f'Service "{parsed.id}" has been updated'
 
 
 @command("services remove", "web1", **_ID)

@@ -13,6 +13,7 @@ from .command import Run, argument, command
 
 if TYPE_CHECKING:
     from ...templates.keeper import Job
+    from ...templates.target import Target
 
 
 def _wait(text: str) -> tuple[float, float]:
@@ -59,7 +60,7 @@ def _wait(text: str) -> tuple[float, float]:
     argument("--dry-run", action="store_true", help="show what would change, and change and run nothing"),
     argument("--allow-empty", action="store_true", help="render a template even if one of its tags has no service"),
 )
-def template(run: Run) -> None:
+async def template(run: Run) -> None:
     """
     Render templates to files, such as those of nginx or HAProxy, and keep them up to date.
 
@@ -68,33 +69,17 @@ def template(run: Run) -> None:
     namespace. A file is replaced only by one that passed its check, and only when it differs; then the reload command
     runs. While the registry is unreachable, files stay as they are. The command runs until Ctrl-C.
     """
+    from ...templates.keeper import TemplateKeeper
+    from ...templates.rendering import TemplateFailed
+
     parsed = run.parsed
-    if len(parsed.check) > 1 and len(parsed.check) != len(parsed.templates):
-        raise UsageError("give one --check, or one for each template")
-    if parsed.dry_run:
-        run.checkOutput(always=True)
-
-    async def perform() -> None:
-        from ...templates.keeper import TemplateKeeper
-        from ...templates.rendering import TemplateFailed
-
-        quiet, longest = parsed.wait
-        threshold = parsed.panic_threshold
-        keeper = TemplateKeeper(
-            run.client,
-            _jobs(parsed),
-            quiet=quiet,
-            longest=longest,
-            panicThreshold=threshold,
-            allowEmpty=parsed.allow_empty,
-        )
-        with run.loggedNotes():
-            try:
-                await (keeper.once() if parsed.once or parsed.dry_run else keeper.run())
-            except TemplateFailed as error:
-                raise CommandFailed(str(error)) from None
-
-    run.ask(perform)
+    options = {"panicThreshold": parsed.panic_threshold, "allowEmpty": parsed.allow_empty}
+    keeper = TemplateKeeper(run.client, _jobs(parsed), *parsed.wait, **options)
+    with run.loggedNotes():
+        try:
+            await (keeper.once() if parsed.once or parsed.dry_run else keeper.run())
+        except TemplateFailed as error:
+            raise CommandFailed(str(error)) from None
 
 
 def _jobs(parsed: Any) -> list[Job]:
@@ -103,6 +88,8 @@ def _jobs(parsed: Any) -> list[Job]:
     from ...templates.target import Target
 
     checks = parsed.check or [None]
+    if len(checks) not in (1, len(parsed.templates)):
+        raise UsageError("give one --check, or one for each template")
     jobs, taken = [], {os.path.realpath(text.partition(":")[0]) for text in parsed.templates}
     for number, text in enumerate(parsed.templates):
         source, _, rest = text.partition(":")
@@ -111,7 +98,7 @@ def _jobs(parsed: Any) -> list[Job]:
             raise UsageError(f"{text!r} is not SOURCE:DESTINATION or SOURCE:DESTINATION:RELOAD COMMAND")
         if not os.path.isfile(source):
             raise UsageError(f"there is no template {source}")
-        target: Any = Target(destination, checks[number % len(checks)], reload or None)
+        target = Target(destination, checks[number % len(checks)], reload or None)
         if target.path in taken:
             raise UsageError(f"{destination} is a template, or the destination of two. Choose another file")
         taken.add(target.path)
@@ -120,10 +107,10 @@ def _jobs(parsed: Any) -> list[Job]:
     return jobs
 
 
-async def _preview(target: Any, text: str) -> bool:
+async def _preview(target: Target, text: str) -> bool:
     """Show what would be put into a file."""
-    path, old = target.path, target.content()
-    before = os.devnull if old is None else path
-    for line in difflib.unified_diff((old or "").splitlines(True), text.splitlines(True), before, path):
-        print(printable(line.rstrip("\n")))
+    old = target.content()
+    before = os.devnull if old is None else target.path
+    for line in difflib.unified_diff((old or "").splitlines(), text.splitlines(), before, target.path, lineterm=""):
+        print(printable(line))
     return False

@@ -50,7 +50,7 @@ class ConfigurationTests(RaxsrTestCase):
         self.assertEqual(removed.out, f'Configuration value "{key}" has been removed\n')
         for action in ("get", "remove"):
             self.assertIn(f'there is no configuration value "{key}"', await self.refused("configuration", action, key))
-        self.assertIn("one key and one value", await self.refused("configuration", "set", key, code=2))
+        self.assertIn("VALUE --value is required", await self.refused("configuration", "set", key, code=2))
 
     async def test_whatCantBeSet(self) -> None:
         """A key or a value that no registry takes is told as an import tells it, and nothing is sent."""
