@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import IService, Service
@@ -89,10 +90,9 @@ class AgentProcess(Service):
         self._reactor = reactor
         self._options = options
         self._registry = registry
-        self._client: Client | None = None
-        self._service: RegisteredService | None = None
-        self._port: IListeningPort | None = None
         self._starting: Deferred[None] | None = None
+        # The functions that end what has been started, in its order.
+        self._endings: list[Callable[[], object]] = []
 
     def startService(self) -> None:
         Service.startService(self)
@@ -100,28 +100,32 @@ class AgentProcess(Service):
 
     @returnsDeferred
     async def _start(self) -> None:
-        if self._registry is not None:
-            self._registry.startService()
-            await self._registry.whenListening()
-            sayWhere(self._registry)
-        settings = self._options.settings()
-        self._client = Client(reactor=self._reactor, settings=settings)
-        options, metadata, dummy = self._options, dict(self._options["metadata"] or {}), _Dummy()  # type: ignore[no-untyped-call]  # Twisted has no types there
+        options, registry, dummy = self._options, self._registry, _Dummy()
+        if registry is not None:
+            registry.startService()
+            self._endings.append(registry.stopService)
+            await registry.whenListening()
+            sayWhere(registry)
+        settings, metadata = options.settings(), dict(options["metadata"] or {})
+        client = Client(reactor=self._reactor, settings=settings)
+        self._endings.append(client.close)
         if options["listen"] is not None:
-            self._port = await self._listen(options["listen"], dummy)
-            metadata.setdefault("port", str(getattr(self._port.getHost(), "port", "")))
-        service = self._service = dummy.service = RegisteredService(
-            self._client, options["id"], options["heartbeat-timeout"], options["tags"] or [], metadata
+            port = await self._listen(options["listen"], dummy)
+            self._endings.append(port.stopListening)
+            metadata.setdefault("port", str(getattr(port.getHost(), "port", "")))
+        service = dummy.service = RegisteredService(
+            client, options["id"], options["heartbeat-timeout"], options["tags"] or [], metadata
         )
         service.startService()
+        self._endings.append(service.stopService)
         say(f"Registering service {service.serviceId} …")
         await service.whenRegistered()
         say(f"Service {service.serviceId} is registered while this process runs.")
-        if self._registry is not None:
-            await self._sayConsole(self._client)
-        say("To see it, paste into another shell:")
-        say(f"\n{_curlLines(settings)}\n\nor this, for the same in Python:\n")
-        say(f"{_pythonLines(self._options['data-dir'], service.serviceId)}\n")
+        if registry is not None:
+            await self._sayConsole(client)
+        where = "" if options["data-dir"] is None else f"RAXSR_DATA_DIR='{options['data-dir']}' "
+        say(f"To see it, paste into another shell:\n\n{_curlLines(settings)}\n\nor this, for the same in Python:\n")
+        say(_PYTHON.format(where=where, python=sys.executable, serviceId=service.serviceId))
 
     async def _sayConsole(self, client: Client) -> None:
         # The link is a secret: a terminal forgets it, a file keeps it.
@@ -156,24 +160,20 @@ class AgentProcess(Service):
     @returnsDeferred
     async def stopService(self) -> None:
         Service.stopService(self)
-        starting, self._starting = self._starting, None
-        if self._service is not None:
-            await self._service.stopService()
-        if self._port is not None:
-            await maybeDeferred(self._port.stopListening)
-        if starting is not None:
-            starting.cancel()
-        if self._client is not None:
-            await self._client.close()
-        if self._registry is not None:
-            await self._registry.stopService()
+        if self._starting is not None:
+            self._starting.cancel()
+        while self._endings:
+            await maybeDeferred(self._endings.pop())
 
 
 class _Dummy(Resource):
     """Answers every request with the state of the test service."""
 
     isLeaf = True
-    service: RegisteredService | None = None
+
+    def __init__(self) -> None:
+        Resource.__init__(self)
+        self.service: RegisteredService | None = None
 
     def render_GET(self, request: Request) -> bytes:
         request.setHeader(b"Content-Type", b"application/json; charset=UTF-8")
@@ -211,13 +211,8 @@ async def main(reactor):
         print(await client.services.get("{serviceId}"))
 
 react(lambda reactor: ensureDeferred(main(reactor)))
-END"""
-
-
-def _pythonLines(dataDir: str | None, serviceId: str) -> str:
-    """The same in Python, with the Python that runs this."""
-    where = "" if dataDir is None else f"RAXSR_DATA_DIR='{dataDir}' "
-    return _PYTHON.format(where=where, python=sys.executable, serviceId=serviceId)
+END
+"""
 
 
 def makeService(options: Options) -> IService:

@@ -197,14 +197,12 @@ def _toml(path: str, text: str, section: str) -> dict[str, dict[str, list[str]]]
         raise ValueError(f"{path} is not a valid TOML file: {' '.join(str(error).split())}") from None
     tables = {name: value for name, value in content.items() if isinstance(value, dict)}
     options = {name: value for name, value in content.items() if name not in tables}
-    twice = [name for name in tables.get(section, {}) if name in options]
-    if twice:
-        raise ValueError(f"{path}: {twice[0]} is given twice")
-    tables[section] = {**options, **tables.get(section, {})}
-    return {
-        each: {name: _texts(path, name, value) for name, value in table.items()} if each == section else {}
-        for each, table in tables.items()
-    }
+    for name, value in tables.get(section, {}).items():
+        if name in options:
+            raise ValueError(f"{path}: {name} is given twice")
+        options[name] = value
+    texts = {name: _texts(path, name, value) for name, value in options.items()}
+    return {**{each: {} for each in tables}, section: texts}
 
 
 def _tomlReader() -> Any:

@@ -148,33 +148,25 @@ def jsonObserver(twistd: Mapping[str, Any] | None) -> FileLogObserver:
 # -- signals, and the service manager
 
 
-class Hangup:
-    """Calls *reload* at each SIGHUP; stops the reactor when the process's terminal was closed."""
+def onHangup(reactor: Any, reload: Callable[[], object]) -> Callable[[], object]:
+    """
+    Call *reload* at each SIGHUP. It stops the reactor when the process's terminal was closed.
 
-    _log = Logger()
+    :return: a function that ends this.
+    """
 
-    def __init__(self, reactor: Any, reload: Callable[[], object]) -> None:
-        self._reactor = reactor
-        self._reload = reload
-        self._previous: Any = None
-        self._terminal: int | None = None
-
-    def start(self) -> None:
-        self._previous = signal.signal(signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(self._taken))
-        # nohup lets a process outlive its terminal.
-        outlives = self._previous == signal.SIG_IGN
-        self._terminal = None if outlives else next(filter(os.isatty, (0, 1, 2)), None)
-
-    def stop(self) -> None:
-        signal.signal(signal.SIGHUP, self._previous)
-
-    def _taken(self) -> None:
+    def received() -> None:
         # A terminal that was closed is not a terminal any more.
-        if self._terminal is not None and not os.isatty(self._terminal):
-            self._reactor.stop()
+        if terminal is not None and not os.isatty(terminal):
+            reactor.stop()
         else:
-            self._log.info("SIGHUP received: reloading certificates")
-            self._reload()
+            _log.info("SIGHUP received: reloading certificates")
+            reload()
+
+    previous = signal.signal(signal.SIGHUP, lambda number, frame: reactor.callFromThread(received))
+    # nohup lets a process outlive its terminal.
+    terminal = None if previous == signal.SIG_IGN else next(filter(os.isatty, (0, 1, 2)), None)
+    return lambda: signal.signal(signal.SIGHUP, previous)
 
 
 class Notifier:
@@ -192,6 +184,7 @@ class Notifier:
         microseconds, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", str(os.getpid()))
         isOurs = microseconds.isdecimal() and int(microseconds) > 0 and pid == str(os.getpid())
         self.watchdogSeconds = int(microseconds) / 1e6 if isOurs and address else None
+        self._loop: LoopingCall | None = None
 
     def send(self, *states: bytes) -> None:
         """Send states such as ``READY=1``. A failure is logged."""
@@ -203,29 +196,20 @@ class Notifier:
         except OSError as error:
             self._log.warn("Service manager not notified: {reason}", reason=error.strerror)
 
+    def watch(self, reactor: Any, isWorking: Callable[[], Awaitable[bool]]) -> None:
+        """Notify the watchdog regularly, if there is one, while the result of *isWorking* is true."""
 
-class Watchdog:
-    """Tells the service manager regularly that the process works, while the result of *isWorking* is true."""
+        async def check() -> None:
+            if await isWorking() and loop.running:
+                self.send(b"WATCHDOG=1")
 
-    _log = Logger()
-
-    def __init__(self, reactor: Any, notifier: Notifier, isWorking: Callable[[], Awaitable[bool]]) -> None:
-        self._notifier = notifier
-        self._isWorking = isWorking
-        self._loop = LoopingCall(self._check)
-        self._loop.clock = reactor
-
-    def start(self) -> None:
-        """Begin, if the service manager expects it."""
-        if self._notifier.watchdogSeconds is not None:
-            self._loop.start(self._notifier.watchdogSeconds / _SIGNS).addErrback(
-                lambda failure: self._log.failure("The watchdog ended", failure)
-            )
+        if self.watchdogSeconds is not None:
+            loop = self._loop = LoopingCall(check)
+            loop.clock = reactor
+            ended = loop.start(self.watchdogSeconds / _SIGNS)
+            ended.addErrback(lambda failure: self._log.failure("The watchdog ended", failure))
 
     def stop(self) -> None:
-        if self._loop.running:
+        """End that."""
+        if self._loop is not None and self._loop.running:
             self._loop.stop()
-
-    async def _check(self) -> None:
-        if await self._isWorking() and self._loop.running:
-            self._notifier.send(b"WATCHDOG=1")

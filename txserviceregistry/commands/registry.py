@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import attrs
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
@@ -24,7 +25,7 @@ from ..settings import defaultDataDir
 from ..util.files import absolutePath
 from ..util.parsing import parseCount, parseDuration, parseRate
 from .options import Option, TwistdOptions, oneOf
-from .process import Hangup, Notifier, Watchdog, collectSeldom, endProcess, jsonObserver, say
+from .process import Notifier, collectSeldom, endProcess, jsonObserver, onHangup, say
 from .stores import ETCD, ETCD_OPTIONS, EtcdFactory, checkStore, etcdStore
 
 # Tokens end in whole seconds. A feed without a marker shows the last hour.
@@ -123,6 +124,7 @@ def sayWhere(registry: RegistryService) -> None:
         say(f"There are no credentials in {registry.raxrcPath}: service-registry-users lists and adds users")
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class RegistryProcess(Service):
     """
     A registry as a process. SIGHUP reloads certificates.
@@ -132,16 +134,11 @@ class RegistryProcess(Service):
 
     name = "service-registry"
 
-    def __init__(
-        self, reactor: Any, registry: RegistryService, etcd: EtcdFactory | None, observer: ILogObserver | None
-    ) -> None:
-        self.registry = registry
-        self._observer = observer
-        self._reactor = reactor
-        self._etcd = etcd
-        self._hangup = Hangup(reactor, self._reload)
-        self._notifier = Notifier()
-        self._watchdog = Watchdog(reactor, self._notifier, self._isWorking)
+    _reactor: Any
+    registry: RegistryService
+    _etcd: EtcdFactory | None
+    _observer: ILogObserver | None
+    _notifier: Notifier = attrs.field(init=False, factory=Notifier)
 
     def setServiceParent(self, parent: Any) -> None:
         """See IService; twistd looks for the log's observer in its application."""
@@ -151,15 +148,15 @@ class RegistryProcess(Service):
 
     def startService(self) -> None:
         Service.startService(self)
-        self._hangup.start()
+        self._endHangup = onHangup(self._reactor, self._reload)
         self.registry.startService()
         self.registry.whenListening().addCallbacks(self._listening, self._failed)
 
     def stopService(self) -> Deferred[None]:
         Service.stopService(self)
         self._notifier.send(b"STOPPING=1")
-        self._watchdog.stop()
-        self._hangup.stop()
+        self._notifier.stop()
+        self._endHangup()
         return self.registry.stopService()
 
     def _reload(self) -> None:
@@ -171,7 +168,7 @@ class RegistryProcess(Service):
         if self._observer is None:
             sayWhere(self.registry)
         self._notifier.send(b"READY=1", f"STATUS=Listening on {', '.join(self.registry.urls)}".encode())
-        self._watchdog.start()
+        self._notifier.watch(self._reactor, self._isWorking)
 
     async def _isWorking(self) -> bool:
         # A store that says that it is unavailable recovers without a restart.

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.commands.process import Notifier, Watchdog
+from txserviceregistry.commands.process import Notifier
 
 
 class NotifyTests(SynchronousTestCase):
@@ -66,8 +66,8 @@ class NotifyTests(SynchronousTestCase):
     def test_onlyWhileTheProcessWorks(self) -> None:
         """The watchdog gets a sign three times within its time, none while the check fails or hangs, and none after."""
         answer: Deferred[bool] = succeed(True)
-        watchdog = Watchdog(self.clock, Notifier(self.environ), lambda: answer)
-        watchdog.start()
+        watchdog = Notifier(self.environ)
+        watchdog.watch(self.clock, lambda: answer)
         self.clock.pump([1.0] * 12)
         self.assertEqual(self.received(), ["WATCHDOG=1"] * 7)
         for silent in (succeed(False), Deferred[bool]()):
