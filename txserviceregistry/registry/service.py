@@ -28,7 +28,6 @@ from ..util.concurrency import DaemonThreadPool
 from ..util.deferred import Waiters, returnsDeferred
 from ..util.logs import Logger, Outage
 from .console.console import Console
-from .console.overview import Overview
 from .console.sessions import Sessions
 from .core import Registry
 from .datadir import DataDirectory, DataDirectoryError
@@ -254,9 +253,11 @@ class RegistryService(Service):
         resource.pages = statusPages(self.health, makeMetrics, self._metrics)
         if self._consoleNames is not None:
             sessions = Sessions(store, clock=self._reactor, wallClock=self._wallClock)
-            overview = Overview(registry, store, self.health, requestLog.statistics, self._reactor, self._wallClock)
-            names = self._consoleNames
-            resource.handlers.console = Console(resource, registry, store, identity, sessions, overview, names)
+            resource.handlers.console = Console(
+                *(resource, registry, store, identity, sessions, self.health, self._reactor),
+                wallClock=self._wallClock,
+                names=self._consoleNames,
+            )
         self._endings.append(("the connections", lambda: site.connections.drain(DRAIN_SECONDS, registry.endWaiting)))
         self._endings.append(("the authentications", identity.stop))
         ports = [await self._listen(endpoint, site) for endpoint in endpoints]

@@ -15,7 +15,6 @@ from twisted.internet.testing import StringTransportWithDisconnection
 
 from tests import CHEAP
 from txserviceregistry.registry.console.console import Console
-from txserviceregistry.registry.console.overview import Overview
 from txserviceregistry.registry.console.sessions import Sessions
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.http.connections import ConnectionLimits
@@ -237,7 +236,8 @@ def addConsole(api: Api, names: Collection[str] = ()) -> None:
     """Let it serve the console, under these *names* too."""
     sessions = Sessions(api.store, clock=api.clock, wallClock=api.wallClock.seconds)
     health = Health(api.store, api.clock)
-    overview = Overview(api.registry, api.store, health, api.requestLog.statistics, api.clock, api.wallClock.seconds)
     api.resource.handlers.console = Console(
-        api.resource, api.registry, api.store, api.identity, sessions, overview, names
+        *(api.resource, api.registry, api.store, api.identity, sessions, health, api.clock),
+        wallClock=api.wallClock.seconds,
+        names=names,
     )

@@ -4,12 +4,20 @@ The console's requests: the files of the page, its sessions, and the API as the 
 Below ``/console/api`` a request needs both secrets of a session (see
 :mod:`~txserviceregistry.registry.console.sessions`); everything of the API is there as below ``/v1.0/{tenant}``, with
 the same rules and roles. Besides, there are a few requests that only the page needs.
+
+A page of another site can let a browser connect to this machine under a name of its own (DNS rebinding). So only names
+are served that cannot be such a one: those of the loopback, the address that the client has connected to, and those
+that the operator has listed.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import re
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from functools import partial
 from importlib.resources import files
 from types import MappingProxyType
@@ -17,45 +25,43 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import attrs
+from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import Request
 
 from ..._version import __version__
 from ...util.fields import HOST_KEYS, PORT_KEYS
 from ..core import Registry
 from ..eventids import position
-from ..faults import Fault, pageNotFound, validationError
+from ..faults import Fault, forbidden, pageNotFound, validationError
 from ..http.admission import originOf, recognize
+from ..http.connections import ipOf
 from ..http.messages import API, EXTENSIONS, Response, header, parseBody
 from ..http.operations import resolve
 from ..http.requestlog import RequestRecord
 from ..http.resource import ApiResource
+from ..http.statuspages import Health
 from ..identity.identity import Identity, InvalidCredentials, InvalidToken
 from ..stores.interfaces import IStore, UserRecord
+from ..stores.shared import ISharedStore
 from ..tasks import available
-from . import origins
-from .overview import Overview
 from .sessions import LIFETIME, LINK_LIFETIME, Session, Sessions
 
 _ROOT = "/console"
 _API = _ROOT + "/api"
 _COOKIE, _SECURE_COOKIE = "registry-console", "__Host-registry-console"
-#: The page's content security policy: nothing but its own scripts, styles and requests.
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-)
+#: The headers of all responses; the page may use nothing but its own scripts, styles and requests.
 HEADERS: Mapping[str, str] = MappingProxyType(
     {
-        "Content-Security-Policy": POLICY,
+        "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'",
         "X-Content-Type-Options": "nosniff",
-        "X-Frame-Options": "DENY",
         "Referrer-Policy": "no-referrer",
-        "Cross-Origin-Opener-Policy": "same-origin",
-        "Cross-Origin-Resource-Policy": "same-origin",
     }
 )
 
 _TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+_HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9._-]{1,253}))(?::([0-9]{1,5}))?", re.ASCII)
 
 # The header with the secret that the page keeps.
 _SECRET = b"X-Console-Secret"
@@ -63,11 +69,11 @@ _SECRET = b"X-Console-Secret"
 _MOST_COOKIES = 8
 # So many services' last heartbeats are asked for at once; their ids fit into a body of 5,000 bytes.
 _MOST_SEEN = 60
-# The events that change a configuration value, and how many are read at once.
-_CHANGES = frozenset({"configuration_value.update", "configuration_value.remove"})
-_EVENTS = 1000
-# The history of a value has at most this many changes, the newest ones.
+# The history of a value has at most so many changes, the newest ones. Events are read in pages of so many.
 _MOST_CHANGES = 100
+_EVENTS = 1000
+# Rates are those of the last so many seconds in which the console was looked at.
+_RATE_SECONDS = 10.0
 
 
 def _loadFiles() -> Mapping[str, Response]:
@@ -79,24 +85,29 @@ def _loadFiles() -> Mapping[str, Response]:
             # No-cache: a browser asks again after an update of the registry.
             headers = {"Content-Type": f"{kind}; charset=utf-8", "Cache-Control": "no-cache"}
             responses[file.name] = Response(200, headers=headers, text=file.read_bytes())
-    responses[""] = responses["index.html"]
-    return MappingProxyType(responses)
+    return {**responses, "": responses["index.html"]}
+
+
+def _namesOf(hosts: Collection[str]) -> frozenset[str]:
+    return frozenset(_split(host)[0] for host in hosts)
 
 
 @attrs.define(eq=False)
 class Console:
-    """
-    Answers the requests of the console, which is served under these *names*, those of the loopback and its address.
-    """
+    """Answers the requests of the console, which is served under these *names* too."""
 
     _resource: ApiResource
     _registry: Registry
     _store: IStore
     _identity: Identity
     _sessions: Sessions
-    _overview: Overview
-    _names: frozenset[str] = attrs.field(converter=origins.namesOf)
+    _health: Health
+    _clock: IReactorTime
+    _wallClock: Callable[[], float] = time.time
+    _names: frozenset[str] = attrs.field(converter=_namesOf, default=())
     _files: Mapping[str, Response] = attrs.field(init=False, factory=_loadFiles)
+    # When something was counted, and the heartbeats and requests until then.
+    _counts: deque[tuple[float, int, int]] = attrs.field(init=False, factory=deque)
 
     async def makeLink(self, user: UserRecord, root: str) -> dict[str, Any]:
         """A link that opens the page as this user, once, as JSON; *root* is the registry's URL."""
@@ -115,10 +126,11 @@ class Console:
         record.headers = HEADERS
         record.route = _ROOT
         try:
-            origins.check(request, self._names)
+            self._checkOrigin(request)
         except Fault:
             if path == _API + "/login":
-                await self._spend(request)
+                with suppress(Fault, InvalidToken):  # a link is spent, though it is refused
+                    await self._sessions.redeem(_text(parseBody(request), "once"))
             raise
         if not path.startswith(_API + "/"):
             return self._page(request, path)
@@ -131,10 +143,22 @@ class Console:
         record.user, record.tenant = user.name, user.tenant
         handler = _REQUESTS.get((request.method, api))
         if handler is not None:
-            return await handler(self, record, session)
+            return await handler(self, request, session)
         target = resolve(request.method, f"{API}/{user.tenant}".encode() + request.path.partition(b"/api")[2])
         target.note(record)
         return await self._resource.operate(record, user, target, parseBody(request), partial(self._user, request))
+
+    def _checkOrigin(self, request: Request) -> None:
+        host = header(request, b"Host")
+        name, _ = _split(host)
+        if not (name in self._names or _isLoopback(name) or name == str(ipOf(request.getHost()))):
+            raise forbidden(f"The console is not served under the name {name[:100]!r} (see --console-host)")
+        origin = header(request, b"Origin")
+        if not origin:
+            if request.method not in (b"GET", b"HEAD"):
+                raise forbidden("The request has no Origin header")
+        elif origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
+            raise forbidden("The request comes from a page of another site")
 
     def _page(self, request: Request, path: str) -> Response:
         if request.method in (b"GET", b"HEAD"):
@@ -178,56 +202,71 @@ class Console:
         described = {**_describe(session), "secret": session.secret}
         return Response(200, described, _setCookie(request, session.cookie, int(LIFETIME)))
 
-    async def _spend(self, request: Request) -> None:
-        """Spend the link in a request that is refused."""
-        try:
-            await self._sessions.redeem(_text(parseBody(request), "once"))
-        except (Fault, InvalidToken):
-            pass
-
-    async def _logOut(self, record: RequestRecord, session: Session) -> Response:
+    async def _logOut(self, request: Request, session: Session) -> Response:
         await self._sessions.end(session)
-        return Response(204, headers=_setCookie(record.request, "", 0))
+        return Response(204, headers=_setCookie(request, "", 0))
 
-    async def _getSession(self, record: RequestRecord, session: Session) -> Response:
+    async def _getSession(self, request: Request, session: Session) -> Response:
         return Response(200, _describe(session))
 
     # -- what only the page asks for
 
-    async def _getHeartbeats(self, record: RequestRecord, session: Session) -> Response:
-        ids = parseBody(record.request).get("ids")
+    async def _getHeartbeats(self, request: Request, session: Session) -> Response:
+        ids = parseBody(request).get("ids")
         if not isinstance(ids, list) or len(ids) > _MOST_SEEN or not all(isinstance(id, str) for id in ids):
             raise validationError("ids", f"Not an array of at most {_MOST_SEEN} strings")
-        return Response(200, {"now": self._overview.now(), "seen": self._registry.lastSeen(session.user.tenant, ids)})
+        seen = self._registry.lastSeen(session.user.tenant, ids)
+        return Response(200, {"now": int(self._wallClock() * 1000), "seen": seen})
 
-    async def _getOverview(self, record: RequestRecord, session: Session) -> Response:
-        return Response(200, await self._overview.report(session.user.tenant))
+    async def _getOverview(self, request: Request, session: Session) -> Response:
+        """The registry itself: its version, store, nodes and load."""
+        figures, store = self._registry.figures(), self._store
+        heartbeats, requests = self._rates(figures.heartbeats)
+        nodes = []
+        if ISharedStore.providedBy(store):
+            nodes = [{"name": name, "is_this": False, "may_acknowledge": None} for name in store.members]
+            nodes[0].update(is_this=True, may_acknowledge=store.isValid)
+        described = {
+            "services": figures.services.get(session.user.tenant, 0),
+            "subscribers": figures.subscribers + figures.streams,
+            "heartbeats_per_second": heartbeats,
+            "requests_per_second": requests,
+        }
+        return Response(200, {**await self._health.report(), "figures": described, "nodes": nodes})
 
-    async def _getHistory(self, record: RequestRecord, session: Session) -> Response:
-        keys = parse_qs(record.request.uri.partition(b"?")[2].decode("latin-1")).get("key", [""])
-        changes = await _changesOf(self._store, session.user.tenant, keys[0])
-        return Response(200, {"values": changes, "metadata": {"count": len(changes), "next_marker": None}})
+    def _rates(self, heartbeats: int) -> tuple[float | None, float | None]:
+        """Heartbeats and requests per second."""
+        now, routes = self._clock.seconds(), self._resource.requestLog.statistics.routes
+        requests = sum(sum(route.codes.values()) for route in routes.values())
+        while len(self._counts) > 1 and self._counts[1][0] < now - _RATE_SECONDS:
+            self._counts.popleft()
+        if not self._counts or now - self._counts[-1][0] >= 1:
+            self._counts.append((now, heartbeats, requests))
+        began, heartbeatsBefore, requestsBefore = self._counts[0]
+        if now - began < 1:
+            return None, None
+        return (heartbeats - heartbeatsBefore) / (now - began), (requests - requestsBefore) / (now - began)
+
+    async def _getHistory(self, request: Request, session: Session) -> Response:
+        """The newest changes of a value that the store still has, oldest first."""
+        (key, *_) = parse_qs(request.uri.partition(b"?")[2].decode("latin-1")).get("key", [""])
+        types = frozenset({"configuration_value.update", "configuration_value.remove"})
+        changes: deque[Mapping[str, Any]] = deque(maxlen=_MOST_CHANGES)
+        since, records = 0, None
+        while records is None or len(records) == _EVENTS:
+            records = await available(self._store.listEvents(session.user.tenant, since, _EVENTS, types))
+            changes.extend(record.shown for record in records if record.payload["configuration_value_id"] == key)
+            since = position(records[-1].id) + 1 if records else since
+        return Response(200, {"values": [*changes], "metadata": {"count": len(changes), "next_marker": None}})
 
 
-_REQUESTS: Mapping[tuple[bytes, str], Callable[[Console, RequestRecord, Session], Awaitable[Response]]] = {
+_REQUESTS: Mapping[tuple[bytes, str], Callable[[Console, Request, Session], Awaitable[Response]]] = {
     (b"GET", "/session"): Console._getSession,
     (b"POST", "/logout"): Console._logOut,
     (b"POST", "/heartbeats-seen"): Console._getHeartbeats,
     (b"GET", "/cluster"): Console._getOverview,
     (b"GET", "/value-history"): Console._getHistory,
 }
-
-
-async def _changesOf(store: IStore, tenant: str, key: str) -> list[Mapping[str, Any]]:
-    """The newest events of a value that the store still has, oldest first."""
-    changes: deque[Mapping[str, Any]] = deque(maxlen=_MOST_CHANGES)
-    since = 0
-    while True:
-        records = await available(store.listEvents(tenant, since, _EVENTS, _CHANGES))
-        changes.extend(record.shown for record in records if record.payload["configuration_value_id"] == key)
-        if len(records) < _EVENTS:
-            return [*changes]
-        since = position(records[-1].id) + 1
 
 
 def _describe(session: Session) -> dict[str, Any]:
@@ -256,9 +295,27 @@ def _unauthorized(details: str) -> Fault:
     return Fault("unauthorizedError", "forbidden", details)
 
 
+def _split(host: str) -> tuple[str, str]:
+    """The name in a ``Host`` header, in lower case, an IP address in its shortest form; and the port, if there is."""
+    found = _HOST.fullmatch(host.lower())
+    if found is None:
+        return "", ""
+    name = (found[1] or found[2]).removesuffix(".")
+    with suppress(ValueError):
+        name = str(ipaddress.ip_address(name))
+    return name, found[3] or ""
+
+
+def _isLoopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+
+
 def _cookieName(request: Request, *, isSecure: bool) -> str:
     # Browsers send a cookie to every port of a host, and another registry can be at each.
-    port = origins.portOf(header(request, b"Host"))
+    _, port = _split(header(request, b"Host"))
     return (_SECURE_COOKIE if isSecure else _COOKIE) + (port and f"-{port}")
 
 

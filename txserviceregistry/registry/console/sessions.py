@@ -2,10 +2,9 @@
 The sessions of the console, and the links that begin one.
 
 A session is two random secrets: the browser keeps one in a cookie, the page has the other and sends it in a header.
-Both are needed, because a browser sends cookies to every port of a host. The store keeps a hash of both, as it keeps
-those of auth tokens, so that sessions work on every node and after a restart, and end with the user's API key. They are
-no auth tokens: their hashes are made in another way. A session has the digest of its user's role, and ends when the
-role changes.
+Both are needed, because a browser sends cookies to every port of a host. The store keeps a hash of both, made in
+another way than those of auth tokens, so that sessions work on every node and after a restart, and end with the user's
+API key. A session has the digest of its user's role, and ends when the role changes.
 """
 
 from __future__ import annotations
@@ -47,9 +46,7 @@ class Sessions:
     async def begin(self, user: UserRecord) -> Session:
         """Begin a session of a user who has just authenticated."""
         cookie, secret = f"{token_urlsafe(32)}.{_roleDigest(user.role)}", token_urlsafe(32)
-        expires = float(int(self._wallClock() + LIFETIME))
-        await self._store.addToken(TokenRecord(_hash("session", cookie, secret), user.name, user.tenant, expires))
-        return Session(user, expires, cookie, secret)
+        return Session(user, await self._add(_hash("session", cookie, secret), user, LIFETIME), cookie, secret)
 
     async def find(self, cookie: str, secret: str) -> Session:
         """The session with these secrets; raises InvalidToken if there is none, or it has ended."""
@@ -64,18 +61,21 @@ class Sessions:
     async def issueLink(self, user: UserRecord) -> str:
         """A secret that begins one session within a minute."""
         link = token_urlsafe(32)
-        expires = self._wallClock() + LINK_LIFETIME
-        await self._store.addToken(TokenRecord(_hash("link", link), user.name, user.tenant, expires))
+        await self._add(_hash("link", link), user, LINK_LIFETIME)
         return link
 
     async def redeem(self, link: str) -> UserRecord:
         """The user to whom a link was issued; it is spent. Raises InvalidToken if it is unknown, spent or too old."""
-        linkHash = _hash("link", link)
-        _, user = await self._get(linkHash)
+        _, user = await self._get(_hash("link", link))
         # Of several requests at the same time, on any node, one removes it.
-        if not await self._remove(linkHash):
+        if not await self._remove(_hash("link", link)):
             raise InvalidToken()
         return user
+
+    async def _add(self, tokenHash: str, user: UserRecord, seconds: float) -> float:
+        expires = float(int(self._wallClock() + seconds))
+        await self._store.addToken(TokenRecord(tokenHash, user.name, user.tenant, expires))
+        return expires
 
     async def _get(self, tokenHash: str) -> tuple[TokenRecord, UserRecord]:
         try:

@@ -13,6 +13,9 @@ from twisted.web.server import Request
 from ...util.concurrency import BoundedCache
 from ..limits import FairQueue, Origin
 
+#: Seconds for which an address stays known after the last connection of an authenticated client.
+KNOWN_SECONDS = 86_400.0
+
 # Connections are told apart by numbers: what remembers them keeps none of them alive.
 _numbers = count(1)
 
@@ -20,7 +23,7 @@ _numbers = count(1)
 class AdmissionQueue:
     """
     The queue of the work for unauthenticated clients. Only a slice of it is done in each turn of the reactor, so that
-    clients that have shown a token are served in every turn. The order is fair: half of the time is for known
+    clients that have shown a token are served in every turn. The order is fair: half of the turns are for known
     addresses, each half is divided between its addresses, and the share of an address between its connections.
 
     :ivar waited: how many works had to wait since the start.
@@ -77,10 +80,7 @@ class AdmissionQueue:
                 self._schedule()
 
     def welcome(self) -> None:
-        """
-        A client has shown a token. While most clients do so, as after a restart of the registry, there is no pause
-        between slices.
-        """
+        """A client has shown a token. While most do so, as after a restart, there is no pause between slices."""
         self._welcomed += 1
 
     def stop(self) -> None:
@@ -105,9 +105,8 @@ class AdmissionQueue:
         self._spent = 0.0
         # Work that enters again during this turn waits for the next one.
         for _ in range(len(self._queue)):
-            if self._spent >= self.SECONDS:
-                break
-            self.spend(self._queue.pop())
+            if self._spent < self.SECONDS:
+                self.spend(self._queue.pop())
         self._next = None
         if self._queue or self._spent >= self.SECONDS:
             self._schedule()
@@ -119,9 +118,6 @@ class Admission:
     flood from elsewhere a share of the queues is reserved for these addresses.
     """
 
-    #: Seconds for which an address stays known after the last connection of an authenticated client.
-    SECONDS = 86_400.0
-
     def __init__(self, clock: IReactorTime) -> None:
         self.requests = AdmissionQueue(clock)
         self.handshakes = AdmissionQueue(clock)
@@ -131,9 +127,9 @@ class Admission:
     def remember(self, peer: str) -> None:
         self._seen.put(peer, self._clock.seconds())
 
-    def isKnown(self, peer: str) -> bool:
+    def origin(self, peer: str, connection: int) -> Origin:
         seen = self._seen.get(peer)
-        return seen is not None and self._clock.seconds() - seen < self.SECONDS
+        return Origin(peer, connection, seen is not None and self._clock.seconds() - seen < KNOWN_SECONDS)
 
     def stop(self) -> None:
         self.requests.stop()
@@ -156,15 +152,7 @@ class Client:
     @property
     def origin(self) -> Origin:
         self._number = self._number or next(_numbers)
-        return Origin(self.peer, self._number, self.admission.isKnown(self.peer))
-
-    def recognize(self) -> None:
-        """It has shown a valid token or valid credentials."""
-        if not self.isKnown:
-            self.isKnown = True
-            self.admission.remember(self.peer)
-            self.admission.requests.welcome()
-            self.admission.handshakes.welcome()
+        return self.admission.origin(self.peer, self._number)
 
 
 def _clientOf(request: Request) -> Client | None:
@@ -175,8 +163,12 @@ def _clientOf(request: Request) -> Client | None:
 
 def recognize(request: Request) -> None:
     """The client of a request has shown a valid token or valid credentials."""
-    if (client := _clientOf(request)) is not None:
-        client.recognize()
+    client = _clientOf(request)
+    if client is not None and not client.isKnown:
+        client.isKnown = True
+        client.admission.remember(client.peer)
+        client.admission.requests.welcome()
+        client.admission.handshakes.welcome()
 
 
 def originOf(request: Request) -> Origin:

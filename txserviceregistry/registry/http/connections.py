@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import resource
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from typing import Protocol
@@ -30,8 +30,7 @@ SWEEP_SECONDS = 1.0
 @attrs.frozen
 class ConnectionLimits:
     """
-    How much of a registry clients may use. One connection takes about 15 KB of memory, and twice as much while a
-    request waits on it.
+    How much of a registry clients may use. A connection takes about 15 KB of memory, 30 while a request waits on it.
 
     :ivar connections: how many in all; fewer where the process may not open so many files.
     :ivar perClient: how many from one address.
@@ -122,29 +121,11 @@ class Connection(Protocol):
     def endSoon(self) -> None: ...
 
 
-class _Group:
-    """Connections, all or those of one peer."""
-
-    def __init__(self) -> None:
-        self.members: set[Connection] = set()
-        # Those that could be closed without harm to a request, of unauthenticated clients and of known ones, in the
-        # order in which they began to wait.
-        self.waiting: tuple[dict[Connection, None], dict[Connection, None]] = {}, {}
-
-    def victim(self) -> Connection | None:
-        """The connection to close first; never one with unread input."""
-        candidates, known = self.waiting
-        if not candidates and 2 * len(known) >= len(self.members):
-            candidates = known
-        return next((each for each in islice(candidates, CANDIDATES) if not each.hasUnread), None)
-
-
 class Connections:
     """
-    All connections of a registry. When there are too many, the one of an unauthenticated client is closed that has
-    waited longest for a request. If there is none, and at least half of all connections are known ones that wait, the
-    known one is closed that has waited longest. Otherwise the new one is closed. When the unfinished requests of
-    unauthenticated clients take too much memory, the connection with the oldest one is closed.
+    All connections of a registry. When there are too many, that of an unauthenticated client is closed that has waited
+    longest for a request; if there is none, the known one that has, if at least half of all are known ones that wait;
+    else the new one.
 
     :param onEmpty: called when the last one is gone.
     :ivar evictions: how many had to go since the start.
@@ -157,8 +138,11 @@ class Connections:
         self.clock = clock
         self.evictions = 0
         self._onEmpty = onEmpty
-        self._all = _Group()
-        self._ofPeer: defaultdict[str, _Group] = defaultdict(_Group)
+        self._members: set[Connection] = set()
+        self._ofPeer: Counter[str] = Counter()
+        # Those that could be closed without harm to a request, of unauthenticated clients and of known ones, in the
+        # order in which they began to wait.
+        self._waiting: tuple[dict[Connection, None], dict[Connection, None]] = {}, {}
         self._sweeping: IDelayedCall | None = None
         self._drained: Deferred[None] = Deferred()
         # The bytes of unfinished requests of unauthenticated clients, the oldest request first.
@@ -170,22 +154,18 @@ class Connections:
 
     @property
     def count(self) -> int:
-        return len(self._all.members)
-
-    def _groups(self, connection: Connection) -> tuple[_Group, _Group]:
-        return self._all, self._ofPeer[connection.peer]
+        return len(self._members)
 
     def opened(self, connection: Connection) -> None:
         """There is a new one, from which nothing has come so far."""
-        all_, ofPeer = self._groups(connection)
-        all_.members.add(connection)
-        ofPeer.members.add(connection)
+        self._members.add(connection)
+        self._ofPeer[connection.peer] += 1
         if self._sweeping is None:
             self._sweeping = self.clock.callLater(SWEEP_SECONDS, self._sweep)
-        if len(ofPeer.members) > self.limits.perClient:
-            self._makeRoom(ofPeer, connection)
+        if self._ofPeer[connection.peer] > self.limits.perClient:
+            self._makeRoom(connection, self._ofPeer[connection.peer], lambda each: each.peer == connection.peer)
         elif self.count > self.limits.connections:
-            self._makeRoom(all_, connection)
+            self._makeRoom(connection, self.count, lambda each: True)
         else:
             self.waits(connection)
 
@@ -193,11 +173,11 @@ class Connections:
         """One is gone."""
         self.answers(connection)
         self.keeps(connection, 0)
-        for group in self._groups(connection):
-            group.members.discard(connection)
-        if not self._ofPeer[connection.peer].members:
+        self._members.discard(connection)
+        self._ofPeer[connection.peer] -= 1
+        if not self._ofPeer[connection.peer]:
             del self._ofPeer[connection.peer]
-        if not self.count:
+        if not self._members:
             if self._sweeping is not None:
                 self._sweeping.cancel()
                 self._sweeping = None
@@ -218,31 +198,29 @@ class Connections:
             return succeed(None)
         drained = self._drained
         abort = self.clock.callLater(seconds, self._abort)
-        for connection in list(self._all.members):
+        for connection in list(self._members):
             connection.endSoon()
         endWaiting()
         return cancelWith(abort, drained)
 
     def _abort(self) -> None:
-        for connection in list(self._all.members):
+        for connection in list(self._members):
             connection.evict()
 
     def waits(self, connection: Connection) -> None:
         """Nothing is being answered on it."""
-        for group in self._groups(connection):
-            group.waiting[connection.isKnown][connection] = None
+        self._waiting[connection.isKnown][connection] = None
 
     def answers(self, connection: Connection) -> None:
         """A request has come in whole and is being answered."""
-        for group in self._groups(connection):
-            for waiting in group.waiting:
-                waiting.pop(connection, None)
+        for waiting in self._waiting:
+            waiting.pop(connection, None)
 
     def _sweep(self) -> None:
         self._sweeping = self.clock.callLater(SWEEP_SECONDS, self._sweep)
         now = self.clock.seconds()
-        for connection in [each for each in self._all.members if each.deadline <= now]:
-            if connection in self._all.members:  # closing another one may have closed it
+        for connection in [each for each in self._members if each.deadline <= now]:
+            if connection in self._members:  # closing another one may have closed it
                 connection.expire()
 
     def keeps(self, connection: Connection, size: int) -> None:
@@ -258,17 +236,19 @@ class Connections:
             text = "Unfinished requests without a token take {kept} bytes: {evicted} connections closed"
             self._evict(victim, text, kept=self._allKept)
 
-    def _makeRoom(self, group: _Group, newcomer: Connection) -> None:
-        victim = group.victim()
-        if victim is None:
-            victim = newcomer
-        else:
+    def _makeRoom(self, newcomer: Connection, count: int, isOne: Callable[[Connection], bool]) -> None:
+        """Close one of the connections of a group that has too many, so *count*."""
+        guests, known = self._waiting
+        candidates = list(islice(filter(isOne, guests), CANDIDATES))
+        if not candidates and 2 * sum(map(isOne, known)) >= count:
+            candidates = list(islice(filter(isOne, known), CANDIDATES))
+        victim = next((each for each in candidates if not each.hasUnread), newcomer)
+        if victim is not newcomer:
             # Now, so that the next newcomer takes another's place: the connection is gone only in the next turn.
             self.answers(victim)
             self.waits(newcomer)
-        ofPeer = len(self._ofPeer[newcomer.peer].members)
         text = "Too many connections ({count}, of which {ofPeer} from {peer}): {evicted} closed"
-        self._evict(victim, text, count=self.count, peer=newcomer.peer, ofPeer=ofPeer)
+        self._evict(victim, text, count=self.count, peer=newcomer.peer, ofPeer=self._ofPeer[newcomer.peer])
 
     def _evict(self, victim: Connection, why: str, **figures: object) -> None:
         self.evictions += 1

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import attrs
 from twisted.internet.defer import CancelledError
-from twisted.web.server import Request
 
 from ..core import Registry, etagAt
 from ..faults import NO_STORE, Fault, pageNotFound, validationError
@@ -15,13 +14,13 @@ from ..limits import RateLimiter, ResourceLimits
 from ..model import NewLock, NewService
 from ..roles import CONFIGURATION, LOCKS, SERVICES
 from ..scopes import lockScope
-from ..stores.interfaces import UP, UserRecord
+from ..stores.interfaces import UP
 from . import validation as rules
 from .eventstream import streamEvents
 from .messages import Response, baseUrl, faultBody, inJSON
 from .operations import Call, operation
 from .prometheus import listTargets
-from .requestlog import LOCK_WAITING, STREAM, WAITING, RequestRecord
+from .requestlog import LOCK_WAITING, STREAM, WAITING
 
 # Of responses with a value, and of requests that write one.
 _TAGGED = ("ETag", "Cache-Control")
@@ -30,24 +29,17 @@ _PAGE = (rules.LIMIT, rules.MARKER)
 _KEY_PAGE = (rules.LIMIT, rules.KEY_MARKER)
 
 
-class Console(Protocol):
-    """The part of :class:`txserviceregistry.registry.console.console.Console` that the HTTP layer uses."""
-
-    def serves(self, request: Request, path: str) -> bool: ...
-
-    def answer(self, record: RequestRecord, path: str) -> Awaitable[Response]: ...
-
-    def makeLink(self, user: UserRecord, root: str) -> Awaitable[Mapping[str, Any]]: ...
-
-
 @attrs.define(eq=False)
 class Handlers:
-    """The handlers of all operations; *limits* are those that the *registry* has."""
+    """
+    The handlers of all operations; *limits* are those that the *registry* has, and *console* is the
+    :class:`~txserviceregistry.registry.console.console.Console`, if there is one.
+    """
 
     _registry: Registry
     _rateLimiter: RateLimiter
     _limits: ResourceLimits
-    console: Console | None = None
+    console: Any = None
 
     @operation("GET /limits", 200, "Limits")
     async def getLimits(self, call: Call) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints, is_typeddict
@@ -13,45 +13,19 @@ from ..._version import __version__
 from ...errors import FAULT_TYPES
 from ..identity.identity import TENANT
 from ..limits import PATHS, RATE_HEADERS
-from .authentication import CATALOG, CREDENTIALS
+from .authentication import CREDENTIALS
 from .messages import API, EXTENSIONS
 from .operations import MAXIMUM_BODY, ROUTES, TOKENS, Operation
-from .validation import (
-    KEY,
-    LIMIT,
-    MAXIMUM_LIMIT,
-    PATH_PARAMETERS,
-    SERVICE_ID,
-    TIME_UUID,
-    Schema,
-    matching,
-    schemaOf,
-)
+from .validation import KEY, LIMIT, MAXIMUM_LIMIT, PATH_PARAMETERS, SERVICE_ID, TIME_UUID, Schema, matching, schemaOf
 
 #: The path of the document.
 PATH = "/openapi.json"
 
-# The faults that every operation can have, and their texts.
+# The faults that every operation can have.
 _ALWAYS = (
-    "badRequest",
-    "requestTooLargeError",
-    "internalError",
-    "unauthorizedError",
-    "forbiddenError",
-    "systemFailureError",
-    "notFoundError",
+    *("badRequest", "requestTooLargeError", "internalError", "systemFailureError"),
+    *("unauthorizedError", "forbiddenError", "notFoundError"),
 )
-_FAULT_TEXTS = {
-    400: "The request is invalid, or a limit is reached.",
-    401: "The auth token is missing, unknown, expired or another tenant's, or the credentials are invalid.",
-    403: "This user may not change the object.",
-    404: "The object or the path does not exist.",
-    409: "Another holds the lock.",
-    412: "The value does not fit the request's If-Match or If-None-Match.",
-    413: "The body has {limit} bytes or more.",
-    500: "Internal error.",
-    503: "The store is unreachable, or the registry is overloaded.",
-}
 
 _TEXT: Schema = {"type": "string"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
@@ -65,28 +39,24 @@ _PLAIN: Mapping[Any, Schema] = {
 _PARAMETERS: Mapping[str, tuple[str, Schema]] = {
     "tenant": ("The number of the account.", matching(TENANT)),
     "namespace": ("A namespace, which is written as a key is; the slash that it begins with may be left out.", _TEXT),
-    **{each.name: (each.summary, each.schema()) for each in PATH_PARAMETERS},
+    **{each.name: (each.summary, each.rule.schema) for each in PATH_PARAMETERS},
 }
-# The meaning of each header, its values, and whether it is always there.
-_HEADERS: Mapping[str, tuple[str, Schema, bool]] = {
-    "X-Response-Id": ("The id of the request, which is the txnId of a fault.", _TEXT, True),
-    "X-Service-Registry-Extensions": ("The extensions of the registry.", _TEXT, True),
-    "Location": ("The URL of the object that was created or changed.", {**_TEXT, "format": "uri"}, True),
-    "ETag": ("The tag of the value; absent if there is no value.", matching('"[0-9]+"'), False),
-    "Cache-Control": ("No cache may keep the response.", {"const": "no-store"}, True),
-    "WWW-Authenticate": ("The URL of the Auth API, and the other schemes.", matching('Keystone uri="[^"]*".*'), True),
-    # With --rate-limit off these are absent.
-    "X-Ratelimit-Path-Regex": ("The pattern of the paths that the rate limit counts.", {"const": PATHS}, False),
-    "X-Ratelimit-Limit": ("The number of GETs allowed in a window.", _COUNT, False),
-    "X-Ratelimit-Used": ("The number of GETs in the window before this one.", _COUNT, False),
-    "X-Ratelimit-Window": ("The length of the window.", matching(r"[0-9]+(?:\.[0-9]+)? seconds"), False),
-    "Reply-After": ("The end of the window, in seconds since 1970.", {"type": "integer"}, False),
-    "Retry-After": (
-        "Seconds after which to retry: after rateLimitReached, and when too many requests wait for events.",
-        {"type": "integer", "minimum": 1},
-        False,
-    ),
+# The meaning of each header and its values. With --rate-limit off those about the rate are absent.
+_HEADERS: Mapping[str, tuple[str, Schema]] = {
+    "X-Response-Id": ("The id of the request, which is the txnId of a fault.", _TEXT),
+    "X-Service-Registry-Extensions": ("The extensions of the registry.", _TEXT),
+    "Location": ("The URL of the object that was created or changed.", {**_TEXT, "format": "uri"}),
+    "ETag": ("The tag of the value; absent if there is no value.", matching('"[0-9]+"')),
+    "Cache-Control": ("No cache may keep the response.", {"const": "no-store"}),
+    "WWW-Authenticate": ("The URL of the Auth API, and the other schemes.", matching('Keystone uri="[^"]*".*')),
+    "X-Ratelimit-Path-Regex": ("The pattern of the paths that the rate limit counts.", {"const": PATHS}),
+    "X-Ratelimit-Limit": ("The number of GETs allowed in a window.", _COUNT),
+    "X-Ratelimit-Used": ("The number of GETs in the window before this one.", _COUNT),
+    "X-Ratelimit-Window": ("The length of the window.", matching(r"[0-9]+(?:\.[0-9]+)? seconds")),
+    "Reply-After": ("The end of the window, in seconds since 1970.", _COUNT),
+    "Retry-After": ("Seconds after which to retry.", _COUNT),
 }
+_OPTIONAL = frozenset({*RATE_HEADERS, "ETag", "Retry-After"})
 
 
 def document(baseUrl: str) -> bytes:
@@ -130,8 +100,8 @@ def _description() -> Schema:
                 for name, (text, schema) in _PARAMETERS.items()
             },
             "headers": {
-                name: {"description": text, "required": required, "schema": schema}
-                for name, (text, schema, required) in _HEADERS.items()
+                name: {"description": text, "required": name not in _OPTIONAL, "schema": schema}
+                for name, (text, schema) in _HEADERS.items()
             },
             "schemas": _schemas(),
         },
@@ -162,7 +132,7 @@ def _described(operation: Operation) -> Schema:
     parameters = [("query", each) for each in operation.query] + [("header", each) for each in operation.headers]
     if parameters:
         described["parameters"] = [
-            {"name": each.name, "in": place, "description": each.summary, "schema": each.schema()}
+            {"name": each.name, "in": place, "description": each.summary, "schema": each.rule.schema}
             for place, each in parameters
         ]
     if operation.body is not None:
@@ -206,23 +176,20 @@ def _response(
     return response
 
 
-def _faults(types: Sequence[str], bodyLimit: int) -> dict[str, Schema]:
+def _faults(types: Iterable[str], bodyLimit: int) -> dict[str, Schema]:
     """The responses that are faults of these types, by code."""
     ofCode: dict[int, list[str]] = {}
     for type in types:
         ofCode.setdefault(FAULT_TYPES[type], []).append(type)
-    return {str(code): _fault(code, found, bodyLimit) for code, found in ofCode.items()}
-
-
-def _fault(code: int, types: list[str], bodyLimit: int) -> Schema:
-    narrower = {"type": {"enum": types}, "code": {"const": code}}
-    headers = {401: ["WWW-Authenticate"], 412: ["ETag", "Cache-Control"], 503: ["Retry-After"]}.get(code, [])
-    if "rateLimitReached" in types:
-        headers = ["Retry-After"]
-    if code == 409:
-        narrower["lock"] = _object({"name": _TEXT, "holder": _TEXT, "fence": _COUNT, "seconds_left": _ofType(float)})
-    schema = {"allOf": [_reference("schemas", "Fault"), _object(narrower)]}
-    return _response(_FAULT_TEXTS[code].format(limit=bodyLimit), schema, headers)
+    responses = {}
+    for code, found in ofCode.items():
+        headers = {401: ["WWW-Authenticate"], 412: ["ETag", "Cache-Control"], 503: ["Retry-After"]}.get(code, [])
+        if "rateLimitReached" in found:
+            headers = ["Retry-After"]
+        text = f"The body has {bodyLimit} bytes or more." if code == 413 else " or ".join(found)
+        schema = {"allOf": [_reference("schemas", "Fault"), {"properties": {"type": {"enum": found}}}]}
+        responses[str(code)] = _response(text, schema, headers)
+    return responses
 
 
 # -- schemas
@@ -266,6 +233,8 @@ def _ofType(hint: Any, **properties: Schema) -> Schema:
 
 def _schemas() -> dict[str, Schema]:
     token = TIME_UUID.schema
+    # Of lockHeld.
+    lock = _object({"name": _TEXT, "holder": _TEXT, "fence": _COUNT, "seconds_left": _ofType(float)})
     faultCode = {"type": "integer", "enum": sorted(set(FAULT_TYPES.values()))}
     event = _ofType(types.Event, id=token, payload={"type": "object"})
     # The client's cache adds "stale" to the metadata of a page, never a registry.
@@ -275,18 +244,18 @@ def _schemas() -> dict[str, Schema]:
     pages = ("ConfigurationValue", "Event", "Lock", "Service", "ServiceState")
     return {
         "AcquiredLock": _ofType(types.AcquiredLock),
-        "ConfigurationValue": _ofType(types.ConfigurationValue, id=KEY.schema()),
+        "ConfigurationValue": _ofType(types.ConfigurationValue, id=KEY.rule.schema),
         "ConsoleLink": _ofType(types.ConsoleLink),
         "Event": {**event, "oneOf": _payloads()},
         "EventStream": _TEXT,
-        "Fault": _ofType(types.FaultBody, type={**_TEXT, "enum": list(FAULT_TYPES)}, code=faultCode),
+        "Fault": _ofType(types.FaultBody, type={**_TEXT, "enum": list(FAULT_TYPES)}, code=faultCode, lock=lock),
         "HeartbeatOutcomes": _outcomes(token),
         "HeartbeatToken": _ofType(types.HeartbeatToken, token=token),
         "Limits": _ofType(types.Limits),
         "Lock": _ofType(types.Lock),
         "PageMetadata": metadata,
         "PrometheusTargets": _listOf(_object(targets)),
-        "Service": _ofType(types.Service, id=SERVICE_ID.schema(), state={**_TEXT, "enum": ["drain", "out"]}),
+        "Service": _ofType(types.Service, id=SERVICE_ID.rule.schema, state={**_TEXT, "enum": ["drain", "out"]}),
         "ServiceState": _ofType(types.ServiceState),
         **{
             f"{name}Page": _object(
@@ -335,9 +304,9 @@ def _access() -> Schema:
     """The response to valid credentials."""
     number = matching(TENANT)
     endpoint = _object({"tenantId": number, "publicURL": {**_TEXT, "format": "uri"}}, region=_TEXT)
-    entry = {"name": {"enum": [name for name, _, _ in CATALOG]}, "type": _TEXT, "endpoints": _listOf(endpoint)}
+    entry = _object({"name": _TEXT, "type": _TEXT, "endpoints": _listOf(endpoint)})
     expires = matching(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.000-06:00")
-    token = {"id": _TEXT, "expires": expires, "tenant": _object({"id": number, "name": number})}
-    user = {"id": _TEXT, "name": _TEXT, "roles": {"type": "array"}}
-    access = {"token": _object(token), "user": _object(user), "serviceCatalog": _listOf(_object(entry))}
+    token = _object({"id": _TEXT, "expires": expires, "tenant": _object({"id": number, "name": number})})
+    user = _object({"id": _TEXT, "name": _TEXT, "roles": {"type": "array"}})
+    access = {"token": token, "user": user, "serviceCatalog": _listOf(entry)}
     return _object({"access": _object(access)})

@@ -186,9 +186,8 @@ def lineOf(moment: float, fields: Mapping[str, Any]) -> str:
 class LogFile:
     """
     Writes a log, a line of JSON for each request. Lines are gathered for a second and written by a thread of its own,
-    so that no request waits for a disk or a pipe. Lines that can't be written are lost.
-
-    The file is opened again when it is no longer the one under its name, so it can be rotated by moving it away.
+    so that no request waits for a disk or a pipe. Lines that can't be written are lost. The file is opened for each
+    write, so it can be rotated by moving it away.
 
     :param target: the path of a file, which is added to; or ``-`` for the standard output.
     :ivar lost: how many lines could not be written.
@@ -207,8 +206,6 @@ class LogFile:
         # It keeps no process from ending, though writing to a pipe may never return.
         self._pool = DaemonThreadPool(0, 1, name="txserviceregistry log")
         self._pool.start()
-        # Of the thread: the open file, and whether it ends with half a line.
-        self._file: int | None = 1 if target == STDOUT else None
         self._isTorn = False
         self._outage = Outage(
             self._log,
@@ -221,7 +218,7 @@ class LogFile:
         )
 
     def start(self) -> None:
-        """Open the file, so that a file that can't be written is logged at once."""
+        """Open the file, so that one that can't be written is logged at once."""
         self._flush()
 
     def add(self, moment: float, fields: Mapping[str, Any]) -> None:
@@ -247,7 +244,6 @@ class LogFile:
     async def _finish(self) -> None:
         await waitFor(self._writing)
         await self._write()
-        await self.inThread(self._close)
         self._pool.stop()
 
     def _schedule(self) -> None:
@@ -282,39 +278,23 @@ class LogFile:
         return deferToThreadPool(self._reactor, self._pool, work)
 
     def _append(self, lines: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
-        file = self._opened()
         # After half a line, whatever follows begins on a line of its own.
         data = b"\n" if self._isTorn and lines else b""
         data += "".join([lineOf(*line) + "\n" for line in lines]).encode("ascii")
+        file = 1 if self._target == STDOUT else _open(self._target)
         try:
             while data:
                 written = os.write(file, data)
                 self._isTorn = not data[:written].endswith(b"\n")
                 data = data[written:]
-        except OSError:
-            self._close()
-            raise
+        finally:
+            if file != 1:
+                os.close(file)
 
-    def _opened(self) -> int:
-        if self._file is not None and self._target != STDOUT and not self._isInPlace(self._file):
-            self._close()
-            self._isTorn = False
-        if self._file is None:
-            # Checked first: a file that is there then, and that another user can't replace, stays in its place.
-            exclusive = 0 if os.path.lexists(self._target) else os.O_EXCL
-            checkPath(self._target)
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-            # Other users must not read the addresses of clients.
-            self._file = os.open(self._target, flags | exclusive, 0o600)
-        return self._file
 
-    def _isInPlace(self, file: int) -> bool:
-        try:
-            return os.path.samestat(os.stat(self._target), os.fstat(file))
-        except FileNotFoundError:
-            return False
-
-    def _close(self) -> None:
-        if self._file is not None and self._target != STDOUT:
-            file, self._file = self._file, None
-            os.close(file)
+def _open(path: str) -> int:
+    # Checked first: a file that is there then, and that another user can't replace, stays in its place.
+    exclusive = 0 if os.path.lexists(path) else os.O_EXCL
+    checkPath(path)
+    # Other users must not read the addresses of clients.
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | exclusive, 0o600)

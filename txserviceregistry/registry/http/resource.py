@@ -25,7 +25,7 @@ from .admission import inTurn
 from .authentication import Authenticator, invalidToken
 from .handlers import Handlers
 from .messages import Response, closeAfterwards, faultResponse, parseBody, write
-from .operations import TOKENS, Call, Target, early, resolve, sentQuery
+from .operations import TOKENS, Call, Target, resolve, sentQuery
 from .requestlog import GONE, LOCK_WAITING, STREAM, WAITING, RequestLog, RequestRecord
 from .statuspages import Pages
 
@@ -61,15 +61,8 @@ class ApiResource(Resource):
         self.handlers = Handlers(registry, rateLimiter, limits)
 
     def render(self, request: Request) -> int:
-        """Answer a request for a plain Site, which has read it whole: the response is sent from here, now or later."""
-        size = request.content.seek(0, 2)  # type: ignore[union-attr]  # it has one
-        limit = early(request.method, request.path).maximumBody
-        if size >= limit:
-            closeAfterwards(request)
-            record = self.requestLog.begin(request)
-            self._send(record, faultResponse(requestTooLarge(limit), record.txnId))
-        else:
-            self.answer(request)
+        """Answer a request, for a plain Site: the response is sent from here, now or later."""
+        self.answer(request)
         return NOT_DONE_YET
 
     def answer(self, request: Request) -> None:
@@ -137,6 +130,11 @@ class ApiResource(Resource):
         request = record.request
         target = resolve(request.method, request.path)
         target.note(record)
+        content: Any = request.content
+        if content.seek(0, 2) >= target.maximumBody:
+            # An ApiSite refuses it while it comes in.
+            closeAfterwards(request)
+            raise requestTooLarge(target.maximumBody)
         if not target.isApi:
             return await self._outside(record, target)
         body = parseBody(request)
@@ -152,7 +150,8 @@ class ApiResource(Resource):
             return await self.authenticator.issueToken(request)
         console = self.handlers.console
         if console is not None and console.serves(request, path):
-            return await console.answer(record, path)
+            answer: Response = await console.answer(record, path)
+            return answer
         page = self.pages.get(path)
         if page is None or request.method not in _COUNTED:
             raise pageNotFound()

@@ -89,9 +89,8 @@ class _Handshaking(TLSMemoryBIOProtocol):
 
     def makeConnection(self, transport: ITransport) -> None:
         admission: Admission = self.factory.wrappedFactory.admission
-        peer = peerOf(transport.getPeer())
         self._queue = admission.handshakes
-        self._origin = Origin(peer, _FIRST, admission.isKnown(peer))
+        self._origin = admission.origin(peerOf(transport.getPeer()), _FIRST)
         self._queue.spend(partial(super().makeConnection, transport))
 
     def dataReceived(self, data: bytes) -> None:

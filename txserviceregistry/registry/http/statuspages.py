@@ -17,7 +17,7 @@ from ..._version import __version__, installCommand
 from ...util.concurrency import SingleFlight
 from ...util.deferred import returnsDeferred
 from ...util.logs import Logger
-from ..faults import NO_STORE, forbidden
+from ..faults import NO_STORE, Fault, forbidden
 from ..stores.interfaces import IStore, StoreUnavailable
 from . import openapi
 from .connections import ipOf
@@ -39,12 +39,6 @@ SILENT = "not answering"
 #: How long the result of a probe is used, and how long the page waits for one, in seconds.
 BELIEF = 1.0
 PATIENCE = 2.0
-
-_NOT_INSTALLED = f"""\
-No metrics: prometheus_client is not installed. Install it where the registry runs:
-
-    {installCommand("metrics")}
-""".encode()
 
 
 class Health:
@@ -116,7 +110,8 @@ def statusPages(health: Health, makeMetrics: Callable[[], Callable[[], Response]
             if not metrics:
                 metrics.append(makeMetrics())
         except ImportError:
-            return Response(501, headers={"Content-Type": "text/plain; charset=utf-8"}, text=_NOT_INSTALLED)
+            details = f"Run {installCommand('metrics')} where the registry runs"
+            raise Fault("notImplementedError", "prometheus_client is not installed", details)
         return metrics[0]()
 
     pages = {"/health": getHealth, "/health/ready": getHealth, "/health/live": getLife, openapi.PATH: getDescription}

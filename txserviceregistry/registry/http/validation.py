@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, get_args
 
 import attrs
@@ -25,9 +25,6 @@ MAXIMUM_LIMIT = 1000
 BAD_MARKER = r"Marker contains invalid characters. Valid characters are: /^[a-z0-9\-:_\.\/]{0,255}$/i"
 
 
-# -- rules
-
-
 class Invalid(Exception):
     """A value breaks a rule; the text is the reason, in the words of the API."""
 
@@ -38,12 +35,11 @@ class Rule:
     A rule for a value.
 
     :ivar check: returns the value that a value stands for, or raises :class:`Invalid`.
-    :ivar schema: the values that follow the rule in a body; *inText*: the same in a path or a query, if it differs.
+    :ivar schema: the values that follow the rule.
     """
 
     check: Callable[[Any], Any]
     schema: Schema
-    inText: Schema | None = None
 
 
 def text(shortest: int, longest: int, pattern: str | None = None) -> Rule:
@@ -64,7 +60,10 @@ def text(shortest: int, longest: int, pattern: str | None = None) -> Rule:
 
 
 def number(least: int, greatest: int) -> Rule:
-    """An integer, as ``30`` or ``30.0``, or as text that reads as one: ``"30"``, ``" 030"``, ``"3e1"``. No boolean."""
+    """
+    An integer, as ``30`` or ``30.0``, or as text that reads as one: ``"30"``, ``" 030"``, ``"3e1"``. No boolean. The
+    schema leaves the text out: no pattern can compare a number.
+    """
 
     def check(value: object) -> int:
         if isinstance(value, str) and _NUMBER.fullmatch(value):
@@ -78,11 +77,7 @@ def number(least: int, greatest: int) -> Rule:
             raise Invalid(f"Value out of range ({least}..{greatest})")
         return value
 
-    digits = "|".join(_digits(least, greatest))
-    # In a path or a query a number is written in digits, and in one way only. In a body, exponents and other white
-    # space are accepted too; no pattern can compare a number with an exponent.
-    inText = {"type": "integer", "minimum": least, "maximum": greatest}
-    return Rule(check, {"anyOf": [inText, matching(rf" *\+?0*(?:{digits})(?:\.0*)? *")]}, inText)
+    return Rule(check, {"type": "integer", "minimum": least, "maximum": greatest})
 
 
 def choice(what: str, words: Sequence[str]) -> Rule:
@@ -192,16 +187,6 @@ def _checkLimit(value: str) -> int:
 def _checkCount(count: int, most: int, least: int = 0) -> None:
     if not least <= count <= most:
         raise Invalid(f"Object needs to have between {least} and {most} items")
-
-
-def _digits(least: int, greatest: int) -> Iterator[str]:
-    """Patterns that together match the numbers of a range; each matches 1, 10, 100, … of them."""
-    while least <= greatest:
-        size = 1
-        while least and least % (size * 10) == 0 and least + size * 10 - 1 <= greatest:
-            size *= 10
-        yield f"{least // size}{'[0-9]' * (len(str(size)) - 1)}"
-        least += size
 
 
 def _isUnicode(value: str) -> bool:
@@ -357,9 +342,6 @@ class Parameter:
                 raise self.refusal(given[0], str(reason))
             raise badParameter(self.name, str(reason))
 
-    def schema(self) -> Schema:
-        return self.rule.inText or self.rule.schema
-
 
 class _Limit(Parameter):
     """The one parameter that may not be given twice: two numbers are not a number."""
@@ -376,7 +358,7 @@ PATH_PARAMETERS = (SERVICE_ID, KEY)
 
 LIMIT = _Limit(
     "limit",
-    Rule(_checkLimit, number(1, MAXIMUM_LIMIT).schema, number(1, MAXIMUM_LIMIT).inText),
+    Rule(_checkLimit, number(1, MAXIMUM_LIMIT).schema),
     f"The maximum number of values in the page (default: {DEFAULT_LIMIT}).",
     DEFAULT_LIMIT,
     refusal=lambda value, reason: invalidLimit(reason),

@@ -263,13 +263,10 @@ class SchemaTests(SynchronousTestCase):
         for parameter in parameters:
             self.agrees(parameter.rule, text)
 
-    @given(st.integers() | st.integers(0, 130) | st.floats() | st.integers(-1, 130).map(str) | texts("0123 +.-e", 4))
+    @given(st.integers() | st.integers(0, 130) | st.floats())
     def test_numbers(self, value: Any) -> None:
-        """The timeout of a service, in all the ways that a number can be written."""
-        if isinstance(value, str) and "e" in value:
-            # A pattern can't tell what such a number is: the schema leaves it out.
-            self.assertFalse(Draft202012Validator(validation.number(3, 120).schema).is_valid(value))
-        elif value == value and value not in (float("inf"), float("-inf")):
+        """The timeout of a service, as a number."""
+        if value == value and value not in (float("inf"), float("-inf")):
             self.agrees(validation.number(3, 120), value)
 
     @given(st.uuids(version=1).map(str) | st.uuids().map(str).map(str.upper) | texts("0123456789abcdefg-", 36))

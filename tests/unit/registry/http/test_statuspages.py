@@ -148,13 +148,13 @@ class MetricsPageTests(SynchronousTestCase):
         self.assertEqual(self.ask(method="HEAD").raw, b"")
 
     def test_withoutPrometheusClient(self) -> None:
-        """Where the package is not installed, a text says what to install."""
+        """Where the package is not installed, a fault says what to install."""
         self.ask()
         with patch.dict(sys.modules, {"prometheus_client": None}):
             del sys.modules["txserviceregistry.registry.http.metrics"]
             reply = self.ask()
-        self.assertEqual((reply.code, reply.header("Content-Type")), (501, "text/plain; charset=utf-8"))
-        self.assertIn(b"pip install 'twisted-service-registry[metrics]'", reply.raw)
+        self.assertEqual((reply.code, reply.json["type"]), (501, "notImplementedError"))
+        self.assertIn("pip install 'twisted-service-registry[metrics]'", reply.json["details"])
 
     def test_allNamesAreOurs(self) -> None:
         """The metrics are those of this registry, its process and its Python, and all are documented."""
