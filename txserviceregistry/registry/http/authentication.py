@@ -24,23 +24,16 @@ from .messages import API, AUTH, Response, baseUrl, parseBody
 
 #: The kinds of credentials, and the name of the API key in each. The key is the only password that there is.
 CREDENTIALS = {"RAX-KSKEY:apiKeyCredentials": "apiKey", "passwordCredentials": "password"}
-#: The region of the registry.
-REGION = "LOCAL"
-#: The entries of the catalog: name, type, and whether it has the region. Clients of different ages look for the
-#: tenant in each of these four; two of them take no region.
-CATALOG = (
+
+# The entries of the catalog: name, type, and whether it has the region. Clients of different ages look for the
+# tenant in each of these four; two of them take no region.
+_CATALOG = (
     ("cloudServersOpenStack", "compute", True),
     ("cloudServers", "compute", False),
     ("cloudMonitoring", "rax:monitor", False),
     ("serviceRegistry", "rax:service-registry", True),
 )
-
-# The one offset and the one fraction that every old client can read.
-_EXPIRES = "%Y-%m-%dT%H:%M:%S.000-06:00"
-_EXPIRES_ZONE = timezone(timedelta(hours=-6))
-
-# A browser's Sec-Fetch-Site of requests that no page of another origin has made.
-_OWN_SITES = frozenset({b"same-origin", b"none"})
+_INVALID = "Username or api key is invalid"
 
 
 @attrs.frozen
@@ -55,48 +48,45 @@ class Authenticator:
             another origin sends.
         :raises Overloaded: if too many API keys are waiting to be checked.
         """
-        token, pair = _shown(request)
-        if pair is None:
-            user = self._identity.knownUser(token) or await self._userOfToken(request, token)
-        elif _isForeign(request):
-            raise forbidden("Basic credentials are not accepted from a web page of another origin; send X-Auth-Token")
-        else:
+        token, basic = _shown(request)
+        if basic is not None:
+            if _isForeign(request):
+                text = "Basic credentials are not accepted from a web page of another origin; send X-Auth-Token"
+                raise forbidden(text)
             try:
-                user = await self._identity.verify(*_basic(pair), originOf(request))
+                user = await self._identity.verify(*_pair(basic), originOf(request))
             except (ValueError, InvalidCredentials):
-                raise _unauthorized(request, "Username or api key is invalid")
+                raise _unauthorized(request, _INVALID)
+        else:
+            if not token:
+                raise _unauthorized(request, "No authentication token provided")
+            try:
+                user = self._identity.knownUser(token) or await self._identity.userOf(token)
+            except InvalidToken:
+                raise invalidToken(request)
         recognize(request)
         return user
 
-    async def _userOfToken(self, request: Request, token: str) -> UserRecord:
-        if not token:
-            raise _unauthorized(request, "No authentication token provided")
-        try:
-            return await self._identity.userOf(token)
-        except InvalidToken:
-            raise invalidToken(request)
-
     async def issueToken(self, request: Request) -> Response:
         """Answer a ``POST /tokens``, also where it fails; raises Overloaded as above."""
+        code, kind, message = 401, "unauthorized", _INVALID
         try:
-            username, key = credentials(parseBody(request))
+            token = await self._identity.authenticate(*credentials(parseBody(request)), originOf(request))
         except Fault as fault:
-            return _refusal("badRequest", fault.code, fault.message)
-        try:
-            token = await self._identity.authenticate(username, key, originOf(request))
+            code, kind, message = fault.code, "badRequest", fault.message
         except InvalidCredentials:
-            return _refusal("unauthorized", 401, "Username or api key is invalid")
-        recognize(request)
-        return Response(200, access(token, f"{baseUrl(request)}{API}/{token.tenant}"))
+            pass
+        else:
+            recognize(request)
+            return Response(200, access(token, f"{baseUrl(request)}{API}/{token.tenant}"))
+        return Response(code, {kind: {"code": code, "message": message}})
 
     def vouchesFor(self, request: Request) -> bool:
-        """
-        Whether a request shows a token or credentials that were valid when the store was last asked for them.
-        """
+        """Whether a request shows a token or credentials that were valid when the store was last asked for them."""
         try:
-            token, pair = _shown(request)
-            if pair is not None:
-                return self._identity.remembers(*_basic(pair))
+            token, basic = _shown(request)
+            if basic is not None:
+                return self._identity.remembers(*_pair(basic))
             if not token and request.method == b"POST" and request.path.startswith(AUTH.encode()):
                 return self._identity.remembers(*credentials(parseBody(request)))
         except (Fault, ValueError):
@@ -109,13 +99,33 @@ def _shown(request: Request) -> tuple[str, str | None]:
     tokens = request.requestHeaders.getRawHeaders(b"X-Auth-Token")
     if tokens is not None:
         return tokens[0].decode("latin-1"), None
-    given = request.requestHeaders.getRawHeaders(b"Authorization") or []
+    given = request.requestHeaders.getRawHeaders(b"Authorization") or [b""]
     if len(given) > 1:
         raise badRequest("Several Authorization headers", "Send one Authorization header, or X-Auth-Token")
-    scheme, _, value = "".join(each.decode("latin-1") for each in given).partition(" ")
+    scheme, _, value = given[0].decode("latin-1").partition(" ")
     if scheme.lower() == "basic":
         return "", value
     return value.strip() if scheme.lower() == "bearer" else "", None
+
+
+def _pair(basic: str) -> tuple[str, str]:
+    """The user's name and API key in the value of a Basic authorization; the ValueError means that it has none."""
+    username, _, key = base64.b64decode(basic.strip(), validate=True).decode("utf-8").partition(":")
+    if not username or not key:
+        raise ValueError("no name, or no key")
+    return username, key
+
+
+def _isForeign(request: Request) -> bool:
+    """Whether a browser sends the request for a page of another origin."""
+    headers = request.requestHeaders
+    sites = headers.getRawHeaders(b"Sec-Fetch-Site")
+    if sites is not None:
+        return not {b"same-origin", b"none"}.issuperset(sites)
+    # Browsers send Sec-Fetch-Site over TLS and to this machine only, and Origin with each request that may change
+    # something.
+    hosts = headers.getRawHeaders(b"Host")
+    return any([each.partition(b"://")[2]] != hosts for each in headers.getRawHeaders(b"Origin") or ())
 
 
 def invalidToken(request: Request) -> Fault:
@@ -131,34 +141,8 @@ def _unauthorized(request: Request, details: str) -> Fault:
     return unauthorized(details, tuple(challenges))
 
 
-def _isForeign(request: Request) -> bool:
-    """Whether a browser sends the request for a page of another origin."""
-    headers = request.requestHeaders
-    sites = headers.getRawHeaders(b"Sec-Fetch-Site")
-    if sites is not None:
-        return not _OWN_SITES.issuperset(sites)
-    # Browsers send Sec-Fetch-Site over TLS and to this machine only, and Origin with each request that may change
-    # something.
-    hosts = headers.getRawHeaders(b"Host")
-    return any([each.partition(b"://")[2]] != hosts for each in headers.getRawHeaders(b"Origin") or ())
-
-
-def _basic(value: str) -> tuple[str, str]:
-    """The user's name and API key in the value of a Basic authorization; the ValueError means that it has none."""
-    username, _, key = base64.b64decode(value.strip(), validate=True).decode("utf-8").partition(":")
-    if not username or not key:
-        raise ValueError("no name, or no key")
-    return username, key
-
-
-def _refusal(kind: str, code: int, message: str) -> Response:
-    return Response(code, {kind: {"code": code, "message": message}})
-
-
 def credentials(body: Mapping[str, Any]) -> tuple[str, str]:
-    """
-    The user's name and API key in the body of a ``POST /tokens``; or the fault 400, which names what was expected.
-    """
+    """The user's name and API key in the body of a ``POST /tokens``; the fault 400 names what was expected."""
 
     def member(of: Mapping[str, Any], name: str, type: type[Any] = str) -> Any:
         value = of.get(name)
@@ -174,16 +158,18 @@ def credentials(body: Mapping[str, Any]) -> tuple[str, str]:
 
 def access(token: IssuedToken, url: str) -> dict[str, Any]:
     """The response to valid credentials; *url* is that of the tenant, without a slash at the end."""
-    expires = datetime.fromtimestamp(token.expires, _EXPIRES_ZONE).strftime(_EXPIRES)
+    # The one offset and the one fraction that every old client can read.
+    expires = datetime.fromtimestamp(token.expires, timezone(timedelta(hours=-6))).strftime("%Y-%m-%dT%H:%M:%S")
     endpoint = {"tenantId": token.tenant, "publicURL": url}
-    regional = {"region": REGION, **endpoint}
+    catalog = [
+        {"name": name, "type": type, "endpoints": [{"region": "LOCAL", **endpoint} if hasRegion else endpoint]}
+        for name, type, hasRegion in _CATALOG
+    ]
+    tenant = {"id": token.tenant, "name": token.tenant}
     return {
         "access": {
-            "token": {"id": token.id, "expires": expires, "tenant": {"id": token.tenant, "name": token.tenant}},
+            "token": {"id": token.id, "expires": f"{expires}.000-06:00", "tenant": tenant},
             "user": {"id": token.user, "name": token.user, "roles": []},
-            "serviceCatalog": [
-                {"name": name, "type": type, "endpoints": [regional if hasRegion else endpoint]}
-                for name, type, hasRegion in CATALOG
-            ],
+            "serviceCatalog": catalog,
         }
     }

@@ -1,7 +1,4 @@
-"""
-A connection of a client, and its requests while they come in: how much time and memory they may take, in which order
-requests are answered, and how a connection ends.
-"""
+"""A connection of a client, and its requests while they come in: how much time and memory they may take."""
 
 from __future__ import annotations
 
@@ -32,9 +29,8 @@ DISCARD_BYTES = 2**20
 DISCARD_SECONDS = 2.0
 #: Seconds after which a connection that is being closed is cut, whether or not its last response has been read.
 CLOSE_SECONDS = 15.0
-
-# The first bytes of a client that wants TLS where there is none: the type of the record, and the major version.
-_TLS_HANDSHAKE = b"\x16\x03"
+#: The first bytes of a client that wants TLS where there is none.
+TLS_HANDSHAKE = b"\x16\x03"
 
 
 class ApiRequest(server.Request):
@@ -80,7 +76,7 @@ class ApiRequest(server.Request):
             server.Request.requestReceived(self, command, self._target.partition(b"?")[0], version)
 
     def process(self) -> None:
-        """Hand the request over. There is one resource, and it wants every path as it came, ``*`` too."""
+        # There is one resource, and it wants every path as it came, ``*`` too.
         self.uri = self._target
         self.channel.admit(self)
 
@@ -112,16 +108,15 @@ class _State(Enum):
 
 class ApiChannel(Client, HTTPChannel):
     """
-    A connection, which takes a bounded part of the registry's time and memory. Each request has to come in within a
-    while, and each response has to be read. The requests of unauthenticated clients may wait for their turn.
-
-    :ivar deadline: when the connection is closed, unless something happens before.
+    A connection. Each request has to come in within a while, and each response has to be read. The requests of
+    unauthenticated clients may wait for their turn.
     """
 
     maxHeaders = 100
     resource: ApiResource
     connections: Connections
     transport: Any
+    # When the connection is closed, unless something happens before.
     deadline = math.inf
     _state = _State.READING
     _isClosing = False
@@ -148,14 +143,13 @@ class ApiChannel(Client, HTTPChannel):
             self.endAfter(self.connections.limits.requestSeconds)
         if self.isKnown:
             HTTPChannel.dataReceived(self, data)
-        elif data.startswith(_TLS_HANDSHAKE) and not self.requests:
+        elif data.startswith(TLS_HANDSHAKE) and not self.requests:
             # It has no end of a line to wait for.
             self._respondToBadRequestAndDisconnect()
         else:
             self.admission.requests.spend(partial(HTTPChannel.dataReceived, self, data))
 
     def isWhole(self) -> None:
-        """A request has come in whole."""
         self._state, self.deadline = _State.ANSWERING, math.inf
         self.connections.answers(self)
 
@@ -238,8 +232,7 @@ class ApiChannel(Client, HTTPChannel):
 
     def asked(self) -> tuple[bytes, bytes, Target]:
         """The method, path and target of the request that is coming in; empty as far as it has not come."""
-        # Twisted hands the first line of a request over with the last byte of its body. (If Twisted ever keeps the line
-        # under other names, a batch of heartbeats may be as large as everything else.)
+        # Twisted hands the first line of a request over with the last byte of its body, and keeps it here until then.
         method, path = getattr(self, "_command", b""), originForm(getattr(self, "_path", b"")).partition(b"?")[0]
         return method, path, early(method, path)
 
@@ -260,8 +253,7 @@ class ApiChannel(Client, HTTPChannel):
         self._respondToBadRequestAndDisconnect()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        # Twisted's own response to invalid HTTP has neither an id nor a body. (If Twisted ever calls this no longer,
-        # clients get that one.)
+        # Twisted's own response to invalid HTTP has neither an id nor a body.
         txnId = newTxnId()
         response = faultResponse(badRequest("Bad Request", "The request is not valid HTTP"), txnId)
         self.transport.write(inBytes(response, txnId, mustClose=True))

@@ -1,8 +1,4 @@
-"""
-``GET /events/stream``: events as they happen, as server-sent events (WHATWG HTML, "Server-sent events").
-
-It is the one response without a length: it ends with its connection.
-"""
+"""``GET /events/stream``: server-sent events (WHATWG HTML), the one response that ends with its connection."""
 
 from __future__ import annotations
 
@@ -93,11 +89,9 @@ class _Outlet:
         return self._drained.wait()
 
     def pauseProducing(self) -> None:
-        """Called when the transport keeps much that has not been read."""
         self._isClogged = True
 
     def resumeProducing(self) -> None:
-        """Called when that has been read."""
         self._isClogged = False
         held, self._held, self._size = self._held, [], 0
         if held:
@@ -106,7 +100,6 @@ class _Outlet:
             self.stopProducing()
 
     def stopProducing(self) -> None:
-        """Called when the connection is lost."""
         if self._drained is not None:
             self._drained.fire(None)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import attrs
 from twisted.internet.defer import CancelledError
 
+from ...util.fields import Unusable, isEnabled, netloc, readAddress
 from ..core import Registry, etagAt
 from ..faults import NO_STORE, Fault, pageNotFound, validationError
 from ..limits import RateLimiter, ResourceLimits
@@ -19,9 +22,12 @@ from . import validation as rules
 from .eventstream import streamEvents
 from .messages import Response, baseUrl, faultBody, inJSON
 from .operations import Call, operation
-from .prometheus import listTargets
 from .requestlog import LOCK_WAITING, STREAM, WAITING
 
+#: So many targets of Prometheus take about two milliseconds, after which other requests come first.
+TARGETS_IN_A_TURN = 200
+
+_LABEL = "__meta_service_registry_"
 # Of responses with a value, and of requests that write one.
 _TAGGED = ("ETag", "Cache-Control")
 _CONDITIONS = (rules.IF_MATCH, rules.IF_NONE_MATCH)
@@ -43,10 +49,7 @@ class Handlers:
 
     @operation("GET /limits", 200, "Limits")
     async def getLimits(self, call: Call) -> Response:
-        """
-        Get the account's limits, and how much of the rate limit is used. The limits; the request itself is not counted
-        in them.
-        """
+        """Get the account's limits, and how much of the rate limit is used. The limits; this request is not counted."""
         resource = {"service": self._limits.service, "configuration_value": self._limits.configurationValue}
         used = self._rateLimiter.used(call.tenant) - 1
         return Response(200, {"resource": resource, "rate": self._rateLimiter.usage(used)})
@@ -107,18 +110,13 @@ class Handlers:
 
     @operation("GET /services/{serviceId}/state", 200, "ServiceState")
     async def getState(self, call: Call) -> Response:
-        """
-        Get the state of a service (the extension service-state). The state of the service, whether or not it is
-        registered.
-        """
+        """Get the state of a service (the extension service-state). The state, whether or not it is registered."""
         id = rules.EXISTING_SERVICE_ID.value(call.argument)
         return Response(200, (await self._registry.states.get(call.tenant, id)).toJSON())
 
     @operation("PUT /services/{serviceId}/state", 204, body=rules.STATE_FIELDS, faults=("limitReached",))
     async def setState(self, call: Call) -> Response:
-        """
-        Set the state of a service (the extension service-state); up without a reason clears it. The state is set.
-        """
+        """Set the state of a service (the extension service-state); up without a reason clears it. It is set."""
         id = rules.SERVICE_ID.value(call.argument)
         state, reason, seconds = call.fields()
         call.authorize(SERVICES, id)
@@ -135,38 +133,25 @@ class Handlers:
 
     @operation("GET /states", 200, "ServiceStatePage", query=_PAGE)
     async def listStates(self, call: Call) -> Response:
-        """
-        List the states that were set for services (the extension service-state). A page of states, sorted by id.
-        """
-        page = await self._registry.states.list(call.tenant, call.query["marker"], call.query["limit"])
-        return Response(200, call.page(page))
+        """List the states that were set for services (the extension service-state). A page of states, by id."""
+        marker, limit = call.query["marker"], call.query["limit"]
+        return Response(200, call.page(await self._registry.states.list(call.tenant, marker, limit)))
 
     @operation(
         "POST /services/{serviceId}/heartbeat", 200, "HeartbeatToken", body=rules.HEARTBEAT_FIELDS, needsStore=False
     )
     async def heartbeat(self, call: Call) -> Response:
-        """
-        Send a heartbeat, with any token that was issued since the service was registered. The service has its full
-        timeout again; the next heartbeat presents this token.
-        """
+        """Send a heartbeat, with any token issued since the registration. The token for the next heartbeat."""
         (token,) = call.fields()
         id = rules.EXISTING_SERVICE_ID.value(call.argument)
         call.authorize(SERVICES, id)
         return Response(200, {"token": await self._registry.heartbeat(call.tenant, id, token)})
 
     @operation(
-        "POST /heartbeats",
-        200,
-        "HeartbeatOutcomes",
-        body=rules.BATCH_FIELDS,
-        maximumBody=256 * 1024,
-        needsStore=False,
+        "POST /heartbeats", 200, "HeartbeatOutcomes", body=rules.BATCH_FIELDS, maximumBody=256 * 1024, needsStore=False
     )
     async def heartbeats(self, call: Call) -> Response:
-        """
-        Send heartbeats of many services (the extension heartbeats); one that fails does not affect the others. The
-        results, in the order of the request: a token or a fault for each heartbeat.
-        """
+        """Send heartbeats of many services or locks (the extension heartbeats). A token or a fault for each."""
         (entries,) = call.fields()
         isLimited = call.user.role.isLimited
         ofServices: dict[int, tuple[str, str]] = {}
@@ -201,11 +186,15 @@ class Handlers:
 
     @operation("GET /prometheus", 200, "PrometheusTargets", query=(rules.TAG,))
     async def listPrometheusTargets(self, call: Call) -> Response:
-        """
-        List services as targets for Prometheus's http_sd_configs (the extension prometheus-sd). All targets at one
-        moment; there are no pages.
-        """
-        return await listTargets(self._registry, call.tenant, call.query["tag"])
+        """List services as targets for Prometheus (the extension prometheus-sd). All targets at one moment."""
+        page = await self._registry.list(call.tenant, None, sys.maxsize - 1, call.query["tag"], True)
+        groups = []
+        for number, service in enumerate(page.values, 1):
+            if number % TARGETS_IN_A_TURN == 0:
+                await self._registry.pause()
+            if group := _targetGroup(service):
+                groups.append(inJSON(group))
+        return Response(200, text=f"[{', '.join(groups)}]".encode())
 
     # -- configuration
 
@@ -216,9 +205,7 @@ class Handlers:
 
     @operation("GET /configuration/{namespace}/", 200, "ConfigurationValuePage", query=(*_KEY_PAGE, rules.ETAGS))
     async def listNamespace(self, call: Call) -> Response:
-        """
-        List the configuration values below a namespace, and the one that has its name. A page of values, sorted by key.
-        """
+        """List the configuration values below a namespace, and the one with its name. A page of values, by key."""
         # A namespace is written as a key is. "/" is the one that all qualified keys are in.
         return await self._listValues(call, "/" if call.argument == "/" else rules.KEY.value(call.argument))
 
@@ -270,10 +257,7 @@ class Handlers:
         query=(rules.LIMIT, rules.EVENT_MARKER, rules.EVENT_TYPE, rules.WAIT, rules.EVENT_TYPES_WANTED),
     )
     async def listEvents(self, call: Call) -> Response:
-        """
-        List events, oldest first; with wait (the extension events-wait), wait for one that is newer than the marker. A
-        page of events, oldest first, with the one that the marker names.
-        """
+        """List events; with wait (events-wait), wait for one that is newer than the marker. A page, oldest first."""
         limit, marker, seconds = (call.query[name] for name in ("limit", "marker", "wait"))
         types = rules.eventTypes(call.query)
         marker = None if marker is None else marker.lower()
@@ -293,19 +277,14 @@ class Handlers:
 
     @operation(f"GET {STREAM}", 200, "EventStream", query=(rules.EVENT_MARKER, rules.TAG, rules.EVENT_TYPES_WANTED))
     async def streamEvents(self, call: Call) -> Response:
-        """
-        Get events as they happen (the extension event-stream). Server-sent events until the connection ends.
-        """
+        """Get events as they happen (the extension event-stream). Server-sent events until the connection ends."""
         return await streamEvents(self._registry.feed, call)
 
     # -- locks
 
     @operation("POST /locks", 201, "AcquiredLock", body=rules.ACQUIRE_FIELDS, faults=("lockHeld", "limitReached"))
     async def acquireLock(self, call: Call) -> Response:
-        """
-        Acquire a lock, or wait for it; the same nonce while it is held is a heartbeat (the extension locks). The lock
-        is acquired; its first heartbeat presents this token.
-        """
+        """Acquire a lock, or wait for it; the same nonce repeats that (the extension locks). Its token and fence."""
         name, timeout, holder, nonce, wait, metadata = call.fields()
         call.authorize(LOCKS, name)
         if wait:
@@ -320,20 +299,14 @@ class Handlers:
 
     @operation("POST /locks/heartbeat", 200, "HeartbeatToken", body=rules.LOCK_HEARTBEAT_FIELDS, needsStore=False)
     async def heartbeatLock(self, call: Call) -> Response:
-        """
-        Send a heartbeat of a lock, with any token that was issued since the lock was acquired (the extension locks).
-        The lock has its full timeout again; the next heartbeat presents this token.
-        """
+        """Send a heartbeat of a lock, with any of its tokens (the extension locks). The token for the next one."""
         name, token = call.fields()
         call.authorize(LOCKS, name)
         return Response(200, {"token": await self._registry.heartbeat(lockScope(call.tenant), name, token)})
 
     @operation("POST /locks/release", 204, body=rules.RELEASE_FIELDS)
     async def releaseLock(self, call: Call) -> Response:
-        """
-        Release a lock by a token, or another's by force (the extension locks). The lock is free; with force and without
-        now, once its holder's timeout has passed.
-        """
+        """Release a lock by a token, or another's by force (the extension locks). It is free, or will be in time."""
         name, token, isForced, isNow = call.fields()
         if isNow and not isForced:
             raise validationError("now", "Only with force")
@@ -348,9 +321,8 @@ class Handlers:
     @operation("GET /locks", 200, "LockPage", query=(*_KEY_PAGE, rules.LOCK_NAME))
     async def listLocks(self, call: Call) -> Response:
         """List the locks that are held (the extension locks). A page of locks, sorted by name."""
-        query = call.query
-        page = await self._registry.locks.list(call.tenant, query["marker"], query["limit"], query["name"])
-        return Response(200, call.page(page))
+        marker, limit, name = (call.query[each] for each in ("marker", "limit", "name"))
+        return Response(200, call.page(await self._registry.locks.list(call.tenant, marker, limit, name)))
 
 
 def heartbeatOf(entry: Any) -> tuple[str, str]:
@@ -374,6 +346,22 @@ def _resultOf(entry: Any, outcome: str | Fault, txnId: str) -> dict[str, Any]:
     id = entry.get(kind) if isinstance(entry, dict) else None
     result = {"token": outcome} if isinstance(outcome, str) else {"fault": faultBody(outcome, txnId)}
     return {kind: id if isinstance(id, str) else None, **result}
+
+
+def _targetGroup(service: Any) -> dict[str, Any] | None:
+    """The target group of a service for Prometheus; none for one without an address, or that takes no traffic."""
+    metadata, state = service["metadata"], service.get("state", "up")
+    try:
+        host, port = readAddress(metadata)
+    except Unusable:
+        return None
+    if state == "out" or not isEnabled(metadata):
+        return None
+    tags = f",{','.join(service['tags'])}," if service["tags"] else ""
+    labels = {f"{_LABEL}id": service["id"], f"{_LABEL}tags": tags, f"{_LABEL}state": state}
+    for key in sorted(metadata):
+        labels.setdefault(f"{_LABEL}metadata_{re.sub('[^A-Za-z0-9_]', '_', key)}", metadata[key])
+    return {"targets": [netloc(host, port)], "labels": labels}
 
 
 def _wait(call: Call, route: str) -> None:

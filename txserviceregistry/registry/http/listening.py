@@ -63,7 +63,7 @@ class TLSEndpoint(TCP4ServerEndpoint):
     they are. A session of an earlier certificate is not resumed, so its client sees the new one.
 
     :param key: the file with the private key; *path*: the file with the certificate, and with intermediate ones.
-    :raises EndpointError: if the files can't be used.
+    :raises EndpointError: if these can't be used.
     :ivar onChange: called when there is another certificate.
     """
 
@@ -72,28 +72,27 @@ class TLSEndpoint(TCP4ServerEndpoint):
     def __init__(self, reactor: Any, port: int, key: str, path: str, interface: str) -> None:
         super().__init__(reactor, port, BACKLOG, interface)  # type: ignore[no-untyped-call] # Twisted's own
         self.onChange: Callable[[], object] = lambda: None
-        self.path = path
-        self._key = key
-        self._bound = interface
         # The working directory may be another one when they are read again.
-        self._paths = {"privateKey": os.path.abspath(key), "certKey": os.path.abspath(path)}
-        self._loaded: Reloaded[dict[str, bytes], _Loaded] = Reloaded(
-            f"TLS certificate {path}", list(self._paths.values()), self._read, self._make, whyNot=self._whyNot
+        self.path = os.path.abspath(path)
+        self._key = os.path.abspath(key)
+        self._bound = interface
+        self._loaded: Reloaded[list[bytes], _Loaded] = Reloaded(
+            f"TLS certificate {self.path}", [self._key, self.path], self._read, self._make, whyNot=self._whyNot
         )
         self._loaded.onChange = self._changed
 
-    def _read(self) -> dict[str, bytes]:
-        texts = {}
-        for (name, path), shown in zip(self._paths.items(), (self._key, self.path), strict=True):
+    def _read(self) -> list[bytes]:
+        texts = []
+        for name, path in (("privateKey", self._key), ("certKey", self.path)):
             try:
-                texts[name] = Path(path).read_bytes()
+                texts.append(Path(path).read_bytes())
             except OSError as error:
-                raise EndpointError(f"cannot read {name} {shown}: {error.strerror}")
+                raise EndpointError(f"cannot read {name} {path}: {error.strerror}")
         return texts
 
-    def _make(self, texts: dict[str, bytes]) -> _Loaded:
-        own, *intermediates = _certificates(self.path, texts["certKey"])
-        text, key = _privateKey(self._key, texts["privateKey"])
+    def _make(self, texts: list[bytes]) -> _Loaded:
+        own, *intermediates = _certificates(self.path, texts[1])
+        text, key = _privateKey(self._key, texts[0])
         if key.public_key() != own.public_key():
             raise EndpointError(f"the private key in {self._key} does not match the certificate in {self.path}")
         options = CertificateOptions(
@@ -106,11 +105,7 @@ class TLSEndpoint(TCP4ServerEndpoint):
         try:
             options.getContext()
         except TLSError as error:
-            reasons = (
-                [str(part[-1]) for part in error.args[0]] if error.args and isinstance(error.args[0], list) else []
-            )
-            reason = "; ".join(reasons) or "unknown reason"
-            raise EndpointError(f"OpenSSL refused the certificate in {self.path}: {reason}")
+            raise EndpointError(f"OpenSSL refused the certificate in {self.path}: {error}")
         return own, options
 
     def _whyNot(self, loaded: _Loaded) -> str | None:

@@ -21,7 +21,7 @@ from .connections import ipOf
 API = "/v1.0"
 AUTH = "/v2.0"
 #: The extensions of the API that this registry has.
-EXTENSIONS: tuple[str, ...] = (
+EXTENSIONS = (
     "etag",
     "event-stream",
     "event-types",
@@ -137,9 +137,7 @@ _PARSER = json.JSONDecoder(parse_constant=_refuseConstant)
 
 
 def parseBody(request: server.Request) -> dict[str, Any]:
-    """
-    The JSON object that a request brings, empty if it has no body; or the fault for one that is not a JSON object.
-    """
+    """The JSON object that a request brings, empty if it has no body; or the fault for what is not a JSON object."""
     content: Any = request.content
     content.seek(0)
     raw: bytes = content.read()
@@ -152,11 +150,11 @@ def parseBody(request: server.Request) -> dict[str, Any]:
         body = _PARSER.decode(raw.decode("utf-8"))
         if b"\\u" in raw:
             # An escape can spell half of a surrogate pair, which can neither be kept nor sent.
-            json.dumps(body, ensure_ascii=False).encode("utf-8")
-    except UnicodeError as error:
-        raise invalidBody(f"not UTF-8: {error.args[-1]}")
+            inJSON(body).encode("utf-8")
     except RecursionError:
         raise invalidBody("nested too deep")
+    except UnicodeError as error:
+        raise invalidBody(f"not UTF-8: {error.args[-1]}")
     except json.JSONDecodeError as error:
         raise invalidBody(str(error))
     except ValueError:

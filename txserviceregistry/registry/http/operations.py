@@ -39,16 +39,14 @@ class Operation:
     One method of one path. Routing, the checks of queries and bodies, and ``/openapi.json`` come from these records.
 
     :ivar path: below the tenant, with at most one placeholder.
-    :ivar summary: its purpose; *success*: the meaning of the response to a request that succeeds; *code*: its status.
-    :ivar schema: the name of that response's schema in ``/openapi.json``; ``None`` if it has no body.
-    :ivar query: the parameters of the query, in the order in which they are checked.
-    :ivar body: the fields of the body, in the order in which they are checked; ``None`` if it takes no body.
-    :ivar faults: the types of its faults, beside those that all operations have, and those of its parameters.
-    :ivar headers: the headers of the request that its handler looks at.
+    :ivar success: the meaning of the response to a request that succeeds; *code* is its status, and *schema* the name
+        of its schema in ``/openapi.json``, ``None`` if it has no body.
+    :ivar query: the parameters of the query, in the order in which they are checked; *body*: the fields of the body, so
+        too, ``None`` if it takes no body; *headers*: those of the request that its handler looks at.
+    :ivar faults: the types of its faults, beside those that all operations have.
     :ivar sends: the names of the response's headers, beside those that every response has.
     :ivar maximumBody: a body of so many bytes is too large.
-    :ivar needsStore: whether it may wait for the store. An operation that is answered from memory does not make the
-        account: a tenant that has a service has one.
+    :ivar needsStore: whether it may wait for the store, and makes the account.
     """
 
     name: str
@@ -66,11 +64,6 @@ class Operation:
     sends: tuple[str, ...] = ()
     maximumBody: int = MAXIMUM_BODY
     needsStore: bool = True
-
-    @property
-    def isAudited(self) -> bool:
-        """Whether its requests are in the audit log: it changes something, and is not a heartbeat."""
-        return self.method != "GET" and not self.path.endswith(("/heartbeat", "/heartbeats"))
 
 
 #: All operations, by path and method.
@@ -110,27 +103,33 @@ class Target:
     The target of a request.
 
     :ivar path: decoded.
-    :ivar route: the path of its operation, or :data:`TOKENS`; empty if it is neither.
     :ivar isApi: whether it is below ``/v1.0``, so that it needs a token even if there is no such resource.
     :ivar tenant: empty if the path begins with a resource, which is then that of the user's own tenant.
     :ivar operation: ``None`` if the path is not a resource, or does not take the method.
     :ivar argument: the id, key or namespace in the path.
+    :ivar isTokens: whether it is :data:`TOKENS`.
     """
 
     path: str = ""
-    route: str = ""
     isApi: bool = False
     tenant: str = ""
     operation: Operation | None = None
     argument: str = ""
+    isTokens: bool = False
 
     @property
     def maximumBody(self) -> int:
         return MAXIMUM_BODY if self.operation is None else self.operation.maximumBody
 
+    @property
+    def route(self) -> str:
+        """The path of its operation, or :data:`TOKENS`; empty if it is neither."""
+        return self.operation.path if self.operation is not None else TOKENS if self.isTokens else ""
+
     def note(self, record: RequestRecord) -> None:
         record.route, record.object = self.route, self.argument
-        if self.operation is not None and self.operation.isAudited:
+        # The audit log has what changes something, but no heartbeats.
+        if self.operation and self.operation.method != "GET" and "/heartbeat" not in self.operation.path:
             record.change = self.operation.name
 
 
@@ -144,9 +143,9 @@ def resolve(method: bytes, raw: bytes) -> Target:
         if tenant in _RESOURCES:
             tenant, slash, rest = "", "/", below
         operation, argument = match(method.decode("latin-1"), slash + rest)
-        return Target(path, "" if operation is None else operation.path, True, tenant, operation, argument)
+        return Target(path, True, tenant, operation, argument)
     isAuth = method == b"POST" and path.startswith(AUTH + "/")
-    return Target(path, TOKENS if isAuth and path[len(AUTH) :].lstrip("/").removesuffix("/") == "tokens" else "")
+    return Target(path, isTokens=isAuth and path[len(AUTH) :].lstrip("/").removesuffix("/") == "tokens")
 
 
 def early(method: bytes, raw: bytes) -> Target:
@@ -159,8 +158,8 @@ def early(method: bytes, raw: bytes) -> Target:
 
 def match(method: str, path: str) -> tuple[Operation | None, str]:
     """
-    The operation of a decoded path below the tenant, if there is one, and its argument. Paths of the original protocol
-    may end with a slash too many, except in configuration, where it has a meaning.
+    The operation of a decoded path below the tenant, if there is one, and its argument. Some paths of the original
+    protocol may end with a slash too many.
     """
     if method == "HEAD":
         method = "GET"
@@ -190,10 +189,7 @@ def _configuration(method: str, rest: str) -> tuple[str, str]:
 
 
 def originForm(target: bytes) -> bytes:
-    """
-    The path and query of a request. Clients send the whole URL to proxies, and some to every server (RFC 9112, 3.2.2);
-    its authority, and a name and password in it, are ignored.
-    """
+    """The path and query of a request. Some clients send the whole URL to every server (RFC 9112, 3.2.2)."""
     authority = None if target.startswith(b"/") else _URL.match(target)
     if authority is None:
         return target
@@ -226,7 +222,7 @@ class Call:
 
     :ivar argument: the id, key or namespace in its path, not checked so far; empty if it has none.
     :ivar query: the values of the operation's parameters, by name.
-    :ivar authenticate: checks the token of the request once more; raises a fault if it has ended.
+    :ivar authenticate: checks the token once more; raises a fault if it has ended.
     """
 
     record: RequestRecord
@@ -243,24 +239,20 @@ class Call:
         return self.user.tenant
 
     def fields(self) -> list[Any]:
-        """
-        The values of the operation's fields in the body, in their order; raises the fault of the first invalid one.
-        """
+        """The values of the operation's fields in the body; raises the fault of the first invalid one."""
         return [field.value(self.body) for field in self.operation.body or ()]
 
     def authorize(self, kind: str, key: str) -> None:
         """
         Check that the user may change an object of this kind (see :mod:`txserviceregistry.registry.roles`), or raise
-        the fault 403. Each handler that changes one calls this, after the checks of the body and before it looks
-        whether the object exists.
+        the fault 403; after the checks of the body and before the look whether the object exists.
         """
         self.record.object = key
         self.user.role.check(kind, key)
 
     def precondition(self) -> Precondition:
         """
-        The precondition of a write (RFC 9110, 13.1), or the fault for headers that are malformed, or both there. ``W/``
-        before a tag, which proxies that compress add, is ignored.
+        The precondition of a write (RFC 9110, 13.1). ``W/`` before a tag, which proxies that compress add, is ignored.
         """
         match, noneMatch = self._header(b"If-Match"), self._header(b"If-None-Match")
         if match is not None and noneMatch is not None:
@@ -284,21 +276,12 @@ class Call:
 
     def page(self, page: Page) -> dict[str, Any]:
         """A page of a collection, as JSON."""
-        marker = page.nextMarker
-        return {
-            "values": page.values,
-            "metadata": {
-                "count": len(page.values),
-                "limit": self.query["limit"],
-                "marker": self.query["marker"],
-                "next_marker": marker,
-                "next_href": None if marker is None else self._nextHref(marker),
-            },
-        }
-
-    def _nextHref(self, marker: str) -> str:
-        request = self.record.request
-        query = [(name, value) for name, value in sentQuery(request) if name != "marker"]
-        # The path as the client wrote it: what was an escape stays one.
-        path = quote(request.path, safe="/%:@!$&'()*+,;=~")
-        return f"{baseUrl(request)}{path}?{urlencode([*query, ('marker', marker)], errors='surrogateescape')}"
+        request, marker, href = self.record.request, page.nextMarker, None
+        if marker is not None:
+            query = [(name, value) for name, value in sentQuery(request) if name != "marker"] + [("marker", marker)]
+            # The path as the client wrote it: what was an escape stays one.
+            path = quote(request.path, safe="/%:@!$&'()*+,;=~")
+            href = f"{baseUrl(request)}{path}?{urlencode(query, errors='surrogateescape')}"
+        metadata = {"limit": self.query["limit"], "marker": self.query["marker"]}
+        metadata.update(count=len(page.values), next_marker=marker, next_href=href)
+        return {"values": page.values, "metadata": metadata}

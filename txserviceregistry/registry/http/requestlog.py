@@ -1,8 +1,6 @@
 """
 The requests that are answered: each is counted, and added to the access log and, if it changes something, to the audit
 log. A line never has a token or a value, and of the URL only the path, because a query may contain anything.
-
-Requests that are refused before they are complete (a body that is too large, invalid HTTP) are counted too.
 """
 
 from __future__ import annotations
@@ -15,8 +13,9 @@ from functools import partial
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, TimeoutError, succeed
-from twisted.internet.interfaces import IAddress, IDelayedCall
+from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.interfaces import IAddress
+from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import LogLevel
 from twisted.web.server import Request
@@ -41,7 +40,7 @@ GONE = 499
 
 #: The target of a log that stands for the standard output.
 STDOUT = "-"
-#: Seconds that a line waits at most before it is handed over to be written.
+#: Seconds from one write to the next.
 FLUSH_SECONDS = 1.0
 #: How many lines may wait to be written; more of them are lost.
 MOST_WAITING = 50_000
@@ -66,11 +65,9 @@ class RequestRecord:
     """
     A request that is being answered.
 
-    :ivar started: when it had come in, in seconds.
     :ivar route: the path of its operation or page; empty if it is neither.
     :ivar change: the name of its operation if the audit log has it, else empty.
     :ivar object: the id, key or name of the object that the request is about; empty if it has none.
-    :ivar user: empty until the request is authenticated; so is the tenant.
     :ivar isLate: whether it had to wait for something; *isGone*: whether the client has hung up.
     :ivar headers: headers of its response, whatever the response is.
     """
@@ -155,7 +152,7 @@ def accessFields(
     tenant: str | None = None,
     seconds: float = 0.0,
 ) -> dict[str, Any]:
-    """The content of a line of the access log. The seconds count from when the whole request was there."""
+    """The content of a line of the access log."""
     return {
         "client": getattr(address, "host", None),
         "user": user,
@@ -200,13 +197,12 @@ class LogFile:
         self._target = target
         self._reactor = reactor
         self._waiting: list[tuple[float, Mapping[str, Any]]] = []
-        self._next: IDelayedCall | None = None
-        self._writing: Deferred[None] = succeed(None)
-        self._isStopped = False
+        self._isTorn = False
+        self._loop = LoopingCall(self._write)
+        self._loop.clock = reactor
         # It keeps no process from ending, though writing to a pipe may never return.
         self._pool = DaemonThreadPool(0, 1, name="txserviceregistry log")
         self._pool.start()
-        self._isTorn = False
         self._outage = Outage(
             self._log,
             reactor,
@@ -218,43 +214,28 @@ class LogFile:
         )
 
     def start(self) -> None:
-        """Open the file, so that one that can't be written is logged at once."""
-        self._flush()
+        """Begin to write. A file that can't be opened is logged at once."""
+        self._loop.start(FLUSH_SECONDS)
 
     def add(self, moment: float, fields: Mapping[str, Any]) -> None:
         """Write a line with these fields, and the moment in seconds since the epoch, within a second or so."""
         if len(self._waiting) >= MOST_WAITING:
             self._lose(1, _TOO_SLOW)
-            return
-        self._waiting.append((moment, fields))
-        self._schedule()
+        else:
+            self._waiting.append((moment, fields))
 
     @returnsDeferred
     async def stop(self) -> None:
-        """Write all lines and close the file, in two seconds at most."""
-        self._isStopped = True
-        if self._next is not None:
-            self._next.cancel()
-            self._next = None
+        """Write all lines, in two seconds at most."""
+        self._loop.stop()
         try:
-            await waitFor(Deferred.fromCoroutine(self._finish())).addTimeout(END_SECONDS, self._reactor)
+            await waitFor(self._write()).addTimeout(END_SECONDS, self._reactor)
         except TimeoutError:
             self._outage.failed(reason=_TOO_SLOW)
+        else:
+            self._pool.stop()
 
-    async def _finish(self) -> None:
-        await waitFor(self._writing)
-        await self._write()
-        self._pool.stop()
-
-    def _schedule(self) -> None:
-        if self._waiting and self._next is None and self._writing.called and not self._isStopped:
-            self._next = self._reactor.callLater(FLUSH_SECONDS, self._flush)
-
-    def _flush(self) -> None:
-        self._next = None
-        self._writing = Deferred.fromCoroutine(self._write())
-        self._writing.addCallback(lambda _: self._schedule())
-
+    @returnsDeferred
     async def _write(self) -> None:
         lines, self._waiting = self._waiting, []
         try:
@@ -270,8 +251,6 @@ class LogFile:
     def _lose(self, count: int, reason: str) -> None:
         self.lost += count
         self._outage.failed(reason=reason)
-
-    # -- in the thread
 
     def inThread(self, work: Callable[[], None]) -> Deferred[None]:
         """Do *work* in the thread, after all that was given before."""

@@ -1,6 +1,4 @@
-"""
-The API as a resource of twisted.web: the way of a request through the checks to its handler, and of its response back.
-"""
+"""The API as a resource: the way of a request through the checks to its handler, and of its response back."""
 
 from __future__ import annotations
 
@@ -34,11 +32,7 @@ _COUNTED = frozenset({b"GET", b"HEAD"})
 
 
 class ApiResource(Resource):
-    """
-    All paths: the registry at ``/v1.0``, the Auth API at ``/v2.0``, and the pages beside the API.
-
-    :param limits: the same that the *registry* has.
-    """
+    """All paths: the registry at ``/v1.0``, the Auth API at ``/v2.0``, and the pages beside the API."""
 
     isLeaf = True
     _log = Logger()
@@ -186,10 +180,7 @@ class ApiResource(Resource):
 
 
 def _forgetTraces(fault: Fault) -> None:
-    """
-    Drop the traceback of a fault. The way of an error through Deferreds leads back to itself, so all that a refused
-    request was made of would wait for Python's collector.
-    """
+    """Drop the traceback of a fault: it leads back to the request, which would wait for Python's collector."""
     error: BaseException | None = fault
     while error is not None:
         error.__traceback__ = None

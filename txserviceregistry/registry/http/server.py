@@ -1,7 +1,4 @@
-"""
-The site: serves the API to real connections, and paces how they are accepted. TLS handshakes wait in a queue of their
-own: the server signs each one, which with a key of 4,096 bits takes as long as some thirty requests.
-"""
+"""The site: serves the API to real connections, and paces how they are accepted and how TLS handshakes go on."""
 
 from __future__ import annotations
 
@@ -24,8 +21,8 @@ from .resource import ApiResource
 #: How many connections a listener accepts in one turn of the reactor.
 ACCEPTS = 10
 
-# The share of an address is divided evenly between the first steps of handshakes and the later ones, which usually cost
-# little: a client that the server has signed for does not wait for all that have just connected.
+# The share of an address is divided evenly between the first steps of handshakes and the later ones: a client that the
+# server has signed for does not wait for all that have just connected.
 _FIRST, _LATER = range(2)
 
 
@@ -77,7 +74,10 @@ class ApiSite(server.Site):
 
 
 class _Handshaking(TLSMemoryBIOProtocol):
-    """A TLS connection. The steps of its handshake may wait in the queue; what follows the handshake does not."""
+    """
+    A TLS connection. The steps of its handshake may wait: the server signs each one, which with a key of 4,096 bits
+    takes as long as some thirty requests.
+    """
 
     transport: Any
     _queue: AdmissionQueue
