@@ -132,18 +132,15 @@ class TLSEndpoint(TCP4ServerEndpoint):
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
         """Listen, and warn if clients will refuse the certificate or other users can read the key."""
         self._warn()
-        factory = handshakingFactory(self, protocolFactory)
-        listening: Deferred[IListeningPort] = super().listen(factory)  # type: ignore[no-untyped-call] # as above
-        return listening
+        return super().listen(handshakingFactory(self, protocolFactory))  # type: ignore[no-any-return, no-untyped-call] # as above
 
     def _warn(self) -> None:
-        certificate = self.certificate
-        wrong = whyNotNow(certificate)
+        wrong, days = whyNotNow(self.certificate), daysLeft(self.certificate)
         if wrong is not None:
             self._log.warn("Certificate {path} {wrong}; clients will refuse it", path=self.path, wrong=wrong)
-        elif (days := daysLeft(certificate)) < WARNING_DAYS:
+        elif days < WARNING_DAYS:
             self._log.warn("Certificate {path} expires in {days:.1f} days", path=self.path, days=days)
-        if not namesOf(certificate):
+        if not namesOf(self.certificate):
             self._log.warn("Certificate {path} has no subjectAltName; clients will refuse it", path=self.path)
         with suppress(OSError):  # it has been read, and may be gone
             if os.stat(self._key).st_mode & (stat.S_IROTH | stat.S_IWOTH):
@@ -238,10 +235,7 @@ def _privateKey(path: str, text: bytes) -> tuple[bytes, Any]:
 
 @attrs.frozen
 class Listener:
-    """
-    A port as programs on this machine see it: its URL, without a path; whether it is reached on loopback, without TLS;
-    and :attr:`TLSEndpoint.ownAuthority`.
-    """
+    """A port as programs on this machine see it; *isLocal* is whether it is reached on loopback, without TLS."""
 
     root: str
     isLocal: bool

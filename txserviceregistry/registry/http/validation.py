@@ -1,7 +1,6 @@
 """
 The rules for what clients send in bodies, paths, queries and headers: the reasons why a value breaks one, in the words
-of the API, and the JSON Schema (2020-12) of the values that follow it. A pattern means the same to Python (with
-``re.ASCII``) and to ECMAScript, the dialect of JSON Schema.
+of the API, and the JSON Schema (2020-12) of the values that follow it.
 """
 
 from __future__ import annotations
@@ -103,18 +102,6 @@ def someOf(what: str, words: Sequence[str]) -> Rule:
     return Rule(check, matching(f"|all|{word}(?:,{word})*"))
 
 
-def anyOf(first: Rule, second: Rule) -> Rule:
-    """A value that follows one rule or another. The reason is the second one's."""
-
-    def check(value: object) -> Any:
-        try:
-            return first.check(value)
-        except Invalid:
-            return second.check(value)
-
-    return Rule(check, {"anyOf": [first.schema, second.schema]})
-
-
 def items(element: Rule, most: int, least: int = 0) -> Rule:
     """An array. The reason why an element is invalid is the element's own."""
     checkElement = element.check
@@ -150,7 +137,7 @@ def mapping(key: Rule, value: Rule, most: int) -> Rule:
 
 
 def matching(pattern: str) -> Schema:
-    """A text of which the whole matches."""
+    """A text of which the whole matches; the pattern means the same to Python (with ``re.ASCII``) and to ECMAScript."""
     return {"type": "string", "pattern": f"^(?:{pattern})$"}
 
 
@@ -214,8 +201,9 @@ _BOOLEAN = Rule(lambda value: _WORD.check(value) == "true", _WORD.schema)
 _SERVICE_ID = text(3, 65, r"[A-Za-z0-9_\-.]*")
 # The pattern is the protocol's own. It lets a last part without a slash follow a namespace of 50 characters directly.
 # That it can't end with a slash stands at its beginning, because not every dialect can look behind.
-_KEY = text(3, 500, r"(?!.*\/$)(\/[A-Za-z0-9_\-]{3,50}\/?){0,10}([A-Za-z0-9_\-.]{3,170})?")
-_MARKER = text(0, 255, r"[A-Za-z0-9\-:_./]*")
+_KEY_PATTERN = r"(?!.*\/$)(\/[A-Za-z0-9_\-]{3,50}\/?){0,10}([A-Za-z0-9_\-.]{3,170})?"
+_KEY = text(3, 500, _KEY_PATTERN)
+_MARKER_PATTERN = r"[A-Za-z0-9\-:_./]{0,255}"
 
 
 # -- fields of bodies
@@ -226,7 +214,7 @@ class Field:
     """
     A field of a body.
 
-    :ivar default: makes the value of an absent field, or of ``null``; a field without a default is never ``null``.
+    :ivar default: makes the value of an absent field, or of ``null``.
     :ivar isOptional: whether the field may be absent, and is ``None`` then.
     """
 
@@ -318,10 +306,8 @@ class Parameter:
     """
     A parameter of a path or a query, or a header.
 
-    :ivar summary: its meaning, for the description of the API.
-    :ivar default: the value of an absent parameter.
+    :ivar default: the value of an absent parameter; with *ignoresEmpty* of an empty one too.
     :ivar refusal: makes the fault for a value that breaks the rule, from the value and the reason.
-    :ivar ignoresEmpty: whether an empty value counts as absent.
     """
 
     name: str
@@ -365,12 +351,12 @@ LIMIT = _Limit(
 )
 MARKER = Parameter(
     "marker",
-    _MARKER,
+    text(0, 255, _MARKER_PATTERN),
     "The id at which the page starts. If there is no such object, it starts at the next id.",
     refusal=lambda value, reason: badParameter("marker", BAD_MARKER),
 )
 # A key can be longer than a marker, and the ``next_marker`` of a page has to be a valid marker.
-KEY_MARKER = attrs.evolve(MARKER, rule=anyOf(_KEY, _MARKER))
+KEY_MARKER = attrs.evolve(MARKER, rule=text(0, 500, f"{_KEY_PATTERN}|{_MARKER_PATTERN}"))
 # Whether the feed can begin at the marker's time is decided by the registry's core.
 EVENT_MARKER = attrs.evolve(MARKER, rule=TIME_UUID, refusal=lambda value, reason: badRequest(reason))
 TAG = Parameter("tag", text(1, 65, r"[A-Za-z0-9_\-.]*"), "Only services with this tag.")
