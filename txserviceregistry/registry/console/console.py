@@ -220,19 +220,19 @@ class Console:
 
     async def _getOverview(self, request: Request, session: Session) -> Response:
         """The registry itself: its version, store, nodes and load."""
-        figures, store = self._registry.figures(), self._store
-        heartbeats, requests = self._rates(figures.heartbeats)
+        registry, store = self._registry, self._store
+        heartbeats, requests = self._rates(registry.engine.heartbeats)
         nodes = []
         if ISharedStore.providedBy(store):
             nodes = [{"name": name, "is_this": False, "may_acknowledge": None} for name in store.members]
             nodes[0].update(is_this=True, may_acknowledge=store.isValid)
-        described = {
-            "services": figures.services.get(session.user.tenant, 0),
-            "subscribers": figures.subscribers + figures.streams,
+        figures = {
+            "services": registry.counts().get(session.user.tenant, 0),
+            "subscribers": registry.followers.count + registry.feed.streams.places.count,
             "heartbeats_per_second": heartbeats,
             "requests_per_second": requests,
         }
-        return Response(200, {**await self._health.report(), "figures": described, "nodes": nodes})
+        return Response(200, {**await self._health.report(), "figures": figures, "nodes": nodes})
 
     def _rates(self, heartbeats: int) -> tuple[float | None, float | None]:
         """Heartbeats and requests per second."""

@@ -1,4 +1,4 @@
-"""Tests for :mod:`txserviceregistry.registry.http.prometheus`."""
+"""Tests for :mod:`txserviceregistry.registry.http.handlers`."""
 
 from __future__ import annotations
 
