@@ -74,16 +74,15 @@ def fill(home, services, events, timeout=120):
         connection.execute(_OLD_EVENTS, (events - services, tenant, positionOf(time.time() - 1800), STEP))
         first = []
         for some in range(0, services, 1000):
-            tables.begin()
-            made = tables.createServices(
-                [
-                    (tenant, NewService(name(number), timeout, **payload(number)), services)
-                    for number in range(some, min(services, some + 1000))
-                ]
-            )
+            with tables.transaction():
+                made = tables.createServices(
+                    [
+                        (tenant, NewService(name(number), timeout, **payload(number)), services)
+                        for number in range(some, min(services, some + 1000))
+                    ]
+                )
             first += [tokens.first(tenant, one.id, one.incarnation) for one in made]
-            tables.commit()
-        tables.checkpoint()
+        tables.cutLog()
         return first
     finally:
         tables.close()

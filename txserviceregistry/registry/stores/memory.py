@@ -14,10 +14,10 @@ from twisted.internet.defer import Deferred, execute
 from zope.interface import implementer
 
 from ..statistics import StoreStatistics
-from .interfaces import IOwnStore, StoreUnavailable
+from .interfaces import IOwnStore, StoreError, StoreUnavailable
 from .sqlite.file import connectToMemory
 from .sqlite.store import TableStore
-from .sqlite.tables import Tables, Together, alone
+from .sqlite.tables import Tables, Together
 
 _C = TypeVar("_C")
 _T = TypeVar("_T")
@@ -52,7 +52,7 @@ class MemoryStore(TableStore):
         return execute(setattr, self, "_isOpen", False)
 
     def probe(self) -> Deferred[None]:
-        return self._read(lambda tables: None)
+        return self._do(lambda tables: None, isWrite=False)
 
     def recordLastSeen(self, tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
         if not self.unavailable:
@@ -68,16 +68,18 @@ class MemoryStore(TableStore):
         self._tables.recordLastSeen(list(seen.items()))
         return self._tables
 
-    def _read(self, operation: Callable[[Tables], _T]) -> Deferred[_T]:
-        return execute(lambda: operation(self._checked()))
+    def _read(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
+        return execute(self._run, together, change)
 
-    def _write(self, operation: Callable[[Tables], _T]) -> Deferred[_T]:
+    def _write(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
         def write() -> _T:
-            tables = self._checked()
-            with tables.operation():
-                return operation(tables)
+            with self._tables.transaction():
+                return self._run(together, change)
 
         return execute(write)
 
-    def _writeAmong(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
-        return self._write(alone(together, change))
+    def _run(self, together: Together[_C, _T], change: _C) -> _T:
+        (outcome,) = together(self._checked(), [change])
+        if isinstance(outcome, StoreError):
+            raise outcome
+        return outcome

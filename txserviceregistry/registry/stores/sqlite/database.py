@@ -1,8 +1,9 @@
 """
 A connection to the SQLite file: transactions, statements for many rows, and what all tables need.
 
-The methods of a :class:`Database` block, and are called in the store's threads, each inside a transaction that its
-caller begins and ends. The text of a statement never changes, so that it is compiled once.
+The methods of a :class:`Database` block, and are called in the store's threads, those that write inside a transaction.
+They raise a :exc:`StoreError` before they change anything. The text of a statement never changes, so that it is
+compiled once.
 
 Python releases its lock at every step of a statement, to a reactor that has enough to do to keep it for a while. So
 what comes in numbers (services that are created or expire, values, events) is not changed row by row: one statement is
@@ -93,51 +94,22 @@ class Database:
         self._executeMany = connection.executemany
         self._wallClock = wallClock
         self._ids = eventids.EventIds(wallClock, self._meta("tail"))
-        self._lastWritten = 0
-
-    # -- transactions
-
-    @property
-    def inTransaction(self) -> bool:
-        """Whether the transaction that was begun is still there; SQLite ends it by itself after some errors."""
-        return self._connection.in_transaction
-
-    def begin(self) -> None:
-        """Begin a transaction that writes. Event ids go on from the last one in the file."""
-        self._execute("BEGIN IMMEDIATE")
-        self._lastWritten = self._meta("last_position")
-        self._ids.last = max(self._ids.last, self._lastWritten)
-
-    def commit(self) -> None:
-        """Make all of the transaction durable."""
-        if self._ids.last > self._lastWritten:
-            self._execute("UPDATE meta SET value = ? WHERE name = 'last_position'", (self._ids.last,))
-        self._execute("COMMIT")
 
     @contextmanager
-    def operation(self) -> Iterator[None]:
-        """
-        One operation, alone or among those of a transaction. If it fails, it is undone, and nothing else; if that is
-        not possible, the whole transaction is undone.
-        """
-        self._execute("SAVEPOINT operation")
+    def transaction(self) -> Iterator[None]:
+        """A transaction that writes; an error undoes it. Event ids go on from the last one in the file."""
+        self._execute("BEGIN IMMEDIATE")
         try:
+            last = self._meta("last_position")
+            self._ids.last = max(self._ids.last, last)
             yield
-            self._execute("RELEASE operation")
+            if self._ids.last > last:
+                self._execute("UPDATE meta SET value = ? WHERE name = 'last_position'", (self._ids.last,))
+            self._execute("COMMIT")
         except BaseException:
-            if self.inTransaction:
-                try:
-                    self._execute("ROLLBACK TO operation")
-                    self._execute("RELEASE operation")
-                except sqlite3.Error:
-                    self.undo()
-                    raise
+            if self._connection.in_transaction:  # SQLite ends it by itself after some errors
+                self._execute("ROLLBACK")
             raise
-
-    def undo(self) -> None:
-        """Undo the transaction, if there is one."""
-        if self.inTransaction:
-            self._execute("ROLLBACK")
 
     def close(self) -> None:
         """Close the connection; what has not been committed is undone."""
@@ -148,8 +120,6 @@ class Database:
         self._execute("PRAGMA busy_timeout = 100")
         self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         self._execute(f"PRAGMA busy_timeout = {round(BUSY_SECONDS * 1000)}")
-
-    # -- what the tables need
 
     def _one(self, sql: str, *values: Any) -> Any:
         """The only row, or ``None``."""

@@ -26,7 +26,7 @@ from ...model import UNCONDITIONAL, NewService, Precondition
 from ...statistics import StoreStatistics
 from ..interfaces import Account, Expiration, IOwnStore, ServiceRecord, StoreUnavailable
 from . import file as sqlitefile
-from .tables import Tables, Together
+from .tables import Tables, Together, single
 from .threads import Reader, ThreadedReactor, Writer
 
 _C = TypeVar("_C")
@@ -50,8 +50,7 @@ def _reads(
 
     @wraps(operation)
     def do(self: TableStore, /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
-        way = self._write if isWrite else self._read
-        return way(lambda tables: operation(tables, *args, **kwargs))
+        return self._do(lambda tables: operation(tables, *args, **kwargs), isWrite)
 
     return do
 
@@ -68,27 +67,26 @@ class TableStore(ABC):
     which others have their turn: if a part fails, the earlier ones are done, and the operation can be repeated.
     """
 
-    @abstractmethod
-    def _read(self, operation: Callable[[Tables], _T]) -> Deferred[_T]:
-        """Do an operation that changes nothing."""
+    def _do(self, operation: Callable[[Tables], _T], isWrite: bool = True) -> Deferred[_T]:
+        return (self._write if isWrite else self._read)(single(operation), None)
 
     @abstractmethod
-    def _write(self, operation: Callable[[Tables], _T]) -> Deferred[_T]:
-        """Do all of an operation, or nothing of it."""
+    def _read(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
+        """Do something that changes nothing."""
 
     @abstractmethod
-    def _writeAmong(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
-        """Make one change of a kind of which many may come."""
+    def _write(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
+        """Do all of something, or nothing of it."""
 
     secret = _reads(Tables.secret)
 
     @returnsDeferred
     async def account(self, tenant: str) -> Account:
-        found = await self._read(lambda tables: tables.findAccount(tenant))
-        return await self._write(lambda tables: tables.makeAccount(tenant)) if found is None else found
+        found = await self._do(lambda tables: tables.findAccount(tenant), False)
+        return await self._do(lambda tables: tables.makeAccount(tenant)) if found is None else found
 
     def createService(self, tenant: str, service: NewService, maximum: int) -> Deferred[ServiceRecord]:
-        return self._writeAmong(Tables.createServices, (tenant, service, maximum))
+        return self._write(Tables.createServices, (tenant, service, maximum))
 
     getService = _reads(Tables.getService)
     listServices = _reads(Tables.listServices)
@@ -99,7 +97,7 @@ class TableStore(ABC):
     @returnsDeferred
     async def expireServices(self, expirations: Sequence[Expiration]) -> None:
         for part in _parts(expirations):
-            await self._write(partial(Tables.expireServices, expirations=part))
+            await self._do(partial(Tables.expireServices, expirations=part))
 
     setState = _writes(Tables.setState)
     getState = _reads(Tables.getState)
@@ -108,10 +106,10 @@ class TableStore(ABC):
 
     @returnsDeferred
     async def endStates(self) -> tuple[Collection[str], int | None]:
-        over, next = await self._read(Tables.overStates)
+        over, next = await self._do(Tables.overStates, False)
         changed: set[str] = set()
         for part in _parts(over):
-            changed |= await self._write(partial(Tables.endStates, names=part))
+            changed |= await self._do(partial(Tables.endStates, names=part))
         return changed, next
 
     acquireLock = _writes(Tables.acquireLock)
@@ -129,7 +127,7 @@ class TableStore(ABC):
     def setValue(
         self, tenant: str, key: str, value: str, maximum: int, precondition: Precondition = UNCONDITIONAL
     ) -> Deferred[int]:
-        return self._writeAmong(Tables.setValues, (tenant, key, value, maximum, precondition))
+        return self._write(Tables.setValues, (tenant, key, value, maximum, precondition))
 
     listEvents = _reads(Tables.listEvents)
     lastEvent = _reads(Tables.lastEvent)
@@ -138,9 +136,9 @@ class TableStore(ABC):
     @returnsDeferred
     async def dropEvents(self, before: int) -> int:
         dropped = 0
-        for tenant in await self._read(Tables.tenants):
+        for tenant in await self._do(Tables.tenants, False):
             drop = partial(Tables.dropEvents, tenant=tenant, before=before, count=_PART)
-            while part := await self._write(drop):
+            while part := await self._do(drop):
                 dropped += part
         return dropped
 
@@ -243,18 +241,15 @@ class SqliteStore(TableStore):
     async def probe(self) -> None:
         # After an error of the writer a read closes the reader's connection, which may keep it from working again.
         await self.secret()
-        await self._writer.submit(Tables.probe, isChange=False)
+        await self._writer.submit(single(Tables.probe), None, isChange=False)
         if self._writer.refusesChanges:
             raise StoreUnavailable("the store accepts a probe, but refused the last changes")
 
-    def _read(self, operation: Callable[[Tables], _T]) -> Deferred[_T]:
-        return self._reader.submit(operation)
+    def _read(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
+        return self._reader.submit(together, change)
 
-    def _write(self, operation: Callable[[Tables], _T]) -> Deferred[_T]:
-        return self._writer.submit(operation)
-
-    def _writeAmong(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
-        return self._writer.submitOneOfMany(together, change)
+    def _write(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
+        return self._writer.submit(together, change)
 
     def recordLastSeen(self, tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
         self._lastSeen[tenant, id, incarnation] = lastSeen
@@ -264,7 +259,7 @@ class SqliteStore(TableStore):
         seen, self._lastSeen = self._lastSeen, {}
         for part in _parts(list(seen.items())):
             try:
-                await self._writer.submit(partial(Tables.recordLastSeen, seen=part), isChange=False)
+                await self._writer.submit(single(partial(Tables.recordLastSeen, seen=part)), None, isChange=False)
             except StoreUnavailable:  # which the writer has logged
                 self._lastSeen = seen | self._lastSeen  # which may have later ones
                 return

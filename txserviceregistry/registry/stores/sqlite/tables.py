@@ -309,17 +309,17 @@ class Tables(Services):
         return [self._lock(row[1:]).summary(row[0]) for row in rows]
 
 
-#: Makes many changes of one kind, each described by a value; returns what became of each.
+#: Does something for many at once, each described by a value; returns what became of each.
 Together: TypeAlias = Callable[[Tables, Sequence[_C]], Sequence[_T | StoreError]]
 
 
-def alone(together: Together[_C, _T], change: _C) -> Callable[[Tables], _T]:
-    """An operation that makes one *change* without others of its kind."""
+def single(operation: Callable[[Tables], _T]) -> Together[None, _T]:
+    """An operation that is not done for many at once."""
 
-    def make(tables: Tables) -> _T:
-        (outcome,) = together(tables, [change])
-        if isinstance(outcome, StoreError):
-            raise outcome
-        return outcome
+    def do(tables: Tables, changes: Sequence[None]) -> Sequence[_T | StoreError]:
+        try:
+            return [operation(tables)]
+        except StoreError as error:
+            return [error]
 
-    return make
+    return do

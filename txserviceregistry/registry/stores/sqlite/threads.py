@@ -29,7 +29,7 @@ from ....util.logs import Logger, Outage
 from ...statistics import Histogram, StoreStatistics
 from ..interfaces import StoreUnavailable
 from .file import LOG_BYTES, FileLost, OpenFiles
-from .tables import Tables, Together, alone
+from .tables import Tables, Together
 
 _T = TypeVar("_T")
 _C = TypeVar("_C")
@@ -56,16 +56,15 @@ class Job:
     """
     Something to do in a thread.
 
+    :ivar together: does it for many at once, each described by its *change*.
     :ivar isChange: whether clients asked for it, so that its refusal says that changes have no room.
-    :ivar together: does the same for many at once, each described by its *change*; ``None`` if nothing does.
     :ivar result: its result: an exception if it failed.
     """
 
-    function: Callable[[Tables], Any]
+    together: Together[Any, Any]
+    change: Any
+    isChange: bool
     submitted: float
-    isChange: bool = True
-    together: Together[Any, Any] | None = None
-    change: Any = None
     deferred: Deferred[Any] = attrs.Factory(Deferred)
     result: Any = None
 
@@ -74,6 +73,14 @@ class Job:
         isOfFile = isinstance(error, (sqlite3.Error, OSError))
         self.result = StoreUnavailable(f"the store can't be {what}: {error}") if isOfFile else error
         return error if isOfFile else None
+
+
+def _run(tables: Tables, jobs: Sequence[Job]) -> None:
+    """Do the jobs, those together that are of one kind and neighbours."""
+    for together, neighbours in groupby(jobs, attrgetter("together")):
+        some = list(neighbours)
+        for job, result in zip(some, together(tables, [job.change for job in some]), strict=True):
+            job.result = result
 
 
 class Worker(ABC):
@@ -129,13 +136,14 @@ class Worker(ABC):
             await deferToThreadPool(self._reactor, self._pool, self._disconnect)
             self._pool.stop()
 
-    def submit(self, function: Callable[[Tables], _T], *, isChange: bool = True) -> Deferred[_T]:
-        """Call *function* in the thread. Fires with what it returned, after the commit where there is one."""
-        return self._take(Job(function, self._reactor.seconds(), isChange))
-
-    def _take(self, job: Job) -> Deferred[Any]:
+    def submit(self, together: Together[_C, _T], change: _C, *, isChange: bool = True) -> Deferred[_T]:
+        """
+        Do something in the thread, together with others of its kind that wait next to it. Fires with its result, after
+        the commit where there is one.
+        """
         if self._isClosed or not self._pool.started:
             return fail(StoreUnavailable("the store is not open"))
+        job = Job(together, change, isChange, self._reactor.seconds())
         self._jobs.append(job)
         self._begin()
         return job.deferred
@@ -203,7 +211,7 @@ class Reader(Worker):
         cause: Exception | None = None
         for job in jobs:
             try:
-                job.result = job.function(self._connected())
+                _run(self._connected(), [job])
             except Exception as error:
                 if job.failed(error, "read"):
                     cause = error
@@ -240,10 +248,6 @@ class Writer(Worker):
         self._checked = self._cut = self._refused = -math.inf
         self._logBytes = 0
 
-    def submitOneOfMany(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
-        """As :meth:`submit`: make a change, together with others of its kind that wait next to it, if that succeeds."""
-        return self._take(Job(alone(together, change), self._reactor.seconds(), together=together, change=change))
-
     @property
     def refusesChanges(self) -> bool:
         """Whether the last changes were refused, whatever becomes of a probe."""
@@ -275,64 +279,41 @@ class Writer(Worker):
     # -- in the thread
 
     def _runGroup(self, jobs: Sequence[Job]) -> Exception | None:
-        cause: Exception | None = None
+        cause = self._commit(jobs)
+        if not isinstance(cause, FileLost):
+            results = [job.result for job in jobs if job.isChange]
+            if not all(isinstance(result, Exception) for result in results):
+                self._refused = -math.inf
+            elif any(isinstance(result, StoreUnavailable) for result in results):
+                self._refused = self._reactor.seconds()
+        if cause is None:
+            self._cutLog()
+        return cause
+
+    def _commit(self, jobs: Sequence[Job]) -> Exception | None:
+        """Make one transaction of the jobs, or, if one of them fails, of each."""
+        isAnyOfThem = False
         try:
             tables = self._connected()
-            tables.begin()
-            for together, neighbours in groupby(jobs, attrgetter("together")):
-                some = list(neighbours)
-                if together is None or not self._runTogether(tables, together, some):
-                    for job in some:
-                        cause = self._runOne(tables, job) or cause
-            self._checkFiles()
-            tables.commit()
+            with tables.transaction():
+                isAnyOfThem = len(jobs) > 1
+                _run(tables, jobs)
+                isAnyOfThem = False
+                self._checkFiles()
         except Exception as error:
-            cause = self._explained(error)
-            for job in jobs:
-                job.result = StoreUnavailable(f"the store can't be written: {cause}")
-        if isinstance(cause, FileLost):
-            # The connection is kept: it may be the last one.
-            if self._tables is not None:
-                with suppress(sqlite3.Error):
-                    self._tables.undo()
+            if isAnyOfThem:
+                return next(filter(None, [self._commit([job]) for job in jobs]), None)
+            explained = self._explained(error)
+            (cause, *_) = [job.failed(explained, "written") for job in jobs]
+            # The connection to a file that is lost is kept: it may be the last one.
+            if cause is not None and not isinstance(cause, FileLost):
+                self._disconnect()
             return cause
-        results = [job.result for job in jobs if job.isChange]
-        if not all(isinstance(result, Exception) for result in results):
-            self._refused = -math.inf
-        elif any(isinstance(result, StoreUnavailable) for result in results):
-            self._refused = self._reactor.seconds()
-        if cause is None:
-            self._cutLog(tables)
-        else:
-            self._disconnect()
-        return cause
+        return None
 
     def _disconnect(self) -> None:
         self._files.closing()
         super()._disconnect()
-
-    def _runTogether(self, tables: Tables, together: Together[Any, Any], jobs: Sequence[Job]) -> bool:
-        try:
-            with tables.operation():
-                results = together(tables, [job.change for job in jobs])
-        except Exception:
-            if not tables.inTransaction:
-                raise  # SQLite has undone the whole group
-            return False  # which one is at fault shows when each is done by itself
-        for job, result in zip(jobs, results, strict=True):
-            job.result = result
-        return True
-
-    def _runOne(self, tables: Tables, job: Job) -> Exception | None:
-        """Do all of a job, or nothing of it."""
-        try:
-            with tables.operation():
-                job.result = job.function(tables)
-        except Exception as error:
-            if not tables.inTransaction:
-                raise
-            return job.failed(error, "written")
-        return None
 
     def _checkFiles(self) -> None:
         """Check that a commit would not be lost, unless that was checked a moment ago."""
@@ -352,10 +333,10 @@ class Writer(Worker):
                 return loss
         return error
 
-    def _cutLog(self, tables: Tables) -> None:
+    def _cutLog(self) -> None:
         """Truncate the write-ahead log if another program's reads made it large, unless it still needs the log."""
         now = self._reactor.seconds()
         if self._logBytes > LOG_BYTES and now - self._cut >= _CUT_INTERVAL:
             self._cut = now
             with suppress(sqlite3.Error):  # which writes meet as well
-                tables.cutLog()
+                self._connected().cutLog()

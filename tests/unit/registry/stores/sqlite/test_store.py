@@ -29,7 +29,7 @@ from txserviceregistry.registry.stores.interfaces import (
     StoreUnavailable,
     TokenRecord,
 )
-from txserviceregistry.registry.stores.sqlite import file, threads
+from txserviceregistry.registry.stores.sqlite import threads
 from txserviceregistry.registry.stores.sqlite.file import (
     APPLICATION_ID,
     BUSY_SECONDS,
@@ -256,34 +256,6 @@ class SqliteStoreTests(SqliteCase):
         await gatherResults(good + more)
         self.assertEqual(len(await store.listEvents("1", 0, 100, None)), 10)
         self.assertEqual(await countValues(store), 10)
-
-    async def test_oneThatCantBeUndoneFailsItsGroup(self):
-        """If what an operation did half-way can't be undone, nothing of its group is kept, and all are told so."""
-
-        class Failing:
-            """A connection by which nothing is undone in part."""
-
-            def __init__(self, connection: sqlite3.Connection) -> None:
-                self._connection = connection
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(self._connection, name)
-
-            def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
-                if sql.startswith("ROLLBACK TO"):
-                    raise sqlite3.OperationalError("disk I/O error")
-                return self._connection.execute(sql, *values)
-
-        self.patch(file, "connect", lambda *args, **options: Failing(connect(*args, **options)))
-        store = await self.opened()
-        joe = store.addUser("joe", "hash", None)
-        sets = [store.setValue("1", f"k{n}", value, 9) for n, value in enumerate(("v", 5, "v"))]  # type: ignore[arg-type]  # a defect of the caller
-        for each in (joe, *sets):
-            self.assertEqual(await self.raises(StoreUnavailable, each), "the store can't be written: disk I/O error")
-        self.assertEqual(await store.listValues("1", None, 9, None), [])
-        self.assertEqual(await store.listEvents("1", 0, 9, None), [])
-        self.assertEqual(await store.listUsers(), [])
-        await store.setValue("1", "key", "value", 9)
 
     async def test_togetherIsAsOneAfterTheOther(self):
         """What comes at once, of one kind or of several, has the outcomes and the events of what comes one by one."""
