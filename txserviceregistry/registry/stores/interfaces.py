@@ -1,10 +1,9 @@
 """
-The interfaces of stores, in terms of the registry's rules, and their records.
+The interfaces of stores, and their records. Moments are in milliseconds since the epoch unless something else is said.
 
 Each operation of a store is atomic: a change and its event are kept together or not at all. A change's Deferred fires
 only when the change is durable, as far as the store can make it so. A store does not know deadlines: the registry says
-which services have expired (``hidden``, ``expireServices``). Moments are in milliseconds since the epoch unless
-something else is said.
+which services have expired (``hidden``, ``expireServices``).
 
 The store makes the event ids: version-1 UUIDs that grow strictly within a tenant, in the order in which the changes
 become visible, whatever the wall clock does. A service's *incarnation* is the id of its join event.
@@ -121,10 +120,8 @@ class ServiceRecord:
 @attrs.frozen(slots=True)
 class ServiceSummary:
     """
-    The part of a service or a lock that the registry keeps in memory, to set deadlines and check tokens.
-
-    :ivar tenant: of a lock, the scope of the tenant's locks (:mod:`~txserviceregistry.registry.scopes`).
-    :ivar isForced: whether its heartbeats are refused.
+    The part of a service or a lock that the registry keeps in memory. A lock's *tenant* is the scope of the tenant's
+    locks (:mod:`~txserviceregistry.registry.scopes`); the heartbeats of one that *isForced* are refused.
     """
 
     tenant: str
@@ -198,9 +195,9 @@ class TokenRecord:
 @attrs.frozen(kw_only=True)
 class LockRecord(NewLock):
     """
-    A lock as it is stored. All locks are held: a name without a holder has no record.
+    A lock as it is stored: a name without a holder has no record.
 
-    :ivar incarnation: the id of the event with which it was acquired: unique among all that belong to the tenant.
+    :ivar incarnation: the id of the event with which it was acquired.
     :ivar fence: greater than that of any lock that the tenant acquired before.
     :ivar isForced: whether its holder's heartbeats are refused, so that it expires.
     """
@@ -261,10 +258,7 @@ class IStore(Interface):
         """Finish what is under way, then let everything go. Operations that come later fail with `StoreUnavailable`."""
 
     def probe() -> Deferred[None]:
-        """
-        Write as much as an operation does, durably, and read it: nothing that any other operation would notice. Fails
-        with :class:`StoreUnavailable` also if the store refuses what others write.
-        """
+        """Write as much as an operation does, and read; fails also if the store refuses what others write."""
 
     def secret() -> Deferred[bytes]:
         """The registry's secret, 32 random bytes that the store made when it was new. Keys are derived from it."""
@@ -278,15 +272,12 @@ class IStore(Interface):
         """Add a service, with its ``service.join`` event; :class:`ObjectExists` if the id is taken."""
 
     def getService(tenant: str, id: str, states: bool = False) -> Deferred[ServiceRecord]:
-        """One service, with its state if *states* are asked for."""
+        """One service, with its state at the same moment if *states* are asked for."""
 
     def listServices(
         tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str], states: bool = False
     ) -> Deferred[list[ServiceRecord]]:
-        """
-        The services by id that have *tag*, without those whose incarnation is in *hidden*; with their states at the
-        same moment if *states* are asked for.
-        """
+        """The services that have *tag*, without those whose incarnation is in *hidden*, like :meth:`getService`."""
 
     def updateService(tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> Deferred[ServiceRecord]:
         """Change a service, with a ``service.update`` event if this changes anything. Fires with the new record."""
@@ -300,10 +291,7 @@ class IStore(Interface):
     # -- the states of services. A record whose end has come is not returned, but stays until a change or endStates().
 
     def setState(tenant: str, record: StateRecord, maximum: int) -> Deferred[bool]:
-        """
-        Set the record of an id, or remove it (a record that :attr:`StateRecord.isDefault`), with an event for each
-        change. Fires with whether anything has changed.
-        """
+        """Set or remove (:attr:`StateRecord.isDefault`) a record, with events. Fires with whether anything changed."""
 
     def getState(tenant: str, id: str) -> Deferred[StateRecord]:
         """The record of an id; one without a reason if there is none."""
@@ -326,10 +314,7 @@ class IStore(Interface):
     # -- locks
 
     def acquireLock(tenant: str, lock: NewLock, maximum: int, now: int, fence: int) -> Deferred[LockRecord]:
-        """
-        Add a lock, with its ``lock.acquire`` event; :class:`LockTaken` if it is held. Its fence is *fence* at least,
-        and exceeds the last one of the tenant.
-        """
+        """Add a lock, with ``lock.acquire``, its fence at least *fence*; :class:`LockTaken` if it is held."""
 
     def getLock(tenant: str, name: str) -> Deferred[LockRecord]:
         """One lock."""
@@ -427,8 +412,8 @@ class IOwnStore(IStore):
 
     def expireServices(expirations: Sequence[Expiration]) -> Deferred[None]:
         """
-        Remove those of the services that are there still (same incarnation), with a ``service.timeout`` event for each,
-        which has the expiration's timestamp. Each is atomic; the store chooses the groups in which they are persisted.
+        Remove those of the services that are there still (same incarnation), each with a ``service.timeout`` event of
+        the expiration's timestamp. The store chooses the groups in which they are persisted.
         """
 
     def expireLocks(expirations: Sequence[Expiration]) -> Deferred[None]:

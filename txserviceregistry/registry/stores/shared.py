@@ -44,19 +44,13 @@ class IStoreListener(Interface):
         """The heartbeat timeout in seconds; 0 for an unknown registration."""
 
     def due(count: int) -> Mapping[tuple[str, str], int]:
-        """
-        Up to *count* registrations whose deadline has passed, with the deadline in milliseconds since the epoch. Each
-        is returned once, until :meth:`lookAgain` or a new deadline.
-        """
+        """Up to *count* registrations whose deadline has passed, with it, each until :meth:`lookAgain` or a new one."""
 
     def lookAgain(registration: tuple[str, str]) -> None:
         """Let :meth:`due` return a registration again, if its deadline has passed then."""
 
     def leaveTo(registration: tuple[str, str], seconds: float) -> None:
-        """
-        Another registry has received a heartbeat, and its deadline is so many seconds away: unless the deadline is
-        still to come here too, :meth:`due` need not return it before a heartbeat here, or :meth:`renewAll`.
-        """
+        """Another registry has a later deadline, so many seconds away: :meth:`due` returns it after a heartbeat here."""
 
     def expired(registration: tuple[str, str]) -> None:
         """This registry has persisted the expiration."""
@@ -73,7 +67,6 @@ class ISharedStore(IStore):
 
     isNew: bool = Attribute("Whether, when it was opened, there had never been a user in it.")
     isValid: bool = Attribute("Whether this registry may acknowledge heartbeats now.")
-
     members: Sequence[str] = Attribute("The names of the registries that share it now, this one's first.")
 
     def join(listener: IStoreListener) -> Deferred[None]:
