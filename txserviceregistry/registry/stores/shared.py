@@ -50,7 +50,7 @@ class IStoreListener(Interface):
         """Let :meth:`due` return a registration again, if its deadline has passed then."""
 
     def leaveTo(registration: tuple[str, str], seconds: float) -> None:
-        """Another registry has a later deadline, so many seconds away: :meth:`due` returns it after a heartbeat here."""
+        """Another registry has a later deadline, in so many seconds: :meth:`due` returns it after a heartbeat here."""
 
     def expired(registration: tuple[str, str]) -> None:
         """This registry has persisted the expiration."""
