@@ -51,7 +51,7 @@ class Role:
 
     @property
     def isLimited(self) -> bool:
-        return self.name == "read" or any(self.prefixes().values())
+        return self.name == "read" or bool(self.services or self.configuration or self.locks)
 
     def prefixes(self) -> Mapping[str, tuple[str, ...]]:
         return {SERVICES: self.services, CONFIGURATION: self.configuration, LOCKS: self.locks}

@@ -1,9 +1,9 @@
 """
 API keys: how they are stored, and how they are checked.
 
-Each key of a user, valid or wrong, is checked with scrypt once, a valid one again after ten minutes. A key of an
-unknown user is not checked, but the response takes as long. The response to each further wrong key for one name is
-delayed longer. Checks run one at a time, so that a flood takes no more than one processor, in a fair order.
+A valid key is checked with scrypt once in ten minutes. A key of an unknown user is not checked, but the response takes
+as long. The response to each further wrong key for one name is delayed longer. Checks run one at a time, so that a
+flood takes no more than one processor, in a fair order.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import os
+import secrets
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -50,14 +50,14 @@ class Overloaded(Exception):
     """Too many keys wait to be checked."""
 
 
-def newKey(randomBytes: Callable[[int], bytes] = os.urandom) -> str:
+def newKey() -> str:
     """A new API key: 160 random bits in hexadecimal, which no file format or shell changes."""
-    return randomBytes(20).hex()
+    return secrets.token_hex(20)
 
 
-def hashKey(key: str, *, cost: int = SCRYPT_COST, randomBytes: Callable[[int], bytes] = os.urandom) -> str:
+def hashKey(key: str, *, cost: int = SCRYPT_COST) -> str:
     """The hash of an API key as it is stored: ``scrypt$<n>$<r>$<p>$<salt>$<hash>``. It takes long on purpose."""
-    salt = randomBytes(16)
+    salt = secrets.token_bytes(16)
     digest = _scrypt(key, salt, cost, _SCRYPT_BLOCK, _SCRYPT_LANES)
     encoded = [base64.b64encode(part).decode("ascii") for part in (salt, digest)]
     return "$".join(["scrypt", str(cost), str(_SCRYPT_BLOCK), str(_SCRYPT_LANES), *encoded])
@@ -97,12 +97,9 @@ class KeyChecks:
     _clock: IReactorTime
     _hasher: Hasher
     _cost: int
-    _randomBytes: Callable[[int], bytes]
     _statistics: IdentityStatistics
-    # Which stored hash a name and key were found to match, and when, and which not to match, by a digest that means
-    # nothing outside this process. In two tables, so that no number of wrong keys drives a right one out.
+    # Which stored hash a name and key matched, and when, by a digest that means nothing outside this process.
     _right: BoundedCache[bytes, tuple[str, float]] = attrs.field(init=False, factory=BoundedCache)
-    _wrong: BoundedCache[bytes, str] = attrs.field(init=False, factory=BoundedCache)
     # How many wrong keys there were for a name, and when the last one came.
     _failures: BoundedCache[bytes, tuple[int, float]] = attrs.field(init=False, factory=BoundedCache)
     _checking: SingleFlight[tuple[bytes, str | None], bool] = attrs.field(init=False, factory=SingleFlight)
@@ -111,16 +108,14 @@ class KeyChecks:
     _durations: deque[float] = attrs.field(init=False, factory=lambda: deque(maxlen=_DURATIONS))
     _delays: Waiters[None] = attrs.field(init=False, factory=Waiters)
     _isStopped: bool = attrs.field(init=False, default=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._digestKey = self._randomBytes(32)
+    _digestKey: bytes = attrs.field(init=False, factory=partial(secrets.token_bytes, 32))
 
     def stop(self) -> None:
         self._isStopped = True
         self._delays.fire(None)
 
     def hash(self, key: str) -> Deferred[str]:
-        return self._hasher(partial(hashKey, key, cost=self._cost, randomBytes=self._randomBytes))
+        return self._hasher(partial(hashKey, key, cost=self._cost))
 
     def knows(self, username: str, apiKey: str, keyHash: str) -> bool:
         """Whether a key was found to be right before, so that :meth:`check` takes no time."""
@@ -144,14 +139,11 @@ class KeyChecks:
     @returnsDeferred
     async def _check(self, username: str, apiKey: str, keyHash: str | None, origin: Origin) -> bool:
         """Check a key. How long this takes does not disclose why a key is wrong."""
-        digest = self._digest(username, apiKey)
-        isVain = keyHash is None or self._wrong.get(digest) == keyHash
         work = partial(keyMatches, apiKey, keyHash) if keyHash else partial(hashKey, apiKey, cost=self._cost)
-        isRight = await self._inTurn((origin.isKnown, origin.peer, username, origin.connection), _Check(work, isVain))
+        path = origin.isKnown, origin.peer, username, origin.connection
+        isRight = await self._inTurn(path, _Check(work, isVain=keyHash is None))
         if keyHash is not None and isRight:
-            self._right.put(digest, (keyHash, self._clock.seconds()))
-        elif keyHash is not None:
-            self._wrong.put(digest, keyHash)
+            self._right.put(self._digest(username, apiKey), (keyHash, self._clock.seconds()))
         return isRight
 
     def _digest(self, username: str, apiKey: str) -> bytes:
@@ -176,8 +168,7 @@ class KeyChecks:
         while self._queue:
             check = self._queue.pop()
             if check.isVain and self._durations:
-                duration = self._durations[self._randomBytes(1)[0] % len(self._durations)]
-                self._delay(duration).addCallback(lambda _: False).chainDeferred(check.done)
+                self._delay(secrets.choice(self._durations)).addCallback(lambda _: False).chainDeferred(check.done)
                 continue
             began = self._clock.seconds()
             try:

@@ -8,10 +8,9 @@ counts. While the store is unavailable, those that were seen before are accepted
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import os
 import re
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
@@ -156,7 +155,6 @@ class Identity:
     :param tokenLifetime: how long a token is valid, in seconds.
     :param hasher: runs a function of no arguments that takes long, away from the reactor's thread.
     :param cost: scrypt's *n* for keys that are hashed from now on: a power of two.
-    :param randomBytes: a source of so many random bytes, good enough for secrets.
     """
 
     _store: IStore
@@ -165,7 +163,6 @@ class Identity:
     _tokenLifetime: float = 86_400.0
     _hasher: Hasher = threads.deferToThread
     _cost: int = SCRYPT_COST
-    _randomBytes: Callable[[int], bytes] = os.urandom
     statistics: IdentityStatistics = attrs.field(init=False, factory=IdentityStatistics)
     _issued: BoundedCache[str, IssuedToken] = attrs.field(init=False, factory=BoundedCache)
     _issuing: SingleFlight[str, IssuedToken] = attrs.field(init=False, factory=SingleFlight)
@@ -173,7 +170,7 @@ class Identity:
     _asking: SingleFlight[str, UserRecord] = attrs.field(init=False, factory=SingleFlight)
 
     def __attrs_post_init__(self) -> None:
-        self._keys = KeyChecks(self._clock, self._hasher, self._cost, self._randomBytes, self.statistics)
+        self._keys = KeyChecks(self._clock, self._hasher, self._cost, self.statistics)
         self._users = StoreCache(self._store.getUser, self._clock)
         self._tokens = StoreCache(self._store.getToken, self._clock)
 
@@ -192,7 +189,7 @@ class Identity:
         """
         checkUser(name, tenant)
         if key is None:
-            key = newKey(self._randomBytes)
+            key = newKey()
         elif not key:
             raise InvalidUser("the API key is empty; give another one")
         return await self._store.addUser(name, await self._keys.hash(key), tenant, role), key
@@ -201,7 +198,7 @@ class Identity:
     async def rotate(self, name: str, key: str | None = None) -> tuple[UserRecord, str]:
         """Replace a user's API key, which ends the user's auth tokens. Fires with the user and the key."""
         if key is None:
-            key = newKey(self._randomBytes)
+            key = newKey()
         user = await self._store.replaceUserKey(name, await self._keys.hash(key))
         self._forget()
         return user, key
@@ -269,11 +266,13 @@ class Identity:
 
     def knownUser(self, token: str) -> UserRecord | None:
         """The user of an auth token, if it is valid and was looked up within the last second."""
-        return self._userIn(self._tokens.recent(_tokenHash(token)))
+        known = self._tokens.recent(_tokenHash(token))
+        return None if known is None or known[0].expires <= self._wallClock() else known[1]
 
     def isFamiliar(self, token: str) -> bool:
         """Whether an auth token was valid when the store was last asked; it may have ended since."""
-        return self._userIn(self._tokens.last(_tokenHash(token))) is not None
+        known = self._tokens.last(_tokenHash(token))
+        return known is not None and known[0].expires > self._wallClock()
 
     def userOf(self, token: str) -> Deferred[UserRecord]:
         """
@@ -288,20 +287,17 @@ class Identity:
 
     @returnsDeferred
     async def _userOf(self, tokenHash: str) -> UserRecord:
-        user = self._userIn(await _found(self._tokens.get(tokenHash)))
-        if user is None:
+        found = await _found(self._tokens.get(tokenHash))
+        if found is None or found[0].expires <= self._wallClock():
             raise InvalidToken()
-        return user
-
-    def _userIn(self, found: tuple[TokenRecord, UserRecord] | None) -> UserRecord | None:
-        return None if found is None or found[0].expires <= self._wallClock() else found[1]
+        return found[1]
 
     @returnsDeferred
     async def _tokenFor(self, user: UserRecord) -> IssuedToken:
         issued = self._issued.get(user.name)
         if issued is not None and await self._isYoung(issued, user):
             return issued
-        token = base64.urlsafe_b64encode(self._randomBytes(32)).rstrip(b"=").decode("ascii")
+        token = secrets.token_urlsafe(32)
         expires = float(int(self._wallClock() + self._tokenLifetime))
         issued = IssuedToken(id=token, expires=expires, tenant=user.tenant, user=user.name)
         record = TokenRecord(_tokenHash(token), user.name, user.tenant, expires)

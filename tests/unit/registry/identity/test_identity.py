@@ -353,19 +353,6 @@ class AuthenticationTests(IdentityCase):
             self.advance(0.9)
         self.assertEqual((self.checks.count, len(tokens), writes), (1, 1, 1))
 
-    def test_aWrongKeyIsCheckedOnce(self) -> None:
-        """
-        A key that was found to be wrong costs no other scrypt, until the user has another key.
-        """
-        for _ in range(3):
-            self.refuse()
-        self.assertEqual(self.checks.count, 1)
-        _, key = self.successResultOf(self.identity.rotate("joe"))
-        self.refuse(key=self.key)
-        self.refuse(key=self.key)
-        self.assertEqual(self.checks.count, 3)
-        self.authenticate(key=key)
-
     def test_manyClientsCostOneScrypt(self) -> None:
         """
         Hundreds of clients with one key that come together cost one check and one token.
