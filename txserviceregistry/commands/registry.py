@@ -19,7 +19,6 @@ from ..registry.http.listening import EndpointError, parseEndpoint
 from ..registry.http.requestlog import STDOUT
 from ..registry.http.statuspages import ANYWHERE, LOOPBACK, OFF, SILENT
 from ..registry.limits import ResourceLimits
-from ..registry.locks import LockOptions
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import defaultDataDir
 from ..util.files import absolutePath
@@ -203,7 +202,8 @@ def makeService(options: Options) -> IService:
         store=store,
         endpoints=options["listen"],
         limits=ResourceLimits(options["max-services"], options["max-configuration-values"], options["max-locks"]),
-        locks=LockOptions(options["fence-from"], options["no-locks-for"]),
+        fenceFrom=options["fence-from"],
+        locksHeldBack=options["no-locks-for"],
         connectionLimits=connectionLimits,
         rateLimit=rateLimit,
         rateWindow=rateWindow,

@@ -25,7 +25,7 @@ from .engine import Cluster, Engine
 from .faults import Fault, limitReached, notFound, preconditionFailed, serviceExists
 from .feed import EVENT_RETENTION, EventFeed
 from .limits import Places, ResourceLimits
-from .locks import LockOptions, Locks
+from .locks import Locks
 from .model import UNCONDITIONAL, NewService, Page, Precondition, ServiceChanges
 from .scopes import isLockScope, tenantOf
 from .servicelog import ServiceLog
@@ -203,7 +203,8 @@ class Registry(Part):
         eventRetention: float = EVENT_RETENTION,
         followers: Places | None = None,
         streams: Places | None = None,
-        locks: LockOptions = LockOptions(),  # noqa: B008 (as above)
+        fenceFrom: int = 0,
+        locksHeldBack: float = 0.0,
     ) -> None:
         common = store, TaskOwner(), clock, wallClock
         super().__init__(*common)
@@ -217,7 +218,7 @@ class Registry(Part):
         self.engine = engine = kind(*common, self.feed)
         self._live, self._deadlines = engine.live, engine.live.deadlines
         self.heartbeat, self.heartbeats, self.lastSeen = engine.heartbeat, engine.takeHeartbeats, engine.lastSeen
-        self.locks = Locks(*common, engine, self.followers, limits.lock, locks)
+        self.locks = Locks(*common, engine, self.followers, limits.lock, fenceFrom, locksHeldBack)
         self.configuration = Configuration(*common, self.feed, limits.configurationValue)
         self.states = ServiceStates(*common, self.feed, limits.service)
         self._registered = ServiceLog(clock, "Services registered")

@@ -24,14 +24,6 @@ from .stores.interfaces import LimitExceeded, LockRecord, LockTaken, NoSuchObjec
 from .tasks import Part, available, owned, serialized
 
 
-@attrs.frozen
-class LockOptions:
-    """After the restore of a backup: the least fence, and the seconds after the start in which locks are held back."""
-
-    fenceFrom: int = 0
-    heldBack: float = 0.0
-
-
 @attrs.define(eq=False)
 class _Waiter:
     """A request that waits for a lock; it is replaced if the same acquisition waits in a later request."""
@@ -79,12 +71,17 @@ async def _doNothing() -> None:
 
 @attrs.define(eq=False, slots=False)
 class Locks(Part):
-    """The locks of all tenants; each may have a *maximum* of them. *acquisitions*: how many were acquired."""
+    """
+    The locks of all tenants; each may have a *maximum* of them. *acquisitions*: how many were acquired.
+
+    After the restore of a backup there are a least fence, and seconds after the start in which locks are held back.
+    """
 
     _engine: Engine
     _places: Places
     _maximum: int
-    _options: LockOptions
+    _fenceFrom: int
+    _heldBack: float
     acquisitions: int = attrs.field(init=False, default=0)
     # By tenant and name.
     _queues: dict[tuple[str, str], _Queue] = attrs.field(init=False, factory=dict)
@@ -93,7 +90,7 @@ class Locks(Part):
     def __attrs_post_init__(self) -> None:
         self._live, self._deadlines = self._engine.live, self._engine.live.deadlines
         self._deadlines.onForgotten = self._forgotten
-        self._heldBackUntil = self._clock.seconds() + self._options.heldBack
+        self._heldBackUntil = self._clock.seconds() + self._heldBack
 
     # -- acquiring
 
@@ -185,7 +182,7 @@ class Locks(Part):
         scope = lockScope(tenant)
         while True:
             now = int(self._wallClock() * 1000)
-            fence = max(now, self._options.fenceFrom)
+            fence = max(now, self._fenceFrom)
             try:
                 acquire = partial(self._store.acquireLock, tenant, lock, self._maximum, now, fence)
                 record = await self._engine.create(scope, lock.name, acquire)

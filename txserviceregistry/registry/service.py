@@ -42,7 +42,6 @@ from .http.statuspages import LOOPBACK, Health, statusPages
 from .identity.apikeys import SCRYPT_COST, newKey
 from .identity.identity import Identity, InvalidUser
 from .limits import Places, RateLimiter, ResourceLimits
-from .locks import LockOptions
 from .stores.interfaces import IStore, ObjectExists, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore
 from .stores.shared import ISharedStore
@@ -77,7 +76,8 @@ class RegistryService(Service):
     :param store: ``"sqlite"``, ``"memory"``, or a function that makes another store.
     :param endpoints: listened on; strings are those of :func:`~twisted.internet.endpoints.serverFromString`.
     :param limits: how many objects an account may have.
-    :param locks: the options for locks after the restore of a backup.
+    :param fenceFrom: the least fence of a lock, and *locksHeldBack*: how long after the start no lock can be acquired,
+        after the restore of a backup.
     :param rateLimit: how many GETs an account may make in the *rateWindow*; ``None`` for no limit.
     :param connectionLimits: how many may connect and wait, and for how long.
     :param tokenLifetime: how long an auth token counts.
@@ -101,7 +101,8 @@ class RegistryService(Service):
     _store: str | Callable[[], IStore] = "sqlite"
     _endpoints: Sequence[str | IStreamServerEndpoint] = (DEFAULT_LISTEN,)
     _limits: ResourceLimits = ResourceLimits()  # noqa: RUF009 (it is immutable)
-    _locks: LockOptions = LockOptions()  # noqa: RUF009 (as above)
+    _fenceFrom: int = 0
+    _locksHeldBack: float = 0.0
     _rateLimit: int | None = 500_000
     _rateWindow: float = 86_400.0
     _connectionLimits: ConnectionLimits = ConnectionLimits()  # noqa: RUF009 (as above)
@@ -222,7 +223,6 @@ class RegistryService(Service):
         connectionLimits = self._possibleLimits()
         held = Places(connectionLimits.held)
         followers = Places(connectionLimits.followers, connectionLimits.followersPerTenant, held)
-        heldBack = self._directory.heldBack(self._wallClock())
         registry = Registry(
             store,
             clock=self._reactor,
@@ -231,7 +231,8 @@ class RegistryService(Service):
             eventRetention=self._eventRetention,
             followers=followers,
             streams=Places(connectionLimits.streams, connectionLimits.streamsPerTenant, held),
-            locks=attrs.evolve(self._locks, heldBack=max(self._locks.heldBack, heldBack)),
+            fenceFrom=self._fenceFrom,
+            locksHeldBack=max(self._locksHeldBack, self._directory.heldBack(self._wallClock())),
         )
         self._endings.append(("the rules", registry.stop))
         await registry.start()

@@ -13,7 +13,6 @@ from tests.unit.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.limits import Places, ResourceLimits
-from txserviceregistry.registry.locks import LockOptions
 from txserviceregistry.registry.model import NewLock, NewService
 from txserviceregistry.registry.scopes import lockScope
 
@@ -29,7 +28,7 @@ def nonce(number: int) -> str:
 class LocksCase(RegistryCase):
     """A registry with locks."""
 
-    options = LockOptions()
+    options: dict[str, Any] = {}
     followers: Places | None = None
 
     def started(self) -> Registry:
@@ -38,7 +37,7 @@ class LocksCase(RegistryCase):
             clock=self.clock,
             wallClock=self.wallClock,
             limits=self.limits,
-            locks=self.options,
+            **self.options,
             followers=self.followers,
         )
         self.successResultOf(registry.start())
@@ -479,7 +478,7 @@ class CrowdTests(LocksCase):
 class RestoredTests(LocksCase):
     """After the restore of a backup."""
 
-    options = LockOptions(fenceFrom=10**15, heldBack=120)
+    options: dict[str, Any] = {"fenceFrom": 10**15, "locksHeldBack": 120}
 
     def test_heldBack(self) -> None:
         """No lock can be acquired for a while, and then fences begin where the operator says."""
