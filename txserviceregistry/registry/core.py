@@ -22,7 +22,7 @@ from ..util.concurrency import SingleFlight
 from ..util.deferred import returnsDeferred
 from ..util.logs import Logger
 from .engine import Cluster, Engine
-from .faults import Fault, limitReached, notFound, preconditionFailed, serviceExists
+from .faults import NO_STORE, Fault, limitReached, notFound
 from .feed import EVENT_RETENTION, EventFeed
 from .limits import Places, ResourceLimits
 from .locks import Locks
@@ -98,10 +98,10 @@ def etagAt(position: int) -> str:
 
 
 def _refused(key: str, position: int | None) -> Fault:
-    if position is None:
-        return preconditionFailed(f'Object "ConfigurationValue" with key "{key}" does not exist')
-    tag = etagAt(position)
-    return preconditionFailed(f'Object "ConfigurationValue" with key "{key}" has the tag {tag}', tag)
+    found = "does not exist" if position is None else f"has the tag {etagAt(position)}"
+    headers = NO_STORE if position is None else {"ETag": etagAt(position), **NO_STORE}
+    details = f'Object "ConfigurationValue" with key "{key}" {found}'
+    return Fault("preconditionFailed", "precondition failed", details, headers)
 
 
 @attrs.define(eq=False, slots=False)
@@ -281,7 +281,7 @@ class Registry(Part):
         try:
             record: ServiceRecord = await self.engine.create(tenant, service.id, create)
         except ObjectExists:
-            raise serviceExists(service.id)
+            raise Fault("serviceWithThisIdExists", f"Service with id {service.id} already exists.")
         except LimitExceeded:
             raise limitReached("service", self._maximum)
         self._registered.add(tenant, record.id)

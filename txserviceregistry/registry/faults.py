@@ -49,40 +49,14 @@ def badParameter(name: str, reason: str) -> Fault:
     return badRequest(f"Invalid value for '{name}' query string parameter", reason)
 
 
-def badHeader(name: str, reason: str) -> Fault:
-    return badRequest(f"Invalid value for '{name}' header", reason)
-
-
 def invalidBody(reason: str) -> Fault:
     return badRequest(f"Failed to parse request body: {reason}", reason)
-
-
-def unsupportedContentType(contentType: str) -> Fault:
-    return badRequest(f"Unsupported content type: {contentType}")
-
-
-def invalidLimit(details: str) -> Fault:
-    return Fault("invalidLimit", "Invalid limit", details)
-
-
-def serviceExists(serviceId: str) -> Fault:
-    return Fault("serviceWithThisIdExists", f"Service with id {serviceId} already exists.")
 
 
 def limitReached(resource: str, maximum: int) -> Fault:
     """The account has as many objects as it may; *resource* is ``service``, ``configuration_value`` or the like."""
     details = f"Limit for resource {resource} has been reached. Maximum allowed objects: {maximum}"
     return Fault("limitReached", "Resource limit has been reached", details)
-
-
-def rateLimitReached(details: str, retryAfter: int) -> Fault:
-    """*retryAfter* is in seconds, as in :func:`systemFailure`."""
-    headers = {"Retry-After": str(max(1, retryAfter))}
-    return Fault("rateLimitReached", "Rate limit has been reached.", details, headers)
-
-
-def unauthorized(details: str, challenges: tuple[str, ...]) -> Fault:
-    return Fault("unauthorizedError", "forbidden", details, {"WWW-Authenticate": challenges})
 
 
 def forbidden(details: str) -> Fault:
@@ -98,25 +72,9 @@ def pageNotFound() -> Fault:
     return Fault("notFoundError", "The page cannot be found.")
 
 
-def lockHeld(name: str, holder: str, fence: int, seconds: float) -> Fault:
-    """Another holds the lock, for *seconds* if there are no more heartbeats."""
-    details = f"Lock {name} is held" + (f" by {holder}" if holder else "")
-    lock = {"name": name, "holder": holder, "fence": fence, "seconds_left": round(seconds, 3)}
-    return Fault("lockHeld", "Lock is held", details, more={"lock": lock})
-
-
-def preconditionFailed(details: str, etag: str | None = None) -> Fault:
-    headers = NO_STORE if etag is None else {"ETag": etag, **NO_STORE}
-    return Fault("preconditionFailed", "precondition failed", details, headers)
-
-
 def requestTooLarge(maximum: int) -> Fault:
     details = f"The request body has to be smaller than {maximum} bytes"
     return Fault("requestTooLargeError", "Request body is too large", details)
-
-
-def internalError() -> Fault:
-    return Fault("internalError", "Internal Error")
 
 
 def systemFailure(details: str = "The store is unreachable; retry later", retryAfter: int | None = None) -> Fault:

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 import attrs
 
-from .faults import rateLimitReached, systemFailure
+from .faults import Fault, systemFailure
 
 _T = TypeVar("_T")
 
@@ -73,10 +73,11 @@ class RateLimiter:
             return
         usage = self._usageOf(tenant)
         if sum(usage.values()) >= self._limit:
-            raise rateLimitReached(
-                f'Limit of {self._limit} requests in {self._window:.15g} seconds for path "{PATHS}" has been reached',
-                self._retryAfter(usage),
+            details = (
+                f'Limit of {self._limit} requests in {self._window:.15g} seconds for path "{PATHS}" has been reached'
             )
+            headers = {"Retry-After": str(max(1, self._retryAfter(usage)))}
+            raise Fault("rateLimitReached", "Rate limit has been reached.", details, headers)
         usage[self._current] = usage.get(self._current, 0) + 1
         self._usage[tenant] = usage
 

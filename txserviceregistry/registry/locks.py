@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 
 from .engine import Engine
 from .expiry.deadlines import ServiceState
-from .faults import Fault, limitReached, lockHeld, notFound, systemFailure
+from .faults import Fault, limitReached, notFound, systemFailure
 from .feed import TOO_MANY_WAIT, timeIsOver
 from .limits import Places
 from .model import NewLock, Page
@@ -210,7 +210,9 @@ class Locks(Part):
     def _held(self, tenant: str, record: LockRecord) -> Fault:
         state = self._deadlines.find(lockScope(tenant), record.name, record.incarnation)
         left = record.timeout if state is None else max(0.0, state.deadline - self._deadlines.now())
-        return lockHeld(record.name, record.holder, record.fence, left)
+        details = f"Lock {record.name} is held" + (f" by {record.holder}" if record.holder else "")
+        lock = {"name": record.name, "holder": record.holder, "fence": record.fence, "seconds_left": round(left, 3)}
+        return Fault("lockHeld", "Lock is held", details, more={"lock": lock})
 
     # -- releasing
 

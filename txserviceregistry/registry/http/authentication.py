@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 from twisted.web.server import Request
 
-from ..faults import Fault, badRequest, forbidden, unauthorized
+from ..faults import Fault, badRequest, forbidden
 from ..identity.identity import Identity, InvalidCredentials, InvalidToken, IssuedToken
 from ..stores.interfaces import UserRecord
 from .admission import originOf, recognize
@@ -138,7 +138,7 @@ def _unauthorized(request: Request, details: str) -> Fault:
     names = (name.lower() for name, _ in request.requestHeaders.getAllRawHeaders())
     if not any(name.startswith(b"sec-fetch-") for name in names):
         challenges.append('Basic realm="service registry", charset="UTF-8"')
-    return unauthorized(details, tuple(challenges))
+    return Fault("unauthorizedError", "forbidden", details, {"WWW-Authenticate": tuple(challenges)})
 
 
 def credentials(body: Mapping[str, Any]) -> tuple[str, str]:

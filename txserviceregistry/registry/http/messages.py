@@ -14,7 +14,7 @@ from twisted.web import server
 # By name, because every look into this module costs a detour that Twisted makes for names that it deprecates.
 from twisted.web.http import NO_CONTENT, RESPONSES, datetimeToString
 
-from ..faults import Fault, Headers, invalidBody, unsupportedContentType
+from ..faults import Fault, Headers, badRequest, invalidBody
 from .connections import ipOf
 
 #: The paths of the API and the Auth API.
@@ -145,7 +145,7 @@ def parseBody(request: server.Request) -> dict[str, Any]:
         return {}
     mediaType = header(request, b"Content-Type").partition(";")[0].strip()
     if mediaType and mediaType.lower() != "application/json":
-        raise unsupportedContentType(mediaType)
+        raise badRequest(f"Unsupported content type: {mediaType}")
     try:
         body = _PARSER.decode(raw.decode("utf-8"))
         if b"\\u" in raw:

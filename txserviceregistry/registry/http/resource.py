@@ -14,7 +14,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 
 from ...util.logs import Logger
 from ..core import Registry
-from ..faults import Fault, internalError, pageNotFound, requestTooLarge, systemFailure
+from ..faults import Fault, pageNotFound, requestTooLarge, systemFailure
 from ..identity.apikeys import Overloaded
 from ..identity.identity import Identity, isTenant
 from ..limits import RateLimiter, ResourceLimits
@@ -98,7 +98,7 @@ class ApiResource(Resource):
             write(record.request, response, record.txnId)
         except Exception:
             self._log.failure("Cannot send the response to request {request}", request=record.name)
-            response = faultResponse(internalError(), record.txnId)
+            response = faultResponse(Fault("internalError", "Internal Error"), record.txnId)
             write(record.request, response, record.txnId)
         self.requestLog.end(record, response.code)
         record.request.finish()
@@ -117,7 +117,7 @@ class ApiResource(Resource):
         except Exception as error:
             if not (record.isGone and isinstance(error, CancelledError)):
                 self._log.failure("Internal error while answering request {request}", request=record.name)
-            fault = internalError()
+            fault = Fault("internalError", "Internal Error")
         return faultResponse(fault, record.txnId)
 
     async def _respond(self, record: RequestRecord) -> Response:

@@ -14,7 +14,7 @@ import attrs
 
 from ...types import State
 from ...util.fields import ETAGS as ETAG_LIST
-from ..faults import Fault, badHeader, badParameter, badRequest, invalidLimit, notFound, validationError
+from ..faults import Fault, badParameter, badRequest, notFound, validationError
 from ..model import EVENT_TYPES, PLAIN_TYPES, ServiceChanges
 
 Schema: TypeAlias = dict[str, Any]
@@ -347,7 +347,7 @@ LIMIT = _Limit(
     Rule(_checkLimit, number(1, MAXIMUM_LIMIT).schema),
     f"The maximum number of values in the page (default: {DEFAULT_LIMIT}).",
     DEFAULT_LIMIT,
-    refusal=lambda value, reason: invalidLimit(reason),
+    refusal=lambda value, reason: Fault("invalidLimit", "Invalid limit", reason),
 )
 MARKER = Parameter(
     "marker",
@@ -389,13 +389,15 @@ IF_MATCH = Parameter(
     "If-Match",
     text(1, 5000, ETAG_LIST.pattern),
     "Write only if the value exists and has one of these tags; * is any tag (the extension etag).",
-    refusal=lambda value, reason: badHeader("If-Match", 'Not * or a list of tags in quotes, such as "1", "2"'),
+    refusal=lambda value, reason: badRequest(
+        "Invalid value for 'If-Match' header", 'Not * or a list of tags in quotes, such as "1", "2"'
+    ),
 )
 IF_NONE_MATCH = Parameter(
     "If-None-Match",
     choice("value", ("*",)),
     "Write only if there is no value with this key (the extension etag).",
-    refusal=lambda value, reason: badHeader("If-None-Match", reason),
+    refusal=lambda value, reason: badRequest("Invalid value for 'If-None-Match' header", reason),
 )
 
 

@@ -15,8 +15,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.unit.registry.http.test_statuspages import metricsOf
 from tests.unit.registry.wire import KEY, OPERATIONS, USER, Api
-from txserviceregistry.errors import FAULT_TYPES
-from txserviceregistry.registry import faults
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.http import openapi, validation
 from txserviceregistry.registry.http.messages import API, EXTENSIONS
@@ -134,27 +132,6 @@ class DocumentTests(SynchronousTestCase):
             )
             # With ECMAScript's flag "u" nothing else may be escaped, and "-" in a class only.
             self.assertLessEqual(set(re.findall(r"\\(.)", inside)), set("^$\\.*+?()[]{}|/-"), pattern)
-
-    def test_faultTypes(self) -> None:
-        """There is a fault of every type but one."""
-        made = [
-            faults.badRequest("m", "d"),
-            faults.invalidLimit("d"),
-            faults.serviceExists("web1"),
-            faults.limitReached("service", 1),
-            faults.lockHeld("/a/lock", "me", 1, 2.0),
-            faults.rateLimitReached("d", 1),
-            faults.unauthorized("d", "http://x/v2.0"),
-            faults.forbidden("d"),
-            faults.notFound("Service", "web1"),
-            faults.pageNotFound(),
-            faults.preconditionFailed("d"),
-            faults.requestTooLarge(1),
-            faults.internalError(),
-            faults.systemFailure(),
-        ]
-        # The protocol has one that this registry never says.
-        self.assertEqual(set(FAULT_TYPES) - {fault.type for fault in made}, {"notImplementedError"})
 
     def test_unknownTypes(self) -> None:
         """A type without an equivalent in JSON is an error."""
