@@ -26,8 +26,7 @@ from .faults import NO_STORE, Fault, limitReached, notFound
 from .feed import EVENT_RETENTION, EventFeed
 from .limits import Places, ResourceLimits
 from .locks import Locks
-from .model import UNCONDITIONAL, NewService, Page, Precondition, ServiceChanges
-from .scopes import isLockScope, tenantOf
+from .model import UNCONDITIONAL, NewService, Page, Precondition, ServiceChanges, isLockScope, tenantOf
 from .servicelog import ServiceLog
 from .stores.interfaces import (
     UP,

@@ -1,6 +1,6 @@
 """
 The common part of services and locks: registrations that last while their heartbeats arrive. Each has an id in a scope
-(:mod:`~txserviceregistry.registry.scopes`).
+(:mod:`~txserviceregistry.registry.model`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .expiry.deadlines import REFUSED, ServiceState
 from .expiry.livetable import LiveServices, readSummary
 from .faults import Fault, notFound, systemFailure
 from .feed import EventFeed
-from .scopes import isLockScope, kindOf, tenantOf
+from .model import isLockScope, kindOf, tenantOf
 from .stores.interfaces import Expiration, LimitExceeded, NoSuchObject, ObjectExists, ServiceSummary
 from .stores.shared import IStoreListener
 from .tasks import Part, available

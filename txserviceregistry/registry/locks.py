@@ -18,8 +18,7 @@ from .expiry.deadlines import ServiceState
 from .faults import Fault, limitReached, notFound, systemFailure
 from .feed import TOO_MANY_WAIT, timeIsOver
 from .limits import Places
-from .model import NewLock, Page
-from .scopes import isLockScope, lockScope, tenantOf
+from .model import NewLock, Page, isLockScope, lockScope, tenantOf
 from .stores.interfaces import LimitExceeded, LockRecord, LockTaken, NoSuchObject
 from .tasks import Part, available, owned, serialized
 

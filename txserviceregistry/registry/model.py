@@ -78,3 +78,25 @@ class Page:
     def of(cls, values: Sequence[Mapping[str, Any]], limit: int, key: str = "id") -> Page:
         """The first *limit* of the values; a further one is there if the next page begins with it."""
         return cls(values[:limit], values[limit][key] if len(values) > limit else None)
+
+
+# Deadlines, heartbeat tokens and votes treat locks as they treat services. To keep them apart, each tenant has two
+# scopes in which ids are unique: that of its services, which is the tenant's number, and that of its locks.
+_LOCKS = "/locks"
+
+
+def lockScope(tenant: str) -> str:
+    return tenant + _LOCKS
+
+
+def isLockScope(scope: str) -> bool:
+    return scope.endswith(_LOCKS)
+
+
+def tenantOf(scope: str) -> str:
+    return scope.removesuffix(_LOCKS)
+
+
+def kindOf(scope: str) -> str:
+    """The kind of the objects in a scope, as faults call it."""
+    return "Lock" if isLockScope(scope) else "Service"

@@ -16,8 +16,7 @@ from twisted.internet.task import Clock
 from twisted.python.components import proxyForInterface
 from zope.interface import implementer
 
-from txserviceregistry.registry.model import ServiceChanges
-from txserviceregistry.registry.scopes import isLockScope, lockScope, tenantOf
+from txserviceregistry.registry.model import ServiceChanges, isLockScope, lockScope, tenantOf
 from txserviceregistry.registry.stores.etcd.node import Evidence, INodeKeys, Joined, Node
 from txserviceregistry.registry.stores.etcd.votes import Registration, Status
 from txserviceregistry.registry.stores.interfaces import (

@@ -11,8 +11,7 @@ from twisted.internet.defer import Deferred
 from tests.unit.registry.test_cluster import ClusterCase, T
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.faults import Fault
-from txserviceregistry.registry.model import NewLock
-from txserviceregistry.registry.scopes import lockScope
+from txserviceregistry.registry.model import NewLock, lockScope
 
 SCOPE = lockScope(T)
 NAME = "/billing/scheduler"

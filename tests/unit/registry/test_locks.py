@@ -13,8 +13,7 @@ from tests.unit.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.limits import Places, ResourceLimits
-from txserviceregistry.registry.model import NewLock, NewService
-from txserviceregistry.registry.scopes import lockScope
+from txserviceregistry.registry.model import NewLock, NewService, lockScope
 
 NAME = "/billing/scheduler"
 SCOPE = lockScope(TENANT)

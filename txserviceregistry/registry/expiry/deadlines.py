@@ -13,7 +13,7 @@ import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ...util.logs import Logger
-from ..scopes import isLockScope
+from ..model import isLockScope
 from ..stores.interfaces import ServiceSummary
 
 #: The proof of a registration that takes no heartbeats; no token has it.
@@ -112,7 +112,7 @@ class ServiceState:
     """
     One incarnation of a service or a lock, from its registration to its end.
 
-    :ivar tenant: of a lock, its scope (:mod:`~txserviceregistry.registry.scopes`).
+    :ivar tenant: of a lock, its scope (:mod:`~txserviceregistry.registry.model`).
     :ivar timeout: in seconds.
     :ivar deadline: in seconds of the :class:`StallTolerantClock`.
     :ivar lastSeen: when its last heartbeat came, in milliseconds since the epoch; ``None`` before the first.

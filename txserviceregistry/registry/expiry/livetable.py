@@ -18,7 +18,7 @@ from ...util.concurrency import SingleFlight
 from ...util.deferred import returnsDeferred
 from ...util.logs import Logger, Outage
 from ..faults import Fault, systemFailure
-from ..scopes import isLockScope, tenantOf
+from ..model import isLockScope, tenantOf
 from ..servicelog import ServiceLog
 from ..stores.interfaces import Expiration, IStore, NoSuchObject, ServiceSummary, StoreUnavailable
 from ..tasks import TaskOwner

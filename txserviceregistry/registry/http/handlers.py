@@ -14,9 +14,8 @@ from ...util.fields import Unusable, isEnabled, netloc, readAddress
 from ..core import Registry, etagAt
 from ..faults import NO_STORE, Fault, pageNotFound, validationError
 from ..limits import RateLimiter, ResourceLimits
-from ..model import NewLock, NewService
+from ..model import NewLock, NewService, lockScope
 from ..roles import CONFIGURATION, LOCKS, SERVICES
-from ..scopes import lockScope
 from ..stores.interfaces import UP
 from . import validation as rules
 from .eventstream import streamEvents

@@ -18,9 +18,8 @@ import attrs
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
-from ..model import UNCONDITIONAL, NewLock, NewService, Precondition, ServiceChanges
+from ..model import UNCONDITIONAL, NewLock, NewService, Precondition, ServiceChanges, lockScope
 from ..roles import WRITE, Role
-from ..scopes import lockScope
 from ..statistics import StoreStatistics
 
 #: The state of a service that has no record of one.
@@ -121,7 +120,7 @@ class ServiceRecord:
 class ServiceSummary:
     """
     The part of a service or a lock that the registry keeps in memory. A lock's *tenant* is the scope of the tenant's
-    locks (:mod:`~txserviceregistry.registry.scopes`); the heartbeats of one that *isForced* are refused.
+    locks (:mod:`~txserviceregistry.registry.model`); the heartbeats of one that *isForced* are refused.
     """
 
     tenant: str

@@ -7,8 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from txserviceregistry.registry.model import NewLock
-from txserviceregistry.registry.scopes import lockScope
+from txserviceregistry.registry.model import NewLock, lockScope
 from txserviceregistry.registry.stores.interfaces import LockRecord, LockTaken, NoSuchObject
 
 T = "1"

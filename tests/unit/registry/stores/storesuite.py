@@ -15,9 +15,8 @@ from zope.interface.verify import verifyObject
 from tests.unit.registry.stores.locksuite import NAME, LockSuite
 from tests.unit.registry.stores.statesuite import StateSuite
 from txserviceregistry.registry.eventids import position, positionOf
-from txserviceregistry.registry.model import PLAIN_TYPES, NewService, Precondition, ServiceChanges
+from txserviceregistry.registry.model import PLAIN_TYPES, NewService, Precondition, ServiceChanges, lockScope
 from txserviceregistry.registry.roles import WRITE, Role
-from txserviceregistry.registry.scopes import lockScope
 from txserviceregistry.registry.stores.interfaces import (
     Account,
     Expiration,

@@ -22,8 +22,7 @@ from twisted.python.failure import Failure
 
 from ....util.deferred import Waiters
 from ...eventids import positionOf
-from ...model import PLAIN_TYPES
-from ...scopes import tenantOf
+from ...model import PLAIN_TYPES, tenantOf
 from ..interfaces import LimitExceeded, StoreUnavailable
 from .gateway import Clause, Etcd, KeyValue, createdAt, deletion, jsonBytes, put, reading, unchanged
 from .kept import readKept

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from ....util.logs import Logger
 from ...eventids import EventIds, newTail
-from ...scopes import tenantOf
+from ...model import tenantOf
 from ..interfaces import StoreUnavailable
 from . import VERSION
 

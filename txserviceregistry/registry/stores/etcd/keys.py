@@ -14,7 +14,7 @@ from zope.interface import implementer
 
 from ....util.deferred import returnsDeferred
 from ....util.logs import Logger
-from ...scopes import isLockScope, tenantOf
+from ...model import isLockScope, tenantOf
 from ..interfaces import StoreUnavailable
 from ..shared import IStoreListener
 from .gateway import NOT_FOUND, Clause, EtcdError, KeyValue, User, createdAt, jsonBytes, newLease, put

@@ -18,9 +18,8 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from ...model import PLAIN_TYPES, UNCONDITIONAL, Precondition
+from ...model import PLAIN_TYPES, UNCONDITIONAL, Precondition, tenantOf
 from ...roles import WRITE, Role
-from ...scopes import tenantOf
 from .. import payloads
 from ..interfaces import (
     EventRecord,

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import attrs
 
 from ....util.concurrency import Gathering
-from ...scopes import tenantOf
+from ...model import tenantOf
 from ..interfaces import NoSuchObject, ServiceSummary
 from ..shared import IStoreListener
 from .batches import Disproved, Transaction

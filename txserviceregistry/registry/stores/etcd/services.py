@@ -7,8 +7,7 @@ from typing import Any
 
 import attrs
 
-from ...model import NewLock, NewService, ServiceChanges
-from ...scopes import lockScope
+from ...model import NewLock, NewService, ServiceChanges, lockScope
 from .. import payloads
 from ..interfaces import LockRecord, LockTaken, ObjectExists, ServiceRecord, StateRecord
 from .batches import Transaction

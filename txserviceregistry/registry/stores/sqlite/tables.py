@@ -12,9 +12,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import attrs
 
-from ...model import UNCONDITIONAL, NewLock, Precondition
+from ...model import UNCONDITIONAL, NewLock, Precondition, tenantOf
 from ...roles import WRITE, Role
-from ...scopes import tenantOf
 from .. import payloads
 from ..interfaces import (
     Account,

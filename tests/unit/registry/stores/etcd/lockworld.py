@@ -5,7 +5,7 @@ Locks in the simulated cluster: contenders with clocks of their own, of which at
 from __future__ import annotations
 
 from tests.unit.registry.stores.etcd.clusterworld import World, faults
-from txserviceregistry.registry.scopes import lockScope
+from txserviceregistry.registry.model import lockScope
 from txserviceregistry.registry.stores.etcd.votes import Registration
 
 __all__ = ["Contender", "Lock", "runLocks"]
