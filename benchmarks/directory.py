@@ -35,6 +35,7 @@ class _Registry:
     def __init__(self, services: list[dict[str, Any]]) -> None:
         self.clock = Clock()
         self.services = self.events = self
+        self.shared: dict[object, Any] = {}
         self._services = services
         self._last = {"id": "0", "type": "other", "payload": {}}
         self._count = 0
@@ -45,9 +46,7 @@ class _Registry:
         for service in self._services:
             yield service
 
-    def list(
-        self, marker: str | None = None, limit: int = 100, type: str | None = None, *, wait: int | None = None
-    ) -> Deferred[Any]:
+    def list(self, marker: str | None, limit: int, *, wait: int | None, types: object) -> Deferred[Any]:
         """events.list"""
         if wait is None:
             return succeed({"values": [self._last]})

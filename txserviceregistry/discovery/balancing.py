@@ -7,8 +7,8 @@ import random as randomModule
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from functools import partial
-from itertools import accumulate
+from functools import cached_property, partial
+from itertools import accumulate, chain
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -38,7 +38,7 @@ _FIRST_EJECTION, _LONGEST_EJECTION = 1.0, 60.0
 Key = tuple[str, str, int]
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class Instance:
     """
     A service that can be connected to.
@@ -50,8 +50,6 @@ class Instance:
     :ivar tags: the service's tags.
     :ivar isEnabled: whether it may be picked. The state ``drain`` or ``out`` prevents that, as do ``status=disabled``
         and ``weight=0`` in its metadata.
-    :ivar weight: its share of new work compared with others, 0 to 1000: ``weight`` in its metadata, 100 by default.
-    :ivar key: the id and the address.
     """
 
     id: str
@@ -60,15 +58,15 @@ class Instance:
     metadata: Mapping[str, str] = attrs.field(factory=dict, eq=False)
     tags: tuple[str, ...] = attrs.field(default=(), eq=False)
     isEnabled: bool = attrs.field(default=True, eq=False, repr=False)
-    key: Key = attrs.field(init=False, eq=False, repr=False)
-    weight: int = attrs.field(init=False, eq=False, repr=False)
 
-    @key.default
-    def _makeKey(self) -> Key:
+    @cached_property
+    def key(self) -> Key:
+        """The id and the address."""
         return (self.id, self.host, self.port)
 
-    @weight.default
-    def _readWeight(self) -> int:
+    @cached_property
+    def weight(self) -> int:
+        """Its share of new work compared with others, 0 to 1000: ``weight`` in its metadata, 100 by default."""
         return weightOf(self.metadata)
 
     @property
@@ -133,10 +131,9 @@ class RandomChoice:
         self._random = random
 
     def began(self, instance: Instance) -> None:
-        """Makes no difference here."""
+        """A use makes no difference here."""
 
-    def ended(self, instance: Instance) -> None:
-        """Makes no difference here."""
+    ended = began
 
     def pick(self, candidates: Sequence[Instance]) -> Instance:
         if candidates is not self._candidates:
@@ -299,10 +296,9 @@ class Balancer:
             raise ValueError(f"near takes {' and '.join(_AREAS)} only, not {', '.join(near or ())}")
         self.ejections = Ejections(clock)
         self._source = suspects or directory
-        # The versions of the services, and the ejected instances, of the last refresh.
-        self._versions = (-1, -1)
-        self._ejected: frozenset[Key] | None = None
+        # The services and the ejected instances that the rest is made of.
         self._services: Sequence[Service] | None = None
+        self._ejected: frozenset[Key] | None = None
         # By id, each service and its instance.
         self._read: dict[str, tuple[Service, Instance | None]] = {}
         # The instances that may be picked, the nearest first; and the healthy ones that are nearest.
@@ -322,29 +318,23 @@ class Balancer:
         if not tried and self._first:
             return self.strategy.pick(self._first)
         left = [[one for one in tier if one.key not in tried] for tier in self._tiers]
-        healthy = next(filter(None, map(self._healthy, left)), None)
-        if healthy:
+        for healthy in filter(None, map(self._healthy, left)):
             return self.strategy.pick(healthy)
-        return min((one for tier in left for one in tier), key=self.ejections.lastFailure, default=None)
+        return min(chain.from_iterable(left), key=self.ejections.lastFailure, default=None)
 
     def unavailable(self, reasons: Mapping[str, BaseException] | None = None) -> NoServiceAvailable:
         """The error for a tag without an instance, or without one that could be reached."""
         return NoServiceAvailable(self.tag, self.directory.stale, reasons or {}, self.unusable)
 
     def _refresh(self) -> None:
-        versions = (self.directory.version, self._source.version)
-        if versions != self._versions:
-            services = self._source.forTag(self.tag)
-            # The same tuple means the same services: the change was one of another tag.
-            if services is not self._services or not isinstance(services, tuple):
-                self._services = services
-                self._readAll(services)
-                self._ejected = None
-            self._versions = versions
-        ejected = self.ejections.ejected()
-        if ejected != self._ejected:
-            self._ejected = ejected
-            self._first = next(filter(None, map(self._healthy, self._tiers)), [])
+        services, ejected = self._source.forTag(self.tag), self.ejections.ejected()
+        if services is not self._services:
+            self._services = services
+            self._readAll(services)
+        elif ejected == self._ejected:
+            return
+        self._ejected = ejected
+        self._first = next(filter(None, map(self._healthy, self._tiers)), [])
 
     def _healthy(self, tier: Sequence[Instance]) -> list[Instance]:
         return [one for one in tier if one.key not in (self._ejected or ())]
@@ -359,7 +349,9 @@ class Balancer:
             self._read[service["id"]] = known
             instance = known[1]
             if instance is not None and instance.isEnabled:
-                tiers[self._distance(instance)].append(instance)
+                # The name of a zone means something within its region only.
+                near = [instance.metadata.get(area) == own for area, own in self._near.items()]
+                tiers[len(near) - [*near, False].index(False)].append(instance)
         self._tiers = [tier for tier in tiers if tier]
         self.unusable = len(services) - sum(map(len, tiers))
         self.ejections.keepOnly({instance.key for _, instance in self._read.values() if instance is not None})
@@ -372,12 +364,6 @@ class Balancer:
                 text = "Service {id} with tag {tag} can't be connected to: {why}"
                 self._log.warn(text, id=service["id"], tag=self.tag, why=str(why))
             return None
-
-    def _distance(self, instance: Instance) -> int:
-        # The name of a zone means something within its region only.
-        areas = [*self._near]
-        differ = (at for at, area in enumerate(areas) if instance.metadata.get(area) != self._near[area])
-        return len(areas) - next(differ, len(areas))
 
 
 class TryNext(Exception):
