@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-#: Seconds for which the registry is asked to hold its response back. A longer wait means fewer requests, and more time
-#: until a connection that hangs is noticed.
-WAIT = 30
+# Seconds for which the registry is asked to hold its response back. A longer wait means fewer requests, and more time
+# until a connection that hangs is noticed.
+_WAIT = 30
 #: Seconds between two requests to a registry that can't wait.
 POLL = 5.0
 # Seconds to the next request if the registry could wait, but did not: it is probably stopping.
@@ -301,8 +301,10 @@ class EventPoller:
     @returnsDeferred
     async def read(self, cursor: Cursor, wait: int | None = None) -> Page:
         """One page, after at most *wait* seconds. Fails as :meth:`after` does."""
+        # A registry without this extension has the types of version 1.0 only.
+        types = self._wanted if EVENT_TYPES in self._client.extensions else None
         try:
-            response = await self._client.events.list(cursor.marker, PAGE, wait=wait, types=self._types)
+            response = await self._client.events.list(cursor.marker, PAGE, wait=wait, types=types)
         except BadRequest as error:
             # The page of a proxy with the same status says nothing about the place in the feed.
             isFault = (error.status, error.type) == (400, "badRequest")
@@ -323,24 +325,19 @@ class EventPoller:
             self._openStream()
         return cursor.page(values)
 
-    @property
-    def _types(self) -> list[str] | None:
-        """The types that a request names; ``None`` where the registry only has those of version 1.0."""
-        return self._wanted if EVENT_TYPES in self._client.extensions else None
-
     async def _nextPage(self, cursor: Cursor) -> Page:
         """A page that has events, as soon as there are any, or none after some time."""
         clock = self._client.clock
         began = clock.seconds()
         if EVENTS_WAIT in self._client.extensions and began >= self._noWaitUntil:
             try:
-                page = await self.read(cursor, WAIT)
+                page = await self.read(cursor, _WAIT)
             except _MAYBE_OF_WAITING:
                 # This fails too if the registry is unreachable.
                 page = await self.read(cursor)
-                self._noWaitUntil = clock.seconds() + WAIT
+                self._noWaitUntil = clock.seconds() + _WAIT
             else:
-                if page.isQuiet and clock.seconds() - began < WAIT / 2:
+                if page.isQuiet and clock.seconds() - began < _WAIT / 2:
                     await self._client.pause(_EARLY)
             return page
         if began < self._noPollUntil:
@@ -350,7 +347,7 @@ class EventPoller:
             self._noPollUntil = clock.seconds() + POLL * (1.0 - 0.2 * random.random())
         return page
 
-    # -- the stream
+    # -- the stream; for received, happened and ended see StreamListener
 
     @property
     def _isOpening(self) -> bool:
@@ -362,18 +359,15 @@ class EventPoller:
         if self._stream is not None or self._client.clock.seconds() < self._notBefore:
             return
         self._timer = self._client.clock.callLater(FIRST_PING, self.ended)
-        types = None if self._types is None else ",".join(self._types)
-        stream = self._client.events.openStream(self, types, self._lastId)
+        stream = self._client.events.openStream(self, ",".join(self._wanted), self._lastId)
         if stream.isOpen:
             self._stream = stream
 
     def received(self) -> None:
-        """See StreamListener."""
         if self.isLive and self._timer is not None:
             self._timer.reset(SILENCE)
 
     def happened(self, type: str, id: str | None, data: str) -> None:
-        """See StreamListener."""
         if type == "ping" and id is None:
             # A reset follows.
             return
@@ -402,7 +396,6 @@ class EventPoller:
                 self._waiters.fire(None)
 
     def ended(self) -> None:
-        """See StreamListener."""
         self._isBlocked = not self.isLive
         # Where a stream has worked before, the registry may just be starting.
         delay = RETRY if self._lastId is None else self._backoff.next()

@@ -42,21 +42,17 @@ class BackgroundTask:
 
     def __init__(self, previous: BackgroundTask | None = None) -> None:
         self.isStopping = False
-        self._previous = previous
+        self._ready: Deferred[None] = succeed(None) if previous is None else waitFor(previous._over)
         self._over: Deferred[None] = Deferred()
         self._waiting: Deferred[Any] | None = None
 
     def begin(
-        self,
-        work: Callable[[BackgroundTask], Coroutine[Deferred[Any], Any, None]],
-        failed: Callable[[Failure], object],
+        self, work: Callable[[BackgroundTask], Coroutine[Any, Any, None]], failed: Callable[[Failure], object]
     ) -> None:
         """Start the work. *failed* is called with an error that ends it and is not the consequence of a stop."""
 
         async def run() -> None:
-            previous, self._previous = self._previous, None
-            if previous is not None:
-                await waitFor(previous._over)
+            await self._ready
             try:
                 if not self.isStopping:
                     await work(self)
@@ -137,12 +133,12 @@ class Subscriber(Service):
 
     def startService(self) -> None:
         """Begin. Never fails."""
-        if self.running:
-            return
-        Service.startService(self)
-        self._task = task = BackgroundTask(self._task)
-        self._load()
-        task.begin(self._run, lambda failure: self._log.failure("Updates of the {what} ended", failure, what=self.what))
+        if not self.running:
+            Service.startService(self)
+            self._task = task = BackgroundTask(self._task)
+            self._load()
+            failed = "Updates of the {what} ended"
+            task.begin(self._run, lambda failure: self._log.failure(failed, failure, what=self.what))
 
     def stopService(self) -> Deferred[None]:
         """
@@ -156,24 +152,25 @@ class Subscriber(Service):
         return stopped
 
     async def _run(self, run: BackgroundTask) -> None:
-        with self._poller.used():
-            try:
+        try:
+            with self._poller.used():
                 while not run.isStopping:
                     delay = await self._tryStep(run)
-                    if delay is not None and not run.isStopping:
+                    if delay is None:
+                        self._succeeded()
+                    elif not run.isStopping:
                         self._interrupted()
                         await run.wait(self._client.pause(delay))
-            except ClientClosed:
-                pass
-            finally:
-                self._interrupted()
+        except ClientClosed:
+            pass
+        finally:
+            self._interrupted()
 
     async def _tryStep(self, run: BackgroundTask) -> float | None:
         """``None`` if it succeeded, or the seconds until the next try."""
         longer = 0.0
         try:
             await self._step(run)
-            self._succeeded()
             return None
         except CancelledError:
             # Not every cancellation is a stop: a client that is closed cancels its requests.
@@ -236,7 +233,7 @@ class Items(AsyncIterator[_T]):
         self, subscriber: Subscriber, listen: Callable[[Callable[[_T], Deferred[None]]], Callable[[], None]]
     ) -> None:
         self._subscriber = subscriber
-        self._queue = queue = _ItemQueue[_T]()
+        self._queue = queue = _Queue[_T]()
         self._forget = (listen(queue.put), subscriber._stopListeners.add(queue.end))
 
     async def __anext__(self) -> _T:
@@ -252,14 +249,14 @@ class Items(AsyncIterator[_T]):
         self._queue.end(isClosed=True)
 
 
-class _ItemQueue(Generic[_T]):
+class _Queue(Generic[_T]):
     """The listener refers to this and not to the iterator, so that an iterator that is dropped is collected."""
 
     def __init__(self) -> None:
-        self._items: deque[tuple[_T, Deferred[None]]] = deque()
-        # Of the item that the loop has now.
-        self._finished: Deferred[None] | None = None
-        self._arrival: Deferred[None] | None = None
+        # Each with what fires when the loop has finished with it; the first one of them is of the item that it has.
+        self._items: deque[_T] = deque()
+        self._unfinished: deque[Deferred[None]] = deque()
+        self._arrival: Deferred[None] = Deferred()
         self._isEnded = False
 
     def put(self, item: _T) -> Deferred[None]:
@@ -267,33 +264,34 @@ class _ItemQueue(Generic[_T]):
         if self._isEnded:
             finished.cancel()
         else:
-            self._items.append((item, finished))
+            self._items.append(item)
+            self._unfinished.append(finished)
             _fire(self._arrival)
         return finished
 
     def end(self, *, isClosed: bool = False) -> None:
         self._isEnded = True
-        unfinished = [self._finished, *(finished for _, finished in self._items)]
         self._items.clear()
-        for finished in unfinished:
+        while self._unfinished:
+            finished = self._unfinished.popleft()
             if isClosed:
                 _fire(finished)
-            elif finished is not None:
+            else:
                 finished.cancel()
         _fire(self._arrival)
 
     async def next(self, source: Subscriber) -> _T:
-        _fire(self._finished)
+        if len(self._unfinished) > len(self._items):
+            _fire(self._unfinished.popleft())
         while not self._items:
             if self._isEnded:
                 raise StopAsyncIteration
             NotRunning.check(source)
             self._arrival = Deferred()
             await self._arrival
-        item, self._finished = self._items.popleft()
-        return item
+        return self._items.popleft()
 
 
-def _fire(waiter: Deferred[None] | None) -> None:
-    if waiter is not None and not waiter.called:
+def _fire(waiter: Deferred[None]) -> None:
+    if not waiter.called:
         waiter.callback(None)
