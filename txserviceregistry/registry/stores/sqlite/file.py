@@ -86,13 +86,9 @@ _CHECKED_COMPLETELY = 32 * 1024 * 1024
 #: The size to which the write-ahead log is cut. SQLite reuses it from 4 MB on, unless a reader needs it.
 LOG_BYTES = 16 * 1024 * 1024
 
-_CACHE_KIBIBYTES = 16_384
 _SECRET = "SELECT value FROM meta WHERE name = 'secret'"
 #: How to open a file so that SQLite looks at it alone: at no log, and without a lock or a new file.
 IMMUTABLE = "mode=ro&immutable=1"
-_HEADER = 100
-_MAGIC = b"SQLite format 3\0"
-_APPLICATION_BYTES = slice(68, 72)
 
 
 def uri(path: str, options: str) -> str:
@@ -100,10 +96,15 @@ def uri(path: str, options: str) -> str:
     return f"file:{quote(os.path.abspath(path))}?{options}"
 
 
+def _open(path: str, options: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        uri(path, options), uri=True, isolation_level=None, timeout=BUSY_SECONDS, cached_statements=256
+    )
+
+
 def opened(path: str, options: str = "mode=ro") -> closing[sqlite3.Connection]:
     """A connection to a file, opened with *options*, which the end of a ``with`` closes."""
-    connection = sqlite3.connect(uri(path, options), uri=True, isolation_level=None, timeout=BUSY_SECONDS)
-    return closing(connection)
+    return closing(_open(path, options))
 
 
 def connect(path: str, *, readOnly: bool = False) -> sqlite3.Connection:
@@ -111,17 +112,11 @@ def connect(path: str, *, readOnly: bool = False) -> sqlite3.Connection:
     A connection to a file that has been prepared; transactions are left to the caller. It never makes a file, so that
     one that has vanished is not taken for an empty one.
     """
-    connection = sqlite3.connect(
-        uri(path, "mode=rw"), uri=True, isolation_level=None, timeout=BUSY_SECONDS, cached_statements=256
-    )
+    forWriting = "journal_mode = WAL", "synchronous = FULL", f"journal_size_limit = {LOG_BYTES}"
+    connection = _open(path, "mode=rw")
     try:
-        if readOnly:
-            connection.execute("PRAGMA query_only = ON")
-        else:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
-        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIBIBYTES}")
+        for setting in (*(("query_only = ON",) if readOnly else forWriting), "cache_size = -16384"):
+            connection.execute(f"PRAGMA {setting}")
         connection.execute(_SECRET).fetchone()
     except BaseException:
         connection.close()
@@ -227,15 +222,22 @@ def checkFile(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> in
     """Refuse what is not a store, without a change to any file. Returns the version of its schema."""
     refuseIrregular(path)
     with open(path, "rb") as file:
-        header = file.read(_HEADER)
-    if len(header) < _HEADER:
+        header = file.read(100)
+    if len(header) < 100:
         _refuseLoneLog(path)
-    if not header.startswith(_MAGIC) or len(header) < _HEADER:
+    if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
         raise StoreRefused(f"{path} is not a SQLite database; move it away, or choose another file")
-    if int.from_bytes(header[_APPLICATION_BYTES], "big") != APPLICATION_ID:
+    if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
         raise StoreRefused(f"{path} is a database of another program, or damaged; move it away, or choose another file")
+    # Without a log it is opened as immutable, so that SQLite makes no other files. An empty log may be that of another
+    # process which is about to write to it.
+    options = "mode=ro" if os.path.exists(_logOf(path)) else IMMUTABLE
     try:
-        version = _look(path, len(migrations))
+        with opened(path, options) as connection:
+            version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+            if version <= len(migrations):
+                _checkLog(connection, path)
+                _checkTables(connection, path)
     except sqlite3.OperationalError:
         raise  # it can't be read now, which says nothing about its content
     except sqlite3.DatabaseError as error:
@@ -248,24 +250,10 @@ def checkFile(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> in
     return version
 
 
-def _look(path: str, newest: int) -> int:
-    """
-    Check the content of the file, as far as that takes a moment only. If no log is beside it, it is opened as
-    immutable, so that SQLite makes no other files.
-    """
-    # An empty log may be another process's, which is about to write to it.
-    hasLog = os.path.exists(_logOf(path))
-    with opened(path, "mode=ro" if hasLog else IMMUTABLE) as connection:
-        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        if version <= newest:
-            if _sizeOf(_logOf(path)):
-                _checkLog(connection, path)
-            _checkTables(connection, isLarge=os.path.getsize(path) > _CHECKED_COMPLETELY)
-        return version
-
-
 def _checkLog(connection: sqlite3.Connection, path: str) -> None:
     """Refuse a log that another registry's file has left: SQLite, by whose *connection* it is seen, applies any log."""
+    if not _sizeOf(_logOf(path)):
+        return
     try:
         with opened(path, IMMUTABLE) as alone:
             found = alone.execute(_SECRET).fetchone()
@@ -279,14 +267,14 @@ def _checkLog(connection: sqlite3.Connection, path: str) -> None:
         )
 
 
-def _checkTables(connection: sqlite3.Connection, *, isLarge: bool) -> None:
+def _checkTables(connection: sqlite3.Connection, path: str) -> None:
     """Have SQLite check the structure of all tables; in a large file not of the events, which make it large."""
-    checks = ["PRAGMA quick_check(1)"]
-    if isLarge:
-        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name <> 'events'")
-        checks = [f"PRAGMA quick_check({name})" for (name,) in names]
-    for check in checks:
-        (verdict,) = connection.execute(check).fetchone()
+    names = ["1"]
+    if os.path.getsize(path) > _CHECKED_COMPLETELY:
+        tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name <> 'events'"
+        names = [name for (name,) in connection.execute(tables)]
+    for name in names:
+        (verdict,) = connection.execute(f"PRAGMA quick_check({name})").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(" ".join(verdict.split()))
 

@@ -155,9 +155,8 @@ class Services(Database):
                 "UPDATE services SET heartbeat_timeout = ?, tags = ?, metadata = ? WHERE tenant = ? AND id = ?",
                 (new.heartbeatTimeout, asJson(new.tags), asJson(new.metadata), tenant, id),
             )
-            before, after = set(old.tags), set(new.tags)
-            self._dropTags(_tagRows(tenant, id, before - after))
-            self._addTags(_tagRows(tenant, id, after - before))
+            self._dropTags(_tagRows(tenant, id, old.tags))
+            self._addTags(_tagRows(tenant, id, new.tags))
             self._addEvent(tenant, "service.update", payloads.updatedService(old, new))
         return attrs.evolve(new, state=None)
 
@@ -257,19 +256,16 @@ class Services(Database):
         found = {(tenant, id): _stateRecord(id, *rest).at(now) for tenant, id, *rest in rows}
         return {name: record for name, record in found.items() if not record.isDefault}
 
-    def overStates(self) -> tuple[list[tuple[str, str]], int | None]:
-        """The tenants and ids of the records whose end has come, and when the next record ends."""
-        now = self._milliseconds()
-        over = "SELECT tenant, id FROM states WHERE ends IS NOT NULL AND ends <= ? ORDER BY ends"
-        (next,) = self._one("SELECT min(ends) FROM states WHERE ends IS NOT NULL AND ends > ?", now)
-        return self._execute(over, (now,)).fetchall(), next
-
-    def endStates(self, names: Sequence[tuple[str, str]]) -> set[str]:
-        """End the records with these tenants and ids whose end has come. Returns the tenants that have new events."""
-        now = self._milliseconds()
-        found = [(tenant, self._state(tenant, id)) for tenant, id in names]
-        over = [(tenant, record) for tenant, record in found if record is not None and record.at(now) is not record]
-        return {tenant for tenant, record in over if self.setState(tenant, StateRecord(record.id), 0)}
+    def endStates(self, most: int) -> tuple[set[str], bool, int | None]:
+        """
+        End *most* records whose end has come. Returns the tenants that have new events, whether there may be more
+        such records, and when the next one ends.
+        """
+        over = "SELECT tenant, id FROM states WHERE ends <= ? ORDER BY ends LIMIT ?"
+        found = self._execute(over, (self._milliseconds(), most)).fetchall()
+        changed = {tenant for tenant, id in found if self.setState(tenant, StateRecord(id), 0)}
+        (next,) = self._one("SELECT min(ends) FROM states WHERE ends IS NOT NULL")
+        return changed, len(found) == most, next
 
     def dropStates(self, before: int) -> Collection[str]:
         service = "EXISTS (SELECT 1 FROM services s WHERE s.tenant = states.tenant AND s.id = states.id)"

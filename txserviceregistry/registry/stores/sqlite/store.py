@@ -106,10 +106,11 @@ class TableStore(ABC):
 
     @returnsDeferred
     async def endStates(self) -> tuple[Collection[str], int | None]:
-        over, next = await self._do(Tables.overStates, False)
         changed: set[str] = set()
-        for part in _parts(over):
-            changed |= await self._do(partial(Tables.endStates, names=part))
+        isMore = True
+        while isMore:
+            some, isMore, next = await self._do(partial(Tables.endStates, most=_PART))
+            changed |= some
         return changed, next
 
     acquireLock = _writes(Tables.acquireLock)
