@@ -100,15 +100,6 @@ class BackUpTests(BackupCase):
         self.assertEqual(self.file.read_text(), "an older backup")
         self.assertEqual(os.listdir(self.file.parent), ["registry.sqlite"])
 
-    async def test_aCountThatDiffers(self) -> None:
-        """A store whose own counts differ from its rows is not taken for a good backup."""
-        await self.stopped()
-        with sqlite3.connect(self.store) as connection:
-            connection.execute("DELETE FROM services")
-        ended = await self.backup(str(self.file), code=1)
-        self.assertIn("the tenants' counts differ from their objects", ended.err)
-        self.assertFalse(self.file.exists())
-
     async def test_theStoreItself(self) -> None:
         """The store is not replaced by its own copy, under whatever name."""
         await self.stopped()

@@ -253,10 +253,8 @@ class Writer(Worker):
         """Whether the last changes were refused, whatever becomes of a probe."""
         return self._reactor.seconds() - self._refused < _REFUSAL_SECONDS
 
-    def _begin(self) -> None:
-        if self._jobs and not self._isBusy:
-            self._isBusy = True
-            self._reactor.callFromThread(self._gather, 0)
+    def _work(self) -> None:
+        self._reactor.callFromThread(self._gather, 0)
 
     def _gather(self, gathered: int) -> None:
         # Python threads that both have something to do hinder each other more than they help. So the thread begins when
@@ -265,7 +263,7 @@ class Writer(Worker):
         if waiting > gathered and self._reactor.seconds() - self._jobs[0].submitted < _GATHERING_SECONDS:
             self._reactor.callFromThread(self._gather, waiting)
         else:
-            self._work()
+            super()._work()
 
     def _settle(self, cause: Exception | None, jobs: Sequence[Job]) -> None:
         # A file that is lost can't be opened again; the connections that are open have all that was written.
