@@ -215,7 +215,7 @@ class Registry(Part):
         self.feed = EventFeed(*events, self.followers, EventStreams(*events, streams or Places(10_000, 5_000)))
         kind = Cluster if ISharedStore.providedBy(store) else Engine
         self.engine = engine = kind(*common, self.feed)
-        self._live, self._deadlines = engine.live, engine.live.deadlines
+        self._live = engine.live
         self.heartbeat, self.heartbeats, self.lastSeen = engine.heartbeat, engine.takeHeartbeats, engine.lastSeen
         self.locks = Locks(*common, engine, self.followers, limits.lock, fenceFrom, locksHeldBack)
         self.configuration = Configuration(*common, self.feed, limits.configurationValue)
@@ -247,7 +247,7 @@ class Registry(Part):
 
     def counts(self, *, ofLocks: bool = False) -> dict[str, int]:
         """How many services are registered, or locks held, by tenant."""
-        counts = self.engine.live.deadlines.count()
+        counts = self.engine.live.count()
         return {tenantOf(scope): count for scope, count in counts.items() if isLockScope(scope) == ofLocks}
 
     def pause(self) -> Deferred[None]:
@@ -291,11 +291,11 @@ class Registry(Part):
     async def get(self, tenant: str, id: str, states: bool = False) -> types.Service:
         """One service, with its state if *states* are asked for; the fault 404 if it is not there."""
         # There may be many expired services, and most services are known not to be among them.
-        hidden = self._live.hidden(tenant) if self._deadlines.active(tenant, id) is None else ()
+        hidden = self._live.hidden(tenant) if self._live.active(tenant, id) is None else ()
         try:
             record = await available(self._store.getService(tenant, id, states))
         except NoSuchObject:
-            if self._deadlines.active(tenant, id) is not None:
+            if self._live.active(tenant, id) is not None:
                 self._live.markUnsure(tenant, id)
             raise notFound("Service", id)
         if record.incarnation in hidden or self._live.isHidden(tenant, id, record.incarnation):
@@ -310,7 +310,7 @@ class Registry(Part):
         return Page.of([self._shown(tenant, record) for record in records], limit)
 
     def _shown(self, tenant: str, record: ServiceRecord) -> types.Service:
-        state = self._deadlines.find(tenant, record.id, record.incarnation)
+        state = self._live.find(tenant, record.id, record.incarnation)
         if state is None and not self._tasks.isBusy((tenant, record.id)):
             self._live.markUnsure(tenant, record.id)
         shown: types.Service = {
@@ -332,10 +332,10 @@ class Registry(Part):
             return
         updating = self._store.updateService(tenant, id, state.incarnation, changes)
         record = await self.engine.applied(state, updating, "service.update")
-        if self._deadlines.active(tenant, id) is not state:
+        if self._live.active(tenant, id) is not state:
             raise notFound("Service", id)
         if changes.heartbeatTimeout is not None:
-            self._deadlines.restart(state, record.heartbeatTimeout)
+            self._live.restart(state, record.heartbeatTimeout)
 
     @serialized(lambda tenant, id: (tenant, id))
     async def remove(self, tenant: str, id: str) -> None:

@@ -61,7 +61,6 @@ class Engine(Part):
         self.live = LiveServices(
             self._store, self._persist, clock=self._clock, wallClock=self._wallClock, tasks=self._tasks
         )
-        self._deadlines = self.live.deadlines
 
     async def start(self) -> None:
         await self._readSecret()
@@ -89,7 +88,7 @@ class Engine(Part):
                     # Expired registrations hold ids and places in the limit that are free by the rules.
                     await self.live.persistNext()
                 elif not await self._untilDecided(scope, id if isTaken else None):
-                    if isTaken and self._deadlines.active(scope, id) is None:
+                    if isTaken and self.live.active(scope, id) is None:
                         self.live.markUnsure(scope, id)
                     raise
             except Exception:
@@ -102,7 +101,7 @@ class Engine(Part):
 
     async def stateOf(self, scope: str, id: str) -> ServiceState:
         """:raises Fault: 404 if there is no such registration."""
-        state = self._deadlines.active(scope, id)
+        state = self.live.active(scope, id)
         if state is None:
             raise notFound(kindOf(scope), id)
         return state
@@ -115,10 +114,10 @@ class Engine(Part):
             self.live.markUnsure(state.tenant, state.id)
             if not isinstance(error, NoSuchObject):
                 raise
-            self._deadlines.forget(*state.name)
+            self.live.forget(*state.name)
             raise notFound(kindOf(state.tenant), state.id)
         if isEnd:
-            self._deadlines.forget(*state.name)
+            self.live.forget(*state.name)
         return result
 
     async def _changed(self, tenants: Collection[str], change: Awaitable[_T], type: str | None) -> _T:
@@ -131,7 +130,7 @@ class Engine(Part):
 
     def lastSeen(self, scope: str, ids: Iterable[str]) -> dict[str, int | None]:
         """When the last known heartbeats of those of these services that are there came, in ms since the epoch."""
-        states = self._deadlines.ofTenant(scope)
+        states = self.live.ofTenant(scope)
         return {id: states[id].lastSeen for id in ids if id in states}
 
     def heartbeat(self, scope: str, id: str, token: str) -> Deferred[str]:
@@ -146,8 +145,8 @@ class Engine(Part):
         Take many heartbeats, ids and tokens, at the same moment. Fires with the outcome of each, as :meth:`heartbeat`:
         at once, unless other registries share the store.
         """
-        lastSeen, now = millisecondsUp(self._wallClock()), self._deadlines.now()
-        states, following = self._deadlines.ofTenant(scope), self.tokens.following()
+        lastSeen, now = millisecondsUp(self._wallClock()), self.live.now()
+        states, following = self.live.ofTenant(scope), self.tokens.following()
         # Locks are not shown with the time of their last heartbeat.
         record = None if isLockScope(scope) else self._store.recordLastSeen
         outcomes: list[str | Fault] = []
@@ -183,7 +182,7 @@ class Engine(Part):
             if group:
                 await self._changed({tenantOf(each.tenant) for each in group}, expire(group), type)
                 for each in group:
-                    self._deadlines.forget(each.tenant, each.id, each.incarnation)
+                    self.live.forget(each.tenant, each.id, each.incarnation)
                 self.expirations[type] += len(group)
 
 
@@ -202,8 +201,8 @@ class Cluster(Engine):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        self.live.share(self._due.extend, self._store.tick)
-        self.registered = self._deadlines.registered
+        self.live.onDue, self.live.onTick = self._due.extend, self._store.tick
+        self.registered = self.live.registered
 
     async def start(self) -> None:
         await self._readSecret()
@@ -218,7 +217,7 @@ class Cluster(Engine):
         heartbeats = list(heartbeats)
         if not self._store.isValid:
             return [systemFailure("This node is not a valid member of the cluster") for _ in heartbeats]
-        states, following = self._deadlines.ofTenant(scope), self.tokens.following()
+        states, following = self.live.ofTenant(scope), self.tokens.following()
         closed = self._store.closed(scope)
         outcomes: list[str | Deferred[str | Fault]] = []
         for id, token in heartbeats:
@@ -236,8 +235,8 @@ class Cluster(Engine):
 
     def _acknowledge(self, state: ServiceState) -> None:
         lastSeen = millisecondsUp(self._wallClock())
-        state.heartbeat(self._deadlines.now(), lastSeen)
-        self._deadlines.requeue(state)
+        state.heartbeat(self.live.now(), lastSeen)
+        self.live.requeue(state)
         self._store.recordLastSeen(*state.name, lastSeen)
         self.heartbeats += 1
 
@@ -247,12 +246,12 @@ class Cluster(Engine):
         try:
             hasLooked = False
             while True:
-                state = self._deadlines.active(scope, id)
+                state = self.live.active(scope, id)
                 nextToken = None if state is None else self.tokens.following()(self._proof(state), token)
                 if state is not None and nextToken is not None:
                     if not await available(self._store.admit(scope, state.incarnation)):
                         # This incarnation has ended. There may be another one.
-                        self._deadlines.forget(*state.name)
+                        self.live.forget(*state.name)
                     elif self.registered((scope, state.incarnation)) is state:
                         self._acknowledge(state)
                         return nextToken
@@ -279,12 +278,12 @@ class Cluster(Engine):
     @returnsDeferred
     async def _lookUp(self, scope: str, id: str) -> None:
         await self._looks.take(inf)
-        known = self._deadlines.active(scope, id)
+        known = self.live.active(scope, id)
         try:
             self.live.track(await readSummary(self._store, scope, id))
         except NoSuchObject:
             if known is not None:
-                self._deadlines.forget(*known.name)
+                self.live.forget(*known.name)
         finally:
             self._looks.give()
 
@@ -293,14 +292,14 @@ class Cluster(Engine):
     async def _untilDecided(self, scope: str, id: str | None) -> bool:
         end = self._clock.seconds() + _PATIENCE
         hasWaited = False
-        state = None if id is None else self._deadlines.active(scope, id)
+        state = None if id is None else self.live.active(scope, id)
         if (
             state is not None
-            and state.deadline <= state.aliveUntil <= self._deadlines.now()
+            and state.deadline <= state.aliveUntil <= self.live.now()
             and state.incarnation not in self._store.closed(scope)
         ):
             # It was left to another registry, where it may have expired by now: another vote tells.
-            self._deadlines.requeue(state)
+            self.live.requeue(state)
         while self._mayHaveExpired(scope, id):
             if self._clock.seconds() >= end:
                 return False
@@ -311,10 +310,10 @@ class Cluster(Engine):
     def _mayHaveExpired(self, scope: str, id: str | None) -> bool:
         closed = self._store.closed(scope)
         if id is None:
-            return any(state.incarnation in closed for state in self._deadlines.ofTenant(scope).values())
-        state = self._deadlines.active(scope, id)
+            return any(state.incarnation in closed for state in self.live.ofTenant(scope).values())
+        state = self.live.active(scope, id)
         return state is not None and (
-            state.incarnation in closed or max(state.deadline, state.aliveUntil) <= self._deadlines.now()
+            state.incarnation in closed or max(state.deadline, state.aliveUntil) <= self.live.now()
         )
 
     # -- IStoreListener
@@ -324,10 +323,10 @@ class Cluster(Engine):
 
     def renew(self, registration: tuple[str, str]) -> None:
         if state := self.registered(registration):
-            self._deadlines.restart(state, state.timeout)
+            self.live.restart(state, state.timeout)
 
     def vanished(self, tenant: str, id: str, incarnation: str) -> None:
-        self._deadlines.forget(tenant, id, incarnation)
+        self.live.forget(tenant, id, incarnation)
 
     def eventAdded(self, tenant: str, type: str | None) -> None:
         self._feed.notify((tenant,), type)
@@ -345,32 +344,32 @@ class Cluster(Engine):
 
     def secondsLeft(self, registration: tuple[str, str]) -> float:
         state = self.registered(registration)
-        return -1.0 if state is None else state.deadline - self._deadlines.now()
+        return -1.0 if state is None else state.deadline - self.live.now()
 
     def timeout(self, registration: tuple[str, str]) -> float:
         state = self.registered(registration)
         return 0.0 if state is None else state.timeout
 
     def due(self, count: int) -> Mapping[tuple[str, str], int]:
-        now = self._deadlines.now()
+        now = self.live.now()
         due: dict[tuple[str, str], int] = {}
         while self._due and len(due) < count:
             state = self._due.popleft()
             registration = state.tenant, state.incarnation
             # A heartbeat that came since has put it back into the queue.
             if state.deadline <= now and self.registered(registration) is state:
-                (due[registration],) = self.live.timestamps([state])
+                due[registration] = self.live.timestamp(state)
                 state.asked = now
         return due
 
     def lookAgain(self, registration: tuple[str, str]) -> None:
         if state := self.registered(registration):
-            self._deadlines.requeue(state)
+            self.live.requeue(state)
 
     def leaveTo(self, registration: tuple[str, str], seconds: float) -> None:
         state = self.registered(registration)
-        if state is not None and state.deadline > self._deadlines.now():
-            self._deadlines.requeue(state)
+        if state is not None and state.deadline > self.live.now():
+            self.live.requeue(state)
         elif state is not None:
             # The answer was given later.
             state.aliveUntil = state.asked + seconds
@@ -384,7 +383,7 @@ class Cluster(Engine):
 
     def ended(self, registration: tuple[str, str]) -> None:
         if state := self.registered(registration):
-            self._deadlines.forget(*state.name)
+            self.live.forget(*state.name)
 
 
 def _undecided(failure: object, seconds: float) -> Fault:

@@ -87,8 +87,8 @@ class Locks(Part):
     _isEnded: bool = attrs.field(init=False, default=False)
 
     def __attrs_post_init__(self) -> None:
-        self._live, self._deadlines = self._engine.live, self._engine.live.deadlines
-        self._deadlines.onForgotten = self._forgotten
+        self._live = self._engine.live
+        self._live.onForgotten = self._forgotten
         self._heldBackUntil = self._clock.seconds() + self._heldBack
 
     # -- acquiring
@@ -207,8 +207,8 @@ class Locks(Part):
         return self._engine.tokens.initial(scope, record.name, record.incarnation)
 
     def _held(self, tenant: str, record: LockRecord) -> Fault:
-        state = self._deadlines.find(lockScope(tenant), record.name, record.incarnation)
-        left = record.timeout if state is None else max(0.0, state.deadline - self._deadlines.now())
+        state = self._live.find(lockScope(tenant), record.name, record.incarnation)
+        left = record.timeout if state is None else max(0.0, state.deadline - self._live.now())
         details = f"Lock {record.name} is held" + (f" by {record.holder}" if record.holder else "")
         lock = {"name": record.name, "holder": record.holder, "fence": record.fence, "seconds_left": round(left, 3)}
         return Fault("lockHeld", "Lock is held", details, more={"lock": lock})

@@ -5,21 +5,17 @@ When services expire: a clock that tolerates stalls (:class:`StallTolerantClock`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from heapq import heappop, heappush, heapreplace
-from itertools import islice
+from collections.abc import Callable
 
 import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ...util.logs import Logger
-from ..model import isLockScope
-from ..stores.interfaces import ServiceSummary
 
 #: The proof of a registration that takes no heartbeats; no token has it.
 REFUSED = "refused"
 # No entry of the queue has this deadline: it marks a service that the queue no longer holds.
-_NOWHERE = float("-inf")
+NOWHERE = float("-inf")
 
 
 class StallTolerantClock:
@@ -128,10 +124,10 @@ class ServiceState:
     deadline: float
     lastSeen: int | None
     # The deadline under which the queue holds this; other entries of it in the queue are void.
-    _queued: float = _NOWHERE
+    _queued: float = NOWHERE
     proof: str = ""
-    asked: float = _NOWHERE
-    aliveUntil: float = _NOWHERE
+    asked: float = NOWHERE
+    aliveUntil: float = NOWHERE
 
     @property
     def name(self) -> tuple[str, str, str]:
@@ -146,151 +142,3 @@ class ServiceState:
     def __lt__(self, other: ServiceState) -> bool:
         # For the queue, where two services may have the same deadline: any order will do.
         return False
-
-
-_NONE: Mapping[str, ServiceState] = {}
-
-
-class Deadlines:
-    """
-    The deadline of each service.
-
-    A service is *active* until its deadline, then *expired* until it is forgotten, which is when the store has
-    persisted the expiration. A heartbeat only changes a number; the queue finds out later that the deadline has moved.
-
-    In a cluster other registries take heartbeats too, so that a deadline which has passed proves nothing. There a
-    service stays active until it is forgotten.
-
-    :param now: seconds of the :class:`StallTolerantClock`.
-    :ivar isAuthoritative: whether this registry takes all heartbeats.
-    :ivar onForgotten: called with each service that is forgotten.
-    """
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self.now = now
-        self.onForgotten: Callable[[ServiceState], None] = lambda state: None
-        self.isAuthoritative = True
-        self._active: dict[str, dict[str, ServiceState]] = {}
-        self._expired: dict[str, dict[str, ServiceState]] = {}
-        self._queue: list[tuple[float, ServiceState]] = []
-        # Where this registry is not authoritative: the services by tenant and incarnation.
-        self._registrations: dict[tuple[str, str], ServiceState] = {}
-
-    def add(self, service: ServiceSummary) -> ServiceState:
-        """Add a service, with a full timeout from now on. An earlier active incarnation of the same id is over."""
-        tenant, timeout = service.tenant, service.heartbeatTimeout
-        deadline, proof = self.now() + timeout, REFUSED if service.isForced else ""
-        state = ServiceState(tenant, service.id, service.incarnation, timeout, deadline, service.lastSeen, proof=proof)
-        states = self._active.setdefault(tenant, {})
-        if service.id in states:
-            states[service.id]._queued = _NOWHERE
-            self._registrations.pop((tenant, states[service.id].incarnation), None)
-        states[service.id] = state
-        self.requeue(state)
-        if not self.isAuthoritative:
-            self._registrations[tenant, service.incarnation] = state
-        return state
-
-    def registered(self, registration: tuple[str, str]) -> ServiceState | None:
-        """The service with this tenant and incarnation, where this registry is not authoritative."""
-        return self._registrations.get(registration)
-
-    def active(self, tenant: str, id: str) -> ServiceState | None:
-        """The service with this *id*, if it is active."""
-        state = self._active.get(tenant, _NONE).get(id)
-        return state if state is not None and (self.now() < state.deadline or not self.isAuthoritative) else None
-
-    def ofTenant(self, tenant: str) -> Mapping[str, ServiceState]:
-        """All active services of *tenant* by id. Some may have passed their deadline since the last collection."""
-        return self._active.get(tenant, _NONE)
-
-    def all(self) -> list[ServiceState]:
-        return [state for states in self._active.values() for state in states.values()]
-
-    def restart(self, state: ServiceState, timeout: int) -> None:
-        """Give an active service another timeout (seconds), which begins now."""
-        state.timeout = timeout
-        state.deadline = self.now() + timeout
-        if state.deadline < state._queued:
-            state._queued = _NOWHERE
-        self.requeue(state)
-
-    def count(self) -> dict[str, int]:
-        """How many are active, by tenant. Some may have passed their deadline since the last collection."""
-        return {tenant: len(states) for tenant, states in self._active.items()}
-
-    @property
-    def total(self) -> int:
-        """How many services are known, active or expired."""
-        scopes = (*self._active.items(), *self._expired.items())
-        return sum(len(states) for scope, states in scopes if not isLockScope(scope))
-
-    def collect(self, most: int | None = None) -> tuple[list[ServiceState], bool]:
-        """
-        Find the active services whose deadline has passed; if this registry is authoritative, they expire.
-
-        :param most: look at no more than so many services; ``None`` for all that are due.
-        :return: these services, and whether there may be more. None is found twice, unless it has been given another
-            deadline meanwhile (and was given to :meth:`requeue`).
-        """
-        now = self.now()
-        found: list[ServiceState] = []
-        queue = self._queue
-        looks = 0
-        while queue and queue[0][0] <= now:
-            if looks == most:
-                return found, True
-            looks += 1
-            queued, state = queue[0]
-            if state._queued != queued:
-                heappop(queue)
-            elif state.deadline > now:
-                state._queued = state.deadline
-                heapreplace(queue, (state.deadline, state))
-            else:
-                heappop(queue)
-                state._queued = _NOWHERE
-                if self.isAuthoritative:
-                    _remove(self._active, state, state.id)
-                    self._expired.setdefault(state.tenant, {})[state.incarnation] = state
-                found.append(state)
-        return found, False
-
-    def requeue(self, state: ServiceState) -> None:
-        """Let :meth:`collect` find a service again that it has found, when its deadline has passed."""
-        if state._queued == _NOWHERE:
-            state._queued = state.deadline
-            heappush(self._queue, (state.deadline, state))
-
-    def expired(self, tenant: str) -> frozenset[str]:
-        """The incarnations of the expired services of *tenant*."""
-        return frozenset(self._expired.get(tenant, ()))
-
-    def pending(self, most: int | None = None) -> list[ServiceState]:
-        """The expired services, or so many of them, of each tenant in the order in which they were found."""
-        return list(islice((state for states in self._expired.values() for state in states.values()), most))
-
-    def find(self, tenant: str, id: str, incarnation: str) -> ServiceState | None:
-        """This incarnation, active or expired; ``None`` if it is unknown."""
-        state = self._active.get(tenant, _NONE).get(id)
-        if state is not None and state.incarnation == incarnation:
-            return state
-        return self._expired.get(tenant, _NONE).get(incarnation)
-
-    def forget(self, tenant: str, id: str, incarnation: str) -> None:
-        """Remove this incarnation, if it is known."""
-        state = self.find(tenant, id, incarnation)
-        if state is not None:
-            _remove(self._active, state, id)
-            _remove(self._expired, state, incarnation)
-            self._registrations.pop((tenant, incarnation), None)
-            state._queued = _NOWHERE
-            self.onForgotten(state)
-
-
-def _remove(states: dict[str, dict[str, ServiceState]], state: ServiceState, key: str) -> None:
-    ofTenant = states.get(state.tenant, {})
-    if ofTenant.get(key) is state:
-        del ofTenant[key]
-        if not ofTenant:
-            del states[state.tenant]

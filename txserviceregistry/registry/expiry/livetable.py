@@ -5,8 +5,10 @@ agree about them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from heapq import heappop, heappush, heapreplace
+from itertools import islice
 from typing import ClassVar
 
 import attrs
@@ -22,7 +24,7 @@ from ..model import isLockScope, tenantOf
 from ..servicelog import ServiceLog
 from ..stores.interfaces import Expiration, IStore, NoSuchObject, ServiceSummary, StoreUnavailable
 from ..tasks import TaskOwner
-from .deadlines import REFUSED, Deadlines, ServiceState, StallTolerantClock
+from .deadlines import NOWHERE, REFUSED, ServiceState, StallTolerantClock
 
 
 async def readSummary(store: IStore, scope: str, id: str) -> ServiceSummary:
@@ -49,9 +51,9 @@ class ExpiryLog:
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, deadlines: Deadlines) -> None:
+    def __init__(self, clock: IReactorTime, population: Callable[[], int]) -> None:
         self._clock = clock
-        self._deadlines = deadlines
+        self._population = population
         # Services that lose their network expire one by one, over the length of a timeout.
         self._services = ServiceLog(clock, "Services expired")
         self._locks = ServiceLog(clock, "Locks expired")
@@ -80,13 +82,13 @@ class ExpiryLog:
     def _warn(self, new: int) -> None:
         now = self._clock.seconds()
         if now - self._began >= self.WINDOW:
-            self._began, self._count, self._before = now, 0, self._deadlines.total + new
+            self._began, self._count, self._before = now, 0, self._population() + new
             # The number at which the next warning is due.
             self._threshold = max(self.FEWEST, self.SHARE * self._before)
         self._count += new
         if self._count >= self._threshold:
             # Some of them may have been registered since.
-            self._before = max(self._before, self._deadlines.total + self._count)
+            self._before = max(self._before, self._population() + self._count)
             self._threshold = 2 * self._count
             self._log.warn(
                 "{count} of {before} services expired within {seconds:.0f} s; "
@@ -97,22 +99,30 @@ class ExpiryLog:
             )
 
 
+_NONE: Mapping[str, ServiceState] = {}
+
+
 @attrs.define(eq=False, slots=False)
 class LiveServices:
     """
-    Keeps the state of all services. They expire at their deadline, whether or not the store can persist that at once:
-    expirations are persisted in their order, in groups, each in a turn of the reactor of its own.
+    The state of all services. A service is *active* until its deadline, then *expired* until the store has persisted
+    the expiration, and is forgotten then. Expirations are persisted in groups, each in its own turn of the reactor.
 
     The state of a service belongs to one *incarnation* of it. If the store may have something else, because a change
     had no good response, the service is *unsure*. It is reconciled by reading it, so that no service stays in
     the store without a deadline and none stays in memory alone.
 
-    :param persist: persists some expirations, and lets :attr:`deadlines` forget them; fails with a
+    In a cluster other registries take heartbeats too, so that a deadline which has passed proves nothing. There a
+    service stays active until it is forgotten.
+
+    :param persist: persists some expirations, and has them forgotten; fails with a
         :class:`~txserviceregistry.registry.faults.Fault` when that can't be done.
     :param tasks: owns what is done in the background; changes of one service wait for each other there, under the key
         ``(tenant, id)``.
-    :ivar time: the clock of the deadlines.
-    :ivar deadlines: the state of each service.
+    :ivar time: the clock of the deadlines, whose time is *now*.
+    :ivar onDue: in a cluster, called with services whose deadline has passed as far as is known here; else ``None``.
+    :ivar onTick: called several times a second, but not when this process has stalled.
+    :ivar onForgotten: called with each service that is forgotten.
     """
 
     #: How many services are looked at in one turn of the reactor, and how many are reconciled after one tick.
@@ -128,35 +138,31 @@ class LiveServices:
     _clock: IReactorTime
     _wallClock: Callable[[], float]
     _tasks: TaskOwner
-    _onTick: Callable[[], None] = attrs.field(init=False, default=lambda: None)
-    _onDue: Callable[[Sequence[ServiceState]], object] = attrs.field(init=False, default=lambda states: None)
-    _isSuspended: bool = attrs.field(init=False, default=False)
-    _isStopped: bool = attrs.field(init=False, default=False)
-    _unsure: set[tuple[str, str]] = attrs.field(init=False, factory=set)
-    _sweeping: IDelayedCall | None = attrs.field(init=False, default=None)
-    _persisting: SingleFlight[None, None] = attrs.field(init=False, factory=SingleFlight)
 
     def __attrs_post_init__(self) -> None:
         self.time = StallTolerantClock(self._clock, self._tick)
-        self.deadlines = Deadlines(self.time.now)
-        self._expiries = ExpiryLog(self._clock, self.deadlines)
+        self.now = self.time.now
+        self.onDue: Callable[[Sequence[ServiceState]], object] | None = None
+        self.onTick: Callable[[], None] = lambda: None
+        self.onForgotten: Callable[[ServiceState], None] = lambda state: None
+        self._active: dict[str, dict[str, ServiceState]] = {}
+        self._expired: dict[str, dict[str, ServiceState]] = {}
+        # By deadlines. A heartbeat only changes a number; it is found out later that the deadline has moved.
+        self._queue: list[tuple[float, ServiceState]] = []
+        # In a cluster: the services by tenant and incarnation.
+        self._registrations: dict[tuple[str, str], ServiceState] = {}
+        self._isSuspended = self._isStopped = False
+        self._unsure: set[tuple[str, str]] = set()
+        self._sweeping: IDelayedCall | None = None
+        self._persisting: SingleFlight[None, None] = SingleFlight()
+        self._expiries = ExpiryLog(self._clock, lambda: self.total)
         self._outage = Outage(self._log, self._clock, "Cannot persist expirations ({count} pending); retrying")
-
-    def share(self, onDue: Callable[[Sequence[ServiceState]], None], onTick: Callable[[], None]) -> None:
-        """
-        Leave it to others too which services expire: a deadline that has passed here is only reported.
-
-        :param onDue: called with services whose deadline has passed as far as is known here.
-        :param onTick: called several times a second after that, but not when this process has stalled.
-        """
-        self._onDue, self._onTick = onDue, onTick
-        self.deadlines.isAuthoritative = False
 
     def start(self, services: Iterable[ServiceSummary]) -> None:
         """Begin with these services, each with a full timeout."""
         self.time.start()
         for service in services:
-            self.deadlines.add(service)
+            self.add(service)
 
     def stop(self) -> None:
         """Let no more services expire, and leave nothing on the reactor; what is under way belongs to the tasks."""
@@ -167,46 +173,152 @@ class LiveServices:
         if call is not None:
             call.cancel()
 
+    # -- services
+
+    def add(self, service: ServiceSummary) -> ServiceState:
+        """Add a service, with a full timeout from now on. An earlier active incarnation of the same id is over."""
+        tenant, timeout = service.tenant, service.heartbeatTimeout
+        deadline, proof = self.now() + timeout, REFUSED if service.isForced else ""
+        state = ServiceState(tenant, service.id, service.incarnation, timeout, deadline, service.lastSeen, proof=proof)
+        states = self._active.setdefault(tenant, {})
+        if service.id in states:
+            states[service.id]._queued = NOWHERE
+            self._registrations.pop((tenant, states[service.id].incarnation), None)
+        states[service.id] = state
+        self.requeue(state)
+        if self.onDue is not None:
+            self._registrations[tenant, service.incarnation] = state
+        return state
+
+    def registered(self, registration: tuple[str, str]) -> ServiceState | None:
+        """The service with this tenant and incarnation, in a cluster."""
+        return self._registrations.get(registration)
+
+    def active(self, tenant: str, id: str) -> ServiceState | None:
+        """The service with this *id*, if it is active."""
+        state = self._active.get(tenant, _NONE).get(id)
+        return state if state is not None and (self.now() < state.deadline or self.onDue is not None) else None
+
+    def ofTenant(self, tenant: str) -> Mapping[str, ServiceState]:
+        """All active services of *tenant* by id. Some may have passed their deadline since the last collection."""
+        return self._active.get(tenant, _NONE)
+
+    def all(self) -> list[ServiceState]:
+        return [state for states in self._active.values() for state in states.values()]
+
+    def restart(self, state: ServiceState, timeout: int) -> None:
+        """Give an active service another timeout (seconds), which begins now."""
+        state.timeout = timeout
+        state.deadline = self.now() + timeout
+        if state.deadline < state._queued:
+            state._queued = NOWHERE
+        self.requeue(state)
+
+    def count(self) -> dict[str, int]:
+        """How many are active, by tenant. Some may have passed their deadline since the last collection."""
+        return {tenant: len(states) for tenant, states in self._active.items()}
+
+    @property
+    def total(self) -> int:
+        """How many services are known, active or expired."""
+        scopes = (*self._active.items(), *self._expired.items())
+        return sum(len(states) for scope, states in scopes if not isLockScope(scope))
+
+    def collect(self, most: int | None = None) -> bool:
+        """
+        Find active services whose deadline has passed: they expire, or, in a cluster, are reported. None is found
+        twice, unless it has been given another deadline meanwhile (and was given to :meth:`requeue`).
+
+        :param most: look at no more than so many services; ``None`` for all that are due.
+        :return: whether there may be more.
+        """
+        now, queue, found, looks = self.now(), self._queue, list[ServiceState](), 0
+        while queue and queue[0][0] <= now and looks != most and not self._isSuspended:
+            looks += 1
+            queued, state = queue[0]
+            if state._queued == queued and state.deadline > now:
+                state._queued = state.deadline
+                heapreplace(queue, (state.deadline, state))
+                continue
+            heappop(queue)
+            if state._queued == queued:
+                state._queued = NOWHERE
+                found.append(state)
+        if self.onDue is not None:
+            self.onDue(found)
+        else:
+            for state in found:
+                _remove(self._active, state, state.id)
+                self._expired.setdefault(state.tenant, {})[state.incarnation] = state
+        return looks == most
+
+    def requeue(self, state: ServiceState) -> None:
+        """Let :meth:`collect` find a service again that it has found, when its deadline has passed."""
+        if state._queued == NOWHERE:
+            state._queued = state.deadline
+            heappush(self._queue, (state.deadline, state))
+
+    def pending(self, most: int | None = None) -> list[ServiceState]:
+        """The expired services, or so many of them, each tenant's in the order in which they were found."""
+        return list(islice((state for states in self._expired.values() for state in states.values()), most))
+
+    def find(self, tenant: str, id: str, incarnation: str) -> ServiceState | None:
+        """This incarnation, active or expired; ``None`` if it is unknown."""
+        state = self._active.get(tenant, _NONE).get(id)
+        if state is not None and state.incarnation == incarnation:
+            return state
+        return self._expired.get(tenant, _NONE).get(incarnation)
+
+    def forget(self, tenant: str, id: str, incarnation: str) -> None:
+        """Remove this incarnation, if it is known."""
+        state = self.find(tenant, id, incarnation)
+        if state is not None:
+            _remove(self._active, state, id)
+            _remove(self._expired, state, incarnation)
+            self._registrations.pop((tenant, incarnation), None)
+            state._queued = NOWHERE
+            self.onForgotten(state)
+
     def suspend(self) -> None:
         """Let no services expire, because their heartbeats can't be noticed, until :meth:`renewAll` is called."""
         self._isSuspended = True
 
     def renewAll(self) -> None:
         """Give every service a full timeout from now on."""
-        for state in self.deadlines.all():
-            self.deadlines.restart(state, state.timeout)
+        for state in self.all():
+            self.restart(state, state.timeout)
         self._isSuspended = False
 
     def synchronize(self, services: Iterable[ServiceSummary]) -> None:
         """Take over that there are these services and no others."""
-        unknown = {state.name for state in self.deadlines.all()}
+        unknown = {state.name for state in self.all()}
         for service in services:
             unknown.discard((service.tenant, service.id, service.incarnation))
             self.track(service)
         for name in unknown:
-            self.deadlines.forget(*name)
+            self.forget(*name)
 
     def track(self, service: ServiceSummary) -> None:
         """
         Take over that a service is there. It has a full timeout from now on if it is unknown or its timeout is another.
         """
-        state = self.deadlines.find(service.tenant, service.id, service.incarnation)
+        state = self.find(service.tenant, service.id, service.incarnation)
         if state is None:
-            self.deadlines.add(service)
+            self.add(service)
         elif state.timeout != service.heartbeatTimeout:
-            self.deadlines.restart(state, service.heartbeatTimeout)
+            self.restart(state, service.heartbeatTimeout)
         elif service.isForced:
             state.proof = REFUSED
 
     def hidden(self, tenant: str) -> frozenset[str]:
         """The incarnations of those of *tenant*'s services that have expired and that the store may still have."""
-        self._collect()
-        return self.deadlines.expired(tenant)
+        self.collect()
+        return frozenset(self._expired.get(tenant, ()))
 
     def isHidden(self, tenant: str, id: str, incarnation: str) -> bool:
         """Whether this incarnation has expired, though the store may still have it."""
-        state = self.deadlines.find(tenant, id, incarnation)
-        return state is not None and self.deadlines.active(tenant, id) is not state
+        state = self.find(tenant, id, incarnation)
+        return state is not None and self.active(tenant, id) is not state
 
     def markUnsure(self, tenant: str, id: str) -> None:
         """Have a service reconciled after the next tick: memory and store may not agree about it."""
@@ -215,14 +327,14 @@ class LiveServices:
     def _tick(self) -> None:
         if self._sweeping is None:
             self._sweep()
-        self._onTick()
+        self.onTick()
         if self._unsure and not self._tasks.isBusy("reconcile"):
             self._tasks.serialized("reconcile", self._reconcile)
 
     def _sweep(self) -> None:
         self._sweeping = None
-        more = self._collect(self.SWEEP)
-        if self.deadlines.pending(1) and not self._persisting:
+        more = self.collect(self.SWEEP)
+        if self.pending(1) and not self._persisting:
             self.persistNext().addCallbacks(self._sweepLater, lambda _: None)
         if more:
             self._sweepLater()
@@ -230,14 +342,6 @@ class LiveServices:
     def _sweepLater(self, _: object = None) -> None:
         if self._sweeping is None and not self._isStopped:
             self._sweeping = self._clock.callLater(0, self._sweep)
-
-    def _collect(self, most: int | None = None) -> bool:
-        if self._isSuspended:
-            return False
-        due, more = self.deadlines.collect(most)
-        if due:
-            self._onDue(due)
-        return more
 
     @returnsDeferred
     async def persistNext(self) -> None:
@@ -248,13 +352,12 @@ class LiveServices:
             raise systemFailure("The registry is stopping")
 
     async def _persistGroup(self) -> None:
-        group = self.deadlines.pending(self.GROUP)
-        moments = self.timestamps(group)
+        group = self.pending(self.GROUP)
         try:
-            await self._persist([Expiration(*each.name, moment) for each, moment in zip(group, moments, strict=True)])
+            await self._persist([Expiration(*each.name, self.timestamp(each)) for each in group])
             self._logExpired(group)
         except Exception as error:
-            self._outage.failed(None if isinstance(error, Fault) else Failure(), count=len(self.deadlines.pending()))
+            self._outage.failed(None if isinstance(error, Fault) else Failure(), count=len(self.pending()))
             raise
 
     def _logExpired(self, states: Sequence[ServiceState]) -> None:
@@ -262,19 +365,19 @@ class LiveServices:
         self._expiries.add(states)
         if self._isStopped:
             self._expiries.stop()
-        elif not self.deadlines.pending(1):
+        elif not self.pending(1):
             self._expiries.flush()
 
-    def timestamps(self, states: Sequence[ServiceState]) -> list[int]:
-        """The deadlines of services, as far as they are known here, in milliseconds since the epoch."""
+    def timestamp(self, state: ServiceState) -> int:
+        """The deadline of a service, as far as it is known here, in milliseconds since the epoch."""
         # When the clock of the deadlines began, if it had never stood still.
-        began = self._wallClock() - self.time.now()
-        return [round((began + max(state.deadline, state.aliveUntil)) * 1000) for state in states]
+        began = self._wallClock() - self.now()
+        return round((began + max(state.deadline, state.aliveUntil)) * 1000)
 
     def noteExpired(self, state: ServiceState) -> None:
         """A service has expired by a decision of others, and that is persisted."""
         self._logExpired([state])
-        self.deadlines.forget(*state.name)
+        self.forget(*state.name)
 
     async def _reconcile(self) -> None:
         for tenant, id in list(self._unsure)[: self.RECONCILED]:
@@ -288,17 +391,25 @@ class LiveServices:
                 self._log.failure("Cannot reconcile service {id} of tenant {tenant}", id=id, tenant=tenant)
 
     async def _reconcileOne(self, tenant: str, id: str) -> None:
-        before = self.deadlines.active(tenant, id)
+        before = self.active(tenant, id)
         hidden = self.hidden(tenant)
         try:
             record = await readSummary(self._store, tenant, id)
         except NoSuchObject:
             if before is not None:
-                self.deadlines.forget(tenant, id, before.incarnation)
+                self.forget(tenant, id, before.incarnation)
             return
         if before is not None and before.incarnation == record.incarnation:
-            if self.deadlines.active(tenant, id) is before and before.timeout != record.heartbeatTimeout:
-                self.deadlines.restart(before, record.heartbeatTimeout)
+            if self.active(tenant, id) is before and before.timeout != record.heartbeatTimeout:
+                self.restart(before, record.heartbeatTimeout)
         elif record.incarnation not in hidden:
             # Its registration was persisted, but never acknowledged.
-            self.deadlines.add(record)
+            self.add(record)
+
+
+def _remove(states: dict[str, dict[str, ServiceState]], state: ServiceState, key: str) -> None:
+    ofTenant = states.get(state.tenant, {})
+    if ofTenant.get(key) is state:
+        del ofTenant[key]
+        if not ofTenant:
+            del states[state.tenant]

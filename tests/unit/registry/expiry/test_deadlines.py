@@ -7,12 +7,16 @@ from __future__ import annotations
 import tracemalloc
 import uuid
 
+from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.expiry.deadlines import Deadlines, StallTolerantClock
+from txserviceregistry.registry.expiry.deadlines import StallTolerantClock
+from txserviceregistry.registry.expiry.livetable import LiveServices
 from txserviceregistry.registry.stores.interfaces import ServiceSummary
+from txserviceregistry.registry.stores.memory import MemoryStore
+from txserviceregistry.registry.tasks import TaskOwner
 
 
 class StallTolerantClockTests(SynchronousTestCase):
@@ -121,7 +125,14 @@ class DeadlinesTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.now = 100.0
-        self.deadlines = Deadlines(lambda: self.now)
+        self.deadlines = LiveServices(
+            MemoryStore(),
+            lambda expirations: succeed(None),
+            clock=Clock(),
+            wallClock=lambda: self.now,
+            tasks=TaskOwner(),
+        )
+        self.deadlines.now = lambda: self.now
 
     def add(self, id: str, timeout: int = 30, incarnation: str = "", tenant: str = "1") -> None:
         """A service is registered."""
@@ -133,9 +144,19 @@ class DeadlinesTests(SynchronousTestCase):
         assert state is not None
         state.heartbeat(self.now, 5)
 
+    def collectIncarnations(self) -> list[str]:
+        """The incarnations of those that expire, which are forgotten."""
+        self.deadlines.collect()
+        found = self.deadlines.pending()
+        for state in found:
+            self.deadlines.forget(*state.name)
+        return [state.incarnation for state in found]
+
     def collect(self, most: int | None = None) -> list[str]:
         """The ids of those that are found to have expired."""
-        return [state.id for state in self.deadlines.collect(most)[0]]
+        before = self.deadlines.pending()
+        self.deadlines.collect(most)
+        return [state.id for state in self.deadlines.pending() if state not in before]
 
     def test_isActiveUntilTheDeadline(self) -> None:
         """A service is active before the deadline and not at it, whether or not it has been collected."""
@@ -155,8 +176,8 @@ class DeadlinesTests(SynchronousTestCase):
         self.now += 3
         self.assertIsNotNone(self.deadlines.active("1", "a"))
         self.collect()
-        self.assertEqual(self.deadlines.expired("1"), frozenset())
-        self.assertEqual(self.deadlines.expired("2"), {"incarnation of a"})
+        self.assertEqual(self.deadlines.hidden("1"), frozenset())
+        self.assertEqual(self.deadlines.hidden("2"), {"incarnation of a"})
 
     def test_findsTheExpiredOnceAndInOrder(self) -> None:
         """Each is found once, the earliest deadline first."""
@@ -199,12 +220,12 @@ class DeadlinesTests(SynchronousTestCase):
         self.add("a")
         self.now += 30
         self.collect()
-        self.assertEqual(self.deadlines.expired("1"), {"incarnation of a"})
+        self.assertEqual(self.deadlines.hidden("1"), {"incarnation of a"})
         self.assertIsNotNone(self.deadlines.find("1", "a", "incarnation of a"))
         self.deadlines.forget("1", "a", "incarnation of a")
         self.assertEqual(self.deadlines.pending(), [])
         self.assertIsNone(self.deadlines.find("1", "a", "incarnation of a"))
-        self.assertEqual(self.deadlines.expired("1"), frozenset())
+        self.assertEqual(self.deadlines.hidden("1"), frozenset())
 
     def test_theResultOfExpiredDoesNotChange(self) -> None:
         """The set of the expired stays as it was returned, though others expire or are forgotten meanwhile."""
@@ -212,12 +233,12 @@ class DeadlinesTests(SynchronousTestCase):
             self.add(id, timeout=timeout)
         self.now += 10
         self.collect()
-        expired = self.deadlines.expired("1")
+        expired = self.deadlines.hidden("1")
         self.now += 10
         self.collect()
         self.deadlines.forget("1", "a", "incarnation of a")
         self.assertEqual(expired, {"incarnation of a", "incarnation of b"})
-        self.assertEqual(self.deadlines.expired("1"), {"incarnation of b", "incarnation of c"})
+        self.assertEqual(self.deadlines.hidden("1"), {"incarnation of b", "incarnation of c"})
 
     def test_forgetsTheRightIncarnation(self) -> None:
         """To forget one incarnation of an id leaves the others of it alone; an unknown one is ignored."""
@@ -230,7 +251,7 @@ class DeadlinesTests(SynchronousTestCase):
         self.deadlines.forget("2", "a", "second")
         self.assertIsNotNone(self.deadlines.active("1", "a"))
         self.now += 30
-        self.assertEqual([state.incarnation for state in self.deadlines.collect()[0]], ["second"])
+        self.assertEqual(self.collectIncarnations(), ["second"])
 
     def test_theForgottenAreNotFound(self) -> None:
         """A service that was removed before its deadline is not found."""
@@ -244,7 +265,7 @@ class DeadlinesTests(SynchronousTestCase):
         self.add("a", incarnation="first", timeout=10)
         self.add("a", incarnation="second", timeout=20)
         self.now += 1000
-        self.assertEqual([state.incarnation for state in self.deadlines.collect()[0]], ["second"])
+        self.assertEqual(self.collectIncarnations(), ["second"])
 
     def test_looksAtSoManyOnly(self) -> None:
         """Many that are due are found in parts, if it is asked so; it is said that there may be more."""
@@ -254,8 +275,9 @@ class DeadlinesTests(SynchronousTestCase):
         parts = []
         more = True
         while more:
-            found, more = self.deadlines.collect(10)
-            parts.append(len(found))
+            before = len(self.deadlines.pending())
+            more = self.deadlines.collect(10)
+            parts.append(len(self.deadlines.pending()) - before)
         self.assertEqual(parts, [10, 10, 5])
 
     def test_isSmall(self) -> None:

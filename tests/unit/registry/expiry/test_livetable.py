@@ -44,7 +44,7 @@ class SharedTests(SynchronousTestCase):
             wallClock=lambda: NOW,
             tasks=TaskOwner(),
         )
-        self.live.share(self.due.extend, self.tick)
+        self.live.onDue, self.live.onTick = self.due.extend, self.tick
         self.live.start(
             ServiceSummary(TENANT, f"web{number}", f"incarnation{number}", 3, None) for number in range(3000)
         )
@@ -64,17 +64,17 @@ class SharedTests(SynchronousTestCase):
         self.pass_(5)
         self.assertEqual(len({state.id for state in self.due}), 3000)
         self.assertEqual(len(self.due), 3000)
-        self.assertIsNotNone(self.live.deadlines.active(TENANT, "web0"))
+        self.assertIsNotNone(self.live.active(TENANT, "web0"))
         self.assertEqual(self.live.hidden(TENANT), frozenset())
 
     def test_afterAHeartbeatAServiceIsReportedAgain(self) -> None:
         """A service that was reported and has a new deadline is reported when that has passed."""
         self.pass_(4)
-        state = self.live.deadlines.registered((TENANT, "incarnation7"))
+        state = self.live.registered((TENANT, "incarnation7"))
         assert state is not None
         self.due.clear()
-        state.heartbeat(self.live.deadlines.now(), 0)
-        self.live.deadlines.requeue(state)
+        state.heartbeat(self.live.now(), 0)
+        self.live.requeue(state)
         self.pass_(2.5)
         self.assertEqual(self.due, [])
         self.pass_(1)
@@ -100,11 +100,11 @@ class SharedTests(SynchronousTestCase):
 
     def test_anExpirationIsForgotten(self) -> None:
         """A service that has expired by the others' decision is unknown from then on."""
-        state = self.live.deadlines.registered((TENANT, "incarnation7"))
+        state = self.live.registered((TENANT, "incarnation7"))
         assert state is not None
         self.live.noteExpired(state)
-        self.assertIsNone(self.live.deadlines.registered((TENANT, "incarnation7")))
-        self.assertIsNone(self.live.deadlines.active(TENANT, "web7"))
+        self.assertIsNone(self.live.registered((TENANT, "incarnation7")))
+        self.assertIsNone(self.live.active(TENANT, "web7"))
 
 
 class SlowStoreTests(RegistryCase):
