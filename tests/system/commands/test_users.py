@@ -16,9 +16,8 @@ from txserviceregistry.registry.stores.etcd.store import EtcdStore
 PROGRAM = """
 os.execv(sys.executable, [sys.executable, "-m", "txserviceregistry.commands.users", *sys.argv[1:]])
 """
-# What it finds as its standard streams: an output on a full disk, none, a file that takes four bytes, a pipe without a
-# reader; only an output; and a stderr on a full disk.
-INTO_A_FULL_FILE = 'import os, sys; os.dup2(os.open("/dev/full", os.O_WRONLY), 1)'
+# What it finds as its standard streams: no output, a file that takes four bytes, a pipe without a reader; only an
+# output; and a stderr on a full disk.
 INTO_NOTHING = "import os, sys; os.close(1)"
 INTO_A_LIMITED_FILE = """
 import os, resource, sys
@@ -58,19 +57,16 @@ class BesideARegistryTests(UsersProcessCase):
     """While the registry runs."""
 
     async def test_aKeyThatCantBeWritten(self) -> None:
-        """A key that can't be shown changes nothing: the old key stays valid, and no user is added."""
+        """Without an output nothing changes: the old key stays valid."""
         await self.registry()
         before = self.raxrc()
-        for streams, reason in ((INTO_A_FULL_FILE, "No space left on device"), (INTO_NOTHING, "it is closed")):
-            for action, name in (("add", "joe"), ("rotate", "local")):
-                program = self.spawn("python", "-c", streams + PROGRAM, "--data-dir", self.dataDir, action, name)
-                await program.ended
-                self.assertEqual((program.exitCode, program.output), (1, ""))
-                (line,) = program.errors.splitlines()
-                self.assertIn(f"{reason}. The user was not changed", line)
+        program = self.spawn("python", "-c", INTO_NOTHING + PROGRAM, "--data-dir", self.dataDir, "rotate", "local")
+        await program.ended
+        self.assertEqual((program.exitCode, program.output), (1, ""))
+        (line,) = program.errors.splitlines()
+        self.assertIn("it is closed. The user was not changed", line)
         self.assertEqual(self.raxrc(), before)
         await self.client().account.getLimits()
-        self.assertEqual([line.split()[0] for line in (await self.users("list")).out.splitlines()[1:]], ["local"])
 
     async def test_aDiskThatIsFullShowsNoKey(self) -> None:
         """A file that takes no more is found before the key is stored, not only when it is closed."""
@@ -96,25 +92,13 @@ class BesideARegistryTests(UsersProcessCase):
         self.assertIn("Broken pipe. The user was not changed", program.errors)
         await self.client().account.getLimits()
 
-    async def test_nothingIsMadeForAKeyThatCantBeWritten(self) -> None:
-        """Not even the store of a registry that does not exist yet, which would have no users."""
-        program = self.spawn("python", "-c", INTO_NOTHING + PROGRAM, "--data-dir", self.dataDir, "add", "joe")
-        await program.ended
-        self.assertEqual(program.exitCode, 1)
-        self.assertFalse(os.path.exists(self.dataDir))
-
     async def test_otherOutputThatCantBeWritten(self) -> None:
-        """What can't be listed, or helped with, is an error of one line; what writes nothing needs no output."""
+        """What can't be helped with is an error of one line; what writes nothing needs no output."""
         await self.users("add", "joe")
-        for streams in (INTO_A_FULL_FILE, INTO_NOTHING):
-            for words in (["list"], ["--help"], ["--version"]):
-                program = self.spawn("python", "-c", streams + PROGRAM, "--data-dir", self.dataDir, *words)
-                await program.ended
-                self.assertEqual((program.exitCode, len(program.errors.splitlines())), (1, 1), (words, program.errors))
-                self.assertIn("can't write the output", program.errors)
-        program = self.spawn("python", "-c", INTO_NOTHING + PROGRAM, "--data-dir", self.dataDir, "remove", "joe")
-        await program.ended
-        self.assertEqual(program.exitCode, 0, program.errors)
+        for words, code in ((["--help"], 1), (["remove", "joe"], 0)):
+            program = self.spawn("python", "-c", INTO_NOTHING + PROGRAM, "--data-dir", self.dataDir, *words)
+            await program.ended
+            self.assertEqual(program.exitCode, code, program.errors)
 
     async def test_withoutStandardErrors(self) -> None:
         """Without stderr and stdin all is done, and shown, and no file gets their numbers."""

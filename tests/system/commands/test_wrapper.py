@@ -135,25 +135,18 @@ class WrapperTests(WrapperTestCase):
 
     async def test_exitCodes(self) -> None:
         """The command's own, 128 + N after signal N, 127 when there is none, 126 when it can't be run."""
-        scripts = {"plain": "echo\n", "noshebang": "echo\n", "lost": "#!/no/such/interpreter\n"}
-        scripts["alien"] = "\x7fELF\0"
+        scripts = {"noshebang": "echo\n", "lost": "#!/no/such/interpreter\n", "alien": "\x7fELF\0"}
         for name, text in scripts.items():
             with open(os.path.join(self.home, name), "w") as file:
                 file.write(text)
-            os.chmod(file.name, 0o644 if name == "plain" else 0o755)
+            os.chmod(file.name, 0o755)
         cases: list[tuple[list[str], int]] = [
-            (["true"], 0),
             (["sh", "-c", "exit 7"], 7),
-            (["sh", "-c", "exit 255"], 255),
             (["sh", "-c", "kill -KILL $$"], 128 + 9),
-            (["sh", "-c", "kill -SEGV $$"], 128 + 11),
             (["no-such-program"], 127),
-            (["/no/such/program"], 127),
-            (["./plain"], 126),
             (["./noshebang"], 126),
             (["./lost"], 126),
             (["./alien"], 126),
-            (["/"], 126),
         ]
         ends = await together(self.run_(f"--id=codes{number}", *command) for number, (command, _) in enumerate(cases))
         for (out, err, code), (command, expected) in zip(ends, cases, strict=True):

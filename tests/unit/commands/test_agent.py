@@ -13,6 +13,8 @@ from unittest import mock
 
 import treq
 from twisted.internet import reactor as globalReactor
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -76,6 +78,31 @@ class AgentTests(TestCase):
         ):
             patch.start()
             self.addCleanup(patch.stop)
+
+    async def test_whatPreventsAStart(self) -> None:
+        """Settings that can't be used, a folder that can't be written and a port in use are told in one line."""
+        for name, value in (("RAXSR_API_URL", "not a url"), ("RAXSR_RAXRC", os.path.join(self.home, "none"))):
+            with mock.patch.dict(os.environ, {name: value}):
+                options = Options()
+                options.parseOptions([])
+                line = str(self.assertRaises(SystemExit, makeService, options))
+            self.assertIn(value if name == "RAXSR_RAXRC" else name, line)
+            self.assertEqual(len(line.splitlines()), 1, line)
+        file = os.path.join(self.home, "file")
+        open(file, "w").close()
+        taken = reactor.listenTCP(0, Factory(), interface="127.0.0.1")
+        self.addCleanup(taken.stopListening)
+        listen = f"tcp:{taken.getHost().port}:interface=127.0.0.1"
+        blocked = os.path.join(file, "below")
+        for words, expected in ((["--data-dir", blocked], blocked), (["--listen", listen], listen)):
+            ended: Deferred[str] = Deferred()
+            with mock.patch.object(agent, "endProcess", lambda _, line, ended=ended: ended.callback(line)):
+                options = Options()
+                options.parseOptions(["--registry-listen", ANY_PORT, *words])
+                process = makeService(options)
+                process.startService()
+                self.addCleanup(process.stopService)
+                self.assertIn(expected, await ended)
 
     async def agent(self, *words: str) -> str:
         """Start an agent; what it has printed when its service is registered."""

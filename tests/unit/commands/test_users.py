@@ -100,6 +100,14 @@ class UsersCase(Users):
         environment = {**withoutSettings(), "HOME": self.home}
         return await runScript(main, "--data-dir", dataDir, *words, environment=environment, folder=self.home)
 
+    async def intoAFullFile(self, *words: str) -> str:
+        """Run the program, whose output can't be written, and which fails with one line; that line."""
+        environment = {**withoutSettings(), "HOME": self.home}
+        arguments = ("--data-dir", self.dataDir, *words)
+        ended = await runScript(main, *arguments, environment=environment, folder=self.home, stdout="/dev/full")
+        self.assertEqual((ended.code, len(ended.err.splitlines())), (1, 1), (words, ended.err))
+        return ended.err
+
     async def registry(self, store: Any = "sqlite") -> RegistryService:
         """Start a registry."""
         registry = RegistryService(reactor, dataDir=self.dataDir, store=store, endpoints=[ANY_PORT], keyCost=CHEAP)
@@ -197,6 +205,14 @@ class WithoutARegistryTests(UsersCase):
             self.assertIn("registry.sqlite", await self.refused(*arguments, dataDir=str(folder)))
         self.assertEqual(Path(folder, "registry.sqlite").read_text(), "this is not a database")
         self.assertIn("the value is empty", await self.refused("--data-dir", "", "list", code=2))
+
+    async def test_outputThatCantBeWritten(self) -> None:
+        """Nothing is made for a key that can't be shown; what can't be listed, or helped with, is an error."""
+        self.assertIn("No space left on device. The user was not changed", await self.intoAFullFile("add", "joe"))
+        self.assertFalse(os.path.exists(self.dataDir))
+        await self.users("add", "joe")
+        for words in (["list"], ["--help"], ["--version"]):
+            self.assertIn("can't write the output: No space left on device", await self.intoAFullFile(*words))
 
     async def test_anEtcdWithoutItsStoreIsRefused(self) -> None:
         """Options of etcd without --store etcd are an error, and no other store is used."""
@@ -324,6 +340,16 @@ class BesideARegistryTests(UsersCase):
         """What ``list`` shows of the roles of users, by name."""
         lines = [line.split(None, 2) for line in (await self.users("list")).out.splitlines()[1:]]
         return {name: role for name, _, role in lines}
+
+    async def test_aKeyThatCantBeShown(self) -> None:
+        """The old key stays valid, and no user is added."""
+        await self.registry()
+        before = self.raxrc()
+        for words in (("add", "joe"), ("rotate", "local")):
+            self.assertIn("No space left on device. The user was not changed", await self.intoAFullFile(*words))
+        self.assertEqual(self.raxrc(), before)
+        await self.clientOf("local", before["api_key"]).account.getLimits()
+        self.assertEqual([line.split()[0] for line in (await self.users("list")).out.splitlines()[1:]], ["local"])
 
     async def test_rotateEndsKeyAndTokensWithinASecond(self) -> None:
         """The old token and the old key are refused, the new key is taken, and the raxrc does not go stale."""

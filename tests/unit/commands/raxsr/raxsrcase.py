@@ -108,3 +108,10 @@ class RaxsrTestCase(Commands):
         """See :class:`Commands`."""
         given = {**withoutSettings(), "HOME": self.home, **environment}
         return await runScript(main, *words, environment=given, folder=self.home, stdin=stdin or b"")
+
+    async def intoAFullFile(self, *words: str) -> str:
+        """Run a command whose output can't be written, and which fails with one line; that line."""
+        given = {**withoutSettings(), "HOME": self.home, **self.settings}
+        ended = await runScript(main, *words, environment=given, folder=self.home, stdout="/dev/full")
+        self.assertEqual((ended.code, len(ended.err.splitlines())), (1, 1), (words, ended.err))
+        return ended.err

@@ -102,3 +102,21 @@ class YamlTests(SynchronousTestCase):
         with contextlib.redirect_stdout(io.StringIO()) as stdout:
             Output(columns, "yaml").write([record], isOne=True)
         self.assertEqual(stdout.getvalue(), "id: web1\nmetadata:\n  host: a\n  port: '1'\n")
+
+
+class RowsTests(SynchronousTestCase):
+    """Records that come one by one."""
+
+    def rows(self, format: str) -> str:
+        with contextlib.redirect_stdout(io.StringIO()) as stdout:
+            show = Output(VALUES, format).rows()
+            for number in range(2):
+                show({"id": f"key{number}", "value": "a\nb"})
+        return stdout.getvalue()
+
+    def test_formats(self) -> None:
+        """A table has its headings first, CSV its names; JSON has an object on a line."""
+        self.assertEqual(self.rows("table"), "ID  Value\nkey0  a b\nkey1  a b\n")
+        self.assertEqual(self.rows("csv"), '"id","value"\n"key0","a\nb"\n"key1","a\nb"\n')
+        self.assertEqual(self.rows("json").splitlines()[1], '{"id": "key1", "value": "a\\nb"}')
+        self.assertEqual(self.rows("value"), "key0 a\nb\nkey1 a\nb\n")

@@ -168,3 +168,18 @@ class ProgramTests(RaxsrTestCase):
             told = await self.refused(*words, code=2)
             self.assertRegex(told, f"^raxsr: {name} is not text in .*: it has the byte 0xE9")
             self.assertNotIn("caf", told)
+
+    async def test_outputThatCantBeWritten(self) -> None:
+        """Lists, exports, helps and versions can't be lost without an error, and what would not be shown is not done."""
+        for words in (
+            ["services", "list"],
+            ["configuration", "export", "-"],
+            ["--help"],
+            ["--version"],
+            ["complete"],
+        ) + (["configuration", "set", f"/{self.prefix}/key", "value"], ["services", "create", self.prefix]):
+            line = await self.intoAFullFile(*words)
+            self.assertEqual(line, "raxsr: can't write the output: No space left on device\n", words)
+        client = self.client()
+        self.assertEqual((await client.configuration.list())["values"], [])
+        self.assertEqual((await client.services.list())["values"], [])

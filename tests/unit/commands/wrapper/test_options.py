@@ -63,3 +63,11 @@ class OptionsTests(TestCase):
         self.assertIn("Example:\n  service-registry-wrapper --id=", shown.out)
         shown = await self.wrapper("--version")
         self.assertEqual((len(shown.out.splitlines()), shown.err, shown.code), (1, "", 0))
+
+    async def test_helpThatCantBeWritten(self) -> None:
+        """It is an error of one line."""
+        for word in ("--help", "--version"):
+            environment = {**withoutSettings(), "HOME": self.home}
+            ended = await runScript(main, word, environment=environment, folder=self.home, stdout="/dev/full")
+            self.assertEqual(ended.code, 1)
+            self.assertIn("can't write the output: No space left on device", ended.err)
