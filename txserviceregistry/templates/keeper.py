@@ -39,9 +39,6 @@ class TemplateKeeper:
 
     :param quiet: seconds without a change until files are rendered again.
     :param longest: seconds after the first change until they are rendered even if more changes come.
-    :param panicThreshold: see :class:`~txserviceregistry.discovery.suspects.Suspects`.
-    :param allowEmpty: whether there may be tags without a service that can receive connections.
-    :param randomNumber: returns numbers from 0 to 1.
     """
 
     _log = Logger()

@@ -60,10 +60,8 @@ class Views:
     """
     The content of a registry for templates.
 
-    :param panicThreshold: see :class:`~txserviceregistry.discovery.suspects.Suspects`.
     :param allowEmpty: whether there may be tags without a service that can receive connections.
-    :ivar functions: the functions of templates. They raise NotCurrent if what they return is not known, or may have
-        changed.
+    :ivar functions: the functions of templates. They raise NotCurrent if their result is not known now.
     """
 
     def __init__(self, client: Client, panicThreshold: float = THRESHOLD, allowEmpty: bool = False) -> None:
@@ -92,7 +90,6 @@ class Views:
         return not any(view.stale for view in self._started())
 
     def whenChanged(self) -> Deferred[None]:
-        """Fires at the next change."""
         return self._changes.wait()
 
     def whenReady(self) -> Deferred[Any]:
@@ -100,12 +97,10 @@ class Views:
         return gatherResults([view.whenReady() for view in self._started()])
 
     async def stop(self) -> None:
-        """End the requests."""
         for view in self._started():
             await view.stopService()
 
     def _services(self, tag: str | None = None, *, all: bool = False, empty: bool = False) -> list[dict[str, Any]]:
-        """The services with a tag that are to receive connections, or with *all* every one of them."""
         _current(self._directory)
         listed = self._suspects.services() if tag is None else self._suspects.forTag(tag)
         found = [_forTemplates(each) for each in listed if all or takesWork(each)]
@@ -165,12 +160,7 @@ class Renderer:
         self._environment.filters["word"] = word
 
     def render(self, views: Views) -> str:
-        """
-        The text now.
-
-        :raises NotCurrent: if what the template needs is not known now.
-        :raises TemplateFailed: if it is wrong, needs something that does not exist, or a tag without services.
-        """
+        """The text now; raises NotCurrent or TemplateFailed."""
         try:
             parts, left = [], _LONGEST_TEXT
             for part in self._environment.get_template(self._name).generate(views.functions):

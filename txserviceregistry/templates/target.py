@@ -1,7 +1,4 @@
-"""
-Checking and reloading: a rendered file that passed its check takes the place of the old one, and a program is told to
-read it. If that fails, the old file comes back.
-"""
+"""Checking and reloading: a rendered file takes the place of the old one. If the reload fails, the old one returns."""
 
 from __future__ import annotations
 
@@ -29,11 +26,7 @@ _LONGEST_TAIL = 4096
 
 
 async def runCommand(command: str) -> None:
-    """
-    Run a shell command. It is killed when this is cancelled.
-
-    :raises TemplateFailed: if its exit code is not 0, or it does not end.
-    """
+    """Run a shell command; TemplateFailed if it fails, or does not end. It is killed when this is cancelled."""
     # Not a pipe, which a daemon that the command starts would keep open.
     with tempfile.TemporaryFile() as output:
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
@@ -57,14 +50,7 @@ async def runCommand(command: str) -> None:
 
 
 class Target:
-    """
-    A file that is kept current.
-
-    :param path: the file; where a symbolic link leads, if it is one.
-    :param check: a shell command that fails if a file is not valid; ``{}`` in it is the file's path.
-    :param reload: a shell command after a change.
-    :param run: runs a command.
-    """
+    """A file that is kept current. *check* and *reload* are commands; ``{}`` in *check* is the new file's path."""
 
     def __init__(
         self,
@@ -84,11 +70,7 @@ class Target:
         self._isPending = os.path.lexists(self._old)
 
     def content(self) -> str | None:
-        """
-        The content of the file; ``None`` if there is none.
-
-        :raises TemplateFailed: if it can't be read.
-        """
+        """The content of the file; ``None`` if there is none."""
         try:
             if not stat.S_ISREG(os.stat(self.path).st_mode):
                 raise TemplateFailed(f"{self.path} is not a regular file, and is not replaced")
@@ -101,10 +83,8 @@ class Target:
 
     async def put(self, text: str) -> bool:
         """
-        Make *text* the content of the file, and reload.
-
-        :return: whether anything changed. A reload that a killed process did not finish is one too.
-        :raises TemplateFailed: if that fails: the file has its old content.
+        Make *text* the content of the file, and reload; whether anything changed, or a killed process did not finish
+        its reload. TemplateFailed if that fails: the file has its old content.
         """
         isChanged = text != self.content()
         if not isChanged and not self._isPending:

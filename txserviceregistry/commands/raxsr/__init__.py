@@ -1,5 +1,1 @@
-"""
-``raxsr``: queries and changes a registry on the command line.
-
-Modules import Twisted, treq and the client only when a command sends a request, so that help and completion are fast.
-"""
+"""``raxsr``. Its modules import Twisted and the client only when a request is sent, so that help is fast."""

@@ -75,10 +75,6 @@ class Wrapper:
     """
     One command, from before its start to after its end.
 
-    :param start: starts the command; raises :class:`~.process.CantStart`.
-    :param connect: makes a client; by default, with the credentials of the options, if they have some.
-    :param tokenFile: the file for the heartbeat token.
-    :param tell: writes a line for the user.
     :param held: called when the tries before the start are over, and their result has been told.
     """
 
@@ -253,12 +249,7 @@ class Wrapper:
 
 @implementer(ILogObserver)
 class LogLines:
-    """
-    Writes changes of the registration, and errors, as lines. It leaves out what the wrapper has told itself.
-
-    :ivar isStarting: whether the wrapper has not told the result of the tries at the start.
-    :ivar isEnding: whether the wrapper ends, so that requests under way fail.
-    """
+    """Writes changes of the registration, and errors, as lines. It leaves out what the wrapper has told itself."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self.isStarting = True
@@ -292,7 +283,6 @@ class LogLines:
 
 
 def main() -> int:
-    """The console script; returns the exit code. A standard stream that is closed is closed for the command too."""
     return console.runConsole(_NAME, _run)
 
 

@@ -54,12 +54,7 @@ def _check(text: str) -> str:
 
 
 class Options(TableOptions):
-    """
-    The command line. ``tags`` is a list, and ``metadata`` a dictionary.
-
-    :ivar command: the program and its arguments.
-    :ivar warnings: warnings about options without effect.
-    """
+    """The command line, with the program and its arguments in ``command``."""
 
     synopsis = "Usage: service-registry-wrapper --id=ID [options] [--] COMMAND [ARGUMENT …]"
     longdesc = (

@@ -88,11 +88,7 @@ class Child:
 
 
 def findProgram(word: str) -> str:
-    """
-    Find a program as a shell does: by its path, or by a name without a slash in ``PATH``.
-
-    :raises CantStart: if it does not exist, or can't be run.
-    """
+    """Find a program as a shell does; :class:`CantStart` if it does not exist, or can't be run."""
     path = shutil.which(word)
     if path is not None:
         return path
@@ -103,9 +99,7 @@ def findProgram(word: str) -> str:
 
 
 def startEnvironment() -> dict[bytes, bytes]:
-    """
-    The environment that this process was started with. In the C locale Python adds ``LC_CTYPE`` to its own (PEP 538).
-    """
+    """The environment of this process at its start. In the C locale Python adds ``LC_CTYPE`` to its own (PEP 538)."""
     try:
         with open("/proc/self/environ", "rb") as file:
             pairs = (entry.partition(b"=") for entry in file.read().split(b"\0"))
@@ -123,9 +117,8 @@ def startChild(
 ) -> Child:
     """
     Start a process with our standard streams, terminal and folder, and with no signal blocked or ignored but those of
-    *keepIgnored*. Variables for our own process id have that of the new process.
+    *keepIgnored*. With an open file for both outputs it has no input, and a process group of its own.
 
-    :param output: an open file for both outputs. The process then has no input, and a process group of its own.
     :raises CantStart: if it can't be started.
     """
     path = findProgram(command[0])
@@ -144,7 +137,7 @@ def startChild(
 
 
 def _forked(path: str, command: list[str], environment: Mapping[bytes, bytes], defaults: Collection[int]) -> Child:
-    """The same, with the process's own id in its environment, which is known only when it has been made."""
+    """The same, with the process's own id in its environment."""
     ours = str(os.getpid()).encode()
     pid = os.fork()
     if pid:
@@ -201,8 +194,8 @@ def exitCode(status: int) -> int:
 
 class Signals:
     """
-    Receives the signals of this process from its construction on, and passes them on from its start on. Only
-    ``sigwaitinfo`` gets the origin of a signal, so the signals are blocked, and a thread waits for them.
+    Receives the signals of this process, from before its start on. Only ``sigwaitinfo`` gets the origin of a signal, so
+    the signals are blocked, and a thread waits for them.
 
     :ivar kept: the signals that stay ignored, as SIGHUP under ``nohup``.
     """
@@ -217,10 +210,7 @@ class Signals:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._taken)
 
     def start(self, reactor: Any, listener: Callable[[int, bool], None]) -> None:
-        """
-        Begin to pass signals on, those included that came before, to a *listener* in the reactor's thread: the signal's
-        number, and whether the terminal sent it to the whole process group.
-        """
+        """Pass to a *listener* each signal's number, and whether the terminal sent it to the whole process group."""
 
         def listen() -> None:
             while True:
@@ -242,9 +232,7 @@ def stopUntilContinued() -> None:
 class NotificationRelay:
     """
     Passes on the notifications of the processes of this user, and of root: systemd takes those of the main process
-    only, which is the wrapper.
-
-    :param environment: the command's; its ``NOTIFY_SOCKET`` is replaced.
+    only, which is the wrapper. ``NOTIFY_SOCKET`` in the command's *environment* is replaced.
     """
 
     def __init__(self, reactor: Any, environment: MutableMapping[bytes, bytes]) -> None:

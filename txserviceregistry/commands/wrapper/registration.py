@@ -1,7 +1,4 @@
-"""
-The registration of the wrapped command: when the tries at the start are over, when it is lost, and how it is drained. A
-:class:`~txserviceregistry.RegisteredService` registers and sends heartbeats.
-"""
+"""The registration of the wrapped command: when the tries at the start are over, its loss, and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -96,14 +93,10 @@ class WrapperRegistration:
     """
     Registers a service, keeps it registered, and reports when that has failed.
 
-    :param options: the values of the wrapper's options.
-    :param connect: makes a client; raises ``InvalidSettings``.
     :param lost: called with the reason when a registration is lost: the registry refuses the service, or it has not
         been registered for an interval after its deadline.
-    :param check: says whether the service is healthy; without it, it is.
-    :param tokenFile: the file for the heartbeat token.
+    :param check: says whether the service is healthy.
     :param onRegistered: called each time that the registry has the service again.
-    :ivar client: the client in use, once there is one.
     """
 
     _log = Logger()
@@ -161,10 +154,8 @@ class WrapperRegistration:
 
     def begin(self) -> Deferred[None]:
         """
-        Begin to register. The tries go on until :meth:`abandon` or :meth:`leave`.
-
-        :return: fires with ``None`` when the service is registered; fails with :class:`NotRegistered` after the tries
-            at the start, or at once if another try would fail in the same way. Cancelling it ends the wait only.
+        Begin to register. Fails with :class:`NotRegistered` after the tries at the start, or at once if another try
+        would fail in the same way. The tries go on until :meth:`abandon` or :meth:`leave`.
         """
         started = self._starting.wait()
         self._transition(State.STARTING)
@@ -309,10 +300,8 @@ class Drain:
 
     def begin(self) -> Deferred[None] | None:
         """
-        Begin to drain.
-
-        :return: fires when the command may end; ``None`` if it may end at once, because the service is not registered,
-            or is being drained already, which is cut short.
+        Begin to drain; fires when the command may end. ``None`` if it may end at once, because the service is not
+        registered, or is being drained already, which is cut short.
         """
         if self._draining is not None:
             self.stop()

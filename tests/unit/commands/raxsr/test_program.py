@@ -170,14 +170,10 @@ class ProgramTests(RaxsrTestCase):
             self.assertNotIn("caf", told)
 
     async def test_outputThatCantBeWritten(self) -> None:
-        """Lists, exports, helps and versions can't be lost without an error, and what would not be shown is not done."""
-        for words in (
-            ["services", "list"],
-            ["configuration", "export", "-"],
-            ["--help"],
-            ["--version"],
-            ["complete"],
-        ) + (["configuration", "set", f"/{self.prefix}/key", "value"], ["services", "create", self.prefix]):
+        """Lists, exports and helps are not lost without an error; what would not be shown is not done."""
+        shown = [["services", "list"], ["configuration", "export", "-"], ["--help"], ["--version"], ["complete"]]
+        done = [["configuration", "set", f"/{self.prefix}/key", "value"], ["services", "create", self.prefix]]
+        for words in [*shown, *done]:
             line = await self.intoAFullFile(*words)
             self.assertEqual(line, "raxsr: can't write the output: No space left on device\n", words)
         client = self.client()
