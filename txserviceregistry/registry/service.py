@@ -27,8 +27,7 @@ from .._version import __version__
 from ..util.concurrency import DaemonThreadPool
 from ..util.deferred import Waiters, returnsDeferred
 from ..util.logs import Logger, Outage
-from .console.console import Console
-from .console.sessions import Sessions
+from .console.console import Console, Sessions
 from .core import Registry
 from .datadir import DataDirectory, DataDirectoryError
 from .feed import EVENT_RETENTION

@@ -14,8 +14,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
 
 from tests import CHEAP
-from txserviceregistry.registry.console.console import Console
-from txserviceregistry.registry.console.sessions import Sessions
+from txserviceregistry.registry.console.console import Console, Sessions
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.http.connections import ConnectionLimits
 from txserviceregistry.registry.http.operations import ROUTES

@@ -19,7 +19,7 @@ from twisted.web.server import Request
 from ..faults import Fault, badRequest, forbidden
 from ..identity.identity import Identity, InvalidCredentials, InvalidToken, IssuedToken
 from ..stores.interfaces import UserRecord
-from .admission import originOf, recognize
+from .connections import originOf, recognize
 from .messages import API, AUTH, Response, baseUrl, parseBody
 
 #: The kinds of credentials, and the name of the API key in each. The key is the only password that there is.

@@ -19,8 +19,8 @@ from ..identity.apikeys import Overloaded
 from ..identity.identity import Identity, isTenant
 from ..limits import RateLimiter, ResourceLimits
 from ..stores.interfaces import StoreUnavailable, UserRecord
-from .admission import inTurn
 from .authentication import Authenticator, invalidToken
+from .connections import inTurn
 from .handlers import Handlers
 from .messages import Response, closeAfterwards, faultResponse, parseBody, write
 from .operations import TOKENS, Call, Target, resolve, sentQuery

@@ -1,8 +1,14 @@
-"""The site: serves the API to real connections, and paces how they are accepted and how TLS handshakes go on."""
+"""
+The site that serves the API to real connections: how they are accepted, how TLS handshakes go on, and how much time and
+memory requests may take while they come in.
+"""
 
 from __future__ import annotations
 
+import math
+from enum import Enum
 from functools import partial
+from socket import MSG_PEEK
 from typing import Any
 
 import attrs
@@ -12,18 +18,260 @@ from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from twisted.web import server
 
+# By name, because every look into this module costs a detour that Twisted makes for names that it deprecates.
+from twisted.web.http import HTTPChannel
+from twisted.web.http import Request as HTTPRequest
+
+from ..faults import badRequest, requestTooLarge
 from ..limits import Origin
-from .admission import Admission, AdmissionQueue
-from .channel import ApiChannel, ApiRequest
-from .connections import ConnectionLimits, Connections, peerOf
+from .connections import Admission, AdmissionQueue, Client, ConnectionLimits, Connections, peerOf
+from .messages import closeAfterwards, faultResponse, inBytes, write
+from .operations import MAXIMUM_BODY, Target, early, originForm
+from .requestlog import newTxnId
 from .resource import ApiResource
 
 #: How many connections a listener accepts in one turn of the reactor.
 ACCEPTS = 10
+#: How much of a body that was refused is read and thrown away, in bytes and seconds, before the connection is closed. A
+#: connection that is closed with bytes unread is reset, and the client may never see the response.
+DISCARD_BYTES = 2**20
+DISCARD_SECONDS = 2.0
+#: Seconds after which a connection that is being closed is cut, whether or not its last response has been read.
+CLOSE_SECONDS = 15.0
+#: The first bytes of a client that wants TLS where there is none.
+TLS_HANDSHAKE = b"\x16\x03"
 
 # The share of an address is divided evenly between the first steps of handshakes and the later ones: a client that the
 # server has signed for does not wait for all that have just connected.
 _FIRST, _LATER = range(2)
+
+
+class ApiRequest(server.Request):
+    """A request whose body is refused as soon as it is known to be too large, by its length or while it comes in."""
+
+    channel: ApiChannel
+    _isRefused = False
+    _received = 0
+    _limit = MAXIMUM_BODY
+    _target = b""
+
+    def gotLength(self, length: int | None) -> None:
+        # Twisted would put a large body, or one without a length, into a temporary file. All that is taken here has
+        # room in memory.
+        server.Request.gotLength(self, 0)
+        if length is None or length >= self._limit:
+            self._limit = self.channel.asked()[2].maximumBody
+        if length is not None and length >= self._limit:
+            # No client is invited to send a body that will be refused.
+            self.requestHeaders.removeHeader(b"Expect")
+            self._refuse()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._isRefused:
+            if self._received > DISCARD_BYTES:
+                self.channel.loseConnection()
+        elif self._received >= self._limit:
+            self._refuse()
+        else:
+            server.Request.handleContentChunk(self, data)
+            if self._received >= MAXIMUM_BODY and not self.channel.isKnown:
+                self.channel.connections.keeps(self.channel, self._received)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        self._target = originForm(path)
+        if self._isRefused:
+            self.method = command
+            self.channel.isWhole()
+            self.finish()  # type: ignore[no-untyped-call]  # Twisted's own
+        else:
+            # Twisted would take the query apart, into what nothing here uses.
+            server.Request.requestReceived(self, command, self._target.partition(b"?")[0], version)
+
+    def process(self) -> None:
+        # There is one resource, and it wants every path as it came, ``*`` too.
+        self.uri = self._target
+        self.channel.admit(self)
+
+    def _refuse(self) -> None:
+        self._isRefused = True
+        self._received = 0
+        content: Any = self.content
+        content.seek(0)
+        content.truncate()
+        channel = self.channel
+        channel.connections.keeps(channel, 0)
+        # The request line has not been handed over yet, and every client that frames a body speaks 1.1.
+        self.clientproto = b"HTTP/1.1"
+        channel.endAfter(DISCARD_SECONDS)
+        txnId = newTxnId()
+        closeAfterwards(self)
+        write(self, faultResponse(requestTooLarge(self._limit), txnId), txnId)
+        channel.noticeRefusal(413, txnId)
+
+
+class _State(Enum):
+    """The states of a connection: READING → ANSWERING → IDLE → READING, and from each of them to GONE."""
+
+    IDLE = "nothing has come since the last response"
+    READING = "a request is coming in, or the first one is expected"
+    ANSWERING = "a request is there whole"
+    GONE = "the connection is lost"
+
+
+class ApiChannel(Client, HTTPChannel):
+    """
+    A connection. Each request has to come in within a while, and each response has to be read. The requests of
+    unauthenticated clients may wait for their turn.
+    """
+
+    maxHeaders = 100
+    resource: ApiResource
+    connections: Connections
+    transport: Any
+    # When the connection is closed, unless something happens before.
+    deadline = math.inf
+    _state = _State.READING
+    _isClosing = False
+    # Whether the client does not read what it is sent, and the request that is answered when it has.
+    _isClogged = False
+    _held: ApiRequest | None = None
+
+    def connectionMade(self) -> None:
+        HTTPChannel.connectionMade(self)
+        self.peer = peerOf(self.transport.getPeer())
+        self.endAfter(self.connections.limits.requestSeconds)
+        self.connections.opened(self)
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's own has no annotations
+        self._state = _State.GONE
+        if self.isKnown:
+            self.admission.remember(self.peer)
+        HTTPChannel.connectionLost(self, reason)
+        self.connections.closed(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._state is _State.IDLE and data:
+            self._state = _State.READING
+            self.endAfter(self.connections.limits.requestSeconds)
+        if self.isKnown:
+            HTTPChannel.dataReceived(self, data)
+        elif data.startswith(TLS_HANDSHAKE) and not self.requests:
+            # It has no end of a line to wait for.
+            self._respondToBadRequestAndDisconnect()
+        else:
+            self.admission.requests.spend(partial(HTTPChannel.dataReceived, self, data))
+
+    def isWhole(self) -> None:
+        self._state, self.deadline = _State.ANSWERING, math.inf
+        self.connections.answers(self)
+
+    def admit(self, request: ApiRequest) -> None:
+        """Answer a request, in the turn of its client; a client that does not read responses is sent no more."""
+        if self._isClogged:
+            self._held = request
+            return
+        self.isWhole()
+        if self.isKnown or self.resource.authenticator.vouchesFor(request):
+            self.resource.answer(request)
+        else:
+            self.admission.requests.run(self.origin, partial(self._answer, request))
+
+    def _answer(self, request: ApiRequest) -> None:
+        if self._state is not _State.GONE:
+            self.resource.answer(request)
+
+    def requestDone(self, request: HTTPRequest) -> None:
+        if self._state is _State.ANSWERING:
+            self._state = _State.IDLE
+            self.endAfter(self.connections.limits.idleSeconds)
+        self.connections.keeps(self, 0)
+        self.connections.waits(self)
+        HTTPChannel.requestDone(self, request)
+
+    def pauseProducing(self) -> None:
+        """Called when much of what was sent has not been read."""
+        self._isClogged = True
+        HTTPChannel.pauseProducing(self)
+        # Twisted reads on while a request is being answered.
+        self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """Called when what was sent has been read."""
+        self._isClogged = False
+        HTTPChannel.resumeProducing(self)
+        self.transport.resumeProducing()
+        held, self._held = self._held, None
+        if held is not None:
+            self.admit(held)
+
+    def endAfter(self, seconds: float) -> None:
+        """Close the connection after so many seconds, unless the request is there whole before that."""
+        self.deadline = self.connections.clock.seconds() + seconds
+
+    def expire(self) -> None:
+        if self._isClosing:
+            self.evict()
+        else:
+            self.loseConnection()
+
+    def loseConnection(self) -> None:
+        """Close as soon as all that was sent has been read, or after a while."""
+        self._isClosing = True
+        self.endAfter(CLOSE_SECONDS)
+        HTTPChannel.loseConnection(self)
+
+    def evict(self) -> None:
+        self.transport.abortConnection()
+
+    def endSoon(self) -> None:
+        """Close at once if there is no request, else with its response."""
+        if self.requests:
+            closeAfterwards(self.requests[0])
+        else:
+            self.loseConnection()
+
+    @property
+    def hasUnread(self) -> bool:
+        """Whether something has come that has not been read so far."""
+        transport = self.transport
+        while hasattr(transport, "transport"):
+            transport = transport.transport  # below TLS
+        socket = getattr(transport, "socket", None)
+        try:
+            return not self._isClogged and socket is not None and bool(socket.recv(1, MSG_PEEK))
+        except OSError:
+            return False
+
+    def asked(self) -> tuple[bytes, bytes, Target]:
+        """The method, path and target of the request that is coming in; empty as far as it has not come."""
+        # Twisted hands the first line of a request over with the last byte of its body, and keeps it here until then.
+        method, path = getattr(self, "_command", b""), originForm(getattr(self, "_path", b"")).partition(b"?")[0]
+        return method, path, early(method, path)
+
+    def noticeRefusal(self, code: int, txnId: str) -> None:
+        """Log that incoming data was refused before it was a request."""
+        method, path, target = self.asked()
+        self.resource.requestLog.refused(method, path, target.route, self.transport.getPeer(), code, txnId)
+
+    def headerReceived(self, line: bytes) -> bool:
+        try:
+            return bool(HTTPChannel.headerReceived(self, line))
+        except ValueError:
+            # Of a Content-Length with thousands of digits, Python makes no number.
+            self._respondToBadRequestAndDisconnect()
+            return False
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self._respondToBadRequestAndDisconnect()
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        # Twisted's own response to invalid HTTP has neither an id nor a body.
+        txnId = newTxnId()
+        response = faultResponse(badRequest("Bad Request", "The request is not valid HTTP"), txnId)
+        self.transport.write(inBytes(response, txnId, mustClose=True))
+        self.loseConnection()
+        self.noticeRefusal(response.code, txnId)
 
 
 class ApiSite(server.Site):

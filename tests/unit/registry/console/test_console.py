@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.console.sessions import LIFETIME, LINK_LIFETIME, Sessions
+from txserviceregistry.registry.console.console import LIFETIME, LINK_LIFETIME, Sessions
 from txserviceregistry.registry.identity.identity import InvalidToken
 from txserviceregistry.registry.roles import Role
 

@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.registry.http.admission`, on the wire: unauthenticated clients wait for their turn.
+Tests for :mod:`txserviceregistry.registry.http.connections`, on the wire: unauthenticated clients wait for their turn.
 """
 
 from __future__ import annotations
