@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
+import math
 import re
 import time
 from collections import deque
@@ -77,8 +78,8 @@ _MOST_SEEN = 60
 # The history of a value has at most so many changes, the newest ones. Events are read in pages of so many.
 _MOST_CHANGES = 100
 _EVENTS = 1000
-# Rates are those of the last so many seconds in which the console was looked at.
-_RATE_SECONDS = 10.0
+# Rates are those since the console was last looked at, if that is not longer ago.
+_RATE_SECONDS = 60.0
 
 
 @attrs.frozen
@@ -107,7 +108,6 @@ class Sessions:
         self._records: StoreCache[tuple[TokenRecord, UserRecord]] = StoreCache(store.getToken, clock)
 
     async def begin(self, user: UserRecord) -> Session:
-        """Begin a session of a user who has just authenticated."""
         cookie, secret = f"{token_urlsafe(32)}.{_roleDigest(user.role)}", token_urlsafe(32)
         return Session(user, await self._add(_hash("session", cookie, secret), user, LIFETIME), cookie, secret)
 
@@ -196,8 +196,9 @@ class Console:
     _wallClock: Callable[[], float] = time.time
     _names: frozenset[str] = attrs.field(converter=_namesOf, default=())
     _files: Mapping[str, Response] = attrs.field(init=False, factory=_loadFiles)
-    # When something was counted, and the heartbeats and requests until then.
-    _counts: deque[tuple[float, int, int]] = attrs.field(init=False, factory=deque)
+    # When heartbeats and requests were counted, how many there were, and how many per second before.
+    _counted: tuple[float, int, int] = attrs.field(init=False, default=(-math.inf, 0, 0))
+    _perSecond: tuple[float | None, float | None] = attrs.field(init=False, default=(None, None))
 
     async def makeLink(self, user: UserRecord, root: str) -> dict[str, Any]:
         """A link that opens the page as this user, once, as JSON; *root* is the registry's URL."""
@@ -309,9 +310,8 @@ class Console:
         return Response(200, {"now": int(self._wallClock() * 1000), "seen": seen})
 
     async def _getOverview(self, request: Request, session: Session) -> Response:
-        """The registry itself: its version, store, nodes and load."""
         registry, store = self._registry, self._store
-        heartbeats, requests = self._rates(registry.engine.heartbeats)
+        heartbeats, requests = self._rates()
         nodes = []
         if ISharedStore.providedBy(store):
             nodes = [{"name": name, "is_this": False, "may_acknowledge": None} for name in store.members]
@@ -324,18 +324,18 @@ class Console:
         }
         return Response(200, {**await self._health.report(), "figures": figures, "nodes": nodes})
 
-    def _rates(self, heartbeats: int) -> tuple[float | None, float | None]:
-        """Heartbeats and requests per second."""
-        now, routes = self._clock.seconds(), self._resource.requestLog.statistics.routes
-        requests = sum(sum(route.codes.values()) for route in routes.values())
-        while len(self._counts) > 1 and self._counts[1][0] < now - _RATE_SECONDS:
-            self._counts.popleft()
-        if not self._counts or now - self._counts[-1][0] >= 1:
-            self._counts.append((now, heartbeats, requests))
-        began, heartbeatsBefore, requestsBefore = self._counts[0]
-        if now - began < 1:
-            return None, None
-        return (heartbeats - heartbeatsBefore) / (now - began), (requests - requestsBefore) / (now - began)
+    def _rates(self) -> tuple[float | None, float | None]:
+        routes = self._resource.requestLog.statistics.routes.values()
+        counted = (
+            self._clock.seconds(),
+            self._registry.engine.heartbeats,
+            sum(sum(one.codes.values()) for one in routes),
+        )
+        passed, heartbeats, requests = (now - before for now, before in zip(counted, self._counted, strict=True))
+        if passed >= 1:
+            self._perSecond = (None, None) if passed > _RATE_SECONDS else (heartbeats / passed, requests / passed)
+            self._counted = counted
+        return self._perSecond
 
     async def _getHistory(self, request: Request, session: Session) -> Response:
         """The newest changes of a value that the store still has, oldest first."""

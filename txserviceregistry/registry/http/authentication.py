@@ -42,10 +42,8 @@ class Authenticator:
 
     async def userOf(self, request: Request) -> UserRecord:
         """
-        The user who sends a request.
+        The user who sends a request, or the fault 401, or 403 for credentials that a page of another origin sends.
 
-        :raises Fault: 401 if it shows neither a valid token nor valid credentials; 403 for credentials that a page of
-            another origin sends.
         :raises Overloaded: if too many API keys are waiting to be checked.
         """
         token, basic = _shown(request)
@@ -117,7 +115,6 @@ def _pair(basic: str) -> tuple[str, str]:
 
 
 def _isForeign(request: Request) -> bool:
-    """Whether a browser sends the request for a page of another origin."""
     headers = request.requestHeaders
     sites = headers.getRawHeaders(b"Sec-Fetch-Site")
     if sites is not None:
@@ -129,7 +126,6 @@ def _isForeign(request: Request) -> bool:
 
 
 def invalidToken(request: Request) -> Fault:
-    """401: the token of a request is invalid, or another tenant's."""
     return _unauthorized(request, "Invalid or expired authentication token")
 
 

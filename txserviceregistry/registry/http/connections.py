@@ -73,15 +73,11 @@ class ConnectionLimits:
 
     @property
     def held(self) -> int:
-        """
-        How many requests may wait for events, event streams included: they occupy their connections, and some are left
-        for others.
-        """
+        """How many requests may wait for events, event streams included: some connections are left for others."""
         return self.connections * 4 // 5
 
 
 def availableFiles() -> int:
-    """How many files this process may have open at once."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 2**31 if soft == resource.RLIM_INFINITY else soft
 
@@ -106,10 +102,7 @@ def ipOf(address: IAddress) -> ipaddress.IPv4Address | ipaddress.IPv6Address | N
 
 
 def peerOf(address: IAddress) -> str:
-    """
-    The client that a connection is counted for: its IPv4 address, or its IPv6 network of 64 bits, because a client has
-    as many IPv6 addresses as it likes.
-    """
+    """The client that a connection is counted for: an IPv4 address, or an IPv6 network of 64 bits."""
     host = ipOf(address)
     if host is None:
         return "local sockets"
@@ -182,7 +175,6 @@ class Connections:
             self.waits(connection)
 
     def closed(self, connection: Connection) -> None:
-        """One is gone."""
         self.answers(connection)
         self.keeps(connection, 0)
         self._members.discard(connection)
@@ -199,11 +191,8 @@ class Connections:
 
     def drain(self, seconds: float, endWaiting: Callable[[], None] = lambda: None) -> Deferred[None]:
         """
-        Close all: idle ones now, the others with the response to their request.
-
-        :param seconds: after so long, connections are closed whatever happens on them.
-        :param endWaiting: ends the waiting of requests, whose responses then say that the connection ends.
-        :return: fires when no connection is left.
+        Close all: idle ones now, the others with the response to their request, and whatever happens after so many
+        *seconds*; *endWaiting* ends the waiting of requests. Fires when no connection is left.
         """
         if not self.count:
             endWaiting()
@@ -220,11 +209,9 @@ class Connections:
             connection.evict()
 
     def waits(self, connection: Connection) -> None:
-        """Nothing is being answered on it."""
         self._waiting[connection.isKnown][connection] = None
 
     def answers(self, connection: Connection) -> None:
-        """A request has come in whole and is being answered."""
         for waiting in self._waiting:
             waiting.pop(connection, None)
 
@@ -310,7 +297,6 @@ class AdmissionQueue:
         return True
 
     def enter(self, origin: Origin, work: Callable[[], None]) -> None:
-        """Do work for an unauthenticated client in one of the next turns."""
         self.waited += 1
         self._queue.add((origin.isKnown, origin.peer, origin.connection), work)
         self._schedule()
@@ -365,10 +351,7 @@ class AdmissionQueue:
 
 
 class Admission:
-    """
-    The queues of unauthenticated clients, and the addresses at which a client has authenticated recently. During a
-    flood from elsewhere a share of the queues is reserved for these addresses.
-    """
+    """The queues of unauthenticated clients, and the addresses at which a client has authenticated recently."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self.requests = AdmissionQueue(clock)
@@ -389,12 +372,7 @@ class Admission:
 
 
 class Client:
-    """
-    The client of a connection.
-
-    :ivar peer: see :func:`peerOf`.
-    :ivar isKnown: whether it has sent a request with a valid token, or valid credentials, on this connection.
-    """
+    """The client of a connection, which is *isKnown* if it has shown a valid token or valid credentials on it."""
 
     admission: Admission
     peer = ""
@@ -414,7 +392,6 @@ def _clientOf(request: Request) -> Client | None:
 
 
 def recognize(request: Request) -> None:
-    """The client of a request has shown a valid token or valid credentials."""
     client = _clientOf(request)
     if client is not None and not client.isKnown:
         client.isKnown = True
@@ -430,7 +407,7 @@ def originOf(request: Request) -> Origin:
 
 async def inTurn(request: Request) -> None:
     """
-    Wait for the turn of a request that had to wait for something else. The remaining work for it, and for the requests
+    Wait for the turn of a request that had to wait for something else: the remaining work, and that for the requests
     behind it, is work for an unauthenticated client, unless its client has shown a token meanwhile.
     """
     client = _clientOf(request)

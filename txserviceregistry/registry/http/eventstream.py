@@ -43,7 +43,6 @@ class _Outlet:
     _drained: Waiters[None] | None = None
 
     def begin(self, head: Response, txnId: str) -> None:
-        """Send the head of the response."""
         handle = getattr(self._transport, "socket", None)
         if handle is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
             handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED)

@@ -36,10 +36,7 @@ _KEY_PAGE = (rules.LIMIT, rules.KEY_MARKER)
 
 @attrs.define(eq=False)
 class Handlers:
-    """
-    The handlers of all operations; *limits* are those that the *registry* has, and *console* is the
-    :class:`~txserviceregistry.registry.console.console.Console`, if there is one.
-    """
+    """The handlers of all operations; *limits* are those that the *registry* has."""
 
     _registry: Registry
     _rateLimiter: RateLimiter
@@ -325,7 +322,6 @@ class Handlers:
 
 
 def heartbeatOf(entry: Any) -> tuple[str, str]:
-    """The id of a service and the token in an entry of a batch."""
     try:
         return rules.ID.rule.check(entry["id"]), rules.TOKEN.rule.check(entry["token"])
     except (KeyError, TypeError, rules.Invalid):
@@ -375,7 +371,6 @@ def _tagged(position: int) -> dict[str, str]:
 
 
 def _asInVersion1(event: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An event without what version 1.0 does not have."""
     payload = event["payload"]
     if "state" not in payload:
         return event

@@ -114,11 +114,9 @@ class TLSEndpoint(TCP4ServerEndpoint):
 
     @property
     def certificate(self) -> x509.Certificate:
-        """The server's own, as new connections get it."""
         return self._loaded.current()[0]
 
     def reload(self) -> None:
-        """Read the files now, whether or not they seem to have changed."""
         self._loaded.reload()
 
     def _changed(self) -> None:
@@ -219,7 +217,6 @@ def _certificates(path: str, text: bytes) -> list[x509.Certificate]:
 
 
 def _privateKey(path: str, text: bytes) -> tuple[bytes, Any]:
-    """A private key as PEM, and as an object."""
     start = re.search(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----", text)
     if start is None:
         raise EndpointError(f"no PEM private key in privateKey {path}")

@@ -70,7 +70,6 @@ def faultResponse(fault: Fault, txnId: str) -> Response:
 
 
 def write(request: server.Request, response: Response, txnId: str) -> None:
-    """Send a response, without finishing the request."""
     # In one piece. Twisted's own way cleans the headers and puts them in order one by one.
     channel, version = request.channel, request.clientproto
     mustClose = not channel.persistent and version == b"HTTP/1.1"
@@ -107,7 +106,6 @@ def inBytes(
 
 
 def closeAfterwards(request: server.Request) -> None:
-    """End the connection with the response to this request."""
     request.channel.persistent = False
 
 
@@ -117,10 +115,7 @@ def header(request: server.Request, name: bytes) -> str:
 
 
 def baseUrl(request: server.Request) -> str:
-    """
-    The scheme and authority under which the client reached this registry, from its ``Host`` header; the local
-    address if there is none that can be used.
-    """
+    """The URL under which the client reached this registry, from its ``Host`` header or the local address."""
     host = header(request, b"Host")
     if not _HOST.fullmatch(host):
         address: Any = request.getHost()

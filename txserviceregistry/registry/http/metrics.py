@@ -72,7 +72,6 @@ class Metrics(Collector):
         self._collectors.register(self)
 
     def page(self) -> Response:
-        """All metrics as they are now, in Prometheus's text format."""
         return Response(200, headers={"Content-Type": CONTENT_TYPE_LATEST}, text=generate_latest(self._collectors))
 
     def collect(self) -> Iterator[Metric]:

@@ -71,7 +71,6 @@ def _text() -> str:
 
 
 def _description() -> Schema:
-    """The description as an OpenAPI document, but for its ``servers``."""
     paths: dict[str, Schema] = {TOKENS: {"post": _authentication()}}
     for path, methods in ROUTES.items():
         names = ["tenant", *(part[1:-1] for part in path.split("/") if part.startswith("{"))]
@@ -177,7 +176,6 @@ def _response(
 
 
 def _faults(types: Iterable[str], bodyLimit: int) -> dict[str, Schema]:
-    """The responses that are faults of these types, by code."""
     ofCode: dict[int, list[str]] = {}
     for type in types:
         ofCode.setdefault(FAULT_TYPES[type], []).append(type)
@@ -196,7 +194,6 @@ def _faults(types: Iterable[str], bodyLimit: int) -> dict[str, Schema]:
 
 
 def _reference(kind: str, name: str) -> Schema:
-    """A reference to one of the ``schemas``, ``parameters`` or ``headers``."""
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
@@ -209,10 +206,7 @@ def _listOf(items: Schema, **more: int) -> Schema:
 
 
 def _ofType(hint: Any, **properties: Schema) -> Schema:
-    """
-    The values of a type: of a TypedDict, some of whose *properties* are described more closely, or of what one is made
-    of.
-    """
+    """The values of a type; of a TypedDict, some *properties* are described more closely."""
     if hint in _PLAIN:
         return dict(_PLAIN[hint])
     if is_typeddict(hint):
@@ -270,7 +264,6 @@ def _schemas() -> dict[str, Schema]:
 
 
 def _payloads() -> list[Schema]:
-    """By types of events, what is in their payloads."""
     service = dict(_ofType(types.Service)["properties"])
     optional = {"state": service.pop("state")}
     del service["last_seen"], service["state_reason"]
@@ -301,7 +294,6 @@ def _outcomes(token: Schema) -> Schema:
 
 
 def _access() -> Schema:
-    """The response to valid credentials."""
     number = matching(TENANT)
     endpoint = _object({"tenantId": number, "publicURL": {**_TEXT, "format": "uri"}}, region=_TEXT)
     entry = _object({"name": _TEXT, "type": _TEXT, "endpoints": _listOf(endpoint)})

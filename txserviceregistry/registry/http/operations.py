@@ -157,10 +157,7 @@ def early(method: bytes, raw: bytes) -> Target:
 
 
 def match(method: str, path: str) -> tuple[Operation | None, str]:
-    """
-    The operation of a decoded path below the tenant, if there is one, and its argument. Some paths of the original
-    protocol may end with a slash too many.
-    """
+    """The operation of a decoded path below the tenant, if there is one, and its argument."""
     if method == "HEAD":
         method = "GET"
     if path.endswith("/") and path.startswith(_MAY_END_IN_SLASH):
@@ -235,7 +232,6 @@ class Call:
 
     @property
     def tenant(self) -> str:
-        """The owner of the objects that it is about."""
         return self.user.tenant
 
     def fields(self) -> list[Any]:
@@ -244,16 +240,14 @@ class Call:
 
     def authorize(self, kind: str, key: str) -> None:
         """
-        Check that the user may change an object of this kind (see :mod:`txserviceregistry.registry.roles`), or raise
-        the fault 403; after the checks of the body and before the look whether the object exists.
+        Check that the user may change an object of this kind, or raise the fault 403; after the checks of the body and
+        before the look whether the object exists.
         """
         self.record.object = key
         self.user.role.check(kind, key)
 
     def precondition(self) -> Precondition:
-        """
-        The precondition of a write (RFC 9110, 13.1). ``W/`` before a tag, which proxies that compress add, is ignored.
-        """
+        """The precondition of a write (RFC 9110, 13.1). ``W/``, which proxies that compress add, is ignored."""
         match, noneMatch = self._header(b"If-Match"), self._header(b"If-None-Match")
         if match is not None and noneMatch is not None:
             raise badRequest("'If-Match' and 'If-None-Match' headers can't be combined", "Send only one of them")
@@ -275,7 +269,6 @@ class Call:
         return f"{baseUrl(self.record.request)}{API}/{self.tenant}{path}"
 
     def page(self, page: Page) -> dict[str, Any]:
-        """A page of a collection, as JSON."""
         request, marker, href = self.record.request, page.nextMarker, None
         if marker is not None:
             query = [(name, value) for name, value in sentQuery(request) if name != "marker"] + [("marker", marker)]

@@ -72,7 +72,7 @@ class RequestRecord:
     :ivar headers: headers of its response, whatever the response is.
     """
 
-    request: Request
+    request: Any
     txnId: str
     started: float
     route: str = ""
@@ -86,20 +86,16 @@ class RequestRecord:
 
     @property
     def traceparent(self) -> str | None:
-        """The trace that the client has named, if it has."""
         return validTraceparent(self.request.getHeader("traceparent"))
 
     @property
     def name(self) -> str:
-        """The request in a line of the log."""
         trace = self.traceparent
         return self.txnId if trace is None else f"{self.txnId} (traceparent {trace})"
 
 
 @attrs.define(eq=False, slots=False)
 class RequestLog:
-    """Counts every response, and adds it to the access log and the audit log."""
-
     accessLog: LogFile | None = None
     auditLog: LogFile | None = None
     _seconds: Callable[[], float] = time.monotonic
@@ -107,62 +103,45 @@ class RequestLog:
     statistics: RequestStatistics = attrs.field(init=False, factory=RequestStatistics)
 
     def begin(self, request: Request) -> RequestRecord:
-        """A request has come in, as a whole."""
         return RequestRecord(request, newTxnId(), self._seconds())
 
     def end(self, record: RequestRecord, code: int, result: int | None = None) -> None:
         """It is answered; *result* is the code that the response would have if the client were not gone."""
-        request, seconds = record.request, self._seconds() - record.started
-        self._count(request.method, record.route, code, seconds)
-        user, tenant, txnId = record.user or None, record.tenant or None, record.txnId
-        if self.accessLog is not None:
-            address, trace = request.getClientAddress(), record.traceparent
-            fields = accessFields(address, request.method, request.path, code, txnId, user, tenant, seconds)
-            self.accessLog.add(self._wallClock(), fields if trace is None else {**fields, "traceparent": trace})
+        request = record.request
+        self._add(record, code, request.method, request.path, request.getClientAddress(), record.traceparent)
         if self.auditLog is not None and record.change:
             change = {
-                "user": user,
-                "tenant": tenant,
+                "user": record.user or None,
+                "tenant": record.tenant or None,
                 "operation": record.change,
                 "object": record.object[:_LONGEST_OBJECT] or None,
                 "result": result or code,
-                "txnId": txnId,
+                "txnId": record.txnId,
             }
             self.auditLog.add(self._wallClock(), change)
 
     def refused(self, method: bytes, path: bytes, route: str, address: IAddress, code: int, txnId: str) -> None:
         """Incoming data was refused before it was a request. Unknown parts are empty."""
-        self._count(method, route, code, 0.0)
+        self._add(RequestRecord(None, txnId, self._seconds(), route), code, method, path, address)
+
+    def _add(
+        self, record: RequestRecord, code: int, method: bytes, path: bytes, client: IAddress, trace: str | None = None
+    ) -> None:
+        seconds = self._seconds() - record.started
+        counted = method if record.route or method in _METHODS else b"other"
+        self.statistics.add(counted, record.route or OTHER, code, seconds)
         if self.accessLog is not None:
-            self.accessLog.add(self._wallClock(), accessFields(address, method, path, code, txnId))
-
-    def _count(self, method: bytes, route: str, code: int, seconds: float) -> None:
-        if not route and method not in _METHODS:
-            method = b"other"
-        self.statistics.add(method, route or OTHER, code, seconds)
-
-
-def accessFields(
-    address: IAddress,
-    method: bytes,
-    path: bytes,
-    code: int,
-    txnId: str,
-    user: str | None = None,
-    tenant: str | None = None,
-    seconds: float = 0.0,
-) -> dict[str, Any]:
-    """The content of a line of the access log."""
-    return {
-        "client": getattr(address, "host", None),
-        "user": user,
-        "tenant": tenant,
-        "method": _text(method),
-        "path": _text(path),
-        "code": code,
-        "milliseconds": round(seconds * 1000, 3),
-        "txnId": txnId,
-    }
+            fields = {
+                "client": getattr(client, "host", None),
+                "user": record.user or None,
+                "tenant": record.tenant or None,
+                "method": _text(method),
+                "path": _text(path),
+                "code": code,
+                "milliseconds": round(seconds * 1000, 3),
+                "txnId": record.txnId,
+            }
+            self.accessLog.add(self._wallClock(), fields if trace is None else {**fields, "traceparent": trace})
 
 
 def _text(raw: bytes) -> str | None:

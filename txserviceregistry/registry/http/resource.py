@@ -104,7 +104,6 @@ class ApiResource(Resource):
         record.request.finish()
 
     async def _outcome(self, record: RequestRecord) -> Response:
-        """The response to a request, whatever happens."""
         try:
             return await self._respond(record)
         except Fault as error:

@@ -190,14 +190,12 @@ class ApiChannel(Client, HTTPChannel):
         HTTPChannel.requestDone(self, request)
 
     def pauseProducing(self) -> None:
-        """Called when much of what was sent has not been read."""
         self._isClogged = True
         HTTPChannel.pauseProducing(self)
         # Twisted reads on while a request is being answered.
         self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        """Called when what was sent has been read."""
         self._isClogged = False
         HTTPChannel.resumeProducing(self)
         self.transport.resumeProducing()
@@ -250,7 +248,6 @@ class ApiChannel(Client, HTTPChannel):
         return method, path, early(method, path)
 
     def noticeRefusal(self, code: int, txnId: str) -> None:
-        """Log that incoming data was refused before it was a request."""
         method, path, target = self.asked()
         self.resource.requestLog.refused(method, path, target.route, self.transport.getPeer(), code, txnId)
 
@@ -275,8 +272,6 @@ class ApiChannel(Client, HTTPChannel):
 
 
 class ApiSite(server.Site):
-    """Serves the API to real connections: one resource to every path."""
-
     protocol = ApiChannel  # type: ignore[assignment]  # Twisted names a private wrapper that switches to HTTP/2
     requestFactory = ApiRequest
     displayTracebacks = False
@@ -292,11 +287,9 @@ class ApiSite(server.Site):
         self.admission = Admission(reactor)
         self.connections = Connections(limits, reactor, self.admission.stop)
         self._ports: list[Any] = []
-        self._isPaced = False
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        if self._ports and not self._isPaced:
-            self._isPaced = True
+        if self._ports:
             self.reactor.callLater(0, self._slowDown)
         channel: Any = server.Site.buildProtocol(self, addr)
         channel.resource, channel.admission, channel.connections = self.resource, self.admission, self.connections
@@ -315,7 +308,6 @@ class ApiSite(server.Site):
             self._slowDown()
 
     def _slowDown(self) -> None:
-        self._isPaced = False
         for port in self._ports:
             # Twisted begins with 100, and accepts 20 more each time that there were so many.
             port.numberAccepts = ACCEPTS

@@ -43,8 +43,8 @@ PATIENCE = 2.0
 
 class Health:
     """
-    Whether the store, which is open, can be read and written now. Its probe finds that out, once for all requests at
-    the same time, and its result is used for a second, so the page can't wear out a disk. The uptime counts from now.
+    Whether the store, which is open, can be read and written. One probe finds that out for all requests, and is
+    believed for a second, so that the page can't wear out a disk. The uptime counts from now.
     """
 
     _log = Logger()

@@ -116,7 +116,6 @@ def items(element: Rule, most: int, least: int = 0) -> Rule:
 
 
 def mapping(key: Rule, value: Rule, most: int) -> Rule:
-    """A JSON object with free keys."""
 
     def check(given: object) -> dict[str, Any]:
         if not isinstance(given, dict):

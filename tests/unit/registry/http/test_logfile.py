@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,60 +17,67 @@ from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from txserviceregistry.registry.http import requestlog
-from txserviceregistry.registry.http.requestlog import LogFile, accessFields, lineOf
+from txserviceregistry.registry.http.requestlog import LogFile, RequestLog, lineOf
 
 NOW = 1_767_225_600.0625
 
 
 def access(path: bytes = b"/v1.0/1234/services", **fields: Any) -> tuple[float, dict[str, Any]]:
-    values: dict[str, Any] = {
-        "address": IPv4Address("TCP", "192.0.2.1", 4711),
-        "user": "joe",
-        "tenant": "1234",
-        "method": b"GET",
-        "path": path,
-        "code": 200,
-        "seconds": 0.0012345,
-        "txnId": "abc",
-    }
-    return NOW, accessFields(**{**values, **fields})
+    """The moment and the content of a line."""
+    return NOW, {"path": path.decode(), **fields}
+
+
+class _Kept:
+    """A log that keeps its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, moment: float, fields: Mapping[str, Any]) -> None:
+        self.lines.append(lineOf(moment, fields))
 
 
 class LineTests(SynchronousTestCase):
     """One line."""
 
+    def line(self, method: bytes = b"GET", path: bytes = b"/v1.0/1234/services", address: Any = None) -> str:
+        kept = _Kept()
+        log = RequestLog(kept, seconds=lambda: 5.0, wallClock=lambda: NOW)  # type: ignore[arg-type]  # all that it asks
+        log.refused(method, path, "", address or IPv4Address("TCP", "192.0.2.1", 4711), 400, "abc")
+        return kept.lines[0]
+
     def test_fields(self) -> None:
         """It is JSON, with the time in UTC, and milliseconds."""
         self.assertEqual(
-            json.loads(lineOf(*access())),
+            json.loads(self.line()),
             {
                 "time": "2026-01-01T00:00:00.062Z",
                 "client": "192.0.2.1",
-                "user": "joe",
-                "tenant": "1234",
+                "user": None,
+                "tenant": None,
                 "method": "GET",
                 "path": "/v1.0/1234/services",
-                "code": 200,
-                "milliseconds": 1.234,
+                "code": 400,
+                "milliseconds": 0.0,
                 "txnId": "abc",
             },
         )
 
     def test_whatIsNotKnownIsNull(self) -> None:
         """An unknown user, tenant, method or path, and the host of a client on a UNIX socket, are null."""
-        found = json.loads(lineOf(*access(b"", user=None, tenant=None, method=b"", address=UNIXAddress(None))))
+        found = json.loads(self.line(b"", b"", UNIXAddress(None)))
         self.assertEqual([found[name] for name in ("user", "tenant", "method", "path", "client")], [None] * 5)
 
     def test_nothingForgesALine(self) -> None:
         """Whatever bytes a client sends, a line is one line of printable ASCII."""
         for path in (b'/"}\r\n{"time": "x"}', bytes(range(256)), "/\u2028\u0085é".encode(), b"/\x1b[31m"):
-            text = lineOf(*access(path, method=path))
+            text = self.line(path, path)
             self.assertTrue(text.isascii() and text.isprintable(), text)
             json.loads(text)
 
     def test_longPathsAreCut(self) -> None:
         """A path of 16 KB does not make a line of 16 KB."""
-        self.assertLess(len(lineOf(*access(b"/" + b"x" * 16_000))), 2_500)
+        self.assertLess(len(self.line(path=b"/" + b"x" * 16_000)), 2_500)
 
 
 class _LogFile(LogFile):
