@@ -28,11 +28,8 @@ _BEGINNING = succeed(None)
 
 class Attempts:
     """
-    At most one try waits for something, or for its time. Requests that are late run on beside it.
-
-    Everything that is called from here may :meth:`end` the try, and begin another one.
-
-    :ivar backoff: the delays after failures.
+    At most one try waits for something, or for its time. Requests that are late run on beside it. Everything that is
+    called from here may :meth:`end` the try, and begin another one.
     """
 
     __slots__ = ("_clock", "_late", "_outage", "_timer", "_turn", "_work", "backoff")
@@ -51,7 +48,6 @@ class Attempts:
 
     @property
     def isScheduled(self) -> bool:
-        """Whether the next try waits for its time."""
         return self._timer is not None
 
     @property
@@ -92,8 +88,7 @@ class Attempts:
         :param begin: starts what it waits for. A request may call the argument when it is late, after *patience*
             seconds; then it runs on beside the next try.
         :param then: called with the result or Failure, and whether the try is still current, unless it was ended. If
-            it is late it is called twice, first with the Failure of that.
-        :param broken: called with an unexpected error of *then*.
+            it is late it is called twice, first with the Failure of that. *broken* is called with its errors.
         """
         isLate = False
 
@@ -132,14 +127,10 @@ class Attempts:
         else:
             work.addErrback(lambda _: None).cancel()
 
-    # -- failures
-
     def failed(self, what: str, serviceId: str, reason: str, *, isCertain: bool = False) -> float:
         """
-        A try failed for this *reason*. A second one follows at once, unless it *isCertain* that it fails too.
-
-        :param what: the kind of service, for the log.
-        :return: the delay of the next try, in seconds.
+        Log that a try failed, unless a second one follows at once; it does not if it *isCertain* to fail. Returns the
+        seconds until the next try.
         """
         if self._outage is None:
             values: Any = {"what": what, "serviceId": serviceId}
@@ -157,8 +148,6 @@ class Attempts:
         """Forget the failures."""
         self._outage = None
         self.backoff.reset()
-
-    # -- the end
 
     def giveTurn(self) -> None:
         """Give the turn to another service."""

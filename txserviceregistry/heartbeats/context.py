@@ -5,7 +5,7 @@ What the HeartBeaters of one client share, among it a clock that detects a block
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -18,17 +18,11 @@ from ..util.suspend import SuspendWatch
 
 @implementer(IReactorTime)
 class StallWatch:
-    """
-    A clock that logs each time that the reactor stood still.
+    """A clock that logs each time that the reactor stood still, which calls show that come far later than due."""
 
-    It has no timer of its own: a call of its users that comes far later than it was due shows a stall. A stall between
-    two calls does no harm, and is not noticed.
-    """
-
-    #: How late a call may be, in seconds: longer than a busy reactor, a garbage collection or a loaded machine delays
-    #: it, and shorter than the shortest heartbeat timeout.
+    #: How late a call may be, in seconds: longer than a busy reactor or a loaded machine delays it, and shorter than
+    #: the shortest heartbeat timeout.
     LATE = 1.0
-
     _log = Logger()
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -37,11 +31,9 @@ class StallWatch:
         self._loggedUntil = float("-inf")
 
     def seconds(self) -> float:
-        """See IReactorTime."""
         return self._clock.seconds()
 
     def callLater(self, delay: float, callable: Callable[..., Any], *args: object, **kwargs: object) -> IDelayedCall:
-        """See IReactorTime."""
         due = self._clock.seconds() + delay
 
         def call() -> None:
@@ -51,7 +43,6 @@ class StallWatch:
         return self._clock.callLater(delay, call)
 
     def getDelayedCalls(self) -> Sequence[IDelayedCall]:
-        """See IReactorTime."""
         return self._clock.getDelayedCalls()
 
     def wasDue(self, moment: float) -> None:
@@ -67,31 +58,17 @@ class StallWatch:
         )
 
 
-class Batcher(Protocol):
-    """The part of :class:`~txserviceregistry.heartbeats.batching.HeartbeatBatcher` that a HeartBeater uses."""
-
-    @property
-    def isOffered(self) -> bool: ...
-
-    def join(self, service: Any, due: float) -> None: ...
-
-    def leave(self, service: Any) -> None: ...
-
-
 @attrs.frozen
 class HeartbeatContext:
     """
     Shared by the HeartBeaters of one client, so that there can be thousands of them.
 
-    :ivar stalls: the clock, which notices that the reactor stood still.
-    :ivar suspends: notices that the machine was suspended.
-    :ivar turns: bounds the heartbeat requests at once.
-    :ivar registrations: bounds the registrations at once.
-    :ivar batcher: batches heartbeats; ``None`` if each HeartBeater sends its own.
+    :ivar turns: bounds the heartbeat requests at once, and *registrations* the registrations.
+    :ivar batcher: the HeartbeatBatcher; ``None`` if each HeartBeater sends its own heartbeats.
     """
 
     stalls: StallWatch
     suspends: SuspendWatch
     turns: PrioritySemaphore = attrs.field(factory=PrioritySemaphore)
     registrations: PrioritySemaphore = attrs.field(factory=PrioritySemaphore)
-    batcher: Batcher | None = None
+    batcher: Any = None

@@ -31,8 +31,7 @@ class ServiceCreator:
     :param deadline: when it has to be created, in seconds of the clock. By default each request has a part of the
         heartbeat timeout, as suits a registration that is retried until it succeeds.
     :ivar mayExist: whether the registry may hold a service that this has created.
-    :ivar underWay: the request under way that creates the service. It runs on when the Deferred of its caller is
-        cancelled, so that its outcome becomes known.
+    :ivar underWay: the creation under way, which runs on when its caller is cancelled: its outcome becomes known.
     """
 
     def __init__(
@@ -53,10 +52,7 @@ class ServiceCreator:
         return min(self._services.timeout, max(_SHORTEST_TRY, self._desired.heartbeatTimeout / 3))
 
     async def create(self) -> str:
-        """
-        :return: the token of the service.
-        :raises ServiceExists: if another client's service holds the id.
-        """
+        """Create the service, and return its token. Raises ``ServiceExists`` if another client holds the id."""
         try:
             return await self._removeAndCreate()
         except ServiceExists:

@@ -5,7 +5,7 @@ The desired state of the services that a client registered, so that updates outl
 from __future__ import annotations
 
 import random as randomModule
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import ReferenceType, WeakValueDictionary, ref
 
@@ -43,7 +43,7 @@ def wantsHost(metadata: Mapping[str, str] | None) -> bool:
     return any(key in metadata for key in PORT_KEYS) and not any(key in metadata for key in HOST_KEYS)
 
 
-def comparable(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+def comparable(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields with their defaults, each as the registry returns it."""
     given = {name: fields[name] for name in FIELDS if fields.get(name) is not None}
     return {**_DEFAULTS, **{name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}}
@@ -52,11 +52,9 @@ def comparable(fields: Mapping[str, Any]) -> Mapping[str, Any]:
 @attrs.frozen
 class DesiredStates:
     """
-    The desired states of one client's services, and how they are sent.
+    The desired states of one client's services: how updates are sent, how many at once, and how to wait while the
+    client is open.
 
-    :ivar put: sends an update of a service: its id and the fields.
-    :ivar turns: bounds the requests under way for them.
-    :ivar pause: waits so many seconds, but no longer than the client is open.
     :ivar byId: the states that updates through the client change.
     """
 
@@ -73,14 +71,14 @@ class DesiredState:
     The fields that one service should have, and what is known of those that it has in the registry.
 
     An update changes the desired fields at once, and a registration from then on sends them. They stay unless the
-    registry refuses them. If the registry may have other fields (after an update without a response, or an update and a
-    registration that were under way together), a service that is :meth:`open` is updated until it has the desired ones.
+    registry refuses them. If the registry may have other fields (after an update without a response, or requests that
+    were under way together), a service that is :meth:`open` is updated until it has the desired ones.
 
-    :param payload: ``tags`` and ``metadata``, both optional.
     :ivar fields: ``heartbeat_timeout``, and ``tags`` and ``metadata`` where they were given. Replaced, never changed.
     :ivar host: the address that was determined automatically. It is sent with a *metadata* that :func:`wantsHost`, and
         never becomes part of it.
     :ivar onChange: called when *fields* has changed.
+    :ivar isRegistered: whether the registry has the service.
     """
 
     _log = Logger()
@@ -99,17 +97,15 @@ class DesiredState:
         self._states = states
         # What the registry accepted last, to fall back on.
         self._accepted: Mapping[str, Any] = self.fields
-        # Whether the registry has the service, and the fields that it has (None: not known).
-        self._isRegistered = False
-        self._known: Mapping[str, Any] | None = None
+        self.isRegistered = False
+        # All fields that the registry may have together; empty if they are not known.
+        self._possible: Sequence[Mapping[str, Any]] = ()
         # The fields of the last registration, as desired and as sent, and the Deferreds that wait for them.
         self._posted: tuple[Mapping[str, Any], Mapping[str, Any], tuple[Deferred[None], ...]] = self.fields, {}, ()
         # The fields that were sent last.
         self._sent: list[Mapping[str, Any]] = []
         # How many updates are under way; and how many have begun, and registrations have had their effect.
         self._underWay = self._writes = 0
-        # Timeouts that the registry may have.
-        self._timeouts: tuple[int, ...] = (heartbeatTimeout,)
         self._reference: ReferenceType[HeartBeater] | None = None
         # Updates the service until the registry has the desired fields.
         self._worker: Deferred[None] | None = None
@@ -124,7 +120,15 @@ class DesiredState:
     @property
     def isDirty(self) -> bool:
         """Whether the registry may have other fields."""
-        return self._known is None or comparable(self._known) != comparable(self._wire())
+        return bool(self._missing())
+
+    def _missing(self) -> dict[str, Any]:
+        """The desired fields of which the registry may have other values."""
+        return {
+            name: value
+            for name, value in self._wire().items()
+            if not self._possible or any(fields[name] != value for fields in self._possible)
+        }
 
     @property
     def heartBeater(self) -> HeartBeater | None:
@@ -134,11 +138,11 @@ class DesiredState:
     # -- the fields
 
     def _wire(self) -> Mapping[str, Any]:
-        """The fields to send: with the host that was determined automatically."""
-        metadata = self.fields.get("metadata")
-        if self.host is None or not wantsHost(metadata):
-            return self.fields
-        return {**self.fields, "metadata": {**(metadata or {}), "host": self.host}}
+        """All fields as the registry has to have them, with the host that was determined automatically."""
+        wire = comparable(self.fields)
+        if self.host is not None and wantsHost(wire["metadata"]):
+            wire["metadata"] = {**wire["metadata"], "host": self.host}
+        return wire
 
     def setHost(self, host: str) -> None:
         """The address was determined anew."""
@@ -203,33 +207,28 @@ class DesiredState:
             self._sent.clear()
         wire = self._wire()
         self._posted = self.fields, wire, tuple(self._waiters)
-        self._remember(comparable(wire))
+        self._remember(wire)
         return wire
 
     def registered(self) -> None:
         """The registration had its effect."""
         self._accepted, wire, covered = self._posted
-        self._sent = [comparable(wire)]
-        self._has(wire)
+        self._sent = [wire]
+        self.resumed(wire)
         self._waiters.fire(None, covered)
         self._converge()
+
+    def resumed(self, fields: Mapping[str, Any]) -> None:
+        """The registry has the service with these fields: it is registered, or one of an earlier process goes on."""
+        self._writes += 1
+        self.isRegistered = True
+        # An update that is under way may have its effect before or after: it is repeated, because it is not certain.
+        self._mayHave([{name: fields[name] for name in FIELDS}, *(self._possible if self._underWay else ())])
 
     def refusedRegistration(self, error: APIError) -> bool:
         """The registry refused the registration. Whether an update may be the reason; it is undone then."""
         fields, _, covered = self._posted
         return self._undo(error, fields, covered)
-
-    def resumed(self, found: Mapping[str, Any]) -> None:
-        """The service that an earlier process left is continued; the registry has these fields."""
-        self._has({name: found[name] for name in FIELDS})
-
-    def _has(self, fields: Mapping[str, Any]) -> None:
-        self._writes += 1
-        self._isRegistered = True
-        # An update that is under way may have had its effect before or after.
-        self._known = None if self._underWay else fields
-        if not self._underWay:
-            self._setTimeouts(fields["heartbeat_timeout"])
 
     def _remember(self, sent: Mapping[str, Any]) -> None:
         # A deque of its own for each of thousands of services would take ten times as much memory.
@@ -249,15 +248,14 @@ class DesiredState:
     def open(self, heartBeater: HeartBeater) -> None:
         """Let updates through the client change this state. Only a weak reference to *heartBeater* is kept."""
         self._reference = ref(heartBeater)
-        self._timeouts = (self.heartbeatTimeout,)
         self._states.byId[self.serviceId] = self
         heartBeater.onStateChange(lambda _: self._converge())
 
     def close(self, reason: Failure) -> None:
         """The service is not registered any more; updates that wait fail with *reason*."""
         self._reference = None
-        self._known = None
-        self._isRegistered = False
+        self._possible = ()
+        self.isRegistered = False
         if self._states.byId.get(self.serviceId) is self:
             del self._states.byId[self.serviceId]
         self._converge()
@@ -268,7 +266,8 @@ class DesiredState:
         changes = self.understood(payload)
         self.change(changes)
         try:
-            await self._put({**payload, **{name: self._wire()[name] for name in changes}})
+            understood = {name: self._wire()[name] for name in changes}
+            await self._put({**payload, **understood}, understood)
         except APIError as error:
             if not isinstance(error, (NotFound, ServerError)):
                 self._takeBack(changes)
@@ -286,7 +285,7 @@ class DesiredState:
             refuses them, and with the reason of :meth:`close`.
         """
         self.change(changes)
-        if self._isRegistered and not self.isDirty and not self._underWay:
+        if self.isRegistered and not self.isDirty and not self._underWay:
             return succeed(None)
         waiter = self._waiters.wait()
         self._converge()
@@ -298,7 +297,7 @@ class DesiredState:
         HeartBeater that would register it again.
         """
         heartBeater = self.heartBeater
-        mayWork = heartBeater is not None and heartBeater.running and heartBeater.registersAgain and self._isRegistered
+        mayWork = heartBeater is not None and heartBeater.running and heartBeater.registersAgain and self.isRegistered
         worker = self._worker
         if not mayWork and worker is not None:
             self._worker = None
@@ -325,14 +324,14 @@ class DesiredState:
         heartBeater = self.heartBeater
         if isCurrent and heartBeater is not None:
             # It will get a 404 too. Then the desired fields are registered.
-            self._isRegistered = False
+            self.isRegistered = False
             heartBeater.sendNow()
 
     @returnsDeferred
     async def _work(self) -> None:
         backoff = Backoff(_SHORTEST_RETRY, LONGEST_DELAY, self._states.random)
         outage = Outage(self._log, self._states.clock, _UPDATE_FAILED, _UPDATED, after=2, serviceId=self.serviceId)
-        while self._isRegistered and self.isDirty and not self._underWay:
+        while self.isRegistered and self.isDirty and not self._underWay:
             try:
                 await self.push()
             except ServiceRegistryError as error:
@@ -354,9 +353,8 @@ class DesiredState:
         await turns.take(float("inf"))
         try:
             fields, covered = self.fields, tuple(self._waiters)
-            known = {} if self._known is None else comparable(self._known)
-            changes = {name: value for name, value in comparable(self._wire()).items() if known.get(name) != value}
-            isCertain = await self._put(changes)
+            changes = self._missing()
+            isCertain = await self._put(changes, changes)
         except APIError as error:
             if not self._undo(error, fields, covered):
                 raise
@@ -374,44 +372,40 @@ class DesiredState:
         self._waiters.fire(Failure(error), covered)
         return True
 
-    async def _put(self, changes: Mapping[str, Any]) -> bool:
+    async def _put(self, payload: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
         """
-        Send one update.
+        Send one update, which changes these fields.
 
         :return: whether the registry certainly has it: no other request under way can have overwritten it.
         """
-        timeout = self.understood({"heartbeat_timeout": changes.get("heartbeat_timeout")}).get("heartbeat_timeout")
-        timeoutsBefore = self._timeouts
-        if timeout is not None:
-            # From now on the registry may have either timeout.
-            self._setTimeouts(*self._timeouts, timeout)
+        before = self._possible
+        after = [{**fields, **changes} for fields in before]
+        if not before and len(changes) == len(FIELDS):
+            after = [dict(changes)]
+        self._mayHave([*before, *(fields for fields in after if fields not in before)])
         self._remember(changes)
         isFirst = not self._underWay
         self._underWay += 1
         self._writes = write = self._writes + 1
-        isCertain = False
-        known: Mapping[str, Any] | None = None
         try:
-            await self._states.put(self.serviceId, changes)
-            isCertain = isFirst and write == self._writes
-            if isCertain and (self._known is not None or set(FIELDS) <= changes.keys()):
-                known = {**(self._known or {}), **changes}
-            if isCertain and timeout is not None:
-                self._setTimeouts(timeout)
+            await self._states.put(self.serviceId, payload)
         except APIError as error:
             if not isinstance(error, (NotFound, ServerError)) and isFirst and write == self._writes:
                 # It had no effect.
-                known = self._known
-                self._setTimeouts(*timeoutsBefore)
+                self._mayHave(before)
             raise
         finally:
             self._underWay -= 1
-            self._known = known
+        isCertain = isFirst and write == self._writes
+        if isCertain:
+            self._mayHave(after)
         return isCertain
 
-    def _setTimeouts(self, *timeouts: int) -> None:
-        """Let heartbeats go out for the shortest of the timeouts that the registry may have."""
-        self._timeouts = timeouts
+    def _mayHave(self, possible: Sequence[Mapping[str, Any]]) -> None:
+        """Note what the registry may have. Heartbeats are sent for the shortest of the timeouts."""
+        self._possible = possible
         heartBeater = self.heartBeater
-        if heartBeater is not None and heartBeater.heartbeatTimeout != min(timeouts):
-            heartBeater.setTimeout(min(timeouts))
+        if heartBeater is not None and possible:
+            shortest = min(fields["heartbeat_timeout"] for fields in possible)
+            if shortest != heartBeater.heartbeatTimeout:
+                heartBeater.setTimeout(shortest)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from io import FileIO
 from typing import Any
 from weakref import WeakSet
@@ -40,10 +41,8 @@ if hasattr(os, "register_at_fork"):
 
 def claimed(path: str) -> FileIO | None:
     """
-    Claim a file by a lock on another one beside it, which the system releases when the process ends.
-
-    :return: the claim, until it is closed; ``None`` if there is another one, in this process or in another one.
-    :raises OSError: if the lock file can't be created.
+    Claim a file, until the result is closed or the process ends, by a lock on another one beside it. ``None`` if there
+    is another claim, in this process or in another one; ``OSError`` if the lock file can't be created.
     """
     # Not another .token: web1.token may be an id of the wrapper too.
     beside = f"{path}.claim"
@@ -55,7 +54,7 @@ def claimed(path: str) -> FileIO | None:
         claim.close()
         return None
     except OSError:
-        # A file system without locks; it is as if the system had none.
+        # A file system without locks.
         pass
     _claims.add(claim)
     return claim
@@ -63,12 +62,9 @@ def claimed(path: str) -> FileIO | None:
 
 class StateFile:
     """
-    Keeps the heartbeat token and the updates of one service in a file, if there is one. It is replaced as a whole.
-
-    It is used from :meth:`open` to :meth:`close`. While another process has the file, or it can't be written, the
-    service runs without it, and the log says so once.
-
-    :param desired: the service's desired state, as the program's arguments have it.
+    Keeps the heartbeat token and the updates of one service in a file, if there is one, from :meth:`open` to
+    :meth:`close`. While another process has the file, or it can't be written, the service runs without it, and the log
+    says so once.
     """
 
     def __init__(self, path: str | None, desired: DesiredState, log: Logger, clock: IReactorTime) -> None:
@@ -87,34 +83,24 @@ class StateFile:
         self._isOpen = False
 
     def open(self) -> None:
-        """Use the file from now on."""
         self._isOpen = True
         self._sharing.succeeded()
 
     def _usable(self) -> str | None:
-        """
-        The file, if it is open and this process owns it.
-
-        :raises OSError: if it can't be locked or created.
-        """
+        """The file, if it is open and this process owns it; ``OSError`` if it can't be locked or created."""
         if self.path is None or not self._isOpen:
             return None
-        if not self._isOurs:
+        if self._claim is None or self._claim.closed:
             self._claim = claimed(self.path)
         if self._claim is None:
             self._sharing.failed()
             return None
         return self.path
 
-    @property
-    def _isOurs(self) -> bool:
-        return self._claim is not None and not self._claim.closed
-
     def restore(self) -> list[str]:
         """
-        Adopt the updates that an earlier process left, except of fields whose arguments have changed since.
-
-        :return: the heartbeat tokens that it left, the best one first.
+        Adopt the updates that an earlier process left, except of fields whose arguments have changed since. Returns the
+        heartbeat tokens that it left, the best one first.
         """
         kept = self._load()
         if kept and self._desired.fields is self._given:
@@ -156,7 +142,6 @@ class StateFile:
         self.save()
 
     def save(self) -> None:
-        """Write the updates of the service."""
         try:
             path = self._usable()
             if path is None:
@@ -176,17 +161,13 @@ class StateFile:
             self._writing.succeeded()
 
     def forgetToken(self) -> None:
-        """The service can't be continued."""
         self._token = self._provenToken = None
-        if self.path is not None and self._isOurs:
-            try:
+        if self.path is not None and self._claim is not None and not self._claim.closed:
+            # If it can't be removed: the token of a service that has ended does no harm.
+            with suppress(OSError):
                 os.unlink(self.path)
-            except OSError:
-                # Gone, or not to be removed: a token of a service that has ended does no harm.
-                pass
 
     def close(self) -> None:
-        """Write nothing any more."""
         self._isOpen = False
 
     def release(self) -> None:

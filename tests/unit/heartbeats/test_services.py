@@ -364,7 +364,7 @@ class RegisterTests(ServicesTestCase):
         heartBeater.start()
         self.clock.pump([1.0] * 60)
         creates = [sent.body for sent in self.agent.calls if sent.asked == f"POST {SERVICES}"]
-        self.assertEqual(creates, [{"id": "web1", "heartbeat_timeout": 15, "tags": ["www"]}] * 2)
+        self.assertEqual(creates, [{"id": "web1", "heartbeat_timeout": 15, "tags": ["www"], "metadata": {}}] * 2)
         self.successResultOf(client.close())
 
 
