@@ -78,8 +78,6 @@ class Session:
     """
     The response of the Auth API to credentials.
 
-    :ivar token: the value of ``X-Auth-Token``; a secret.
-    :ivar tenantId: the user's account.
     :ivar expires: when the token expires; ``None`` if that is unknown.
     :ivar catalog: the service catalog.
     """
@@ -142,17 +140,13 @@ class KeystoneAuthenticator:
     """
     Gets tokens from the Auth API, and keeps them fresh.
 
-    - The first request after nine tenths of a token's lifetime renews it. The old token stays in use meanwhile. There
-      is no timer: an authenticator that is not used does nothing.
+    - The first request after nine tenths of a token's lifetime renews it. The old token stays in use meanwhile, also
+      while the Auth API is unreachable. There is no timer: an authenticator that is not used does nothing.
     - An authentication that is late runs on beside the next one, and the first token counts.
-    - While the Auth API is unreachable, a token that may still work stays in use. Without one, requests between two
-      tries fail as the last try did.
     - The credentials are looked up before each authentication, because a registry delays its responses to wrong keys.
 
-    :param transport: the Auth API, at its URL that ends in ``/v2.0``.
     :param lookUp: returns the current credentials, or raises ``InvalidSettings``; the error is reported when the last
         known ones are refused. Without it the credentials never change.
-    :param wallClock: seconds since the epoch, for ``expires``.
     """
 
     _log = Logger()
@@ -169,7 +163,7 @@ class KeystoneAuthenticator:
     ) -> None:
         self._transport = transport
         self._credentials = credentials
-        self._lookUp = lookUp
+        self._lookUp = lookUp or (lambda: credentials)
         self._clock = clock
         self._wallClock = wallClock
         self._random = random
@@ -189,10 +183,7 @@ class KeystoneAuthenticator:
         self._whyNoOthers = ""
 
     def session(self) -> Deferred[Session]:
-        """
-        The current session, or a new one, which is the same for all that wait for it. It may be cancelled. Fails with
-        ``AuthenticationFailed`` if the credentials are refused, and as the request to the Auth API does.
-        """
+        """The current session, or a new one, which is the same for all that wait for it. It may be cancelled."""
         session, now = self._session, self._clock.seconds()
         if session is not None and now < self._renewFrom:
             return succeed(session)
@@ -322,8 +313,6 @@ class KeystoneAuthenticator:
 
     def _takeUpOthers(self) -> bool:
         """Use the current credentials; whether they have changed."""
-        if self._lookUp is None:
-            return False
         self._whyNoOthers = ""
         try:
             found = self._lookUp()
@@ -368,27 +357,21 @@ class RetryingAuthAgent:
             collector = Collector()
             await body.startProducing(collector)
             body = BytesProducer(collector.body)
-        session = await self._authenticator.session()
-        response = await self._agent.request(method, uri, _withToken(headers, session), body)
-        if response.code != 401:
-            return response
-        whole = await readWhole(response)
-        if not refusesToken(whole.headers, _jsonIn(whole.body)):
-            self._authenticator.suspect(session.token)
-            return whole
-        self._authenticator.invalidate(session.token)
-        session = await self._authenticator.session()
-        return await self._agent.request(method, uri, _withToken(headers, session), body)
-
-
-def _jsonIn(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _withToken(headers: Headers | None, session: Session) -> Headers:
-    authenticated = Headers() if headers is None else headers.copy()
-    authenticated.setRawHeaders(b"X-Auth-Token", [session.token.encode("utf-8")])
-    return authenticated
+        response: IResponse
+        for isRetry in (False, True):
+            session = await self._authenticator.session()
+            authenticated = Headers() if headers is None else headers.copy()
+            authenticated.setRawHeaders(b"X-Auth-Token", [session.token.encode("utf-8")])
+            response = await self._agent.request(method, uri, authenticated, body)
+            if response.code != 401 or isRetry:
+                break
+            response = whole = await readWhole(response)
+            try:
+                value = json.loads(whole.body)
+            except (ValueError, RecursionError):
+                value = None
+            if not refusesToken(whole.headers, value):
+                self._authenticator.suspect(session.token)
+                break
+            self._authenticator.invalidate(session.token)
+        return response

@@ -35,24 +35,19 @@ from ..types import (
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
-# The most characters of a text. The protocol's limits are lower.
-_LONGEST = 4096
-# The longest heartbeat timeout in seconds: more than any registry allows.
-_LONGEST_TIMEOUT = 86_400
-# The largest integer that every JSON implementation keeps exact.
-_LARGEST = 2**53
-
+# The most characters of a text, and the longest heartbeat timeout in seconds. The protocol's limits are lower.
+_LONGEST, _LONGEST_TIMEOUT = 4096, 86_400
+# The largest integer that every JSON implementation keeps exact, and the last millisecond that has a date.
+_LARGEST, _LAST_MOMENT = 2**53, 253_402_300_799_999
 _TIME_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-1[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.I | re.ASCII)
 
-# The entries of a service catalog that may have the tenant (by name, the last one by type), in their order.
+# The entries of a service catalog that may have the tenant, by name or type, in their order.
 _TENANT_ENTRIES = ("cloudServersOpenStack", "cloudServers", "cloudMonitoring", "rax:service-registry")
 
 #: The token, the tenant's id, ``expires`` as it was sent, and the service catalog.
 Access = tuple[str, str, object, list[dict[str, Any]]]
 
-# -- members of objects
-
-# Validates a member, which may be missing.
+# Validates a member of an object, which may be missing.
 _Check = Callable[[dict[str, Any], str], object]
 
 
@@ -100,14 +95,13 @@ def _isText(value: Any) -> bool:
         return False
 
 
-def _areStrings(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
-
-
 def _isPrintable(value: Any) -> bool:
     """Text that is valid in a header or, encoded, in a path."""
-    # A third of the time that a regular expression takes, for each heartbeat of a batch.
     return isinstance(value, str) and 0 < len(value) <= _LONGEST and value.isascii() and value.isprintable()
+
+
+def _areStrings(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _momentOrNull(holder: dict[str, Any], name: str) -> None:
@@ -133,20 +127,13 @@ _metadata = _rule(lambda value: isinstance(value, dict) and _areStrings(value.va
 _printable = _rule(_isPrintable, f"not a string of 1 to {_LONGEST} printable ASCII characters")
 _count = _integer(_LARGEST)
 _timeout = _integer(_LONGEST_TIMEOUT, least=1)
-# Up to the last millisecond of the year 9999, which is the last one with a date.
-_moment = _integer(253_402_300_799_999)
+_moment = _integer(_LAST_MOMENT)
 
 # The fields that a service and the payloads of its events share.
 _REGISTRATION = {"id": _text, "heartbeat_timeout": _timeout, "tags": _strings, "metadata": _metadata}
 _STATE = {"id": _text, "state": _text, "reason": _note, "expires_at": _momentOrNull}
-_LOCK = {
-    "name": _text,
-    "fence": _count,
-    "timeout": _timeout,
-    "acquired_at": _moment,
-    "holder": _string,
-    "metadata": _metadata,
-}
+_LOCK_TIMES = {"fence": _count, "timeout": _timeout, "acquired_at": _moment}
+_LOCK = {"name": _text, "holder": _string, "metadata": _metadata, **_LOCK_TIMES}
 _RATE = {"limit": _count, "used": _count, "window": _text}
 # The payloads of events. That of a type that is not known here may be anything.
 _PAYLOADS: Mapping[str, Mapping[str, _Check]] = {
@@ -157,8 +144,6 @@ _PAYLOADS: Mapping[str, Mapping[str, _Check]] = {
     **dict.fromkeys(("lock.acquire", "lock.release", "lock.expire"), _LOCK),
 }
 
-# -- responses
-
 readService: Callable[[Any], Service] = partial(
     _members, {**_REGISTRATION, "last_seen": _momentOrNull, "state": _stateIfAny}
 )
@@ -166,13 +151,11 @@ readServiceState: Callable[[Any], ServiceState] = partial(_members, _STATE)
 readConfigurationValue: Callable[[Any], ConfigurationValue] = partial(_members, {"id": _text, "value": _text})
 readLock: Callable[[Any], Lock] = partial(_members, _LOCK)
 readAcquiredLock: Callable[[Any], AcquiredLock] = partial(_members, {"token": _printable, "fence": _count})
-#: The response to a registration and to a single heartbeat.
 readToken: Callable[[Any], HeartbeatToken] = partial(_members, {"token": _printable})
 readConsoleLink: Callable[[Any], ConsoleLink] = partial(_members, {"href": _printable, "expires_in": _count})
 
 
 def readEvent(value: Any) -> Event:
-    """An event."""
     event: Event = _members({"id": _uuid, "timestamp": _moment, "type": _text}, value)
     try:
         if event["type"] in _PAYLOADS:
@@ -227,7 +210,6 @@ def _each(read: Callable[[_In], _Out], values: Iterable[_In]) -> list[_Out]:
 
 
 def readLimits(value: Any) -> Limits:
-    """The account's limits."""
     limits = _object(value)
     resources = _object(limits.get("resource"), "resource")
     _members(dict.fromkeys(resources, _count), resources)
@@ -261,13 +243,9 @@ def _tenantIn(token: dict[str, Any], catalog: list[dict[str, Any]]) -> str:
     tenant = token.get("tenant")
     if isinstance(tenant, dict) and tenant.get("id") not in (None, ""):
         return _idText(tenant["id"])
-    entries: dict[object, dict[str, Any]] = {}
-    for entry in reversed(catalog):
-        for name in (entry.get("type"), entry.get("name")):
-            if isinstance(name, str):
-                entries[name] = entry
     for name in _TENANT_ENTRIES:
-        for endpoint in objectsIn(entries.get(name, {}).get("endpoints")):
+        named = (entry for entry in catalog if name in (entry.get("name"), entry.get("type")))
+        for endpoint in (each for entry in named for each in objectsIn(entry.get("endpoints"))):
             url = endpoint.get("publicURL")
             end = url.rstrip("/").rpartition("/")[2] if isinstance(url, str) else ""
             found = _idText(endpoint.get("tenantId")) or end
@@ -281,9 +259,6 @@ def _idText(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST:
         return str(value)
     return value if isinstance(value, str) else ""
-
-
-# -- pages
 
 
 def _page(read: Callable[[Any], Any], value: Any, key: str = "id") -> Any:

@@ -34,7 +34,7 @@ from ..errors import (
 )
 from ..http.bodies import FixedHeaders, readWhole
 from ..http.jsontransport import TIMEOUT, USER_AGENT, ClientClosed, JSONTransport
-from ..http.messages import NO_REGISTRY, Lane, Request, Response, WhenLate, pathOf, segment
+from ..http.messages import NO_REGISTRY, Lane, Request, Response, pathOf, segment
 from ..util.deferred import Waiters, cancelWith, returnsDeferred
 from ..util.logs import Logger, Outage
 from ..util.parsing import parseRetryAfter, validTraceparent
@@ -115,29 +115,21 @@ class Transport:
         query: Mapping[str, object] | None = None,
         body: object = None,
         timeout: float | None = None,
-        isTraced: bool = False,
-        whenLate: WhenLate | None = None,
         **options: Any,
     ) -> Deferred[Response]:
         """
         Send a request to the registry.
 
         :param path: below the tenant's URL, encoded, beginning with a slash.
-        :param query: the parameters; those that are ``None`` are left out.
         :param timeout: seconds for all of it: queue, authentication, connecting, headers and body.
-        :param isTraced: whether the caller finds out the outcome of a request that is not repeatable. Then the first of
-            several servers has only its share of the *timeout*.
-        :param whenLate: called when the *timeout* is over, with its Failure. The request runs on for as many seconds as
-            it returns, and fails only then.
         :param options: of the :class:`~txserviceregistry.http.messages.Request`.
         :return: fires with the :class:`~txserviceregistry.http.messages.Response`, a 2xx. Fails with ``APIError`` for a
             fault of the API and any 5xx, ``MalformedResponse`` for any other response, ``ConnectionFailed``,
             ``RequestTimedOut`` or ``AuthenticationFailed``, and with ``ValueError`` if an argument is not valid.
         """
         seconds = self.timeout if timeout is None else timeout
-        options |= {"body": body, "isTraced": isTraced, "whenLate": whenLate}
         try:
-            request = Request(method, pathOf(path, query), self._clock, self._stage, seconds, **options)
+            request = Request(method, pathOf(path, query), self._clock, self._stage, seconds, body=body, **options)
         except ValueError:
             return fail()
         if self._traceparent is not None:
@@ -289,7 +281,7 @@ class Transport:
 
 @lru_cache(maxsize=8)
 def _namesIn(header: bytes) -> frozenset[str]:
-    """The names in a header. Cached, because few different headers occur."""
+    # Few different headers occur.
     return frozenset(name for name in re.split(r"[\s,]+", header.decode("utf-8", "replace")) if name)
 
 
@@ -362,8 +354,7 @@ class APIGroup:
         which depend on the extensions *names*. Raises ``MalformedResponse`` if a page is not valid, or names an earlier
         one as the next.
         """
-        # A circle returns to one page again and again. Comparing with each 2^n-th finds it, however long it is.
-        passed, count = marker, 0
+        seen = {marker}
         while True:
 
             def ask(timeout: float, parameters: Mapping[str, object] = {**query, "marker": marker}) -> Awaitable[Any]:
@@ -375,9 +366,7 @@ class APIGroup:
             marker = page["metadata"]["next_marker"]
             if marker is None:
                 return
-            if marker == passed:
+            if marker in seen:
                 url = self._transport.baseUrl + path
                 raise MalformedResponse(f"GET {url} returned an earlier page as its next page")
-            count += 1
-            if count & (count - 1) == 0:
-                passed = marker
+            seen.add(marker)

@@ -38,8 +38,6 @@ class ServicesClient(ServicesAPI):
     ``APIError`` such as ``NotFound`` or ``BadRequest`` when the registry refuses, else ``ConnectionFailed``,
     ``RequestTimedOut``, ``MalformedResponse`` or ``AuthenticationFailed``.
 
-    :param connections: how many requests to one server are under way at once.
-    :param suspends: notices that the machine was suspended.
     :ivar context: shared by all HeartBeaters of the client.
     :ivar desired: the desired states of the services that the client registered.
     """
@@ -83,13 +81,10 @@ class ServicesClient(ServicesAPI):
         :param id: 3 to 65 characters of ``a-z A-Z 0-9 _ - .``.
         :param heartbeatTimeout: seconds without a heartbeat after which the registry removes it, 3 to 120.
         :param payload: ``tags`` (a list of strings) and ``metadata`` (a dict of strings), both optional.
-        :param timeout: seconds that the request may take; by default the client's own.
         :return: fires with ``({"token": …}, heartBeater)``. Fails with ``ServiceExists`` if a service holds the id.
             After a ``ConnectionFailed`` (if it ``wasSent``), ``RequestTimedOut``, ``MalformedResponse`` or
-            ``ServerError`` it is not known whether the service was registered. With one URL, the caller has to find
-            out (a :class:`~txserviceregistry.RegisteredService` does). With several URLs, another server is asked. A
-            service that is just what was sent, and for which no heartbeat was ever sent, is removed, because its token
-            is lost, and created again. Then these errors mean that the outcome is unknown.
+            ``ServerError`` it is not known whether the service was registered; a
+            :class:`~txserviceregistry.RegisteredService` finds out. With several URLs, another server is asked before.
         """
         timeout = self.timeout if timeout is None else boundedNumber(timeout, 0.0, LONGEST_INTERVAL)
         desired = DesiredState(self.desired, id, heartbeatTimeout, payload)
@@ -112,9 +107,8 @@ class ServicesClient(ServicesAPI):
         registry loses it.
 
         :param retryDelay: seconds between two tries.
-        :return: fires with ``({"token": …}, heartBeater)``. Fails with ``ServiceExists`` if the other
-            service does not expire, and with ``ValueError`` if *retryDelay* is not a number from 0 on. Cancelling it
-            ends the tries.
+        :return: fires as :meth:`create` does. Fails with ``ServiceExists`` if the other service does not expire, and
+            with ``ValueError`` if *retryDelay* is not a number from 0 on. Cancelling it ends the tries.
         """
         retryDelay = boundedNumber(retryDelay, 0.0, LONGEST_INTERVAL)
         desired = DesiredState(self.desired, id, heartbeatTimeout, payload)
@@ -146,10 +140,9 @@ class ServicesClient(ServicesAPI):
         """
         Change a service.
 
-        A service that this client registered is registered again as it was changed, and heartbeated as often as a
-        changed timeout needs. Only a refusal (an ``APIError`` other than ``NotFound`` and ``ServerError``) takes the
-        change back. After any other failure it is not known whether the registry has it, and a service that is
-        registered again when the registry loses it is updated until the registry has it.
+        A service that this client registered is registered again as it was changed. Only a refusal (an ``APIError``
+        other than ``NotFound`` and ``ServerError``) takes the change back. After any other failure it is not known
+        whether the registry has it; the client updates a service that it registers again until the registry has it.
 
         :param payload: any of ``heartbeat_timeout``, ``tags`` and ``metadata``. A field that is given replaces the old
             value as a whole; the others stay. So does a ``host`` that a RegisteredService determined automatically.
