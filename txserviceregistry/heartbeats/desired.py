@@ -23,9 +23,8 @@ from ..util.fields import HOST_KEYS, PORT_KEYS, checkedMetadata, checkedTags, ch
 from ..util.logs import Logger, Outage
 from .heartbeater import HeartBeater
 
-#: The fields of a service that can be updated, by their names in the protocol.
-FIELDS = ("heartbeat_timeout", "tags", "metadata")
-_DEFAULTS: Mapping[str, Any] = {"tags": [], "metadata": {}}
+# The fields of a service that can be updated, by their names in the protocol.
+_FIELDS = ("heartbeat_timeout", "tags", "metadata")
 
 # So many registrations and updates are remembered, to recognize a service whose registration had no response.
 _MOST_SENT = 4
@@ -41,12 +40,6 @@ def wantsHost(metadata: Mapping[str, str] | None) -> bool:
     if not metadata:
         return False
     return any(key in metadata for key in PORT_KEYS) and not any(key in metadata for key in HOST_KEYS)
-
-
-def comparable(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields with their defaults, each as the registry returns it."""
-    given = {name: fields[name] for name in FIELDS if fields.get(name) is not None}
-    return {**_DEFAULTS, **{name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}}
 
 
 @attrs.frozen
@@ -74,7 +67,7 @@ class DesiredState:
     registry refuses them. If the registry may have other fields (after an update without a response, or requests that
     were under way together), a service that is :meth:`open` is updated until it has the desired ones.
 
-    :ivar fields: ``heartbeat_timeout``, and ``tags`` and ``metadata`` where they were given. Replaced, never changed.
+    :ivar fields: ``heartbeat_timeout``, ``tags`` and ``metadata``. Replaced, never changed.
     :ivar host: the address that was determined automatically. It is sent with a *metadata* that :func:`wantsHost`, and
         never becomes part of it.
     :ivar onChange: called when *fields* has changed.
@@ -91,7 +84,11 @@ class DesiredState:
         payload: Mapping[str, Any] | None = None,
     ) -> None:
         self.serviceId = serviceId
-        self.fields: Mapping[str, Any] = {**(payload or {}), "heartbeat_timeout": heartbeatTimeout}
+        given = payload or {}
+        # As the registry returns them.
+        tags, metadata = given.get("tags") or [], given.get("metadata") or {}
+        tags = list(tags) if isinstance(tags, tuple) else tags
+        self.fields: Mapping[str, Any] = {"heartbeat_timeout": heartbeatTimeout, "tags": tags, "metadata": metadata}
         self.host: str | None = None
         self.onChange: Callable[[], object] | None = None
         self._states = states
@@ -114,8 +111,7 @@ class DesiredState:
     @property
     def heartbeatTimeout(self) -> int:
         """The desired heartbeat timeout, in seconds."""
-        timeout: int = self.fields["heartbeat_timeout"]
-        return timeout
+        return int(self.fields["heartbeat_timeout"])
 
     @property
     def isDirty(self) -> bool:
@@ -138,11 +134,11 @@ class DesiredState:
     # -- the fields
 
     def _wire(self) -> Mapping[str, Any]:
-        """All fields as the registry has to have them, with the host that was determined automatically."""
-        wire = comparable(self.fields)
-        if self.host is not None and wantsHost(wire["metadata"]):
-            wire["metadata"] = {**wire["metadata"], "host": self.host}
-        return wire
+        """The fields to send: with the host that was determined automatically."""
+        metadata = self.fields["metadata"]
+        if self.host is None or not wantsHost(metadata):
+            return self.fields
+        return {**self.fields, "metadata": {**metadata, "host": self.host}}
 
     def setHost(self, host: str) -> None:
         """The address was determined anew."""
@@ -151,26 +147,19 @@ class DesiredState:
 
     def change(self, changes: Mapping[str, Any]) -> None:
         """Desire other values for some fields."""
-        if changes:
-            self._replace({**self.fields, **changes})
+        if not changes:
+            return
+        self.fields = {**self.fields, **changes}
+        if self.onChange is not None:
+            self.onChange()
 
     def _takeBack(self, refused: Mapping[str, Any]) -> bool:
         """Undo the changes that the registry has *refused*; whether that changes anything."""
-        fields = dict(self.fields)
-        for name, value in refused.items():
-            if name in fields and fields[name] is value and value is not self._accepted.get(name):
-                del fields[name]
-                if name in self._accepted:
-                    fields[name] = self._accepted[name]
-        if fields == self.fields:
+        back = {name: self._accepted[name] for name in refused if self.fields.get(name) is refused[name]}
+        if {**self.fields, **back} == self.fields:
             return False
-        self._replace(fields)
+        self.change(back)
         return True
-
-    def _replace(self, fields: Mapping[str, Any]) -> None:
-        self.fields = fields
-        if self.onChange is not None:
-            self.onChange()
 
     def understood(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of an update's *payload*; none if one is not valid, which the registry will report."""
@@ -180,12 +169,9 @@ class DesiredState:
                 changes["tags"] = checkedTags(payload["tags"] if payload["tags"] is not None else ())
             if "metadata" in payload:
                 changes["metadata"] = metadata = checkedMetadata(payload["metadata"])
-                # They contain our host if they were read from the registry. It must not stay when the address changes.
-                if (
-                    self.host is not None
-                    and wantsHost(self.fields.get("metadata"))
-                    and metadata.get("host") == self.host
-                ):
+                isAutomatic = self.host is not None and wantsHost(self.fields["metadata"])
+                if isAutomatic and metadata.get("host") == self.host:
+                    # It was read from the registry, and must not stay when the address changes.
                     del metadata["host"]
             if "heartbeat_timeout" in payload:
                 timeout = payload["heartbeat_timeout"]
@@ -223,7 +209,7 @@ class DesiredState:
         self._writes += 1
         self.isRegistered = True
         # An update that is under way may have its effect before or after: it is repeated, because it is not certain.
-        self._mayHave([{name: fields[name] for name in FIELDS}, *(self._possible if self._underWay else ())])
+        self._mayHave([{name: fields[name] for name in _FIELDS}, *(self._possible if self._underWay else ())])
 
     def refusedRegistration(self, error: APIError) -> bool:
         """The registry refused the registration. Whether an update may be the reason; it is undone then."""
@@ -240,7 +226,7 @@ class DesiredState:
         is as one of the last registrations and updates sent it.
         """
         return found["last_seen"] is None and all(
-            any(name in sent and sent[name] == found[name] for sent in self._sent) for name in FIELDS
+            any(name in sent and sent[name] == found[name] for sent in self._sent) for name in _FIELDS
         )
 
     # -- updates
@@ -380,7 +366,7 @@ class DesiredState:
         """
         before = self._possible
         after = [{**fields, **changes} for fields in before]
-        if not before and len(changes) == len(FIELDS):
+        if not before and len(changes) == len(_FIELDS):
             after = [dict(changes)]
         self._mayHave([*before, *(fields for fields in after if fields not in before)])
         self._remember(changes)
