@@ -32,7 +32,7 @@ from ..errors import (
 from ..http.bodies import BytesProducer, Collector, readWhole
 from ..http.jsontransport import ClientClosed, JSONTransport
 from ..http.messages import Response
-from ..util.backoff import Backoff, LateTries
+from ..util.backoff import Backoff
 from ..util.deferred import Waiters, returnsDeferred
 from ..util.logs import Logger, Outage
 from ..util.redaction import redacted
@@ -142,7 +142,6 @@ class KeystoneAuthenticator:
 
     - The first request after nine tenths of a token's lifetime renews it. The old token stays in use meanwhile, also
       while the Auth API is unreachable. There is no timer: an authenticator that is not used does nothing.
-    - An authentication that is late runs on beside the next one, and the first token counts.
     - The credentials are looked up before each authentication, because a registry delays its responses to wrong keys.
 
     :param lookUp: returns the current credentials, or raises ``InvalidSettings``; the error is reported when the last
@@ -173,9 +172,8 @@ class KeystoneAuthenticator:
         # Why requests without a token fail, until then.
         self._problem: BaseException | None = None
         self._problemUntil = 0.0
-        self._waiting: Waiters[Session] = Waiters(self._abandoned)
-        self._working: Deferred[Session] | None = None
-        self._late = LateTries()
+        self._waiting: Waiters[Session] = Waiters()
+        self._isWorking = False
         begins = "Auth token could not be renewed: {error} (the old one stays in use)"
         self._outage = Outage(self._log, clock, begins, "Auth token renewed, after {seconds:.1f} s")
         self._suspectFrom = 0.0
@@ -213,21 +211,12 @@ class KeystoneAuthenticator:
             self._suspectFrom = now + REFUSAL
             self._renewFrom = now
 
-    def _abandoned(self) -> None:
-        """No request waits for the token any more. A renewal runs on: no request waits for that."""
-        if self._working is not None and self._session is None:
-            # The requests may be retried, with no more time than they had. The next try goes to another server.
-            late, self._working = self._working, None
-            self._late.add(late)
-            self._transport.giveUp()
-
     def _authenticate(self) -> None:
-        if self._working is not None:
-            return
-        self._takeUpOthers()
-        self._working = working = self._ask()
-        # Only now, because there may be a response at once.
-        working.addCallbacks(self._succeeded, self._failed, errbackArgs=(working,))
+        if not self._isWorking:
+            self._isWorking = True
+            self._takeUpOthers()
+            # It runs on when no request waits any more.
+            self._ask().addCallbacks(self._succeeded, self._failed)
 
     @returnsDeferred
     async def _ask(self) -> Session:
@@ -257,10 +246,7 @@ class KeystoneAuthenticator:
         return kind(response.status, message=message, method=response.method, url=response.url, doubt=response.doubt)
 
     def _succeeded(self, session: Session) -> None:
-        working, self._working = self._working, None
-        if working is not None:
-            working.cancel()
-        self._late.end()
+        self._isWorking = False
         self._outage.succeeded()
         self._session = session
         self._problemUntil = 0.0
@@ -274,14 +260,9 @@ class KeystoneAuthenticator:
             self._renewFrom = now + life * (RENEW_AT - 0.05 * self._random())
         self._waiting.fire(session)
 
-    def _failed(self, failure: Failure, working: Deferred[Session]) -> None:
+    def _failed(self, failure: Failure) -> None:
         error = failure.value
-        if working is not self._working:
-            # It was late. The next one counts, unless the credentials were refused.
-            if self._working is not None or self._session is not None or not isinstance(error, AuthenticationFailed):
-                return
-            self._late.end()
-        self._working = None
+        self._isWorking = False
         now = self._clock.seconds()
         isClosed = isinstance(error, (CancelledError, ClientClosed))
         if isinstance(error, AuthenticationFailed):

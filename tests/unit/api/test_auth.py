@@ -119,30 +119,6 @@ class AuthenticatorTests(SynchronousTestCase):
         self.assertEqual(self.token(), TOKEN)
         self.assertEqual(len(self.agent.sent), 1)
 
-    def test_theNextOneBeginsBesideALateOne(self) -> None:
-        """The first token counts, whichever of them brings it, and ends the others."""
-        for winner in (0, 1):
-            self.authenticator, self.clock = authenticatorOver(agent := FakeAgent())
-            ended: list[Deferred[Any]] = []
-            pending: list[Deferred[Any]] = []
-
-            def hang(
-                sent: Any, pending: list[Deferred[Any]] = pending, ended: list[Deferred[Any]] = ended
-            ) -> Deferred[Any]:
-                pending.append(Deferred(ended.append))
-                return pending[-1]
-
-            agent.handler = hang
-            for _ in range(5):
-                self.leaveWithout()
-            self.assertEqual((len(pending), ended), (5, []))
-            session = self.authenticator.session()
-            self.assertEqual(len(pending), 6)
-            pending[-winner].callback(answer(200, access()))
-            self.assertEqual(self.successResultOf(session).token, TOKEN)
-            self.assertEqual(len(ended), 5)
-            self.assertEqual(self.clock.getDelayedCalls(), [])
-
     def test_aLateAuthenticationIsRefused(self) -> None:
         """Those that come later are told, and the credentials are not sent again."""
         self.agent.handler = None
@@ -151,15 +127,15 @@ class AuthenticatorTests(SynchronousTestCase):
         self.failureResultOf(self.authenticator.session(), AuthenticationFailed)
         self.assertEqual(len(self.agent.sent), 1)
 
-    def test_fewAuthenticationsRunOn(self) -> None:
-        """However many give up, a few authentications run on; the oldest ends for one more, and all end in time."""
+    def test_oneAuthenticationRunsOn(self) -> None:
+        """However many give up, one authentication runs on, and ends in time."""
         ended: list[object] = []
         self.agent.handler = lambda sent: Deferred(ended.append)
         for _ in range(20):
             self.leaveWithout()
-        self.assertEqual(len(ended), 15)
+        self.assertEqual((len(self.agent.sent), len(ended)), (1, 0))
         self.clock.advance(11)
-        self.assertEqual(len(ended), 20)
+        self.assertEqual(len(ended), 1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_waitersMayCancelEachOther(self) -> None:
@@ -389,20 +365,6 @@ class ChangedKeyTests(SynchronousTestCase):
         self.agent.pending[1].callback(self.issue(self.agent.sent[1]))
         self.assertEqual({self.successResultOf(each).token for each in waiting}, {"token of the new key"})
         self.assertEqual(len(self.agent.sent), 2)
-
-    def test_aRefusalThatTakesLongerThanAnybodyWaits(self) -> None:
-        """
-        The registry delays what it says to those who try a wrong key again and again. No caller has to wait for it: the
-        next one who asks gets a token for the new key.
-        """
-        self.token()
-        self.authenticator.invalidate(f"token of {API_KEY}")
-        self.agent.handler = None
-        self.authenticator.session().addTimeout(1, self.clock).addErrback(lambda _: None)
-        self.clock.advance(1)
-        self.key = self.settings = "the new key"
-        self.agent.handler = self.issue
-        self.assertEqual(self.token(), "token of the new key")
 
     def test_theSettingsAreNotReadWithoutNeed(self) -> None:
         """They are looked up once for each token."""
