@@ -21,9 +21,9 @@ from .errors import (
     RegistrationEnded,
     ServiceRegistryError,
 )
-from .heartbeats.creation import ServiceCreator
 from .heartbeats.desired import DesiredState, wantsHost
 from .heartbeats.heartbeater import REGISTERED, STOPPED, HeartBeater, refusesToken
+from .heartbeats.services import ServiceCreator
 from .heartbeats.statefile import StateFile
 from .http.jsontransport import ClientClosed
 from .util.deferred import Waiters, returnsDeferred, waitFor

@@ -1,22 +1,24 @@
 """
 The tries of one service: what the current one waits for, when the next one begins, the requests that are late, and the
-failures.
+failures. What the HeartBeaters of a client share, among it a clock that detects a blocked reactor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from ..http.messages import WhenLate
 from ..util.backoff import Backoff, LateTries, runOnAfter
 from ..util.concurrency import PrioritySemaphore
 from ..util.logs import Logger, Outage
-from .context import StallWatch
+from ..util.suspend import SuspendWatch
 
 #: The warning when heartbeats, or registrations, begin to fail.
 HEARTBEAT_FAILED = "Heartbeat failed for {what} {serviceId}: {reason} (retrying)"
@@ -24,6 +26,64 @@ _SUCCEED_AGAIN = "Heartbeats for {what} {serviceId} succeed again after {seconds
 
 # In the place of what is just beginning; cancelling it does nothing.
 _BEGINNING = succeed(None)
+
+
+@implementer(IReactorTime)
+class StallWatch:
+    """A clock that logs each time that the reactor stood still, which calls show that come far later than due."""
+
+    #: How late a call may be, in seconds: longer than a busy reactor or a loaded machine delays it, and shorter than
+    #: the shortest heartbeat timeout.
+    LATE = 1.0
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        # A stall makes everything late that was due in it, and is logged once.
+        self._loggedUntil = float("-inf")
+
+    def seconds(self) -> float:
+        return self._clock.seconds()
+
+    def callLater(self, delay: float, callable: Callable[..., Any], *args: object, **kwargs: object) -> IDelayedCall:
+        due = self._clock.seconds() + delay
+
+        def call() -> None:
+            self.wasDue(due)
+            callable(*args, **kwargs)
+
+        return self._clock.callLater(delay, call)
+
+    def getDelayedCalls(self) -> Sequence[IDelayedCall]:
+        return self._clock.getDelayedCalls()
+
+    def wasDue(self, moment: float) -> None:
+        """The present call was due at this *moment* of the clock, or before."""
+        now = self._clock.seconds()
+        if now - moment <= self.LATE or moment <= self._loggedUntil:
+            return
+        self._loggedUntil = now
+        self._log.warn(
+            "The application's reactor stood still for {seconds:.1f} s or more; heartbeats were late. Move blocking "
+            "calls (time.sleep, long computations, synchronous requests) to threads",
+            seconds=now - moment,
+        )
+
+
+@attrs.frozen
+class HeartbeatContext:
+    """
+    Shared by the HeartBeaters of one client, so that there can be thousands of them.
+
+    :ivar turns: bounds the heartbeat requests at once, and *registrations* the registrations.
+    :ivar batcher: the HeartbeatBatcher; ``None`` if each HeartBeater sends its own heartbeats.
+    """
+
+    stalls: StallWatch
+    suspends: SuspendWatch
+    turns: PrioritySemaphore = attrs.field(factory=PrioritySemaphore)
+    registrations: PrioritySemaphore = attrs.field(factory=PrioritySemaphore)
+    batcher: Any = None
 
 
 class Attempts:

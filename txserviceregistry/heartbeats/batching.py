@@ -23,7 +23,7 @@ from ..http.messages import WhenLate
 from ..util.backoff import LONGEST_DELAY, Backoff, LateTries, patienceFor, runOnAfter
 from ..util.logs import Logger, Outage
 from ..util.suspend import SuspendWatch
-from .context import StallWatch
+from .attempts import StallWatch
 from .heartbeater import HeartBeater
 
 # How many services a log line names.

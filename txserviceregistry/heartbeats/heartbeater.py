@@ -26,8 +26,7 @@ from ..util.backoff import LONGEST_DELAY, Backoff, delayBefore, patienceFor
 from ..util.deferred import Waiters
 from ..util.logs import Listeners, Logger
 from ..util.suspend import SuspendWatch
-from .attempts import Attempts
-from .context import HeartbeatContext, StallWatch
+from .attempts import Attempts, HeartbeatContext, StallWatch
 from .healthcheck import HealthCheck
 
 # Below this timeout (seconds) heartbeats are relatively more frequent: a short delay is a larger part of it.

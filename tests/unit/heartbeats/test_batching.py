@@ -29,8 +29,8 @@ from txserviceregistry.errors import (
     ServerError,
     Unauthorized,
 )
+from txserviceregistry.heartbeats.attempts import StallWatch
 from txserviceregistry.heartbeats.batching import BatchSize, HeartbeatBatcher, isRefusal
-from txserviceregistry.heartbeats.context import StallWatch
 from txserviceregistry.http.jsontransport import ClientClosed
 from txserviceregistry.http.messages import WhenLate
 from txserviceregistry.util.backoff import delayBefore

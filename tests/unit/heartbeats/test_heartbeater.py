@@ -19,7 +19,7 @@ from txserviceregistry.errors import (
     ServerError,
     ServiceExists,
 )
-from txserviceregistry.heartbeats.context import HeartbeatContext, StallWatch
+from txserviceregistry.heartbeats.attempts import HeartbeatContext, StallWatch
 from txserviceregistry.heartbeats.heartbeater import HeartBeater
 from txserviceregistry.util.concurrency import PrioritySemaphore
 from txserviceregistry.util.suspend import SuspendWatch
