@@ -44,9 +44,8 @@ RENEW_AT = 0.9
 REFUSAL = 60.0
 # Seconds between two lookups of the credentials while they are refused.
 _LOOK_UP_INTERVAL = 1.0
-# Seconds between the tries: at least, to renew a token that still works; and at most, without a token.
+# The least seconds between the tries to renew a token that still works.
 _SHORTEST_RETRY = 5.0
-_LONGEST_DELAY = 1.0
 
 _CHECK_CREDENTIALS = "Check the username and the API key, and that they belong to this registry"
 
@@ -168,12 +167,14 @@ class KeystoneAuthenticator:
         self._random = random
         self._session: Session | None = None
         self._ends = self._renewFrom = math.inf
-        self._backoff = Backoff(0.2, 300.0, random)
+        # The delays while a token still works, and without one.
+        self._backoff, self._delays = Backoff(_SHORTEST_RETRY, 300.0, random), Backoff(0.02, 1.0, random)
         # Why requests without a token fail, until then.
         self._problem: BaseException | None = None
         self._problemUntil = 0.0
-        self._waiting: Waiters[Session] = Waiters()
-        self._isWorking = False
+        self._waiting: Waiters[Session] = Waiters(self._abandoned)
+        # The last authentication, until it ends or no request waits for it any more. Then it runs on.
+        self._working: Deferred[Session] | None = None
         begins = "Auth token could not be renewed: {error} (the old one stays in use)"
         self._outage = Outage(self._log, clock, begins, "Auth token renewed, after {seconds:.1f} s")
         self._suspectFrom = 0.0
@@ -211,12 +212,17 @@ class KeystoneAuthenticator:
             self._suspectFrom = now + REFUSAL
             self._renewFrom = now
 
+    def _abandoned(self) -> None:
+        if self._session is None:
+            # The next request begins another authentication. The first token counts.
+            self._working = None
+
     def _authenticate(self) -> None:
-        if not self._isWorking:
-            self._isWorking = True
+        if self._working is None:
             self._takeUpOthers()
-            # It runs on when no request waits any more.
-            self._ask().addCallbacks(self._succeeded, self._failed)
+            self._working = working = self._ask()
+            # Only now, because there may be a response at once.
+            working.addCallbacks(self._succeeded, self._failed, errbackArgs=(working,))
 
     @returnsDeferred
     async def _ask(self) -> Session:
@@ -246,11 +252,12 @@ class KeystoneAuthenticator:
         return kind(response.status, message=message, method=response.method, url=response.url, doubt=response.doubt)
 
     def _succeeded(self, session: Session) -> None:
-        self._isWorking = False
+        self._working = None
         self._outage.succeeded()
         self._session = session
         self._problemUntil = 0.0
         self._backoff.reset()
+        self._delays.reset()
         self._ends = self._renewFrom = math.inf
         life = 0.0 if session.expires is None else session.expires.timestamp() - self._wallClock()
         # If it has expired already, the clocks differ, and it works until it is refused.
@@ -260,9 +267,12 @@ class KeystoneAuthenticator:
             self._renewFrom = now + life * (RENEW_AT - 0.05 * self._random())
         self._waiting.fire(session)
 
-    def _failed(self, failure: Failure) -> None:
+    def _failed(self, failure: Failure, working: Deferred[Session]) -> None:
         error = failure.value
-        self._isWorking = False
+        isAnother = self._working is not None or self._session is not None
+        if working is not self._working and (isAnother or not isinstance(error, AuthenticationFailed)):
+            return
+        self._working = None
         now = self._clock.seconds()
         isClosed = isinstance(error, (CancelledError, ClientClosed))
         if isinstance(error, AuthenticationFailed):
@@ -272,7 +282,7 @@ class KeystoneAuthenticator:
             error = AuthenticationFailed(f"{error}. {self._whyNoOthers or _CHECK_CREDENTIALS}")
             self._problem, self._problemUntil = error, now + REFUSAL
         elif self._session is None and not isClosed:
-            self._problem, self._problemUntil = error, now + min(self._backoff.next(), _LONGEST_DELAY)
+            self._problem, self._problemUntil = error, now + self._delays.next()
         if self._session is not None:
             # Not at once, as the first delay of a backoff: the old token still works.
             self._renewFrom = now + max(self._backoff.next(), _SHORTEST_RETRY)

@@ -31,17 +31,14 @@ def _namespacePath(namespace: str) -> str:
 
 def _condition(ifMatch: str | None, ifNoneMatch: str | None) -> tuple[str, str]:
     """The header of a condition, its name and its value."""
-    if ifMatch is None:
-        if ifNoneMatch == "*":
-            return "If-None-Match", "*"
-        message = f"ifNoneMatch is {shown(ifNoneMatch)}, but it has to be '*'"
-    elif ifNoneMatch is not None:
-        message = "ifMatch and ifNoneMatch can't be combined"
-    elif isinstance(ifMatch, str) and ETAGS.fullmatch(ifMatch):
+    if ifMatch is None and ifNoneMatch == "*":
+        return "If-None-Match", "*"
+    if ifNoneMatch is None and isinstance(ifMatch, str) and ETAGS.fullmatch(ifMatch):
         return "If-Match", ifMatch
-    else:
-        message = f"ifMatch is {shown(ifMatch)}, but it has to be '*' or a tag in quotes, as from getWithEtag()"
-    raise BadRequest(400, "badRequest", message)
+    given = f"ifMatch is {shown(ifMatch)} and ifNoneMatch is {shown(ifNoneMatch)}"
+    raise BadRequest(
+        400, "badRequest", f"{given}, but one has to be '*', or ifMatch a tag in quotes from getWithEtag()"
+    )
 
 
 class ConfigurationClient(APIGroup):
