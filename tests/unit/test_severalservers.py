@@ -120,6 +120,15 @@ class RequestTests(SeveralServersTestCase):
         self.done(self.client.account.getLimits(), 0.1)
         self.assertEqual(self.nodes.authentications, {"a": 1})
 
+    def test_anImpatientCallerDoesNotMeetTheSameAuthApiAgain(self) -> None:
+        """Who gives up before the Auth API's share of the time is over is served by another node the next time."""
+        self.nodes.states["a"] = HANGS
+        for _ in range(2):
+            trying = self.client.services.get("web1", timeout=0.3)
+            self.fake.advance(0.3)
+            self.failureResultOf(trying)
+        self.assertEqual(self.nodes.authentications, {"a": 1, "b": 1})
+
     def test_aShortDeadlineLeavesTimeToAnswer(self) -> None:
         """Of 0.4 s the first of three servers has half, not a third."""
         self.warm()

@@ -213,9 +213,10 @@ class KeystoneAuthenticator:
             self._renewFrom = now
 
     def _abandoned(self) -> None:
-        if self._session is None:
-            # The next request begins another authentication. The first token counts.
+        if self._session is None and self._working is not None:
+            # The next request begins another authentication, at another server. The first token counts.
             self._working = None
+            self._transport.giveUp()
 
     def _authenticate(self) -> None:
         if self._working is None:
