@@ -21,9 +21,8 @@ from twisted.application.service import Service
 from twisted.internet.defer import succeed
 
 from txserviceregistry.commands.dns import settle
-from txserviceregistry.dns.messages import LARGEST_UDP, readQuery
 from txserviceregistry.dns.server import UdpServer, View
-from txserviceregistry.dns.zone import Zone
+from txserviceregistry.dns.zone import LARGEST_UDP, Zone, readQuery
 
 from .harness import Costs, Figure, run, serving
 

@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IListeningPort
 from ..client import Client
 from ..clock import useMonotonic
 from ..discovery import Directory
-from ..discovery.suspects import THRESHOLD
+from ..discovery.directory import THRESHOLD
 from ..errors import InvalidSettings
 from ..settings import readSettings
 from ..util.deferred import returnsDeferred

@@ -3,9 +3,8 @@
 from .agent import RegistryAgent
 from .balancing import Instance, IStrategy, instanceOf
 from .directory import Directory
-from .endpoints import RegisteredEndpoint, RegisteredPort, RegistryEndpoint
+from .endpoints import RegisteredEndpoint, RegisteredPort, RegistryEndpoint, closeShared
 from .feed import EventsFeed, FeedEvent
-from .shared import closeShared
 from .watcher import ConfigurationChange, ConfigurationWatcher
 
 __all__ = [

@@ -27,9 +27,8 @@ from ..http.pool import PooledAgent
 from ..http.tls import tlsPolicy
 from ..util.deferred import returnsDeferred
 from .balancing import Balancer, Instance, TryNext, tryEach
-from .directory import Directory
+from .directory import THRESHOLD, Directory, Suspects
 from .endpoints import CONNECT_TIMEOUT, checkedConnectTimeout, whenLost
-from .suspects import THRESHOLD, Suspects
 
 # Idle connections to one instance that are kept, and for how many seconds: shorter than servers commonly do.
 _KEPT_CONNECTIONS = 8

@@ -22,8 +22,7 @@ from ..errors import NoServiceAvailable
 from ..types import Service
 from ..util.fields import HOST, Unusable, netloc, readAddress, takesWork, weightOf
 from ..util.logs import Logger
-from .directory import Directory
-from .suspects import Suspects
+from .directory import Directory, Suspects
 
 _T = TypeVar("_T")
 

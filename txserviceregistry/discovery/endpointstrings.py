@@ -25,9 +25,8 @@ from ..util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID
 from ..util.logs import Logger
 from ..util.parsing import parseMetadata, parseTags
 from .balancing import strategyNamed
-from .endpoints import CONNECT_TIMEOUT, RegisteredEndpoint, RegistryEndpoint, checkedConnectTimeout
-from .shared import SharedUser, share
-from .suspects import THRESHOLD, checkedThreshold
+from .directory import THRESHOLD, checkedThreshold
+from .endpoints import CONNECT_TIMEOUT, RegisteredEndpoint, RegistryEndpoint, SharedUser, checkedConnectTimeout, share
 
 _CLIENT_KEYS = ("tag", "strategy", "timeout", "region", "zone", "panicThreshold")
 _SERVER_KEYS = ("id", "tags", "metadata", "heartbeatTimeout", "endpoint")

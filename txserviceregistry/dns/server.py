@@ -17,10 +17,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..discovery import Directory
-from ..discovery.suspects import THRESHOLD, Suspects
+from ..discovery.directory import THRESHOLD, Suspects
 from ..types import Service as ServiceRecord
-from .messages import LARGEST_TCP, Query, readQuery
-from .zone import Zone
+from .zone import LARGEST_TCP, Query, Zone, readQuery
 
 #: Answers a second to the clients of one network, over UDP.
 ANSWERS_PER_SECOND = 20
@@ -42,7 +41,7 @@ class View(MultiService):
     what it has.
 
     :param directory: becomes a child of this service.
-    :param panicThreshold: see :class:`~txserviceregistry.discovery.suspects.Suspects`.
+    :param panicThreshold: see :class:`~txserviceregistry.discovery.directory.Suspects`.
     :param whenReady: called when there has been a list of services.
     :param timer: seconds, for the length of a slice.
     """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 from twisted.internet.task import deferLater
 
-from ..discovery.suspects import THRESHOLD
+from ..discovery.directory import THRESHOLD
 from ..util.backoff import Backoff
 from ..util.logs import Logger, Outage
 from .rendering import NotCurrent, Renderer, TemplateFailed, Views

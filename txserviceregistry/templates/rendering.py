@@ -12,8 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from twisted.internet.defer import Deferred, gatherResults
 
 from ..discovery.balancing import instanceOf
-from ..discovery.directory import Directory
-from ..discovery.suspects import THRESHOLD, Suspects
+from ..discovery.directory import THRESHOLD, Directory, Suspects
 from ..discovery.watcher import ConfigurationWatcher
 from ..types import Service
 from ..util.deferred import Waiters

@@ -11,7 +11,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import Client
-from txserviceregistry.discovery import shared
+from txserviceregistry.discovery import endpoints
 from txserviceregistry.discovery.endpoints import RegisteredPort
 from txserviceregistry.settings import Settings
 from txserviceregistry.testing import FakeRegistry
@@ -50,8 +50,8 @@ class SharedTestCase(SynchronousTestCase):
         self.clients: list[Client] = []
         self.closed: list[Client] = []
         self.settings = Settings("fake", "fake-api-key", (self.fake.url,), ())
-        self.patch(shared, "readSettings", lambda: self.settings)
-        self.patch(shared, "Client", self.makeClient)
+        self.patch(endpoints, "readSettings", lambda: self.settings)
+        self.patch(endpoints, "Client", self.makeClient)
         self.own = self.fake.client()
 
     def makeClient(self, *, reactor: object, settings: Settings) -> Client:

@@ -19,9 +19,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.unit.garbage import collectOnlyNew
-from txserviceregistry.discovery import shared
-from txserviceregistry.discovery.endpoints import RegisteredEndpoint, RegisteredPort
-from txserviceregistry.discovery.shared import SharedUser, closeShared, share
+from txserviceregistry.discovery import endpoints
+from txserviceregistry.discovery.endpoints import RegisteredEndpoint, RegisteredPort, SharedUser, closeShared, share
 from txserviceregistry.errors import InvalidSettings, NoServiceAvailable, RegistrationEnded
 from txserviceregistry.settings import Settings
 
@@ -293,7 +292,7 @@ class SettingsTests(SynchronousTestCase):
         def readSettings() -> None:
             raise InvalidSettings("there are none")
 
-        self.patch(shared, "readSettings", readSettings)
+        self.patch(endpoints, "readSettings", readSettings)
 
     def test_connecting(self) -> None:
         """Connecting fails with what is wrong with the settings."""

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.unit.garbage import collectOnlyNew
 from txserviceregistry.discovery.balancing import Balancer
-from txserviceregistry.discovery.suspects import Suspects
+from txserviceregistry.discovery.directory import Suspects
 from txserviceregistry.types import Service
 
 from .standin import FakeDirectory, service

@@ -11,8 +11,7 @@ import dns.message
 import dns.name
 import dns.rdatatype
 
-from txserviceregistry.dns.messages import LARGEST_TCP, readQuery
-from txserviceregistry.dns.zone import Zone
+from txserviceregistry.dns.zone import LARGEST_TCP, Zone, readQuery
 from txserviceregistry.types import Service
 
 DOMAIN = "registry."

@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.dns.messages`, with what clients send, and with random packets.
+Tests for :mod:`txserviceregistry.dns.zone`, with what clients send, and with random packets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import dns.opcode
 import dns.rcode
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.dns.messages import LARGEST_UDP, Query, readQuery
+from txserviceregistry.dns.zone import LARGEST_UDP, Query, readQuery
 
 
 def read(message: dns.message.Message | bytes) -> Query:

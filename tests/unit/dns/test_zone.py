@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.dns.zone`, and for the answers of :mod:`txserviceregistry.dns.messages`.
+Tests for :mod:`txserviceregistry.dns.zone`.
 """
 
 from __future__ import annotations
