@@ -254,8 +254,6 @@ class Registry(Part):
         """Fires in another turn of the reactor, between the parts of long work."""
         return deferLater(self._clock, 0)
 
-    # -- accounts
-
     def hasAccount(self, tenant: str) -> bool:
         return tenant in self._accounts
 
@@ -270,8 +268,6 @@ class Registry(Part):
     async def _account(self, tenant: str) -> Account:
         account = self._accounts[tenant] = await available(self._store.account(tenant))
         return account
-
-    # -- services
 
     @serialized(lambda tenant, service: (tenant, service.id))
     async def create(self, tenant: str, service: NewService) -> str:

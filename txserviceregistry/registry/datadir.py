@@ -58,10 +58,8 @@ class DataDirectory:
 
     def checkOwners(self) -> None:
         """
-        Check that root can work in the directory safely.
-
-        :raises DataDirectoryError: if this process is root's and another user controls the directory, or the one to
-            which the store's file is a symbolic link: root would follow the links that this user puts there.
+        Check, for root, that no other user controls the directory, or the one to which the store's file is a symbolic
+        link: root would follow the links that this user puts there.
         """
         with self._writing():
             try:
@@ -95,10 +93,7 @@ class DataDirectory:
             os.close(lock)
 
     def hold(self) -> None:
-        """
-        Check that no other registry can have taken the directory since it was opened. A lock file that was removed is
-        made again; it fails if one was replaced, because another registry may have changed the data.
-        """
+        """Make a lock file that was removed again; fail if it was replaced, as another registry may have done."""
         if self._lock is None or self._holds():
             return
         if self._lockPath.exists():
@@ -149,10 +144,7 @@ class DataDirectory:
         self._replace(self._restoredPath, "")
 
     def heldBack(self, now: float) -> float:
-        """
-        Seconds for which no lock may be acquired after a start at *now* (seconds since the epoch). They are counted
-        from the first start after the restore.
-        """
+        """Seconds for which no lock may be acquired from *now*, counted from the first start after the restore."""
         try:
             text = self._restoredPath.read_text("ascii")
             if not text:
@@ -181,10 +173,8 @@ class DataDirectory:
 
     def keepUrls(self, url: str, authUrl: str, certificate: bytes | None = None) -> None:
         """
-        Write the URLs of the API and of the Auth API.
-
-        :param certificate: the self-signed certificate (PEM) that clients of these URLs have to trust; if ``None``, a
-            ``ca_file`` that was written for an earlier one is removed.
+        Write the URLs of the API and the Auth API, with the self-signed certificate (PEM) that clients have to trust if
+        there is one. A ``ca_file`` that was written for an earlier one is removed.
         """
         own, caFile = str(self._certificatePath.absolute()), ("ssl", "ca_file")
         settings: dict[tuple[str, str], str | None] = {("api", "url"): url, ("auth_api", "url"): authUrl}

@@ -69,8 +69,6 @@ class Engine(Part):
     async def _readSecret(self) -> None:
         self.tokens = HeartbeatTokens(await self._store.secret(), self._wallClock)
 
-    # -- changes
-
     async def create(self, scope: str, id: str, create: Callable[[], Awaitable[Any]]) -> Any:
         """
         The record of a new registration, which *create* makes in the store: it is called again when something that has
@@ -126,8 +124,6 @@ class Engine(Part):
         self._feed.notify(tenants, type)
         return result
 
-    # -- heartbeats
-
     def lastSeen(self, scope: str, ids: Iterable[str]) -> dict[str, int | None]:
         """When the last known heartbeats of those of these services that are there came, in ms since the epoch."""
         states = self.live.ofTenant(scope)
@@ -170,8 +166,6 @@ class Engine(Part):
         state.proof = state.proof or self.tokens.proof(*state.name)
         return state.proof
 
-    # -- expirations
-
     @returnsDeferred
     async def _persist(self, expirations: Sequence[Expiration]) -> None:
         for type, expire in (
@@ -209,8 +203,6 @@ class Cluster(Engine):
         self.live.start(())
         # That reads the registrations.
         await self._store.join(self)
-
-    # -- heartbeats
 
     @returnsDeferred
     async def takeHeartbeats(self, scope: str, heartbeats: Iterable[tuple[str, str]]) -> Sequence[str | Fault]:
@@ -286,8 +278,6 @@ class Cluster(Engine):
                 self.live.forget(*known.name)
         finally:
             self._looks.give()
-
-    # -- registrations
 
     async def _untilDecided(self, scope: str, id: str | None) -> bool:
         end = self._clock.seconds() + _PATIENCE

@@ -11,6 +11,8 @@ import secrets
 import uuid
 from collections.abc import Callable
 
+import attrs
+
 #: The position of 1970-01-01.
 _UNIX_EPOCH = 0x01B21DD213814000
 _UNITS_PER_SECOND = 10_000_000
@@ -59,19 +61,13 @@ def newTail(randbits: Callable[[int], int] = secrets.randbits) -> str:
     return f"{1 << 15 | randbits(14):04x}-{1 << 40 | randbits(48):012x}"
 
 
+@attrs.define(eq=False)
 class EventIds:
-    """
-    Makes positions, each greater than the last, and ids of them.
+    """Makes positions, each greater than the *last* one, and ids of them, which have a *tail* (:func:`newTail`)."""
 
-    :param wallClock: seconds since 1970.
-    :param tail: see :func:`newTail`.
-    :ivar last: the last position that was made.
-    """
-
-    def __init__(self, wallClock: Callable[[], float], tail: str, last: int = 0) -> None:
-        self._wallClock = wallClock
-        self._tail = tail
-        self.last = last
+    _wallClock: Callable[[], float]
+    _tail: str
+    last: int = 0
 
     def next(self) -> int:
         """The next position: now, or just after the last one where that is later."""

@@ -75,8 +75,6 @@ class EventFeed(Subscribers):
         if not await available(self._store.hasEvent(tenant, marker)):
             raise badRequest(refusal)
 
-    # -- waiting
-
     async def wait(
         self, tenant: str, marker: str | None, limit: int, seconds: float, types: frozenset[str] = PLAIN_TYPES
     ) -> Page:
@@ -95,12 +93,14 @@ class EventFeed(Subscribers):
                 try:
                     page = await self.list(tenant, marker, limit, types)
                     left = latest - self._clock.seconds()
-                    if left <= 0 or self._isEnded or _hasNews(page, marker):
+                    # The event of the marker may be on the page; no other is there twice.
+                    isNew = page.nextMarker or page.values[1:] or any(each["id"] != marker for each in page.values)
+                    if left <= 0 or self._isEnded or isNew:
                         return page
                     if not hasPlace:
                         self.places.take(tenant, TOO_MANY_WAIT)
                         hasPlace = True
-                    if not await change.addTimeout(left, self._clock, onTimeoutCancel=timeIsOver):
+                    if not await change.addTimeout(left, self._clock, lambda *_: False):
                         return page
                 finally:
                     self._forget(tenant, change)
@@ -166,12 +166,3 @@ class EventFeed(Subscribers):
             if dropped:
                 hours = f"{self._retention / _HOUR:g}"
                 self._log.info("Dropped {dropped} events older than {hours} hours", dropped=dropped, hours=hours)
-
-
-def timeIsOver(failure: object, seconds: float) -> bool:
-    return False
-
-
-def _hasNews(page: Page, marker: str | None) -> bool:
-    # The event of the marker may be on it; no other is there twice.
-    return page.nextMarker is not None or len(page.values) > 1 or any(event["id"] != marker for event in page.values)

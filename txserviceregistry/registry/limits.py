@@ -34,11 +34,8 @@ REMEMBERED_PARTIES = 10_000
 @attrs.frozen
 class ResourceLimits:
     """
-    How many objects of each kind an account may have. The original registry allowed 200 services and 1,000 values.
-
-    :ivar service: registered services.
-    :ivar configurationValue: configuration values.
-    :ivar lock: locks that are held.
+    How many services, configuration values and held locks an account may have. The original registry allowed 200
+    services and 1,000 values.
     """
 
     service: int = 100_000
@@ -54,9 +51,6 @@ class RateLimiter:
     Only GETs count: the rate limit must never cause an expiration, and the resource limits bound what is written. A GET
     that is refused does not count, so that the limit ends at the time of ``Retry-After``. A request is forgotten up to
     one part of the window (15 minutes of a day) late.
-
-    :param seconds: monotonic seconds, such as ``reactor.seconds``.
-    :param limit: how many GETs an account may make in the *window* (seconds); ``None`` for no limit.
     """
 
     _seconds: Callable[[], float]
@@ -120,22 +114,18 @@ class RateLimiter:
         return self._usage.get(tenant, {})
 
 
+@attrs.define(eq=False)
 class Places:
     """
-    Places of one kind.
-
-    :param most: how many there are.
-    :param mostOfTenant: how many one tenant may have; as many as there are if not given.
-    :param within: places of several kinds, of which each of these takes one.
-    :ivar count: how many are taken.
+    Places of one kind, of which *count* are taken: *most* for all, *mostOfTenant* for one tenant. Each takes one of
+    those *within* which they are, too.
     """
 
-    def __init__(self, most: int, mostOfTenant: int | None = None, within: Places | None = None) -> None:
-        self._most = most
-        self._mostOfTenant = most if mostOfTenant is None else mostOfTenant
-        self._within = within
-        self._countOf: Counter[str] = Counter()
-        self.count = 0
+    _most: int
+    _mostOfTenant: float = math.inf
+    _within: Places | None = None
+    _countOf: Counter[str] = attrs.field(init=False, factory=Counter)
+    count: int = attrs.field(init=False, default=0)
 
     def take(self, tenant: str, refusal: str) -> None:
         if self.count >= self._most or self._countOf[tenant] >= self._mostOfTenant:
@@ -160,7 +150,7 @@ class Origin:
     The source of a request or a handshake.
 
     :ivar peer: the client's address (:func:`~txserviceregistry.registry.http.connections.peerOf`).
-    :ivar connection: the number of the connection, or what else divides the work for one address.
+    :ivar connection: what divides the work for one address.
     :ivar isKnown: whether a client at this address has authenticated recently.
     """
 

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from .engine import Engine
 from .expiry.deadlines import ServiceState
 from .faults import Fault, limitReached, notFound, systemFailure
-from .feed import TOO_MANY_WAIT, timeIsOver
+from .feed import TOO_MANY_WAIT
 from .limits import Places
 from .model import NewLock, Page, isLockScope, lockScope, tenantOf
 from .stores.interfaces import LimitExceeded, LockRecord, LockTaken, NoSuchObject
@@ -64,10 +64,6 @@ class _Queue:
             self.waiters[0].wake()
 
 
-async def _doNothing() -> None:
-    pass
-
-
 @attrs.define(eq=False, slots=False)
 class Locks(Part):
     """
@@ -91,18 +87,13 @@ class Locks(Part):
         self._live.onForgotten = self._forgotten
         self._heldBackUntil = self._clock.seconds() + self._heldBack
 
-    # -- acquiring
-
     async def acquire(
-        self, tenant: str, lock: NewLock, wait: float = 0.0, check: Callable[[], Awaitable[None]] = _doNothing
+        self, tenant: str, lock: NewLock, wait: float = 0.0, check: Callable[[], Awaitable[None]] | None = None
     ) -> dict[str, Any]:
         """
-        Acquire a lock, in the order of the requests; with the nonce of the present holder, it is a heartbeat.
-
-        :param wait: seconds to wait while another holds it.
-        :param check: raises a fault if the one who waits may not acquire it any more.
-        :return: token and fence. The deadline counts from now.
-        :raises Fault: ``lockHeld``, ``limitReached``; 503 if too many wait, or locks are held back.
+        Acquire a lock, after *wait* seconds at most, in the order of the requests; with the nonce of the present
+        holder, it is a heartbeat. Returns token and fence. *check* raises a fault if the one who waits may not acquire
+        it any more. Other faults: ``lockHeld``, ``limitReached``; 503 if too many wait, or locks are held back.
         """
         left = self._heldBackUntil - self._clock.seconds()
         if left > 0:
@@ -118,7 +109,8 @@ class Locks(Part):
                 return await self._try(tenant, lock)
             while True:
                 isNext = await self._waitForTurn(tenant, queue, waiter, latest)
-                await check()
+                if check is not None:
+                    await check()
                 queue.isDue = queue.isDue and not isNext
                 try:
                     return await self._try(tenant, lock)
@@ -152,7 +144,7 @@ class Locks(Part):
                 waiter.hasPlace = True
             waiter.change = Deferred()
             left = max(0.0, latest - self._clock.seconds())
-            if not await waiter.change.addTimeout(left, self._clock, onTimeoutCancel=timeIsOver):
+            if not await waiter.change.addTimeout(left, self._clock, lambda *_: False):
                 return False
         return True
 
@@ -213,8 +205,6 @@ class Locks(Part):
         lock = {"name": record.name, "holder": record.holder, "fence": record.fence, "seconds_left": round(left, 3)}
         return Fault("lockHeld", "Lock is held", details, more={"lock": lock})
 
-    # -- releasing
-
     @serialized(lambda tenant, name, *_, **__: (lockScope(tenant), name))
     async def release(self, tenant: str, name: str, token: str | None, isNow: bool = False) -> None:
         """
@@ -232,8 +222,6 @@ class Locks(Part):
             raise notFound("HeartbeatMarker", token)
         releasing = self._store.releaseLock(tenant, name, state.incarnation, token is None)
         await self._engine.applied(state, releasing, "lock.release", isEnd=True)
-
-    # -- reading
 
     @owned
     async def list(self, tenant: str, marker: str | None, limit: int, name: str | None) -> Page:

@@ -138,10 +138,7 @@ class RegistryService(Service):
         return str(self._directory.raxrcPath)
 
     def whenListening(self) -> Deferred[list[IListeningPort]]:
-        """
-        :return: fires with the ports when requests are answered; fails with :class:`StartFailed` if the start fails or
-            has failed, when all that it had opened is closed.
-        """
+        """Fires with the ports when it listens; fails with :class:`StartFailed` when all is closed again."""
         waiter = self._waiting.wait()
         if self._outcome is not None:
             self._tell(self._outcome)
@@ -154,10 +151,7 @@ class RegistryService(Service):
 
     @returnsDeferred
     async def stopService(self) -> None:
-        """
-        Stop listening, let the requests that are under way finish, then end the rest, within seconds. Fires when
-        everything is closed.
-        """
+        """Stop listening, let requests that are under way finish, then end the rest, within seconds."""
         Service.stopService(self)
         starting, self._starting = self._starting, None
         if starting is not None:
@@ -175,8 +169,6 @@ class RegistryService(Service):
         """Read the certificates of the listeners and their keys now, instead of with the next connection."""
         for endpoint in self._secureEndpoints():
             endpoint.reload()
-
-    # -- inside
 
     @returnsDeferred
     async def _begin(self) -> None:
@@ -296,12 +288,9 @@ class RegistryService(Service):
         return credentials
 
     async def _makeFirstUser(self, identity: Identity, *, isNew: bool) -> None:
-        """
-        Make a user with the credentials in the ``raxrc``, in a store without users. The users of an older store whose
-        credentials are not there were removed, which is not undone.
-        """
         if await identity.listUsers():
             return
+        # The users of an older store were removed, unless their credentials are in the raxrc; that is not undone.
         areThere = self._directory.credentials() is not None
         if not (isNew or areThere):
             self._log.warn("No users exist; all requests will be rejected (service-registry-users add creates one)")

@@ -60,11 +60,8 @@ class RequestStatistics:
 @attrs.define
 class StoreStatistics:
     """
-    The work of a store; what does not apply to it stays empty. *reads* and *writes* are in seconds, waiting included.
-
-    :ivar commits: how many operations shared a commit.
-    :ivar isReadable: whether it could be read the last time.
-    :ivar votes: returns how many services this node has put to the vote.
+    The work of a store, in seconds with waiting; how many operations shared commits; whether it could be read the last
+    time; and what returns how many services this node has put to the vote.
     """
 
     reads: Histogram = attrs.field(factory=Histogram)

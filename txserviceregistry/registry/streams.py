@@ -55,13 +55,13 @@ class _Place(NamedTuple):
 @attrs.define(eq=False)
 class Stream:
     """
-    The stream of one subscriber, for events of services with a *tag*, or all. Everything is written up to its place.
+    The stream of one subscriber, for events of services with a *tag*, or all. Everything is written up to its place; it
+    *isCatchingUp* while it is written older events by itself.
 
     :ivar write: sends data, or closes the connection if its client reads too slowly.
     :ivar drained: returns what fires when the client has read most of what was sent.
     :ivar authenticate: raises a fault if the subscriber's token has ended.
     :ivar onEnd: called once when the stream is to be closed, unless its client closes it.
-    :ivar isCatchingUp: whether it is written older events by itself.
     """
 
     tenant: str
@@ -168,8 +168,6 @@ class EventStreams(Subscribers):
             for stream in list(tail.streams):
                 stream.end()
 
-    # -- one stream
-
     async def locate(self, stream: Stream, begin: int | None, lastId: str) -> bool:
         """
         Find the place where a stream begins: after *lastId*, up to which the subscriber knows everything, or at the
@@ -255,8 +253,6 @@ class EventStreams(Subscribers):
                 await stream.drained()
                 await self._turns.take()
         stream.isCatchingUp = False
-
-    # -- all streams of a tenant
 
     def _follow(self, tail: _Tail) -> None:
         tail.isDue = True

@@ -153,7 +153,6 @@ class Identity:
     has not been ended: one old client authenticates before every request, and neither tokens nor writes may pile up.
 
     :param tokenLifetime: how long a token is valid, in seconds.
-    :param hasher: runs a function of no arguments that takes long, away from the reactor's thread.
     :param cost: scrypt's *n* for keys that are hashed from now on: a power of two.
     """
 
@@ -177,8 +176,6 @@ class Identity:
     def stop(self) -> None:
         self._keys.stop()
 
-    # -- users
-
     @returnsDeferred
     async def addUser(
         self, name: str, tenant: str | None = None, key: str | None = None, role: Role = WRITE
@@ -197,8 +194,7 @@ class Identity:
     @returnsDeferred
     async def rotate(self, name: str, key: str | None = None) -> tuple[UserRecord, str]:
         """Replace a user's API key, which ends the user's auth tokens. Fires with the user and the key."""
-        if key is None:
-            key = newKey()
+        key = newKey() if key is None else key
         user = await self._store.replaceUserKey(name, await self._keys.hash(key))
         self._forget()
         return user, key
@@ -232,14 +228,10 @@ class Identity:
         for known in (self._issued, self._users.results, self._tokens.results):
             known.clear()
 
-    # -- API keys
-
     async def verify(self, username: str, apiKey: str, origin: Origin = Origin()) -> UserRecord:  # noqa: B008 (it is immutable)
         """
-        The user with these credentials; raises :class:`InvalidCredentials` after a while, longer with each time.
-
-        :raises Overloaded: if too many keys wait to be checked already.
-        :raises StoreUnavailable: if the store is unavailable, and the user was not seen before.
+        The user with these credentials. It raises :class:`InvalidCredentials` after a while, longer with each time,
+        :class:`.Overloaded`, or :class:`StoreUnavailable` if the user was not seen before.
         """
         user = self._users.recent(username)
         if _NAME.fullmatch(username) and (user is None or not self._keys.knows(username, apiKey, user.keyHash)):
@@ -255,8 +247,6 @@ class Identity:
         """Whether a key was right when the store was last asked; it may have been replaced since."""
         user = self._users.last(username)
         return user is not None and self._keys.knows(username, apiKey, user.keyHash)
-
-    # -- tokens
 
     @returnsDeferred
     async def authenticate(self, username: str, apiKey: str, origin: Origin = Origin()) -> IssuedToken:  # noqa: B008 (as above)
