@@ -168,10 +168,8 @@ class Engine(Part):
 
     @returnsDeferred
     async def _persist(self, expirations: Sequence[Expiration]) -> None:
-        for type, expire in (
-            ("service.timeout", self._store.expireServices),
-            ("lock.expire", self._store.expireLocks),
-        ):
+        expireServices, expireLocks = self._store.expireServices, self._store.expireLocks
+        for type, expire in (("service.timeout", expireServices), ("lock.expire", expireLocks)):
             group = [each for each in expirations if _expirationType(each.tenant) == type]
             if group:
                 await self._changed({tenantOf(each.tenant) for each in group}, expire(group), type)

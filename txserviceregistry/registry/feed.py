@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -11,10 +11,11 @@ from twisted.internet.interfaces import IDelayedCall
 from ..util.logs import Logger
 from .eventids import position, positionOf
 from .faults import badRequest
+from .limits import Places
 from .model import PLAIN_TYPES, Page
-from .stores.interfaces import StoreUnavailable
-from .streams import EventStreams, Subscribers, wantedTypes
-from .tasks import available, owned
+from .stores.interfaces import Account, StoreUnavailable
+from .streams import EventStreams, wantedTypes
+from .tasks import Part, Turns, available, owned
 
 _HOUR = 3600.0
 
@@ -25,14 +26,18 @@ TOO_MANY_WAIT = "Too many requests are waiting; retry later, or without wait"
 
 
 @attrs.define(eq=False, slots=False)
-class EventFeed(Subscribers):
-    """The feeds of all tenants, and the requests that wait for their events, which have the *places*."""
+class EventFeed(Part):
+    """The feeds of all tenants, kept for the *retention* (seconds), and the requests that wait, which have *places*."""
 
     #: How much of the events a feed without a marker shows, in seconds. Events are kept for as long at least.
     EVENTS_SHOWN = _HOUR
 
     _log = Logger()
 
+    _account: Callable[[str], Deferred[Account]]
+    _turns: Turns
+    _retention: float
+    places: Places
     streams: EventStreams
     # By tenant what waits, and for which types of events.
     _waiting: dict[str, dict[Deferred[bool], Collection[str]]] = attrs.field(init=False, factory=dict)

@@ -67,9 +67,8 @@ class RateLimiter:
             return
         usage = self._usageOf(tenant)
         if sum(usage.values()) >= self._limit:
-            details = (
-                f'Limit of {self._limit} requests in {self._window:.15g} seconds for path "{PATHS}" has been reached'
-            )
+            limit, window = self._limit, f"{self._window:.15g}"
+            details = f'Limit of {limit} requests in {window} seconds for path "{PATHS}" has been reached'
             headers = {"Retry-After": str(max(1, self._retryAfter(usage)))}
             raise Fault("rateLimitReached", "Rate limit has been reached.", details, headers)
         usage[self._current] = usage.get(self._current, 0) + 1

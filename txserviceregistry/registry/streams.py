@@ -115,19 +115,13 @@ class _Tail:
 
 
 @attrs.define(eq=False, slots=False)
-class Subscribers(Part):
-    """The event feeds of all tenants, kept for the *retention* (seconds), for one kind of subscribers."""
+class EventStreams(Part):
+    _log = Logger()
 
     _account: Callable[[str], Deferred[Account]]
     _turns: Turns
     _retention: float
     places: Places
-
-
-@attrs.define(eq=False, slots=False)
-class EventStreams(Subscribers):
-    _log = Logger()
-
     _tails: dict[str, _Tail] = attrs.field(init=False, factory=dict)
     _opening: SingleFlight[str, _Tail] = attrs.field(init=False, factory=SingleFlight)
     _isEnded: bool = attrs.field(init=False, default=False)
