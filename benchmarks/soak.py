@@ -116,8 +116,8 @@ class Soak:
             self._services.append(service)
         for service in self._services:
             await service.whenRegistered()
-        # A registry has two threads that check API keys, and each keeps 16 MiB from its first one on.
-        await DeferredList([Deferred.fromCoroutine(self._logIn(number)) for number in range(-4, 0)])
+        # The thread that checks API keys keeps 16 MiB from the first one on.
+        await self._logIn(-1)
         works = (self._comeAndGo, self._expire, self._set, self._list, self._connect, self._subscribe, self._logIn)
         for (name, rate), work in zip(_RATES.items(), works, strict=True):
             loop = LoopingCall(self._begin, name, work)

@@ -200,7 +200,7 @@ class RegistryService(Service):
             isNew = store.isNew
         threads = DaemonThreadPool(0, 1, name="API key")
         threads.start()
-        self._endings.append(("the threads for API keys", threads.stop))
+        self._endings.append(("the thread for API keys", threads.stop))
         identity = Identity(
             store,
             clock=self._reactor,
