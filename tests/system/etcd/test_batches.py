@@ -14,9 +14,8 @@ from tests.system.etcd.etcds import newPrefix, sharedEtcd
 from tests.system.faults.proxy import Proxy
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK, EtcdCase
 from txserviceregistry.registry.eventids import position
-from txserviceregistry.registry.stores.etcd.batches import GROUP, Batches, Transaction, eventsIn
+from txserviceregistry.registry.stores.etcd.batches import GROUP, Batches, TenantIds, Transaction, eventsIn
 from txserviceregistry.registry.stores.etcd.gateway import Etcd, endOf, put
-from txserviceregistry.registry.stores.etcd.kept import TenantIds
 from txserviceregistry.registry.stores.etcd.objects import EtcdEvents
 from txserviceregistry.registry.stores.interfaces import LimitExceeded, StoreUnavailable
 
@@ -59,7 +58,7 @@ class GroupsTests(EtcdCase):
 
     def event(self, node: Batches, text: str) -> Deferred[int]:
         """Let a node put an event; its position."""
-        return node.do(T, (), lambda draft: draft.addEvent("service.join", {"by": text}))
+        return node.do(T, lambda draft: draft.addEvent("service.join", {"by": text}))
 
     async def events(self) -> list[int]:
         """The positions of all events."""
@@ -119,8 +118,8 @@ class GroupsTests(EtcdCase):
 
         works: list[Deferred[Any]] = [
             self.event(node, "1"),
-            node.do(T, (), forbidden),
-            node.do(T, (), broken),
+            node.do(T, forbidden),
+            node.do(T, broken),
             self.event(node, "2"),
         ]
         outcomes: Any = [_outcome(each) for each in await DeferredList(works, consumeErrors=True)]
@@ -142,7 +141,7 @@ class GroupsTests(EtcdCase):
 
             return act
 
-        positions = await gatherResults([node.do(T, (), large(number)) for number in range(9)])
+        positions = await gatherResults([node.do(T, large(number)) for number in range(9)])
         self.assertEqual(await self.events(), positions)
         found = await self.asked.all(f"{self.prefix}large")
         self.assertEqual([len(each.value) for each in found], [250_000] * 9)
@@ -181,12 +180,13 @@ class GroupsTests(EtcdCase):
         seen: list[bytes | None] = []
 
         def act(draft: Transaction) -> None:
+            draft.need(key)
             seen.append(draft.get(key))
             draft.guard(key)
             draft.put(f"{self.prefix}done", b"x")
 
         node = self.node("a", etcd=_Meddling(self.etcd(sharedEtcd()), key))
-        await node.do(T, [key], act)
+        await node.do(T, act)
         self.assertEqual(seen, [None, b"1"])
 
     async def test_newObjectsAreMadeOnce(self) -> None:
@@ -206,7 +206,7 @@ class GroupsTests(EtcdCase):
         works = []
         for number in range(60):
             for node in nodes:
-                works.append(node.do(T, [f"{self.prefix}new{number:02}"], create(number), isNew=True))
+                works.append(node.do(T, create(number)))
             if number % 7 == 0:
                 # Some groups are under way when the next changes come.
                 await self.asked.get(f"{self.prefix}pause")
@@ -220,13 +220,18 @@ class GroupsTests(EtcdCase):
     async def test_aKeyIsDeletedAndSetInTwoGroups(self) -> None:
         """What is deleted and made anew has a create revision of its own, however soon; the order stays."""
         key, node = f"{self.prefix}thing", self.node("a")
-        await node.do(T, [key], lambda draft: draft.put(key, b"1"))
+        await node.do(T, lambda draft: draft.put(key, b"1"))
         old = await self.asked.get(key)
+
+        def delete(draft: Transaction) -> None:
+            draft.need(key)
+            draft.delete(key)
+
         done = await gatherResults(
             [
-                node.do(T, [key], lambda draft: draft.delete(key)),
-                node.do(T, [key], lambda draft: draft.put(key, b"2")),
-                node.do(T, [key], lambda draft: draft.put(key, b"3")),
+                node.do(T, delete),
+                node.do(T, lambda draft: draft.put(key, b"2")),
+                node.do(T, lambda draft: draft.put(key, b"3")),
                 self.event(node, "x"),
             ]
         )

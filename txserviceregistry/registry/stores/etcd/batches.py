@@ -11,7 +11,8 @@ share keys.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from hashlib import blake2b
 from math import inf
 from typing import Any, Generic, TypeVar
 
@@ -21,11 +22,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from ....util.deferred import Waiters
-from ...eventids import positionOf
+from ...eventids import EventIds, newTail, positionOf
 from ...model import PLAIN_TYPES, tenantOf
 from ..interfaces import LimitExceeded, StoreUnavailable
-from .gateway import Clause, Etcd, KeyValue, createdAt, deletion, jsonBytes, put, reading, unchanged
-from .kept import readKept
+from .gateway import Clause, Etcd, KeyValue, createdAt, deletion, jsonBytes, put, reading, readKept, unchanged
 
 _T = TypeVar("_T")
 
@@ -44,15 +44,13 @@ TURN_TRANSACTIONS = 3
 # What keys have since version 1.
 _CLOCK = {"last": int, "services": int, "values": int}
 _EVENT = {"timestamp": int, "type": str, "payload": dict}
-_LATE = "etcd is overloaded, or other nodes change the same tenant all the time"
 
 
 @attrs.define
 class TenantClock:
     """
-    The position of a tenant's last event, how many objects of each kind it has, and its greatest fence so far.
-
-    :ivar modified: the revision that set the clock; 0 if there is none.
+    The position of a tenant's last event, how many objects of each kind it has, and its greatest fence so far;
+    *modified* is the revision that set it, 0 if there is none.
     """
 
     last: int = 0
@@ -73,8 +71,27 @@ class TenantClock:
         return cls(**kept, modified=found.modified)
 
     def toBytes(self) -> bytes:
-        """As it is kept."""
         return jsonBytes({"v": 1, **attrs.asdict(self, filter=attrs.filters.exclude("modified"))})
+
+
+class TenantIds:
+    """
+    The tenants' event ids. Each tenant has positions of its own, and a tail of its own, made of the registry's *tail*,
+    so that no two events of different tenants have the same id.
+    """
+
+    def __init__(self, wallClock: Callable[[], float]) -> None:
+        self.tail = ""
+        self._wallClock = wallClock
+        self._ids: dict[str, EventIds] = {}
+
+    def of(self, tenant: str) -> EventIds:
+        """The event ids of one tenant, which may be given by one of its scopes."""
+        tenant = tenantOf(tenant)
+        if tenant not in self._ids:
+            drawn = int.from_bytes(blake2b(f"{self.tail} {tenant}".encode(), digest_size=8).digest(), "big")
+            self._ids[tenant] = EventIds(self._wallClock, newTail(lambda bits: drawn & (1 << bits) - 1))
+        return self._ids[tenant]
 
 
 class Postponed(Exception):
@@ -90,36 +107,45 @@ class Transaction:
     """
     The tenant's objects as they are, and the changes that a group is about to make to them and to the tenant's *clock*.
 
+    :ivar found: the keys that were read, ``None`` for those that are not there.
+    :ivar assumed: the keys that changes have looked at and that were not read, which are likely not there.
     :ivar made: the revision at which the group was made; 0 before that.
-    :ivar missed: the keys that steps have looked at and that are not there.
     """
 
     clock: TenantClock
-    _found: Mapping[str, KeyValue]
+    found: Mapping[str, KeyValue | None]
     _wallClock: Callable[[], float]
+    assumed: set[str] = attrs.Factory(set)
     made: int = 0
-    missed: set[str] = attrs.Factory(set)
-    _changes: dict[str, bytes | None] = attrs.Factory(dict)
     guards: dict[str, Clause] = attrs.Factory(dict)
+    _changes: dict[str, bytes | None] = attrs.Factory(dict)
     # The kinds of the events' keys, the positions, and the events as they are kept.
     _events: list[tuple[str, int, bytes]] = attrs.Factory(list)
     _size: int = 0
 
+    def need(self, *keys: str) -> None:
+        """Have these keys read before the change is made, which likely depends on what is there."""
+        if not self.found.keys() >= set(keys):
+            self.assumed.update(keys)
+            raise Postponed(keys)
+
+    def look(self, key: str) -> KeyValue | None:
+        """A key as it was before the group."""
+        if key not in self.found:
+            self.assumed.add(key)
+        return self.found.get(key)
+
     def get(self, key: str) -> bytes | None:
-        """The value of a key that the step has named; ``None`` if it is not there."""
-        if key in self._changes:
-            return self._changes[key]
-        if key in self._found:
-            return self._found[key].value
-        self.missed.add(key)
-        return None
+        """The value of a key; ``None`` if it is not there."""
+        found = self.look(key)
+        return self._changes.get(key, None if found is None else found.value)
 
     def guard(self, key: str, revision: int | None = None, *, isCreation: bool = False) -> None:
         """
         Let the group fail if this key, which changes without the clock, is not as it was found. Fails with
         :class:`Disproved` if it was not found as last changed (or as created) by this *revision*, 0 for a missing one.
         """
-        kept = self._found.get(key)
+        kept = self.look(key)
         found = 0 if kept is None else kept.created if isCreation else kept.modified
         if revision is not None and (revision != found or key in self._changes):
             raise Disproved(key)
@@ -127,7 +153,7 @@ class Transaction:
 
     def put(self, key: str, value: bytes) -> None:
         # If the group deletes it too, etcd would only change it, and its create revision would stay.
-        if key in self._found and self._changes.get(key, b"") is None:
+        if self.found.get(key) is not None and self._changes.get(key, b"") is None:
             raise Postponed(key)
         self._changes[key] = value
         self._size += len(value)
@@ -154,9 +180,8 @@ class Transaction:
 
     def attempt(self, act: Callable[[Transaction], _T]) -> _T | Exception:
         """
-        Let *act* make its changes: all of them or, if it fails or they are too large with the others, none.
-
-        :return: its result or its exception; :class:`Postponed` if the changes are too large.
+        Let *act* make its changes: all of them or, if it fails or they are too large with the others, none. Returns its
+        result or its exception, :class:`Postponed` if the changes are too large.
         """
         before = attrs.evolve(self.clock), self._changes.copy(), self.guards.copy(), self._events.copy(), self._size
         try:
@@ -203,12 +228,8 @@ def eventsIn(found: KeyValue) -> tuple[str, list[dict[str, Any]]]:
 
 
 @attrs.define(eq=False)
-class Step(Generic[_T]):
-    """A change that is to be part of a group, see :meth:`Batches.do`."""
-
-    reads: Collection[str]
+class _Step(Generic[_T]):
     act: Callable[[Transaction], _T]
-    isNew: bool
     begun: float
     done: Deferred[_T] = attrs.Factory(Deferred)
 
@@ -224,7 +245,7 @@ class _Tenant:
     """
 
     name: str
-    waiting: deque[Step[Any]] = attrs.Factory(deque)
+    waiting: deque[_Step[Any]] = attrs.Factory(deque)
     isBusy: bool = False
     clock: TenantClock | None = None
     recent: dict[str, None] = attrs.Factory(dict)
@@ -259,19 +280,16 @@ class Batches:
     # Seconds of a turn, on average.
     _turn: float = 0.0
 
-    def do(
-        self, tenant: str, reads: Collection[str], act: Callable[[Transaction], _T], isNew: bool = False
-    ) -> Deferred[_T]:
+    def do(self, tenant: str, act: Callable[[Transaction], _T]) -> Deferred[_T]:
         """
         Make a change of a tenant's objects; fires with what *act* has returned when it is kept. The tenant may be given
         by one of its scopes.
 
-        :param reads: the keys that it looks at: three at the most, beside those that all changes of a kind share.
-        :param act: makes the change in a transaction, three keys at the most; may be called again, over another
-            transaction. The change fails with the exception that it raises; other changes of the group do not.
-        :param isNew: whether it is likely that none of its keys exists.
+        :param act: makes the change in a transaction, three keys at the most, beside those that all changes of a kind
+            share. It may be called again, over another transaction. The change fails with the exception that it raises;
+            other changes of the group do not.
         """
-        step, of = Step(reads, act, isNew, self._clock.seconds()), self._of(tenantOf(tenant))
+        step, of = _Step(act, self._clock.seconds()), self._of(tenantOf(tenant))
         of.waiting.append(step)
         if not of.isBusy:
             of.isBusy = True
@@ -315,8 +333,9 @@ class Batches:
         """Make groups until no change waits."""
         while tenant.waiting:
             await self._untilTurn(tenant)
-            while tenant.waiting and self._isLate(tenant.waiting[0]):
-                tenant.waiting.popleft().done.errback(StoreUnavailable(_LATE))
+            late = StoreUnavailable("etcd is overloaded, or other nodes change the same tenant all the time")
+            while tenant.waiting and self._clock.seconds() - tenant.waiting[0].begun > PATIENCE:
+                tenant.waiting.popleft().done.errback(late)
             steps = [tenant.waiting.popleft() for _ in range(min(GROUP, len(tenant.waiting)))]
             outcomes: Sequence[Any]
             try:
@@ -332,7 +351,7 @@ class Batches:
         tenant.isBusy = False
         self._ended()
 
-    def _report(self, done: Sequence[tuple[Step[Any], Any]]) -> None:
+    def _report(self, done: Sequence[tuple[_Step[Any], Any]]) -> None:
         for step, outcome in done:
             if not isinstance(outcome, Postponed):
                 step.done.callback(Failure(outcome) if isinstance(outcome, Exception) else outcome)
@@ -355,64 +374,55 @@ class Batches:
                 for each in before:
                     del tenant.recent[each]
 
-    async def _group(self, tenant: _Tenant, steps: Sequence[Step[Any]]) -> list[Any]:
+    async def _group(self, tenant: _Tenant, steps: Sequence[_Step[Any]]) -> list[Any]:
         """Make changes in one transaction; returns their outcomes, which may be exceptions."""
         clockKey = f"{self._prefix}clocks/{tenant.name}"
-        keys = [clockKey, *dict.fromkeys(key for step in steps for key in step.reads)]
-        # New objects need not be looked for first: the transaction fails if one of them exists.
-        assumed = tenant.clock if all(step.isNew for step in steps) else None
-        found: Mapping[str, KeyValue] = {}
-        if assumed is None:
-            found = (await self._etcd.txn((), [reading(key) for key in keys], isUrgent=True)).byKey
+        known, found = tenant.clock, dict[str, KeyValue | None]()
+
+        def read(keys: Iterable[str]) -> list[Clause]:
+            return [reading(key) for key in dict.fromkeys([clockKey, *keys])]
+
         while True:
-            clock = TenantClock.of(found.get(clockKey)) if assumed is None else attrs.evolve(assumed)
-            transaction = Transaction(clock, found, self._wallClock)
+            transaction = Transaction(attrs.evolve(known or TenantClock()), found, self._wallClock)
             outcomes = [transaction.attempt(step.act) for step in steps]
-            if assumed is not None and any(isinstance(outcome, Exception) for outcome in outcomes):
-                return _lookedFor(steps)
+            keys = {*found, *transaction.assumed}
+            isDoubtful = transaction.assumed and any(isinstance(outcome, Exception) for outcome in outcomes)
+            if known is None or isDoubtful:
+                # New objects need not be looked for first: the transaction fails if one of them exists.
+                kept = (await self._etcd.txn((), read(keys), isUrgent=True)).byKey
+                known, found = TenantClock.of(kept.get(clockKey)), {key: kept.get(key) for key in keys}
+                continue
             self._number += 1
             events = transaction.events(self._prefix, tenant.name, f"{self.process}.{self._number}")
             changes = [*transaction.changes(), *(put(key, value) for key, value in events.items())]
             if not changes:
                 return outcomes
             clock = transaction.clock
-            absent = [] if assumed is None else [unchanged(key, 0) for key in transaction.missed]
             # The first events show what was done; a group without events may be made twice.
             mark = next(iter(events), clockKey)
             sent = self._clock.seconds()
+            absent = [unchanged(key, 0) for key in transaction.assumed]
             done = await self._etcd.txn(
-                [unchanged(clockKey, clock.modified), *transaction.guards.values(), *absent],
+                [unchanged(clockKey, known.modified), *transaction.guards.values(), *absent],
                 [*changes, put(clockKey, clock.toBytes())],
-                [reading(key) for key in dict.fromkeys([*(keys if assumed is None else keys[:1]), mark])],
+                read([mark, *keys]),
                 isUrgent=True,
             )
             self._turn += (min(TURN, TURN_TRANSACTIONS * (self._clock.seconds() - sent)) - self._turn) / 8
-            found = done.byKey
+            kept = done.byKey
             if done.succeeded:
                 transaction.made = clock.modified = done.revision
+                tenant.learn(clock)
             else:
-                clock = TenantClock.of(found.get(clockKey))
-                if mark in found and found[mark].value == events.get(mark):
+                tenant.clock = clock = TenantClock.of(kept.get(clockKey))
+                if mark in kept and kept[mark].value == events.get(mark):
                     # The response was lost, and the transaction sent again.
-                    transaction.made = found[mark].created
-            hasMoved = assumed is None or clock.modified > assumed.modified
-            tenant.learn(clock)
+                    transaction.made = kept[mark].created
             if transaction.made:
                 self.committed(tenant.name, self.process)
                 self._etcd.statistics.commits.add(len(steps))
                 return outcomes
-            if assumed is not None:
+            if clock.modified != known.modified:
                 # Changes that have come meanwhile join the next attempt.
-                return [Postponed()] * len(steps) if hasMoved else _lookedFor(steps)
-            if self._isLate(steps[0]):
-                raise StoreUnavailable(_LATE)
-
-    def _isLate(self, step: Step[Any]) -> bool:
-        return self._clock.seconds() - step.begun > PATIENCE
-
-
-def _lookedFor(steps: Sequence[Step[Any]]) -> list[Any]:
-    """The outcomes of a group, one of whose objects exists or may not be made: it is made again, after reading."""
-    for step in steps:
-        step.isNew = False
-    return [Postponed()] * len(steps)
+                return [Postponed()] * len(steps)
+            known, found = clock, {key: kept.get(key) for key in keys}

@@ -1,8 +1,6 @@
 """
-etcd as a JSON API over HTTP, through its own v3 gateway (API reference of 3.4 and 3.5, ``rpc.proto``, ``kv.proto``).
-
-Keys and values are text and bytes here, and a leader's failure or a dropped connection costs a second try that callers
-do not notice.
+etcd as a JSON API over HTTP, through its own v3 gateway (API reference of 3.4 and 3.5, ``rpc.proto``, ``kv.proto``). A
+leader's failure or a dropped connection costs a second try that callers do not notice.
 """
 
 from __future__ import annotations
@@ -12,6 +10,9 @@ import secrets
 import sys
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from types import UnionType
 from typing import Any, TypeAlias
 
 import attrs
@@ -25,8 +26,10 @@ from ....http.jsontransport import JSONTransport
 from ....util.concurrency import PrioritySemaphore, SingleFlight
 from ....util.deferred import returnsDeferred
 from ....util.files import Reloaded
+from ....util.logs import Logger
 from ...statistics import StoreStatistics
 from ..interfaces import StoreUnavailable
+from . import VERSION
 
 #: Seconds that each member has for a response: a leader's failure leaves requests hanging.
 TRY = 1.0
@@ -52,6 +55,10 @@ _TXN = "kv/txn"
 
 #: A condition or an operation of a transaction, as etcd takes it.
 Clause: TypeAlias = dict[str, Any]
+#: The fields that a value must have.
+Fields: TypeAlias = Mapping[str, type | UnionType]
+
+_log = Logger()
 
 
 class EtcdError(StoreUnavailable):
@@ -133,6 +140,43 @@ def after(found: KeyValue) -> str:
     return found.key + "\0"
 
 
+class Unreadable(StoreUnavailable):
+    """A key has a value that neither this release nor an earlier one has written."""
+
+
+def readKept(key: str, value: bytes, fields: Fields, newest: float = VERSION) -> dict[str, Any]:
+    """
+    The value of a key: a JSON object with these *fields*, and a version up to the *newest* one. Others are logged, each
+    once, and raise :class:`Unreadable`.
+    """
+    try:
+        kept: dict[str, Any] = json.loads(value)
+        wrong = [name for name, kind in fields.items() if not isinstance(kept[name], kind)]
+        if wrong or kept.get("v", 0) > newest:
+            raise ValueError(f"unexpected {wrong[0]}" if wrong else f"version {kept['v']} is of a newer release")
+        return kept
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = f"the value of key {key!r} in etcd is damaged or of a newer release ({error})"
+        logOnce(f"Requests receive 503: {reason}; restore it from a backup")
+        raise Unreadable(reason) from None
+
+
+@contextmanager
+def understood(key: str) -> Iterator[None]:
+    """Log and skip a key that no registry has written, so that the node still reads the others."""
+    try:
+        yield
+    except Unreadable:
+        pass
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        logOnce(f"Ignored key {key!r} in etcd: no registry has written its value ({error!r})")
+
+
+@lru_cache(maxsize=1000)
+def logOnce(text: str) -> None:
+    _log.error("{text}", text=text)
+
+
 # etcd parses JSON slowly, so fields with their default values are left out.
 
 
@@ -176,10 +220,7 @@ def reading(key: str, end: str | None = None, limit: int = 0, revision: int = 0)
 
 @attrs.define
 class User:
-    """
-    A user of etcd's. The password may be a file, which is read again when it has changed; *token* is what etcd has
-    given for name and password.
-    """
+    """A user of etcd's, whose password may be in a file that changes; *token* is what etcd has given for it."""
 
     name: str
     _password: str | Reloaded[str, str] = attrs.field(repr=False)
@@ -207,14 +248,11 @@ class Etcd:
     A cluster of etcd.
 
     Every method may fail with :class:`StoreUnavailable`, when the cluster has given no answer for :data:`PATIENCE`
-    seconds, and with :class:`EtcdError` when it refuses. A request may be sent twice; each method says why that
-    does no harm.
+    seconds, and with :class:`EtcdError` when it refuses. A request may be sent twice.
 
-    :param transport: JSON over HTTP to the members.
     :param user: in whose name requests are sent; ``None`` where etcd asks for no user.
-    :param gate: is called before anything is asked; raises :class:`StoreUnavailable` if nothing may be.
-    :param onContact: is called with the time (the clock's) at which a request was sent that has been answered by a
-        majority of the members.
+    :param gate: called before anything is asked; raises :class:`StoreUnavailable` if nothing may be.
+    :param onContact: called with when a request was sent that a majority of the members has answered.
     :param turns: for as many requests at once as there are connections. A try's time begins with its turn, so that what
         is asked by many at once is never taken for a member that hangs. Urgent requests have the next turn.
     :ivar statistics: counts the transactions: those that change something as writes, the others as reads.
@@ -240,8 +278,8 @@ class Etcd:
         isUrgent: bool = False,
     ) -> Txn:
         """
-        A transaction. It may be done twice: a change makes sure, with *compare*, that the second time fails, and takes
-        a failure for what it may be: the first time's success.
+        A transaction. It may be sent twice: a change makes sure, with *compare*, that the second time fails, and takes
+        a failure for what it may be, the first time's success.
         """
         body = {"compare": compare, "success": success, "failure": failure}
         isWrite = any("request_range" not in each for each in (*success, *failure))
@@ -264,22 +302,24 @@ class Etcd:
 
     @returnsDeferred
     async def all(self, begin: str, end: str | None = None, *, revision: int = 0) -> list[KeyValue]:
-        """All keys that begin with *begin* (or up to *end*), as they were at *revision* (0: each page now)."""
+        """All keys that begin with *begin* (or up to *end*), as they were at a *revision* (0: now)."""
         pages = self.pages(begin, endOf(begin) if end is None else end, revision=revision)
-        return [each async for found in pages for each in found]
+        return [each async for found, _ in pages for each in found]
 
-    async def pages(self, begin: str, end: str, *, revision: int = 0) -> AsyncIterator[list[KeyValue]]:
-        """The same, up to :data:`PAGE` keys at a time."""
-        size = PAGE
+    async def pages(
+        self, begin: str, end: str, size: int = PAGE, revision: int = 0
+    ) -> AsyncIterator[tuple[list[KeyValue], int]]:
+        """The same, up to *size* keys at a time, all as they were at one revision, with that revision."""
         while True:
             try:
-                found, _ = await self.range(begin, end, size, revision=revision)
+                found, now = await self.range(begin, end, size, revision=revision)
             except TooLarge:
                 if size == 1:
                     raise
                 size = max(1, size // _FEWER)
                 continue
-            yield found
+            revision = revision or now
+            yield found, revision
             if len(found) < size:
                 return
             begin = after(found[-1])
@@ -298,13 +338,11 @@ class Etcd:
 
     @returnsDeferred
     async def grant(self, lease: int, seconds: int) -> int:
-        """
-        Create a lease; fires with the seconds that etcd granted, which may be more. An existing one with this id causes
-        no error: ids are random, and it is the first attempt's.
-        """
+        """Create a lease; fires with the seconds that etcd granted, which may be more."""
         try:
             granted: int = await self._ask("lease/grant", {"ID": str(lease), "TTL": str(seconds)}, _readTTL)
         except EtcdError as error:
+            # Ids are random: an existing one is the first attempt's.
             if "already exists" not in str(error):
                 raise
             return seconds

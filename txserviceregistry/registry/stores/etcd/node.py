@@ -64,7 +64,10 @@ class Evidence:
 
 
 class INodeKeys(Interface):
-    """A node's work in etcd. Every Deferred may fail with :class:`StoreUnavailable`: the outcome is unknown then."""
+    """
+    A node's work in etcd. Every Deferred may fail with :class:`StoreUnavailable`: the outcome is unknown then. The name
+    is the node's, and *created* the create revision of its key.
+    """
 
     def join(name: str, seconds: int, status: Status) -> Deferred[Joined]:
         """Write the node's key with a lease of its own, and ``joins``, in one transaction."""
@@ -76,15 +79,15 @@ class INodeKeys(Interface):
         """Keep the node's lease alive; fires with whether it exists."""
 
     def publish(name: str, created: int, status: Status) -> Deferred[bool]:
-        """Write the status, if the node's key has this create revision; fires with whether it has."""
+        """Write the status, if the node's key is there; fires with whether it is."""
 
     def touch(registration: Registration) -> Deferred[bool]:
         """Write the registration's ``seen``, if its record exists; fires with whether it does."""
 
     def expire(name: str, created: int, registration: Registration, evidence: Evidence) -> Deferred[bool]:
         """
-        Delete the record and add its event, if the record, ``seen``, ``joins`` and the node's key are as noted; fires
-        with whether that was so. Fails with :class:`NoSuchObject` if the registration has ended before.
+        Delete the record and add its event, if all is as noted; fires with whether it was. Fails with
+        :class:`NoSuchObject` if the registration has ended before.
         """
 
     def seen(registration: Registration) -> int:
@@ -150,8 +153,6 @@ class Node:
         """
         Join the cluster, and stay a member: after each loss the node joins again under a new name. Fires when it has
         joined for the first time and has read everything; fails with `CancelledError` if it is stopped before that.
-
-        :param registrations: the known services and locks.
         """
         self._registrations = registrations
         return self._owned(self._retried(self._join))

@@ -33,9 +33,23 @@ from ..interfaces import (
     ValueRecord,
 )
 from ..payloads import stateEvents
-from .batches import Batches, TenantClock, Transaction, eventsIn, lastPosition
-from .gateway import Etcd, KeyValue, after, deletion, endOf, jsonBytes, newLease, put, reading, unchanged
-from .kept import Fields, TenantIds, Unreadable, readKept, understood
+from .batches import Batches, TenantClock, TenantIds, Transaction, eventsIn, lastPosition
+from .gateway import (
+    Etcd,
+    Fields,
+    KeyValue,
+    Unreadable,
+    after,
+    deletion,
+    endOf,
+    jsonBytes,
+    newLease,
+    put,
+    reading,
+    readKept,
+    unchanged,
+    understood,
+)
 
 _T = TypeVar("_T")
 
@@ -83,7 +97,7 @@ class Part:
         """Up to *count* of a tenant's objects by id, from *marker* on, without those that are read as ``None``."""
         prefix = self.key(tenant)
         objects: list[_T] = []
-        async for found in self._etcd.pages(prefix + (marker or ""), endOf(prefix)):
+        async for found, _ in self._etcd.pages(prefix + (marker or ""), endOf(prefix)):
             objects += [each for each in map(read, found) if each is not None]
             if len(objects) >= count:
                 break
@@ -204,7 +218,7 @@ class EtcdValues(Part):
             transaction.put(at, jsonBytes({"v": 1, "value": value, "position": position}))
             return position
 
-        return await self._batches.do(tenant, [at], change)
+        return await self._batches.do(tenant, change)
 
     async def remove(self, tenant: str, key: str, precondition: Precondition = UNCONDITIONAL) -> None:
         at = self.key(tenant, key)
@@ -217,10 +231,11 @@ class EtcdValues(Part):
             transaction.count("values", -1)
             transaction.addEvent("configuration_value.remove", payloads.removedValue(key, old.value))
 
-        await self._batches.do(tenant, [at], change)
+        await self._batches.do(tenant, change)
 
     def _allowed(self, transaction: Transaction, key: str, precondition: Precondition) -> ValueRecord | None:
         """The value that is to be written; ``None`` if there is none."""
+        transaction.need(key)
         kept = transaction.get(key)
         old = None if kept is None else self._read(key, kept)
         position = None if old is None else old.position
@@ -276,9 +291,10 @@ class EtcdStates(Part):
 
     async def set(self, tenant: str, record: StateRecord, maximum: int) -> bool:
         key = self.key(tenant, record.id)
-        return await self._batches.do(tenant, [key], lambda now: self._replace(now, key, record, maximum))
+        return await self._batches.do(tenant, lambda now: self._replace(now, key, record, maximum))
 
     def _replace(self, transaction: Transaction, key: str, record: StateRecord, maximum: int = 0) -> bool:
+        transaction.need(key)
         value = transaction.get(key)
         if record.isDefault and value is None:
             return False
@@ -307,6 +323,7 @@ class EtcdStates(Part):
         ends: list[int] = []
 
         def end(found: KeyValue, serviceKey: str, transaction: Transaction) -> bool:
+            transaction.need(found.key)
             isSame = transaction.get(found.key) == found.value
             return isSame and self._replace(transaction, found.key, StateRecord(self._nameOf(found.key)[1]))
 
@@ -320,6 +337,7 @@ class EtcdStates(Part):
 
     async def drop(self, before: int) -> Collection[str]:
         def drop(found: KeyValue, serviceKey: str, transaction: Transaction) -> bool:
+            transaction.need(found.key, serviceKey)
             value = transaction.get(found.key)
             if value is None:
                 return False
@@ -344,7 +362,7 @@ class EtcdStates(Part):
                 tenant, id = self._nameOf(each.key)
                 if mayChange(each):
                     serviceKey = f"{self._prefix}services/{tenant}/{id}"
-                    change = self._batches.do(tenant, [each.key, serviceKey], partial(act, each, serviceKey))
+                    change = self._batches.do(tenant, partial(act, each, serviceKey))
                     changes.append((tenant, change))
         changed: set[str] = set()
         for tenant, change in changes:

@@ -16,8 +16,7 @@ from ...model import tenantOf
 from ..interfaces import NoSuchObject, ServiceSummary
 from ..shared import IStoreListener
 from .batches import Disproved, Transaction
-from .gateway import KeyValue, createdAt, putGreater, reading
-from .kept import Unreadable, understood
+from .gateway import KeyValue, Unreadable, createdAt, putGreater, reading, understood
 from .node import Evidence
 from .objects import Part
 from .votes import Registration
@@ -37,7 +36,7 @@ class Known:
     """
     A registration as it is known without reading it.
 
-    :ivar created: the revision that created its record.
+    :ivar created: the revision that created its record; *ended*: the one that ended it here, until the watch shows it.
     :ivar modified: the revision that what its record says is known from.
     :ivar seen: the time of a heartbeat, in milliseconds since the epoch; *written*: when that was written here last.
     :ivar touched: the revision of the last touch that the watch has shown; 0 for none.
@@ -53,6 +52,7 @@ class Known:
     seen: int | None = None
     touched: int = 0
     written: float | None = None
+    ended: int = 0
 
     @property
     def summary(self) -> ServiceSummary:
@@ -82,8 +82,6 @@ class Registrations(Part):
     # The revision up to which the watch has shown changes, and that of the last known end of a registration.
     _shown: int = attrs.field(default=0, init=False)
     _ended: int = attrs.field(default=0, init=False)
-    # The registrations that have ended here, with the revision, until the watch shows it.
-    _ends: dict[tuple[str, str], tuple[int, str]] = attrs.field(factory=dict, init=False)
     # The registrations that are expiring, and whether the watch has shown their end already.
     _expiring: dict[Registration, bool] = attrs.field(factory=dict, init=False)
     _touching: Gathering[Known, bool] = attrs.field(init=False)
@@ -111,8 +109,7 @@ class Registrations(Part):
     def _keep(self, tenant: str, id: str, kept: Mapping[str, Any], created: int, modified: int) -> Known | None:
         """Take over a record as it was at a revision; ``None`` if it is known to have ended."""
         known = self._known.get((tenant, id))
-        ended, _ = self._ends.get((tenant, id), (0, ""))
-        if created <= ended or (known is not None and known.created > created):
+        if known is not None and (known.created > created or known.ended >= created):
             return None
         incarnation = self._incarnation(tenant, kept)
         if known is None or known.incarnation != incarnation:
@@ -132,28 +129,27 @@ class Registrations(Part):
         else:
             self._keep(tenant, id, kept, revision, revision)
 
-    def _drop(self, known: Known | None) -> None:
+    def _drop(self, known: Known | None, ended: int = 0) -> None:
+        """Forget a registration; keep only that it has *ended* by a revision that the watch has not shown yet."""
         if known is not None:
             self._byIncarnation.pop((known.tenant, known.incarnation), None)
             self._seenDue.pop(known, None)
-            if self._known.get((known.tenant, known.id)) is known:
+            known.ended = ended
+            if ended <= self._shown and self._known.get((known.tenant, known.id)) is known:
                 del self._known[known.tenant, known.id]
 
-    def _end(self, tenant: str, id: str, incarnation: str, revision: int) -> None:
+    def _end(self, registration: Registration, revision: int) -> None:
         """A registration has ended here."""
-        self._drop(self._byIncarnation.get((tenant, incarnation)))
         self._ended = max(self._ended, revision)
-        if revision > self._shown:
-            self._ends[tenant, id] = revision, incarnation
+        self._drop(self._byIncarnation.get(registration), revision)
 
     def load(self, records: Collection[KeyValue], seen: Collection[KeyValue], revision: int) -> list[ServiceSummary]:
         """These are all records and times that there are, at that revision. Returns the registrations."""
         if revision < self._shown:
             # etcd was restored from a backup.
-            self._known, self._byIncarnation, self._seenDue, self._ends = {}, {}, {}, {}
+            self._known, self._byIncarnation, self._seenDue = {}, {}, {}
         self._shown = self._ended = revision
-        self._ends = {name: end for name, end in self._ends.items() if end[0] > revision}
-        missing = {name for name, known in self._known.items() if known.created <= revision}
+        missing = {name for name, known in self._known.items() if max(known.created, known.ended) <= revision}
         for each in records:
             with understood(each.key):
                 known = self._keepFound(each)
@@ -165,7 +161,7 @@ class Registrations(Part):
         for each in seen:
             with understood(each.key):
                 self.seenChanged(each)
-        return [known.summary for known in self._known.values()]
+        return [known.summary for known in self._byIncarnation.values()]
 
     def _keepFound(self, found: KeyValue) -> Known | None:
         tenant, id = self._nameOf(found.key)
@@ -180,7 +176,7 @@ class Registrations(Part):
         except Unreadable:
             # Until it is restored, nothing is registered, as for a node that starts.
             if before is not None:
-                self._vanish(before.tenant, before.id, before.incarnation)
+                self._vanish(before)
             return
         if known is not None:
             self.listener.appeared(known.summary)
@@ -189,21 +185,17 @@ class Registrations(Part):
         """The watch shows that a record is gone."""
         self._shown = now.modified
         self._ended = max(self._ended, now.modified)
-        name = self._nameOf(now.key)
-        known, (revision, incarnation) = self._known.get(name), self._ends.get(name, (0, ""))
-        if 0 < revision <= now.modified:
-            del self._ends[name]
-            self._vanish(*name, incarnation)
+        known = self._known.get(self._nameOf(now.key))
         # A later one may have been created here, which this change does not concern.
         if known is not None and known.created < now.modified:
-            self._vanish(*name, known.incarnation)
+            self._vanish(known)
 
-    def _vanish(self, tenant: str, id: str, incarnation: str) -> None:
-        self._drop(self._byIncarnation.get((tenant, incarnation)))
-        if (tenant, incarnation) in self._expiring:
-            self._expiring[tenant, incarnation] = True
+    def _vanish(self, known: Known) -> None:
+        self._drop(known)
+        if (known.tenant, known.incarnation) in self._expiring:
+            self._expiring[known.tenant, known.incarnation] = True
         else:
-            self.listener.vanished(tenant, id, incarnation)
+            self.listener.vanished(known.tenant, known.id, known.incarnation)
 
     def seenChanged(self, now: KeyValue) -> None:
         """The watch shows the time of a heartbeat, or that it was deleted."""
@@ -246,6 +238,7 @@ class Registrations(Part):
 
     def _recordIn(self, transaction: Transaction, tenant: str, id: str, incarnation: str) -> dict[str, Any]:
         key = self.key(tenant, id)
+        transaction.need(key)
         value = transaction.get(key)
         kept = None if value is None else self._kept(key, value)
         if kept is None or self._incarnation(tenant, kept) != incarnation:
@@ -277,8 +270,8 @@ class Registrations(Part):
         def end(transaction: Transaction) -> tuple[Any, Transaction]:
             return self._endIn(transaction, (tenant, id), incarnation, type, **changes), transaction
 
-        record, transaction = await self._batches.do(tenant, [self.key(tenant, id)], end)
-        self._end(tenant, id, incarnation, transaction.made)
+        record, transaction = await self._batches.do(tenant, end)
+        self._end((tenant, incarnation), transaction.made)
         return record
 
     async def expireByVote(self, nodeKey: str, created: int, registration: Registration, evidence: Evidence) -> bool:
@@ -287,20 +280,21 @@ class Registrations(Part):
         if known is None:
             raise NoSuchObject(registration)
         tenant, id, incarnation = known.tenant, known.id, known.incarnation
-        reads = [self.key(tenant, id), self._seenKey(tenant, id), f"{self._prefix}joins", nodeKey]
+        seenKey, joinsKey = self._seenKey(tenant, id), f"{self._prefix}joins"
 
         def expire(transaction: Transaction) -> Transaction:
+            transaction.need(self.key(tenant, id), seenKey, joinsKey, nodeKey)
             self._recordIn(transaction, tenant, id, incarnation)
-            transaction.guard(reads[1], evidence.seen)
-            transaction.guard(reads[2], evidence.joins)
+            transaction.guard(seenKey, evidence.seen)
+            transaction.guard(joinsKey, evidence.joins)
             transaction.guard(nodeKey, created, isCreation=True)
             self._endIn(transaction, (tenant, id), incarnation, self.expiration, evidence.timestamp)
             return transaction
 
         self._expiring[registration] = False
         try:
-            transaction = await self._batches.do(tenant, reads, expire)
-            self._end(tenant, id, incarnation, transaction.made)
+            transaction = await self._batches.do(tenant, expire)
+            self._end(registration, transaction.made)
             return True
         except Disproved:
             # A later touch is noted when the watch shows it: after what the watch shows before that.

@@ -11,8 +11,7 @@ from ...model import NewLock, NewService, ServiceChanges, lockScope
 from .. import payloads
 from ..interfaces import LockRecord, LockTaken, ObjectExists, ServiceRecord, StateRecord
 from .batches import Transaction
-from .gateway import PAGE, KeyValue, after, endOf, jsonBytes
-from .kept import Fields
+from .gateway import PAGE, Fields, KeyValue, endOf, jsonBytes
 from .objects import EtcdStates
 from .registrations import NEVER, Registrations
 
@@ -46,8 +45,7 @@ class EtcdServices(Registrations):
             transaction.put(key, jsonBytes(kept))
             return kept, state, transaction
 
-        reads = [key, self._states.key(tenant, id)]
-        kept, state, transaction = await self._batches.do(tenant, reads, create, isNew=True)
+        kept, state, transaction = await self._batches.do(tenant, create)
         made = self._record(tenant, id, kept, state)
         self._made(tenant, id, kept, transaction.made)
         return made
@@ -67,27 +65,24 @@ class EtcdServices(Registrations):
         states: bool = False,
     ) -> list[ServiceRecord]:
         prefix = self.key(tenant)
-        begin, end = prefix + (marker or ""), endOf(prefix)
+        size = PAGE if tag is not None else min(PAGE, count + len(hidden))
         services: list[ServiceRecord] = []
-        # All pages show the services, and the states of their ids, at one moment, the one of the first page.
-        revision = 0
-        while True:
-            size = PAGE if tag is not None else min(PAGE, count - len(services) + len(hidden))
-            found, now = await self._etcd.range(begin, end, size, revision=revision)
-            revision = revision or now
+        async for found, revision in self._etcd.pages(prefix + (marker or ""), endOf(prefix), size):
+            # The services and the states of their ids are shown as they were at one moment.
             first, last = (self._nameOf(found[place].key)[1] for place in (0, -1)) if found else ("", "")
             shown = await self._states.between(tenant, first, last, revision) if states and found else {}
             for record in map(self._recordOf, found):
                 if record.incarnation not in hidden and (tag is None or tag in record.tags):
                     services.append(attrs.evolve(record, state=shown.get(record.id)))
-            if len(services) >= count or len(found) < size:
-                return services[:count]
-            begin = after(found[-1])
+            if len(services) >= count:
+                break
+        return services[:count]
 
     async def update(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> ServiceRecord:
         key, seenKey = self.key(tenant, id), self._seenKey(tenant, id)
 
         def update(transaction: Transaction) -> tuple[dict[str, Any], Transaction]:
+            transaction.need(key, seenKey, self._states.key(tenant, id))
             kept = self._recordIn(transaction, tenant, id, incarnation)
             old = self._record(tenant, id, kept)
             new = old.changed(changes)
@@ -102,8 +97,7 @@ class EtcdServices(Registrations):
                 transaction.put(seenKey, transaction.get(seenKey) or NEVER)
             return kept, transaction
 
-        reads = [key, seenKey, self._states.key(tenant, id)]
-        kept, transaction = await self._batches.do(tenant, reads, update)
+        kept, transaction = await self._batches.do(tenant, update)
         known = self._byIncarnation.get((tenant, incarnation))
         if known is not None:
             self._keep(tenant, id, kept, known.created, transaction.made)
@@ -166,7 +160,7 @@ class EtcdLocks(Registrations):
             transaction.put(key, jsonBytes(kept))
             return kept, transaction
 
-        kept, transaction = await self._batches.do(scope, [key], acquire)
+        kept, transaction = await self._batches.do(scope, acquire)
         self._made(scope, lock.name, kept, transaction.made)
         return self._record(scope, lock.name, kept)
 
@@ -191,7 +185,7 @@ class EtcdLocks(Registrations):
             transaction.put(key, jsonBytes(kept))
             return self._record(scope, name, kept)
 
-        return await self._batches.do(scope, [key], force)
+        return await self._batches.do(scope, force)
 
     async def release(self, tenant: str, name: str, incarnation: str, isForced: bool) -> None:
         await self._endNow(lockScope(tenant), name, incarnation, "lock.release", isForced=isForced)

@@ -29,12 +29,12 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import LoopingCall
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
+from twisted.internet.task import deferLater
 from twisted.web.iweb import IAgent, IPolicyForHTTPS
 from zope.interface import implementer
 
@@ -52,9 +52,8 @@ from ...statistics import StoreStatistics
 from ..interfaces import Account, StoreRefused, StoreUnavailable
 from ..shared import ISharedStore, IStoreListener
 from . import DEFAULT_PREFIX, VERSION
-from .batches import Batches
-from .gateway import PAGE, TRY, Etcd, User, createdAt, endOf, jsonBytes, put, reading, unchanged
-from .kept import TenantIds, readKept
+from .batches import Batches, TenantIds
+from .gateway import PAGE, TRY, Etcd, User, createdAt, endOf, jsonBytes, put, reading, readKept, unchanged
 from .keys import NodeKeys
 from .node import Node
 from .objects import EtcdEvents, EtcdStates, EtcdUsers, EtcdValues
@@ -167,8 +166,8 @@ class EtcdStore:
         self._secret = b""
         # When a request was sent that etcd has answered, by the reactor's clock; counts from the join on.
         self._contacted = math.inf
-        self._seenWriter = LoopingCall(self._writeSeen)
-        self._seenWriter.clock = reactor
+        # Writes the times of heartbeats.
+        self._writing: Deferred[Any] = succeed(None)
         self.createService = returnsDeferred(self._services.create)
         self.getService = returnsDeferred(self._services.get)
         self.listServices = returnsDeferred(self._services.list)
@@ -202,6 +201,7 @@ class EtcdStore:
         self.getToken = returnsDeferred(self._users.getToken)
         self.removeToken = returnsDeferred(self._users.removeToken)
         self.recordLastSeen = self._services.noteSeen
+        self.tick, self.closed = self._node.tick, self._node.closed
 
     # -- opening and closing
 
@@ -213,7 +213,8 @@ class EtcdStore:
         self._ids.tail = meta["tail"]
         self.isNew = await self._asking.get(self._users.guard) is None
         self._isOpen = True
-        self._seenWriter.start(_PACE, now=False)
+        self._writing = Deferred.fromCoroutine(self._writeSeen())
+        self._writing.addErrback(lambda failure: failure.trap(CancelledError))
 
     def _contact(self, sent: float) -> None:
         self._contacted = max(self._contacted, sent)
@@ -223,10 +224,9 @@ class EtcdStore:
         try:
             await self._batches.whenIdle()
         finally:
-            if self._seenWriter.running:
-                self._seenWriter.stop()
             # The caller may have stopped waiting for this.
             self._isOpen = False
+            self._writing.cancel()
             await self._node.stop()
             await gatherResults([self._pool.close(), self._watchPool.close()], consumeErrors=True)
 
@@ -251,12 +251,6 @@ class EtcdStore:
     def isValid(self) -> bool:
         return self._node.isValid
 
-    def tick(self) -> None:
-        self._node.tick()
-
-    def closed(self, tenant: str) -> Container[str]:
-        return self._node.closed(tenant)
-
     @returnsDeferred
     async def admit(self, tenant: str, incarnation: str) -> bool:
         return await self._node.admit((tenant, incarnation))
@@ -279,8 +273,9 @@ class EtcdStore:
         found = await self._etcd.create(f"{self._prefix}accounts/{tenant}", new)
         return Account(tenant, readKept(found.key, found.value, {"created": int})["created"])
 
-    @returnsDeferred
     async def _writeSeen(self) -> None:
-        # What can't be written is written some minutes later.
-        with suppress(StoreUnavailable):
-            await self._services.writeSeen()
+        while True:
+            await deferLater(self._reactor, _PACE)
+            # What can't be written is written some minutes later.
+            with suppress(StoreUnavailable):
+                await self._services.writeSeen()

@@ -3,11 +3,8 @@ Expiration by vote: which registrations a node may still acknowledge from memory
 
 A service expires when every node has voted that it received no heartbeat for one timeout. This is one node's part of
 that protocol, without input, output or time. A node publishes its open votes and its answers to the votes of others as
-its :class:`Status`.
-
-A vote *closes* a registration on a node, from the moment at which that node has found the deadline passed until the
-vote ends. While a registration is closed, a heartbeat may be acknowledged only after a successful touch, which is a
-write that makes the expiration fail.
+its :class:`Status`. A vote *closes* a registration on a node, from the moment at which that node has found the deadline
+passed until the vote ends: a heartbeat may be acknowledged only after a touch, a write that makes the expiration fail.
 """
 
 from __future__ import annotations
@@ -33,12 +30,10 @@ _NONE: Mapping[str, set[VoteId]] = {}
 @attrs.frozen
 class Status:
     """
-    The published part of a node's state.
+    The published part of a node's state; *serial* grows.
 
-    :ivar serial: grows with each status of a node.
     :ivar votes: the node's open votes by number, each with its registrations in a fixed order.
-    :ivar answers: the node's answers to the open votes of others: the seconds left of those registrations that have
-        some, by their place in the vote. The others have none left.
+    :ivar answers: to the open votes of others: the seconds left of the registrations that have some, by their place.
     """
 
     serial: int
@@ -82,15 +77,11 @@ class Status:
 
 @attrs.define(eq=False)
 class _Vote(Generic[_E]):
-    """
-    A vote that this node has opened.
-
-    :ivar items: its registrations in their order, with what was noted of each when the vote began.
-    :ivar undecided: registrations whose transaction is under way; ``None`` until all members have answered.
-    """
+    """A vote that this node has opened: its registrations, with what was noted of each when it began."""
 
     items: dict[Registration, _E]
     answers: dict[str, Mapping[int, float]] = attrs.Factory(dict)
+    # Registrations whose transaction is under way; None until all members have answered.
     undecided: set[Registration] | None = None
 
 
@@ -109,13 +100,12 @@ class Votes(Generic[_E]):
     One node's votes, its answers, and the registrations that they close.
 
     :param node: the name of this node, which no other node has or had.
-    :param secondsLeft: returns the seconds until a registration's deadline as this node knows it; 0 or less if it has
-        passed or the registration is unknown, and the full timeout while a touch is under way.
-    :param onAlive: called with a registration of an own vote that another node has received a heartbeat for, and the
-        seconds left there.
+    :param secondsLeft: until a registration's deadline as this node knows it; 0 or less if it has passed or the
+        registration is unknown, and the full timeout while a touch is under way.
+    :param onAlive: called with a registration of an own vote, and the seconds left at a node with a later heartbeat.
     :param onOpen: called with a registration that no vote closes any more.
-    :param onExpired: called with the number of an own vote, a registration that no node has received a heartbeat for,
-        and what was noted of it. The caller deletes the record, and calls :meth:`decided` when the outcome is known.
+    :param onExpired: called with the number of an own vote, a registration without a heartbeat anywhere, and what was
+        noted of it. The caller deletes the record, and calls :meth:`decided` when the outcome is known.
     :ivar isChanged: whether the status differs from the last one that :meth:`status` returned.
     """
 
@@ -129,7 +119,7 @@ class Votes(Generic[_E]):
     _own: dict[int, _Vote[_E]] = attrs.Factory(dict)
     _questions: dict[VoteId, _Question] = attrs.Factory(dict)
     # The last serial of each other member; -1 before the first.
-    _members: dict[str, int] = attrs.Factory(dict)
+    members: dict[str, int] = attrs.Factory(dict)
     _number: int = 0
     _serial: int = 0
 
@@ -196,9 +186,9 @@ class Votes(Generic[_E]):
 
     def observe(self, node: str, status: Status) -> None:
         """Another member has published a status. One whose serial is not greater than the last one is ignored."""
-        if status.serial <= self._members.get(node, -1):
+        if status.serial <= self.members.get(node, -1):
             return
-        self._members[node] = status.serial
+        self.members[node] = status.serial
         for number, registrations in status.votes.items():
             self._questions.setdefault((node, number), _Question(registrations))
         for id in [id for id in self._questions if id[0] == node and id[1] not in status.votes]:
@@ -217,19 +207,14 @@ class Votes(Generic[_E]):
 
     def join(self, node: str) -> None:
         """Another node has become a member, whether or not its status can be read."""
-        self._members.setdefault(node, -1)
+        self.members.setdefault(node, -1)
 
     def leave(self, node: str) -> None:
         """The key of another member is gone: own votes are given up, because it may have received heartbeats."""
         self.giveUp()
-        self._members.pop(node, None)
+        self.members.pop(node, None)
         for id in [id for id in self._questions if id[0] == node]:
             self._drop(id)
-
-    @property
-    def members(self) -> Collection[str]:
-        """The other members."""
-        return self._members.keys()
 
     def status(self) -> Status:
         """The next status to publish."""
@@ -243,7 +228,7 @@ class Votes(Generic[_E]):
     def _settle(self) -> None:
         """Decide the votes that all members have answered."""
         for number, vote in list(self._own.items()):
-            if vote.undecided is not None or not self._members.keys() <= vote.answers.keys():
+            if vote.undecided is not None or not self.members.keys() <= vote.answers.keys():
                 continue
             vote.undecided = set(vote.items)
             for place, each in enumerate(vote.items):

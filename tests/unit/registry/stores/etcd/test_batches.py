@@ -54,7 +54,7 @@ class TurnTests(SynchronousTestCase):
             self.respond()
 
     def change(self) -> None:
-        done = self.batches.do(T, (), lambda draft: draft.addEvent("service.join", {}), isNew=True)
+        done = self.batches.do(T, lambda draft: draft.addEvent("service.join", {}))
         done.addCallback(self.made.append)
         self.clock.pump([0, 0])
 
@@ -132,7 +132,7 @@ class TurnTests(SynchronousTestCase):
 
     def test_noneWaitsForLong(self) -> None:
         """What has waited while etcd did nothing is refused, however much is before it, and what comes then is made."""
-        waiting = [self.batches.do(T, (), lambda draft: None) for _ in range(10 * GROUP)]
+        waiting = [self.batches.do(T, lambda draft: draft.addEvent("lock.expire", {})) for _ in range(10 * GROUP)]
         self.clock.pump([0, 0])
         self.clock.advance(PATIENCE + 1)
         idle = self.batches.whenIdle()
@@ -148,7 +148,7 @@ class TurnTests(SynchronousTestCase):
     def test_oneThatFailsHarmsNotTheOneBefore(self) -> None:
         """The outcome of a group is its own, also if the next one fails before that is reported."""
         self.change()
-        after = self.batches.do(T, (), lambda draft: draft.addEvent("service.join", {}))
+        after = self.batches.do(T, lambda draft: draft.addEvent("service.join", {}))
         self.etcd.asked.pop().callback(Txn(True, 2, []))
         self.etcd.asked.pop().errback(StoreUnavailable("etcd: no leader"))
         self.clock.pump([0, 0, 0])

@@ -15,7 +15,7 @@ from twisted.web.client import BrowserLikePolicyForHTTPS
 from tests.loopback import Call, LoopbackTestCase, Server
 from txserviceregistry.http.pool import ConnectionPool, PooledAgent
 from txserviceregistry.registry.stores.etcd.gateway import KeyValue, encode
-from txserviceregistry.registry.stores.etcd.watch import Watch
+from txserviceregistry.registry.stores.etcd.keys import Watch
 
 HEAD = b"HTTP/1.1 200 X\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 
