@@ -5,7 +5,6 @@ from __future__ import annotations
 import random as randomModule
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.application.service import Service
@@ -13,7 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succ
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from ..discovery.poller import Cursor, StaleCursor, sharedBy
+from ..discovery.poller import Cursor, StaleCursor
 from ..discovery.subscriber import BackgroundTask, Subscriber
 from ..errors import ServiceRegistryError
 from ..http.jsontransport import ClientClosed
@@ -124,7 +123,7 @@ class Contender(Service):
 
     async def _run(self, task: BackgroundTask) -> None:
         backoff = Backoff(_PAUSE, _LONGEST_PAUSE, self._random)
-        forget = sharedBy(self._client, LockWatch, partial(LockWatch, self._client)).add(self._happened)
+        forget = self._client.shared.setdefault(LockWatch, LockWatch(self._client)).add(self._happened)
         try:
             while not task.isStopping:
                 try:

@@ -138,32 +138,26 @@ class Directory(Mirror[Service]):
     def _checked(self, key: str, value: Any) -> Service:
         return self._valueOf(readService(value))
 
-    def _read(self, event: Event) -> tuple[str, Service | None] | None:
-        if event["type"] not in _KINDS:
-            return None
-        id = event["payload"]["id"]
-        return id, self._after(event, self._items.get(id))
+    def _keyOf(self, event: Event) -> str | None:
+        return event["payload"]["id"] if event["type"] in _KINDS else None
 
-    def _after(self, event: Event, service: Service | None) -> Service | None:
-        """A service, or none, after an event."""
+    def _after(self, event: Event, value: Service | None) -> Service | None:
         type, payload = event["type"], event["payload"]
         if type == "service.state":
-            return None if service is None else _withState(service, payload["state"], payload["reason"])
+            return None if value is None else _withState(value, payload["state"], payload["reason"])
         isGone = type not in ("service.join", "service.update")
         if isGone or (self.tag is not None and self.tag not in payload["tags"]):
             return None
-        before: Any = service if service is not None and type == "service.update" else {"last_seen": None}
+        before: Any = value if value is not None and type == "service.update" else {"last_seen": None}
         state = payload.get("state", "up")
         reason = before["state_reason"] if before.get("state") == state else ""
         return _withState(_service(payload, before["last_seen"]), state, reason)
 
-    def _merge(self, listed: Service | None, events: Sequence[Event]) -> Service | None:
-        if listed is not None and len(events) == 1 and events[0]["type"] == "service.join":
+    def _merge(self, value: Service | None, events: Sequence[Event]) -> Service | None:
+        if value is not None and len(events) == 1 and events[0]["type"] == "service.join":
             # It was listed after it had joined, and may have been updated already.
-            return listed
-        for event in events:
-            listed = self._after(event, listed)
-        return listed
+            return value
+        return super()._merge(value, events)
 
     def _differ(self, old: Service, new: Service) -> bool:
         return {**old, "last_seen": None} != {**new, "last_seen": None}

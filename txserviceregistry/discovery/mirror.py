@@ -7,12 +7,12 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ..errors import NotRunning
 from ..types import Event
-from ..util.deferred import Waiters
+from ..util.deferred import Waiters, returnsDeferred
 from ..util.logs import Listeners, Logger
 from ..util.parsing import LATEST, LONGEST_INTERVAL, boundedNumber
 from .poller import Cursor, StaleCursor
@@ -38,9 +38,6 @@ _JITTER = 0.2
 _SAVE_INTERVAL = 5.0
 _FILE_VERSION = 1
 
-# A listener is called so many times its settling time after the first change at the latest.
-_LATEST_SETTLING = 4
-
 
 class Settling:
     """
@@ -65,7 +62,7 @@ class Settling:
         """Something has changed. Several arguments are one tuple."""
         now = self._clock.seconds()
         if self._call is None:
-            self._latest = now + _LATEST_SETTLING * self._settle
+            self._latest = now + 4 * self._settle
             self._call = self._clock.callLater(self._settle, self.flush)
         else:
             self._call.reset(max(0.0, min(self._settle, self._latest - now)))
@@ -149,19 +146,19 @@ class Mirror(Subscriber, Generic[_T]):
         """An item of the file, validated; raises ValueError if it is not valid."""
         raise NotImplementedError
 
-    def _read(self, event: Event) -> tuple[str, _T | None] | None:
-        """The key that an event is about, and its new value, ``None`` if it was removed; ``None`` if it is not ours."""
+    def _keyOf(self, event: Event) -> str | None:
+        """The key that an event is about; ``None`` if it is not about one of these."""
         raise NotImplementedError
 
-    def _merge(self, listed: _T | None, events: Sequence[Event]) -> _T | None:
-        """
-        The value of a key after a listing, and after what happened while the listing was made.
+    def _after(self, event: Event, value: _T | None) -> _T | None:
+        """The value after an event; ``None`` if it was removed."""
+        raise NotImplementedError
 
-        :param listed: the value in the listing; it may be from before or after each of the events.
-        :param events: the events of this key, at least one, in order.
-        """
-        read = self._read(events[-1])
-        return None if read is None else read[1]
+    def _merge(self, value: _T | None, events: Sequence[Event]) -> _T | None:
+        """The value in a listing after events, each of which may have come before or after it was listed."""
+        for event in events:
+            value = self._after(event, value)
+        return value
 
     def _differ(self, old: _T, new: _T) -> bool:
         """Whether a value has changed, for listeners."""
@@ -182,19 +179,16 @@ class Mirror(Subscriber, Generic[_T]):
             return 0.0
         return math.inf if self._currentAt is None else max(0.0, self._clock.seconds() - self._currentAt)
 
-    def whenReady(self) -> Deferred[None]:
+    @returnsDeferred
+    async def whenReady(self) -> None:
         """
         :return: fires when there is something to look at: the first complete listing, or the content of the file. It
             may be cancelled. Fails with :class:`~txserviceregistry.errors.NotRunning` if this is not running, and is
             not the child of a service that will start it.
         """
-        if self._currentAt is not None:
-            return succeed(None)
-        try:
+        if self._currentAt is None:
             NotRunning.check(self)
-        except NotRunning:
-            return fail()
-        return self._readiness.wait()
+            await self._readiness.wait()
 
     def _known(self) -> dict[str, _T]:
         """The items; raises NotRunning if this was never started."""
@@ -223,11 +217,10 @@ class Mirror(Subscriber, Generic[_T]):
     # -- Subscriber
 
     def _load(self) -> None:
-        found = self._readFile(self._parsed) if self._currentAt is None else None
-        if found is not None:
-            items, age = found
-            self._replace(items, {})
-            self._currentAt = self._clock.seconds() - age
+        kept = self._readFile(self._parsed) if self._currentAt is None else None
+        if kept is not None:
+            self._replace(kept[0], {})
+            self._currentAt = self._clock.seconds() - kept[1]
             self._readiness.fire(None)
 
     async def _run(self, run: BackgroundTask) -> None:
@@ -254,9 +247,9 @@ class Mirror(Subscriber, Generic[_T]):
         self._currentAt = self._clock.seconds()
         for event in page.events:
             self._cursor = Cursor.after(event)
-            read = self._read(event)
-            if read is not None:
-                self._put(*read, [event])
+            key = self._keyOf(event)
+            if key is not None:
+                self._put(key, self._after(event, self._items.get(key)), [event])
 
     def _positionLost(self) -> None:
         self._log.info("The event feed no longer has the last event: listing all {what} again", what=self.what)
@@ -271,11 +264,7 @@ class Mirror(Subscriber, Generic[_T]):
     # -- keeping current
 
     async def _listAll(self, run: BackgroundTask, cursor: Cursor | None) -> None:
-        """
-        List everything, and make the copy equal to it.
-
-        :param cursor: the place in the feed up to which events were applied, if it is known.
-        """
+        """List everything, and make the copy equal to it. Events were applied up to the *cursor*, if that is known."""
         poller = self._poller
         missed: list[Event] = []
         if cursor is None:
@@ -287,16 +276,14 @@ class Mirror(Subscriber, Generic[_T]):
         items = await run.wait(Deferred.fromCoroutine(self._listed()))
         events: list[Event] = []
         self._cursor = await run.wait(poller.readToEnd(cursor, events))
-        for key, its in self._byKey(events).items():
-            merged = self._merge(items.pop(key, None), its)
-            if merged is not None:
-                items[key] = merged
+        merged = {key: self._merge(items.get(key), its) for key, its in self._byKey(events).items()}
         now = self._clock.seconds()
         refresh = self._defaultRefresh() if self._refresh is None else self._refresh
         if not self._cursor.seen:
             refresh = min(refresh, _SAFE_REFRESH if poller.isLive else _BLIND_REFRESH)
         self._nextListing = now + max(refresh, (now - began) / _LISTING_SHARE) * (1.0 - _JITTER * self._random())
-        self._replace(items, self._byKey([*missed, *events]))
+        found = {key: value for key, value in {**items, **merged}.items() if value is not None}
+        self._replace(found, self._byKey([*missed, *events]))
         self._isCurrent = True
         self._saveSoon()
         self._currentAt = now
@@ -308,9 +295,9 @@ class Mirror(Subscriber, Generic[_T]):
     def _byKey(self, events: Iterable[Event]) -> dict[str, list[Event]]:
         byKey: dict[str, list[Event]] = {}
         for event in events:
-            read = self._read(event)
-            if read is not None:
-                byKey.setdefault(read[0], []).append(event)
+            key = self._keyOf(event)
+            if key is not None:
+                byKey.setdefault(key, []).append(event)
         return byKey
 
     def _put(self, key: str, new: _T | None, events: Sequence[Event]) -> None:

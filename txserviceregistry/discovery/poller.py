@@ -7,8 +7,7 @@ import random
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TYPE_CHECKING, get_args
 
 import attrs
 from twisted.internet.interfaces import IDelayedCall
@@ -24,8 +23,6 @@ from ..util.logs import Listeners, Logger
 
 if TYPE_CHECKING:
     from ..client import Client
-
-_T = TypeVar("_T")
 
 # Seconds for which the registry is asked to hold its response back. A longer wait means fewer requests, and more time
 # until a connection that hangs is noticed.
@@ -371,40 +368,36 @@ class EventPoller:
         if type == "ping" and id is None:
             # A reset follows.
             return
-        if id is None or not ticksOf(id):
-            self._fail("an event has no valid id")
-            return
         self.respondedAt = self._client.clock.seconds()
-        if type == "reset" and self._lastId is not None:
-            self._resets += 1
-        self._lastId = id
-        if type == "reset" or self._span is None:
-            # Subscribers read on their own what comes before.
-            self._span = _Span(id)
-            self._isBlocked = False
-            self.received()
-            self._waiters.fire(None)
-        elif type == "ping":
-            self._backoff.reset()
-            self._quietListeners.call()
-        else:
-            try:
-                self._span.add(readEvent(json.loads(data)))
-            except (ValueError, RecursionError) as error:
-                self._fail(str(error))
+        try:
+            if id is None or not ticksOf(id):
+                raise ValueError("an event has no valid id")
+            if type == "reset" or self._span is None:
+                # Subscribers read on their own what comes before.
+                self._resets += type == "reset" and self._lastId is not None
+                self._span = _Span(id)
+                self._isBlocked = False
+                self.received()
+            elif type == "ping":
+                self._lastId = id
+                self._backoff.reset()
+                self._quietListeners.call()
+                return
             else:
-                self._waiters.fire(None)
+                self._span.add(readEvent(json.loads(data)))
+        except (ValueError, RecursionError) as error:
+            self._log.debug("The event stream is malformed: {reason}", reason=str(error))
+            self._span = None
+            self.ended()
+        else:
+            self._lastId = id
+            self._waiters.fire(None)
 
     def ended(self) -> None:
         self._isBlocked = not self.isLive
         # Where a stream has worked before, the registry may just be starting.
         delay = RETRY if self._lastId is None else self._backoff.next()
         self._closeStream(self._client.clock.seconds() + delay)
-
-    def _fail(self, reason: str) -> None:
-        self._log.debug("The event stream is malformed: {reason}", reason=reason)
-        self._span = None
-        self.ended()
 
     def _closeStream(self, notBefore: float) -> None:
         stream, self._stream, self._span = self._stream, None, None
@@ -420,12 +413,5 @@ class EventPoller:
 def pollerOf(client: Client, types: Collection[str] = WATCHED) -> EventPoller:
     """The :class:`EventPoller` of a client for some types of events: the same for all that are in :data:`WATCHED`."""
     wanted = WATCHED if WATCHED.issuperset(types) else frozenset(types)
-    return sharedBy(client, wanted, partial(EventPoller, client, wanted))
-
-
-def sharedBy(client: Client, key: object, make: Callable[[], _T]) -> _T:
-    """An object that the subscribers of a client share: made at its first use, and garbage with the client."""
-    if key not in client.shared:
-        client.shared[key] = make()
-    shared: _T = client.shared[key]
-    return shared
+    poller: EventPoller = client.shared.setdefault(wanted, EventPoller(client, wanted))
+    return poller

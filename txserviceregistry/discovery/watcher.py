@@ -146,13 +146,14 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
     def _checked(self, key: str, value: Any) -> str:
         return self._valueOf(readConfigurationValue({"id": key, "value": value}))
 
-    def _read(self, event: Event) -> tuple[str, str | None] | None:
+    def _keyOf(self, event: Event) -> str | None:
         if event["type"] not in ("configuration_value.update", "configuration_value.remove"):
             return None
         key: str = event["payload"]["configuration_value_id"]
-        if self.namespace is not None and not _isWithin(key, self.namespace):
-            return None
-        return key, None if event["type"] == "configuration_value.remove" else event["payload"]["new_value"]
+        return key if self.namespace is None or _isWithin(key, self.namespace) else None
+
+    def _after(self, event: Event, value: str | None) -> str | None:
+        return None if event["type"] == "configuration_value.remove" else event["payload"]["new_value"]
 
     def _changed(self, key: str, old: str | None, new: str | None, events: Sequence[Event]) -> None:
         self._listeners.call(ConfigurationChange(key, old, new))

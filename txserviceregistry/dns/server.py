@@ -11,7 +11,8 @@ from dns.rcode import NOERROR, SERVFAIL
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
-from twisted.internet.protocol import DatagramProtocol, Factory, Protocol, connectionDone
+from twisted.internet.protocol import DatagramProtocol, Factory, connectionDone
+from twisted.protocols.basic import Int16StringReceiver
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -70,7 +71,6 @@ class View(MultiService):
         Service.setServiceParent(directory, self)
 
     def startService(self) -> None:
-        """Begin."""
         MultiService.startService(self)
         self._directory.whenReady().addCallback(self._listed)
 
@@ -135,7 +135,6 @@ class UdpServer(DatagramProtocol):
         self._counts: dict[str | bytes, int] = {}
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
-        """See DatagramProtocol."""
         query = readQuery(datagram)
         if query is None:
             return
@@ -165,18 +164,13 @@ class UdpServer(DatagramProtocol):
 
 
 @implementer(IPushProducer)
-class TcpConnection(Protocol, TimeoutMixin):
+class TcpConnection(Int16StringReceiver, TimeoutMixin):
     """Answers the queries of one connection in their order. While the client does not read, none is answered."""
 
     factory: TcpServer
     transport: Any
 
-    def __init__(self) -> None:
-        self._received = b""
-        self._isPaused = False
-
     def connectionMade(self) -> None:
-        """See Protocol."""
         self.callLater = self.factory.clock.callLater  # type: ignore[method-assign,assignment]  # as TimeoutMixin wants it
         self.transport.registerProducer(self, True)
         TimeoutMixin.setTimeout(self, IDLE)
@@ -189,48 +183,18 @@ class TcpConnection(Protocol, TimeoutMixin):
             idlest.timeoutConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """See Protocol."""
         TimeoutMixin.setTimeout(self, None)
         self.factory.connections.pop(self, None)
 
     def timeoutConnection(self) -> None:
-        """See TimeoutMixin."""
         self.transport.abortConnection()
 
-    def dataReceived(self, data: bytes) -> None:
-        """See Protocol."""
-        self._received += data
-        self._answer()
-
-    def _answer(self) -> None:
-        received, position = self._received, 0
-        while not self._isPaused:
-            begin = position + 2
-            end = begin + int.from_bytes(received[position:begin], "big")
-            if len(received) < max(begin, end):
-                break
-            position = end
-            TimeoutMixin.resetTimeout(self)
-            self.factory.connections[self] = self.factory.connections.pop(self)
-            query = readQuery(received[begin:end])
-            if query is not None:
-                response = self.factory.view.respond(query, LARGEST_TCP)
-                self.transport.write(len(response).to_bytes(2, "big") + response)
-        self._received = received[position:]
-
-    def pauseProducing(self) -> None:
-        """The client does not read."""
-        self._isPaused = True
-        self.transport.pauseProducing()
-
-    def resumeProducing(self) -> None:
-        """The client has read."""
-        self._isPaused = False
-        self.transport.resumeProducing()
-        self._answer()
-
-    def stopProducing(self) -> None:
-        """The connection is lost."""
+    def stringReceived(self, string: bytes) -> None:
+        TimeoutMixin.resetTimeout(self)
+        self.factory.connections[self] = self.factory.connections.pop(self)
+        query = readQuery(string)
+        if query is not None:
+            Int16StringReceiver.sendString(self, self.factory.view.respond(query, LARGEST_TCP))
 
 
 class TcpServer(Factory):
