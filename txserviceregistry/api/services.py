@@ -73,6 +73,8 @@ class ServicesAPI(APIGroup):
         super().__init__(transport)
         self._clock = clock
         self._cache = cache
+        #: Seconds that a request may take, unless it says otherwise.
+        self.timeout = transport.timeout
         self._heartbeat = partial(transport.request, "POST", repeatable=True, lane=Lane.HEARTBEAT)
 
     def list(self, marker: str | None = None, limit: int | None = None) -> Deferred[ServicePage]:
@@ -111,11 +113,6 @@ class ServicesAPI(APIGroup):
     def servers(self) -> int:
         """The number of the registry's URLs; 0 before the first response."""
         return self._transport.servers
-
-    @property
-    def timeout(self) -> float:
-        """Seconds that a request may take, unless it says otherwise."""
-        return self._transport.timeout
 
     @returnsDeferred
     async def get(self, id: str, *, timeout: float | None = None) -> Service:

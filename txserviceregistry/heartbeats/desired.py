@@ -299,19 +299,10 @@ class DesiredState:
             worker.addBoth(self._ended, worker)
 
     def _ended(self, result: object, worker: Deferred[None]) -> None:
-        isCurrent = self._worker is worker
-        if isCurrent:
+        if self._worker is worker:
             self._worker = None
-        if not isinstance(result, Failure) or result.check(CancelledError, ClientClosed):
-            return
-        if not result.check(NotFound):
+        if isinstance(result, Failure) and not result.check(CancelledError, ClientClosed):
             self._log.failure("Updates of service {serviceId} ended unexpectedly", result, serviceId=self.serviceId)
-            return
-        heartBeater = self.heartBeater
-        if isCurrent and heartBeater is not None:
-            # It will get a 404 too. Then the desired fields are registered.
-            self.isRegistered = False
-            heartBeater.sendNow()
 
     @returnsDeferred
     async def _work(self) -> None:
@@ -320,9 +311,12 @@ class DesiredState:
         while self.isRegistered and self.isDirty and not self._underWay:
             try:
                 await self.push()
+            except NotFound:
+                # Its heartbeat will get a 404 too. Then the desired fields are registered.
+                self.isRegistered = False
+                if self.heartBeater is not None:
+                    self.heartBeater.sendNow()
             except ServiceRegistryError as error:
-                if isinstance(error, (NotFound, ClientClosed)):
-                    raise
                 outage.failed(reason=str(error))
                 await self._states.pause(backoff.next())
         if not self.isDirty:
