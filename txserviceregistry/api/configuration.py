@@ -114,8 +114,7 @@ class ConfigurationClient(APIGroup):
         :param ifNoneMatch: ``"*"`` to set it only if there is no value.
         :return: fires with ``True``, or with the value's new tag if there is a condition. Then it fails with
             ``PreconditionFailed`` if the condition does not hold, ``OutcomeUnknown`` if its own first try may be the
-            reason, and ``NotSupported`` if the registry has no conditional writes. (If only some of its servers have
-            none, one of them may have written the value.)
+            reason, and ``NotSupported`` if the registry has no conditional writes.
         """
         path, body = _path(id), {"value": value}
         if ifMatch is None and ifNoneMatch is None:

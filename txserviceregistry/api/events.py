@@ -55,15 +55,12 @@ class EventsClient(APIGroup):
         :param limit: the maximum number of events, 1 to 1000; 100 by default.
         :param type: only events of this type, such as ``service.join``.
         :param wait: seconds, 1 to 60, to wait for an event that is newer than the *marker*. The page comes as soon as
-            there is one, or after that time; the client's timeout counts from then. Such a request has a connection of
-            its own. When its server fails meanwhile, the current page comes from another server.
-        :param types: only events of these types, instead of *type*. Only such a request gets events that version 1.0
-            does not have, such as ``service.update``.
-        :return: fires with ``{"values": [event, …], "metadata": {…}}``. Fails with a
-            :class:`~txserviceregistry.errors.ServiceRegistryError`, ``BadRequest`` if the marker is not accepted.
-
-        *wait* and *types* are the registry's extensions ``events-wait`` and ``event-types``. They are ignored by a
-        registry without these.
+            there is one, or after that time; the client's timeout counts from then. A registry without the extension
+            ``events-wait`` ignores it.
+        :param types: only events of these types, instead of *type*, also of those that version 1.0 does not have, such
+            as ``service.update``. A registry without the extension ``event-types`` ignores it.
+        :return: fires with ``{"values": [event, …], "metadata": {…}}``. Fails with ``BadRequest`` if the marker is not
+            accepted.
         """
         kinds = None if types is None else ",".join(types)
 
@@ -92,17 +89,13 @@ class EventsClient(APIGroup):
 
             async for event in client.events.iterate():
                 print(event["type"], event["payload"])
-
-        :param marker: see :meth:`list`.
         """
         return self._pages("/events", readEventPage, marker=marker)
 
     def openStream(self, listener: StreamListener, types: str | None, lastId: str | None) -> EventStream:
         """
-        Open an event stream: the registry's extension ``event-stream``.
-
-        :param types: the types of events, separated by commas; ``None`` for those of version 1.0.
-        :param lastId: the id of the last event that is known; ``None`` for what happens from now on.
+        Open an event stream of these *types*, separated by commas, or those of version 1.0. It begins after the event
+        *lastId*, or now. This is the registry's extension ``event-stream``.
         """
         headers = {} if lastId is None else {"Last-Event-ID": lastId}
         requesting = self._transport.stream("/events/stream", {"types": types}, headers)
@@ -118,16 +111,16 @@ class EventsClient(APIGroup):
 
 
 class StreamListener(Protocol):
-    """Receives the events of a stream."""
+    """
+    Receives the events of a stream: *received* is called for every sign of life, *happened* for an event (*id* is
+    ``None`` if it has none of its own), and *ended* at the end, unless that was :meth:`EventStream.close`.
+    """
 
-    def received(self) -> None:
-        """The connection is alive."""
+    def received(self) -> None: ...
 
-    def happened(self, type: str, id: str | None, data: str) -> None:
-        """An event has come; *id* is ``None`` if it has none of its own."""
+    def happened(self, type: str, id: str | None, data: str) -> None: ...
 
-    def ended(self) -> None:
-        """The stream is over, or was never begun. Called once, unless :meth:`EventStream.close` was."""
+    def ended(self) -> None: ...
 
 
 class EventStream(BodyProtocol):
@@ -197,7 +190,6 @@ class EventStream(BodyProtocol):
             abort()
 
     def dataReceived(self, data: bytes) -> None:
-        """Called with a part of the body."""
         if self._listener is None:
             return
         self._listener.received()
@@ -211,7 +203,6 @@ class EventStream(BodyProtocol):
             self._line(line)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Called when the body has ended."""
         self.interrupt()
 
     def _line(self, line: str) -> None:

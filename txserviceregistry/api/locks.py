@@ -38,10 +38,8 @@ class LocksClient(APIGroup):
         metadata: Mapping[str, str] | None = None,
     ) -> AcquiredLock:
         """
-        Acquire a lock.
-
-        The lock expires *timeout* seconds after the registry has granted it. A holder must stop earlier: nine tenths of
-        *timeout* after it sent the last request that was answered. After a wait, only heartbeats count for that.
+        Acquire a lock. It expires *timeout* seconds after the registry has granted it. A holder must stop earlier: nine
+        tenths of *timeout* after it sent the last request that was answered. After a wait, only heartbeats count.
 
         :param name: a configuration key.
         :param timeout: the heartbeat timeout, 3 to 120 seconds.
@@ -49,7 +47,7 @@ class LocksClient(APIGroup):
         :param nonce: a UUID that names this acquisition, by default a new one. With the nonce of a lock that is held,
             this is a heartbeat of it, and the result is that of the first request.
         :param wait: seconds to wait while another holds it, up to 60.
-        :param metadata: up to 20 pairs, as a service has.
+        :param metadata: up to 20 pairs.
         :return: fires with ``{"token": …, "fence": …}``. Fails with ``LockHeld`` if another holds the lock. If the
             outcome is unknown, repeat the call with the same *nonce*.
         """
@@ -67,12 +65,8 @@ class LocksClient(APIGroup):
         self, name: str, token: str, *, timeout: float | None = None, whenLate: WhenLate | None = None
     ) -> HeartbeatToken:
         """
-        Send a heartbeat, so that the lock expires no earlier than its timeout from now.
-
-        :param token: any token of this acquisition.
-        :param whenLate: see ``client.services.heartbeat``.
-        :return: fires with ``{"token": …}``; fails with ``NotFound`` if the lock is not held, is held by another
-            acquisition, or is ended by force.
+        Send a heartbeat with any token of this acquisition. Fires with ``{"token": …}``; fails with ``NotFound`` if the
+        acquisition has ended. For *whenLate* see ``client.services.heartbeat``.
         """
         options: Any = {"timeout": timeout, "whenLate": whenLate, "lane": Lane.HEARTBEAT}
         return (await self._post("/heartbeat", {"name": name, "token": token}, **options)).read(readToken)
@@ -90,9 +84,7 @@ class LocksClient(APIGroup):
     async def forceRelease(self, name: str, *, now: bool = False) -> bool:
         """
         End a lock that another client holds. Its heartbeats are refused, and it is free when its timeout has passed
-        since the last one.
-
-        :param now: free it at once. Its holder may still rely on it: use it only when you know that it does not.
+        since the last one, or *now*: use that only when you know that its holder does not rely on it.
         """
         await self._transport.require(LOCKS)
         await self._post("/release", {"name": name, "force": True, "now": now})

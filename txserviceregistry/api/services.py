@@ -79,10 +79,8 @@ class ServicesAPI(APIGroup):
 
     def list(self, marker: str | None = None, limit: int | None = None) -> Deferred[ServicePage]:
         """
-        One page of the services, sorted by id.
-
-        While the registry is unreachable, it is the last page of the same listing, if the cache has one. Then
-        ``page["metadata"]["stale"]`` is its age in seconds.
+        One page of the services, sorted by id. While the registry is unreachable, it is the last page of the same
+        listing, if the cache has one; then ``page["metadata"]["stale"]`` is its age in seconds.
 
         :param marker: the id to begin at; ``page["metadata"]["next_marker"]`` of the page before.
         :param limit: the maximum number of services, 1 to 1000; 100 by default.
@@ -96,12 +94,10 @@ class ServicesAPI(APIGroup):
 
     def iterate(self, tag: str | None = None) -> AsyncIterator[Service]:
         """
-        All services, or all with a *tag*, page by page as they are needed::
+        All services, or all with a *tag*, page by page as they are needed, without the cache::
 
             async for service in client.services.iterate("www"):
                 print(service["id"])
-
-        It does not use the cache: an iteration that the registry can't finish fails.
         """
         return self._pages("/services", readServicePage, tag=tag, names=[SERVICE_STATE], further=self._withStates)
 
@@ -146,8 +142,7 @@ class ServicesAPI(APIGroup):
         self, id: str, token: str, *, timeout: float | None = None, whenLate: WhenLate | None = None
     ) -> Deferred[HeartbeatToken]:
         """
-        Send a heartbeat, so that the service expires no earlier than a heartbeat timeout from now. A HeartBeater does
-        it regularly.
+        Send a heartbeat: the service expires no earlier than a heartbeat timeout from now.
 
         :param token: any token of this registration.
         :param whenLate: called when the *timeout* (seconds) is over, with its Failure. The request runs on for as many

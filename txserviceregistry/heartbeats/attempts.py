@@ -1,6 +1,6 @@
 """
-The tries of one service: what the current one waits for, when the next one begins, the requests that are late, and the
-failures. What the HeartBeaters of a client share, among it a clock that detects a blocked reactor.
+The tries of one service: the current one, the next one, those that are late, and the failures. What the HeartBeaters of
+a client share, among it a clock that detects a blocked reactor.
 """
 
 from __future__ import annotations
@@ -199,18 +199,15 @@ class Attempts:
         return self.backoff.next()
 
     def succeeded(self) -> None:
-        """A try succeeded."""
         if self._outage is not None:
             self._outage.succeeded()
         self.forget()
 
     def forget(self) -> None:
-        """Forget the failures."""
         self._outage = None
         self.backoff.reset()
 
     def giveTurn(self) -> None:
-        """Give the turn to another service."""
         turn, self._turn = self._turn, None
         if turn is not None:
             turn.give()

@@ -98,9 +98,8 @@ class BatchSize:
 
 class HeartbeatBatcher:
     """
-    The heartbeats of all services of one client that need nothing but heartbeats.
-
-    A heartbeat may be sent early by a tenth of its interval, together with one that is due; it is never sent late.
+    The heartbeats of all services of one client that need nothing but heartbeats. One may be sent early, together with
+    one that is due; none is sent late.
 
     While batches fail and nothing else is known, one service sends a single heartbeat. If that is accepted, it is no
     outage: batches begin again with one heartbeat, and if that fails too, all services send single heartbeats.
@@ -155,7 +154,7 @@ class HeartbeatBatcher:
         return self._isOffered() and (self._size.most > 0 or (self._size.mayTry and not self._services))
 
     def join(self, service: HeartBeater, due: float) -> None:
-        """Take a service in. Its next heartbeat is sent by *due*, in seconds of the clock."""
+        """Take a service in. Its next heartbeat is sent by *due*."""
         if service is self._alone:
             self._alone, self._isBack = None, True
             self._size.most = min(self._size.most, 1)
@@ -212,8 +211,6 @@ class HeartbeatBatcher:
             request.cancel()
         self._late.end()
 
-    # -- sending
-
     def _setTimer(self) -> None:
         """Set the timer for the service that is due next."""
         due = self._schedule.next
@@ -266,8 +263,6 @@ class HeartbeatBatcher:
         request = maybeDeferred(self._send, entries, timeout, late)
         self._underWay[request] = sent
         request.addBoth(over).addErrback(self._broken)
-
-    # -- responses
 
     def _accepted(self, count: int) -> None:
         self._size.accepted(count)
@@ -409,7 +404,6 @@ class Schedule:
         slot.add(service, due)
 
     def clear(self) -> None:
-        """Forget all services."""
         self._slots.clear()
         self._numbers.clear()
 

@@ -1,6 +1,4 @@
-"""
-The health check of an application: calls it, limits its time, and logs when it begins to fail and when it passes again.
-"""
+"""The health check of an application: when it is called, how long it may take, and what is logged of it."""
 
 from __future__ import annotations
 
@@ -59,18 +57,15 @@ class HealthCheck:
         self.reset()
 
     def reset(self) -> None:
-        """Forget whether it failed."""
         self._outage = Outage(self._log, self._clock, _FAILED, _PASSED, serviceId=self._serviceId, name=self._name)
         self._backoff: Backoff | None = None
 
     def passes(self, timeout: float, suspended: str, *, isStarting: bool = False) -> Deferred[bool]:
         """
-        Call the check.
+        Call the check, for *timeout* seconds at most. Fires with whether it passes; fails only if it is cancelled.
 
-        :param timeout: seconds after which it is cancelled, and counts as failed.
         :param suspended: the work that waits for it to pass, for the log: ``heartbeats`` or ``registration``.
         :param isStarting: whether it may still fail without a line in the log.
-        :return: fires with whether it passes. Never fails, except by being cancelled.
         """
 
         def ended(reason: str | None) -> bool:

@@ -29,8 +29,7 @@ _claims: WeakSet[FileIO] = WeakSet()
 
 
 def _leaveThemToTheParent() -> None:
-    # A child that is forked, and executes nothing, has a copy of each descriptor, which would keep the claim beyond its
-    # parent's end. Closing the copy does not end the claim.
+    # A child that is forked would keep the claim beyond its parent's end. Closing its copy does not end the claim.
     for claim in list(_claims):
         claim.close()
 
@@ -73,8 +72,7 @@ class StateFile:
         self._sharing = Outage(log, clock, _SHARED, serviceId=desired.serviceId, path=path)
         loss = f"a restarted program can't continue service {desired.serviceId}"
         self._writing = WriteOutage(path or "", log, clock, loss)
-        # The fields as the arguments of the program have them, and those that neither an update nor another argument
-        # has changed since an earlier process.
+        # The arguments of the program, and the fields that nothing has changed since an earlier process.
         self._given: Mapping[str, Any] = desired.fields
         self._unchanged: frozenset[str] = frozenset()
         self._token: str | None = None
@@ -171,7 +169,6 @@ class StateFile:
         self._isOpen = False
 
     def release(self) -> None:
-        """Let another process have the file."""
         claim, self._claim = self._claim, None
         if claim is not None:
             claim.close()
