@@ -33,9 +33,6 @@ _TAGGED = "service_tags t CROSS JOIN services s ON s.tenant = t.tenant AND s.id 
 _PLACES = "FROM {rows} n CROSS JOIN services s ON s.tenant = n.column1 AND s.id = n.column2"
 _STATE = "SELECT r.id, r.state, r.reason, r.ends FROM states r WHERE r.tenant = ?"
 
-#: How many services are looked at in one go for those that are not hidden.
-_LOOKED_AT = 100
-
 #: The time of a heartbeat, in milliseconds since the epoch, behind the service's tenant, id and incarnation.
 LastSeen: TypeAlias = tuple[tuple[str, str, str], int]
 
@@ -135,17 +132,11 @@ class Services(Database):
         if tag is not None:
             table, source, where = "t", _TAGGED, "t.tenant = ? AND t.tag = ?"
             whose.append(asBytes(tag))
-        sql = f"{_statement(source, where, states)} AND {table}.id >= ? ORDER BY {table}.id LIMIT ?"
-        start, size = marker or "", count
-        found: list[ServiceRecord] = []
-        while True:
-            rows = self._execute(sql, (*whose, start, size)).fetchall()
-            # Not in the statement: it would be given all that are hidden, which may be many more than there are rows.
-            visible = (row for row in rows if self._ids.idAt(row[1]) not in hidden)
-            found += map(self._record, islice(visible, count - len(found)))
-            if len(found) == count or len(rows) < size:
-                return found
-            start, size = rows[-1][0] + "\0", _LOOKED_AT  # there is no text between the two
+        sql = f"{_statement(source, where, states)} AND {table}.id >= ? ORDER BY {table}.id"
+        # Those that are hidden may be many more than there are rows, so they are not given to the statement.
+        rows = self._execute(sql, (*whose, marker or ""))
+        visible = (row for row in rows if self._ids.idAt(row[1]) not in hidden)
+        return [self._record(row) for row in islice(visible, count)]
 
     def updateService(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> ServiceRecord:
         _, old = self._find(tenant, id, incarnation, states=True)

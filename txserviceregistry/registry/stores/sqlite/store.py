@@ -193,6 +193,7 @@ class SqliteStore(TableStore):
         self._lastSeen: dict[tuple[str, str, str], int] = {}
         self._writing = LoopingCall(self._writeLastSeen)
         self._writing.clock = reactor
+        self._written: Deferred[LoopingCall] | None = None
 
     @returnsDeferred
     async def open(self) -> None:
@@ -205,7 +206,7 @@ class SqliteStore(TableStore):
                 raise
             reason = getattr(error, "strerror", None) or error
             raise StoreUnavailable(f"{self._path} can't be opened: {reason}") from None
-        self._writing.start(_LAST_SEEN_DELAY, now=False)
+        self._written = self._writing.start(_LAST_SEEN_DELAY, now=False)
 
     def _connectToWrite(self) -> Tables:
         if not self._isPrepared:
@@ -228,8 +229,9 @@ class SqliteStore(TableStore):
         return waitFor(self._closing)
 
     async def _close(self) -> None:
-        if self._writing.running:
+        if self._written is not None:
             self._writing.stop()
+            await self._written
         await self._writeLastSeen()
         # One after the other: of connections that are closed at the same moment SQLite may take none for the last one,
         # and then leaves the log as it is.
