@@ -69,17 +69,19 @@ class MemoryStore(TableStore):
         return self._tables
 
     def _read(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
-        return execute(self._run, together, change)
+        return execute(lambda: _outcome(self._checked(), together, change))
 
     def _write(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
         def write() -> _T:
-            with self._tables.transaction():
-                return self._run(together, change)
+            tables = self._checked()
+            with tables.transaction():
+                return _outcome(tables, together, change)
 
         return execute(write)
 
-    def _run(self, together: Together[_C, _T], change: _C) -> _T:
-        (outcome,) = together(self._checked(), [change])
-        if isinstance(outcome, StoreError):
-            raise outcome
-        return outcome
+
+def _outcome(tables: Tables, together: Together[_C, _T], change: _C) -> _T:
+    (outcome,) = together(tables, [change])
+    if isinstance(outcome, StoreError):
+        raise outcome
+    return outcome

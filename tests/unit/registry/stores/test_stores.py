@@ -19,7 +19,7 @@ from tests.unit.registry.stores.sharedsuite import SharedSuite
 from tests.unit.registry.stores.storesuite import NOW, OwnStoreSuite
 from txserviceregistry.registry.model import NewService
 from txserviceregistry.registry.stores import memory
-from txserviceregistry.registry.stores.interfaces import StoreUnavailable
+from txserviceregistry.registry.stores.interfaces import ObjectExists, StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.sqlite.file import connectToMemory
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
@@ -108,6 +108,15 @@ class MemoryStoreTests(SynchronousTestCase):
         del store
         gc.collect()
         self.assertRaises(sqlite3.ProgrammingError, connections[0].execute, "SELECT 1")
+
+    def test_aRefusedChangeKeepsHeartbeats(self):
+        """The time of a heartbeat is kept when the next change is refused."""
+        store = MemoryStore()
+        self.successResultOf(store.open())
+        made = self.successResultOf(store.createService("1", NewService("web", 30), 10))
+        store.recordLastSeen("1", "web", made.incarnation, 5)
+        self.failureResultOf(store.createService("1", NewService("web", 30), 10), ObjectExists)
+        self.assertEqual(self.successResultOf(store.getService("1", "web")).lastSeen, 5)
 
     def test_keepsItsContentWhileItIsClosed(self):
         """A store that is closed and opened again has what it had."""
