@@ -1,6 +1,4 @@
-"""
-A node's membership in etcd: its key, and the watch that shows the changes of other nodes.
-"""
+"""A node's membership in etcd: its key, and the watch that shows the changes of other nodes."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
@@ -47,89 +45,73 @@ from .votes import Registration, Status
 _LONGEST_LINE = 64 * 1024 * 1024
 
 
-class Watch(Protocol):
-    """
-    One watch of the changes below a prefix, in their order: a request whose answer never ends, JSON with a line per
-    group of changes. It may go deaf silently: its owner ends a watch that does not show a key that changes regularly.
+class _Lines(Protocol):
+    """The lines of a body that never ends. *ended* fails when it ends all the same; cancelling it ends the body."""
 
-    :param agent: does the request; it must hand over the body as it comes.
-    :param user: in whose name the request is sent; ``None`` where etcd asks for no user.
-    :param onChange: called with each changed key, and whether the revision has deleted it: then it has no value.
-    :param onEnd: called with the reason when the watch ends, unless it was stopped: changes may be missed from then on.
-    """
-
-    def __init__(
-        self, agent: IAgent, user: User | None, onChange: Callable[[KeyValue, bool], None], onEnd: Callable[[str], None]
-    ) -> None:
-        self._agent = agent
-        self._user = user
-        self._onChange = onChange
-        self._onEnd = onEnd
-        self._isOver = False
-        self._request: Deferred[IResponse] | None = None
-        # The received part of a line.
+    def __init__(self, onLine: Callable[[bytes], None]) -> None:
+        self._onLine = onLine
         self._line = bytearray()
+        self.ended: Deferred[None] = Deferred(lambda _: self._close())
 
-    def start(self, url: str, prefix: str, revision: int) -> None:
-        """Begin, at the member with this *url*, with the changes below a prefix from this revision on."""
-        create = {"key": encode(prefix), "range_end": encode(endOf(prefix)), "start_revision": str(revision)}
-        headers = Headers({b"Content-Type": [b"application/json"]})
-        if self._user is not None and self._user.header is not None:
-            headers.addRawHeader(*self._user.header)
-        body = BytesProducer(jsonBytes({"create_request": create}))
-        self._request = self._agent.request(b"POST", f"{url}/v3/watch".encode("ascii"), headers, body)
-        self._request.addCallbacks(self._answered, self._failed)
-
-    def stop(self) -> None:
-        self._isOver = True
+    def _close(self) -> None:
         if self.transport is not None:
             self.transport.loseConnection()
-        elif self._request is not None:
-            self._request.cancel()
-
-    def _answered(self, response: IResponse) -> None:
-        if response.code != 200:
-            self._end(f"it was refused with {response.code}")
-        response.deliverBody(self)
-        if self._isOver:
-            self.stop()
-
-    def _failed(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            self._end(failure.getErrorMessage())
 
     def dataReceived(self, data: bytes) -> None:
         *lines, rest = data.split(b"\n")
-        for line in lines:
-            whole, self._line = bytes(self._line + line), bytearray()
-            if whole.strip() and not self._isOver:
-                self._lineReceived(whole)
-        self._line += rest
-        if len(self._line) > _LONGEST_LINE:
-            self._end("a line has no end")
+        try:
+            for line in lines:
+                whole, self._line = bytes(self._line + line), bytearray()
+                if whole.strip() and not self.ended.called:
+                    self._onLine(whole)
+            self._line += rest
+            if len(self._line) > _LONGEST_LINE:
+                raise ValueError("a line has no end")
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        self.connectionLost(Failure(error))
+        self._close()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._end(reason.getErrorMessage())
+        if not self.ended.called:
+            self.ended.errback(reason)
 
-    def _lineReceived(self, line: bytes) -> None:
-        try:
-            result = json.loads(line)["result"]
-        except (ValueError, KeyError, TypeError):
-            self._end("unexpected response to a watch")
-            return
+
+@returnsDeferred
+async def watch(
+    agent: IAgent, user: User | None, url: str, prefix: str, revision: int, onChange: Callable[[KeyValue, bool], None]
+) -> None:
+    """
+    Watch the changes below a prefix from a revision on, in their order, until that fails or is cancelled: a request
+    whose answer never ends, JSON with a line per group of changes. It may go deaf silently: its owner ends a watch that
+    does not show a key that changes regularly.
+
+    :param agent: does the request in the name of *user*; it must hand over the body as it comes.
+    :param onChange: called with each changed key, and whether the revision has deleted it: then it has no value.
+    """
+    create = {"key": encode(prefix), "range_end": encode(endOf(prefix)), "start_revision": str(revision)}
+    headers = Headers({b"Content-Type": [b"application/json"]})
+    if user is not None and user.header is not None:
+        headers.addRawHeader(*user.header)
+    body = BytesProducer(jsonBytes({"create_request": create}))
+    response: IResponse = await agent.request(b"POST", f"{url}/v3/watch".encode("ascii"), headers, body)
+
+    def read(line: bytes) -> None:
+        result = json.loads(line)["result"]
         if result.get("canceled"):
             # The answer stays open all the same.
-            isCompacted = "compact_revision" in result
-            self._end(str(result.get("cancel_reason") or ("it was compacted" if isCompacted else "canceled")))
-            return
+            raise ValueError(result.get("cancel_reason") or f"canceled or compacted: {result}")
         for event in result.get("events", ()):
-            if not self._isOver:
-                self._onChange(KeyValue.of(event["kv"]), event.get("type") == "DELETE")
+            if not lines.ended.called:
+                onChange(KeyValue.of(event["kv"]), event.get("type") == "DELETE")
 
-    def _end(self, why: str) -> None:
-        if not self._isOver:
-            self.stop()
-            self._onEnd(why)
+    lines = _Lines(read)
+    response.deliverBody(lines)
+    if response.code != 200:
+        lines.fail(ValueError(f"it was refused with {response.code}"))
+    await lines.ended
 
 
 _REPLACED = "etcd has another registry's data now, or none: restart this node"
@@ -156,7 +138,7 @@ class NodeKeys(Part):
     secret: str = attrs.field(init=False)
     listener: IStoreListener = attrs.field(init=False)
     _lease: int = attrs.field(default=0, init=False)
-    _watch: Watch | None = attrs.field(default=None, init=False)
+    _watching: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
     _loads: int = attrs.field(default=0, init=False)
 
     # -- the node's key
@@ -249,19 +231,19 @@ class NodeKeys(Part):
         self.node.membersAre(set(statuses))
         for name, status in statuses.items():
             self.node.statusChanged(name, status)
-        self._watch = Watch(self._agent, self._user, self._changed, self._watchEnded)
         # Each time at another member: one may be what the last watch went deaf for.
-        self._watch.start(self._urls[self._loads % len(self._urls)], self._prefix, revision + 1)
+        url = self._urls[self._loads % len(self._urls)]
+        self._watching = watching = watch(self._agent, self._user, url, self._prefix, revision + 1, self._changed)
+        watching.addErrback(self._watchEnded, watching)
 
     def _stopWatching(self) -> None:
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.stop()
+        watching, self._watching = self._watching, succeed(None)
+        watching.cancel()
 
-    def _watchEnded(self, reason: str) -> None:
-        self._log.debug("The watch of etcd has ended: {reason}", reason=reason)
-        self._watch = None
-        self.node.watchEnded()
+    def _watchEnded(self, failure: Failure, watching: Deferred[None]) -> None:
+        if self._watching is watching:
+            self._log.debug("The watch of etcd has ended: {reason}", reason=failure.getErrorMessage())
+            self.node.watchEnded()
 
     def _statusOf(self, found: KeyValue) -> Status | None:
         try:

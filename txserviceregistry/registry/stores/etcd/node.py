@@ -54,8 +54,8 @@ class Joined:
 @attrs.frozen
 class Evidence:
     """
-    A node's notes about a registration from the opening of a vote: the revisions of its last touch and of the last join
-    of a node, and when the deadline passed, in milliseconds since the epoch.
+    A node's notes from the opening of a vote: the revisions of the registration's last touch and of the last join of a
+    node, and when the deadline passed, in milliseconds since the epoch.
     """
 
     seen: int
@@ -162,7 +162,7 @@ class Node:
         name, self._session = self.name, None
         for work in list(self._background):
             work.cancel()
-        self._openAll()
+        self._opened(*self._opening)
         # A lease that can't be ended runs out.
         with suppress(StoreUnavailable):
             await self._keys.leave(name)
@@ -251,7 +251,7 @@ class Node:
             self._session = None
             self._registrations.suspend()
             self._outage.failed(reason=reason)
-            self._openAll()
+            self._opened(*self._opening)
             if session.validUntil:
                 self._inBackground(self._retried(self._join))
 
@@ -309,7 +309,7 @@ class Node:
                 session.votes.leave(name)
 
     def watchEnded(self) -> None:
-        """The watch has ended or shows nothing: changes may have been missed, and everything is read again."""
+        """Changes may have been missed: everything is read again."""
         session = self._session
         if session is not None and not session.isReading:
             self._inBackground(self._read(session))
@@ -368,10 +368,7 @@ class Node:
         session.votes.decided(number, registration)
 
     async def _settle(self, session: _Session, registration: Registration) -> bool:
-        """
-        Make sure that a transaction whose outcome is unknown has ended the registration, or never will; returns whether
-        the registration exists.
-        """
+        """Make sure that a transaction with an unknown outcome can't succeed any more; whether the record exists."""
         while self._session is session:
             try:
                 return await self._keys.touch(registration)
@@ -389,8 +386,8 @@ class Node:
 
     async def admit(self, registration: Registration) -> bool:
         """
-        Let a heartbeat of a registration pass that a vote closes; returns whether the registration exists. Fails with
-        :class:`StoreUnavailable` if that cannot be found out, or this node may not acknowledge heartbeats.
+        Let a heartbeat of a closed registration pass; returns whether that exists. Fails with
+        :class:`StoreUnavailable` if that is unknown, or this node may not acknowledge heartbeats.
         """
         if self._validSession().votes.closing(registration):
             waiters = self._opening.setdefault(registration, Waiters())
@@ -420,13 +417,10 @@ class Node:
             raise StoreUnavailable("this node is not a valid member of the cluster now")
         return session
 
-    def _opened(self, registration: Registration) -> None:
-        if registration in self._opening:
-            self._opening.pop(registration).fire(None)
-
-    def _openAll(self) -> None:
-        for registration in list(self._opening):
-            self._opened(registration)
+    def _opened(self, *registrations: Registration) -> None:
+        for each in registrations:
+            if each in self._opening:
+                self._opening.pop(each).fire(None)
 
     # -- inside
 

@@ -1,7 +1,4 @@
-"""
-Registrations in etcd, services and locks alike: a record for each, and the time of a heartbeat, which is written by
-touches and now and then.
-"""
+"""Registrations in etcd, services and locks alike: a record for each, and the time of a heartbeat."""
 
 from __future__ import annotations
 
@@ -62,13 +59,11 @@ class Known:
 @attrs.define(eq=False)
 class Registrations(Part):
     """
-    The registrations of one kind, by their scope and id. What is older never replaces what is newer: responses and the
-    watch come in any order.
+    The registrations of one kind, by their scope and id. Responses and the watch come in any order: what is older never
+    replaces what is newer.
 
-    :cvar kind: also what the tenant's clock calls them.
     :cvar touches: the name of the keys with the times of heartbeats.
-    :cvar expiration: the type of its event, and *payload*: makes the payload of the event of any end of a record.
-    :ivar listener: is notified of changes.
+    :cvar expiration: the type of the event; *payload* makes that of the event of any end of a record.
     """
 
     touches: ClassVar[str]
@@ -217,9 +212,7 @@ class Registrations(Part):
     # -- reading
 
     async def _find(self, tenant: str, id: str, *further: str) -> Sequence[KeyValue]:
-        """
-        Read a record and the *further* keys that exist, at a revision that includes every known end of a registration.
-        """
+        """Read a record and the *further* keys that exist, at a revision that includes every known end."""
         while True:
             (record, *others), revision = await self._reading.do((self.key(tenant, id), *further))
             if revision >= self._ended:

@@ -106,9 +106,8 @@ class EtcdStore:
 
     :param urls: of etcd's members, without a path.
     :param prefix: the beginning of all keys, with a slash at its end.
-    :param credentials: name and password of a user of etcd's, or the file that has the password; ``None`` where it asks
-        for none.
-    :param policy: whom to trust behind an ``https`` URL, and who to be there; the platform decides if not given.
+    :param credentials: name and password of a user of etcd's, or the file that has the password.
+    :param policy: whom to trust behind an ``https`` URL, and who to be there.
     :param agent: does the requests, instead of connections of its own; it must hand over bodies as they come.
     :param wallClock: seconds since the epoch; *seconds*: those that count on while the machine sleeps.
     """

@@ -10,12 +10,14 @@ from random import Random
 from typing import Any
 
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 from twisted.web.client import BrowserLikePolicyForHTTPS
 
 from tests.loopback import Call, LoopbackTestCase, Server
 from txserviceregistry.http.pool import ConnectionPool, PooledAgent
 from txserviceregistry.registry.stores.etcd.gateway import KeyValue, encode
-from txserviceregistry.registry.stores.etcd.keys import Watch
+from txserviceregistry.registry.stores.etcd.keys import watch
 
 HEAD = b"HTTP/1.1 200 X\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -42,18 +44,26 @@ class WatchCase(LoopbackTestCase):
         self.changes: list[tuple[KeyValue, bool]] = []
         self.why: list[str] = []
 
-    def watch(self, url: str, revision: int = 1, prefix: str = "/", onChange: Any = lambda watch: None) -> Watch:
-        """Begin a watch, which ends with the test; *onChange* is called with it at each change."""
+    def watch(self, url: str, revision: int = 1, prefix: str = "/", isStopped: bool = False) -> Deferred[None]:
+        """Begin a watch, which ends with the test, or at its first change."""
 
         def changed(now: KeyValue, isDeleted: bool) -> None:
             self.changes.append((now, isDeleted))
-            onChange(watch)
+            if isStopped:
+                watching.cancel()
+
+        def ended(failure: Failure) -> None:
+            self.why.append(failure.getErrorMessage())
 
         agent = PooledAgent(reactor, BrowserLikePolicyForHTTPS(), 1.0, ConnectionPool(reactor, 0, streams=True))
-        watch = Watch(agent, None, changed, self.why.append)
-        watch.start(url, prefix, revision)
-        self.addCleanup(watch.stop)
-        return watch
+        watching = watch(agent, None, url, prefix, revision, changed)
+        self.addCleanup(watching.cancel)
+        return watching.addErrback(ended)
+
+    def stop(self, watching: Deferred[None]) -> None:
+        """Stop a watch, which does not end by itself any more."""
+        watching.cancel()
+        self.why.clear()
 
 
 class WatchTests(WatchCase):
@@ -154,17 +164,17 @@ class WatchTests(WatchCase):
         """At any moment: while it connects, before the answer, and after it."""
         silent, talking = self.serve(lambda call: None), self.serving(message(event("/a")))
         watches = [self.watch(self.unusedUrl()), self.watch(silent.url), self.watch(talking.url)]
-        watches[0].stop()
+        self.stop(watches[0])
         await self.until(lambda: silent.calls and self.changes)
-        for watch in watches[1:]:
-            watch.stop()
-            watch.stop()
+        for watching in watches[1:]:
+            self.stop(watching)
+            self.stop(watching)
         await self.until(lambda: not silent.open and not talking.open)
         self.assertEqual(self.why, [])
 
     async def test_stoppingAtAChangeEndsNotifications(self) -> None:
         """A watch that is stopped during a notification does not notify of what has come with it."""
         server = self.serving(message(event("/a"), event("/b")))
-        self.watch(server.url, onChange=Watch.stop)
+        self.watch(server.url, isStopped=True)
         await self.until(lambda: self.changes and not server.open)
         self.assertEqual(len(self.changes), 1)
