@@ -255,7 +255,7 @@ class Transport:
     @property
     def servers(self) -> int:
         """How many servers the registry has; 0 before the first session."""
-        return 0 if self._json is None else self._json.servers
+        return 0 if self._json is None else len(self._json.servers)
 
     def isServer(self, url: str) -> bool:
         """Whether a server of the registry has this URL's scheme, host and port; none has before the first session."""

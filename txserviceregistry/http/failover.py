@@ -33,6 +33,9 @@ class Servers:
         self._shunnedUntil = [0.0] * count
         self._returnAt: float | None = None
 
+    def __len__(self) -> int:
+        return len(self._ring)
+
     def order(self, *, mayTry: bool) -> Sequence[int]:
         """The order in which to ask; *mayTry* the first server again with a request that is repeatable."""
         if len(self._ring) == 1:

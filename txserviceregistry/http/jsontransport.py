@@ -20,7 +20,7 @@ from twisted.web.iweb import IAgent
 
 from .._version import __version__
 from ..errors import ConnectionFailed, MalformedResponse, RequestTimedOut, ServiceRegistryError
-from ..util.backoff import NothingLeft, Race, TryIsLate
+from ..util.deferred import cancelWith
 from .agent import ResolvingTimedOut, describeFailure, stageOf
 from .bodies import BytesProducer, FixedHeaders, ResponseTooLarge, WholeResponse
 from .failover import Servers
@@ -89,6 +89,7 @@ class JSONTransport:
         the server's own. If not, it is a gateway's, and the request goes to the next server.
     :param onForeign: called after a response that is not the server's own. Another program may have its address now:
         idle connections are best closed, so that the next request looks up the name.
+    :ivar servers: the choice of the server.
     """
 
     def __init__(
@@ -105,24 +106,20 @@ class JSONTransport:
         onForeign: Callable[[], object] = lambda: None,
     ) -> None:
         self._agents = [lanes.get(lane, agent) for lane in Lane]
-        self._clock = clock
+        self.clock = clock
         self._bases = baseUrls
         self._timeout = timeout
         self._name = name
         self._isFault = isFault
         self._onForeign = onForeign
-        self._servers = Servers(len(baseUrls), clock, random)
+        self.servers = Servers(len(baseUrls), clock, random)
         self._wasAnswered = False
         self._headers = lru_cache(maxsize=16)(_headers)
 
     @property
-    def servers(self) -> int:
-        return len(self._bases)
-
-    @property
     def baseUrl(self) -> str:
         """The URL of the server that is asked first."""
-        return self._bases[self._servers.current]
+        return self._bases[self.servers.current]
 
     @property
     def stage(self) -> str:
@@ -130,7 +127,7 @@ class JSONTransport:
         return self._stageAt(self.baseUrl)
 
     def _stageAt(self, url: str) -> str:
-        return stageOf(self._clock, url) or f"waiting for {self._name}"
+        return stageOf(self.clock, url) or f"waiting for {self._name}"
 
     def isServer(self, url: str) -> bool:
         """Whether one of the servers has this URL's scheme, host and port."""
@@ -152,60 +149,29 @@ class JSONTransport:
             ``MalformedResponse`` for a 2xx without JSON and a truncated response.
         """
         seconds = self._timeout if timeout is None else timeout
-        request = Request(method, pathOf(path, query), self._clock, self._stageAt, seconds, **options)
+        request = Request(method, pathOf(path, query), self.clock, self._stageAt, seconds, **options)
         return request.inTime(self.send(request))
 
     async def send(self, request: Request) -> Response:
         """Send a request to one server after the other, without a deadline."""
         request.stage = self._stageAt
         # A response that is held back shows too late whether a server works again.
-        order = self._servers.order(mayTry=request.isRepeatable and request.wait is None)
-        # After a wait for events there is no time left for another server to wait.
-        isFinal = not request.isRepeatable or request.wait is not None
-        race: Race[Response] | None = Race(self._clock) if len(order) > 1 and not isFinal else None
-        refusal: Response | None = None
-        problem: ServiceRegistryError | None = None
-        wasSent = False
-        for left, server in zip(range(len(order), 0, -1), order, strict=True):
-            request.leave = partial(self._servers.failed, server)
-            request.url = self._bases[server] + request.path
-            asking = self._ask(request, server, left)
-            isUnsent = False
-            try:
-                if race is None:
-                    return await asking
-                # The request to a server that is late runs on beside the one to the next.
-                share = None if left == 1 else max(0.0, shareOf(request.deadline - self._clock.seconds(), left))
-                return await race.run(Deferred.fromCoroutine(asking), share)
-            except ClientClosed:
-                raise
-            except _Away as error:
-                refusal = error.response
-            except TryIsLate:
-                problem = self._lateInItsShare(request)
-            except ConnectionFailed as error:
-                problem, isUnsent = error, not error.wasSent
-                error.wasSent = error.wasSent or wasSent
-            except (MalformedResponse, RequestTimedOut) as error:
-                problem = error
-            wasSent = wasSent or not isUnsent
-            self._servers.failed(server)
-            if isFinal and not isUnsent:
-                break
-        if race is not None:
-            try:
-                # Late servers may still answer, until the deadline.
-                return await race.rest()
-            except NothingLeft:
-                pass
-        if refusal is not None:
-            return refusal
-        assert problem is not None
-        raise problem
+        order = self.servers.order(mayTry=request.isRepeatable and request.wait is None)
+        if len(order) > 1:
+            return await _Tries(self, request, order).result
+        try:
+            return await self.ask(request, order[0], 1)
+        except _Away as away:
+            return away.response
 
-    async def _ask(self, request: Request, server: int, left: int) -> Response:
-        """The response of a *server*, or :class:`_Away`. The request is sent again over a stale connection."""
-        url, leave = request.url, request.leave
+    async def ask(self, request: Request, server: int, left: int) -> Response:
+        """
+        The response of a *server*, or :class:`_Away`. The request is sent again over a stale connection.
+
+        :param left: how many servers are left, this one included.
+        """
+        request.leave = leave = partial(self.servers.failed, server)
+        request.url = url = self._bases[server] + request.path
         for attempt in range(1, _MOST_STALE + 1):
             try:
                 answer = await self._attempt(request, server, url, left)
@@ -223,7 +189,7 @@ class JSONTransport:
             self._onForeign()
         if isForeign or status in _AWAY:
             raise _Away(response)
-        self._servers.worked(server)
+        self.servers.worked(server)
         self._wasAnswered = True
         return response
 
@@ -237,9 +203,9 @@ class JSONTransport:
         )
         if left > 1 and (request.isTraced or (request.isRepeatable and wait is not None)):
             # No server can be asked to wait for a shorter time than the others.
-            share = (wait or 0.0) + shareOf(request.deadline - (wait or 0.0) - self._clock.seconds(), left)
-            late = self._lateInItsShare
-            sent.addTimeout(max(0.0, share), self._clock, lambda _, timeout: Failure(late(request)))
+            share = (wait or 0.0) + shareOf(request.deadline - (wait or 0.0) - self.clock.seconds(), left)
+            late = self.lateInItsShare
+            sent.addTimeout(max(0.0, share), self.clock, lambda _, timeout: Failure(late(request)))
         return sent
 
     def _valueOf(self, answer: WholeResponse, request: Request, url: str) -> Any:
@@ -254,10 +220,10 @@ class JSONTransport:
 
     def giveUp(self) -> None:
         """A caller did not wait for the server that is asked first: the next request goes to another."""
-        self._servers.failed(self._servers.current)
+        self.servers.failed(self.servers.current)
 
-    def _lateInItsShare(self, request: Request) -> RequestTimedOut:
-        stage = stageOf(self._clock, request.url)
+    def lateInItsShare(self, request: Request) -> RequestTimedOut:
+        stage = stageOf(self.clock, request.url)
         why = f", {stage}. {NAME_SERVER}" if stage else ": the server hangs"
         return RequestTimedOut(f"{request.asked} timed out in its share of {request.timeout:g} s{why}")
 
@@ -280,6 +246,81 @@ class JSONTransport:
         if isinstance(error, ResponseFailed) and not isinstance(error, ResponseNeverReceived):
             return MalformedResponse(f"{asked} failed: the response is truncated, or not HTTP ({why}){advice}")
         return ConnectionFailed(f"{asked} failed: no response from {name} ({why}){advice}")
+
+
+class _Tries:
+    """
+    The tries of one request at one server after the other. One that is late in its share of the time runs on beside the
+    next: to cancel it would close its connection.
+
+    :ivar result: fires with the first response.
+    """
+
+    def __init__(self, transport: JSONTransport, request: Request, order: Sequence[int]) -> None:
+        self.result: Deferred[Response] = Deferred(lambda _: self._end())
+        self._transport = transport
+        self._request = request
+        self._order = list(order)
+        self._running: list[Deferred[Response]] = []
+        self._wasSent = False
+        self._refusal: Response | None = None
+        self._problem: BaseException | None = None
+        # After a wait for events there is no time left for another server to wait.
+        self._isFinal = not request.isRepeatable or request.wait is not None
+        self._next()
+
+    def _next(self) -> None:
+        transport, request, left = self._transport, self._request, len(self._order)
+        server = self._order.pop(0)
+        trying = Deferred.fromCoroutine(transport.ask(request, server, left))
+        self._running.append(trying)
+        if left > 1 and not self._isFinal and not trying.called:
+            share = shareOf(request.deadline - transport.clock.seconds(), left)
+            cancelWith(transport.clock.callLater(max(0.0, share), self._late, server), trying)
+        arguments = (trying, server)
+        trying.addCallbacks(self._succeeded, self._failed, callbackArgs=arguments, errbackArgs=arguments)
+
+    def _late(self, server: int) -> None:
+        self._problem, self._wasSent = self._transport.lateInItsShare(self._request), True
+        self._transport.servers.failed(server)
+        self._next()
+
+    def _succeeded(self, response: Response, trying: Deferred[Response], server: int) -> None:
+        # One that was cancelled may still succeed.
+        if trying in self._running:
+            self._running.remove(trying)
+            self._end()
+            self.result.callback(response)
+
+    def _failed(self, failure: Failure, trying: Deferred[Response], server: int) -> None:
+        if trying not in self._running:
+            return
+        isLast = trying is self._running[-1]
+        self._running.remove(trying)
+        error, isUnsent = failure.value, False
+        if isinstance(error, _Away):
+            self._refusal = error.response
+        elif isinstance(error, ClientClosed) or not failure.check(ConnectionFailed, MalformedResponse, RequestTimedOut):
+            self._order.clear()
+            self._problem = error
+        else:
+            self._problem = error
+            if isinstance(error, ConnectionFailed):
+                isUnsent = not error.wasSent
+                error.wasSent = error.wasSent or self._wasSent
+        self._wasSent = self._wasSent or not isUnsent
+        self._transport.servers.failed(server)
+        if self._order and isLast and (isUnsent or not self._isFinal):
+            self._next()
+        elif not self._running and self._refusal is not None:
+            self.result.callback(self._refusal)
+        elif not self._running:
+            self.result.errback(self._problem)
+
+    def _end(self) -> None:
+        running, self._running = self._running, []
+        for trying in running:
+            trying.cancel()
 
 
 def shareOf(left: float, serversLeft: int) -> float:

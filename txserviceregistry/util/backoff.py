@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IReactorTime
-from twisted.python.failure import Failure
-
-from .deferred import cancelWith
-
-_T = TypeVar("_T")
+from twisted.internet.defer import Deferred
 
 #: The shortest time after which a try is late, in seconds: a real network needs as much.
 SHORTEST_TRY = 0.05
@@ -94,72 +88,5 @@ class LateTries:
     def end(self) -> None:
         """Cancel all of them."""
         running, self._running = self._running, {}
-        for work in running:
-            work.cancel()
-
-
-class TryIsLate(Exception):
-    """A try has no result yet, and runs on."""
-
-
-class NothingLeft(Exception):
-    """No try runs any more."""
-
-
-class Race(Generic[_T]):
-    """
-    Tries of one thing by one coroutine, which waits for one at a time: the first that succeeds counts, and the others
-    are cancelled.
-    """
-
-    def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
-        self._running: list[Deferred[_T]] = []
-        # The Deferred that the coroutine awaits, and the try that may fail it.
-        self._waiter: Deferred[_T]
-        self._awaited: Deferred[_T] | None = None
-
-    def run(self, work: Deferred[_T], patience: float | None = None) -> Deferred[_T]:
-        """
-        Wait for a try, and for those that run on.
-
-        :param patience: seconds after which it is late; never if ``None``.
-        :return: fires with the first result of any. Fails as *work* does, or with :class:`TryIsLate`. Cancelling it
-            cancels all tries.
-        """
-        waiter = self._wait(work)
-        self._running.append(work)
-        work.addCallbacks(self._succeeded, self._failed, callbackArgs=(work,), errbackArgs=(work,))
-        if patience is None or waiter.called:
-            return waiter
-        return cancelWith(self._clock.callLater(patience, lambda: waiter.errback(TryIsLate())), waiter)
-
-    def rest(self) -> Deferred[_T]:
-        """Wait for the first result of those that run on; fails with :class:`NothingLeft` when there is none."""
-        return self._wait(None) if self._running else fail(NothingLeft())
-
-    def _wait(self, work: Deferred[_T] | None) -> Deferred[_T]:
-        self._awaited = work
-        self._waiter = Deferred(lambda _: self._end())
-        return self._waiter
-
-    def _succeeded(self, result: _T, work: Deferred[_T]) -> None:
-        # One that was cancelled may still succeed.
-        if work in self._running:
-            self._running.remove(work)
-            self._end()
-            self._waiter.callback(result)
-
-    def _failed(self, failure: Failure, work: Deferred[_T]) -> None:
-        if work not in self._running:
-            return
-        self._running.remove(work)
-        if self._awaited is work:
-            self._waiter.errback(failure)
-        elif self._awaited is None and not self._running:
-            self._waiter.errback(NothingLeft())
-
-    def _end(self) -> None:
-        running, self._running = self._running, []
         for work in running:
             work.cancel()
