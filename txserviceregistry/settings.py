@@ -75,9 +75,7 @@ class Settings:
 def defaultDataDir(environ: Mapping[str, str] | None = None, home: Path | None = None) -> Path:
     """
     The data directory of the registry of this machine: ``RAXSR_DATA_DIR``, else ``$XDG_STATE_HOME/txserviceregistry``,
-    else ``~/.local/state/txserviceregistry``. For the arguments see :func:`readSettings`.
-
-    :raises InvalidSettings: if the user has no home directory, and the environment names no other one.
+    else ``~/.local/state/txserviceregistry``; ``InvalidSettings`` if there is no home directory.
     """
     found = _Lookup({}, environ, home).dataDir
     if found is None:
@@ -90,11 +88,8 @@ def defaultDataDir(environ: Mapping[str, str] | None = None, home: Path | None =
 
 def parseUrls(text: str | Iterable[str], source: str) -> tuple[str, ...]:
     """
-    One URL or several, separated by commas, in a normal form: without a slash at the end, and without a default port.
-
-    :param text: the URLs, or a sequence of them.
-    :param source: their source, for messages.
-    :raises InvalidSettings: if one can't be used. A URL with a password is not shown.
+    The URLs in a *text*, separated by commas, or in a sequence, without a slash at the end and without a default port.
+    ``InvalidSettings``, with their *source*, if one can't be used. A URL with a password is not shown.
     """
     pieces = text.split(",") if isinstance(text, str) else list(text)
     urls = tuple(dict.fromkeys(_parseUrl(piece.strip(), source) for piece in pieces if piece.strip()))
@@ -180,12 +175,7 @@ class _Lookup:
     """
 
     def __init__(
-        self,
-        explicit: Mapping[str, str | None],
-        environ: Mapping[str, str] | None,
-        home: Path | None,
-        *,
-        tls: bool = True,
+        self, explicit: Mapping[str, str | None], environ: Mapping[str, str] | None, home: Path | None, tls: bool = True
     ) -> None:
         self._explicit = explicit
         self._environ = dict(os.environ if environ is None else environ)
@@ -198,15 +188,10 @@ class _Lookup:
         self._tls = tls
         self._sources: dict[str, str] = {}
         state = self._environ.get("XDG_STATE_HOME", "")
-        if self._environ.get("RAXSR_DATA_DIR"):
-            self.dataDir: Path | None = Path(self._environ["RAXSR_DATA_DIR"])
-        elif os.path.isabs(state):
-            # The XDG specification: ignore relative paths.
-            self.dataDir = Path(state) / "txserviceregistry"
-        else:
-            self.dataDir = self._home and self._home / ".local" / "state" / "txserviceregistry"
-        named = self._environ.get("RAXSR_RAXRC")
-        # Without a home directory, the files in it do not exist.
+        # The XDG specification: ignore relative paths. Without a home directory, the files in it do not exist.
+        base = Path(state) if os.path.isabs(state) else self._home and self._home / ".local" / "state"
+        data, named = self._environ.get("RAXSR_DATA_DIR"), self._environ.get("RAXSR_RAXRC")
+        self.dataDir = Path(data) if data else base and base / "txserviceregistry"
         path = Path(named) if named else self._home and self._home / ".raxrc"
         self._file = None if path is None else _IniFile(path, mustExist=bool(named))
         self._local = None if self.dataDir is None else _IniFile(self.dataDir / "raxrc", mustExist=False)
@@ -270,7 +255,7 @@ class _Lookup:
         )
 
     def _readAgain(self) -> Settings:
-        return _Lookup(self._explicit, self._environ, self._home, tls=self._tls).read()
+        return _Lookup(self._explicit, self._environ, self._home, self._tls).read()
 
     def _urls(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         base, auth = self.get("baseUrl", local=False), self.get("authUrl", local=False)
@@ -324,15 +309,13 @@ def readSettings(
         "verify": None if verify is None else str(verify),
         "caFile": caFile,
     }
-    return _Lookup(explicit, environ, home, tls=tls).read()
+    return _Lookup(explicit, environ, home, tls).read()
 
 
 def namesRegistry(environ: Mapping[str, str] | None = None, home: Path | None = None) -> bool:
     """
     Whether the environment or the user's INI file names a registry or credentials. The data directory of a registry on
-    this machine does not count. For the arguments see :func:`readSettings`.
-
-    :raises InvalidSettings: if a file can't be used.
+    this machine does not count. ``InvalidSettings`` if a file can't be used.
     """
     found = _Lookup({}, environ, home)
     return any(found.get(name, local=False) for name in ("baseUrl", "authUrl", "username", "apiKey"))

@@ -117,18 +117,11 @@ class _Connection(_HTTP11):
         self.lost.callback(None)
 
 
-class _ConnectionFactory(Factory):
-    noisy = False
-
-
 class ConnectionPool(HTTPConnectionPool):
     """
-    Persistent connections, whose responses come with their bodies. A request fails with :class:`StaleConnection` if the
-    server had closed the idle connection: the caller decides whether it is sent again.
-
-    :param most: the most idle connections to one server.
-    :param streams: whether responses come as soon as their headers are there, with an ``abort`` that closes the
-        connection.
+    Persistent connections, at *most* so many idle ones to a server, whose responses come with their bodies. A request
+    fails with :class:`StaleConnection` if the server had closed the idle connection: the caller decides whether it is
+    sent again. A pool that *streams* has responses without their bodies, with an ``abort`` that closes the connection.
     """
 
     retryAutomatically = False
@@ -153,7 +146,8 @@ class ConnectionPool(HTTPConnectionPool):
             self._known.add(made)
             return made
 
-        factory = _ConnectionFactory()
+        factory = Factory()
+        factory.noisy = False
         factory.protocol = connection
         return factory
 
@@ -228,9 +222,7 @@ class PooledAgent:
     """
     An agent for ``http`` and ``https``. It sends the requests of this library with the least work: their headers are
     valid, their bodies are in memory, and the endpoints of their servers are kept. Twisted's agent sends all others
-    over the same pool.
-
-    :param timeout: seconds for connecting.
+    over the same pool. Connecting has *timeout* seconds.
     """
 
     def __init__(self, reactor: Any, policy: IPolicyForHTTPS, timeout: float, pool: HTTPConnectionPool) -> None:

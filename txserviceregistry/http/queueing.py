@@ -93,12 +93,11 @@ class QueueingAgent:
     Bounds the requests to one server at once. The others wait, first come, first served.
 
     A request holds its slot from connecting to the last byte of the body, and its response comes whole, so that its
-    deadline covers the body. Cancelling a request at any stage fails it with
-    :class:`~twisted.internet.defer.CancelledError`, closes its connection and frees its slot.
+    deadline covers the body. Cancelling a request at any stage fails it with ``CancelledError``, closes its connection
+    and frees its slot.
 
     :param most: the most requests at once, for each scheme, host and port.
-    :param suspends: fails requests with :class:`~txserviceregistry.http.pool.StaleConnection` when the machine was
-        suspended.
+    :param suspends: fails requests with ``StaleConnection`` when the machine was suspended.
     :param clock: given if the requests are urgent: those that have had no response for :data:`HANGING` seconds need no
         slot, up to :data:`MOST_BESIDE` of them.
     :param sharing: another one, for the same slots.
@@ -125,10 +124,8 @@ class QueueingAgent:
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> Deferred[IResponse]:
         """
-        Send a request when there is a slot for it.
-
-        :return: fires with a :class:`~txserviceregistry.http.bodies.WholeResponse`. Fails as the agent does, with
-            ``ResponseTooLarge``, or with :class:`AgentClosed`.
+        Send a request when there is a slot for it. Fires with a ``WholeResponse``. Fails as the agent does, with
+        ``ResponseTooLarge``, or with :class:`AgentClosed`.
         """
         if self._isClosed:
             return fail(AgentClosed())

@@ -197,11 +197,7 @@ class TLSPolicy:
         return self._context
 
     def _verify(self, connection: Any, certificate: X509, error: int, depth: int, isGood: int) -> bool:
-        """
-        Called with each certificate of the chain, the server's own last, and with OpenSSL's number of its error.
-
-        :raises CertificateRefused: which ends the handshake, and fails the connection.
-        """
+        """Called with each certificate of the chain, the server's own last, and with OpenSSL's number of its error."""
         assert self._trust is not None
         try:
             seen = certificate.to_cryptography()
@@ -236,13 +232,12 @@ def tlsPolicy(
     caSource: str | None = None,
 ) -> TLSPolicy:
     """
-    A policy for these files. They are read now, and at a new connection again, if they have changed or (once a second)
-    can't be used. While they can't be used, the previous content stays in use.
+    A policy for these files (PEM). They are read now, and at a new connection again, if they have changed or (once a
+    second) can't be used. While they can't be used, the previous content stays in use.
 
     :param verify: whether certificates are verified. Without it, no client certificate is shown either.
-    :param caFile: a file with the PEM certificates to trust, instead of those that the platform trusts.
-    :param certFile: a file with the PEM client certificate.
-    :param keyFile: a file with its private key.
+    :param caFile: the certificates to trust, instead of those that the platform trusts.
+    :param certFile: the client certificate, with *keyFile*.
     :param caSource: the source of the *caFile*'s name, for messages.
     :raises InvalidSettings: if a file can't be read, or its content is invalid.
     """

@@ -62,6 +62,8 @@ class FakeRegistry:
     """
     A registry in memory, with a clock for it and its clients.
 
+    :param limits: how many objects the account may have; the protocol's defaults if not given.
+    :param eventRetention: seconds for which events are kept, 3600 or more.
     :ivar clock: the time of the clients. Move it with :meth:`advance`, which moves the registry's time too.
     :ivar requests: the requests of the clients so far, oldest first.
     :ivar agent: the agent of the clients, for a Client that your test creates itself with ``url``, ``username`` and
@@ -73,10 +75,6 @@ class FakeRegistry:
     url = "http://registry.invalid:8880/v1.0"
 
     def __init__(self, *, limits: ResourceLimits | None = None, eventRetention: float = EVENT_RETENTION) -> None:
-        """
-        :param limits: how many objects the account may have; the protocol's defaults if not given.
-        :param eventRetention: seconds for which events are kept, 3600 or more.
-        """
         self.clock = Clock()
         self._eventRetention = eventRetention
         self._limits = limits or ResourceLimits()
@@ -102,14 +100,7 @@ class FakeRegistry:
         return Client(baseUrl=self.url, agent=self.agent, reactor=self.clock, **{**own, **options})
 
     def advance(self, seconds: float) -> None:
-        """
-        Let time go by, in small steps: everything that falls due happens in its order, and every response that is on
-        its way arrives.
-
-        :raises ValueError: if *seconds* is negative.
-        """
-        if seconds < 0:
-            raise ValueError(f"seconds is {seconds:g}, but it has to be 0 or more")
+        """Let time go by, in small steps: what falls due happens in its order, and responses on their way arrive."""
         end = self.clock.seconds() + seconds
         while True:
             self.flush()
@@ -136,10 +127,7 @@ class FakeRegistry:
                 break
 
     def wallClock(self) -> float:
-        """
-        The time of day, in seconds since the epoch: 2026-01-01 at first. It is the argument *wallClock* of objects that
-        compare it with the times of events, such as :class:`~txserviceregistry.discovery.EventsFeed`.
-        """
+        """The time of day, in seconds since the epoch, for the argument *wallClock* of ``EventsFeed``, for example."""
         return _EPOCH + self.clock.seconds() + self._slept
 
     def suspended(self) -> float:
@@ -154,10 +142,8 @@ class FakeRegistry:
 
     def failNext(self, status: int, count: int = 1) -> None:
         """
-        The next *count* requests get this HTTP *status*, and do not reach the registry.
-
-        The response is a fault of the API, or of the Auth API if the request was for that. A *status* that no fault of
-        the API has, such as 502, comes as the page of a gateway.
+        The next *count* requests get a fault of the API with this HTTP *status*, and do not reach the registry. A
+        *status* that no fault has, such as 502, comes as the page of a gateway.
         """
         self._network.script(lambda send: apiFault(status, self.requests[-1])(send), count)
 
@@ -172,14 +158,10 @@ class FakeRegistry:
         when: Callable[[Request], bool] = lambda request: True,
     ) -> None:
         """
-        The next *count* requests get exactly this response, and do not reach the registry, as from a proxy or a gateway
-        in front of it. A proxy that refuses bodies over 8 KiB::
+        The next *count* requests (``None``: all, until :meth:`answerNormally`) that *when* accepts get exactly this
+        response, and do not reach the registry. A proxy that refuses bodies over 8 KiB::
 
             fake.answerNext(413, count=None, when=lambda request: len(request.body) > 8192)
-
-        :param headers: more headers of the response.
-        :param count: how many requests; ``None`` for all, until :meth:`answerNormally`.
-        :param when: is called with a request and returns whether it is one of these; by default all are.
         """
         self._network.script(answer(status, body, contentType, headers), count, when)
 
@@ -189,9 +171,8 @@ class FakeRegistry:
 
     def foreignTokenNext(self, count: int | None = 1) -> None:
         """
-        The registry acts on the next *count* (``None``: all) registrations and requests with heartbeats, but where it
-        accepts one, the response is that of another service: it has a well-formed heartbeat token that this registry
-        never issued. Faults stay as they are.
+        The registry acts on the next *count* (``None``: all) registrations and heartbeats, but where it accepts one,
+        the response has a well-formed heartbeat token that this registry never issued.
         """
 
         def givesToken(request: Request) -> bool:
@@ -213,10 +194,7 @@ class FakeRegistry:
         self._network.script(answer(200, b"<html>what is this?</html>"), count)
 
     def malformedEventsNext(self, count: int | None = 1) -> None:
-        """
-        The next *count* (``None``: all) requests for events get 200 and a page whose value is not an event: it has an
-        ``id`` and nothing else.
-        """
+        """The next *count* (``None``: all) requests for events get 200 and a page whose value is not an event."""
         body = b'{"values": [{"id": "x"}], "metadata": {"count": 1, "next_marker": null}}'
         isForEvents = lambda request: request.path.partition("?")[0].endswith("/events")  # noqa: E731
         self._network.script(answer(200, body), count, isForEvents)
@@ -238,19 +216,11 @@ class FakeRegistry:
         self._network.script(lambda send: never(), count)
 
     def setRole(
-        self,
-        role: str,
-        *,
-        services: Sequence[str] = (),
-        configuration: Sequence[str] = (),
-        locks: Sequence[str] = (),
+        self, role: str, *, services: Sequence[str] = (), configuration: Sequence[str] = (), locks: Sequence[str] = ()
     ) -> None:
         """
-        Give the user of the clients another role, as ``service-registry-users update`` does. It counts at once.
-
-        :param role: ``"write"``, as at first, or ``"read"``.
-        :param services: prefixes that limit what the role ``write`` may change; so do the others.
-        :raises ValueError: if *role* is another text, or ``"read"`` with prefixes.
+        Give the user of the clients the role ``"write"`` (as at first), which prefixes may limit, or ``"read"``, as
+        ``service-registry-users update`` does. It counts at once.
         """
         _now(self._identity.changeRole(self.username, Role(role, services, configuration, locks)))
 
@@ -277,18 +247,15 @@ class FakeRegistry:
         self._network.resume()
 
     def block(self, seconds: float) -> None:
-        """
-        Block the reactor of the application, as a call that does not return would: the registry's time goes by, and the
-        clients do nothing until the end. Then everything that fell due meanwhile happens at once.
-        """
+        """Block the reactor of the application: what falls due meanwhile happens at once at the end."""
         self._letPass(seconds)
         self.clock.advance(seconds)
         self.flush()
 
     def suspend(self, seconds: float) -> None:
         """
-        Suspend the machine of the clients: the registry's time goes by, and the clients' clock stands still, as
-        monotonic time does. Responses that their connections were waiting for are lost.
+        Suspend the machine of the clients: their clock stands still, as monotonic time does, and the responses that
+        their connections were waiting for are lost.
         """
         self._network.connections += 1
         self._slept += seconds

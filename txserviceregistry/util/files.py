@@ -43,10 +43,8 @@ def absolutePath(path: str) -> str:
 
 def lockFile(descriptor: int) -> None:
     """
-    Lock an open file until it is closed, as it is at the end of the process.
-
-    :raises BlockingIOError: if another process has it, or another descriptor of this one.
-    :raises OSError: if the file system has no locks.
+    Lock an open file until it is closed, as it is at the end of the process. ``BlockingIOError`` if another process has
+    the lock, or another descriptor of this one; ``OSError`` if the file system has no locks.
     """
     flock(descriptor, LOCK_EX | LOCK_NB)
 
@@ -57,7 +55,6 @@ def replaceFile(
     """
     Replace the content of a file. A reader sees either the old content or the new one. The mode is 0600.
 
-    :param text: the new content; a ``str`` is written as UTF-8.
     :param isDurable: whether to sync the content to the disk before it replaces the old one.
     :param like: gives the file this mode instead, and this owner and group where the process may do that.
     :raises OSError: if the file can't be written; it keeps its old content then.
@@ -115,11 +112,8 @@ def isPrivileged() -> bool:
 
 def checkPath(path: str | os.PathLike[str]) -> None:
     """
-    Check that no other user can change where *path* leads, if this process is privileged. For another process every
-    path is safe, because it can do only what its user can do.
-
-    :raises UnsafePath: if another user can.
-    :raises OSError: if a directory on the way can't be read.
+    Raise :class:`UnsafePath` if this process is privileged and another user can change where *path* leads; ``OSError``
+    if a directory on the way can't be read. Another process can do only what its user can do.
     """
     if isPrivileged() and (user := controllingUser(path)) != _ROOT:
         raise UnsafePath(os.fspath(path), f"user {user} can change where it leads, and this process is root's")
@@ -129,9 +123,7 @@ def controllingUser(path: str | os.PathLike[str]) -> int:
     """
     The id of the user besides root who can change where *path* leads, 0 if there is none: the owner of the first
     directory or symbolic link in it that is not root's. The part that does not exist is left out.
-
-    :raises UnsafePath: if it is more than one user.
-    :raises OSError: if a directory on the way can't be read.
+    :class:`UnsafePath` if it is more than one user.
     """
     found = _ROOT
     # Not os.path.abspath: ".." behind a symbolic link is not where the link is.
@@ -208,12 +200,9 @@ class Reloaded(Generic[_Text, _Made]):
     A value made from files, and made again when they have changed. While the new files can't be used, the previous
     value stays in use. That is logged once when it begins and once when it ends.
 
-    :param name: the subject of log lines.
     :param paths: the files. The first time, they may be pipes.
     :param make: makes the value from the result of *read*.
     :param whyNot: why a value can't be used at this time. Such a value does not replace one that can.
-    :param seconds: monotonic time.
-    :raises Exception: as *read* and *make*.
     :ivar problem: why the files can't be used as they are now; ``None`` if they are in use.
     :ivar onChange: called when the value has changed.
     """
