@@ -144,10 +144,7 @@ class RegisteredService(Service):
         self._listeners.add(listener)
 
     def onRegistrationFailure(self, listener: Callable[[Exception], None]) -> None:
-        """
-        Call *listener* with the reason whenever a registration has failed. Most failures are retried. Exceptions of a
-        listener are logged.
-        """
+        """Call *listener* with the reason whenever a registration has failed. Its exceptions are logged."""
         self._failureListeners.add(listener)
 
     def whenRegistered(self) -> Deferred[None]:
@@ -234,8 +231,7 @@ class RegisteredService(Service):
     def abandon(self) -> None:
         """
         Stop sending heartbeats, and leave the service in the registry until it expires, as if the application had been
-        killed. The token stays in the state file, so that an application that is started again within the timeout
-        continues the same service. A registration that is under way is cancelled, but may have its effect.
+        killed. The state file keeps the token. A registration that is under way is cancelled, but may have its effect.
         """
         Service.stopService(self)
         heartBeater, self._heartBeater = self._heartBeater, None

@@ -82,14 +82,11 @@ class JSONTransport:
     :param agent: a :class:`~txserviceregistry.http.queueing.QueueingAgent`, or an agent over one.
     :param baseUrls: the URLs before the paths, without a slash at the end.
     :param lanes: sends the requests of these lanes, instead of the *agent*.
-    :param timeout: seconds that a request may take by default.
     :param name: the name of the server for error messages.
-    :param random: returns numbers from 0 to 1; draws the server to begin with.
     :param isFault: takes the status, the headers and the JSON of a response that is an error, and returns whether it is
         the server's own. If not, it is a gateway's, and the request goes to the next server.
     :param onForeign: called after a response that is not the server's own. Another program may have its address now:
         idle connections are best closed, so that the next request looks up the name.
-    :ivar servers: the choice of the server.
     """
 
     def __init__(

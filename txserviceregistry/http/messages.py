@@ -75,22 +75,20 @@ def encodeJSON(body: object) -> bytes:
 @attrs.define(eq=False, on_setattr=attrs.setters.NO_OP)
 class Request:
     """
-    A request, with all its tries. Its time begins when it is made.
+    A request, with all its tries. Its time begins when it is made. ``ValueError`` if *timeout* or *wait* is not a
+    number from 0 on, or *body* can't be JSON.
 
     :ivar path: below the server's URL, encoded, with the query.
     :ivar stage: returns its stage at a URL, for error messages.
     :ivar timeout: seconds for all of it; *wait* is added.
-    :ivar body: to be sent as JSON; ``None`` for none.
     :ivar isRepeatable: whether it may be sent again when its outcome is unknown; by default a GET, PUT or DELETE.
     :ivar wait: seconds for which the server holds its response back; ``None`` if it does not.
     :ivar isTraced: whether the caller finds out the outcome of a request that is not repeatable.
     :ivar whenLate: called at the deadline.
     :ivar header: one more header, which may be a secret.
     :ivar deadline: the end of the *timeout*, in seconds of the clock.
-    :ivar token: the auth token, a secret.
     :ivar url: the URL of the last try.
     :ivar leave: called at the deadline: later requests go to another server first.
-    :raises ValueError: if *timeout* or *wait* is not a number from 0 on, or *body* can't be JSON.
     """
 
     method: str
@@ -158,11 +156,9 @@ class Request:
 @attrs.define(eq=False)
 class Response:
     """
-    A response with its body.
+    A response with its body, and the method and URL of its request.
 
     :ivar json: the body's value; ``None`` if there is none, or the body of an error is not JSON.
-    :ivar method: the request's method, for error messages.
-    :ivar url: the request's URL.
     :ivar leave: called when the body has the wrong shape: later requests go to another server first.
     """
 

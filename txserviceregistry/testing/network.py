@@ -43,11 +43,8 @@ _AUTH_TYPES = {
 @attrs.frozen
 class Request:
     """
-    A request that a client of the fake has made, as it went out: before any fault that was scripted for it.
-
-    :ivar method: the HTTP method.
-    :ivar path: the path, with the query.
-    :ivar body: the body; it may hold a secret, and is not compared.
+    A request that a client of the fake has made, as it went out: before any fault that was scripted for it. The *path*
+    has the query. The *body* may hold a secret, and is not compared.
     """
 
     method: str

@@ -39,11 +39,7 @@ class PrioritySemaphore:
         self._order = count()
 
     def take(self, deadline: float) -> Deferred[None]:
-        """
-        Wait for a place, to be given back. May be cancelled.
-
-        :param deadline: in seconds of one clock for all; infinity for none.
-        """
+        """Wait for a place, to be given back. May be cancelled. The *deadline* is in seconds of one clock for all."""
         if self._free and not self._isGiving:
             self._free -= 1
             return succeed(None)
@@ -96,10 +92,8 @@ class SingleFlight(Generic[_K, _T]):
 
 class Gathering(Generic[_K, _T]):
     """
-    Collects keys during one reactor turn, and handles them together in the next.
-
-    :param most: the largest batch.
-    :param work: takes a batch and returns the result for each key. If it raises an exception, all of them fail with it.
+    Collects keys during one reactor turn, and handles them together in the next, at *most* so many in a batch. *work*
+    takes a batch and returns the result for each key. If it raises an exception, all of them fail with it.
     """
 
     def __init__(

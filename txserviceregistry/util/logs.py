@@ -33,9 +33,8 @@ class Outage:
 
     :param begins: the first line, for example ``Event feed unreachable (retrying): {reason}``. Its values are *values*
         and those given to :meth:`failed`.
-    :param ends: the second line; ``None`` for none. It has the values of the first one, those given to
-        :meth:`succeeded`, and ``{seconds}``, counted from the first failure.
-    :param level: the level of the first line.
+    :param ends: the second line. It has the values of the first one, those given to :meth:`succeeded`, and
+        ``{seconds}``, counted from the first failure.
     :param after: how many failures in a row begin an outage: 2 if the first one is followed by a retry at once.
     :ivar isOn: whether it has begun.
     """
@@ -105,11 +104,7 @@ class WriteOutage(Outage):
 
 
 class Listeners(Generic[_P]):
-    """
-    Functions to call in the order in which they were added. Each may add and end others.
-
-    :param what: the subject, for the log: "changes of the directory".
-    """
+    """Functions to call in the order in which they were added. Each may add and end others. *what* is for the log."""
 
     __slots__ = ("_entries", "_log", "_what")
 

@@ -1,7 +1,4 @@
-"""
-Detection of a suspended machine. Monotonic time stands still while it sleeps, so that a heartbeat that was due would be
-sent much too late.
-"""
+"""Detection of a suspended machine: monotonic time stands still while it sleeps, and heartbeats would be too late."""
 
 from __future__ import annotations
 
@@ -17,9 +14,7 @@ _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 def machineSuspended() -> float:
     """The seconds for which this machine has been suspended since it was started; 0 where that is not known."""
-    if _BOOTTIME is None:
-        return 0.0
-    return time.clock_gettime(_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+    return bootTime() - time.monotonic()
 
 
 def bootTime() -> float:
@@ -37,7 +32,6 @@ class SuspendWatch:
 
     #: Seconds between two checks: less than the shortest heartbeat interval, 1.6 s. A check takes some microseconds.
     TICK = 1.0
-
     #: The shortest suspend that counts, in seconds: the two clocks are not read at the same moment.
     SHORTEST = 0.5
 
@@ -55,14 +49,13 @@ class SuspendWatch:
         self._listeners: dict[Callable[[float], object], None] = {}
         self._call: IDelayedCall | None = None
         # The last result of *suspended*, and its time, in seconds of the clock.
-        self._total = 0.0
-        self._at = 0.0
+        self._seen = (0.0, 0.0)
 
     def add(self, listener: Callable[[float], object]) -> None:
         """Call *listener* whenever the machine was suspended, with the seconds for which the clock stood still."""
         self._listeners[listener] = None
         if self._call is None:
-            self._see()
+            self._look(isFirst=True)
 
     def discard(self, listener: Callable[[float], object]) -> None:
         """Stop calling *listener*. Does nothing if it is not a listener."""
@@ -71,15 +64,11 @@ class SuspendWatch:
             self._call.cancel()
             self._call = None
 
-    def _see(self) -> None:
-        self._total, self._at = self._suspended(), self._clock.seconds()
+    def _look(self, isFirst: bool = False) -> None:
+        (total, at), self._seen = self._seen, (self._suspended(), self._clock.seconds())
         self._call = self._clock.callLater(self.TICK, self._look)
-
-    def _look(self) -> None:
-        total, at = self._total, self._at
-        self._see()
-        slept, passed = self._total - total, self._at - at
-        if slept < self.SHORTEST:
+        slept, passed = self._seen[0] - total, self._seen[1] - at
+        if isFirst or slept < self.SHORTEST:
             return
         self._log.info("Machine was suspended for {seconds:.1f} s; heartbeats are sent at once", seconds=slept)
         # The clock of a reactor that counts wall-clock time did not stand still.
