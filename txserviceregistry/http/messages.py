@@ -11,12 +11,11 @@ from urllib.parse import quote, urlencode, urljoin
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 
 from ..errors import MalformedResponse, RequestTimedOut
-from ..util.deferred import cancelWith
 from ..util.parsing import LONGEST_INTERVAL, boundedNumber
 from .agent import RESOLVING
 
@@ -130,21 +129,27 @@ class Request:
         if done.called:
             return done
         isTooLate = False
+        call: IDelayedCall
 
         def tooLate() -> None:
-            nonlocal isTooLate
+            nonlocal call, isTooLate
             whenLate, self.whenLate = self.whenLate, None
             more = 0.0 if whenLate is None else whenLate(self._timedOut())
             self.timeout += more
             if more > 0 and not done.called:
-                cancelWith(self._clock.callLater(more, tooLate), done)
+                call = self._clock.callLater(more, tooLate)
             elif not done.called:
                 isTooLate = True
                 done.cancel()
 
+        def over(result: Any) -> Any:
+            if call.active():
+                call.cancel()
+            return self._timedOut() if isTooLate else result
+
         # Deferred.addTimeout costs twice as much.
-        cancelWith(self._clock.callLater(self.timeout, tooLate), done)
-        return done.addBoth(lambda result: self._timedOut() if isTooLate else result)
+        call = self._clock.callLater(self.timeout, tooLate)
+        return done.addBoth(over)
 
     def _timedOut(self) -> Failure:
         self.leave()

@@ -252,6 +252,10 @@ class PooledAgent:
             return fail()
         request = _Request(method, uri, b"/" + pieces[3], headers, bodyProducer, self._pool.persistent)
         connecting: Deferred[Any] = self._pool.getConnection(*target)
+        connection: Any = connecting.result if connecting.called else None
+        if isinstance(connection, _HTTP11):
+            # Nearly always. It spares the chaining of two Deferreds.
+            return cast(Any, connection).request(request)  # type: ignore[no-any-return] # Twisted has no types there
         return connecting.addCallback(lambda connection: connection.request(request))
 
     def _find(self, origin: bytes) -> tuple[tuple[bytes, bytes, int], IStreamClientEndpoint]:

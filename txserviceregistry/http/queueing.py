@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, fail
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
@@ -27,48 +28,52 @@ class AgentClosed(Exception):
 
 
 class _Slots(PrioritySemaphore):
-    """The slots for requests to one server. Some that hang need none."""
+    """The slots for requests to one server. Some that hang need none: *besides* says how many more."""
 
-    def __init__(self, most: int, clock: IReactorTime | None) -> None:
-        super().__init__(most)
-        self._clock = clock
-        self._besides = MOST_BESIDE
-
-    async def run(self, send: Callable[[], Awaitable[IResponse]]) -> WholeResponse:
-        """Send a request when there is a slot for it."""
-        await self.take(0.0)
-        hasSlot = True
-
-        def leave() -> None:
-            nonlocal hasSlot
-            if self._besides:
-                self._besides -= 1
-                hasSlot = False
-                self.give()
-
-        patience = None if self._clock is None else self._clock.callLater(HANGING, leave)
-        try:
-            return await readWhole(await send())
-        finally:
-            # The connection is closed, or can be used again: that may be later than the end of a cancelled request.
-            if patience is not None and patience.active():
-                patience.cancel()
-            if hasSlot:
-                self.give()
-            else:
-                self._besides += 1
+    besides = MOST_BESIDE
 
 
 class _Job:
     """One request through a :class:`QueueingAgent`."""
 
-    def __init__(self, slots: _Slots, send: Callable[[], Awaitable[IResponse]]) -> None:
-        self._hasEnded = False
+    def __init__(self, slots: _Slots, clock: IReactorTime | None, send: Callable[[], Deferred[IResponse]]) -> None:
+        self._slots = slots
+        self._clock = clock
+        self._send = send
+        self._hasSlot = self._hasEnded = False
+        self._patience: IDelayedCall | None = None
         self.result: Deferred[IResponse] = Deferred(lambda _: self.end(CancelledError()))
-        self._work = Deferred.fromCoroutine(slots.run(send))
-        self._work.addBoth(self._over)
+        # It waits for a slot, then for the response.
+        self._work: Deferred[Any] = slots.take(0.0)
+        self._work.addCallbacks(self._start, lambda _: None)
 
-    def _over(self, result: Any) -> None:
+    def _start(self, _: None) -> None:
+        self._hasSlot = True
+        if self._clock is not None:
+            self._patience = self._clock.callLater(HANGING, self._mayHang)
+        self._work = maybeDeferred(self._send)
+        self._work.addBoth(self._arrived)
+
+    def _mayHang(self) -> None:
+        if self._slots.besides:
+            self._slots.besides -= 1
+            self._hasSlot = False
+            self._slots.give()
+
+    def _arrived(self, result: Any) -> Deferred[None] | None:
+        if not isinstance(result, (WholeResponse, Failure)):
+            return readWhole(result).addBoth(self._finished)
+        self._finished(result)
+        return None
+
+    def _finished(self, result: WholeResponse | Failure) -> None:
+        # The connection is closed, or can be used again: that may be later than the end of a cancelled request.
+        if self._patience is not None and self._patience.active():
+            self._patience.cancel()
+        if self._hasSlot:
+            self._slots.give()
+        else:
+            self._slots.besides += 1
         if not self._hasEnded:
             self.result.callback(result)
 
@@ -133,8 +138,8 @@ class QueueingAgent:
         key = b"/".join(uri.split(b"/", 3)[:3])
         slots = self._slots.get(key)
         if slots is None:
-            slots = self._slots[key] = _Slots(self._most, self._clock)
-        job = _Job(slots, lambda: self._agent.request(method, uri, headers, bodyProducer))
+            slots = self._slots[key] = _Slots(self._most)
+        job = _Job(slots, self._clock, lambda: self._agent.request(method, uri, headers, bodyProducer))
         if job.result.called:
             return job.result
         self._jobs[job] = None
