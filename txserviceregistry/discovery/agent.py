@@ -5,12 +5,12 @@ from __future__ import annotations
 import random as randomModule
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import unquote_to_bytes, urljoin, uses_netloc, uses_relative
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit, urlunsplit, uses_netloc, uses_relative
 
 import attrs
 from OpenSSL.SSL import Error as TLSError
 from service_identity import VerificationError
-from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
@@ -55,17 +55,15 @@ class Target:
     @classmethod
     def read(cls, uri: bytes) -> Target | None:
         """The target of a URI, ``None`` if it has another scheme; raises ValueError if the tag is not valid."""
-        scheme, _, rest = uri.partition(b"://")
-        if scheme not in SCHEMES:
+        if not uri.startswith(tuple(scheme + b"://" for scheme in SCHEMES)):
             return None
-        end = min((at for at in map(rest.find, (b"/", b"?", b"#")) if at >= 0), default=len(rest))
-        netloc, path = rest[:end], rest[end:]
-        if b":" in netloc or b"@" in netloc:
+        parts = urlsplit(uri)
+        if b":" in parts.netloc or b"@" in parts.netloc:
             raise ValueError("a tag can't have a port or a user")
-        tag = unquote_to_bytes(netloc).decode("utf-8")
+        tag = unquote_to_bytes(parts.netloc).decode("utf-8")
         if not tag:
             raise ValueError("the tag is missing")
-        return cls(scheme, netloc, tag, path if path.startswith(b"/") else b"/" + path)
+        return cls(parts.scheme, parts.netloc, tag, urlunsplit((b"", b"", parts.path or b"/", parts.query, b"")))
 
     @property
     def isTLS(self) -> bool:
@@ -88,21 +86,17 @@ class Target:
         answer it, and credentials and cookies, which belong to the origin, are sent.
         """
         scheme = SCHEMES[self.scheme]
-        base = scheme + b"://" + self.hostFor(instance) + self.path
         try:
-            absolute: bytes = urljoin(base, location)
+            absolute = urlsplit(urljoin(b"%b://%b%b" % (scheme, self.hostFor(instance), self.path), location))
+            port = absolute.port or (443 if self.isTLS else 80)
         except ValueError:
             # The agent that follows redirects reports it.
             return location
-        if not absolute.startswith((b"http://", b"https://")):
-            return absolute
-        parsed = URI.fromBytes(absolute)
-        here = {URI.fromBytes(base).netloc, instance.netloc.encode("ascii")}
-        netloc = parsed.netloc if b":" in parsed.netloc.rpartition(b"]")[2] else b"%b:%d" % (parsed.netloc, parsed.port)
-        if parsed.scheme != scheme or netloc not in here:
-            return absolute
-        rest = absolute.partition(b"://")[2]
-        return self.scheme + b"://" + self.netloc + rest[len(parsed.netloc) :]
+        names = {name.lower().encode("ascii") for name in (instance.host, instance.tlsName if self.isTLS else "")}
+        isHere = absolute.hostname in names and port == instance.port and b"@" not in absolute.netloc
+        if absolute.scheme == scheme and isHere:
+            absolute = absolute._replace(scheme=self.scheme, netloc=self.netloc)
+        return absolute.geturl()
 
 
 @attrs.define
@@ -251,7 +245,6 @@ class RegistryAgent:
         self,
         reactor: Any,
         directory: Directory,
-        pool: HTTPConnectionPool | None = None,
         *,
         strategy: str = "round-robin",
         timeout: float = CONNECT_TIMEOUT,
@@ -261,7 +254,6 @@ class RegistryAgent:
         random: Callable[[], float] = randomModule.random,
     ) -> None:
         """
-        :param pool: keeps the connections, and the caller closes it; by default one of the agent's own.
         :param policy: the trusted certificates; by default those that browsers trust.
 
         See :class:`RegistryEndpoint` for the others; *strategy* is a name.
@@ -276,20 +268,18 @@ class RegistryAgent:
         # Invalid options are reported now, not with the first request.
         self._balancer("")
         _registerSchemes()
-        self._pool = HTTPConnectionPool(reactor) if pool is None else pool
-        self._ownsPool = pool is None
-        if pool is None:
-            self._pool.maxPersistentPerHost = _KEPT_CONNECTIONS
-            self._pool.cachedConnectionTimeout = _KEPT_SECONDS  # type: ignore[assignment] # as good as an int
+        self._pool = HTTPConnectionPool(reactor)
+        self._pool.maxPersistentPerHost = _KEPT_CONNECTIONS
+        self._pool.cachedConnectionTimeout = _KEPT_SECONDS  # type: ignore[assignment] # as good as an int
         self._elsewhere = PooledAgent(reactor, self._policy, self._timeout, self._pool)
 
     def close(self) -> Deferred[None]:
         """
-        Close the idle connections of the agent's own pool.
+        Close the idle connections.
 
         :return: fires with ``None`` when they are closed.
         """
-        closed: Deferred[None] = self._pool.closeCachedConnections() if self._ownsPool else succeed(None)
+        closed: Deferred[None] = self._pool.closeCachedConnections()
         return closed
 
     def request(

@@ -20,7 +20,6 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import (
     BrowserLikePolicyForHTTPS,
     FileBodyProducer,
-    HTTPConnectionPool,
     RequestTransmissionFailed,
     ResponseNeverReceived,
     readBody,
@@ -184,17 +183,6 @@ class RequestTests(AgentTestCase):
         self.assertEqual(await self.ask(), b"aaa")
         with self.assertRaises(NoServiceAvailable):
             await self.ask(uri=b"registry://mail/")
-
-    async def test_poolsOfOnesOwn(self) -> None:
-        """A pool that is given is used, and stays open when the agent is closed."""
-        server = self.instance("aaa", named("aaa"))
-        pool = HTTPConnectionPool(reactor)
-        self.agent = self.makeAgent(pool=pool)
-        await self.ask()
-        await self.agent.close()
-        await self.ask()
-        self.assertEqual(server.opened, 1)
-        await pool.closeCachedConnections()
 
     async def test_leastConnections(self) -> None:
         """An instance is in use until its response has been read to the end."""
