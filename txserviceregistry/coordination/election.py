@@ -5,13 +5,14 @@ from __future__ import annotations
 import random as randomModule
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
+from ..client import Client
 from ..discovery.poller import Cursor, StaleCursor
 from ..discovery.subscriber import BackgroundTask, Subscriber
 from ..errors import ServiceRegistryError
@@ -20,9 +21,6 @@ from ..util.backoff import Backoff
 from ..util.deferred import cancelWith
 from ..util.logs import Listeners, Logger, Outage
 from .lock import Held, Lock
-
-if TYPE_CHECKING:
-    from ..client import Client
 
 # Seconds until a process that has held a lock competes again, so that others are first; and longer while it keeps
 # failing.

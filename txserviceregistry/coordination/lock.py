@@ -8,12 +8,12 @@ import random as randomModule
 import socket
 import uuid
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, TimeoutError, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
+from ..client import Client
 from ..errors import UNKNOWN_OUTCOME, LockHeld, NotFound, RateLimited, ServerError, ServiceRegistryError, isUnknown
 from ..heartbeats.heartbeater import HeartBeater
 from ..http.jsontransport import ClientClosed
@@ -24,9 +24,6 @@ from ..util.deferred import Waiters, returnsDeferred, waitFor
 from ..util.fields import checkedTimeout
 from ..util.logs import Logger, Outage
 from ..util.parsing import LONGEST_INTERVAL, boundedNumber
-
-if TYPE_CHECKING:
-    from ..client import Client
 
 # The longest time that the registry holds back its response to a request for a lock, in seconds.
 _LONGEST_WAIT = 60

@@ -13,11 +13,12 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock, DeferredSemaphore, gatherResults
 from twisted.internet.interfaces import IReactorTime
 
+from ..client import Client
 from ..discovery.mirror import Settling
 from ..discovery.subscriber import BackgroundTask
 from ..errors import LockHeld, ServiceRegistryError
@@ -26,9 +27,6 @@ from ..util.deferred import returnsDeferred
 from ..util.logs import Listeners
 from .election import Contender, Tenure
 from .lock import Held, Lock
-
-if TYPE_CHECKING:
-    from ..client import Client
 
 # Seconds after which what has failed is tried again; events cause all other tries.
 _RETRY = 5.0

@@ -6,20 +6,18 @@ import os
 import random as randomModule
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 from weakref import WeakMethod, finalize
 
 from twisted.internet.interfaces import IReactorTime
 
 from ..api.shapes import readService
 from ..api.transport import EVENT_TYPES
+from ..client import Client
 from ..types import Event, Service
 from ..util.logs import Listeners, Logger
 from ..util.parsing import boundedNumber
 from .mirror import Mirror
-
-if TYPE_CHECKING:
-    from ..client import Client
 
 #: The changes of a service.
 Change = Literal["join", "update", "remove", "timeout"]

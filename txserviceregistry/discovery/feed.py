@@ -7,20 +7,18 @@ import os
 import random as randomModule
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
 
+from ..client import Client
 from ..types import Event
 from ..util.deferred import returnsDeferred
 from ..util.logs import Listeners
 from ..util.parsing import LATEST, boundedNumber
 from .poller import PLAIN, WATCHED, Cursor, Page, StaleCursor, markerAt, ticksOf, timeOf
 from .subscriber import BackgroundTask, Items, Subscriber
-
-if TYPE_CHECKING:
-    from ..client import Client
 
 # Seconds that a listener may still take when the feed is stopped.
 _GRACE = 3.0

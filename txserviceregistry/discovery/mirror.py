@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from ..client import Client
 from ..errors import NotRunning
 from ..types import Event
 from ..util.deferred import Waiters, returnsDeferred
@@ -17,9 +18,6 @@ from ..util.logs import Listeners, Logger
 from ..util.parsing import LATEST, LONGEST_INTERVAL, boundedNumber
 from .poller import Cursor, StaleCursor
 from .subscriber import BackgroundTask, Subscriber
-
-if TYPE_CHECKING:
-    from ..client import Client
 
 _T = TypeVar("_T")
 

@@ -7,7 +7,7 @@ import random
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import attrs
 from twisted.internet.interfaces import IDelayedCall
@@ -15,14 +15,12 @@ from twisted.internet.interfaces import IDelayedCall
 from ..api.events import EventStream
 from ..api.shapes import readEvent
 from ..api.transport import EVENT_STREAM, EVENT_TYPES, EVENTS_WAIT
+from ..client import Client
 from ..errors import BadRequest, ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError, ServiceRegistryError
 from ..types import Event, EventType, PlainEventType
 from ..util.backoff import Backoff
 from ..util.deferred import Waiters, returnsDeferred
 from ..util.logs import Listeners, Logger
-
-if TYPE_CHECKING:
-    from ..client import Client
 
 # Seconds for which the registry is asked to hold its response back. A longer wait means fewer requests, and more time
 # until a connection that hangs is noticed.

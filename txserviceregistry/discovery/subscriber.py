@@ -6,12 +6,13 @@ import json
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.python.failure import Failure
 
+from ..client import Client
 from ..errors import NotRunning, RateLimited, ServiceRegistryError
 from ..http.jsontransport import ClientClosed
 from ..util.backoff import Backoff
@@ -19,9 +20,6 @@ from ..util.deferred import waitFor
 from ..util.files import checkPath, replaceFile
 from ..util.logs import Listeners, Logger, Outage, WriteOutage
 from .poller import WATCHED, StaleCursor, pollerOf
-
-if TYPE_CHECKING:
-    from ..client import Client
 
 _T = TypeVar("_T")
 

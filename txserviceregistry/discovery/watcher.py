@@ -6,17 +6,15 @@ import os
 import random as randomModule
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
 from ..api.shapes import readConfigurationValue
+from ..client import Client
 from ..types import Event
 from .mirror import Mirror
 from .subscriber import Items
-
-if TYPE_CHECKING:
-    from ..client import Client
 
 
 @attrs.frozen
