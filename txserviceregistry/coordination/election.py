@@ -51,9 +51,8 @@ class Tenure:
 
     async def run(self: _Self, work: Callable[[_Self], Any], *, isLasting: bool = False) -> None:
         """
-        Do the work, which is cancelled at the end of the tenure, then release the lock.
-
-        :param isLasting: whether the tenure goes on when the work is done.
+        Do the work, which is cancelled at the end of the tenure, then release the lock. With *isLasting*, the tenure
+        goes on when the work is done.
         """
         lost = self._held.lost.addCallback(lambda _: self.end())
         working = maybeDeferred(work, self)
@@ -159,10 +158,9 @@ class LockWatch(Subscriber):
 
     def add(self, listener: Callable[[str, Any], object]) -> Callable[[], None]:
         """
-        Call *listener* with the type and the payload of each event from now on. The type is empty where the events
-        begin, at the start and after a gap: the listener has to find out itself how things are.
-
-        :return: a function that removes the listener.
+        Call *listener* with the type and the payload of each event from now on, until the function that is returned is
+        called. The type is empty where the events begin, at the start and after a gap: the listener has to find out
+        itself how things are.
         """
         forget = self._listeners.add(listener)
         if self.running:

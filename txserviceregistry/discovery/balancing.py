@@ -117,11 +117,7 @@ class IStrategy(Interface):
 
 @implementer(IStrategy)
 class RandomChoice:
-    """
-    A random one, each with a probability by its weight.
-
-    :param random: returns numbers from 0 to 1.
-    """
+    """A random one, each with a probability by its weight."""
 
     _candidates: Sequence[Instance] = ()
     _ends: Sequence[int] = ()
@@ -265,13 +261,8 @@ class Ejections:
 class Balancer:
     """
     Picks among the services of one tag that take work, and ejected ones only if there are no others. With *near*,
-    instances of the same ``region`` and ``zone`` are preferred, then those of the same region, then all others.
-
-    :param strategy: a strategy's name, or a strategy that only this balancer uses.
-    :param suspects: the services of the directory with suspects among them; without it there are no suspects.
-    :raises ValueError: if there is no such strategy, or *near* has keys other than ``region`` and ``zone``.
-    :ivar ejections: is told which instances could be connected to.
-    :ivar unusable: how many services with the tag can't be picked.
+    instances of the same ``region`` and ``zone`` are preferred, then those of the same region, then all others. Raises
+    ValueError if there is no such strategy, or *near* has other keys.
     """
 
     _log = Logger()
@@ -366,10 +357,7 @@ class Balancer:
 
 
 class TryNext(Exception):
-    """
-    Raised by an attempt of :func:`tryEach` when another instance may be tried. This one is ejected if it was not
-    reached.
-    """
+    """Another instance may be tried; the present one is ejected if it was not reached."""
 
     def __init__(self, error: Exception, wasReached: bool = False) -> None:
         super().__init__(error)
@@ -381,11 +369,11 @@ def tryEach(
     balancer: Balancer, attempt: Callable[[Instance, Callable[[], None]], Awaitable[_T]], timeout: float
 ) -> Deferred[_T]:
     """
-    Try one instance after another, each at most once, until one works.
+    Try one instance after another, each at most once, until one works. *timeout*: seconds to wait for the directory's
+    first listing.
 
     :param attempt: tries one instance; raises :class:`TryNext` if another one may be tried. When it succeeds, it has
         the second argument called at the end of the use of the instance.
-    :param timeout: seconds to wait for the directory's first listing.
     :return: fires with what *attempt* returned. Fails with what it raised, with the last reason if that instance had
         been reached, and with :class:`~txserviceregistry.errors.NoServiceAvailable`. It may be cancelled.
     """

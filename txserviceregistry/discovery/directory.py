@@ -235,11 +235,7 @@ class Suspects:
     _log = Logger()
 
     def __init__(self, directory: Directory, clock: IReactorTime, threshold: float = THRESHOLD) -> None:
-        """
-        :param clock: the reactor.
-        :param threshold: 0 to 1; 0 for no suspects.
-        :raises ValueError: if it is not such a number.
-        """
+        """*threshold* is a number from 0 to 1, 0 for no suspects; raises ValueError for another one."""
         self.version = 0
         self._directory = directory
         self._clock = clock

@@ -123,14 +123,11 @@ class RegistryEndpoint:
 
 
 class SharedUser:
-    """
-    The use of a shared client and directory by one endpoint.
-
-    :ivar leave: is called before everything is closed during this use; its Deferred is waited for.
-    """
+    """The use of a shared client and directory by one endpoint."""
 
     def __init__(self, shared: _Shared) -> None:
         self.client = shared.client
+        #: Called before everything is closed during this use; its Deferred is waited for.
         self.leave: Callable[[], object] = lambda: None
         self._shared = shared
 
@@ -205,11 +202,7 @@ _open: dict[Any, list[_Shared]] = {}
 
 
 def share(reactor: Any) -> SharedUser:
-    """
-    Begin to use the shared client of the registry that the settings name.
-
-    :raises InvalidSettings: if a setting can't be used, or there are no credentials.
-    """
+    """Begin to use the shared client of the registry that the settings name; raises InvalidSettings."""
     settings = readSettings()
     # A client rereads the key in a file.
     key = attrs.evolve(settings, apiKey="" if settings.raxrcPath else settings.apiKey)

@@ -93,9 +93,6 @@ def parseRegistry(reactor: Any, *args: str, **kwargs: str) -> SharedRegistryEndp
     """
     ``registry:TAG``, with ``strategy=``, ``timeout=`` (seconds for each instance), ``region=`` and ``zone=``
     (the client's own, to prefer near instances), and ``panicThreshold=`` (0 to 1, 0.5 by default).
-
-    :param reactor: connects.
-    :raises ValueError: if a parameter is not valid.
     """
     for name in kwargs:
         if name not in _CLIENT_KEYS:
@@ -123,11 +120,8 @@ def parseRegistered(reactor: Any, *args: str, **kwargs: str) -> RegisteredEndpoi
     r"""
     ``registered:id=ID:endpoint=ENDPOINT``, with ``tags=``, ``metadata=`` and ``heartbeatTimeout=``. The colons and
     backslashes of the wrapped endpoint are escaped with backslashes, and so is a comma within a tag or a value, with
-    two (``\\,``), because the string's own parser removes one.
-
-    :param reactor: listens.
-    :raises ValueError: if a parameter is not valid; if the wrapped endpoint was not quoted, the text has the string
-        with the right quoting.
+    two (``\\,``), because the string's own parser removes one. If the wrapped endpoint was not quoted, the text of the
+    ValueError has the string with the right quoting.
     """
     unknown = [name for name in kwargs if name not in _SERVER_KEYS]
     if args or unknown:

@@ -38,17 +38,13 @@ RETENTION = 30 * 86_400.0
 
 @attrs.frozen
 class Progress:
-    """
-    How far a subscriber has come in the event feed.
+    """How far a subscriber has come in the event feed."""
 
-    :ivar cursor: the place at which the next page begins.
-    :ivar quietAt: when the feed was last known to have nothing newer, in seconds since the epoch; ``None`` within a
-        page, and at a marker that was given.
-    :ivar repeatedTo: the id of the latest event that may have been delivered before; ``None`` if there is none.
-    """
-
+    # The place at which the next page begins.
     cursor: Cursor = attrs.Factory(Cursor)
+    # When the feed was last known to have nothing newer, in seconds since the epoch; None within a page.
     quietAt: float | None = None
+    # The id of the latest event that may have been delivered before.
     repeatedTo: str | None = None
 
     def delivered(self, event: Event) -> Progress:
@@ -200,11 +196,7 @@ class EventsFeed(Subscriber):
 
     @returnsDeferred
     async def stopService(self) -> None:
-        """
-        End.
-
-        :return: fires when nothing of it is left on the reactor.
-        """
+        """Fires when nothing of it is left on the reactor."""
         try:
             await super().stopService().addTimeout(_GRACE, self._clock)
         except TimeoutError:

@@ -39,11 +39,8 @@ _FILE_VERSION = 1
 
 class Settling:
     """
-    Collects changes, and calls a listener with all of them when there was none for a while.
-
-    :param listener: called with a list of the changes, in their order.
-    :param settle: seconds without a change, after which it is called; at most four times as long after the first one.
-    :raises ValueError: if *settle* is not a finite number of 0 or more.
+    Collects changes, and calls a listener with a list of them when there was none for *settle* seconds, at most four
+    times as long after the first one. Raises ValueError if *settle* is not valid.
     """
 
     _log = Logger()
@@ -91,9 +88,7 @@ class Mirror(Subscriber, Generic[_T]):
     First everything is listed, then events are applied. The place in the feed is taken before the listing, and the
     events from there to its end are applied to the listing before anything shows it, so that no change is missed.
     Everything is listed again when the feed no longer has that place, or was unreachable. Only a complete listing
-    counts.
-
-    Listeners may do anything, stopping it included.
+    counts. Listeners may do anything, stopping it included.
 
     :ivar version: grows with every change.
     """

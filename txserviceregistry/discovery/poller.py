@@ -71,15 +71,12 @@ class StaleCursor(Exception):
 
 @attrs.frozen
 class Page:
-    """
-    The events after a cursor.
-
-    :ivar isStale: whether the feed no longer has the place of the cursor, so that events before these may be missing.
-    :ivar isFull: whether there may be more.
-    """
+    """The events after a cursor."""
 
     events: Sequence[Event]
+    # Whether the feed no longer has the place of the cursor, so that events before these may be missing.
     isStale: bool = False
+    # Whether there may be more.
     isFull: bool = False
 
     @property
@@ -90,17 +87,13 @@ class Page:
 
 @attrs.frozen
 class Cursor:
-    """
-    A place in the feed.
+    """A place in the feed."""
 
-    :ivar marker: the id of the last event that was read; ``None`` for the beginning of what the feed shows without a
-        marker, which is its last hour.
-    :ivar seen: whether that event is known to be one of this feed. Then the next page has to begin with it.
-    :ivar isInclusive: whether that event is to be read, too.
-    """
-
+    # The id of the last event that was read; None for the beginning of the last hour, which the feed shows then.
     marker: str | None = None
+    # Whether that event is known to be one of this feed. Then the next page has to begin with it.
     seen: bool = False
+    # Whether that event is to be read, too.
     isInclusive: bool = False
 
     @classmethod
@@ -138,10 +131,8 @@ def markerAt(seconds: float) -> str:
 
 class _Span:
     """
-    The events of a stream.
-
-    Only the ids of its events and of its beginning are known to be in the feed: a registry that was restored from a
-    backup has lost other ones.
+    The events of a stream. Only their ids and that of its beginning are known to be in the feed: a registry that was
+    restored from a backup has lost other ones.
     """
 
     def __init__(self, begin: str) -> None:
@@ -156,9 +147,8 @@ class _Span:
 
     def after(self, cursor: Cursor, isComplete: bool) -> list[Event] | None:
         """
-        The events after a place; ``None`` if they are not all known.
-
-        :param isComplete: whether the feed is known to have nothing between that place and the beginning.
+        The events after a place; ``None`` if they are not all known. They are if the span *isComplete*: the feed has
+        nothing between that place and the beginning.
         """
         marker = (cursor.marker or "").lower()
         if not cursor.isInclusive:
@@ -175,13 +165,9 @@ class _Span:
 
 class EventPoller:
     """
-    Reads the event feed for all subscribers of one client.
+    Reads the event feed for all subscribers of one client. They share one event stream. Where the registry has none, or
+    it can't be opened, each has a request of its own that waits, or a request every few seconds.
 
-    They share one event stream. Where the registry has none, or it can't be opened, each has a request of its own that
-    waits, or a request every few seconds.
-
-    :param types: only events of these types; those that version 1.0 does not have are left out where the registry does
-        not have them either.
     :ivar respondedAt: when the last valid response came, by the client's clock; ``None`` before the first.
     """
 
@@ -229,13 +215,9 @@ class EventPoller:
     @returnsDeferred
     async def after(self, cursor: Cursor, onQuiet: Callable[[], None] = lambda: None) -> Page:
         """
-        The next events after a place, as soon as there are any.
-
-        :param onQuiet: called whenever the registry has responded that there is nothing newer yet.
-        :return: fires with a page that has events, or is stale. Fails with
-            :class:`StaleCursor` if the registry refuses the marker, or says that
-            events may be missing and the cursor can't show it, and otherwise as :meth:`EventsClient.list
-            <txserviceregistry.api.events.EventsClient.list>` does. It may be cancelled.
+        The next events after a place, as soon as there are any. *onQuiet* is called whenever the registry has responded
+        that there is nothing newer yet. Fails with StaleCursor if the registry refuses the marker, or says that events
+        may be missing and the cursor can't show it, and otherwise as ``client.events.list`` does.
         """
         resets = self._resets
         # The span up to whose beginning the feed is known to have nothing newer.
@@ -276,12 +258,7 @@ class EventPoller:
 
     @returnsDeferred
     async def readToEnd(self, cursor: Cursor, into: list[Event] | None = None) -> Cursor:
-        """
-        Read all events *into* a list, to the end that the feed has now.
-
-        :return: fires with the place of the end. Fails as :meth:`after` does, and with StaleCursor if *cursor* is
-            stale.
-        """
+        """Read all events *into* a list; fires with the end that the feed has now. Fails as :meth:`after` does."""
         while True:
             page = await self.read(cursor)
             if page.isStale:

@@ -31,14 +31,10 @@ _LONGEST_REASON = 150
 
 
 class BackgroundTask:
-    """
-    One run of a coroutine until it is stopped.
-
-    :param previous: a run that was stopped and may not be over yet; this one waits for its end.
-    :ivar isStopping: whether it was stopped. The work checks it after each call of listeners, which may stop it.
-    """
+    """One run of a coroutine until it is stopped. It begins when the *previous* one, which was stopped, is over."""
 
     def __init__(self, previous: BackgroundTask | None = None) -> None:
+        #: Whether it was stopped. The work checks it after each call of listeners, which may stop it.
         self.isStopping = False
         self._ready: Deferred[None] = succeed(None) if previous is None else waitFor(previous._over)
         self._over: Deferred[None] = Deferred()
@@ -219,12 +215,8 @@ class Subscriber(Service):
 
 class Items(AsyncIterator[_T]):
     """
-    Items for an ``async for`` loop, from now until the subscriber is stopped. Items that arrive while the loop is busy
-    wait for it.
-
-    :param listen: adds a listener to the items; returns a function that removes it. The listener returns a Deferred,
-        which fires when the loop has finished with the item: when it requests the next one or is closed. It is
-        cancelled if the subscriber is stopped before.
+    Items for an ``async for`` loop, from now until the subscriber is stopped. *listen* adds a listener to them, which
+    returns a Deferred: it fires when the loop requests the next item or is closed, and is cancelled by a stop before.
     """
 
     def __init__(

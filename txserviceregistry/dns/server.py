@@ -38,13 +38,8 @@ _STEP = 8
 
 class View(MultiService):
     """
-    Brings a zone up to date after changes, in slices between queries. While the registry is unreachable, the zone keeps
-    what it has.
-
-    :param directory: becomes a child of this service.
-    :param panicThreshold: see :class:`~txserviceregistry.discovery.directory.Suspects`.
-    :param whenReady: called when there has been a list of services.
-    :param timer: seconds, for the length of a slice.
+    Brings a zone up to date after changes of a directory, which becomes its child, in slices between queries. While the
+    registry is unreachable, the zone keeps what it has. *whenReady* is called when there has been a list of services.
     """
 
     def __init__(
@@ -198,11 +193,7 @@ class TcpConnection(Int16StringReceiver, TimeoutMixin):
 
 
 class TcpServer(Factory):
-    """
-    Answers over TCP.
-
-    :ivar connections: those that are open, the one that has been idle longest first.
-    """
+    """Answers over TCP."""
 
     noisy = False
     protocol = TcpConnection  # type: ignore[assignment]  # its factory is this one
@@ -210,4 +201,5 @@ class TcpServer(Factory):
     def __init__(self, view: View, clock: IReactorTime) -> None:
         self.view = view
         self.clock = clock
+        # Those that are open, the one that has been idle longest first.
         self.connections: dict[TcpConnection, None] = {}

@@ -40,14 +40,9 @@ _OWN_SIZE = 1232
 @attrs.define(eq=False)
 class Query:
     """
-    A query.
-
-    :ivar flags: those that the response repeats.
-    :ivar question: the question as it was sent; empty if it can't be read.
-    :ivar name: the name in lower case, with its lengths.
-    :ivar size: how many bytes the response may have over UDP.
-    :ivar opt: the end of the response: the record of EDNS if the query has one, or nothing.
-    :ivar rcode: the reason why it can't be answered, or ``NOERROR``.
+    A query: the *flags* that the response repeats, the question as it was sent (empty if it can't be read), its name in
+    lower case, with lengths; how many bytes the response may have over UDP; *opt*, its end, which is the record of EDNS
+    if the query has one; and an *rcode* if it can't be answered.
     """
 
     id: int
@@ -129,12 +124,8 @@ def _readRecord(query: Query, data: bytes, start: int) -> int:
 @attrs.define(eq=False)
 class Answer:
     """
-    All records of one name and type. They do not depend on their position in a message: each response begins with the
-    next one.
-
-    :ivar records: the records, each owned by the name that was asked for; at least one.
-    :ivar additional: the addresses of what they name.
-    :ivar start: the number of the record that the next response begins with.
+    All records of one name and type, at least one, and the addresses of what they name. They do not depend on their
+    position in a message: each response begins with the next one.
     """
 
     records: Sequence[bytes]
@@ -143,10 +134,8 @@ class Answer:
 
     def response(self, query: Query, size: int) -> bytes:
         """
-        The response: as many records as fit, then as many addresses.
-
-        :param size: how many bytes it may have. If not all records fit into less than a message over TCP can have, it
-            is truncated.
+        The response: as many records as fit into *size* bytes, then as many addresses. If not all records fit into less
+        than a message over TCP can have, it is truncated.
         """
         count, flags = len(self.records), query.flags | AA
         start, self.start = self.start % count, (self.start + 1) % count
