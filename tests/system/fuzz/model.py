@@ -138,7 +138,7 @@ class Model(LockModel):
     def restart(self) -> None:
         """Every service has a full timeout again, and the counts of GETs begin anew."""
         self.used.clear()
-        self._endStates(SWEEP)
+        self._endStates(SWEEP, self.time)
         for account in self.accounts.values():
             for service in account.services.values():
                 service.deadline = self.time + service.timeout
