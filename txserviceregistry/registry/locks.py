@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any
 
 import attrs
@@ -171,11 +170,14 @@ class Locks(Part):
     @serialized(lambda tenant, lock: (lockScope(tenant), lock.name))
     async def _try(self, tenant: str, lock: NewLock) -> dict[str, Any]:
         scope = lockScope(tenant)
-        while True:
+
+        def acquire() -> Any:
+            # Each time anew: the one before may have waited until an earlier acquisition expired.
             now = int(self._wallClock() * 1000)
-            fence = max(now, self._fenceFrom)
+            return self._store.acquireLock(tenant, lock, self._maximum, now, max(now, self._fenceFrom))
+
+        while True:
             try:
-                acquire = partial(self._store.acquireLock, tenant, lock, self._maximum, now, fence)
                 record = await self._engine.create(scope, lock.name, acquire)
             except LimitExceeded:
                 raise limitReached("lock", self._maximum)

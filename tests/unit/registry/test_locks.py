@@ -128,6 +128,19 @@ class AcquireTests(LocksCase):
         self.assertEqual(self.ends(), [("lock.expire", False)])
         self.assertIn("Locks expired: 1234/billing/scheduler", [formatEvent(event) for event in logs])
 
+    def test_momentOfAcquisition(self) -> None:
+        """A lock is acquired, and its fence taken, when the earlier acquisition has expired, and not before."""
+        self.acquire()
+        held = self.store.hold("expireLocks")
+        self.pass_(15)
+        waiting = self.asking(2)
+        self.pass_(0.5)
+        self.assertNoResult(waiting)
+        held.pop(0).release()
+        self.assertEqual(self.successResultOf(waiting)["fence"], int((NOW + 15.5) * 1000))
+        (lock,) = self.listed()
+        self.assertEqual(lock["acquired_at"], int((NOW + 15.5) * 1000))
+
     def test_release(self) -> None:
         """A lock that is released is free at once, and its token is of no use any more."""
         token, _ = self.acquire()
