@@ -100,7 +100,7 @@ class RegisteredService(Service):
         self._file = StateFile(None if state is None else os.fspath(state), self._desired, self._log, client.clock)
         self._desired.onChange = self._file.save
         self._ignoreAddress: Callable[[], None] = lambda: None
-        self._creator = ServiceCreator(client.services, self._desired, client.services.context.stalls)
+        self._creator = ServiceCreator(client.services, self._desired, client.clock)
         self._leaving: Deferred[None] = succeed(None)
         self._wasRegistered = False
         self._hasSaidWhere = False

@@ -5,14 +5,13 @@ a client share, among it a clock that detects a blocked reactor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from ..http.messages import WhenLate
 from ..util.backoff import Backoff, LateTries, runOnAfter
@@ -28,9 +27,8 @@ _SUCCEED_AGAIN = "Heartbeats for {what} {serviceId} succeed again after {seconds
 _BEGINNING = succeed(None)
 
 
-@implementer(IReactorTime)
 class StallWatch:
-    """A clock that logs each time that the reactor stood still, which calls show that come far later than due."""
+    """Logs each time that the reactor stood still, which calls show that come far later than they were due."""
 
     #: How late a call may be, in seconds: longer than a busy reactor or a loaded machine delays it, and shorter than
     #: the shortest heartbeat timeout.
@@ -41,21 +39,6 @@ class StallWatch:
         self._clock = clock
         # A stall makes everything late that was due in it, and is logged once.
         self._loggedUntil = float("-inf")
-
-    def seconds(self) -> float:
-        return self._clock.seconds()
-
-    def callLater(self, delay: float, callable: Callable[..., Any], *args: object, **kwargs: object) -> IDelayedCall:
-        due = self._clock.seconds() + delay
-
-        def call() -> None:
-            self.wasDue(due)
-            callable(*args, **kwargs)
-
-        return self._clock.callLater(delay, call)
-
-    def getDelayedCalls(self) -> Sequence[IDelayedCall]:
-        return self._clock.getDelayedCalls()
 
     def wasDue(self, moment: float) -> None:
         """The present call was due at this *moment* of the clock, or before."""
@@ -92,12 +75,13 @@ class Attempts:
     called from here may :meth:`end` the try, and begin another one.
     """
 
-    __slots__ = ("_clock", "_late", "_outage", "_timer", "_turn", "_work", "backoff")
+    __slots__ = ("_clock", "_late", "_outage", "_stalls", "_timer", "_turn", "_work", "backoff")
     _log = Logger()
 
-    def __init__(self, clock: StallWatch, backoff: Backoff) -> None:
+    def __init__(self, clock: IReactorTime, stalls: StallWatch, backoff: Backoff) -> None:
         self.backoff = backoff
         self._clock = clock
+        self._stalls = stalls
         self._timer: IDelayedCall | None = None
         self._work: Deferred[Any] | None = None
         # The turn that the current try has.
@@ -118,11 +102,14 @@ class Attempts:
     def later(self, delay: float, begin: Callable[[], None]) -> None:
         """Begin the next try after so many seconds."""
 
-        def due() -> None:
+        due = self._clock.seconds() + delay
+
+        def isDue() -> None:
             self._timer = None
+            self._stalls.wasDue(due)
             begin()
 
-        self._timer = self._clock.callLater(delay, due)
+        self._timer = self._clock.callLater(delay, isDue)
 
     def takeTurn(
         self, turns: PrioritySemaphore, deadline: float, then: Callable[[], None], broken: Callable[[Failure], None]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
 
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from ..errors import BadRequest, Forbidden, ForeignResponse, NotFound, ServiceRegistryError, isUnknown
@@ -122,11 +122,13 @@ class HeartbeatBatcher:
         self,
         send: Callable[[_Entries, float, WhenLate], Deferred[_Tokens]],
         isOffered: Callable[[], bool],
-        clock: StallWatch,
+        clock: IReactorTime,
         random: Callable[[], float] = randomModule.random,
         *,
+        stalls: StallWatch,
         suspends: SuspendWatch,
     ) -> None:
+        self._stalls = stalls
         self._suspends = suspends
         self._send = send
         self._isOffered = isOffered
@@ -135,6 +137,7 @@ class HeartbeatBatcher:
         # In it may be some who have left.
         self._schedule = Schedule()
         self._timer: IDelayedCall | None = None
+        self._timerDue = 0.0
         # When each request under way was sent, without those that are late.
         self._underWay: dict[Deferred[_Tokens], float] = {}
         self._late = LateTries()
@@ -223,11 +226,13 @@ class HeartbeatBatcher:
             moment = max(moment, min(self._underWay.values()) + self.PATIENCE)
         if self._timer is None:
             self._timer = self._clock.callLater(moment - now, self._sendDue)
-        elif self._timer.getTime() != moment:
+        elif self._timerDue != moment:
             self._timer.reset(moment - now)
+        self._timerDue = moment
 
     def _sendDue(self) -> None:
         self._timer = None
+        self._stalls.wasDue(self._timerDue)
         if not self._isOffered():
             self._dismiss(list(self._services))
             return
@@ -252,7 +257,7 @@ class HeartbeatBatcher:
         def over(result: _Tokens | Failure) -> None:
             isCurrent = self._underWay.pop(request, None) is not None
             if isCurrent:
-                self._clock.wasDue(sent + timeout)
+                self._stalls.wasDue(sent + timeout)
             if not isinstance(result, Failure):
                 self._accepted(len(services))
                 self._answered(services, entries, result, sent, isCurrent)

@@ -152,7 +152,7 @@ class HeartBeater:
         self.batchSince = 0.0
         self._state = _State.STOPPED
         self._lost: Failure | None = None
-        self._attempts = Attempts(context.stalls, self._drawInterval())
+        self._attempts = Attempts(clock, context.stalls, self._drawInterval())
 
     def __repr__(self) -> str:
         return f"<HeartBeater of {self.serviceId!r}: {self.state}>"

@@ -175,7 +175,7 @@ class ServicesClient(ServicesAPI):
             # one under way keeps the connections busy.
             registrations=PrioritySemaphore(2 * connections),
             batcher=HeartbeatBatcher(
-                self._sendBatch, lambda: HEARTBEATS in transport.extensions, stalls, suspends=suspends
+                self._sendBatch, lambda: HEARTBEATS in transport.extensions, clock, stalls=stalls, suspends=suspends
             ),
         )
         self.desired = DesiredStates(self.updateOnce, self.context.registrations, transport.pause, clock)

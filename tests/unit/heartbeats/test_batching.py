@@ -89,10 +89,8 @@ class BatcherTests(SynchronousTestCase):
         self.batcher = self.makeBatcher()
 
     def makeBatcher(self) -> HeartbeatBatcher:
-        clock = StallWatch(self.clock)
-        return HeartbeatBatcher(
-            self.send, lambda: self.isOffered, clock, lambda: 0.0, suspends=SuspendWatch(clock, lambda: 0.0)
-        )
+        watches = {"stalls": StallWatch(self.clock), "suspends": SuspendWatch(self.clock, lambda: 0.0)}
+        return HeartbeatBatcher(self.send, lambda: self.isOffered, self.clock, lambda: 0.0, **watches)
 
     def send(
         self, entries: Sequence[Mapping[str, str]], timeout: float, whenLate: WhenLate
