@@ -13,24 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
+from .. import types
 from ..errors import faultIn
-from ..types import (
-    AcquiredLock,
-    ConfigurationPage,
-    ConfigurationValue,
-    ConsoleLink,
-    Event,
-    EventPage,
-    FaultBody,
-    HeartbeatToken,
-    Limits,
-    Lock,
-    LockPage,
-    Service,
-    ServicePage,
-    ServiceState,
-    ServiceStatePage,
-)
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -144,19 +128,19 @@ _PAYLOADS: Mapping[str, Mapping[str, _Check]] = {
     **dict.fromkeys(("lock.acquire", "lock.release", "lock.expire"), _LOCK),
 }
 
-readService: Callable[[Any], Service] = partial(
+readService: Callable[[Any], types.Service] = partial(
     _members, {**_REGISTRATION, "last_seen": _momentOrNull, "state": _stateIfAny}
 )
-readServiceState: Callable[[Any], ServiceState] = partial(_members, _STATE)
-readConfigurationValue: Callable[[Any], ConfigurationValue] = partial(_members, {"id": _text, "value": _text})
-readLock: Callable[[Any], Lock] = partial(_members, _LOCK)
-readAcquiredLock: Callable[[Any], AcquiredLock] = partial(_members, {"token": _printable, "fence": _count})
-readToken: Callable[[Any], HeartbeatToken] = partial(_members, {"token": _printable})
-readConsoleLink: Callable[[Any], ConsoleLink] = partial(_members, {"href": _printable, "expires_in": _count})
+readServiceState: Callable[[Any], types.ServiceState] = partial(_members, _STATE)
+readConfigurationValue: Callable[[Any], types.ConfigurationValue] = partial(_members, {"id": _text, "value": _text})
+readLock: Callable[[Any], types.Lock] = partial(_members, _LOCK)
+readAcquiredLock: Callable[[Any], types.AcquiredLock] = partial(_members, {"token": _printable, "fence": _count})
+readToken: Callable[[Any], types.HeartbeatToken] = partial(_members, {"token": _printable})
+readConsoleLink: Callable[[Any], types.ConsoleLink] = partial(_members, {"href": _printable, "expires_in": _count})
 
 
-def readEvent(value: Any) -> Event:
-    event: Event = _members({"id": _uuid, "timestamp": _moment, "type": _text}, value)
+def readEvent(value: Any) -> types.Event:
+    event: types.Event = _members({"id": _uuid, "timestamp": _moment, "type": _text}, value)
     try:
         if event["type"] in _PAYLOADS:
             _members(_PAYLOADS[event["type"]], event.get("payload"))
@@ -176,7 +160,7 @@ def readHolder(value: Any) -> tuple[str, int | None, float | None]:
     )
 
 
-def readHeartbeats(value: Any, entries: Sequence[Mapping[str, str]]) -> list[HeartbeatToken | FaultBody]:
+def readHeartbeats(value: Any, entries: Sequence[Mapping[str, str]]) -> list[types.HeartbeatToken | types.FaultBody]:
     """The response to a batch of these heartbeats: for each its token, or the fault."""
     values = _members({"values": _list}, value)["values"]
     if len(values) != len(entries):
@@ -184,7 +168,7 @@ def readHeartbeats(value: Any, entries: Sequence[Mapping[str, str]]) -> list[Hea
     return _each(_readOutcome, zip(values, entries, strict=True))
 
 
-def _readOutcome(pair: tuple[Any, Mapping[str, str]]) -> HeartbeatToken | FaultBody:
+def _readOutcome(pair: tuple[Any, Mapping[str, str]]) -> types.HeartbeatToken | types.FaultBody:
     value, entry = pair
     outcome = _object(value)
     kind = "lock" if "lock" in entry else "id"
@@ -196,7 +180,7 @@ def _readOutcome(pair: tuple[Any, Mapping[str, str]]) -> HeartbeatToken | FaultB
     fault = faultIn(outcome.get("fault"))
     if fault is None:
         raise ValueError("it is neither a token nor a fault")
-    return cast(FaultBody, fault)
+    return cast(types.FaultBody, fault)
 
 
 def _each(read: Callable[[_In], _Out], values: Iterable[_In]) -> list[_Out]:
@@ -209,13 +193,13 @@ def _each(read: Callable[[_In], _Out], values: Iterable[_In]) -> list[_Out]:
     return done
 
 
-def readLimits(value: Any) -> Limits:
+def readLimits(value: Any) -> types.Limits:
     limits = _object(value)
     resources = _object(limits.get("resource"), "resource")
     _members(dict.fromkeys(resources, _count), resources)
     for rate in _object(limits.get("rate"), "rate").values():
         _members(_RATE, rate, "a rate")
-    return cast(Limits, limits)
+    return cast(types.Limits, limits)
 
 
 def readAccess(value: Any) -> Access:
@@ -280,8 +264,8 @@ def _page(read: Callable[[Any], Any], value: Any, key: str = "id") -> Any:
     return page
 
 
-readServicePage: Callable[[Any], ServicePage] = partial(_page, readService)
-readServiceStatePage: Callable[[Any], ServiceStatePage] = partial(_page, readServiceState)
-readConfigurationPage: Callable[[Any], ConfigurationPage] = partial(_page, readConfigurationValue)
-readEventPage: Callable[[Any], EventPage] = partial(_page, readEvent)
-readLockPage: Callable[[Any], LockPage] = partial(_page, readLock, key="name")
+readServicePage: Callable[[Any], types.ServicePage] = partial(_page, readService)
+readServiceStatePage: Callable[[Any], types.ServiceStatePage] = partial(_page, readServiceState)
+readConfigurationPage: Callable[[Any], types.ConfigurationPage] = partial(_page, readConfigurationValue)
+readEventPage: Callable[[Any], types.EventPage] = partial(_page, readEvent)
+readLockPage: Callable[[Any], types.LockPage] = partial(_page, readLock, key="name")
