@@ -32,12 +32,10 @@ if not TYPE_CHECKING:
     # The command line's help needs none of the names, nor treq below them, which takes most of a program's start.
     __getattr__, __dir__ = lazyNames(
         __name__,
-        {
-            "Client": "client",
-            "Credentials": "api.auth",
-            "HeartBeater": "heartbeats.heartbeater",
-            "RegisteredService": "registration",
-            "ServiceRegistryError": "errors",
-            "useMonotonic": "clock",
-        },
+        Client="client",
+        Credentials="api.auth",
+        HeartBeater="heartbeats.heartbeater",
+        RegisteredService="registration",
+        ServiceRegistryError="errors",
+        useMonotonic="clock",
     )

@@ -122,15 +122,13 @@ class Client:
         if reactor is None:
             from twisted.internet import reactor
         if settings is None:
-            settings = readSettings(
-                username=username,
-                apiKey=apiKey,
-                baseUrl=baseUrl,
-                authUrl=authUrl,
-                # The default can't be told from the same word as an argument; it is the weaker of the two.
-                region=None if region == _DEFAULT_REGION else region,
-                tls=agent is None,
-            )
+            # The default region can't be told from the same word as an argument; it is the weaker of the two.
+            given: Any = {
+                "username": username,
+                "apiKey": apiKey,
+                "region": None if region == _DEFAULT_REGION else region,
+            }
+            settings = readSettings(**given, baseUrl=baseUrl, authUrl=authUrl, tls=agent is None)
         try:
             timeout = boundedNumber(timeout, 0.0, LONGEST_INTERVAL)
         except ValueError as error:
@@ -158,41 +156,21 @@ class Client:
             Lane.WAITING: QueueingAgent(agent, _MOST_WAITING, suspends),
         }
         self._queues = list(lanes.values())
-        ordinary = lanes[Lane.ORDINARY]
-        authenticator = KeystoneAuthenticator(
-            JSONTransport(
-                lanes[Lane.HEARTBEAT],
-                reactor,
-                settings.authUrls,
-                timeout=timeout,
-                name="the Auth API",
-                random=random,
-                isFault=isAuthFault,
-                onForeign=self._closeIdle,
-            ),
-            Credentials(settings.username, settings.apiKey),
-            clock=reactor,
-            lookUp=self._currentCredentials,
+        common: Any = {"timeout": timeout, "random": random, "onForeign": self._closeIdle}
+        auth = JSONTransport(
+            lanes[Lane.HEARTBEAT], reactor, settings.authUrls, name="the Auth API", isFault=isAuthFault, **common
         )
-        self._transport = Transport(
-            ordinary,
-            reactor,
-            authenticator,
-            self._basesFor,
-            timeout=timeout,
-            lanes=lanes,
-            random=random,
-            traceparent=traceparent,
-            streaming=streaming,
-            onForeign=self._closeIdle,
-        )
+        credentials = Credentials(settings.username, settings.apiKey)
+        authenticator = KeystoneAuthenticator(auth, credentials, clock=reactor, lookUp=self._currentCredentials)
+        common |= {"lanes": lanes, "streaming": streaming, "traceparent": traceparent}
+        self._transport = Transport(lanes[Lane.ORDINARY], reactor, authenticator, self._basesFor, **common)
         pages = ListCache() if cache is ... else cache
         self.services = ServicesClient(self._transport, reactor, pages, connections=maxConnections, suspends=suspends)
         self.configuration = ConfigurationClient(self._transport)
         self.locks = LocksClient(self._transport)
         self.events = EventsClient(self._transport, suspends)
         self.account = AccountClient(self._transport)
-        self.treq = HTTPClient(RetryingAuthAgent(ordinary, authenticator))
+        self.treq = HTTPClient(RetryingAuthAgent(lanes[Lane.ORDINARY], authenticator))
         # Shared by the services that read the event feed through this client. It refers to the client, and is garbage
         # with it.
         self.shared: dict[object, Any] = {}

@@ -300,15 +300,12 @@ def readSettings(
     :param home: the user's home directory; by default the one in the environment.
     :raises InvalidSettings: if a value or a file can't be used, or there are no credentials.
     """
-    explicit = {
-        "username": username,
-        "apiKey": apiKey,
-        "baseUrl": baseUrl if baseUrl is None or isinstance(baseUrl, str) else ",".join(baseUrl),
-        "authUrl": authUrl if authUrl is None or isinstance(authUrl, str) else ",".join(authUrl),
-        "region": region,
-        "verify": None if verify is None else str(verify),
-        "caFile": caFile,
+    urls = {
+        name: each if each is None or isinstance(each, str) else ",".join(each)
+        for name, each in (("baseUrl", baseUrl), ("authUrl", authUrl))
     }
+    texts = {"username": username, "apiKey": apiKey, "region": region, "caFile": caFile}
+    explicit = {**texts, **urls, "verify": None if verify is None else str(verify)}
     return _Lookup(explicit, environ, home, tls).read()
 
 

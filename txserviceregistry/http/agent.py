@@ -82,10 +82,8 @@ def _getaddrinfo(*args: Any) -> Any:
 @implementer(IResolutionReceiver)
 class HostName:
     """
-    A host name, and its last known addresses.
-
-    Every connection starts a lookup, so that changed addresses are noticed. The last known addresses are used when the
-    lookup takes longer than :data:`PATIENCE`, or finds none.
+    A host name. Every connection starts a lookup, so that changed addresses are noticed. The last known addresses are
+    used when the lookup takes longer than :data:`PATIENCE`, or finds none.
     """
 
     def __init__(self, reactor: Any, host: str, port: int) -> None:
@@ -202,9 +200,8 @@ class _NamedHost:
 
 def endpointTo(reactor: Any, host: str, port: int, timeout: float) -> IStreamClientEndpoint:
     """
-    The endpoint of a host, by its name or address.
-
-    :param timeout: seconds to find the addresses of a name, and to connect to each of them.
+    The endpoint of a host, by its name or address. There are *timeout* seconds to find the addresses of a name, and to
+    connect to each of them.
     """
     try:
         kind = TCP4ClientEndpoint if ip_address(host).version == 4 else TCP6ClientEndpoint

@@ -16,10 +16,9 @@ _RETURN = (20.0, 80.0)
 
 class Servers:
     """
-    The servers of one service, by their numbers, as one client sees them.
-
-    A client draws its first server, and the order of the others, so that the clients of a server that fails spread over
-    the others. It stays with a server that works. After a while a repeatable request tries the first server again.
+    The servers of one service, by their numbers, as one client sees them. The client draws its first server, and the
+    order of the others, so that the clients of a server that fails spread over the others. It stays with a server that
+    works. After a while a repeatable request tries the first server again.
 
     :ivar current: the server that is asked first.
     """

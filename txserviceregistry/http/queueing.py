@@ -136,9 +136,7 @@ class QueueingAgent:
             return fail(AgentClosed())
         # scheme://host:port
         key = b"/".join(uri.split(b"/", 3)[:3])
-        slots = self._slots.get(key)
-        if slots is None:
-            slots = self._slots[key] = _Slots(self._most)
+        slots = self._slots.get(key) or self._slots.setdefault(key, _Slots(self._most))
         job = _Job(slots, self._clock, lambda: self._agent.request(method, uri, headers, bodyProducer))
         if job.result.called:
             return job.result

@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 else:
     __getattr__, __dir__ = lazyNames(
         __name__,
-        {
-            "ConnectionLimits": "http.connections",
-            "RegistryService": "service",
-            "ResourceLimits": "limits",
-            "StartFailed": "service",
-        },
+        ConnectionLimits="http.connections",
+        RegistryService="service",
+        ResourceLimits="limits",
+        StartFailed="service",
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 
-def lazyNames(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazyNames(package: str, **homes: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """
     A package's ``__getattr__`` and ``__dir__``, which import its public names when they are first used. *homes* has the
     module of each. Assign them below ``if not TYPE_CHECKING``, so that type checkers report names that do not exist.
