@@ -1,21 +1,21 @@
-"""
-The share of the registry that its clients get: how many connections there may be, which one is closed when there are
-too many, and in which order work for clients is done that have not shown a valid token.
-"""
+"""How many connections there may be, which one is closed, and in which order work for unknown clients is done."""
 
 from __future__ import annotations
 
 import ipaddress
+import math
 import resource
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from itertools import count, islice
-from typing import Protocol
+from socket import MSG_PEEK
+from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.web.http import HTTPChannel
 from twisted.web.server import Request
 
 from ...util.concurrency import BoundedCache
@@ -34,6 +34,8 @@ CANDIDATES = 100
 LOG_INTERVAL = 60.0
 #: Seconds from one look for connections that have waited for too long to the next.
 SWEEP_SECONDS = 1.0
+#: Seconds after which a connection that is being closed is cut, whether or not its last response has been read.
+CLOSE_SECONDS = 15.0
 
 # Connections are told apart by numbers: what remembers them keeps none of them alive.
 _numbers = count(1)
@@ -109,21 +111,61 @@ def peerOf(address: IAddress) -> str:
     return str(host if host.version == 4 else ipaddress.IPv6Network((host, 64), strict=False))
 
 
-class Connection(Protocol):
-    """The part of an :class:`~txserviceregistry.registry.http.server.ApiChannel` that counts here."""
+class Client(HTTPChannel):
+    """The connection of a client, which *isKnown* if it has shown valid credentials; it is closed at its *deadline*."""
 
-    peer: str
-    isKnown: bool
-    deadline: float
+    admission: Admission
+    connections: Connections
+    transport: Any
+    peer = ""
+    isKnown = False
+    deadline = math.inf
+    # Whether the client does not read what it is sent.
+    isClogged = False
+    _isClosing = False
+    _number = 0
 
     @property
-    def hasUnread(self) -> bool: ...
+    def origin(self) -> Origin:
+        self._number = self._number or next(_numbers)
+        return self.admission.origin(self.peer, self._number)
 
-    def expire(self) -> None: ...
+    @property
+    def hasUnread(self) -> bool:
+        """Whether something has come that has not been read so far."""
+        transport = self.transport
+        while hasattr(transport, "transport"):
+            transport = transport.transport  # below TLS
+        socket = getattr(transport, "socket", None)
+        try:
+            return not self.isClogged and socket is not None and bool(socket.recv(1, MSG_PEEK))
+        except OSError:
+            return False
 
-    def evict(self) -> None: ...
+    def endAfter(self, seconds: float) -> None:
+        self.deadline = self.connections.clock.seconds() + seconds
 
-    def endSoon(self) -> None: ...
+    def expire(self) -> None:
+        if self._isClosing:
+            self.evict()
+        else:
+            self.loseConnection()
+
+    def loseConnection(self) -> None:
+        """Close as soon as all that was sent has been read, or after a while."""
+        self._isClosing = True
+        self.endAfter(CLOSE_SECONDS)
+        HTTPChannel.loseConnection(self)
+
+    def evict(self) -> None:
+        self.transport.abortConnection()
+
+    def endSoon(self) -> None:
+        """Close at once if there is no request, else with its response."""
+        if self.requests:
+            self.persistent = False
+        else:
+            self.loseConnection()
 
 
 class Connections:
@@ -143,15 +185,15 @@ class Connections:
         self.clock = clock
         self.evictions = 0
         self._onEmpty = onEmpty
-        self._members: set[Connection] = set()
+        self._members: set[Client] = set()
         self._ofPeer: Counter[str] = Counter()
         # Those that could be closed without harm to a request, of unauthenticated clients and of known ones, in the
         # order in which they began to wait.
-        self._waiting: tuple[dict[Connection, None], dict[Connection, None]] = {}, {}
+        self._waiting: tuple[dict[Client, None], dict[Client, None]] = {}, {}
         self._sweeping: IDelayedCall | None = None
         self._drained: Deferred[None] = Deferred()
         # The bytes of unfinished requests of unauthenticated clients, the oldest request first.
-        self._kept: dict[Connection, int] = {}
+        self._kept: dict[Client, int] = {}
         self._allKept = 0
         # When evictions were logged, and how many there have been since.
         self._logged: float | None = None
@@ -161,7 +203,7 @@ class Connections:
     def count(self) -> int:
         return len(self._members)
 
-    def opened(self, connection: Connection) -> None:
+    def opened(self, connection: Client) -> None:
         """There is a new one, from which nothing has come so far."""
         self._members.add(connection)
         self._ofPeer[connection.peer] += 1
@@ -174,7 +216,7 @@ class Connections:
         else:
             self.waits(connection)
 
-    def closed(self, connection: Connection) -> None:
+    def closed(self, connection: Client) -> None:
         self.answers(connection)
         self.keeps(connection, 0)
         self._members.discard(connection)
@@ -208,10 +250,10 @@ class Connections:
         for connection in list(self._members):
             connection.evict()
 
-    def waits(self, connection: Connection) -> None:
+    def waits(self, connection: Client) -> None:
         self._waiting[connection.isKnown][connection] = None
 
-    def answers(self, connection: Connection) -> None:
+    def answers(self, connection: Client) -> None:
         for waiting in self._waiting:
             waiting.pop(connection, None)
 
@@ -222,7 +264,7 @@ class Connections:
             if connection in self._members:  # closing another one may have closed it
                 connection.expire()
 
-    def keeps(self, connection: Connection, size: int) -> None:
+    def keeps(self, connection: Client, size: int) -> None:
         """Note the size of the unfinished request on the connection of an unauthenticated client."""
         self._allKept += size - self._kept.get(connection, 0)
         if size:
@@ -235,7 +277,7 @@ class Connections:
             text = "Unfinished requests without a token take {kept} bytes: {evicted} connections closed"
             self._evict(victim, text, kept=self._allKept)
 
-    def _makeRoom(self, newcomer: Connection, count: int, isOne: Callable[[Connection], bool]) -> None:
+    def _makeRoom(self, newcomer: Client, count: int, isOne: Callable[[Client], bool]) -> None:
         """Close one of the connections of a group that has too many, so *count*."""
         guests, known = self._waiting
         candidates = list(islice(filter(isOne, guests), CANDIDATES))
@@ -249,7 +291,7 @@ class Connections:
         text = "Too many connections ({count}, of which {ofPeer} from {peer}): {evicted} closed"
         self._evict(victim, text, count=self.count, peer=newcomer.peer, ofPeer=self._ofPeer[newcomer.peer])
 
-    def _evict(self, victim: Connection, why: str, **figures: object) -> None:
+    def _evict(self, victim: Client, why: str, **figures: object) -> None:
         self.evictions += 1
         self._evicted += 1
         now = self.clock.seconds()
@@ -369,20 +411,6 @@ class Admission:
     def stop(self) -> None:
         self.requests.stop()
         self.handshakes.stop()
-
-
-class Client:
-    """The client of a connection, which is *isKnown* if it has shown a valid token or valid credentials on it."""
-
-    admission: Admission
-    peer = ""
-    isKnown = False
-    _number = 0
-
-    @property
-    def origin(self) -> Origin:
-        self._number = self._number or next(_numbers)
-        return self.admission.origin(self.peer, self._number)
 
 
 def _clientOf(request: Request) -> Client | None:

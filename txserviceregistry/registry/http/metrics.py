@@ -75,15 +75,9 @@ class Metrics(Collector):
         return Response(200, headers={"Content-Type": CONTENT_TYPE_LATEST}, text=generate_latest(self._collectors))
 
     def collect(self) -> Iterator[Metric]:
-        """Called by prometheus_client each time that it is asked."""
-        registry, engine, store, identity = (
-            self._registry,
-            self._registry.engine,
-            self._store.statistics,
-            self._identity,
-        )
-        connections, admission, log = self._site.connections, self._site.admission, self._site.resource.requestLog
-        services, stalls = registry.counts(), engine.live.time
+        registry, store, identity, log = self._registry, self._store.statistics, self._identity, self._site.requestLog
+        connections, admission = self._site.connections, self._site.admission
+        services, engine, stalls = registry.counts(), registry.engine, registry.engine.live.time
         routes = {(method.decode(), route): one for (method, route), one in sorted(log.statistics.routes.items())}
         requests = {(*key, str(code)): n for key, one in routes.items() for code, n in sorted(one.codes.items())}
         seconds = {key: one.seconds for key, one in routes.items()}
@@ -124,11 +118,8 @@ class Metrics(Collector):
         yield _gauge("votes", text, None if store.votes is None else store.votes())
         yield _counter("tokens_issued", "New auth tokens.", identity.issued)
         yield _counter("authentications_failed", "Wrong users or API keys.", identity.failed)
-        yield _counter(
-            "access_log_lost", "Lines that the access log could not write.", log.accessLog.lost if log.accessLog else 0
-        )
-        yield _counter(
-            "audit_log_lost", "Lines that the audit log could not write.", log.auditLog.lost if log.auditLog else 0
-        )
+        for name, each in (("access", log.accessLog), ("audit", log.auditLog)):
+            text = f"Lines that the {name} log could not write."
+            yield _counter(f"{name}_log_lost", text, 0 if each is None else each.lost)
         text = "When the TLS certificate in use expires, in seconds since the epoch."
         yield _gauge("tls_expiry_timestamp_seconds", text, expiry, "file")

@@ -108,7 +108,7 @@ class RequestLog:
     def end(self, record: RequestRecord, code: int, result: int | None = None) -> None:
         """It is answered; *result* is the code that the response would have if the client were not gone."""
         request = record.request
-        self._add(record, code, request.method, request.path, request.getClientAddress(), record.traceparent)
+        self._add(record, code, request.method, request.path, request.getClientAddress())
         if self.auditLog is not None and record.change:
             change = {
                 "user": record.user or None,
@@ -124,28 +124,24 @@ class RequestLog:
         """Incoming data was refused before it was a request. Unknown parts are empty."""
         self._add(RequestRecord(None, txnId, self._seconds(), route), code, method, path, address)
 
-    def _add(
-        self, record: RequestRecord, code: int, method: bytes, path: bytes, client: IAddress, trace: str | None = None
-    ) -> None:
+    def _add(self, record: RequestRecord, code: int, method: bytes, path: bytes, client: IAddress) -> None:
         seconds = self._seconds() - record.started
         counted = method if record.route or method in _METHODS else b"other"
         self.statistics.add(counted, record.route or OTHER, code, seconds)
         if self.accessLog is not None:
-            fields = {
+            fields: dict[str, Any] = {
                 "client": getattr(client, "host", None),
                 "user": record.user or None,
                 "tenant": record.tenant or None,
-                "method": _text(method),
-                "path": _text(path),
+                "method": method[:_LONGEST_PATH].decode("utf-8", "backslashreplace") or None,
+                "path": path[:_LONGEST_PATH].decode("utf-8", "backslashreplace") or None,
                 "code": code,
                 "milliseconds": round(seconds * 1000, 3),
                 "txnId": record.txnId,
             }
-            self.accessLog.add(self._wallClock(), fields if trace is None else {**fields, "traceparent": trace})
-
-
-def _text(raw: bytes) -> str | None:
-    return raw[:_LONGEST_PATH].decode("utf-8", "backslashreplace") or None
+            if record.request is not None and record.traceparent is not None:
+                fields["traceparent"] = record.traceparent
+            self.accessLog.add(self._wallClock(), fields)
 
 
 def timeText(moment: float) -> str:

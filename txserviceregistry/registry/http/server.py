@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from enum import Enum
 from functools import partial
-from socket import MSG_PEEK
 from typing import Any
 
 import attrs
@@ -36,8 +35,6 @@ ACCEPTS = 10
 #: connection that is closed with bytes unread is reset, and the client may never see the response.
 DISCARD_BYTES = 2**20
 DISCARD_SECONDS = 2.0
-#: Seconds after which a connection that is being closed is cut, whether or not its last response has been read.
-CLOSE_SECONDS = 15.0
 #: The first bytes of a client that wants TLS where there is none.
 TLS_HANDSHAKE = b"\x16\x03"
 
@@ -119,7 +116,7 @@ class _State(Enum):
     GONE = "the connection is lost"
 
 
-class ApiChannel(Client, HTTPChannel):
+class ApiChannel(Client):
     """
     A connection. Each request has to come in within a while, and each response has to be read. The requests of
     unauthenticated clients may wait for their turn.
@@ -127,14 +124,8 @@ class ApiChannel(Client, HTTPChannel):
 
     maxHeaders = 100
     resource: ApiResource
-    connections: Connections
-    transport: Any
-    # When the connection is closed, unless something happens before.
-    deadline = math.inf
     _state = _State.READING
-    _isClosing = False
-    # Whether the client does not read what it is sent, and the request that is answered when it has.
-    _isClogged = False
+    # The request that is answered when the client has read what it was sent.
     _held: ApiRequest | None = None
 
     def connectionMade(self) -> None:
@@ -168,7 +159,7 @@ class ApiChannel(Client, HTTPChannel):
 
     def admit(self, request: ApiRequest) -> None:
         """Answer a request, in the turn of its client; a client that does not read responses is sent no more."""
-        if self._isClogged:
+        if self.isClogged:
             self._held = request
             return
         self.isWhole()
@@ -190,56 +181,18 @@ class ApiChannel(Client, HTTPChannel):
         HTTPChannel.requestDone(self, request)
 
     def pauseProducing(self) -> None:
-        self._isClogged = True
+        self.isClogged = True
         HTTPChannel.pauseProducing(self)
         # Twisted reads on while a request is being answered.
         self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        self._isClogged = False
+        self.isClogged = False
         HTTPChannel.resumeProducing(self)
         self.transport.resumeProducing()
         held, self._held = self._held, None
         if held is not None:
             self.admit(held)
-
-    def endAfter(self, seconds: float) -> None:
-        """Close the connection after so many seconds, unless the request is there whole before that."""
-        self.deadline = self.connections.clock.seconds() + seconds
-
-    def expire(self) -> None:
-        if self._isClosing:
-            self.evict()
-        else:
-            self.loseConnection()
-
-    def loseConnection(self) -> None:
-        """Close as soon as all that was sent has been read, or after a while."""
-        self._isClosing = True
-        self.endAfter(CLOSE_SECONDS)
-        HTTPChannel.loseConnection(self)
-
-    def evict(self) -> None:
-        self.transport.abortConnection()
-
-    def endSoon(self) -> None:
-        """Close at once if there is no request, else with its response."""
-        if self.requests:
-            closeAfterwards(self.requests[0])
-        else:
-            self.loseConnection()
-
-    @property
-    def hasUnread(self) -> bool:
-        """Whether something has come that has not been read so far."""
-        transport = self.transport
-        while hasattr(transport, "transport"):
-            transport = transport.transport  # below TLS
-        socket = getattr(transport, "socket", None)
-        try:
-            return not self._isClogged and socket is not None and bool(socket.recv(1, MSG_PEEK))
-        except OSError:
-            return False
 
     def asked(self) -> tuple[bytes, bytes, Target]:
         """The method, path and target of the request that is coming in; empty as far as it has not come."""
@@ -284,6 +237,7 @@ class ApiSite(server.Site):
         limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (it is immutable)
     ) -> None:
         server.Site.__init__(self, resource, reactor=reactor, timeout=None, parsePOSTFormSubmission=False)
+        self.requestLog = resource.requestLog
         self.admission = Admission(reactor)
         self.connections = Connections(limits, reactor, self.admission.stop)
         self._ports: list[Any] = []

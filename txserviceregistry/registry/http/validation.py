@@ -205,9 +205,6 @@ _KEY = text(3, 500, _KEY_PATTERN)
 _MARKER_PATTERN = r"[A-Za-z0-9\-:_./]{0,255}"
 
 
-# -- fields of bodies
-
-
 @attrs.frozen
 class Field:
     """
@@ -242,11 +239,7 @@ class Field:
 
     def schema(self) -> Schema:
         schema = self.rule.schema
-        if self.default is None:
-            return schema
-        default = self.default()
-        default = list(default) if isinstance(default, tuple) else default
-        return {**schema, "type": [schema["type"], "null"], "default": default}
+        return schema if self.default is None else {**schema, "type": [schema["type"], "null"]}
 
 
 def schemaOf(fields: Sequence[Field]) -> Schema:
@@ -295,9 +288,6 @@ RELEASE_FIELDS = (
     Field("force", _FLAG, isOptional=True),
     Field("now", _FLAG, isOptional=True),
 )
-
-
-# -- parameters
 
 
 @attrs.frozen
@@ -369,18 +359,14 @@ EVENT_TYPE = Parameter(
 EVENT_TYPES_WANTED = Parameter(
     "types",
     someOf("type", EVENT_TYPES),
-    "Only events of these types, separated by commas; all for all types, those that version 1.0 does not have included"
-    " (the extension event-types). Not together with type.",
+    "Only events of these types, separated by commas, or all (the extension event-types). Not together with type.",
     refusal=lambda value, reason: badRequest(reason),
     ignoresEmpty=True,
 )
 LOCK_NAME = Parameter("name", _KEY, "Only the lock with this name.")
 ETAGS = Parameter("etags", _BOOLEAN, "Whether each value has its tag, as etag (the extension etag).", default=False)
 STATES = Parameter(
-    "states",
-    _BOOLEAN,
-    "Whether services that are not up have their state and state_reason (the extension service-state).",
-    default=False,
+    "states", _BOOLEAN, "Whether services have their state (the extension service-state).", default=False
 )
 WAIT = Parameter("wait", number(1, 60), "The time to wait for an event that is newer than the marker, in seconds.")
 
@@ -398,9 +384,6 @@ IF_NONE_MATCH = Parameter(
     "Write only if there is no value with this key (the extension etag).",
     refusal=lambda value, reason: badRequest("Invalid value for 'If-None-Match' header", reason),
 )
-
-
-# -- what a single rule can't express
 
 
 def eventTypes(query: Mapping[str, Any]) -> frozenset[str]:
