@@ -378,16 +378,15 @@ class AdmissionQueue:
             delay = self._spent * self.PAUSE * max(0.0, 1 - self._welcomed / self._served)
         if self._next is None:
             self._next = self._clock.callLater(delay, self._turn)
-        elif delay and self._next.active():
+        elif delay:
             self._next.reset(delay)
 
     def _turn(self) -> None:
-        self._spent = 0.0
+        self._next, self._spent = None, 0.0
         # Work that enters again during this turn waits for the next one.
         for _ in range(len(self._queue)):
-            if self._spent < self.SECONDS:
+            if self._queue and self._spent < self.SECONDS:
                 self.spend(self._queue.pop())
-        self._next = None
         if self._queue or self._spent >= self.SECONDS:
             self._schedule()
 

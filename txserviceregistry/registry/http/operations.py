@@ -89,9 +89,7 @@ def operation(target: str, code: int, schema: str | None = None, **more: Any) ->
         summary, _, success = " ".join((handler.__doc__ or "").split()).partition(". ")
         made = Operation(handler.__name__, handler, method, path, summary, success, code, schema, **more)
         ROUTES.setdefault(path, {})[method] = made
-        if rest and rest[0].startswith("{"):
-            _RESOURCES[first] = rest[0]
-        _RESOURCES.setdefault(first, "")
+        _RESOURCES[first] = next((each for each in rest if each.startswith("{")), _RESOURCES.get(first, ""))
         return handler
 
     return add

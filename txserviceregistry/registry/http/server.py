@@ -161,6 +161,7 @@ class ApiChannel(Client):
         """Answer a request, in the turn of its client; a client that does not read responses is sent no more."""
         if self.isClogged:
             self._held = request
+            self.endAfter(self.connections.limits.idleSeconds)
             return
         self.isWhole()
         if self.isKnown or self.resource.authenticator.vouchesFor(request):
