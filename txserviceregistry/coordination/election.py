@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import random as randomModule
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
 from ..client import Client
-from ..discovery.poller import Cursor, StaleCursor
-from ..discovery.subscriber import BackgroundTask, Subscriber
+from ..discovery.feed import EventsFeed
+from ..discovery.subscriber import BackgroundService, BackgroundTask
 from ..errors import ServiceRegistryError
 from ..http.jsontransport import ClientClosed
 from ..util.backoff import Backoff
@@ -26,8 +23,6 @@ from .lock import Held, Lock
 # failing.
 _PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 
-_EVENTS = ("lock.acquire", "lock.expire", "lock.release")
-
 _Self = TypeVar("_Self", bound="Tenure")
 
 
@@ -38,10 +33,9 @@ class Tenure:
     :ivar fence: the fencing token: it is larger than that of every earlier holder.
     """
 
-    def __init__(self, held: Held, clock: IReactorTime) -> None:
+    def __init__(self, held: Held) -> None:
         self.fence = held.fence
         self._held = held
-        self._clock = clock
         self._ending: Deferred[None] = Deferred()
 
     @property
@@ -59,7 +53,7 @@ class Tenure:
 
         def cancelSoon(_: None) -> None:
             # Not now: the work may have called end(), and a coroutine that is running can't be cancelled.
-            cancelWith(self._clock.callLater(0, working.cancel), working)
+            cancelWith(self._held.clock.callLater(0, working.cancel), working)
 
         self._ending.addCallback(cancelSoon)
         try:
@@ -79,7 +73,7 @@ class Tenure:
             self._ending.callback(None)
 
 
-class Contender(Service):
+class Contender(BackgroundService):
     """A service that acquires a lock, uses it, and competes for it again, until it is stopped."""
 
     _log = Logger()
@@ -92,7 +86,6 @@ class Contender(Service):
         self._name = name
         self._random = random
         self._outage = Outage(self._log, client.clock, self.impossible, name=name)
-        self._task: BackgroundTask | None = None
 
     async def _hold(self, task: BackgroundTask, held: Held) -> bool:
         """Use the lock, and release it; returns whether nothing has failed."""
@@ -102,25 +95,9 @@ class Contender(Service):
         """Called with events of locks; see :meth:`LockWatch.add`."""
         raise NotImplementedError
 
-    def startService(self) -> None:
-        """Begin to compete. Never fails."""
-        if not self.running:
-            Service.startService(self)
-            self._task = BackgroundTask(self._task)
-            self._task.begin(self._run, self._failed)
-
-    def stopService(self) -> Deferred[None]:
-        """
-        End.
-
-        :return: fires when the application's work has ended, and everything is released.
-        """
-        Service.stopService(self)
-        return succeed(None) if self._task is None else self._task.stop()
-
     async def _run(self, task: BackgroundTask) -> None:
         backoff = Backoff(_PAUSE, _LONGEST_PAUSE, self._random)
-        forget = self._client.shared.setdefault(LockWatch, LockWatch(self._client)).add(self._happened)
+        forget = self._client.shared.setdefault(LockWatch, LockWatch(self._client)).watch(self._happened)
         try:
             while not task.isStopping:
                 try:
@@ -145,54 +122,44 @@ class Contender(Service):
         self._log.failure("{what} {name} failed unexpectedly", failure, what=type(self).__name__, name=self._name)
 
 
-class LockWatch(Subscriber):
+class LockWatch(EventsFeed):
     """Reads the events of locks, once for all contenders of a client, while there are any."""
 
     what = "locks"
     outageBegins = "Events of locks are unreachable (retrying): {reason}"
+    outageEnds = None
 
     def __init__(self, client: Client) -> None:
-        super().__init__(client, None, randomModule.random, time.time, _EVENTS)
-        self._listeners: Listeners[[str, Any]] = Listeners(self._log, "events of locks")
-        self._cursor: Cursor | None = None
+        super().__init__(client, types=("lock.acquire", "lock.expire", "lock.release"))
 
-    def add(self, listener: Callable[[str, Any], object]) -> Callable[[], None]:
+    def watch(self, listener: Callable[[str, Any], object]) -> Callable[[], None]:
         """
         Call *listener* with the type and the payload of each event from now on, until the function that is returned is
         called. The type is empty where the events begin, at the start and after a gap: the listener has to find out
         itself how things are.
         """
-        forget = self._listeners.add(listener)
+        forgetEvents = self.onEvent(lambda event: listener(event["type"], event["payload"]))
+        forgetGaps = self.onGap(lambda: listener("", None))
         if self.running:
             listener("", None)
         self.startService()
 
         def end() -> None:
-            forget()
+            forgetEvents()
+            forgetGaps()
             if not self._listeners:
                 self.stopService()
 
         return end
 
     def _load(self) -> None:
-        self._cursor = None
+        self._progress = None
 
     async def _step(self, run: BackgroundTask) -> None:
-        if self._cursor is None:
-            self._cursor = await run.wait(self._poller.end())
-            self._listeners.call("", None)
-            return
-        page = await run.wait(self._poller.after(self._cursor, self._succeeded))
-        if page.isStale:
-            raise StaleCursor()
-        for event in page.events:
-            self._cursor = Cursor.after(event)
-            if event["type"] in _EVENTS and not run.isStopping:
-                # A registry is asked for all types until it has named its extensions.
-                self._listeners.call(event["type"], event["payload"])
-
-    def _positionLost(self) -> None:
-        self._cursor = None
+        begins = self._progress is None
+        await super()._step(run)
+        if begins:
+            self._gapListeners.call()
 
 
 class Leadership(Tenure):
@@ -262,11 +229,7 @@ class Election(Contender):
         return self._listeners.add(listener)
 
     def stopService(self) -> Deferred[None]:
-        """
-        Stop competing or leading.
-
-        :return: fires when ``lead`` has ended, and the leadership is released.
-        """
+        """Fires when ``lead`` has ended, and the leadership is released."""
         stopped = super().stopService()
         if self._leadership is not None:
             self._leadership.end()
@@ -275,7 +238,7 @@ class Election(Contender):
     # -- Contender
 
     async def _hold(self, task: BackgroundTask, held: Held) -> bool:
-        self._leadership = leadership = Leadership(held, self._client.clock)
+        self._leadership = leadership = Leadership(held)
         self._log.info("This process leads {name}, fence {fence}", name=self._name, fence=held.fence)
         self._setLeader(self._lock.holder, held.fence)
         try:

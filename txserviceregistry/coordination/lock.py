@@ -111,6 +111,7 @@ class Held:
     def __init__(self, client: Client, name: str, fence: int, heartBeater: LockHeartBeater) -> None:
         self.name = name
         self.fence = fence
+        self.clock = client.clock
         self._client = client
         self._heartBeater = heartBeater
         self._hasEnded = False
@@ -143,10 +144,8 @@ class Held:
 
     def release(self) -> Deferred[None]:
         """
-        Release the lock, so that another can acquire it at once.
-
-        :return: fires with ``None`` when the registry has released it, or could not be reached within three seconds:
-            then the lock expires. Never fails. A second call waits for the first one.
+        Release the lock, so that another can acquire it at once. Fires with ``None`` when the registry has released it,
+        or could not be reached within three seconds: then the lock expires. A second call waits for the first one.
         """
         if self._released is None:
             self._end()
@@ -175,7 +174,7 @@ class Held:
         self._timer = None
         left = self._heartBeater.validUntil - self._client.bootTime()
         if left > 0:
-            self._timer = self._client.clock.callLater(left, self._look)
+            self._timer = self.clock.callLater(left, self._look)
         else:
             self._lose("no heartbeat was answered in time")
 

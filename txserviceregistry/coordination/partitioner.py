@@ -16,7 +16,6 @@ from hashlib import blake2b
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock, DeferredSemaphore, gatherResults
-from twisted.internet.interfaces import IReactorTime
 
 from ..client import Client
 from ..discovery.mirror import Settling
@@ -59,8 +58,8 @@ class Assignment(Tenure):
     :ivar item: the item.
     """
 
-    def __init__(self, item: str, held: Held, clock: IReactorTime) -> None:
-        super().__init__(held, clock)
+    def __init__(self, item: str, held: Held) -> None:
+        super().__init__(held)
         self.item = item
 
 
@@ -242,7 +241,7 @@ class Partitioner(Contender):
             if item not in self._plan:
                 await held.release()
                 return
-            self._owned[item] = assignment = Assignment(item, held, self._client.clock)
+            self._owned[item] = assignment = Assignment(item, held)
             try:
                 await assignment.run(self._assigned, isLasting=True)
             except Exception:

@@ -274,27 +274,16 @@ class RegistryAgent:
         self._elsewhere = PooledAgent(reactor, self._policy, self._timeout, self._pool)
 
     def close(self) -> Deferred[None]:
-        """
-        Close the idle connections.
-
-        :return: fires with ``None`` when they are closed.
-        """
+        """Close the idle connections; fires with ``None`` when they are closed."""
         closed: Deferred[None] = self._pool.closeCachedConnections()
         return closed
 
     def request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None = None,
-        bodyProducer: IBodyProducer | None = None,
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> Deferred[IResponse]:
         """
-        Send a request.
-
-        :return: fires with the response. Fails with :class:`~txserviceregistry.errors.NoServiceAvailable` if there is
-            no service with the tag, or none that can be connected to; otherwise as Twisted's Agent does. It may be
-            cancelled.
+        Fires with the response. Fails with :class:`~txserviceregistry.errors.NoServiceAvailable` if there is no service
+        with the tag, or none that can be connected to; otherwise as Twisted's Agent does. It may be cancelled.
         """
         try:
             target = Target.read(uri)

@@ -40,13 +40,9 @@ Key = tuple[str, str, int]
 @attrs.frozen(slots=False)
 class Instance:
     """
-    A service that can be connected to.
+    A service that can be connected to, with its id, metadata and tags.
 
-    :ivar id: the service's id.
     :ivar host: a host name, or an IP address without brackets.
-    :ivar port: the port's number.
-    :ivar metadata: the service's metadata.
-    :ivar tags: the service's tags.
     :ivar isEnabled: whether it may be picked. The state ``drain`` or ``out`` prevents that, as do ``status=disabled``
         and ``weight=0`` in its metadata.
     """
@@ -90,12 +86,7 @@ def readInstance(service: Service) -> Instance:
 
 
 def instanceOf(service: Service) -> Instance | None:
-    """
-    The instance of a service.
-
-    :param service: a service, as the registry returns it.
-    :return: the instance, or ``None`` if the service's metadata have no valid address.
-    """
+    """The instance of a service, as the registry returns it; ``None`` if its metadata have no valid address."""
     try:
         return readInstance(service)
     except Unusable:

@@ -131,7 +131,7 @@ class Directory(Mirror[Service]):
         return self._client.services.iterate(self.tag)
 
     def _valueOf(self, item: Any) -> Service:
-        return _service(item, item["last_seen"])
+        return _service(item, item["last_seen"], item.get("state", "up"), item.get("state_reason", ""))
 
     def _checked(self, key: str, value: Any) -> Service:
         return self._valueOf(readService(value))
@@ -142,14 +142,14 @@ class Directory(Mirror[Service]):
     def _after(self, event: Event, value: Service | None) -> Service | None:
         type, payload = event["type"], event["payload"]
         if type == "service.state":
-            return None if value is None else _withState(value, payload["state"], payload["reason"])
+            return value and _service(value, value["last_seen"], payload["state"], payload["reason"])
         isGone = type not in ("service.join", "service.update")
         if isGone or (self.tag is not None and self.tag not in payload["tags"]):
             return None
         before: Any = value if value is not None and type == "service.update" else {"last_seen": None}
         state = payload.get("state", "up")
         reason = before["state_reason"] if before.get("state") == state else ""
-        return _withState(_service(payload, before["last_seen"]), state, reason)
+        return _service(payload, before["last_seen"], state, reason)
 
     def _merge(self, value: Service | None, events: Sequence[Event]) -> Service | None:
         if value is not None and len(events) == 1 and events[0]["type"] == "service.join":
@@ -182,24 +182,10 @@ class Directory(Mirror[Service]):
             self._listeners.call("join", new)
 
 
-def _service(item: Any, lastSeen: int | None) -> Service:
-    """A service out of a listing or an event."""
-    service: Service = {
-        "id": item["id"],
-        "heartbeat_timeout": item["heartbeat_timeout"],
-        "tags": list(item["tags"]),
-        "metadata": dict(item["metadata"]),
-        "last_seen": lastSeen,
-    }
-    return _withState(service, item.get("state", "up"), item.get("state_reason", ""))
-
-
-def _withState(service: Service, state: str, reason: str) -> Service:
-    """A service with another state."""
-    changed: Any = {name: value for name, value in service.items() if name not in ("state", "state_reason")}
-    if state != "up":
-        changed |= {"state": state, "state_reason": reason}
-    return cast(Service, changed)
+def _service(item: Any, lastSeen: int | None, state: str, reason: str) -> Service:
+    """A service out of a listing or an event, or with another state."""
+    service = {name: item[name] for name in ("id", "heartbeat_timeout", "tags", "metadata")} | {"last_seen": lastSeen}
+    return cast(Service, service if state == "up" else {**service, "state": state, "state_reason": reason})
 
 
 def checkedThreshold(threshold: object) -> float:

@@ -64,10 +64,8 @@ def whenLost(protocol: Any, lost: Callable[[], object]) -> None:
 @implementer(IStreamClientEndpoint)
 class RegistryEndpoint:
     """
-    Connects to a service with a tag.
-
-    Each :meth:`connect` picks an instance by the strategy, and another one when that can't be connected to. An instance
-    that refuses is not picked for a while.
+    Connects to a service with a tag. Each :meth:`connect` picks an instance by the strategy, and another one when that
+    can't be connected to. An instance that refuses is not picked for a while.
     """
 
     def __init__(
@@ -85,7 +83,6 @@ class RegistryEndpoint:
         """
         :param reactor: connects.
         :param directory: a running :class:`~txserviceregistry.discovery.Directory`. The caller stops it.
-        :param tag: the tag of the services.
         :param strategy: ``round-robin``, ``random``, ``least-connections``, or a strategy object.
         :param timeout: seconds for each instance to accept a connection, at least 0.001, and for the directory's first
             listing.
@@ -103,11 +100,8 @@ class RegistryEndpoint:
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """
-        Connect to an instance.
-
-        :return: fires with the protocol, connected. Fails with
-            :class:`~txserviceregistry.errors.NoServiceAvailable` if there is no service with the tag, or none that
-            can be connected to; the text has the reasons. It may be cancelled.
+        Fires with the protocol, connected. Fails with :class:`~txserviceregistry.errors.NoServiceAvailable` if there is
+        no service with the tag, or none that can be connected to; the text has the reasons. It may be cancelled.
         """
 
         async def attempt(instance: Instance, ended: Callable[[], None]) -> IProtocol:
@@ -220,14 +214,11 @@ def share(reactor: Any) -> SharedUser:
 @returnsDeferred
 async def closeShared(reactor: Any = None) -> None:
     """
-    Close what endpoint strings share, at the end of a test that has used such strings. (A reactor that shuts down does
-    it by itself.)
+    Close what endpoint strings share on a reactor, by default the global one, at the end of a test that has used such
+    strings. (A reactor that shuts down does it by itself.) Fires with ``None`` when nothing is left on the reactor.
 
     Servers of ``registered:…`` that still listen are deregistered first; their ports stay open. A server that is being
     deregistered is waited for. Endpoints that are used again afterwards begin anew.
-
-    :param reactor: the reactor; the global one if it is not given.
-    :return: fires with ``None`` when nothing is left on the reactor.
     """
     if reactor is None:
         from twisted.internet import reactor
@@ -250,9 +241,8 @@ class RegisteredPort(proxyForInterface(IListeningPort, "_port")):  # type: ignor
 
     def stopListening(self) -> Deferred[None]:
         """
-        Remove the service from the registry, and then close the port.
-
-        :return: fires with ``None`` when both are done. A registry that does not respond is given three seconds.
+        Remove the service from the registry, and then close the port. Fires with ``None`` when both are done. A
+        registry that does not respond is given three seconds.
         """
         if self._stopping is None:
             self._stopping = self._stop()
@@ -290,9 +280,6 @@ class RegisteredEndpoint:
         :param client: sends the requests, and the caller closes it; or a function that begins the use of a shared one.
         :param endpoint: the endpoint to listen on.
         :param serviceId: see :class:`~txserviceregistry.RegisteredService`, here and below.
-        :param heartbeatTimeout: seconds.
-        :param tags: the service's tags.
-        :param metadata: the service's metadata.
         :raises TypeError: if one of them has a wrong type.
         :raises ValueError: if the id or the timeout is not valid.
         """
@@ -306,10 +293,9 @@ class RegisteredEndpoint:
     @returnsDeferred
     async def listen(self, protocolFactory: IProtocolFactory) -> RegisteredPort:
         """
-        Listen, and register in the background, also if the registry is not reachable yet.
-
-        :return: fires with a :class:`RegisteredPort` when the port is open. Fails as the wrapped endpoint does, and
-            with :class:`~txserviceregistry.errors.InvalidSettings` if no settings name the registry.
+        Listen, and register in the background, also if the registry is not reachable yet. Fires with a
+        :class:`RegisteredPort` when the port is open. Fails as the wrapped endpoint does, and with
+        :class:`~txserviceregistry.errors.InvalidSettings` if no settings name the registry.
         """
         user, client = None, self._client
         if callable(client):

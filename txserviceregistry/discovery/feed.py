@@ -130,7 +130,7 @@ class EventsFeed(Subscriber):
 
     what = "event feed"
     outageBegins = "Event feed unreachable (retrying): {reason}"
-    outageEnds = "Event feed reachable again after {seconds:.1f} s"
+    outageEnds: str | None = "Event feed reachable again after {seconds:.1f} s"
     fileLoss = "a restart delivers again what came since"
 
     def __init__(
@@ -174,12 +174,11 @@ class EventsFeed(Subscriber):
         """
         return self._listeners.add(listener)
 
-    def onGap(self, listener: Callable[[], None]) -> Callable[[], None]:
+    def onGap(self, listener: Callable[[], object]) -> Callable[[], None]:
         """
         Call *listener* when events before the next one may be missing: the registry no longer has the position in the
         feed, because it has lost its data, or because the feed was not connected for longer than events are kept.
-
-        :return: a function that removes the listener.
+        Returns a function that removes the listener.
         """
         return self._gapListeners.add(listener)
 

@@ -165,9 +165,7 @@ class Mirror(Subscriber, Generic[_T]):
 
     @property
     def stale(self) -> float:
-        """
-        Seconds since this was last known to equal the registry: 0.0 while it does, infinite before the first listing.
-        """
+        """Seconds since this was last known to equal the registry: 0.0 if it does, infinite before a first listing."""
         if self._isCurrent:
             return 0.0
         return math.inf if self._currentAt is None else max(0.0, self._clock.seconds() - self._currentAt)
@@ -175,9 +173,9 @@ class Mirror(Subscriber, Generic[_T]):
     @returnsDeferred
     async def whenReady(self) -> None:
         """
-        :return: fires when there is something to look at: the first complete listing, or the content of the file. It
-            may be cancelled. Fails with :class:`~txserviceregistry.errors.NotRunning` if this is not running, and is
-            not the child of a service that will start it.
+        Fires when there is something to look at: the first complete listing, or the content of the file. It may be
+        cancelled. Fails with :class:`~txserviceregistry.errors.NotRunning` if this is not running, and is not the child
+        of a service that will start it.
         """
         if self._currentAt is None:
             NotRunning.check(self)

@@ -74,7 +74,36 @@ class BackgroundTask:
         return waitFor(self._over)
 
 
-class Subscriber(Service):
+class BackgroundService(Service):
+    """A service with one task."""
+
+    _task: BackgroundTask | None = None
+
+    def _load(self) -> None:
+        """Prepare the task. May call listeners."""
+
+    async def _run(self, run: BackgroundTask) -> None:
+        raise NotImplementedError
+
+    def _failed(self, failure: Failure) -> None:
+        """The task has ended with an error."""
+        raise NotImplementedError
+
+    def startService(self) -> None:
+        """Begin. Never fails."""
+        if not self.running:
+            Service.startService(self)
+            self._task = BackgroundTask(self._task)
+            self._load()
+            self._task.begin(self._run, self._failed)
+
+    def stopService(self) -> Deferred[None]:
+        """Fires when nothing of it is left on the reactor."""
+        Service.stopService(self)
+        return succeed(None) if self._task is None else self._task.stop()
+
+
+class Subscriber(BackgroundService):
     """A service that reads the event feed, step by step, and retries what fails."""
 
     _log = Logger()
@@ -105,12 +134,8 @@ class Subscriber(Service):
         self._writeOutage = WriteOutage(self._path or "", self._log, self._clock, self.fileLoss)
         # Called when it is stopped, and when it has stopped.
         self._stopListeners: Listeners[[]] = Listeners(self._log, "a stop")
-        self._task: BackgroundTask | None = None
 
     # -- what a kind of subscriber does. All of it may call listeners.
-
-    def _load(self) -> None:
-        """Continue with what the file has."""
 
     async def _step(self, run: BackgroundTask) -> None:
         """The next request and its consequences; raises StaleCursor if the feed no longer has the position."""
@@ -123,27 +148,16 @@ class Subscriber(Service):
     def _interrupted(self) -> None:
         """A step has failed, or it was stopped."""
 
-    # -- IService
-
-    def startService(self) -> None:
-        """Begin. Never fails."""
-        if not self.running:
-            Service.startService(self)
-            self._task = task = BackgroundTask(self._task)
-            self._load()
-            failed = "Updates of the {what} ended"
-            task.begin(self._run, lambda failure: self._log.failure(failed, failure, what=self.what))
+    # -- BackgroundService
 
     def stopService(self) -> Deferred[None]:
-        """
-        End.
-
-        :return: fires when nothing of it is left on the reactor.
-        """
-        Service.stopService(self)
-        stopped: Deferred[None] = succeed(None) if self._task is None else self._task.stop()
+        """Fires when nothing of it is left on the reactor."""
+        stopped = super().stopService()
         self._stopListeners.call()
         return stopped
+
+    def _failed(self, failure: Failure) -> None:
+        self._log.failure("Updates of the {what} ended", failure, what=self.what)
 
     async def _run(self, run: BackgroundTask) -> None:
         try:

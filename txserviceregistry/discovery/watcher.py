@@ -19,13 +19,7 @@ from .subscriber import Items
 
 @attrs.frozen
 class ConfigurationChange:
-    """
-    A value that has changed.
-
-    :ivar key: its key, in full.
-    :ivar old: the old value; ``None`` if there was none.
-    :ivar new: the new value; ``None`` if it was removed.
-    """
+    """A value that has changed: its key, in full, and the old and the new value; ``None`` where there is none."""
 
     key: str
     old: str | None
@@ -103,9 +97,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
     ) -> Callable[[], None]:
         """
         Call *listener* with the new value of one key, given in full, when it changes; with ``None`` when it was
-        removed. With *settle*, see :meth:`onChange`, it is called with the last value.
-
-        :return: a function that removes the listener.
+        removed. For *settle* and the result see :meth:`onChange`; it is called with the last value.
         """
 
         def changed(found: Any) -> None:
@@ -116,11 +108,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
     def onNamespace(
         self, namespace: str, listener: Callable[[Any], object], *, settle: float | None = None
     ) -> Callable[[], None]:
-        """
-        Call *listener* as :meth:`onChange` does when a value below a namespace changes, such as ``/production/www``.
-
-        :return: a function that removes the listener.
-        """
+        """Do as :meth:`onChange` does, but for values below a namespace only, such as ``/production/www``."""
         within = _normal(namespace)
         return self._listen(listener, settle, lambda change: _isWithin(change.key, within))
 
