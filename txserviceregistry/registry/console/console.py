@@ -23,8 +23,7 @@ from contextlib import suppress
 from functools import partial
 from importlib.resources import files
 from secrets import token_urlsafe
-from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs
 
 import attrs
@@ -56,15 +55,13 @@ _ROOT = "/console"
 _API = _ROOT + "/api"
 _COOKIE, _SECURE_COOKIE = "registry-console", "__Host-registry-console"
 #: The headers of all responses; the page may use nothing but its own scripts, styles and requests.
-HEADERS: Mapping[str, str] = MappingProxyType(
-    {
-        "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        "img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
-        "require-trusted-types-for 'script'; trusted-types 'none'",
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-    }
-)
+HEADERS: Mapping[str, str] = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 _TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 _HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9._-]{1,253}))(?::([0-9]{1,5}))?", re.ASCII)
@@ -225,14 +222,15 @@ class Console:
             raise
         if not path.startswith(_API + "/"):
             return self._page(request, path)
-        record.route = path
         api = path.removeprefix(_API)
+        handler = _REQUESTS.get((request.method, api))
+        # Not any path, because each route is counted.
+        record.route = _API if handler is None else path
         if request.method == b"POST" and api == "/login":
             return await self._logIn(request)
         session = await self._session(request)
         user = session.user
         record.user, record.tenant = user.name, user.tenant
-        handler = _REQUESTS.get((request.method, api))
         if handler is not None:
             return await handler(self, request, session)
         target = resolve(request.method, f"{API}/{user.tenant}".encode() + request.path.partition(b"/api")[2])
@@ -310,12 +308,13 @@ class Console:
         return Response(200, {"now": int(self._wallClock() * 1000), "seen": seen})
 
     async def _getOverview(self, request: Request, session: Session) -> Response:
-        registry, store = self._registry, self._store
+        registry, store = self._registry, cast(Any, self._store)
         heartbeats, requests = self._rates()
-        nodes = []
-        if ISharedStore.providedBy(store):
-            nodes = [{"name": name, "is_this": False, "may_acknowledge": None} for name in store.members]
-            nodes[0].update(is_this=True, may_acknowledge=store.isValid)
+        members = store.members if ISharedStore.providedBy(store) else []
+        nodes = [
+            {"name": name, "is_this": place == 0, "may_acknowledge": None if place else store.isValid}
+            for place, name in enumerate(members)
+        ]
         figures = {
             "services": registry.counts().get(session.user.tenant, 0),
             "subscribers": registry.followers.count + registry.feed.streams.places.count,

@@ -95,6 +95,16 @@ class PageTests(ConsoleCase):
                 waiting += re.findall(r'from "\./([\w.]+)"', reply.raw.decode())
         self.assertIn("services.js", seen)
 
+    def test_pathsThatClientsMakeUp(self) -> None:
+        """However many paths are made up, with a session or without one, they are counted in a few places."""
+        for _ in range(2):
+            for number in range(20):
+                self.ask("GET", f"/console/api/nothing{number}")
+                self.ask("GET", f"/console/nothing{number}")
+            self.browser.logIn()
+        routes = {route for _, route in self.api.requestLog.statistics.routes}
+        self.assertEqual(routes, {"/console", "/console/api", "other"})
+
     def test_whatIsNotThere(self) -> None:
         """Other files, paths that lead elsewhere, and other methods are 404."""
         for path in ("nothing.js", "../console.py", "..%2fconsole.py", "assets/app.js", "app.js/", "%00"):
