@@ -19,7 +19,7 @@ from ..limits import NO_HEADERS
 from ..stores.interfaces import StoreUnavailable
 from ..streams import Stream
 from . import validation
-from .messages import Response, closeAfterwards, header, write
+from .messages import Response, header, write
 from .operations import Call
 
 #: Bytes that are kept for a client that reads too slowly, beside those in the kernel. With more it is disconnected.
@@ -46,7 +46,7 @@ class _Outlet:
         handle = getattr(self._transport, "socket", None)
         if handle is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
             handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED)
-        closeAfterwards(self._request)
+        self._request.channel.persistent = False
         write(self._request, head, txnId)
         # Not by the request: another attribute of it takes a kilobyte.
         self._request.channel.registerProducer(self, True)
@@ -112,7 +112,7 @@ async def streamEvents(feed: EventFeed, call: Call) -> Response:
     if marker is not None and not lastId:
         await feed.checkMarker(call.tenant, marker.lower())
     if request.method == b"HEAD":
-        closeAfterwards(request)
+        request.channel.persistent = False
         return head
     outlet = _Outlet(request, request.channel.transport)
 

@@ -206,10 +206,8 @@ class Handlers:
         return await self._listValues(call, "/" if call.argument == "/" else rules.KEY.value(call.argument))
 
     async def _listValues(self, call: Call, namespace: str | None) -> Response:
-        query = call.query
-        page = await self._registry.configuration.list(
-            call.tenant, query["marker"], query["limit"], namespace, tagged=query["etags"]
-        )
+        marker, limit, tagged = (call.query[name] for name in ("marker", "limit", "etags"))
+        page = await self._registry.configuration.list(call.tenant, marker, limit, namespace, tagged=tagged)
         return Response(200, call.page(page))
 
     @operation("GET /configuration/{configurationId}", 200, "ConfigurationValue", sends=_TAGGED)

@@ -124,7 +124,6 @@ class TLSEndpoint(TCP4ServerEndpoint):
         self.onChange()
 
     def serverConnectionForTLS(self, protocol: object) -> Connection:
-        """See :class:`~twisted.internet.interfaces.IOpenSSLServerConnectionCreator`."""
         return Connection(self._loaded.current()[1].getContext(), None)
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
@@ -167,8 +166,7 @@ class TLSEndpoint(TCP4ServerEndpoint):
 def parseEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     """
     :param description: an endpoint string, such as ``tcp:8880:interface=127.0.0.1``.
-    :raises EndpointError: if it begins with ``ssl:`` or ``systemd:`` and can't be used, or something is missing.
-    :raises Exception: if any other one can't be used; the parsers of Twisted and of plugins raise anything.
+    :raises Exception: if it can't be used: EndpointError, or what the parsers of Twisted and of plugins raise.
     """
     if description.startswith("ssl:"):
         return _tlsEndpoint(reactor, description)

@@ -105,10 +105,6 @@ def inBytes(
     return b"".join(parts)
 
 
-def closeAfterwards(request: server.Request) -> None:
-    request.channel.persistent = False
-
-
 def header(request: server.Request, name: bytes) -> str:
     """The first header with this name; empty if there is none. Any bytes may come in it."""
     return (request.requestHeaders.getRawHeaders(name) or [b""])[0].decode("latin-1")

@@ -22,7 +22,7 @@ from ..stores.interfaces import StoreUnavailable, UserRecord
 from .authentication import Authenticator, invalidToken
 from .connections import inTurn
 from .handlers import Handlers
-from .messages import Response, closeAfterwards, faultResponse, parseBody, write
+from .messages import Response, faultResponse, parseBody, write
 from .operations import TOKENS, Call, Target, resolve, sentQuery
 from .requestlog import GONE, LOCK_WAITING, STREAM, WAITING, RequestLog, RequestRecord
 from .statuspages import Pages
@@ -126,7 +126,7 @@ class ApiResource(Resource):
         content: Any = request.content
         if content.seek(0, 2) >= target.maximumBody:
             # An ApiSite refuses it while it comes in.
-            closeAfterwards(request)
+            request.channel.persistent = False
             raise requestTooLarge(target.maximumBody)
         if not target.isApi:
             return await self._outside(record, target)

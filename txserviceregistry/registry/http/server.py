@@ -24,7 +24,7 @@ from twisted.web.http import Request as HTTPRequest
 from ..faults import badRequest, requestTooLarge
 from ..limits import Origin
 from .connections import Admission, AdmissionQueue, Client, ConnectionLimits, Connections, peerOf
-from .messages import closeAfterwards, faultResponse, inBytes, write
+from .messages import faultResponse, inBytes, write
 from .operations import MAXIMUM_BODY, Target, early, originForm
 from .requestlog import newTxnId
 from .resource import ApiResource
@@ -102,18 +102,14 @@ class ApiRequest(server.Request):
         self.clientproto = b"HTTP/1.1"
         channel.endAfter(DISCARD_SECONDS)
         txnId = newTxnId()
-        closeAfterwards(self)
+        channel.persistent = False
         write(self, faultResponse(requestTooLarge(self._limit), txnId), txnId)
         channel.noticeRefusal(413, txnId)
 
 
-class _State(Enum):
-    """The states of a connection: READING → ANSWERING → IDLE → READING, and from each of them to GONE."""
-
-    IDLE = "nothing has come since the last response"
-    READING = "a request is coming in, or the first one is expected"
-    ANSWERING = "a request is there whole"
-    GONE = "the connection is lost"
+# The states of a connection: a request is expected or coming in; it is there whole; nothing has come since its response
+# (READING → ANSWERING → IDLE → READING); and from each of them, the connection is lost.
+_State = Enum("_State", ("READING", "ANSWERING", "IDLE", "GONE"))
 
 
 class ApiChannel(Client):
