@@ -112,11 +112,9 @@ class Client:
         :param cache: keeps the last pages of ``services.list``; one of its own by default, ``None`` for no cache.
         :param settings: the result of :func:`~txserviceregistry.settings.readSettings`, instead of the arguments above.
         :param random: returns numbers from 0 to 1; selects the first of several URLs.
-        :param suspended: returns the seconds for which this machine has been suspended in all. After a suspend,
-            heartbeats are sent at once.
+        :param suspended: returns the seconds for which this machine has been suspended in all.
         :param bootTime: returns the seconds of a clock that runs during a suspend and never steps; locks use it.
-        :param traceparent: called where a request begins; returns the value of the W3C header ``traceparent`` for it,
-            or ``None``. A value that is not valid is not sent. An exception is logged.
+        :param traceparent: returns the value of the W3C header ``traceparent`` for a request that begins, or ``None``.
         :raises InvalidSettings: if a setting can't be used, or there are no credentials.
         """
         if reactor is None:
@@ -191,10 +189,7 @@ class Client:
         return self._transport.extensions
 
     def pause(self, seconds: float) -> Deferred[None]:
-        """
-        Wait for so many *seconds*, on this client's clock. Fails with ``ConnectionFailed`` when the client is closed
-        before. It may be cancelled.
-        """
+        """Wait on this client's clock. Fails with ``ConnectionFailed`` when the client is closed before."""
         return self._transport.pause(seconds)
 
     @returnsDeferred
@@ -229,9 +224,7 @@ class Client:
     def close(self) -> Deferred[None]:
         """
         Close the client: requests fail with ``ConnectionFailed``, HeartBeaters stop, and connections are closed. The
-        services stay registered until they expire. A second call does nothing more.
-
-        :return: fires when nothing of this client is left on the reactor.
+        services stay registered until they expire. Fires when nothing of this client is left on the reactor.
         """
         if self._closing is None:
             self._closing = self._close()

@@ -106,10 +106,7 @@ class ForeignResponse(MalformedResponse):
     it. It says nothing about the registry and its objects, and the request may have been carried out or not. Heartbeats
     and subscribers retry as in an outage.
 
-    :ivar status: the HTTP status code.
-    :ivar method: the request's method.
-    :ivar url: the requested URL.
-    :ivar doubt: a possible mistake in that URL; empty if the status does not suggest one.
+    :ivar doubt: a possible mistake in the URL; empty if the status does not suggest one.
     """
 
     status: int
@@ -150,11 +147,7 @@ class NotRunning(ServiceRegistryError, RuntimeError):
 
 @attrs.define(eq=False, repr=False, slots=False)
 class NotSupported(ServiceRegistryError):
-    """
-    The registry does not have an extension of the API that the call needs.
-
-    :ivar extension: its name.
-    """
+    """The registry does not have the *extension* of the API that the call needs."""
 
     extension: str
 
@@ -165,8 +158,7 @@ class NotSupported(ServiceRegistryError):
 @attrs.define(eq=False, repr=False, slots=False)
 class OutcomeUnknown(ServiceRegistryError):
     """
-    A conditional write had no response, and its repetition found that its condition does not hold: either the write had
-    succeeded, or another client has changed the value.
+    A conditional write had no response, and its condition does not hold any more: it may have succeeded.
 
     :ivar etag: the tag of the current value; ``None`` if there is no value.
     """
@@ -216,12 +208,9 @@ class APIError(ServiceRegistryError):
 
     :ivar status: the HTTP status code.
     :ivar type: the fault's type, such as ``notFoundError``; empty if a 5xx is not a fault of the API.
-    :ivar message: the registry's message.
-    :ivar details: the registry's details.
+    :ivar message: the registry's message; *details* has its details.
     :ivar txnId: the registry's id of the request, with which its operators find it in their logs.
-    :ivar method: the request's method.
-    :ivar url: the requested URL.
-    :ivar doubt: a possible mistake in that URL; empty if the response does not suggest one.
+    :ivar doubt: a possible mistake in the URL; empty if the response does not suggest one.
     """
 
     status: int

@@ -121,7 +121,7 @@ class RegisteredService(Service):
 
     @property
     def tags(self) -> list[str]:
-        """A copy of the tags that the service should have, as they were given or updated."""
+        """A copy of the tags that the service should have."""
         return list(self._desired.fields["tags"])
 
     @property
@@ -172,8 +172,8 @@ class RegisteredService(Service):
 
             service.update(metadata={**service.metadata, "status": "draining"})
 
-        The change counts at once for :attr:`tags`, :attr:`metadata` and each registration from now on. While the
-        registry can't be reached, the client retries.
+        The change counts at once for each registration from now on. While the registry can't be reached, the client
+        retries.
 
         :param tags: the new tags, instead of all that there are; ``None`` leaves them as they are.
         :param metadata: the new metadata in the same way. A ``host`` that was determined automatically stays, unless
@@ -221,10 +221,7 @@ class RegisteredService(Service):
         heartBeater.whenStopped().addErrback(self._refused)
 
     def stopService(self) -> Deferred[None]:
-        """
-        Stop sending heartbeats, and deregister the service. Fires when that is done, or after three seconds if the
-        registry does not respond. Never fails.
-        """
+        """Stop, and deregister the service. Fires when that is done, or after three seconds without a response."""
         Service.stopService(self)
         return self._leave()
 
@@ -246,9 +243,7 @@ class RegisteredService(Service):
     def drain(self, seconds: float) -> Deferred[None]:
         """
         Deregister the service now, and wait *seconds*, in which clients that still know it are served. Call it before
-        the port is closed.
-
-        :raises ValueError: if *seconds* is negative or not a number; then nothing happens.
+        the port is closed. ``ValueError`` if *seconds* is negative or not a number; then nothing happens.
         """
         seconds = boundedNumber(seconds, 0.0, LONGEST_INTERVAL)
         return self._leave().addCallback(lambda _: deferLater(self._clock, seconds, lambda: None))

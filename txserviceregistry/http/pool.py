@@ -51,9 +51,7 @@ class InsecureConnection(Exception):
 class _Connection(_HTTP11):
     """
     One connection. Its responses come with their bodies, unless they are streamed, and a request that fails does so
-    when the socket is closed.
-
-    :ivar lost: fires when the socket is closed.
+    when the socket is closed (*lost*).
     """
 
     def __init__(self, clock: Any, quiescentCallback: Callable[[Any], None], streams: bool) -> None:
@@ -168,10 +166,7 @@ class ConnectionPool(HTTPConnectionPool):
         return self._addresses.get(_keyOf(URI.fromBytes(url.encode("ascii"))))
 
     def onLocalAddress(self, listener: Callable[[str, str], object]) -> Callable[[], None]:
-        """
-        Call *listener* with a server's URL and a local address, whenever a connection to the server has another local
-        address than the connection before, until the function that is returned is called.
-        """
+        """Call *listener* with a server's URL and the local address of a connection to it, if that has changed."""
         return self._addressListeners.add(listener)
 
     def close(self) -> Deferred[None]:
