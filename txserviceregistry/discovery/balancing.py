@@ -202,15 +202,6 @@ def strategyNamed(name: str, random: Callable[[], float] = randomModule.random) 
     return STRATEGIES[name](random)
 
 
-@attrs.frozen
-class _Failures:
-    """The number of failures in a row, and the times of the last one and of the ejection's end."""
-
-    count: int = 0
-    last: float = -math.inf
-    end: float = -math.inf
-
-
 class Ejections:
     """
     The instances that have failed lately: each is ejected for a second, after its next failure in a row for two, then
@@ -219,17 +210,16 @@ class Ejections:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._failures: dict[Key, _Failures] = {}
+        # The number of failures in a row, and the end of the ejection.
+        self._failures: dict[Key, tuple[int, float]] = {}
 
     def failed(self, instance: Instance) -> None:
         """*instance* could not be connected to."""
-        now, before = self._clock.seconds(), self._failures.get(instance.key, _Failures())
-        if now < before.end:
-            # Failures during an ejection have the same cause.
-            self._failures[instance.key] = attrs.evolve(before, last=now)
-        else:
-            seconds = min(_FIRST_EJECTION * 2.0 ** min(before.count, 62), _LONGEST_EJECTION)
-            self._failures[instance.key] = _Failures(before.count + 1, now, now + seconds)
+        now, (count, end) = self._clock.seconds(), self._failures.get(instance.key, (0, 0.0))
+        # Failures during an ejection have the same cause.
+        if now >= end:
+            seconds = min(_FIRST_EJECTION * 2.0 ** min(count, 62), _LONGEST_EJECTION)
+            self._failures[instance.key] = (count + 1, now + seconds)
 
     def succeeded(self, instance: Instance) -> None:
         """*instance* could be connected to."""
@@ -238,11 +228,11 @@ class Ejections:
     def ejected(self) -> frozenset[Key]:
         """The instances that are ejected now."""
         now = self._clock.seconds()
-        return frozenset(key for key, failures in self._failures.items() if failures.end > now)
+        return frozenset(key for key, (_, end) in self._failures.items() if end > now)
 
-    def lastFailure(self, instance: Instance) -> float:
-        """When *instance* failed last; minus infinity if it has not."""
-        return self._failures.get(instance.key, _Failures()).last
+    def endOf(self, instance: Instance) -> float:
+        """When the ejection of *instance* ends, or has ended."""
+        return self._failures.get(instance.key, (0, 0.0))[1]
 
     def keepOnly(self, keys: Collection[Key]) -> None:
         """Forget the failures of all other instances: one that comes back begins anew."""
@@ -301,7 +291,7 @@ class Balancer:
         left = [[one for one in tier if one.key not in tried] for tier in self._tiers]
         for healthy in filter(None, map(self._healthy, left)):
             return self.strategy.pick(healthy)
-        return min(chain.from_iterable(left), key=self.ejections.lastFailure, default=None)
+        return min(chain.from_iterable(left), key=self.ejections.endOf, default=None)
 
     def unavailable(self, reasons: Mapping[str, BaseException] | None = None) -> NoServiceAvailable:
         """The error for a tag without an instance, or without one that could be reached."""

@@ -31,6 +31,11 @@ REFRESH_WITHOUT_UPDATES = 60.0
 THRESHOLD = 0.5
 #: How many of them have to expire at least.
 FEWEST = 3
+_BEGIN = (
+    "{count} of {total} services with tag {tag} expired at once: they stay in use as suspects; "
+    "check the network between them and the registry"
+)
+_END = "Enough services with tag {tag} are registered again; {count} suspects dropped"
 
 _KINDS: dict[str, Change] = {
     "service.join": "join",
@@ -303,20 +308,10 @@ class Suspects:
         isMuch = len(expired) > self._threshold * total
         if isMuch and not isPanicking and len(expired) >= FEWEST:
             self._panicking.add(tag)
-            self._log.warn(
-                "{count} of {total} services with tag {tag} expired at once: they stay in use as suspects;"
-                " check the network between them and the registry",
-                count=len(expired),
-                total=total,
-                tag=tag,
-            )
+            self._log.warn(_BEGIN, count=len(expired), total=total, tag=tag)
         elif not isMuch and isPanicking:
             self._panicking.discard(tag)
-            self._log.info(
-                "Enough services with tag {tag} are registered again; {count} suspects dropped",
-                tag=tag,
-                count=len(expired),
-            )
+            self._log.info(_END, tag=tag, count=len(expired))
             expired.clear()
         if not expired:
             del self._expired[tag]

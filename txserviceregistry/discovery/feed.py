@@ -84,13 +84,8 @@ class Progress:
 
     def toJSON(self) -> dict[str, Any]:
         """The content of the file."""
-        cursor = self.cursor
-        return {
-            "marker": cursor.marker,
-            "begins": cursor.isInclusive,
-            "given": self.repeatedTo,
-            "quietAt": self.quietAt,
-        }
+        marker, begins = self.cursor.marker, self.cursor.isInclusive
+        return {"marker": marker, "begins": begins, "given": self.repeatedTo, "quietAt": self.quietAt}
 
     @classmethod
     def fromJSON(cls, kept: Any) -> Progress:
