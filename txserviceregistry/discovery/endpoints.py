@@ -116,40 +116,15 @@ class RegistryEndpoint:
         return tryEach(self._balancer, attempt, self._timeout)
 
 
-class SharedUser:
-    """The use of a shared client and directory by one endpoint."""
-
-    def __init__(self, shared: _Shared) -> None:
-        self.client = shared.client
-        #: Called before everything is closed during this use; its Deferred is waited for.
-        self.leave: Callable[[], object] = lambda: None
-        self._shared = shared
-
-    @property
-    def directory(self) -> Directory:
-        """The directory, which is started with its first use."""
-        return self._shared.directory()
-
-    @property
-    def isOver(self) -> bool:
-        """Whether everything is closed, or being closed, so that a new use has to begin."""
-        return self._shared.ending is not None
-
-    def release(self) -> Deferred[None]:
-        """End the use, once or more often; fires when everything that is closed because of it is closed."""
-        shared = self._shared
-        if shared.ending is None:
-            shared.users.pop(self, None)
-        return shared.end() if self.isOver or not shared.users else succeed(None)
-
-
-class _Shared:
-    """One client, and one directory."""
+class Shared:
+    """A client and a directory that endpoint strings share, until the last of their users has released it."""
 
     def __init__(self, reactor: Any, key: object, settings: Settings) -> None:
         self.key = key
         self.client = Client(reactor=reactor, settings=settings)
-        self.users: dict[SharedUser, None] = {}
+        #: Each user, and what it does before everything is closed; its Deferred is waited for.
+        self.users: dict[object, Callable[[], object]] = {}
+        #: Fires when everything is closed, once that has begun.
         self.ending: Deferred[None] | None = None
         self._reactor = reactor
         self._directory: Directory | None = None
@@ -158,11 +133,19 @@ class _Shared:
             # A twistd application stops its servers in the same phase; those are waited for.
             self._trigger = reactor.addSystemEventTrigger("before", "shutdown", self.end)
 
+    @property
     def directory(self) -> Directory:
+        """The directory, which is started with its first use."""
         if self._directory is None:
             self._directory = Directory(self.client)
             self._directory.startService()
         return self._directory
+
+    def release(self, user: object) -> Deferred[None]:
+        """End a use, once or more often; fires when everything that is closed because of it is closed."""
+        if self.ending is None:
+            self.users.pop(user, None)
+        return self.end() if self.ending is not None or not self.users else succeed(None)
 
     def end(self) -> Deferred[None]:
         """Close everything, after all users have left."""
@@ -176,7 +159,7 @@ class _Shared:
         def failed(failure: Any) -> None:
             _log.failure("Closing a shared client failed", failure)
 
-        await gatherResults([maybeDeferred(user.leave).addErrback(failed) for user in self.users])
+        await gatherResults([maybeDeferred(leave).addErrback(failed) for leave in self.users.values()])
         if self._directory is not None:
             await self._directory.stopService()
         await self.client.close().addErrback(failed)
@@ -192,11 +175,11 @@ class _Shared:
 
 
 # By reactor, those that are not closed yet.
-_open: dict[Any, list[_Shared]] = {}
+_open: dict[Any, list[Shared]] = {}
 
 
-def share(reactor: Any) -> SharedUser:
-    """Begin to use the shared client of the registry that the settings name; raises InvalidSettings."""
+def share(reactor: Any, user: object) -> Shared:
+    """Let *user* share the client of the registry that the settings name; raises InvalidSettings."""
     settings = readSettings()
     # A client rereads the key in a file.
     key = attrs.evolve(settings, apiKey="" if settings.raxrcPath else settings.apiKey)
@@ -204,11 +187,10 @@ def share(reactor: Any) -> SharedUser:
         if shared.key == key and shared.ending is None:
             break
     else:
-        shared = _Shared(reactor, key, settings)
+        shared = Shared(reactor, key, settings)
         _open.setdefault(reactor, []).append(shared)
-    user = SharedUser(shared)
-    shared.users[user] = None
-    return user
+    shared.users[user] = lambda: None
+    return shared
 
 
 @returnsDeferred
@@ -233,10 +215,10 @@ class RegisteredPort(proxyForInterface(IListeningPort, "_port")):  # type: ignor
         :meth:`stopListening`, so that clients that have just looked it up are not refused.
     """
 
-    def __init__(self, port: IListeningPort, service: RegisteredService, user: SharedUser | None) -> None:
+    def __init__(self, port: IListeningPort, service: RegisteredService, release: Callable[[], Deferred[None]]) -> None:
         super().__init__(port)
         self.service = service
-        self._user = user
+        self._release = release
         self._stopping: Deferred[None] | None = None
 
     def stopListening(self) -> Deferred[None]:
@@ -254,8 +236,7 @@ class RegisteredPort(proxyForInterface(IListeningPort, "_port")):  # type: ignor
             await self.service.stopService()
             await maybeDeferred(self._port.stopListening)
         finally:
-            if self._user is not None:
-                await self._user.release()
+            await self._release()
 
 
 @implementer(IStreamServerEndpoint)
@@ -269,7 +250,7 @@ class RegisteredEndpoint:
 
     def __init__(
         self,
-        client: Client | Callable[[], SharedUser],
+        client: Client | Callable[[object], Shared],
         endpoint: IStreamServerEndpoint,
         serviceId: str,
         heartbeatTimeout: int = 30,
@@ -277,7 +258,7 @@ class RegisteredEndpoint:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """
-        :param client: sends the requests, and the caller closes it; or a function that begins the use of a shared one.
+        :param client: sends the requests, and the caller closes it; or a function that lets a user share one.
         :param endpoint: the endpoint to listen on.
         :param serviceId: see :class:`~txserviceregistry.RegisteredService`, here and below.
         :raises TypeError: if one of them has a wrong type.
@@ -297,26 +278,28 @@ class RegisteredEndpoint:
         :class:`RegisteredPort` when the port is open. Fails as the wrapped endpoint does, and with
         :class:`~txserviceregistry.errors.InvalidSettings` if no settings name the registry.
         """
-        user, client = None, self._client
+        user, shared, client = object(), None, self._client
         if callable(client):
-            user = client()
-            client = user.client
+            shared = client(user)
+            client = shared.client
+
+        def release() -> Deferred[None]:
+            return succeed(None) if shared is None else shared.release(user)
+
         try:
             port = await self._endpoint.listen(protocolFactory)
-            if user is not None and user.isOver:
+            if shared is not None and shared.ending is not None:
                 await maybeDeferred(port.stopListening)
                 raise RegistrationEnded(f"Service {self._serviceId} was stopped before it was registered")
         except BaseException:
-            if user is not None:
-                await user.release()
+            await release()
             raise
-        service = RegisteredService(
-            client, self._serviceId, self._heartbeatTimeout, self._tags, self._withAddress(port.getHost())
-        )
+        metadata = self._withAddress(port.getHost())
+        service = RegisteredService(client, self._serviceId, self._heartbeatTimeout, self._tags, metadata)
         service.startService()
-        if user is not None:
-            user.leave = service.stopService
-        return RegisteredPort(port, service, user)
+        if shared is not None:
+            shared.users[user] = service.stopService
+        return RegisteredPort(port, service, release)
 
     def _withAddress(self, address: IAddress) -> dict[str, str]:
         metadata = dict(self._metadata)

@@ -26,7 +26,7 @@ from ..util.logs import Logger
 from ..util.parsing import parseMetadata, parseTags
 from .balancing import strategyNamed
 from .directory import THRESHOLD, checkedThreshold
-from .endpoints import CONNECT_TIMEOUT, RegisteredEndpoint, RegistryEndpoint, SharedUser, checkedConnectTimeout, share
+from .endpoints import CONNECT_TIMEOUT, RegisteredEndpoint, RegistryEndpoint, Shared, checkedConnectTimeout, share
 
 _CLIENT_KEYS = ("tag", "strategy", "timeout", "region", "zone", "panicThreshold")
 _SERVER_KEYS = ("id", "tags", "metadata", "heartbeatTimeout", "endpoint")
@@ -43,27 +43,24 @@ class SharedRegistryEndpoint:
         self._reactor = reactor
         self._tag = tag
         self._options = options
-        self._user: SharedUser | None = None
+        self._shared: Shared | None = None
         self._end: Callable[[], object] = lambda: None
         self._endpoint: Any = None
 
     @returnsDeferred
     async def connect(self, protocolFactory: IProtocolFactory) -> IProtocol:
         """See RegistryEndpoint; fails with InvalidSettings too, if no settings name the registry."""
-        if self._user is None or self._user.isOver:
+        if self._shared is None or self._shared.ending is not None:
             self._end()
-            self._user = user = share(self._reactor)
-            self._end = end = finalize(self, _release, user, self._reactor)
+            user = object()
+            self._shared = shared = share(self._reactor, user)
+            # The garbage collector runs in any thread, and within any call.
+            self._end = end = finalize(self, self._reactor.callFromThread, shared.release, user)
             end.atexit = False
-            self._endpoint = RegistryEndpoint(self._reactor, user.directory, self._tag, **self._options)
+            self._endpoint = RegistryEndpoint(self._reactor, shared.directory, self._tag, **self._options)
         # This coroutine refers to the endpoint until it ends.
         protocol: IProtocol = await self._endpoint.connect(protocolFactory)
         return protocol
-
-
-def _release(user: SharedUser, reactor: Any) -> None:
-    # The garbage collector runs in any thread, and within any call.
-    reactor.callFromThread(user.release)
 
 
 def _orExit(reactor: Any, error: ServiceRegistryError | ValueError) -> BaseException:
@@ -141,9 +138,9 @@ def parseRegistered(reactor: Any, *args: str, **kwargs: str) -> RegisteredEndpoi
         raise ValueError(rf"registered: metadata: {error}; in an endpoint string that is \\,")
     tags = parseTags(kwargs.get("tags", ""))
 
-    def use() -> SharedUser:
+    def use(user: object) -> Shared:
         try:
-            return share(reactor)
+            return share(reactor, user)
         except InvalidSettings as error:
             raise _orExit(reactor, error)
 

@@ -20,80 +20,72 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.unit.garbage import collectOnlyNew
 from txserviceregistry.discovery import endpoints
-from txserviceregistry.discovery.endpoints import RegisteredEndpoint, RegisteredPort, SharedUser, closeShared, share
+from txserviceregistry.discovery.endpoints import RegisteredEndpoint, RegisteredPort, closeShared, share
 from txserviceregistry.errors import InvalidSettings, NoServiceAvailable, RegistrationEnded
 from txserviceregistry.settings import Settings
 
 from .sharedcase import SharedTestCase
 
 
-class ReferenceTests(SharedTestCase):
-    """Acquiring and releasing."""
+class UserTests(SharedTestCase):
+    """Sharing and releasing."""
 
     def test_oneForAll(self) -> None:
         """There is one client, and one directory, however many use them; they are closed with the last."""
-        users = [self.user() for _ in range(3)]
+        [shared] = {share(self.reactor, user) for user in range(3)}
         self.assertEqual(len(self.clients), 1)
-        [directory] = {user.directory for user in users}
-        assert directory is not None
+        directory = shared.directory
+        self.assertIs(shared.directory, directory)
         self.fake.advance(1)
-        self.assertTrue(directory.running)
-        for user in users[:2]:
-            self.successResultOf(user.release())
-            self.successResultOf(user.release())
-        self.assertTrue(directory.running)
-        self.assertFalse(users[2].isOver)
-        self.successResultOf(users[2].release())
-        self.assertFalse(directory.running)
-        self.assertEqual(self.closed, self.clients)
-        self.successResultOf(users[2].release())
+        for user in (0, 0, 1, 1):
+            self.successResultOf(shared.release(user))
+            self.assertTrue(directory.running)
+        self.assertIsNone(shared.ending)
+        for _ in range(2):
+            self.successResultOf(shared.release(2))
+            self.assertFalse(directory.running)
+            self.assertEqual(self.closed, self.clients)
         self.fake.advance(1)
         self.assertEqual(self.fake.clock.getDelayedCalls(), [])
         self.assertEqual(self.reactor.beforeShutdown, [])
 
-    def user(self) -> SharedUser:
-        """One that needs the directory."""
-        user = share(self.reactor)
-        self.assertIs(user.directory, user.directory)
-        return user
-
     def test_theDirectoryIsThereForReaders(self) -> None:
-        """Servers need no directory: it starts with the first user that needs it."""
-        server = share(self.reactor)
+        """Servers need no directory: it starts with its first use."""
+        shared = share(self.reactor, "server")
         self.fake.advance(1)
         self.assertEqual(self.fake.requests, [])
-        self.assertTrue(server.directory.running)
-        self.successResultOf(server.release())
-        self.assertFalse(server.directory.running)
+        self.assertTrue(shared.directory.running)
+        self.successResultOf(shared.release("server"))
+        self.assertFalse(shared.directory.running)
 
     def test_otherSettings(self) -> None:
         """Other settings mean another registry, or another user: another client."""
-        first = share(self.reactor)
+        first = share(self.reactor, 1)
         self.settings = Settings("another user", "key", (self.fake.url,), ())
-        second = share(self.reactor)
+        second = share(self.reactor, 2)
         self.assertIsNot(first.client, second.client)
-        self.successResultOf(first.release())
+        self.successResultOf(first.release(1))
         self.assertEqual(self.closed, [first.client])
-        self.successResultOf(second.release())
+        self.successResultOf(second.release(2))
         self.assertEqual(self.closed, [first.client, second.client])
 
     def test_anotherKeyInTheSameFile(self) -> None:
         """A client takes up the key that its file has by now; one that was given a key is another one with another."""
         for path, clients in ((Path("/raxrc"), 1), (None, 2)):
-            users = []
+            found = []
             for key in ("the key", "another key"):
                 self.settings = Settings("fake", key, (self.fake.url,), (), raxrcPath=path)
-                users.append(share(self.reactor))
-            self.assertEqual(len({id(user.client) for user in users}), clients)
-            for user in users:
-                self.successResultOf(user.release())
+                found.append(share(self.reactor, key))
+            self.assertEqual(len({id(shared.client) for shared in found}), clients)
+            for shared, key in zip(found, ("the key", "another key"), strict=True):
+                self.successResultOf(shared.release(key))
 
     def test_notOnAReactorThatEnds(self) -> None:
         """A clock that is not a whole reactor is enough."""
         self.reactor = Clock()  # type: ignore[assignment]  # on purpose
-        user = share(self.reactor)
+        shared = share(self.reactor, "user")
         self.successResultOf(closeShared(self.reactor))
-        self.assertTrue(user.isOver)
+        self.assertIsNotNone(shared.ending)
 
 
 class CloseTests(SharedTestCase):
@@ -107,7 +99,7 @@ class CloseTests(SharedTestCase):
         return port
 
     def server(self, endpoint: Any) -> RegisteredEndpoint:
-        return RegisteredEndpoint(lambda: share(self.reactor), endpoint, "web1")
+        return RegisteredEndpoint(lambda user: share(self.reactor, user), endpoint, "web1")
 
     def test_nothingThere(self) -> None:
         """Where nothing is shared there is nothing to close, on the global reactor neither."""
@@ -154,19 +146,18 @@ class CloseTests(SharedTestCase):
 
     def test_aTriggerThatIsGone(self) -> None:
         """A reactor that has removed the trigger, because its shutdown has begun, causes no error."""
-        user = share(self.reactor)
+        shared = share(self.reactor, "user")
         self.reactor.beforeShutdown.clear()
-        self.successResultOf(user.release())
+        self.successResultOf(shared.release("user"))
         self.assertEqual(self.closed, self.clients)
 
     def test_whatFailsToLeave(self) -> None:
         """A server that fails to leave is logged, and delays no other one."""
-        user = share(self.reactor)
 
         def leave() -> None:
             raise RuntimeError("no")
 
-        user.leave = leave
+        share(self.reactor, "user").users["user"] = leave
         self.successResultOf(closeShared(self.reactor))
         self.assertEqual(self.closed, self.clients)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
