@@ -12,9 +12,9 @@ from ..util.logs import Logger
 from .eventids import position, positionOf
 from .faults import badRequest
 from .limits import Places
-from .model import PLAIN_TYPES, Page
+from .model import EVENT_TYPES, PLAIN_TYPES, Page
 from .stores.interfaces import Account, StoreUnavailable
-from .streams import EventStreams, wantedTypes
+from .streams import EventStreams
 from .tasks import Part, Turns, available, owned
 
 _HOUR = 3600.0
@@ -28,9 +28,6 @@ TOO_MANY_WAIT = "Too many requests are waiting; retry later, or without wait"
 @attrs.define(eq=False, slots=False)
 class EventFeed(Part):
     """The feeds of all tenants, kept for the *retention* (seconds), and the requests that wait, which have *places*."""
-
-    #: How much of the events a feed without a marker shows, in seconds. Events are kept for as long at least.
-    EVENTS_SHOWN = _HOUR
 
     _log = Logger()
 
@@ -61,11 +58,12 @@ class EventFeed(Part):
         hour. The fault 400 as :meth:`checkMarker`.
         """
         if marker is None:
-            since = positionOf(self._wallClock() - self.EVENTS_SHOWN)
+            since = positionOf(self._wallClock() - _HOUR)
         else:
             since = position(marker)
             await self.checkMarker(tenant, marker)
-        records = await available(self._store.listEvents(tenant, since, limit + 1, wantedTypes(types)))
+        wanted = None if types.issuperset(EVENT_TYPES) else types
+        records = await available(self._store.listEvents(tenant, since, limit + 1, wanted))
         return Page.of([record.shown for record in records], limit)
 
     async def checkMarker(self, tenant: str, marker: str) -> None:

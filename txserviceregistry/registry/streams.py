@@ -20,7 +20,6 @@ from ..util.logs import Logger
 from .eventids import isMoment, momentAt, position, positionOf
 from .faults import Fault, systemFailure
 from .limits import Places
-from .model import EVENT_TYPES
 from .stores.interfaces import Account, EventRecord, NoSuchObject, StoreUnavailable
 from .stores.shared import ISharedStore
 from .tasks import Part, Turns, available, owned
@@ -32,11 +31,6 @@ PAGE = 100
 PATIENCE = 10.0
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
-
-
-def wantedTypes(types: Collection[str]) -> Collection[str] | None:
-    """Types of events, as a store is asked for them: ``None`` for all."""
-    return None if frozenset(types).issuperset(EVENT_TYPES) else types
 
 
 def frame(type: str, id: str | None, data: str = "{}") -> bytes:
@@ -258,7 +252,7 @@ class EventStreams(Part):
         with self._endsWith(partial(self._drop, tail), "Cannot write event streams (they are closed)"):
             while tail.isDue and not tail.isOver:
                 tail.isDue = False
-                while page := await self._read(tail.tenant, tail.place, EVENT_TYPES):
+                while page := await self._read(tail.tenant, tail.place, None):
                     await self._relayPage(tail, page)
                     if len(page) < PAGE:
                         break
@@ -281,12 +275,12 @@ class EventStreams(Part):
             if data := same[wanted]:
                 stream.write(data)
 
-    def _read(self, tenant: str, after: _Place, types: Collection[str]) -> Deferred[list[_Event]]:
+    def _read(self, tenant: str, after: _Place, types: Collection[str] | None) -> Deferred[list[_Event]]:
         return self._page(tenant, after.position + 1, types).addTimeout(PATIENCE, self._clock)
 
     @owned
-    async def _page(self, tenant: str, begin: int, types: Collection[str]) -> list[_Event]:
-        page = [_Event(each) for each in await self._store.listEvents(tenant, begin, PAGE, wantedTypes(types))]
+    async def _page(self, tenant: str, begin: int, types: Collection[str] | None) -> list[_Event]:
+        page = [_Event(each) for each in await self._store.listEvents(tenant, begin, PAGE, types)]
         for event in page:
             # Changes of states do not tell the tags of the services.
             if event.record.type == "service.state":
