@@ -114,7 +114,6 @@ def peerOf(address: IAddress) -> str:
 class Client(HTTPChannel):
     """The connection of a client, which *isKnown* if it has shown valid credentials; it is closed at its *deadline*."""
 
-    admission: Admission
     connections: Connections
     transport: Any
     peer = ""
@@ -128,7 +127,7 @@ class Client(HTTPChannel):
     @property
     def origin(self) -> Origin:
         self._number = self._number or next(_numbers)
-        return self.admission.origin(self.peer, self._number)
+        return self.connections.origin(self.peer, self._number)
 
     @property
     def hasUnread(self) -> bool:
@@ -174,17 +173,20 @@ class Connections:
     longest for a request; if there is none, the known one that has, if at least half of all are known ones that wait;
     else the new one.
 
-    :param onEmpty: called when the last one is gone.
     :ivar evictions: how many had to go since the start.
+    :ivar requests: the queue of requests from unauthenticated clients; *handshakes*: that of TLS handshakes.
     """
 
     _log = Logger()
 
-    def __init__(self, limits: ConnectionLimits, clock: IReactorTime, onEmpty: Callable[[], object]) -> None:
+    def __init__(self, limits: ConnectionLimits, clock: IReactorTime) -> None:
         self.limits = limits
         self.clock = clock
         self.evictions = 0
-        self._onEmpty = onEmpty
+        self.requests = AdmissionQueue(clock)
+        self.handshakes = AdmissionQueue(clock)
+        # When an address was last known: during a flood from elsewhere a share of the queues is reserved for these.
+        self._seen: BoundedCache[str, float] = BoundedCache()
         self._members: set[Client] = set()
         self._ofPeer: Counter[str] = Counter()
         # Those that could be closed without harm to a request, of unauthenticated clients and of known ones, in the
@@ -227,9 +229,18 @@ class Connections:
             if self._sweeping is not None:
                 self._sweeping.cancel()
                 self._sweeping = None
-            self._onEmpty()
+            self.requests.stop()
+            self.handshakes.stop()
             drained, self._drained = self._drained, Deferred()
             drained.callback(None)
+
+    def remember(self, peer: str) -> None:
+        """A client at this address has authenticated."""
+        self._seen.put(peer, self.clock.seconds())
+
+    def origin(self, peer: str, connection: int) -> Origin:
+        seen = self._seen.get(peer)
+        return Origin(peer, connection, seen is not None and self.clock.seconds() - seen < KNOWN_SECONDS)
 
     def drain(self, seconds: float, endWaiting: Callable[[], None] = lambda: None) -> Deferred[None]:
         """
@@ -391,27 +402,6 @@ class AdmissionQueue:
             self._schedule()
 
 
-class Admission:
-    """The queues of unauthenticated clients, and the addresses at which a client has authenticated recently."""
-
-    def __init__(self, clock: IReactorTime) -> None:
-        self.requests = AdmissionQueue(clock)
-        self.handshakes = AdmissionQueue(clock)
-        self._clock = clock
-        self._seen: BoundedCache[str, float] = BoundedCache()
-
-    def remember(self, peer: str) -> None:
-        self._seen.put(peer, self._clock.seconds())
-
-    def origin(self, peer: str, connection: int) -> Origin:
-        seen = self._seen.get(peer)
-        return Origin(peer, connection, seen is not None and self._clock.seconds() - seen < KNOWN_SECONDS)
-
-    def stop(self) -> None:
-        self.requests.stop()
-        self.handshakes.stop()
-
-
 def _clientOf(request: Request) -> Client | None:
     # Requests to a plain Site have another channel; one that was finished meanwhile has none.
     channel = getattr(request, "channel", None)
@@ -422,9 +412,9 @@ def recognize(request: Request) -> None:
     client = _clientOf(request)
     if client is not None and not client.isKnown:
         client.isKnown = True
-        client.admission.remember(client.peer)
-        client.admission.requests.welcome()
-        client.admission.handshakes.welcome()
+        client.connections.remember(client.peer)
+        client.connections.requests.welcome()
+        client.connections.handshakes.welcome()
 
 
 def originOf(request: Request) -> Origin:
@@ -440,5 +430,5 @@ async def inTurn(request: Request) -> None:
     client = _clientOf(request)
     if client is not None and not client.isKnown:
         turn: Deferred[None] = Deferred()
-        client.admission.requests.enter(client.origin, partial(turn.callback, None))
+        client.connections.requests.enter(client.origin, partial(turn.callback, None))
         await turn

@@ -76,7 +76,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         registry, store, identity, log = self._registry, self._store.statistics, self._identity, self._site.requestLog
-        connections, admission = self._site.connections, self._site.admission
+        connections = self._site.connections
         services, engine, stalls = registry.counts(), registry.engine, registry.engine.live.time
         routes = {(method.decode(), route): one for (method, route), one in sorted(log.statistics.routes.items())}
         requests = {(*key, str(code)): n for key, one in routes.items() for code, n in sorted(one.codes.items())}
@@ -91,8 +91,8 @@ class Metrics(Collector):
         yield _gauge("connections", "Connections that are open.", connections.count)
         yield _counter("evictions", "Connections that were closed to make room for others.", connections.evictions)
         text = "Times that work for clients without a valid token had to wait for its turn."
-        handshakes = admission.handshakes.waited
-        waited = {"request": admission.requests.waited, "handshake": handshakes, "login": identity.waited}
+        handshakes = connections.handshakes.waited
+        waited = {"request": connections.requests.waited, "handshake": handshakes, "login": identity.waited}
         yield _counter("unauthenticated_waits", text, waited, "kind")
         yield _counter("logins_refused", "Logins refused because too many waited.", identity.overloaded)
         yield _gauge("services", "Registered services.", sum(services.values()))

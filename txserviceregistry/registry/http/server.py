@@ -23,7 +23,7 @@ from twisted.web.http import Request as HTTPRequest
 
 from ..faults import badRequest, requestTooLarge
 from ..limits import Origin
-from .connections import Admission, AdmissionQueue, Client, ConnectionLimits, Connections, peerOf
+from .connections import AdmissionQueue, Client, ConnectionLimits, Connections, peerOf
 from .messages import faultResponse, inBytes, write
 from .operations import MAXIMUM_BODY, Target, early, originForm
 from .requestlog import newTxnId
@@ -133,7 +133,7 @@ class ApiChannel(Client):
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's own has no annotations
         self._state = _State.GONE
         if self.isKnown:
-            self.admission.remember(self.peer)
+            self.connections.remember(self.peer)
         HTTPChannel.connectionLost(self, reason)
         self.connections.closed(self)
 
@@ -147,7 +147,7 @@ class ApiChannel(Client):
             # It has no end of a line to wait for.
             self._respondToBadRequestAndDisconnect()
         else:
-            self.admission.requests.spend(partial(HTTPChannel.dataReceived, self, data))
+            self.connections.requests.spend(partial(HTTPChannel.dataReceived, self, data))
 
     def isWhole(self) -> None:
         self._state, self.deadline = _State.ANSWERING, math.inf
@@ -163,7 +163,7 @@ class ApiChannel(Client):
         if self.isKnown or self.resource.authenticator.vouchesFor(request):
             self.resource.answer(request)
         else:
-            self.admission.requests.run(self.origin, partial(self._answer, request))
+            self.connections.requests.run(self.origin, partial(self._answer, request))
 
     def _answer(self, request: ApiRequest) -> None:
         if self._state is not _State.GONE:
@@ -235,15 +235,14 @@ class ApiSite(server.Site):
     ) -> None:
         server.Site.__init__(self, resource, reactor=reactor, timeout=None, parsePOSTFormSubmission=False)
         self.requestLog = resource.requestLog
-        self.admission = Admission(reactor)
-        self.connections = Connections(limits, reactor, self.admission.stop)
+        self.connections = Connections(limits, reactor)
         self._ports: list[Any] = []
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         if self._ports:
             self.reactor.callLater(0, self._slowDown)
         channel: Any = server.Site.buildProtocol(self, addr)
-        channel.resource, channel.admission, channel.connections = self.resource, self.admission, self.connections
+        channel.resource, channel.connections = self.resource, self.connections
         # Else Twisted has the factory log each response; there is an access log of our own.
         channel.factory = None
         return channel
@@ -279,9 +278,9 @@ class _Handshaking(TLSMemoryBIOProtocol):
     _isDone = False
 
     def makeConnection(self, transport: ITransport) -> None:
-        admission: Admission = self.factory.wrappedFactory.admission
-        self._queue = admission.handshakes
-        self._origin = admission.origin(peerOf(transport.getPeer()), _FIRST)
+        connections: Connections = self.factory.wrappedFactory.connections
+        self._queue = connections.handshakes
+        self._origin = connections.origin(peerOf(transport.getPeer()), _FIRST)
         self._queue.spend(partial(super().makeConnection, transport))
 
     def dataReceived(self, data: bytes) -> None:

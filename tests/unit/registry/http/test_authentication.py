@@ -123,7 +123,7 @@ class SchemeTests(AuthenticationCase):
         """A request with a token or credentials that were valid is served during a flood, others wait."""
         self.ask(basic())
         waiting = [Connection(self.api) for _ in range(2)]
-        self.api.site.admission.requests.spend(lambda: self.api.clock.advance(1))
+        self.api.site.connections.requests.spend(lambda: self.api.clock.advance(1))
         for each in waiting:
             each.send(requestBytes("GET", "/"))
         self.assertEqual([each.replies() for each in waiting], [[], []])

@@ -256,7 +256,7 @@ class UnfinishedTests(LimitsCase):
 
     def test_whatComesWhileOthersWaitCounts(self) -> None:
         """What comes while requests of unauthenticated clients wait for their turn counts as well."""
-        self.api.site.admission.requests.spend(lambda: self.api.clock.advance(1))
+        self.api.site.connections.requests.spend(lambda: self.api.clock.advance(1))
         guests = [self.connect() for _ in range(9)]
         for guest in guests:
             guest.send(self.head() + b" " * 60_000)
@@ -271,7 +271,7 @@ class UnfinishedTests(LimitsCase):
         def work() -> None:
             self.api.clock.rightNow += 1
 
-        for line in (self.api.site.admission.requests, self.api.site.admission.handshakes):
+        for line in (self.api.site.connections.requests, self.api.site.connections.handshakes):
             line.spend(work)
         for each in connections:
             each.send(requestBytes("GET", SERVICES))

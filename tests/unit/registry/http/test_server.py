@@ -135,7 +135,7 @@ class HandshakeTests(SynchronousTestCase):
         self.factory = handshakingFactory(Slow(self.api), self.api.site)
         # So many that it is plain that no client shows a token.
         for _ in range(1000):
-            self.api.site.admission.handshakes.spend(lambda: None)
+            self.api.site.connections.handshakes.spend(lambda: None)
 
     def client(self, host: str = "10.0.0.1") -> TLSClient:
         client = TLSClient(self.factory, host)
@@ -167,7 +167,7 @@ class HandshakeTests(SynchronousTestCase):
 
     def test_knownAddressesHaveAShare(self) -> None:
         """An address of clients that have authenticated does not wait for a hundred addresses."""
-        self.api.site.admission.remember("10.0.1.1")
+        self.api.site.connections.remember("10.0.1.1")
         crowd = [self.client(f"10.0.0.{number}") for number in range(100)]
         victim = self.client("10.0.1.1")
         for each in (*crowd, victim):

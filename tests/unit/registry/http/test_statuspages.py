@@ -29,7 +29,7 @@ def metricsOf(api: Api) -> Callable[[], Callable[[], Response]]:
         certificates = {"/cert.pem": commonHolder().x509}
         return Metrics(api.registry, api.store, api.identity.statistics, api.site, lambda: certificates).page
 
-    api.site.admission.requests.waited, api.site.admission.handshakes.waited = 3, 2
+    api.site.connections.requests.waited, api.site.connections.handshakes.waited = 3, 2
     return make
 
 
