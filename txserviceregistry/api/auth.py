@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from io import BytesIO
 from typing import Any
 
 import attrs
@@ -29,7 +30,7 @@ from ..errors import (
     ServiceRegistryError,
     faultIn,
 )
-from ..http.bodies import BytesProducer, Collector, readWhole
+from ..http.bodies import BytesProducer, readWhole
 from ..http.jsontransport import ClientClosed, JSONTransport
 from ..http.messages import Response
 from ..util.backoff import Backoff
@@ -335,9 +336,9 @@ class RetryingAuthAgent:
         body = bodyProducer
         if body is not None and not isinstance(body, BytesProducer):
             # Bodies of treq are files, which are closed after the first request.
-            collector = Collector()
-            await body.startProducing(collector)
-            body = BytesProducer(collector.body)
+            collected: Any = BytesIO()
+            await body.startProducing(collected)
+            body = BytesProducer(collected.getvalue())
         response: IResponse
         for isRetry in (False, True):
             session = await self._authenticator.session()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random as randomModule
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from typing import Any
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit, urlunsplit, uses_netloc, uses_relative
 
@@ -22,7 +23,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IAgentEndpointFactory, IBod
 from zope.interface import implementer
 
 from ..http.agent import endpointTo
-from ..http.bodies import BytesProducer, Collector
+from ..http.bodies import BytesProducer
 from ..http.pool import PooledAgent
 from ..http.tls import tlsPolicy
 from ..util.deferred import returnsDeferred
@@ -143,13 +144,13 @@ class _Request:
         if body is None or self._kept is not None or self.method not in _IDEMPOTENT:
             return
         if body.length is not UNKNOWN_LENGTH and body.length <= _KEPT_BODY:
-            kept = Collector()
+            kept: Any = BytesIO()
             try:
                 await maybeDeferred(body.startProducing, kept)
             except CancelledError:
                 body.stopProducing()
                 raise
-            self._kept = kept.body
+            self._kept = kept.getvalue()
 
 
 @implementer(IAgentEndpointFactory, IStreamClientEndpoint)

@@ -52,28 +52,6 @@ class FixedHeaders(Headers):
         return b"".join(b"%b: %b\r\n" % (name, each) for name, values in self.getAllRawHeaders() for each in values)
 
 
-@implementer(IConsumer)
-class Collector:
-    """Keeps what a body's producer writes."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        self._parts.append(data)
-
-    @property
-    def body(self) -> bytes:
-        """The bytes so far."""
-        return b"".join(self._parts)
-
-    def registerProducer(self, producer: object, streaming: bool) -> None:
-        """Nothing has to be held back."""
-
-    def unregisterProducer(self) -> None:
-        """Nothing was held back."""
-
-
 class _Nowhere:
     """The transport of a body that has arrived already."""
 

@@ -145,7 +145,7 @@ class Network:
         self.scripts: list[_Script] = []
         self._url = url
         self._arriving = arriving
-        self._waiting: list[Callable[[], None]] = []
+        self._waiting: list[Callable[[], object]] = []
         self._address = "127.0.0.1"
         self._addressListeners: Listeners[[str, str]] = Listeners(Logger(), "local addresses")
 
@@ -232,13 +232,10 @@ class Network:
     def _later(self, send: Send) -> Deferred[IResponse]:
         answer = never()
 
-        def resumed() -> None:
+        def arrived(result: Any) -> None:
             # The registry acts also on a request whose client has given up meanwhile.
-            response = send()
             if not answer.called:
-                response.chainDeferred(answer)
-            else:
-                response.addErrback(lambda _: None)
+                answer.callback(result)
 
-        self._waiting.append(resumed)
+        self._waiting.append(lambda: send().addBoth(arrived))
         return answer

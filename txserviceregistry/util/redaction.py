@@ -38,9 +38,12 @@ def redacted(text: str, secrets: Iterable[str], replacement: str = "…") -> str
     removed from within a word: a token that is ``bad`` leaves ``badRequest`` as it is.
     """
     # The longest first, because others may be part of it.
-    found = sorted({secret for secret in secrets if secret and secret in text}, key=len, reverse=True)
-    for secret in found:
-        text = re.sub(_pattern(secret), lambda _: replacement, text)
+    for secret in sorted({secret for secret in secrets if secret and secret in text}, key=len, reverse=True):
+        beginning = end = ""
+        if len(secret) < _LONG:
+            # One that begins or ends with another character than a letter or digit is not within a word there.
+            beginning, end = _BEGINNING if secret[0].isalnum() else "", _END if secret[-1].isalnum() else ""
+        text = re.sub(f"{beginning}{re.escape(secret)}{end}", lambda _: replacement, text)
     return text
 
 
@@ -48,11 +51,3 @@ def encodings(secret: str) -> set[str]:
     """How a secret is written: as it is, in JSON and in a URL."""
     inJSON = {json.dumps(secret, ensure_ascii=isASCII)[1:-1] for isASCII in (True, False)}
     return {secret, *inJSON, quote(secret, safe="", errors="replace")}
-
-
-def _pattern(secret: str) -> str:
-    if len(secret) >= _LONG:
-        return re.escape(secret)
-    # A secret that begins or ends with another character than a letter or digit is not within a word there.
-    beginning, end = _BEGINNING if secret[0].isalnum() else "", _END if secret[-1].isalnum() else ""
-    return f"{beginning}{re.escape(secret)}{end}"
