@@ -78,7 +78,7 @@ class ServiceRegistryError(Exception):
 
 
 class InvalidSettings(ServiceRegistryError):
-    """A setting (an argument, an environment variable, a line of an INI file) is invalid; the text says which."""
+    """A setting (an argument, an environment variable, an option in an INI file) is invalid; the text says which."""
 
 
 class ConnectionFailed(ServiceRegistryError):

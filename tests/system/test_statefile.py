@@ -1,4 +1,4 @@
-"""State files of RegisteredService among processes, and where files can't be locked."""
+"""State files of RegisteredService among processes."""
 
 from __future__ import annotations
 
@@ -22,22 +22,6 @@ service.startService()
 if not os.fork():
     print("forked", flush=True)
 sys.stdin.read()
-"""
-
-# Twisted needs the module here: it comes first.
-WITHOUT_LOCKS = """
-import sys
-import twisted.internet.reactor
-sys.modules["fcntl"] = None
-from txserviceregistry import RegisteredService
-from txserviceregistry.testing import FakeRegistry
-
-fake = FakeRegistry()
-for _ in range(2):
-    service = RegisteredService(fake.client(), "web1", 10, state=sys.argv[1])
-    service.startService()
-    service.abandon()
-print([event["type"] for event in fake.client().events.list().result["values"]])
 """
 
 
@@ -69,14 +53,3 @@ class StateFileTests(RegistrationCase):
         holder.wait()
         self.fake.advance(10)
         self.assertNotEqual(self.heldBy(path), theirs)
-
-    def test_whereThereAreNoLocks(self) -> None:
-        """On a system without fcntl the library can be imported, and the state file works as for one process."""
-        done = subprocess.run(
-            [sys.executable, "-c", WITHOUT_LOCKS, os.path.abspath(self.mktemp())],
-            capture_output=True,
-            cwd=ROOT,
-            check=False,
-            timeout=PATIENCE,
-        )
-        self.assertEqual(done.stdout, b"['service.join']\n", done.stderr.decode())
