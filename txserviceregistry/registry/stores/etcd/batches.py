@@ -404,7 +404,8 @@ class Batches:
             absent = [unchanged(key, 0) for key in transaction.assumed]
             done = await self._etcd.txn(
                 [unchanged(clockKey, known.modified), *transaction.guards.values(), *absent],
-                [*changes, put(clockKey, clock.toBytes())],
+                # In this order: at the events, which the watch shows last, other processes have the new clock.
+                [put(clockKey, clock.toBytes()), *changes],
                 read([mark, *keys]),
                 isUrgent=True,
             )

@@ -19,7 +19,7 @@ from txserviceregistry.registry.stores.etcd.batches import (
     Batches,
     TenantClock,
 )
-from txserviceregistry.registry.stores.etcd.gateway import KeyValue, Txn
+from txserviceregistry.registry.stores.etcd.gateway import KeyValue, Txn, encode
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 
 T = "7"
@@ -33,8 +33,10 @@ class _Etcd:
     def __init__(self) -> None:
         self.statistics = StoreStatistics()
         self.asked: list[Deferred[Txn]] = []
+        self.changes: list[Any] = []
 
-    def txn(self, *arguments: Any, **options: Any) -> Deferred[Txn]:
+    def txn(self, compare: Any, success: Any, *arguments: Any, **options: Any) -> Deferred[Txn]:
+        self.changes = success
         self.asked.append(Deferred())
         return self.asked[-1]
 
@@ -84,6 +86,12 @@ class TurnTests(SynchronousTestCase):
         self.assertEqual(self.etcd.asked, [])
         self.batches.committed(T, "a")
         self.assertEqual(len(self.etcd.asked), 1)
+
+    def test_othersKnowTheClockWhenTheirTurnComes(self) -> None:
+        """The watch shows the clock of a group before its events, at which the next process begins with its own."""
+        self.change()
+        keys = [each["request_put"]["key"] for each in self.etcd.changes]
+        self.assertEqual((keys[0], len(keys)), (encode(f"/clocks/{T}"), 2))
 
     def test_itDoesNotWaitForLong(self) -> None:
         """Others that have nothing to do cost a node two turns' time, and nothing afterwards."""
