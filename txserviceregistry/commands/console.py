@@ -29,11 +29,17 @@ _UNDECODED = re.compile("[\udc80-\udcff]")
 
 
 class UsageError(Exception):
-    """The command line is wrong: exit code 2."""
+    """The command line is wrong."""
+
+    exitCode = 2
 
 
 class CommandFailed(Exception):
-    """The command failed: exit code 1."""
+    """The command failed."""
+
+    def __init__(self, text: str, exitCode: int = 1) -> None:
+        super().__init__(text)
+        self.exitCode = exitCode
 
 
 class Interrupted(Exception):
@@ -85,7 +91,7 @@ def runConsole(name: str, run: Callable[[], int]) -> int:
 def describe(error: Exception) -> tuple[int, str]:
     """The exit code after an error, and the line that reports it."""
     if isinstance(error, (UsageError, CommandFailed, ServiceRegistryError)):
-        return 2 if isinstance(error, UsageError) else 1, str(error)
+        return getattr(error, "exitCode", 1), str(error)
     place = traceback.extract_tb(error.__traceback__)[-1]
     return 1, f"internal error: {type(error).__name__} in {place.filename}:{place.lineno}: {error}"
 

@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LockHeld
@@ -54,20 +54,15 @@ _NAMES = """
 NAMES = frozenset(_NAMES.split())
 
 
-def _running(run: Run, work: Callable[[str], int]) -> int:
-    """Call *work* with the path of the program after ``--``; the exit code."""
+def _program(run: Run) -> str:
+    """The path of the program after ``--``, in the user's PATH, which the values of exec may change."""
     if not run.parsed.command:
         raise UsageError("give the command to run, and its arguments, after --")
 
     # This imports Twisted, which help does not need.
-    from ..wrapper.process import CantStart, findProgram
+    from ..wrapper.process import findProgram
 
-    try:
-        # In the user's PATH, which the values of exec may change.
-        return work(os.path.abspath(findProgram(run.parsed.command[0])))
-    except CantStart as error:
-        run.note(str(error), always=True)
-        return error.exitCode
+    return os.path.abspath(findProgram(run.parsed.command[0]))
 
 
 # -- configuration exec
@@ -116,7 +111,7 @@ def decidesWhatRuns(name: str) -> bool:
     argument("--require", action="store_true", help="run nothing if there are no values below the namespace"),
     takesCommand=True,
 )
-def execute(run: Run) -> int:
+def execute(run: Run) -> None:
     """
     Run a command with the values of a namespace as environment variables.
 
@@ -126,27 +121,23 @@ def execute(run: Run) -> int:
     PYTHONPATH, NODE_OPTIONS and others), or where API keys are sent (RAXSR_AUTH_URL), are refused unless they are named
     with --allow.
     """
-    parsed = run.parsed
-
-    def becomeProgram(program: str) -> int:
-        environment = environmentOf(parsed.namespace, run.ask(lambda: allValues(run)), parsed.allow)
-        if not environment:
-            nothing = f"there are no configuration values below {parsed.namespace}"
-            if parsed.require:
-                raise CommandFailed(f"{nothing}. Nothing was run (--require)")
-            run.note(f"{nothing}: the command runs without them")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Python ignores these two, and the program would inherit that.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        try:
-            os.execve(program, parsed.command, {**os.environ, **environment})
-        except (OSError, ValueError) as error:
-            run.note(f"{parsed.command[0]} can't be run: {getattr(error, 'strerror', None) or error}", always=True)
-            return _NOT_EXECUTABLE
-
-    return _running(run, becomeProgram)
+    parsed, program = run.parsed, _program(run)
+    environment = environmentOf(parsed.namespace, run.ask(lambda: allValues(run)), parsed.allow)
+    if not environment:
+        nothing = f"there are no configuration values below {parsed.namespace}"
+        if parsed.require:
+            raise CommandFailed(f"{nothing}. Nothing was run (--require)")
+        run.note(f"{nothing}: the command runs without them")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Python ignores these two, and the program would inherit that.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    try:
+        os.execve(program, parsed.command, {**os.environ, **environment})
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CommandFailed(f"{parsed.command[0]} can't be run: {reason}", _NOT_EXECUTABLE) from None
 
 
 # -- locks
@@ -244,6 +235,7 @@ def lock(run: Run) -> int:
     is lost, the command gets SIGTERM, and SIGKILL before another process can hold the lock; the exit code is 1 then.
     """
     parsed = run.parsed
+    _program(run)
 
     async def perform() -> int:
         from ...coordination import Lock
@@ -255,15 +247,11 @@ def lock(run: Run) -> int:
         async with await lock.acquire(0 if parsed.nonblock else parsed.wait) as held:
             return await _runHolding(run, held)
 
-    def runProgram(program: str) -> int:
-        try:
-            return run.ask(perform)
-        except LockHeld as error:
-            holder = f" by {error.holder}" if error.holder else ""
-            run.note(f'the lock "{parsed.id}" is held{holder}. The command was not run', always=True)
-            return _HELD
-
-    return _running(run, runProgram)
+    try:
+        return run.ask(perform)
+    except LockHeld as error:
+        holder = f" by {error.holder}" if error.holder else ""
+        raise CommandFailed(f'the lock "{parsed.id}" is held{holder}. The command was not run', _HELD) from None
 
 
 async def _runHolding(run: Run, held: Held) -> int:

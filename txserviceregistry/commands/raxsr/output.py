@@ -125,16 +125,14 @@ class Output:
                 print(*texts, sep="\n" if isOne else " ")
         else:
             objects = [self._object(record) for record in records]
+            found = objects[0] if isOne else objects
             if self.format == "json":
-                print(json.dumps(objects[0] if isOne else objects, indent=2))
+                print(json.dumps(found, indent=2))
             else:
                 # The import is slow.
                 import yaml
 
-                # One object is in the order of its columns, and what is below them sorted.
-                parts = [{name: value} for name, value in objects[0].items()] if isOne else [objects]
-                for part in parts:
-                    yaml.safe_dump(part, sys.stdout, default_flow_style=False)
+                yaml.safe_dump(found, sys.stdout, default_flow_style=False, sort_keys=False)
 
     def rows(self) -> Callable[[_Record], None]:
         """Write what comes before the first of the records that come one by one; the result writes a record at once."""

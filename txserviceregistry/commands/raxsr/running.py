@@ -16,16 +16,9 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from ... import errors
 from ...client import Client
 from ...clock import useMonotonic
-from ...errors import (
-    APIError,
-    AuthenticationFailed,
-    ConnectionFailed,
-    InvalidSettings,
-    MalformedResponse,
-    RequestTimedOut,
-)
 from ...http.bodies import BytesProducer, WholeResponse
 from ...http.jsontransport import TIMEOUT
 from ...http.pool import ConnectionPool, PooledAgent
@@ -50,7 +43,7 @@ def withClient(
 
     try:
         settings = settingsOf(vars(options))
-    except InvalidSettings as error:
+    except errors.InvalidSettings as error:
         raise UsageError(str(error)) if str(error).startswith("--") else error from None
     shows = options.debug or options.verbose
 
@@ -76,13 +69,13 @@ def withClient(
 
     try:
         return runReactor(reactor, working)
-    except (ConnectionFailed, RequestTimedOut, MalformedResponse, APIError) as error:
-        if isinstance(error, APIError) and not error.doubt:
+    except (errors.ConnectionFailed, errors.RequestTimedOut, errors.MalformedResponse, errors.APIError) as error:
+        if isinstance(error, errors.APIError) and not error.doubt:
             raise
         urls = {"baseUrl": settings.baseUrls, "authUrl": settings.authUrls}
         names = {name: f"the URL {', '.join(each)}" for name, each in urls.items()}
         raise _withSources(error, settings, names) from None
-    except AuthenticationFailed as error:
+    except errors.AuthenticationFailed as error:
         raise _withSources(error, settings, {"username": "the username", "apiKey": "the API key"}) from None
 
 

@@ -24,20 +24,9 @@ from ...registration import REGISTERED_AT
 from ...util.deferred import cancelWith, returnsDeferred
 from .. import console
 from ..running import settingsOf
+from . import process
 from .checks import Checker, makeProbe
 from .options import Options
-from .process import (
-    CantStart,
-    Child,
-    NotificationRelay,
-    Signals,
-    exitCode,
-    findProgram,
-    reap,
-    startChild,
-    startEnvironment,
-    stopUntilContinued,
-)
 from .registration import Drain, NotRegistered, WrapperRegistration, tokenFileOf
 
 _NAME = "service-registry-wrapper"
@@ -83,7 +72,7 @@ class Wrapper:
         clock: Any,
         options: Options,
         *,
-        start: Callable[[], Child],
+        start: Callable[[], process.Child],
         connect: Callable[[], Client] | None = None,
         tokenFile: Path | None = None,
         tell: Callable[[str], None] = tell,
@@ -97,7 +86,7 @@ class Wrapper:
         self._held = held
         self._holding: Deferred[None] | None = None
         self._interruption = 0
-        self._child: Child | None = None
+        self._child: process.Child | None = None
         self._aborting = False
         self._passedOn: set[int] = set()
         self._leader: Client | None = None
@@ -133,7 +122,7 @@ class Wrapper:
 
     async def _run(self) -> int:
         try:
-            findProgram(self._options.command[0])
+            process.findProgram(self._options.command[0])
             self._holding = self._hold()
             await self._holding
             self._held()
@@ -144,7 +133,7 @@ class Wrapper:
         except CancelledError:
             self._registration.abandon()
             return 128 + self._interruption
-        except CantStart as error:
+        except process.CantStart as error:
             self._tell(str(error))
             await self._registration.leave()
             return error.exitCode
@@ -164,7 +153,7 @@ class Wrapper:
             self._checker.stop()
         if self._aborting:
             return ABORTED
-        code = exitCode(status)
+        code = process.exitCode(status)
         if self._options["deregister"] and (code == 0 or code - 128 in self._passedOn):
             await self._registration.leave()
         else:
@@ -175,7 +164,7 @@ class Wrapper:
         """Handle a signal, which the terminal has sent to the whole process group if it was *typed*."""
         child = self._child
         if number == signal.SIGCHLD:
-            reap()
+            process.reap()
         elif child is None:
             if number in _ENDING and self._holding is not None:
                 self._interruption = number
@@ -185,12 +174,12 @@ class Wrapper:
         else:
             self._passOn(child, number, typed)
 
-    def _passOn(self, child: Child, number: int, typed: bool) -> None:
+    def _passOn(self, child: process.Child, number: int, typed: bool) -> None:
         if not (typed and child.sharesTerminalSignals):
             child.signal(number)
         self._passedOn.add(number)
         if number == signal.SIGTSTP:
-            stopUntilContinued()
+            process.stopUntilContinued()
 
     # -- the registration
 
@@ -294,7 +283,7 @@ def _run() -> int:
         raise console.UsageError(f"{error} (see: {_NAME} --help)") from None
     for warning in options.warnings:
         tell(warning)
-    signals = Signals()
+    signals = process.Signals()
 
     from twisted.internet import reactor as installed
 
@@ -302,13 +291,13 @@ def _run() -> int:
     useMonotonic(reactor)
     lines = LogLines(tell)
     globalLogBeginner.beginLoggingTo([lines], redirectStandardIO=False, discardBuffer=True)
-    environment = {**startEnvironment(), b"SERVICE_REGISTRY_ID": os.fsencode(options["id"])}
+    environment = {**process.startEnvironment(), b"SERVICE_REGISTRY_ID": os.fsencode(options["id"])}
     if environment.get(b"NOTIFY_SOCKET"):
-        NotificationRelay(reactor, environment)
+        process.NotificationRelay(reactor, environment)
     wrapper = Wrapper(
         reactor,
         options,
-        start=lambda: startChild(options.command, environment, signals.kept),
+        start=lambda: process.startChild(options.command, environment, signals.kept),
         tokenFile=tokenFileOf(options["id"], tell),
         held=lines.startIsOver,
         tell=lines.tell,

@@ -20,6 +20,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReadDescriptor
 from zope.interface import implementer
 
+from ..console import CommandFailed
 from ..process import Notifier
 
 _NOT_FOUND = 127
@@ -52,12 +53,8 @@ _CREDENTIALS = struct.Struct("iii")
 _DROPPED = (b"MAINPID", b"MAINPIDFDID", b"FDSTORE", b"FDSTOREREMOVE", b"FDNAME", b"FDPOLL", b"BARRIER")
 
 
-class CantStart(Exception):
-    """A program was not found, or can't be run. *exitCode* is the one that a shell would have."""
-
-    def __init__(self, text: str, exitCode: int) -> None:
-        super().__init__(text)
-        self.exitCode = exitCode
+class CantStart(CommandFailed):
+    """A program was not found, or can't be run. The exit code is the one that a shell would have."""
 
 
 class Child:

@@ -92,18 +92,6 @@ class TableTests(SynchronousTestCase):
         self.assertEqual(self.notes, [])
 
 
-class YamlTests(SynchronousTestCase):
-    """YAML."""
-
-    def test_order(self) -> None:
-        """One object is in the order of its columns; what is below that is sorted, so that it can be compared."""
-        columns = {"id": Column("ID"), "metadata": metadata("Metadata")}
-        record = {"id": "web1", "metadata": {"port": "1", "host": "a"}}
-        with contextlib.redirect_stdout(io.StringIO()) as stdout:
-            Output(columns, "yaml").write([record], isOne=True)
-        self.assertEqual(stdout.getvalue(), "id: web1\nmetadata:\n  host: a\n  port: '1'\n")
-
-
 class RowsTests(SynchronousTestCase):
     """Records that come one by one."""
 
