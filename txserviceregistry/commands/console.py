@@ -1,6 +1,6 @@
 """
-Console scripts: their failures and exit codes, their texts for a terminal, and their standard streams. This module
-imports nothing of Twisted.
+Console scripts: failures and exit codes, the reactor, settings, texts for a terminal, and standard streams. This module
+imports nothing of Twisted at first.
 """
 
 from __future__ import annotations
@@ -11,16 +11,31 @@ import io
 import os
 import re
 import select
+import signal
 import stat
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from ..errors import ServiceRegistryError
+from ..errors import InvalidSettings, ServiceRegistryError
+from ..settings import Settings, readSettings
 from ..util.redaction import escaped
 
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+_T = TypeVar("_T")
+
+# The settings that a program has options for.
+_OPTIONS = {
+    "username": "--username",
+    "apiKey": "--api-key",
+    "baseUrl": "--api-url",
+    "authUrl": "--auth-url",
+    "region": "--region",
+}
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
@@ -94,6 +109,67 @@ def describe(error: Exception) -> tuple[int, str]:
         return getattr(error, "exitCode", 1), str(error)
     place = traceback.extract_tb(error.__traceback__)[-1]
     return 1, f"internal error: {type(error).__name__} in {place.filename}:{place.lineno}: {error}"
+
+
+def runReactor(reactor: Any, work: Callable[[], Coroutine[Deferred[Any], Any, _T]]) -> _T:
+    """
+    Run the reactor for as long as *work* takes, and return its result. A process can do that once.
+
+    :raises Interrupted: if a signal ended it; or whatever *work* raises.
+    """
+    from twisted.internet.defer import Deferred
+    from twisted.python.failure import Failure
+
+    outcome: list[_T | Failure] = []
+    under: list[Deferred[_T]] = []
+    received: list[int] = []
+
+    def finished(result: _T | Failure) -> None:
+        outcome.append(result)
+        reactor.stop()
+
+    def start() -> None:
+        under.append(Deferred.fromCoroutine(work()))
+        under[0].addBoth(finished)
+
+    def interrupt(number: int, frame: object) -> None:
+        # The same signal again ends the process at once.
+        signal.signal(number, signal.SIG_DFL)
+        received.append(number)
+        reactor.callFromThread(lambda: under[0].cancel())
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    reactor.callWhenRunning(start)
+    try:
+        reactor.run(installSignalHandlers=False)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        raise Interrupted(received[0])
+    result = outcome[0]
+    if isinstance(result, Failure):
+        result.raiseException()
+    return result
+
+
+def settingsOf(given: Mapping[str, Any]) -> Settings:
+    """
+    :param given: the values of options, by the names that the settings have for them.
+    :raises InvalidSettings: if a setting is wrong, or there are no credentials. Its text names the options.
+    """
+    arguments: dict[str, Any] = {name: given.get(name) for name in _OPTIONS}
+    try:
+        return readSettings(**arguments)
+    except InvalidSettings as error:
+        raise InvalidSettings(inOptions(str(error))) from None
+
+
+def inOptions(text: str) -> str:
+    """*text* of the settings, with the names of options in it."""
+    for name, option in _OPTIONS.items():
+        text = text.replace(f"the argument {name}", option)
+    return text
 
 
 # -- texts

@@ -26,8 +26,18 @@ from ..registry.stores.interfaces import IStore, NoSuchObject, ObjectExists, Sto
 from ..registry.stores.sqlite.store import SqliteStore
 from ..util.redaction import escaped
 from .arguments import ArgumentParser, becomeOwner, dataDirectory
-from .console import CommandFailed, UsageError, checkOutput, dropOutput, runConsole, show, tell, typeOf, whyNotWritten
-from .running import runReactor
+from .console import (
+    CommandFailed,
+    UsageError,
+    checkOutput,
+    dropOutput,
+    runConsole,
+    runReactor,
+    show,
+    tell,
+    typeOf,
+    whyNotWritten,
+)
 from .stores import ETCD, ETCD_OPTIONS, checkStore, etcdStore
 
 _NAME = "service-registry-users"

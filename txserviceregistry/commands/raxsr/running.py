@@ -25,8 +25,7 @@ from ...http.pool import ConnectionPool, PooledAgent
 from ...http.tls import tlsPolicy
 from ...settings import Settings
 from ...util.redaction import encodings, escaped, redacted
-from ..console import CommandFailed, UsageError
-from ..running import inOptions, runReactor, settingsOf
+from ..console import CommandFailed, UsageError, inOptions, runReactor, settingsOf
 
 _T = TypeVar("_T")
 _REDACTED = "***"

@@ -23,7 +23,7 @@ from ...heartbeats.attempts import HEARTBEAT_FAILED
 from ...registration import REGISTERED_AT
 from ...util.deferred import cancelWith, returnsDeferred
 from .. import console
-from ..running import settingsOf
+from ..console import settingsOf
 from . import process
 from .checks import Checker, makeProbe
 from .options import Options
