@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import configparser
 import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
 from twisted.python import usage
 
+from .._version import __version__
+from ..errors import InvalidSettings
 from ..util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID
-from .console import didYouMean
-from .process import OneLineOptions
+from ..util.redaction import escaped
+from .console import didYouMean, dropOutput, holdDescriptors, show, undecodable, whyNotWritten
 
 
 @attrs.frozen
@@ -128,8 +131,47 @@ def _handler(option: Option) -> Callable[[TableOptions, str], None]:
     return handler
 
 
-class TwistdOptions(OneLineOptions, TableOptions):
-    """The options of a twistd command, which may be in a file too."""
+class TwistdOptions(TableOptions):
+    """
+    The options of a twistd command, which may be in a file too. Errors are one line; twistd would print the whole help.
+    """
+
+    #: The command's name, for the line.
+    command = ""
+
+    def parseOptions(self, options: Any = None) -> None:
+        """:raises SystemExit: if they are wrong."""
+        holdDescriptors()
+        words = sys.argv[1:] if options is None else options
+        try:
+            problem = undecodable(words)
+            if problem is not None:
+                raise usage.UsageError(problem)
+            super().parseOptions(words)  # type: ignore[no-untyped-call] # Twisted has no types there
+        except (usage.UsageError, InvalidSettings) as error:
+            line = f"twistd {self.command}: {error} (see: twistd {self.command} --help)"
+            raise SystemExit(escaped(line)) from None
+
+    def opt_help(self) -> None:
+        """Display this help and exit."""
+        self._show(str(self))
+
+    def opt_version(self) -> None:
+        """Display the version and exit."""
+        self._show(f"twistd {self.command} {__version__}")
+
+    def _show(self, text: str) -> NoReturn:
+        try:
+            show(text)
+        except OSError as error:
+            if sys.stdout is not None:
+                dropOutput()
+            raise SystemExit(f"twistd {self.command}: can't write the output: {whyNotWritten(error)}") from None
+        raise SystemExit(0)
+
+    def parseArgs(self, *rest: str) -> None:
+        if rest:
+            raise usage.UsageError(f"unexpected argument {rest[0]!r}")
 
     def opt_config(self, path: str) -> None:
         """File with any of these options: INI, or TOML if it ends in .toml; the command line wins."""

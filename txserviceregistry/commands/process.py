@@ -19,12 +19,10 @@ from twisted.logger import FileLogObserver, LogEvent, LogLevel, formatEvent
 from twisted.python import usage
 from twisted.python.logfile import LogFile
 
-from .._version import __version__
-from ..errors import InvalidSettings
 from ..registry.http.requestlog import timeText
 from ..util.logs import Logger
 from ..util.redaction import escaped
-from .console import dropOutput, holdDescriptors, printable, show, undecodable, whyNotWritten
+from .console import printable
 
 _log = Logger()
 
@@ -42,47 +40,6 @@ def collectSeldom() -> None:
     young, *others = gc.get_threshold()
     if 0 < young < _NEW_OBJECTS:
         gc.set_threshold(_NEW_OBJECTS, *others)
-
-
-class OneLineOptions(usage.Options):
-    """Options of a twistd command whose errors are one line. twistd itself would print the whole help before it."""
-
-    #: The command's name, for the line.
-    command = ""
-
-    def parseOptions(self, options: Any = None) -> None:
-        """:raises SystemExit: if they are wrong."""
-        holdDescriptors()
-        words = sys.argv[1:] if options is None else options
-        try:
-            problem = undecodable(words)
-            if problem is not None:
-                raise usage.UsageError(problem)
-            usage.Options.parseOptions(self, words)
-        except (usage.UsageError, InvalidSettings) as error:
-            line = f"twistd {self.command}: {error} (see: twistd {self.command} --help)"
-            raise SystemExit(escaped(line)) from None
-
-    def opt_help(self) -> None:
-        """Display this help and exit."""
-        self._show(str(self))
-
-    def opt_version(self) -> None:
-        """Display the version and exit."""
-        self._show(f"twistd {self.command} {__version__}")
-
-    def _show(self, text: str) -> NoReturn:
-        try:
-            show(text)
-        except OSError as error:
-            if sys.stdout is not None:
-                dropOutput()
-            raise SystemExit(f"twistd {self.command}: can't write the output: {whyNotWritten(error)}") from None
-        raise SystemExit(0)
-
-    def parseArgs(self, *rest: str) -> None:
-        if rest:
-            raise usage.UsageError(f"unexpected argument {rest[0]!r}")
 
 
 # -- output
