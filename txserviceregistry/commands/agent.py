@@ -32,7 +32,7 @@ from ..util.deferred import returnsDeferred
 from ..util.logs import Logger
 from ..util.parsing import parseMetadata, parseTags
 from .options import Option, TwistdOptions, parseHeartbeatTimeout, parseServiceId
-from .process import endProcess, say
+from .process import endProcess, onHangup, say
 from .registry import parsedEndpoint, sayWhere
 
 _ID_CHARACTERS = re.compile(r"[^A-Za-z0-9_.\-]+")
@@ -81,7 +81,7 @@ class Options(TwistdOptions):
 
 
 class AgentProcess(Service):
-    """The test service, and its *registry* if that is given."""
+    """The test service, and its *registry* if that is given, whose certificates SIGHUP reloads."""
 
     name = "service-registry-agent"
     _log = Logger()
@@ -103,7 +103,7 @@ class AgentProcess(Service):
         options, registry, dummy = self._options, self._registry, _Dummy()
         if registry is not None:
             registry.startService()
-            self._endings.append(registry.stopService)
+            self._endings += [registry.stopService, onHangup(self._reactor, registry.reloadCertificates)]
             await registry.whenListening()
             sayWhere(registry)
         settings, metadata = options.settings(), dict(options["metadata"] or {})
