@@ -235,8 +235,6 @@ class Election(Contender):
             self._leadership.end()
         return stopped
 
-    # -- Contender
-
     async def _hold(self, task: BackgroundTask, held: Held) -> bool:
         self._leadership = leadership = Leadership(held)
         self._log.info("This process leads {name}, fence {fence}", name=self._name, fence=held.fence)

@@ -138,8 +138,6 @@ class Partitioner(Contender):
         """Call *listener* with :attr:`error` whenever it changes; returns a function that removes it."""
         return self._failures.add(listener)
 
-    # -- Contender
-
     async def _run(self, task: BackgroundTask) -> None:
         try:
             await super()._run(task)
@@ -153,8 +151,6 @@ class Partitioner(Contender):
         async with held:
             await task.wait(held.lost)
         return True
-
-    # -- the members
 
     def _happened(self, type: str, payload: Any) -> None:
         name = "" if payload is None else payload["name"]
@@ -200,8 +196,6 @@ class Partitioner(Contender):
             self._failures.call(error)
         if self._task is not None and not self._task.isStopping:
             self._follow(planFor(self._id, members, self.items) if error is None else self._plan)
-
-    # -- the items
 
     def _nameOf(self, item: str) -> str:
         part = f"item.{item}" if _PLAIN.fullmatch(item) else f"hash.{_digest(item).hex()}"

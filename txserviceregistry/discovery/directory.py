@@ -127,8 +127,6 @@ class Directory(Mirror[Service]):
         """
         return self._listen(listener, settle)
 
-    # -- Mirror
-
     def _defaultRefresh(self) -> float:
         return REFRESH if EVENT_TYPES in self._client.extensions else REFRESH_WITHOUT_UPDATES
 

@@ -157,8 +157,6 @@ class EventsFeed(Subscriber):
         self._gapListeners: Listeners[[]] = Listeners(self._log, "gaps of the event feed")
         self._delivering: Deferred[Any] | None = None
 
-    # -- listeners
-
     def onEvent(self, listener: Callable[[FeedEvent], Any]) -> Callable[[], None]:
         """
         Call *listener* with every event from now on.
@@ -185,8 +183,6 @@ class EventsFeed(Subscriber):
         will start it.
         """
         return Items(self, self.onEvent)
-
-    # -- Subscriber
 
     @returnsDeferred
     async def stopService(self) -> None:
@@ -218,8 +214,6 @@ class EventsFeed(Subscriber):
             # The events that the registry shows without a marker come next.
             self._progress = Progress(repeatedTo=self._progress.afterGap().repeatedTo)
             self._reportGap()
-
-    # -- reading
 
     async def _resume(self, run: BackgroundTask, progress: Progress) -> None:
         """Continue after an absence, where no last event shows whether others are missing."""

@@ -161,8 +161,6 @@ class Mirror(Subscriber, Generic[_T]):
         """Call the listeners. *events* are the possible causes, in order; none after a listing without events."""
         raise NotImplementedError
 
-    # -- what can be asked
-
     @property
     def stale(self) -> float:
         """Seconds since this was last known to equal the registry: 0.0 if it does, infinite before a first listing."""
@@ -204,8 +202,6 @@ class Mirror(Subscriber, Generic[_T]):
             settling.drop()
 
         return end
-
-    # -- Subscriber
 
     def _load(self) -> None:
         kept = self._readFile(self._parsed) if self._currentAt is None else None
@@ -251,8 +247,6 @@ class Mirror(Subscriber, Generic[_T]):
             self._isCurrent = False
             known = (self._currentAt, self._poller.respondedAt)
             self._currentAt = max(moment for moment in known if moment is not None)
-
-    # -- keeping current
 
     async def _listAll(self, run: BackgroundTask, cursor: Cursor | None) -> None:
         """List everything, and make the copy equal to it. Events were applied up to the *cursor*, if that is known."""
@@ -305,8 +299,6 @@ class Mirror(Subscriber, Generic[_T]):
     def _replace(self, items: Mapping[str, _T], events: Mapping[str, Sequence[Event]]) -> None:
         for key in [*(key for key in self._items if key not in items), *items]:
             self._put(key, items.get(key), events.get(key, ()))
-
-    # -- the file
 
     def _saveSoon(self) -> None:
         if self._path is not None and self._saving is None:

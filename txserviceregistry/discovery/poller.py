@@ -254,7 +254,8 @@ class EventPoller:
             await self._waiters.wait()
         if page.isFull and self.isLive:
             return Cursor(self._lastId)
-        return await self.readToEnd(Cursor())
+        cursor = Cursor.after(page.events[-1]) if page.events else Cursor()
+        return await self.readToEnd(cursor) if page.isFull else cursor
 
     @returnsDeferred
     async def readToEnd(self, cursor: Cursor, into: list[Event] | None = None) -> Cursor:

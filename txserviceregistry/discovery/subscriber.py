@@ -132,7 +132,7 @@ class Subscriber(BackgroundService):
         # The first failure is followed by a retry at once.
         self._outage = Outage(self._log, self._clock, self.outageBegins, self.outageEnds, after=2, what=self.what)
         self._writeOutage = WriteOutage(self._path or "", self._log, self._clock, self.fileLoss)
-        # Called when it is stopped, and when it has stopped.
+        # Called when a stop begins.
         self._stopListeners: Listeners[[]] = Listeners(self._log, "a stop")
 
     # -- what a kind of subscriber does. All of it may call listeners.
@@ -147,8 +147,6 @@ class Subscriber(BackgroundService):
 
     def _interrupted(self) -> None:
         """A step has failed, or it was stopped."""
-
-    # -- BackgroundService
 
     def stopService(self) -> Deferred[None]:
         """Fires when nothing of it is left on the reactor."""
@@ -198,8 +196,6 @@ class Subscriber(BackgroundService):
         """The registry has responded: an outage is over."""
         self._backoff.reset()
         self._outage.succeeded()
-
-    # -- the file
 
     def _writeFile(self, content: Any) -> None:
         if self._path is None:

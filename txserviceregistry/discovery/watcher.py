@@ -67,8 +67,6 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         super().__init__(client, None, path, random, wallClock)
         self.namespace = None if namespace is None else _normal(namespace)
 
-    # -- Mapping
-
     def __getitem__(self, key: str) -> str:
         return self._known()[key]
 
@@ -77,8 +75,6 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._known())
-
-    # -- changes
 
     def onChange(self, listener: Callable[[Any], object], *, settle: float | None = None) -> Callable[[], None]:
         """
@@ -119,8 +115,6 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         watcher is not running, and is not the child of a service that will start it.
         """
         return Items(self, lambda put: self.onChange(lambda change: put(change).addErrback(lambda _: None)))
-
-    # -- Mirror
 
     def _list(self) -> AsyncIterator[Any]:
         return self._client.configuration.iterate(self.namespace)

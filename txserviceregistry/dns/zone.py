@@ -265,8 +265,6 @@ class Zone:
                 self._nodes.setdefault(node, {})[id, own] = given
                 places.append((node, (id, own)))
 
-    # -- records
-
     def _records(self, service: Service) -> Iterator[tuple[bytes, bytes, Given]]:
         """The names of a service, in their own case and without it, and what it gives to them."""
 
@@ -311,8 +309,6 @@ class Zone:
         srv = record(_OWNER, SRV, self._ttl, start + own + self._domain)
         rest = record(b"", type, self._ttl, ip.packed)
         return {type: (_OWNER + rest, None)}, {SRV: (srv, (own, rest))}
-
-    # -- queries
 
     def response(self, query: Query, size: int) -> bytes:
         """The response to a query, of at most *size* bytes."""
