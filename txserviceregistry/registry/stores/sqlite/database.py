@@ -58,22 +58,6 @@ def asText(value: bytes) -> str:
     return value.decode("utf-8", "surrogatepass")
 
 
-def _withRows(sql: str, rows: Rows, *before: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """
-    The statements for many rows, each with its values.
-
-    :param sql: has ``{rows}`` in the place of a table, whose columns are ``column1``, ``column2``, ...
-    :param before: the values for what comes before the table.
-    """
-    for start in range(0, len(rows), _MOST_ROWS):
-        part = rows[start : start + _MOST_ROWS]
-        # There are few powers of two, so that few statements have to be kept.
-        size = 1 << (len(part) - 1).bit_length()
-        columns = len(part[0])
-        filling = (0,) * ((size - len(part)) * columns)
-        yield _text(sql, columns, size), (*before, *chain.from_iterable(part), *filling, len(part))
-
-
 @cache
 def _text(sql: str, columns: int, count: int) -> str:
     rows = ", ".join([f"({', '.join('?' * columns)})"] * count)
@@ -132,15 +116,26 @@ class Database:
             raise NoSuchObject(name)
         return row
 
-    def _change(self, sql: str, rows: Rows, *before: Any) -> None:
-        """See :func:`_withRows`."""
-        for statement, values in _withRows(sql, rows, *before):
-            self._execute(statement, values)
-
     def _select(self, sql: str, rows: Rows, *before: Any) -> Iterator[Any]:
-        """See :func:`_withRows`."""
-        for statement, values in _withRows(sql, rows, *before):
-            yield from self._execute(statement, values)
+        """
+        Execute a statement for many rows.
+
+        :param sql: has ``{rows}`` in the place of a table, whose columns are ``column1``, ``column2``, ...
+        :param before: the values for what comes before the table.
+        """
+        for start in range(0, len(rows), _MOST_ROWS):
+            part = rows[start : start + _MOST_ROWS]
+            # There are few powers of two, so that few statements have to be kept.
+            size = 1 << (len(part) - 1).bit_length()
+            columns = len(part[0])
+            filling = (0,) * ((size - len(part)) * columns)
+            values = *before, *chain.from_iterable(part), *filling, len(part)
+            yield from self._execute(_text(sql, columns, size), values)
+
+    def _change(self, sql: str, rows: Rows, *before: Any) -> None:
+        """See :meth:`_select`."""
+        for _ in self._select(sql, rows, *before):
+            pass
 
     def _meta(self, name: str) -> Any:
         return self._one("SELECT value FROM meta WHERE name = ?", name)[0]
