@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -83,6 +84,17 @@ def _run(tables: Tables, jobs: Sequence[Job]) -> None:
             job.result = result
 
 
+class _Thread(threading.Thread):
+    """A thread that does not keep a process alive in which nothing has closed the store."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(daemon=True, **options)
+
+
+class _Threads(ThreadPool):
+    threadFactory: type[threading.Thread] = _Thread
+
+
 class Worker(ABC):
     """
     A thread with a connection of its own, and the jobs that wait for it.
@@ -107,7 +119,7 @@ class Worker(ABC):
         self._connect = connect
         self._statistics = statistics
         self._waits = waits
-        self._pool = ThreadPool(0, 1, f"store: {self._verb}")
+        self._pool = _Threads(0, 1, f"store: {self._verb}")
         self._jobs: deque[Job] = deque()
         self._isBusy = False
         self._isClosed = False

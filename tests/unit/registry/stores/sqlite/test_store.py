@@ -211,6 +211,13 @@ class SqliteStoreTests(SqliteCase):
         await closing
         self.assertEqual(set(threading.enumerate()) - threads, set())
 
+    async def test_keepsNoProcessAlive(self):
+        """A process in which nothing closes the store can end."""
+        threads = set(threading.enumerate())
+        await self.opened()
+        new = set(threading.enumerate()) - threads
+        self.assertEqual([thread.daemon for thread in new], [True, True])
+
     def test_nothingIsStartedByMakingIt(self):
         """A store that has not been opened has no file and no thread: a daemon forks between the two."""
         threads = threading.enumerate()
