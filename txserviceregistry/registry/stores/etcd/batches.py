@@ -136,7 +136,7 @@ class Transaction:
         return self.found.get(key)
 
     def get(self, key: str) -> bytes | None:
-        """The value of a key; ``None`` if it is not there."""
+        """The value of a key; ``None`` if it is not there, or was not read: then the group fails if it is there."""
         found = self.look(key)
         return self._changes.get(key, None if found is None else found.value)
 
@@ -377,7 +377,7 @@ class Batches:
     async def _group(self, tenant: _Tenant, steps: Sequence[_Step[Any]]) -> list[Any]:
         """Make changes in one transaction; returns their outcomes, which may be exceptions."""
         clockKey = f"{self._prefix}clocks/{tenant.name}"
-        known, found = tenant.clock, dict[str, KeyValue | None]()
+        known, found, keys = tenant.clock, dict[str, KeyValue | None](), set[str]()
 
         def read(keys: Iterable[str]) -> list[Clause]:
             return [reading(key) for key in dict.fromkeys([clockKey, *keys])]
@@ -385,7 +385,7 @@ class Batches:
         while True:
             transaction = Transaction(attrs.evolve(known or TenantClock()), found, self._wallClock)
             outcomes = [transaction.attempt(step.act) for step in steps]
-            keys = {*found, *transaction.assumed}
+            keys |= transaction.assumed
             isDoubtful = transaction.assumed and any(isinstance(outcome, Exception) for outcome in outcomes)
             if known is None or isDoubtful:
                 # New objects need not be looked for first: the transaction fails if one of them exists.
@@ -406,7 +406,7 @@ class Batches:
                 [unchanged(clockKey, known.modified), *transaction.guards.values(), *absent],
                 # In this order: at the events, which the watch shows last, other processes have the new clock.
                 [put(clockKey, clock.toBytes()), *changes],
-                read([mark, *keys]),
+                read([mark, *found]),
                 isUrgent=True,
             )
             self._turn += (min(TURN, TURN_TRANSACTIONS * (self._clock.seconds() - sent)) - self._turn) / 8
@@ -426,4 +426,5 @@ class Batches:
             if clock.modified != known.modified:
                 # Changes that have come meanwhile join the next attempt.
                 return [Postponed()] * len(steps)
-            known, found = clock, {key: kept.get(key) for key in keys}
+            # One of the objects exists, or a guarded key has changed.
+            known, found = None if transaction.assumed else clock, {key: kept.get(key) for key in found}
