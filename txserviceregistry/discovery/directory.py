@@ -37,6 +37,7 @@ _BEGIN = (
 )
 _END = "Enough services with tag {tag} are registered again; {count} suspects dropped"
 
+_FIELDS = ("id", "heartbeat_timeout", "tags", "metadata", "last_seen")
 _KINDS: dict[str, Change] = {
     "service.join": "join",
     "service.update": "update",
@@ -130,14 +131,12 @@ class Directory(Mirror[Service]):
     def _defaultRefresh(self) -> float:
         return REFRESH if EVENT_TYPES in self._client.extensions else REFRESH_WITHOUT_UPDATES
 
-    def _list(self) -> AsyncIterator[Any]:
-        return self._client.services.iterate(self.tag)
-
-    def _valueOf(self, item: Any) -> Service:
-        return _service(item, item["last_seen"], item.get("state", "up"), item.get("state_reason", ""))
+    async def _list(self) -> AsyncIterator[tuple[str, Service]]:
+        async for item in self._client.services.iterate(self.tag):
+            yield item["id"], _service(item)
 
     def _checked(self, key: str, value: Any) -> Service:
-        return self._valueOf(readService(value))
+        return _service(readService(value))
 
     def _keyOf(self, event: Event) -> str | None:
         return event["payload"]["id"] if event["type"] in _KINDS else None
@@ -145,14 +144,14 @@ class Directory(Mirror[Service]):
     def _after(self, event: Event, value: Service | None) -> Service | None:
         type, payload = event["type"], event["payload"]
         if type == "service.state":
-            return value and _service(value, value["last_seen"], payload["state"], payload["reason"])
+            return value and _service(value, state=payload["state"], state_reason=payload["reason"])
         isGone = type not in ("service.join", "service.update")
         if isGone or (self.tag is not None and self.tag not in payload["tags"]):
             return None
         before: Any = value if value is not None and type == "service.update" else {"last_seen": None}
         state = payload.get("state", "up")
         reason = before["state_reason"] if before.get("state") == state else ""
-        return _service(payload, before["last_seen"], state, reason)
+        return _service(payload, last_seen=before["last_seen"], state_reason=reason)
 
     def _merge(self, value: Service | None, events: Sequence[Event]) -> Service | None:
         if value is not None and len(events) == 1 and events[0]["type"] == "service.join":
@@ -185,10 +184,11 @@ class Directory(Mirror[Service]):
             self._listeners.call("join", new)
 
 
-def _service(item: Any, lastSeen: int | None, state: str, reason: str) -> Service:
-    """A service out of a listing or an event, or with another state."""
-    service = {name: item[name] for name in ("id", "heartbeat_timeout", "tags", "metadata")} | {"last_seen": lastSeen}
-    return cast(Service, service if state == "up" else {**service, "state": state, "state_reason": reason})
+def _service(item: Any, **changes: object) -> Service:
+    """A service out of a listing or an event, with some fields changed."""
+    fields = {"state": "up", "state_reason": "", **item, **changes}
+    names = _FIELDS if fields["state"] == "up" else (*_FIELDS, "state", "state_reason")
+    return cast(Service, {name: fields[name] for name in names})
 
 
 def checkedThreshold(threshold: object) -> float:

@@ -127,16 +127,12 @@ class Mirror(Subscriber, Generic[_T]):
         """Seconds after which everything is listed again; infinity if every change has an event."""
         return math.inf
 
-    def _list(self) -> AsyncIterator[Any]:
-        """All items, page by page, from the registry and never from a cache."""
-        raise NotImplementedError
-
-    def _valueOf(self, item: Any) -> _T:
-        """The value to keep of an item that was listed."""
+    def _list(self) -> AsyncIterator[tuple[str, _T]]:
+        """All keys and values, page by page, from the registry and never from a cache."""
         raise NotImplementedError
 
     def _checked(self, key: str, value: Any) -> _T:
-        """An item of the file, validated; raises ValueError if it is not valid."""
+        """A value of the file; raises ValueError if it is not valid."""
         raise NotImplementedError
 
     def _keyOf(self, event: Event) -> str | None:
@@ -258,7 +254,8 @@ class Mirror(Subscriber, Generic[_T]):
             # The listing has what happened while the feed was unreachable, but maybe not what happens from here on.
             cursor = await run.wait(poller.readToEnd(cursor, missed))
         began = self._clock.seconds()
-        items = await run.wait(Deferred.fromCoroutine(self._listed()))
+        items: dict[str, _T] = {}
+        await run.wait(Deferred.fromCoroutine(self._listInto(items)))
         events: list[Event] = []
         self._cursor = await run.wait(poller.readToEnd(cursor, events))
         merged = {key: self._merge(items.get(key), its) for key, its in self._byKey(events).items()}
@@ -274,8 +271,9 @@ class Mirror(Subscriber, Generic[_T]):
         self._currentAt = now
         self._readiness.fire(None)
 
-    async def _listed(self) -> dict[str, _T]:
-        return {item["id"]: self._valueOf(item) async for item in self._list()}
+    async def _listInto(self, items: dict[str, _T]) -> None:
+        async for key, value in self._list():
+            items[key] = value
 
     def _byKey(self, events: Iterable[Event]) -> dict[str, list[Event]]:
         byKey: dict[str, list[Event]] = {}

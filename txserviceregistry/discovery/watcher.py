@@ -116,15 +116,12 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         """
         return Items(self, lambda put: self.onChange(lambda change: put(change).addErrback(lambda _: None)))
 
-    def _list(self) -> AsyncIterator[Any]:
-        return self._client.configuration.iterate(self.namespace)
-
-    def _valueOf(self, item: Any) -> str:
-        value: str = item["value"]
-        return value
+    async def _list(self) -> AsyncIterator[tuple[str, str]]:
+        async for item in self._client.configuration.iterate(self.namespace):
+            yield item["id"], item["value"]
 
     def _checked(self, key: str, value: Any) -> str:
-        return self._valueOf(readConfigurationValue({"id": key, "value": value}))
+        return readConfigurationValue({"id": key, "value": value})["value"]
 
     def _keyOf(self, event: Event) -> str | None:
         if event["type"] not in ("configuration_value.update", "configuration_value.remove"):
