@@ -66,31 +66,24 @@ class ServiceCreator:
         return min(self._services.timeout, max(_SHORTEST_TRY, self._desired.heartbeatTimeout / 3))
 
     async def create(self) -> str:
-        """Create the service, and return its token. Raises ``ServiceExists`` if another client holds the id."""
-        try:
-            return await self._removeAndCreate()
-        except ServiceExists:
-            if not self.mayExist:
-                raise
-        # A creation of our own has just had its effect, or another client holds the id: looking shows which.
-        return await self._removeAndCreate()
+        """
+        Create the service, and return its token. Raises ``ServiceExists`` if another client holds the id.
 
-    async def createAcross(self) -> str:
+        With a deadline, and several servers: when one of them ends, hangs or loses its store during the request, so
+        that the outcome is unknown, another one is asked.
         """
-        :meth:`create` at a registry with several servers: when one server ends, hangs or loses its store during the
-        request, so that the outcome is unknown, another server is asked. Cancelling ends the request.
-        """
-        try:
+        for attempt in range(3):
             try:
-                return await self.create()
-            except UNKNOWN_OUTCOME as error:
-                if not isUnknown(error) or isinstance(error, ClientClosed) or self._services.servers < 2:
+                return await self._removeAndCreate()
+            except ServiceExists:
+                # A creation of our own has just had its effect, or another client holds the id: looking shows which.
+                if attempt == 2 or not self.mayExist:
                     raise
-            # The request that looks for the service finds a server that works.
-            return await self.create()
-        except CancelledError:
-            self.abandon()
-            raise
+            except UNKNOWN_OUTCOME as error:
+                isOver = attempt > 0 or self._deadline is None or isinstance(error, ClientClosed)
+                if isOver or not isUnknown(error) or self._services.servers < 2:
+                    raise
+        raise AssertionError("unreachable")
 
     def abandon(self) -> None:
         """Cancel the creation that is under way. Its outcome stays unknown."""
@@ -206,7 +199,12 @@ class ServicesClient(ServicesAPI):
         return self._created(desired, await self._create(desired, timeout), None)
 
     async def _create(self, desired: DesiredState, timeout: float) -> str:
-        return await ServiceCreator(self, desired, self._clock, self._clock.seconds() + timeout).createAcross()
+        creator = ServiceCreator(self, desired, self._clock, self._clock.seconds() + timeout)
+        try:
+            return await creator.create()
+        except CancelledError:
+            creator.abandon()
+            raise
 
     @returnsDeferred
     async def register(
