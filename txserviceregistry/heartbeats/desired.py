@@ -235,7 +235,7 @@ class DesiredState:
         """Let updates through the client change this state. Only a weak reference to *heartBeater* is kept."""
         self._reference = ref(heartBeater)
         self._states.byId[self.serviceId] = self
-        heartBeater.onStateChange(lambda _: self._converge())
+        heartBeater.onStateChange(self._converge)
 
     def close(self, reason: Failure) -> None:
         """The service is not registered any more; updates that wait fail with *reason*."""
@@ -277,7 +277,7 @@ class DesiredState:
         self._converge()
         return waiter
 
-    def _converge(self) -> None:
+    def _converge(self, state: str = "") -> None:
         """
         Update the service if the registry may have something else than what is desired, as long as there is a
         HeartBeater that would register it again.
