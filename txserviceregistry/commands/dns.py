@@ -105,7 +105,10 @@ class DnsProcess(MultiService):
 
     def __init__(self, reactor: Any, client: Client, view: Any, listeners: list[Listener]) -> None:
         MultiService.__init__(self)
-        self._reactor, self._client, self._view, self._listeners = reactor, client, view, listeners
+        self._reactor = reactor
+        self._client = client
+        self._view = view
+        self._listeners = listeners
         view.setServiceParent(self)
         self._ports: list[IListeningPort] = []
 
