@@ -112,8 +112,6 @@ class RegisteredService(Service):
     def __repr__(self) -> str:
         return f"<RegisteredService {self.serviceId!r}: {self.state}>"
 
-    # -- state
-
     @property
     def heartbeatTimeout(self) -> int:
         """The heartbeat timeout that the service should have, in seconds."""
@@ -193,8 +191,6 @@ class RegisteredService(Service):
         self._desired.change(changes)
         return fail(never)
 
-    # -- IService
-
     def startService(self) -> None:
         """Begin to register, in the background."""
         if self.running:
@@ -248,8 +244,6 @@ class RegisteredService(Service):
         seconds = boundedNumber(seconds, 0.0, LONGEST_INTERVAL)
         return self._leave().addCallback(lambda _: deferLater(self._clock, seconds, lambda: None))
 
-    # -- states
-
     def _stateChanged(self, state: str) -> None:
         if state == REGISTERED:
             self._waiters.fire(None)
@@ -264,8 +258,6 @@ class RegisteredService(Service):
         self._refusal = failure
         self._waiters.fire(failure)
         self._desired.close(failure)
-
-    # -- registering
 
     @returnsDeferred
     async def _register(self) -> str:
@@ -327,8 +319,6 @@ class RegisteredService(Service):
             self._desired.setHost(host)
             text = "Service {serviceId} has host {host}, the local address of a connection to the registry"
             self._log.info(text, serviceId=self.serviceId, host=host)
-
-    # -- leaving
 
     def _leave(self) -> Deferred[None]:
         heartBeater, self._heartBeater = self._heartBeater, None

@@ -89,8 +89,6 @@ class FakeRegistry:
         self._foreign = (f"{number:08x}-0000-1000-8000-000000000000" for number in counted(1))
         self._begin()
 
-    # -- what a test uses
-
     def client(self, **options: Any) -> Client:
         """
         A real :class:`~txserviceregistry.Client` of this registry, on this clock. The *options* are the Client's;
@@ -137,8 +135,6 @@ class FakeRegistry:
     def bootTime(self) -> float:
         """The clients' clock with the suspends of their machine: the Client's argument *bootTime*."""
         return self.clock.seconds() + self._slept
-
-    # -- what can go wrong
 
     def failNext(self, status: int, count: int = 1) -> None:
         """
@@ -289,8 +285,6 @@ class FakeRegistry:
     def storeAvailable(self, available: bool) -> None:
         """Make the registry's store unavailable, so that requests that need it get 503, or available again."""
         self._store.unavailable = not available
-
-    # -- inside
 
     def _catchUp(self, ahead: float = 0.0, step: float = math.inf) -> None:
         """Move the registry's time to that of the clients, or to some seconds *ahead* of it, in steps."""
