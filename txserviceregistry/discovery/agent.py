@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes, urljoin, urlsplit, urlunsplit, uses_n
 import attrs
 from OpenSSL.SSL import Error as TLSError
 from service_identity import VerificationError
-from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
@@ -100,57 +100,18 @@ class Target:
         return absolute.geturl()
 
 
-@attrs.define
-class _Request:
-    """A request to a tag, which may take several attempts."""
-
-    agent: RegistryAgent
-    target: Target
-    method: bytes
-    headers: Headers
-    body: IBodyProducer | None
-    _kept: bytes | None = None
-
-    async def attempt(self, instance: Instance, ended: Callable[[], None]) -> IResponse:
-        """Send it to one instance; see :func:`~txserviceregistry.discovery.balancing.tryEach`."""
-        await self._keepBody()
-        target, agent = self.target, self.agent
-        endpoint = endpointTo(agent._reactor, instance.host, instance.port, agent._timeout)
-        if target.isTLS:
-            creator = agent._policy.creatorForNetloc(instance.tlsName.encode("ascii"), instance.port)
-            endpoint = wrapClientTLS(creator, endpoint)
-        watch = _Watch(endpoint)
-        headers = self.headers.copy()
-        if not headers.hasHeader(b"Host"):
-            headers.setRawHeaders(b"Host", [target.hostFor(instance)])
-        body = self.body if self._kept is None else BytesProducer(self._kept)
-        sender = Agent.usingEndpointFactory(agent._reactor, watch, agent._pool)
-        try:
-            response: IResponse = await sender.request(self.method, target.uriFor(instance), headers, body)
-        except Exception as error:
-            if watch.isConnected and (tlsError := _tlsError(error, instance)) is not None:
-                raise TryNext(tlsError)
-            canRepeat = self.method in _IDEMPOTENT and (self.body is None or self._kept is not None)
-            if canRepeat and _isConnectionLost(error):
-                raise TryNext(error, wasReached=True)
-            raise
-        locations = response.headers.getRawHeaders(b"Location")
-        if locations:
-            response.headers.setRawHeaders(b"Location", [target.redirected(locations[0], instance)])
-        return _Response(response, ended)
-
-    async def _keepBody(self) -> None:
-        body = self.body
-        if body is None or self._kept is not None or self.method not in _IDEMPOTENT:
-            return
-        if body.length is not UNKNOWN_LENGTH and body.length <= _KEPT_BODY:
-            kept: Any = BytesIO()
-            try:
-                await maybeDeferred(body.startProducing, kept)
-            except CancelledError:
-                body.stopProducing()
-                raise
-            self._kept = kept.getvalue()
+async def _kept(body: IBodyProducer | None) -> bytes | None:
+    """The content of a body, if it is small."""
+    if body is None or body.length is UNKNOWN_LENGTH or body.length > _KEPT_BODY:
+        return None
+    kept: Any = BytesIO()
+    try:
+        await maybeDeferred(body.startProducing, kept)
+    except CancelledError:
+        body.stopProducing()
+        raise
+    content: bytes = kept.getvalue()
+    return content
 
 
 @implementer(IAgentEndpointFactory, IStreamClientEndpoint)
@@ -214,12 +175,6 @@ def _tlsError(error: Exception, instance: Instance) -> Exception | None:
     return None
 
 
-def _isConnectionLost(error: BaseException) -> bool:
-    """Whether the connection failed, with or without parts of a response, and the request was not cancelled."""
-    isFailed = isinstance(error, (ResponseFailed, RequestTransmissionFailed))
-    return isFailed and not any(isinstance(reason, CancelledError) for reason in _reasons(error))
-
-
 @implementer(IAgent)
 class RegistryAgent:
     """
@@ -279,9 +234,10 @@ class RegistryAgent:
         closed: Deferred[None] = self._pool.closeCachedConnections()
         return closed
 
-    def request(
+    @returnsDeferred
+    async def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
-    ) -> Deferred[IResponse]:
+    ) -> IResponse:
         """
         Fires with the response. Fails with :class:`~txserviceregistry.errors.NoServiceAvailable` if there is no service
         with the tag, or none that can be connected to; otherwise as Twisted's Agent does. It may be cancelled.
@@ -289,11 +245,49 @@ class RegistryAgent:
         try:
             target = Target.read(uri)
         except ValueError as error:
-            return fail(SchemeNotSupported(f"{uri!r}: {error}"))
+            raise SchemeNotSupported(f"{uri!r}: {error}")
         if target is None:
-            return self._elsewhere.request(method, uri, headers, bodyProducer)
-        request = _Request(self, target, method, headers or Headers(), bodyProducer)
-        return tryEach(self._balancer(target.tag), request.attempt, self._timeout)
+            elsewhere: IResponse = await self._elsewhere.request(method, uri, headers, bodyProducer)
+            return elsewhere
+        kept = await _kept(bodyProducer) if method in _IDEMPOTENT else None
+        canRepeat = method in _IDEMPOTENT and (bodyProducer is None or kept is not None)
+
+        async def attempt(instance: Instance, ended: Callable[[], None]) -> IResponse:
+            body = bodyProducer if kept is None else BytesProducer(kept)
+            try:
+                response = await self._send(target, instance, method, headers or Headers(), body)
+            except (ResponseFailed, RequestTransmissionFailed) as error:
+                # With or without parts of a response.
+                if canRepeat and not any(isinstance(reason, CancelledError) for reason in _reasons(error)):
+                    raise TryNext(error, wasReached=True)
+                raise
+            return _Response(response, ended)
+
+        return await tryEach(self._balancer(target.tag), attempt, self._timeout)
+
+    async def _send(
+        self, target: Target, instance: Instance, method: bytes, headers: Headers, body: IBodyProducer | None
+    ) -> IResponse:
+        """Send a request to one instance; raises TryNext if that failed before anything was sent."""
+        endpoint = endpointTo(self._reactor, instance.host, instance.port, self._timeout)
+        if target.isTLS:
+            creator = self._policy.creatorForNetloc(instance.tlsName.encode("ascii"), instance.port)
+            endpoint = wrapClientTLS(creator, endpoint)
+        watch = _Watch(endpoint)
+        headers = headers.copy()
+        if not headers.hasHeader(b"Host"):
+            headers.setRawHeaders(b"Host", [target.hostFor(instance)])
+        sender = Agent.usingEndpointFactory(self._reactor, watch, self._pool)
+        try:
+            response: IResponse = await sender.request(method, target.uriFor(instance), headers, body)
+        except Exception as error:
+            if watch.isConnected and (tlsError := _tlsError(error, instance)) is not None:
+                raise TryNext(tlsError)
+            raise
+        locations = response.headers.getRawHeaders(b"Location")
+        if locations:
+            response.headers.setRawHeaders(b"Location", [target.redirected(locations[0], instance)])
+        return response
 
     def _balancer(self, tag: str) -> Balancer:
         balancer = self._balancers.get(tag)
