@@ -54,7 +54,7 @@ class PageMetadata(_RequiredPageMetadata, total=False):
     stale: float
 
 
-#: The states of services.
+#: The states of services: ``drain`` means no new work, ``out`` no traffic.
 State = Literal["up", "drain", "out"]
 
 
@@ -77,10 +77,7 @@ class Service(_RequiredService, total=False):
 
 
 class ServiceState(TypedDict):
-    """
-    The state that an operator has set for a service: ``up``, ``drain`` (no new work) or ``out`` (no traffic).
-    ``expires_at``, in milliseconds since the epoch, is when the state ends; ``None`` if it does not.
-    """
+    """The state that an operator has set. ``expires_at``, in milliseconds, is when it ends; ``None`` if it does not."""
 
     id: str
     state: State
@@ -103,7 +100,7 @@ class HeartbeatToken(TypedDict):
 
 class Lock(TypedDict):
     """
-    A lock that is held. ``fence`` exceeds that of all earlier locks of the account; ``timeout`` is in seconds, and
+    A lock that is held. ``fence`` exceeds that of all earlier locks of the account; ``timeout`` is in seconds,
     ``acquired_at`` in milliseconds since the epoch.
     """
 

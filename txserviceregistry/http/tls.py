@@ -135,7 +135,7 @@ class CertificateRefused(TLSError):
 
 
 class _Connection(Connection):
-    """One TLS connection, with the host for which its certificate must be valid."""
+    """A TLS connection, with the host for which its certificate must be valid."""
 
     def __init__(self, context: Any, host: str) -> None:
         super().__init__(context, None)

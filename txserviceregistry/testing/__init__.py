@@ -137,10 +137,7 @@ class FakeRegistry:
         return self.clock.seconds() + self._slept
 
     def failNext(self, status: int, count: int = 1) -> None:
-        """
-        The next *count* requests get a fault of the API with this HTTP *status*, and do not reach the registry. A
-        *status* that no fault has, such as 502, comes as the page of a gateway.
-        """
+        """The next *count* requests get a fault of the API, or a page of a gateway if no fault has this *status*."""
         self._network.script(lambda send: apiFault(status, self.requests[-1])(send), count)
 
     def answerNext(

@@ -25,10 +25,8 @@ CAPACITY = 10_000
 
 class PrioritySemaphore:
     """
-    Up to *most* requests at a time; the others wait, and the one with the nearest deadline is next.
-
-    The timeout of a request begins when it is sent. Of ten thousand that are sent together, all would time out while
-    they wait for each other, and would be retried together.
+    Up to *most* requests at a time; the others wait, and the one with the nearest deadline is next. Of ten thousand
+    that are sent together, all would time out while they wait for each other, and would be retried together.
     """
 
     def __init__(self, most: int = 100) -> None:

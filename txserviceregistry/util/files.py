@@ -67,10 +67,7 @@ def replaceFile(
 def replacement(
     path: str | os.PathLike[str], text: str | bytes, *, isDurable: bool = False, like: os.stat_result | None = None
 ) -> Iterator[str]:
-    """
-    The path of a new file beside *path*, to be renamed to it; see :func:`replaceFile`. It is removed if an error is
-    raised.
-    """
+    """The path of a new file beside *path*, to be renamed to it, as in :func:`replaceFile`; removed after an error."""
     name = os.fspath(path)
     # mkstemp creates a new file with mode 0600, whatever the mode of the old file is.
     descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(name)}-", dir=os.path.dirname(name) or ".")
@@ -86,7 +83,6 @@ def replacement(
                 os.fsync(file.fileno())
         yield temporary
     except BaseException:
-        # The error is the one that was raised, also if the file is not there.
         with suppress(OSError):
             os.unlink(temporary)
         raise
@@ -101,7 +97,7 @@ class UnsafePath(PermissionError):
 
 def isPrivileged() -> bool:
     """Whether this process can change all users' files: root runs it, not in a user namespace without other users."""
-    if not hasattr(os, "geteuid") or os.geteuid() != _ROOT:
+    if os.geteuid() != _ROOT:
         return False
     try:
         with open("/proc/self/uid_map", encoding="ascii") as file:
