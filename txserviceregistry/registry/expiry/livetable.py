@@ -173,8 +173,6 @@ class LiveServices:
         if call is not None:
             call.cancel()
 
-    # -- services
-
     def add(self, service: ServiceSummary) -> ServiceState:
         """Add a service, with a full timeout from now on. An earlier active incarnation of the same id is over."""
         tenant, timeout = service.tenant, service.heartbeatTimeout
