@@ -46,11 +46,7 @@ _INTERVAL = 0.45
 
 
 class LockHeartBeater(HeartBeater):
-    """
-    Keeps a lock that was acquired, in the client's batches, until it is released or lost.
-
-    :ivar validUntil: until when its holder may rely on it, in seconds of the client's ``bootTime``.
-    """
+    """Keeps a lock that was acquired, in the client's batches, until it is released or lost."""
 
     what = "lock"
 
@@ -62,27 +58,24 @@ class LockHeartBeater(HeartBeater):
         services.adopt(self)
         self._answered: Waiters[None] = Waiters()
         self._bootTime = client.bootTime
+        #: Until when its holder may rely on it, in seconds of the client's ``bootTime``.
         self.validUntil = sent + self.heartbeatTimeout
         # For the times at which heartbeats were sent, by the reactor's clock, those of a clock that never steps.
         self._sent: Mapping[float, float] = {}
 
     @property
     def heartbeatInterval(self) -> float:
-        """Nominal seconds between two heartbeats."""
         return self.heartbeatTimeout * _INTERVAL
 
     def entry(self, sent: float) -> dict[str, str]:
-        """Its entry in a batch that is sent at this time."""
         # After a step of the reactor's clock two may seem to be sent at one time: the first one counts.
         self._sent = {sent: self._bootTime(), **self._sent}
         return {"lock": self.serviceId, "token": self.nextToken or ""}
 
     def request(self, token: str, timeout: float, whenLate: WhenLate) -> Deferred[HeartbeatToken]:
-        """Send a single heartbeat."""
         return self._locks.heartbeat(self.serviceId, token, timeout=timeout, whenLate=whenLate)
 
     def answered(self, sent: float, token: str) -> None:
-        """A heartbeat that was sent at that time was answered with this token."""
         at = self._sent.get(sent)
         if at is not None:
             self.validUntil = max(self.validUntil, at + self.heartbeatTimeout)

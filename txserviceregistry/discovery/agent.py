@@ -116,24 +116,19 @@ async def _kept(body: IBodyProducer | None) -> bytes | None:
 
 @implementer(IAgentEndpointFactory, IStreamClientEndpoint)
 class _Watch:
-    """
-    The endpoint of one attempt.
+    """The endpoint of one attempt."""
 
-    :ivar isConnected: whether a connection was made for this attempt. Then its handshake comes before the request.
-    """
-
+    # Whether a connection was made for this attempt. Then its handshake comes before the request.
     isConnected = False
 
     def __init__(self, endpoint: IStreamClientEndpoint) -> None:
         self._endpoint = endpoint
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
-        """See IAgentEndpointFactory."""
         return self
 
     @returnsDeferred
     async def connect(self, protocolFactory: Any) -> IProtocol:
-        """See IStreamClientEndpoint."""
         # Twisted's own factory would log a line for each connection.
         protocolFactory.noisy = False
         try:
@@ -154,7 +149,6 @@ class _Response(proxyForInterface(IResponse, "_original")):  # type: ignore[misc
             ended()
 
     def deliverBody(self, protocol: IProtocol) -> None:
-        """See IResponse."""
         if self._original.length != 0:
             whenLost(protocol, self._ended)
         self._original.deliverBody(protocol)
