@@ -96,7 +96,10 @@ class Wrapper:
             probe = makeProbe(clock, options["check"], options["id"])
             self._checker = Checker(options, probe, clock, self._register)
         self._registration = WrapperRegistration(
-            *(clock, options, self._connect, self._lost),
+            clock,
+            options,
+            self._connect,
+            self._lost,
             check=self._checker,
             tokenFile=tokenFile,
             onRegistered=lambda: None if self._drain is None else self._drain.registered(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getopt
 import sys
 from functools import partial
 from typing import Any
@@ -101,22 +100,18 @@ class Options(TableOptions):
         raise SystemExit(0)
 
     def parseOptions(self, options: Any = None) -> None:
-        words = sys.argv[1:] if options is None else options
-        try:
-            command = getopt.getopt(words, self.shortOpt, self.longOpt)[1]
-        except getopt.error:
-            command = []
-        # The command's arguments may be in any encoding.
-        problem = undecodable(words[: len(words) - len(command)])
-        if problem is not None:
-            raise usage.UsageError(problem)
-        super().parseOptions(words)  # type: ignore[no-untyped-call] # Twisted has no types there
+        self._words = sys.argv[1:] if options is None else options
+        super().parseOptions(self._words)  # type: ignore[no-untyped-call] # Twisted has no types there
 
     def getUsage(self, width: int | None = None) -> str:
         return super().getUsage(width) + _EXAMPLE
 
     def parseArgs(self, *words: str) -> None:
         self.command = list(words)
+        # The command's arguments may be in any encoding.
+        problem = undecodable(self._words[: len(self._words) - len(words)])
+        if problem is not None:
+            raise usage.UsageError(problem)
 
     def postOptions(self) -> None:
         super().postOptions()

@@ -245,7 +245,11 @@ class WrapperRegistration:
             self._settingsFailed(error)
             return
         service = self._service = RegisteredService(
-            *(client, options["id"], options["interval"], options["tags"], options["metadata"]),
+            client,
+            options["id"],
+            options["interval"],
+            options["tags"],
+            options["metadata"],
             check=self._check,
             state=self._tokenFile,
             random=self._random,
