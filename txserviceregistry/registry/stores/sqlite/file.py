@@ -86,6 +86,10 @@ _CHECKED_COMPLETELY = 32 * 1024 * 1024
 #: The size to which the write-ahead log is cut. SQLite reuses it from 4 MB on, unless a reader needs it.
 LOG_BYTES = 16 * 1024 * 1024
 
+# Start and length of a byte that no file reaches and SQLite does not lock, and of those that SQLite locks alone before
+# it deletes the log (SHARED_FIRST and SHARED_SIZE in its os.h).
+_CLAIMED = (1 << 62, 1)
+_SHARED = (0x40000002, 510)
 _SECRET = "SELECT value FROM meta WHERE name = 'secret'"
 #: How to open a file so that SQLite looks at it alone: at no log, and without a lock or a new file.
 IMMUTABLE = "mode=ro&immutable=1"
@@ -279,6 +283,18 @@ def _checkTables(connection: sqlite3.Connection, path: str) -> None:
             raise sqlite3.DatabaseError(" ".join(verdict.split()))
 
 
+def _lock(descriptor: int, kind: int, *place: int) -> None:
+    """Lock bytes for an open file (not a process), until it is closed; BlockingIOError if another one has them."""
+    if sys.platform != "linux":
+        return
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack("hhqqi", kind, os.SEEK_SET, *place, 0))  # struct flock
+    except OSError as error:
+        # A file system without such locks goes without.
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise BlockingIOError(error.errno, error.strerror) from None
+
+
 def claimFile(path: str) -> int:
     """
     Claim a file for one registry, under whatever name, until the returned descriptor is closed; a lock file beside it
@@ -288,23 +304,19 @@ def claimFile(path: str) -> int:
     :raises StoreRefused: if another registry has claimed it.
     """
     descriptor = os.open(path, os.O_RDWR)
-    if sys.platform == "linux":
-        # A struct flock for a byte that no file reaches and SQLite does not lock. The lock is one of the open file.
-        try:
-            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 1 << 62, 1, 0))
-        except OSError as error:
-            # A file system without such locks goes without.
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                os.close(descriptor)
-                raise StoreRefused(
-                    f"another registry uses the file {os.path.realpath(path)}, under this or another name (a symbolic"
-                    " or hard link); stop the other registry, or choose another path"
-                ) from None
+    try:
+        _lock(descriptor, fcntl.F_WRLCK, *_CLAIMED)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StoreRefused(
+            f"another registry uses the file {os.path.realpath(path)}, under this or another name (a symbolic"
+            " or hard link); stop the other registry, or choose another path"
+        ) from None
     return descriptor
 
 
 class FileLost(OSError):
-    """A file that is open is not under its name any more, or another registry may use it: a write would be lost."""
+    """An open file was removed, replaced or overwritten, or another registry may use it: a write would be lost."""
 
 
 class OpenFiles:
@@ -316,12 +328,14 @@ class OpenFiles:
     index may be other files after a new connection.
 
     :param guard: see :class:`~txserviceregistry.registry.stores.sqlite.store.SqliteStore`.
+    :ivar claim: the descriptor from :func:`claimFile`, if the file is claimed.
     """
 
     def __init__(self, path: str, guard: Callable[[], None]) -> None:
         self._path = path
         self._guard = guard
         self._known: dict[str, os.stat_result] = {}
+        self.claim: int | None = None
 
     def opened(self) -> None:
         """Note the files of the connection that was just opened."""
@@ -337,8 +351,8 @@ class OpenFiles:
 
     def check(self) -> int:
         """
-        Raise :exc:`FileLost` unless the files are those under their names, and the guard agrees. Returns how many bytes
-        the log has.
+        Raise :exc:`FileLost` unless the files are those under their names, a claimed one is still a store, and the
+        guard agrees. Returns how many bytes the log has.
         """
         size = 0
         for path, known in self._known.items():
@@ -354,6 +368,12 @@ class OpenFiles:
                     continue
                 what = f"{path} was replaced by another file"
             raise FileLost(f"{what} while the registry uses it; put the same file back, or restart the registry")
+        if self.claim is not None and os.pread(self.claim, 4, 68) != APPLICATION_ID.to_bytes(4, "big"):
+            # SQLite would move the log into what is there now, and delete it, when the last connection is closed.
+            _lock(self.claim, fcntl.F_RDLCK, *_SHARED)
+            raise FileLost(
+                f"{self._path} was overwritten while the registry uses it; stop the registry, and restore a backup"
+            )
         try:
             self._guard()
         except Exception as error:

@@ -187,7 +187,6 @@ class SqliteStore(TableStore):
         self._reader = Reader(reactor, partial(self._connect, readOnly=True), self.statistics, self.statistics.reads)
         self._writer = Writer(reactor, self._connectToWrite, self.statistics, self._reader, self._files)
         self._isExclusive = exclusive
-        self._claim: int | None = None
         self._isPrepared = False
         self._closing: Deferred[None] | None = None
         self._lastSeen: dict[tuple[str, str, str], int] = {}
@@ -212,7 +211,7 @@ class SqliteStore(TableStore):
         if not self._isPrepared:
             sqlitefile.prepare(self._path)
             if self._isExclusive:
-                self._claim = sqlitefile.claimFile(self._path)
+                self._files.claim = sqlitefile.claimFile(self._path)
             self._isPrepared = True
         tables = self._connect()
         self._files.opened()
@@ -237,8 +236,8 @@ class SqliteStore(TableStore):
         # and then leaves the log as it is.
         await self._reader.close()
         await self._writer.close()
-        if self._claim is not None:
-            os.close(self._claim)
+        if self._files.claim is not None:
+            os.close(self._files.claim)
 
     @returnsDeferred
     async def probe(self) -> None:

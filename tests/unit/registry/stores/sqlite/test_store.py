@@ -662,6 +662,33 @@ class SqliteStoreTests(SqliteCase):
         await store.setValue("1", "key", "after", 10)
         self.assertEqual((await store.getValue("1", "key")).value, "after")
 
+    async def test_aFileThatIsOverwrittenIsNoticed(self):
+        """
+        A file of a registry that is emptied, or gets another content in its place, is not written. The log, which may
+        be all that is left, stays when the store is closed.
+        """
+        for content in (b"", b"x" * 60_000):
+            store = await self.exclusive()
+            await store.setValue("1", "key", "before", 10)
+            with open(self.path, "rb") as file:
+                whole = file.read()
+            with open(self.path, "wb") as file:
+                file.write(content)
+            self.reactor.advance(1)
+            for _ in range(2):
+                text = await self.raises(StoreUnavailable, store.setValue("1", "key", "refused", 10))
+                self.assertIn(f"{self.path} was overwritten", text)
+                await self.raises(StoreUnavailable, store.probe())
+            await store.close()
+            with open(self.path, "rb") as file:
+                self.assertEqual(file.read(), content)
+            await self.raises(StoreRefused, SqliteStore(self.path, reactor=self.reactor).open())
+            with open(self.path, "wb") as file:
+                file.write(whole)
+            store = await self.exclusive()
+            self.assertEqual((await store.getValue("1", "key")).value, "before")
+            await store.close()
+
     async def exclusive(self, path: str | None = None) -> SqliteStore:
         """A store as a registry opens it."""
         store = SqliteStore(path or self.path, reactor=self.reactor, exclusive=True)
