@@ -95,6 +95,11 @@ class Database:
                 self._execute("ROLLBACK")
             raise
 
+    @property
+    def changes(self) -> int:
+        """How many rows were written so far."""
+        return self._connection.total_changes
+
     def close(self) -> None:
         """Close the connection; what has not been committed is undone."""
         self._connection.close()

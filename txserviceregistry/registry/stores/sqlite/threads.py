@@ -258,6 +258,7 @@ class Writer(Worker):
         self._files = files
         # When the files were checked, the log was cut, and all changes of a group were refused.
         self._checked = self._cut = self._refused = -math.inf
+        self._hasWritten = False
         self._logBytes = 0
 
     @property
@@ -289,10 +290,11 @@ class Writer(Worker):
     # -- in the thread
 
     def _runGroup(self, jobs: Sequence[Job]) -> Exception | None:
+        self._hasWritten = False
         cause = self._commit(jobs)
         if not isinstance(cause, FileLost):
             results = [job.result for job in jobs if job.isChange]
-            if not all(isinstance(result, Exception) for result in results):
+            if self._hasWritten and not all(isinstance(result, Exception) for result in results):
                 self._refused = -math.inf
             elif any(isinstance(result, StoreUnavailable) for result in results):
                 self._refused = self._reactor.seconds()
@@ -305,11 +307,14 @@ class Writer(Worker):
         isAnyOfThem = False
         try:
             tables = self._connected()
+            before = tables.changes
             with tables.transaction():
                 isAnyOfThem = len(jobs) > 1
                 _run(tables, jobs)
                 isAnyOfThem = False
                 self._checkFiles()
+            # Where nothing was to be written, a full disk has room for it.
+            self._hasWritten = self._hasWritten or tables.changes > before
         except Exception as error:
             if isAnyOfThem:
                 return next(filter(None, [self._commit([job]) for job in jobs]), None)

@@ -522,6 +522,7 @@ class SqliteStoreTests(SqliteCase):
         refusing = self.patch(Tables, "setValues", fail)
         await self.raises(StoreUnavailable, store.setValue("1", "key", "value", 10))
         self.reactor.advance(4.9)
+        await store.removeToken("what has nothing to write shows nothing")
         self.assertIn("refused the last changes", await self.raises(StoreUnavailable, store.probe()))
         self.reactor.advance(0.2)
         await store.probe()
