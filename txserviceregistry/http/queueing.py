@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
@@ -93,6 +94,7 @@ class _Job:
 
 
 @implementer(IAgent)
+@attrs.define(eq=False, slots=False)
 class QueueingAgent:
     """
     Bounds the requests to one server at once. The others wait, first come, first served.
@@ -108,22 +110,18 @@ class QueueingAgent:
     :param sharing: another one, for the same slots.
     """
 
-    def __init__(
-        self,
-        agent: IAgent,
-        most: int = 2,
-        suspends: SuspendWatch | None = None,
-        *,
-        clock: IReactorTime | None = None,
-        sharing: QueueingAgent | None = None,
-    ) -> None:
-        self._agent = agent
-        self._most = most
-        self._suspends = suspends
-        self._clock = clock
-        self._slots: dict[bytes, _Slots] = {} if sharing is None else sharing._slots
-        self._jobs: dict[_Job, None] = {}
-        self._isClosed = False
+    _agent: IAgent
+    _most: int = 2
+    _suspends: SuspendWatch | None = None
+    _clock: IReactorTime | None = attrs.field(default=None, kw_only=True)
+    _sharing: QueueingAgent | None = attrs.field(default=None, kw_only=True)
+    _slots: dict[bytes, _Slots] = attrs.field(init=False)
+    _jobs: dict[_Job, None] = attrs.field(factory=dict, init=False)
+    _isClosed: bool = attrs.field(default=False, init=False)
+
+    @_slots.default
+    def _sharedSlots(self) -> dict[bytes, _Slots]:
+        return {} if self._sharing is None else self._sharing._slots
 
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None

@@ -14,7 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, LOCK_NB, flock
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
+
+import attrs
 
 from .logs import Logger
 
@@ -191,6 +193,7 @@ def _isStream(found: os.stat_result) -> bool:
     return not os.path.samestat(found, os.stat(os.devnull))
 
 
+@attrs.define(eq=False, slots=False)
 class Reloaded(Generic[_Text, _Made]):
     """
     A value made from files, and made again when they have changed. While the new files can't be used, the previous
@@ -203,32 +206,24 @@ class Reloaded(Generic[_Text, _Made]):
     :ivar onChange: called when the value has changed.
     """
 
-    _log = Logger()
+    _log: ClassVar[Logger] = Logger()
 
-    def __init__(
-        self,
-        name: str,
-        paths: Sequence[str],
-        read: Callable[[], _Text],
-        make: Callable[[_Text], _Made],
-        *,
-        whyNot: Callable[[_Made], str | None] = lambda made: None,
-        seconds: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.name = name
-        self.problem: str | None = None
-        self.onChange: Callable[[], object] = lambda: None
-        self._paths = paths
-        self._read = read
-        self._make = make
-        self._whyNot = whyNot
-        self._seconds = seconds
-        self._isSuspect = False
+    name: str
+    _paths: Sequence[str]
+    _read: Callable[[], _Text]
+    _make: Callable[[_Text], _Made]
+    _whyNot: Callable[[_Made], str | None] = attrs.field(default=lambda made: None, kw_only=True)
+    _seconds: Callable[[], float] = attrs.field(default=time.monotonic, kw_only=True)
+    problem: str | None = attrs.field(default=None, init=False)
+    onChange: Callable[[], object] = attrs.field(default=lambda: None, init=False)
+    _isSuspect: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
         # Before they are read, so that a change meanwhile is noticed.
         self._stamps = self._look()
-        self._readAt = seconds()
-        self._text = read()
-        self._made = make(self._text)
+        self._readAt = self._seconds()
+        self._text = self._read()
+        self._made = self._make(self._text)
 
     def current(self) -> _Made:
         """The value, which is made again if the files have changed. It takes one ``stat`` for each file."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
+import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from .logs import Logger
@@ -22,6 +24,7 @@ def bootTime() -> float:
     return time.monotonic() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)
 
 
+@attrs.define(eq=False, slots=False)
 class SuspendWatch:
     """
     Checks every :data:`TICK` seconds whether the machine was suspended, while there is a listener.
@@ -31,25 +34,19 @@ class SuspendWatch:
     """
 
     #: Seconds between two checks: less than the shortest heartbeat interval, 1.6 s. A check takes some microseconds.
-    TICK = 1.0
+    TICK: ClassVar[float] = 1.0
     #: The shortest suspend that counts, in seconds: the two clocks are not read at the same moment.
-    SHORTEST = 0.5
+    SHORTEST: ClassVar[float] = 0.5
 
-    _log = Logger()
+    _log: ClassVar[Logger] = Logger()
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        suspended: Callable[[], float] = machineSuspended,
-        resumed: Callable[[], object] = lambda: None,
-    ) -> None:
-        self._clock = clock
-        self._suspended = suspended
-        self._resumed = resumed
-        self._listeners: dict[Callable[[float], object], None] = {}
-        self._call: IDelayedCall | None = None
-        # The last result of *suspended*, and its time, in seconds of the clock.
-        self._seen = (0.0, 0.0)
+    _clock: IReactorTime
+    _suspended: Callable[[], float] = machineSuspended
+    _resumed: Callable[[], object] = lambda: None
+    _listeners: dict[Callable[[float], object], None] = attrs.field(factory=dict, init=False)
+    _call: IDelayedCall | None = attrs.field(default=None, init=False)
+    # The last result of *suspended*, and its time, in seconds of the clock.
+    _seen: tuple[float, float] = attrs.field(default=(0.0, 0.0), init=False)
 
     def add(self, listener: Callable[[float], object]) -> None:
         """Call *listener* whenever the machine was suspended, with the seconds for which the clock stood still."""
