@@ -21,7 +21,7 @@ from twisted.web.server import Request
 from ...util.concurrency import BoundedCache
 from ...util.deferred import cancelWith
 from ...util.logs import Logger
-from ..limits import FairQueue, Origin
+from ..fairness import FairQueue, Origin
 
 #: Seconds for which an address stays known after the last connection of an authenticated client.
 KNOWN_SECONDS = 86_400.0

@@ -23,7 +23,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ...util.concurrency import BoundedCache, SingleFlight
 from ...util.deferred import Waiters, returnsDeferred
-from ..limits import FairQueue, Origin
+from ..fairness import FairQueue, Origin
 from ..statistics import IdentityStatistics
 
 #: scrypt's cost (its *n*): 16 MiB and some 50 ms a hash. Keys are random, 160 bits, so that this is enough.

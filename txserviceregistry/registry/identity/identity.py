@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ...util.concurrency import BoundedCache, SingleFlight
 from ...util.deferred import returnsDeferred
-from ..limits import Origin
+from ..fairness import Origin
 from ..roles import WRITE, Role
 from ..statistics import IdentityStatistics
 from ..stores.interfaces import IStore, NoSuchObject, StoreUnavailable, TokenRecord, UserRecord

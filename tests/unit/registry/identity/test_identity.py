@@ -13,9 +13,9 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import CHEAP
+from txserviceregistry.registry.fairness import Origin
 from txserviceregistry.registry.identity.apikeys import Overloaded
 from txserviceregistry.registry.identity.identity import Identity, InvalidCredentials, InvalidToken, InvalidUser
-from txserviceregistry.registry.limits import Origin
 from txserviceregistry.registry.stores.interfaces import NoSuchObject, ObjectExists, StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.util import concurrency
