@@ -273,6 +273,5 @@ class Call:
             # The path as the client wrote it: what was an escape stays one.
             path = quote(request.path, safe="/%:@!$&'()*+,;=~")
             href = f"{baseUrl(request)}{path}?{urlencode(query, errors='surrogateescape')}"
-        metadata = {"limit": self.query["limit"], "marker": self.query["marker"]}
-        metadata.update(count=len(page.values), next_marker=marker, next_href=href)
-        return {"values": page.values, "metadata": metadata}
+        metadata = {"count": len(page.values), "limit": self.query["limit"], "marker": self.query["marker"]}
+        return {"values": page.values, "metadata": {**metadata, "next_marker": marker, "next_href": href}}
