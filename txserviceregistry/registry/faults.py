@@ -16,7 +16,7 @@ NO_STORE: Mapping[str, str] = MappingProxyType({"Cache-Control": "no-store"})
 
 class Fault(Exception):
     """
-    A response that is an error: its type (:data:`~txserviceregistry.util.fields.FAULT_TYPES`), to which the status code
+    A response that is an error: its type (:data:`~txserviceregistry.errors.FAULT_TYPES`), to which the status code
     belongs; what went wrong, on which clients match; why, the same if ``None``; headers, and more members of the body.
     """
 
