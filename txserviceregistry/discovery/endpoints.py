@@ -55,6 +55,8 @@ def whenLost(protocol: Any, lost: Callable[[], object]) -> None:
     connectionLost = protocol.connectionLost
 
     def over(*reason: Failure) -> None:
+        # A factory may return the same protocol again.
+        protocol.connectionLost = connectionLost
         lost()
         connectionLost(*reason)
 

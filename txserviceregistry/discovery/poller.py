@@ -95,6 +95,8 @@ class Cursor:
     seen: bool = False
     # Whether that event is to be read, too.
     isInclusive: bool = False
+    # How often the registry had said that events may be missing, when this was the end; None where that doesn't matter.
+    resets: int | None = attrs.field(default=None, eq=False)
 
     @classmethod
     def after(cls, event: Event) -> Cursor:
@@ -219,7 +221,7 @@ class EventPoller:
         that there is nothing newer yet. Fails with StaleCursor if the registry refuses the marker, or says that events
         may be missing and the cursor can't show it, and otherwise as ``client.events.list`` does.
         """
-        resets = self._resets
+        resets = self._resets if cursor.resets is None else cursor.resets
         # The span up to whose beginning the feed is known to have nothing newer.
         quiet: _Span | None = None
         # A stream that has ended may be opened again as soon as there is a response.
@@ -248,13 +250,14 @@ class EventPoller:
     @returnsDeferred
     async def end(self) -> Cursor:
         """Find the current end of the feed. Fires with its cursor, and fails as :meth:`readToEnd` does."""
+        resets = self._resets
         page = await self.read(Cursor())
         if page.isFull and self._isOpening:
             # A stream begins at the end, and the last hour may have had many events.
             await self._waiters.wait()
         if page.isFull and self.isLive:
-            return Cursor(self._lastId)
-        cursor = Cursor.after(page.events[-1]) if page.events else Cursor()
+            return Cursor(self._lastId, resets=resets)
+        cursor = Cursor.after(page.events[-1]) if page.events else Cursor(resets=resets)
         return await self.readToEnd(cursor) if page.isFull else cursor
 
     @returnsDeferred

@@ -158,6 +158,21 @@ class ConnectTests(SynchronousTestCase):
         self.accept(2)
         self.assertEqual([port for _, port in self.attempts()], [1, 2, 1])
 
+    def test_aProtocolThatIsUsedAgain(self) -> None:
+        """The end of a connection counts once, also if the factory returns one protocol for several."""
+        self.directory.remove("ccc")
+        endpoint = self.endpoint(strategy="least-connections")
+        same = Recorder()
+        factory = Factory.forProtocol(lambda: same)
+        factory.noisy = False
+        for number, each in enumerate((factory, self.factory, factory)):
+            endpoint.connect(each)
+            wire = self.accept(number)
+            if each is factory:
+                wire.connectionLost(Failure(connectionDone.value))
+        endpoint.connect(self.factory)
+        self.assertEqual([port for _, port in self.attempts()], [1, 1, 2, 2])
+
     def test_whatAProtocolCan(self) -> None:
         """What the protocol can beside the usual, it can here too."""
 

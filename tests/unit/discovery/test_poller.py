@@ -92,6 +92,26 @@ class PollerTests(SynchronousTestCase):
             new = self.happen()
             self.assertEqual([event["id"] for event in self.successResultOf(waiting).events], [new])
 
+    def test_aResetSinceTheEnd(self) -> None:
+        """A subscriber that has found the end, and no event, is told of a reset since."""
+        using = self.poller.used()
+        using.__enter__()
+        self.addCleanup(using.__exit__, None, None, None)
+        finding = self.poller.end()
+        self.fake.advance(1)
+        end = self.successResultOf(finding)
+        waiting = self.after(end)
+        self.assertTrue(self.poller.isLive)
+        self.happen()
+        self.successResultOf(waiting)
+        self.fake.restart(keepData=False)
+        self.fake.advance(60)
+        reading = self.poller.read(Cursor())
+        self.fake.advance(1)
+        self.successResultOf(reading)
+        self.assertTrue(self.poller.isLive)
+        self.failureResultOf(self.after(end), StaleCursor)
+
     def test_cancelling(self) -> None:
         """A subscriber that cancels changes nothing for the others, and leaves nothing."""
         position = Cursor(self.happen(), True)
