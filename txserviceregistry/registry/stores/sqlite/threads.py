@@ -307,14 +307,13 @@ class Writer(Worker):
         isAnyOfThem = False
         try:
             tables = self._connected()
-            before = tables.changes
             with tables.transaction():
-                isAnyOfThem = len(jobs) > 1
+                before, isAnyOfThem = tables.changes, len(jobs) > 1
                 _run(tables, jobs)
                 isAnyOfThem = False
+                # Where nothing was to be written, a full disk has room for it.
+                self._hasWritten = self._hasWritten or tables.changes > before
                 self._checkFiles()
-            # Where nothing was to be written, a full disk has room for it.
-            self._hasWritten = self._hasWritten or tables.changes > before
         except Exception as error:
             if isAnyOfThem:
                 return next(filter(None, [self._commit([job]) for job in jobs]), None)

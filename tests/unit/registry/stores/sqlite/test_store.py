@@ -515,7 +515,8 @@ class SqliteStoreTests(SqliteCase):
     async def test_aProbeThatSucceedsWhileAllChangesFail(self):
         """The store counts as not writable while changes are refused, and for five seconds after the last one."""
 
-        def fail(*arguments: object) -> None:
+        def fail(tables: Tables, *arguments: object) -> None:
+            tables._addEvent("1", "configuration_value.update", {})
             raise sqlite3.OperationalError("database or disk is full")
 
         store = await self.opened()
