@@ -30,9 +30,9 @@ from ..errors import (
     ServiceRegistryError,
     faultIn,
 )
-from ..http.bodies import BytesProducer, readWhole
 from ..http.jsontransport import ClientClosed, JSONTransport
 from ..http.messages import Response
+from ..http.pool import BytesProducer, readWhole
 from ..util.backoff import Backoff
 from ..util.deferred import Waiters, returnsDeferred
 from ..util.logs import Logger, Outage

@@ -32,9 +32,9 @@ from ..errors import (
     faultIn,
     isUnknown,
 )
-from ..http.bodies import FixedHeaders, readWhole
 from ..http.jsontransport import TIMEOUT, USER_AGENT, ClientClosed, JSONTransport
 from ..http.messages import NO_REGISTRY, Lane, Request, Response, pathOf, segment
+from ..http.pool import FixedHeaders, readWhole
 from ..util.deferred import Waiters, cancelWith, returnsDeferred
 from ..util.logs import Logger, Outage
 from ..util.parsing import parseRetryAfter, validTraceparent

@@ -23,8 +23,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IAgentEndpointFactory, IBod
 from zope.interface import implementer
 
 from ..http.agent import endpointTo
-from ..http.bodies import BytesProducer
-from ..http.pool import PooledAgent
+from ..http.pool import BytesProducer, PooledAgent
 from ..http.tls import tlsPolicy
 from ..util.deferred import returnsDeferred
 from .balancing import Balancer, Instance, TryNext, tryEach

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from ..http.messages import WhenLate
 from ..util.backoff import Backoff, LateTries, runOnAfter
-from ..util.concurrency import PrioritySemaphore
+from ..util.deferred import PrioritySemaphore
 from ..util.logs import Logger, Outage
 from ..util.suspend import SuspendWatch
 

@@ -17,8 +17,7 @@ from twisted.python.failure import Failure
 from ..errors import APIError, BadRequest, Forbidden, NotFound, ServerError, ServiceRegistryError
 from ..http.jsontransport import ClientClosed
 from ..util.backoff import LONGEST_DELAY, Backoff
-from ..util.concurrency import PrioritySemaphore
-from ..util.deferred import Waiters, returnsDeferred
+from ..util.deferred import PrioritySemaphore, Waiters, returnsDeferred
 from ..util.fields import HOST_KEYS, PORT_KEYS, checkedMetadata, checkedTags, checkedTimeout
 from ..util.logs import Logger, Outage
 from .heartbeater import HeartBeater

@@ -19,8 +19,7 @@ from ..errors import UNKNOWN_OUTCOME, BadRequest, NotFound, ServiceExists, isUnk
 from ..http.jsontransport import ClientClosed
 from ..http.messages import WhenLate
 from ..types import HeartbeatToken
-from ..util.concurrency import PrioritySemaphore
-from ..util.deferred import returnsDeferred, waitFor
+from ..util.deferred import PrioritySemaphore, returnsDeferred, waitFor
 from ..util.parsing import LONGEST_INTERVAL, boundedNumber
 from ..util.suspend import SuspendWatch
 from .attempts import HeartbeatContext, StallWatch

@@ -35,8 +35,7 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..util.concurrency import DaemonThreadPool
-from ..util.deferred import Waiters, cancelWith
+from ..util.deferred import DaemonThreadPool, Waiters, cancelWith
 from .tls import describeTLS
 
 #: Seconds that each address of a name has before the next one is tried beside it. A refused connection is reported only

@@ -1,22 +1,30 @@
-"""The connections of one client: a pool, their errors, and an agent that sends requests over them."""
+"""The HTTP connections of one client: bodies that are read whole, a pool, its errors, and an agent over it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, cast
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
 from twisted.internet.endpoints import wrapClientTLS
-from twisted.internet.interfaces import IHandshakeListener, ISSLTransport, IStreamClientEndpoint, ITransport
-from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.interfaces import (
+    IConsumer,
+    IHandshakeListener,
+    IProtocol,
+    ISSLTransport,
+    IStreamClientEndpoint,
+    ITransport,
+)
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
-from twisted.web.client import URI, Agent, HTTPConnectionPool, ResponseNeverReceived
+from twisted.web.client import URI, Agent, HTTPConnectionPool, ResponseDone, ResponseNeverReceived
 from twisted.web.client import HTTP11ClientProtocol as _HTTP11  # type: ignore[attr-defined] # it is, but not by name
 from twisted.web.error import SchemeNotSupported
+from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IClientRequest, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
@@ -25,8 +33,10 @@ from ..util.deferred import waitFor
 from ..util.fields import netloc
 from ..util.logs import Listeners, Logger
 from .agent import endpointTo
-from .bodies import BytesProducer, FixedHeaders, readWhole
 from .tls import describeTLS
+
+#: The most bytes of a response. The API's are much shorter; it bounds what a broken server can make a client hold.
+MAX_BODY = 16 * 1024 * 1024
 
 #: Idle connections are closed after so many seconds: before common servers and balancers do it (60 s and more), because
 #: a request on a connection that the other side is closing gets no answer.
@@ -37,6 +47,120 @@ _MOST_SERVERS = 100
 
 # A URI that can be sent without escapes.
 _PLAIN = re.compile(rb"[!-~]+")
+
+
+class ResponseTooLarge(Exception):
+    """The body of a response was longer than :data:`MAX_BODY`."""
+
+
+@implementer(IBodyProducer)
+class BytesProducer:
+    """A request's body that is in memory, and can be sent more than once."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.length = len(body)
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self.body)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """Everything is written at once."""
+
+    resumeProducing = stopProducing = pauseProducing
+
+
+class FixedHeaders(Headers):
+    """All headers of a request, Host among them, which are never changed."""
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The lines of a request."""
+        return b"".join(b"%b: %b\r\n" % (name, each) for name, values in self.getAllRawHeaders() for each in values)
+
+
+class _Nowhere:
+    """The transport of a body that has arrived already."""
+
+    def pauseProducing(self) -> None:
+        pass
+
+    resumeProducing = stopProducing = loseConnection = abortConnection = pauseProducing
+
+
+@implementer(IResponse)
+@attrs.define(eq=False, slots=False)
+class WholeResponse:
+    """A response whose body is here."""
+
+    code: int
+    headers: Headers
+    body: bytes
+    version: Any = (b"HTTP", 1, 1)
+    phrase: bytes = b""
+    request: Any = None
+    previousResponse: Any = None
+
+    @property
+    def length(self) -> int:
+        return len(self.body)
+
+    def deliverBody(self, protocol: IProtocol) -> None:
+        """Hand the whole body to *protocol*, at once. Can be done any number of times."""
+        protocol.makeConnection(_Nowhere())  # type: ignore[arg-type] # as little of a transport as a body's has
+        if self.body:
+            protocol.dataReceived(self.body)
+        protocol.connectionLost(Failure(ResponseDone("The body was here already")))
+
+    def setPreviousResponse(self, response: IResponse) -> None:
+        self.previousResponse = response
+
+
+class _Body(Protocol):
+    """Collects a body; cancelling :attr:`whole` ends the connection, which Twisted's ``readBody`` does not."""
+
+    transport: Any
+
+    def __init__(self, response: IResponse, abort: Callable[[], object] | None) -> None:
+        self._response = response
+        self._abort = abort
+        self._parts: list[bytes] = []
+        self._size = 0
+        self.whole: Deferred[WholeResponse] = Deferred(lambda _: self._end())
+
+    def _end(self) -> None:
+        (self._abort or self.transport.loseConnection)()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > MAX_BODY:
+            self._parts.clear()
+            if not self.whole.called:
+                self._end()
+                self.whole.errback(ResponseTooLarge(f"more than {MAX_BODY} bytes"))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self.whole.called:
+            return
+        # Without a length the end of the connection is the end of the body; whether it is whole, the JSON says.
+        if isinstance(reason.value, (ResponseDone, PotentialDataLoss)):
+            of, body = self._response, b"".join(self._parts)
+            self.whole.callback(
+                WholeResponse(of.code, of.headers, body, of.version, of.phrase, of.request, of.previousResponse)
+            )
+        else:
+            self.whole.errback(reason)
+
+
+def readWhole(response: IResponse, abort: Callable[[], object] | None = None) -> Deferred[WholeResponse]:
+    """The response with its body; *abort* ends the connection, instead of the transport that the body comes with."""
+    if isinstance(response, WholeResponse):
+        return succeed(response)
+    body = _Body(response, abort)
+    response.deliverBody(body)
+    return body.whole
 
 
 class StaleConnection(ResponseNeverReceived):

@@ -13,10 +13,9 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from ..util.concurrency import PrioritySemaphore
+from ..util.deferred import PrioritySemaphore
 from ..util.suspend import SuspendWatch
-from .bodies import WholeResponse, readWhole
-from .pool import StaleConnection
+from .pool import StaleConnection, WholeResponse, readWhole
 
 #: A request that has had no response for so many seconds may hang: urgent requests do not wait for its slot any longer.
 HANGING = 0.3

@@ -18,8 +18,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 
 from .. import types
-from ..util.concurrency import SingleFlight
-from ..util.deferred import returnsDeferred
+from ..util.deferred import SingleFlight, returnsDeferred
 from ..util.logs import Logger
 from .engine import Cluster, Engine
 from .faults import NO_STORE, Fault, limitReached, notFound

@@ -15,8 +15,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
 from zope.interface import implementer
 
-from ..util.concurrency import PrioritySemaphore, SingleFlight
-from ..util.deferred import returnsDeferred
+from ..util.deferred import PrioritySemaphore, SingleFlight, returnsDeferred
 from .expiry.deadlines import REFUSED, ServiceState
 from .expiry.livetable import LiveServices, readSummary
 from .faults import Fault, notFound, systemFailure

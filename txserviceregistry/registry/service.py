@@ -24,8 +24,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
 from .._version import __version__
-from ..util.concurrency import DaemonThreadPool
-from ..util.deferred import Waiters, returnsDeferred
+from ..util.deferred import DaemonThreadPool, Waiters, returnsDeferred
 from ..util.logs import Logger, Outage
 from .console.console import Console, Sessions
 from .core import Registry

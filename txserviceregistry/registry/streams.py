@@ -15,7 +15,7 @@ import attrs
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IDelayedCall
 
-from ..util.concurrency import SingleFlight
+from ..util.deferred import SingleFlight
 from ..util.logs import Logger
 from .eventids import isMoment, momentAt, position, positionOf
 from .faults import Fault, systemFailure

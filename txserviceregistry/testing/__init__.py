@@ -35,7 +35,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IAgent, IResponse
 
 from ..client import Client
-from ..http.bodies import readWhole
+from ..http.pool import readWhole
 from ..registry.core import Registry
 from ..registry.feed import EVENT_RETENTION
 from ..registry.http.resource import ApiResource

@@ -1,17 +1,25 @@
-"""Idioms for asynchronous code: coroutines inside, Deferreds at the public edge, one Deferred for each waiter."""
+"""Asynchronous code: coroutines and Deferreds, waiters, limits, shared work, batches, caches and threads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from functools import wraps
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial, wraps
+from heapq import heappop, heappush
+from itertools import count
+from threading import Thread
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
 
+_K = TypeVar("_K", bound=Hashable)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+#: How many items a BoundedCache may hold.
+CAPACITY = 10_000
 
 
 def returnsDeferred(function: Callable[_P, Coroutine[Deferred[Any], Any, _T]]) -> Callable[_P, Deferred[_T]]:
@@ -92,3 +100,120 @@ class Waiters(Generic[_T]):
         # It is not there any more while fire() goes through those that waited.
         if self._waiting.pop(waiter, self) is None and not self._waiting:
             self._abandoned()
+
+
+class PrioritySemaphore:
+    """
+    Up to *most* requests at a time; the others wait, and the one with the nearest deadline is next. Of ten thousand
+    that are sent together, all would time out while they wait for each other, and would be retried together.
+    """
+
+    def __init__(self, most: int = 100) -> None:
+        self._free = most
+        self._isGiving = False
+        # Requests with the same deadline keep their order.
+        self._waiting: list[tuple[float, int, Deferred[None]]] = []
+        self._order = count()
+
+    def take(self, deadline: float) -> Deferred[None]:
+        """Wait for a place, to be given back. May be cancelled. The *deadline* is in seconds of one clock for all."""
+        if self._free and not self._isGiving:
+            self._free -= 1
+            return succeed(None)
+        turn: Deferred[None] = Deferred()
+        heappush(self._waiting, (deadline, next(self._order), turn))
+        return turn
+
+    def give(self) -> None:
+        """Give back a place."""
+        self._free += 1
+        # Requests that are answered at once (in memory) come back here while they are sent: one loop is enough.
+        if self._isGiving:
+            return
+        self._isGiving = True
+        try:
+            while self._free and self._waiting:
+                _, _, turn = heappop(self._waiting)
+                # One that was cancelled has been called too.
+                if not turn.called:
+                    self._free -= 1
+                    turn.callback(None)
+        finally:
+            self._isGiving = False
+
+
+class SingleFlight(Generic[_K, _T]):
+    """Work that several callers want at the same time and that is done once. Each has a Deferred of its own."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[_K, Waiters[_T]] = {}
+
+    def __len__(self) -> int:
+        """How many pieces of work are under way."""
+        return len(self._waiting)
+
+    def do(self, key: _K, work: Callable[[], Deferred[_T]]) -> Deferred[_T]:
+        """The result of *work*, which is begun unless work with the same *key* is under way."""
+        if key in self._waiting:
+            return self._waiting[key].wait()
+        waiters = self._waiting[key] = Waiters()
+        waiter = waiters.wait()
+
+        def done(result: _T | Failure) -> None:
+            del self._waiting[key]
+            waiters.fire(result)
+
+        work().addBoth(done)
+        return waiter
+
+
+class Gathering(Generic[_K, _T]):
+    """
+    Collects keys during one reactor turn, and handles them together in the next, at *most* so many in a batch. *work*
+    takes a batch and returns the result for each key. If it raises an exception, all of them fail with it.
+    """
+
+    def __init__(
+        self, clock: IReactorTime, most: int, work: Callable[[Sequence[_K]], Awaitable[Mapping[_K, _T]]]
+    ) -> None:
+        self._clock = clock
+        self._most = most
+        self._work = work
+        self._waiting: dict[_K, Waiters[_T]] = {}
+
+    def do(self, one: _K) -> Deferred[_T]:
+        """Add a key to the next batch, if it is not in it yet. Fires with its result; may be cancelled."""
+        if not self._waiting:
+            self._clock.callLater(0, self._begin)
+        return self._waiting.setdefault(one, Waiters()).wait()
+
+    def _begin(self) -> None:
+        waiting, self._waiting = list(self._waiting.items()), {}
+        for begin in range(0, len(waiting), self._most):
+            Deferred.fromCoroutine(self._do(dict(waiting[begin : begin + self._most])))
+
+    async def _do(self, waiting: Mapping[_K, Waiters[_T]]) -> None:
+        try:
+            outcomes: Mapping[_K, _T | Failure] = await self._work(list(waiting))
+        except Exception:
+            outcomes = dict.fromkeys(waiting, Failure())
+        for one, waiters in waiting.items():
+            waiters.fire(outcomes[one])
+
+
+class BoundedCache(dict[_K, _T]):
+    """A cache of bounded size, in the order in which items were put; the oldest one goes first."""
+
+    def put(self, key: _K, value: _T) -> None:
+        """Keep *value*, as the newest."""
+        self.pop(key, None)
+        self[key] = value
+        if len(self) > CAPACITY:
+            del self[next(iter(self))]
+
+
+class DaemonThreadPool(ThreadPool):
+    """A thread pool whose work may hang at the end of the process: a host name's lookup, a write into a pipe."""
+
+    # As a plain class attribute it would become a method from Python 3.14 on.
+    threadFactory = staticmethod(partial(Thread, daemon=True))  # type: ignore[assignment] # makes threads, as the class does

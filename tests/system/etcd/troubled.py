@@ -14,8 +14,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from txserviceregistry.http.bodies import BytesProducer
-from txserviceregistry.http.pool import ConnectionPool, PooledAgent
+from txserviceregistry.http.pool import BytesProducer, ConnectionPool, PooledAgent
 
 
 def _nothing(body: bytes) -> bool:

@@ -21,7 +21,7 @@ from txserviceregistry.errors import (
 )
 from txserviceregistry.heartbeats.attempts import HeartbeatContext, StallWatch
 from txserviceregistry.heartbeats.heartbeater import HeartBeater
-from txserviceregistry.util.concurrency import PrioritySemaphore
+from txserviceregistry.util.deferred import PrioritySemaphore
 from txserviceregistry.util.suspend import SuspendWatch
 
 GONE = NotFound(404, "notFoundError", "object does not exist", 'Object "Service" with key "web1" does not exist')

@@ -21,8 +21,7 @@ from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from txserviceregistry.http.agent import ATTEMPT_DELAY, endpointTo
-from txserviceregistry.http.bodies import BytesProducer, FixedHeaders
-from txserviceregistry.http.pool import ConnectionPool, PooledAgent
+from txserviceregistry.http.pool import BytesProducer, ConnectionPool, FixedHeaders, PooledAgent
 
 from ...loopback import LoopbackTestCase
 

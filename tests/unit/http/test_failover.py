@@ -9,7 +9,7 @@ import random
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.http.failover import Servers
+from txserviceregistry.http.jsontransport import Servers
 
 
 class ServersTests(SynchronousTestCase):

@@ -15,10 +15,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
 from txserviceregistry.errors import ConnectionFailed, MalformedResponse, RequestTimedOut
-from txserviceregistry.http.bodies import ResponseTooLarge
 from txserviceregistry.http.jsontransport import ClientClosed, JSONTransport
 from txserviceregistry.http.messages import segment
-from txserviceregistry.http.pool import StaleConnection
+from txserviceregistry.http.pool import ResponseTooLarge, StaleConnection
 from txserviceregistry.http.queueing import AgentClosed
 
 from ...fakeagent import FakeAgent, answer

@@ -20,9 +20,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import Agent, ResponseFailed, ResponseNeverReceived, readBody
 
 from tests.unit.garbage import collectOnlyNew
-from txserviceregistry.http import bodies
-from txserviceregistry.http.bodies import BytesProducer, ResponseTooLarge
-from txserviceregistry.http.pool import ConnectionPool, StaleConnection
+from txserviceregistry.http import pool
+from txserviceregistry.http.pool import BytesProducer, ConnectionPool, ResponseTooLarge, StaleConnection
 from txserviceregistry.http.queueing import HANGING, MOST_BESIDE, AgentClosed, QueueingAgent
 
 from ...fakeagent import FakeAgent, answer
@@ -92,8 +91,8 @@ class ConnectionTests(LoopbackTestCase):
             def request(self, *args: Any) -> Any:
                 return inner.request(*args)
 
-        original = bodies._Body.connectionMade
-        self.patch(bodies._Body, "connectionMade", lambda body: (seen.append(body), original(body))[1])
+        original = pool._Body.connectionMade
+        self.patch(pool._Body, "connectionMade", lambda body: (seen.append(body), original(body))[1])
         stalled = QueueingAgent(Watching()).request(b"GET", server.url.encode())
         await self.until(lambda: seen)
         stalled.cancel()
@@ -137,7 +136,7 @@ class ConnectionTests(LoopbackTestCase):
 
     async def test_tooLargeBodiesAreRefused(self) -> None:
         """A body longer than any answer of the API ends the request, announced or not, and the connection."""
-        self.patch(bodies, "MAX_BODY", 10)
+        self.patch(pool, "MAX_BODY", 10)
 
         def handler(call: Call) -> None:
             if call.path == "/announced":

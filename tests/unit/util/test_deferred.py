@@ -1,17 +1,24 @@
 """
-Deferreds that several callers wait for, and that delayed calls belong to.
+Deferreds that several callers wait for, and that delayed calls belong to; semaphores, and thousands of services that
+start together; work that is gathered.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.iweb import IAgent
+from zope.interface import implementer
 
-from txserviceregistry.util.deferred import Waiters, cancelWith, waitFor
+from txserviceregistry import Client, RegisteredService
+from txserviceregistry.registry.limits import ResourceLimits
+from txserviceregistry.testing import FakeRegistry
+from txserviceregistry.util.deferred import Gathering, PrioritySemaphore, Waiters, cancelWith, waitFor
 
 
 class WaitForTests(SynchronousTestCase):
@@ -140,3 +147,159 @@ class WaitersTests(SynchronousTestCase):
         self.assertNoResult(again[0])
         self.waiters.fire("sun")
         self.assertEqual(self.successResultOf(again[0]), "sun")
+
+
+class TurnsTests(SynchronousTestCase):
+    """The order in which turns come."""
+
+    def test_soManyAtOnce(self) -> None:
+        """As many as may have a turn have one at once; each that ends lets another one in."""
+        turns = PrioritySemaphore(2)
+        asked = [turns.take(1.0) for _ in range(4)]
+        self.assertEqual([turn.called for turn in asked], [True, True, False, False])
+        for _ in range(3):
+            turns.give()
+        self.assertEqual([turn.called for turn in asked], [True] * 4)
+        self.successResultOf(turns.take(1.0))
+        self.assertNoResult(turns.take(1.0))
+
+    def test_theNearestDeadlineFirst(self) -> None:
+        """Who has the nearest deadline is next, whenever it came; among equals the first."""
+        turns = PrioritySemaphore(1)
+        self.successResultOf(turns.take(0.0))
+        order: list[str] = []
+        for name, deadline in (("never", float("inf")), ("late", 9.0), ("soon", 3.0), ("soon, too", 3.0)):
+            turns.take(deadline).addCallback(lambda _, name=name: order.append(name))
+        for _ in range(4):
+            turns.give()
+        self.assertEqual(order, ["soon", "soon, too", "late", "never"])
+
+    def test_cancelled(self) -> None:
+        """A caller that does not wait any more is skipped."""
+        turns = PrioritySemaphore(1)
+        self.successResultOf(turns.take(0.0))
+        gone, next = turns.take(1.0), turns.take(2.0)
+        gone.cancel()
+        self.failureResultOf(gone, CancelledError)
+        turns.give()
+        self.successResultOf(next)
+
+    def test_thatEndAtOnce(self) -> None:
+        """However many end in the moment in which they come, each ends before the next one comes."""
+        turns = PrioritySemaphore(1)
+        self.successResultOf(turns.take(0.0))
+        ended: list[int] = []
+
+        def end(_: None, number: int) -> None:
+            turns.give()
+            ended.append(number)
+
+        for number in range(10_000):
+            turns.take(1.0).addCallback(end, number)
+        turns.give()
+        self.assertEqual(ended, list(range(10_000)))
+        self.successResultOf(turns.take(1.0))
+
+    def test_whoTakesOneMeanwhile(self) -> None:
+        """Who asks while one ends in the moment in which it comes is not before those that have waited."""
+        turns = PrioritySemaphore(1)
+        self.successResultOf(turns.take(0.0))
+        order: list[str] = []
+
+        def endAndAskAgain(_: None) -> None:
+            turns.give()
+            turns.take(9.0).addCallback(lambda _: order.append("late"))
+
+        turns.take(1.0).addCallback(endAndAskAgain)
+        turns.take(3.0).addCallback(lambda _: order.append("soon"))
+        turns.give()
+        self.assertEqual(order, ["soon"])
+        turns.give()
+        self.assertEqual(order, ["soon", "late"])
+
+
+@implementer(IAgent)
+class Slow:
+    """Stands before a fake, and answers one request after the other, so many a second."""
+
+    def __init__(self, fake: FakeRegistry, rate: float) -> None:
+        self._fake = fake
+        self._rate = rate
+        self._free = 0.0
+
+    def request(self, *arguments: Any) -> Deferred[Any]:
+        """See IAgent."""
+        clock = self._fake.clock
+        self._free = max(self._free, clock.seconds()) + 1 / self._rate
+        return deferLater(clock, self._free - clock.seconds(), self._fake.agent.request, *arguments)
+
+
+class ManyServicesTests(SynchronousTestCase):
+    """More services than the registry can answer within the time of one request."""
+
+    def test_startedTogether(self) -> None:
+        """All of them are registered, one after the other, and none expires while it waits for the others."""
+        fake = FakeRegistry(limits=ResourceLimits(service=1000))
+        client = Client(fake.username, fake.apiKey, baseUrl=fake.url, agent=Slow(fake, 12.5), reactor=fake.clock)
+        services = [RegisteredService(client, f"service{number}", 20 + number % 40) for number in range(200)]
+        for service in services:
+            service.startService()
+        fake.advance(30)
+        self.assertTrue(all(service.healthy for service in services))
+        fake.advance(60)
+        events = self.successResultOf(fake.client().events.list(limit=1000))["values"]
+        self.assertEqual([event["type"] for event in events], ["service.join"] * 200)
+
+    def test_withLittleTime(self) -> None:
+        """
+        What a registration may take is not spent on waiting for others: none of them fails, though the registry could
+        answer no more than two dozen in that time.
+        """
+        fake = FakeRegistry(limits=ResourceLimits(service=1000))
+        client = Client(fake.username, fake.apiKey, baseUrl=fake.url, agent=Slow(fake, 12.5), reactor=fake.clock)
+        services = [RegisteredService(client, f"service{number}", 6) for number in range(200)]
+        failures: list[object] = []
+        for service in services:
+            service.onRegistrationFailure(failures.append)
+            service.startService()
+        fake.advance(25)
+        self.assertTrue(all(service.healthy for service in services))
+        self.assertEqual(failures, [])
+
+
+class GatheringTests(SynchronousTestCase):
+    """Numbers, which are doubled, three at a time."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.groups: list[list[int]] = []
+        self.gathering: Gathering[int, int] = Gathering(self.clock, 3, self.double)
+
+    async def double(self, numbers: Sequence[int]) -> Mapping[int, int]:
+        self.groups.append(list(numbers))
+        return {number: 2 * number // (number != 13) for number in numbers}
+
+    def do(self, *numbers: int) -> list[Deferred[int]]:
+        waiting = [self.gathering.do(number) for number in numbers]
+        self.clock.advance(0)
+        return waiting
+
+    def test_together(self) -> None:
+        """What comes in one turn is done together, each once, and not too many at a time."""
+        for turn in ((1, 2, 1), (3, 4, 5, 6)):
+            self.assertEqual([self.successResultOf(each) for each in self.do(*turn)], [2 * number for number in turn])
+        self.assertEqual(self.groups, [[1, 2], [3, 4, 5], [6]])
+
+    def test_failures(self) -> None:
+        """What fails, fails for all that were done together, and for no others."""
+        *failed, fine = self.do(12, 13, 14, 15)
+        for each in failed:
+            self.failureResultOf(each, ZeroDivisionError)
+        self.assertEqual(self.successResultOf(fine), 30)
+
+    def test_cancelling(self) -> None:
+        """One who cancels changes nothing for others that asked for the same."""
+        one, two = self.gathering.do(1), self.gathering.do(1)
+        one.addErrback(lambda _: None).cancel()
+        self.clock.advance(0)
+        self.assertEqual(self.successResultOf(two), 2)

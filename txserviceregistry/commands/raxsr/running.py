@@ -19,9 +19,8 @@ from zope.interface import implementer
 from ... import errors
 from ...client import Client
 from ...clock import useMonotonic
-from ...http.bodies import BytesProducer, WholeResponse
 from ...http.jsontransport import TIMEOUT
-from ...http.pool import ConnectionPool, PooledAgent
+from ...http.pool import BytesProducer, ConnectionPool, PooledAgent, WholeResponse
 from ...http.tls import tlsPolicy
 from ...settings import Settings
 from ...util.redaction import encodings, escaped, redacted

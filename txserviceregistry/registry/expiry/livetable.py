@@ -16,8 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-from ...util.concurrency import SingleFlight
-from ...util.deferred import returnsDeferred
+from ...util.deferred import SingleFlight, returnsDeferred
 from ...util.logs import Logger, Outage
 from ..faults import Fault, systemFailure
 from ..model import isLockScope, tenantOf

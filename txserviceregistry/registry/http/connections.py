@@ -18,8 +18,7 @@ from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.web.http import HTTPChannel
 from twisted.web.server import Request
 
-from ...util.concurrency import BoundedCache
-from ...util.deferred import cancelWith
+from ...util.deferred import BoundedCache, cancelWith
 from ...util.logs import Logger
 from ..fairness import FairQueue, Origin
 

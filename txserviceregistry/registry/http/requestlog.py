@@ -20,8 +20,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import LogLevel
 from twisted.web.server import Request
 
-from ...util.concurrency import DaemonThreadPool
-from ...util.deferred import returnsDeferred, waitFor
+from ...util.deferred import DaemonThreadPool, returnsDeferred, waitFor
 from ...util.files import checkPath
 from ...util.logs import Logger, Outage
 from ...util.parsing import validTraceparent

@@ -14,8 +14,7 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.web.server import Request
 
 from ..._version import __version__, installCommand
-from ...util.concurrency import SingleFlight
-from ...util.deferred import returnsDeferred
+from ...util.deferred import SingleFlight, returnsDeferred
 from ...util.logs import Logger
 from ..faults import NO_STORE, Fault, forbidden
 from ..stores.interfaces import IStore, StoreUnavailable

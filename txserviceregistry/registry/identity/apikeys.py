@@ -21,8 +21,7 @@ import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
-from ...util.concurrency import BoundedCache, SingleFlight
-from ...util.deferred import Waiters, returnsDeferred
+from ...util.deferred import BoundedCache, SingleFlight, Waiters, returnsDeferred
 from ..fairness import FairQueue, Origin
 from ..statistics import IdentityStatistics
 

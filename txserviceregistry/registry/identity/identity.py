@@ -20,8 +20,7 @@ from twisted.internet import threads
 from twisted.internet.defer import Deferred, TimeoutError, succeed
 from twisted.internet.interfaces import IReactorTime
 
-from ...util.concurrency import BoundedCache, SingleFlight
-from ...util.deferred import returnsDeferred
+from ...util.deferred import BoundedCache, SingleFlight, returnsDeferred
 from ..fairness import Origin
 from ..roles import WRITE, Role
 from ..statistics import IdentityStatistics

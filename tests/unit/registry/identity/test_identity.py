@@ -18,7 +18,7 @@ from txserviceregistry.registry.identity.apikeys import Overloaded
 from txserviceregistry.registry.identity.identity import Identity, InvalidCredentials, InvalidToken, InvalidUser
 from txserviceregistry.registry.stores.interfaces import NoSuchObject, ObjectExists, StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
-from txserviceregistry.util import concurrency
+from txserviceregistry.util import deferred
 
 from ..heldstore import HeldCall, HeldStore
 
@@ -556,7 +556,7 @@ class AuthenticationTests(IdentityCase):
         """
         Memory is bounded: of those who fail only the last ones are remembered.
         """
-        self.patch(concurrency, "CAPACITY", 100)
+        self.patch(deferred, "CAPACITY", 100)
         self.refuse("first")
         for number in range(100):
             self.refuse(f"name{number}")

@@ -21,10 +21,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from ....errors import ServiceRegistryError
-from ....http.bodies import ResponseTooLarge
 from ....http.jsontransport import JSONTransport
-from ....util.concurrency import PrioritySemaphore, SingleFlight
-from ....util.deferred import returnsDeferred
+from ....http.pool import ResponseTooLarge
+from ....util.deferred import PrioritySemaphore, SingleFlight, returnsDeferred
 from ....util.files import Reloaded
 from ....util.logs import Logger
 from ...statistics import StoreStatistics

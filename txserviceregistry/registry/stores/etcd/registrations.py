@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import attrs
 
-from ....util.concurrency import Gathering
+from ....util.deferred import Gathering
 from ...model import tenantOf
 from ..interfaces import NoSuchObject, ServiceSummary
 from ..shared import IStoreListener

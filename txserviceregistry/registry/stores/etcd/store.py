@@ -42,8 +42,7 @@ from ....http.jsontransport import JSONTransport
 from ....http.pool import ConnectionPool, PooledAgent
 from ....http.queueing import QueueingAgent
 from ....http.tls import tlsPolicy
-from ....util.concurrency import PrioritySemaphore
-from ....util.deferred import returnsDeferred
+from ....util.deferred import PrioritySemaphore, returnsDeferred
 from ....util.files import Reloaded
 from ....util.logs import Logger
 from ....util.suspend import bootTime

@@ -33,7 +33,7 @@ from txserviceregistry.registry.stores.etcd.gateway import (
     reading,
 )
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
-from txserviceregistry.util.concurrency import PrioritySemaphore
+from txserviceregistry.util.deferred import PrioritySemaphore
 from txserviceregistry.util.files import Reloaded
 
 CLOCK: IReactorTime = reactor  # type: ignore[assignment]  # which it is
