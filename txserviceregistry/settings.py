@@ -240,7 +240,7 @@ class _Lookup:
         ca = self.get("caFile", local=isLocal) if self._tls else None
         region = self.get("region")
         # Reading from a pipe a second time could take forever.
-        isOnce = any(file.path.exists() and not file.path.is_file() for file in files)
+        isOnce = any(os.path.exists(file.path) and not os.path.isfile(file.path) for file in files)
         return Settings(
             username=user.value,
             apiKey=key.value,

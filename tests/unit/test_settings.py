@@ -251,6 +251,9 @@ class ReadSettingsTests(SynchronousTestCase):
         self.assertIn(f"{path} can't be read: Is a directory", self.refused())
         path.rmdir()
         self.assertIn("RAXSR_RAXRC: file /no/such/file does not exist", self.refused({"RAXSR_RAXRC": "/no/such/file"}))
+        given = {"username": "joe", "apiKey": KEY, "baseUrl": "http://a/v1.0"}
+        tooLong = {"RAXSR_DATA_DIR": "/" + "x" * 300}
+        self.assertIn("can't be read: File name too long", self.refused(tooLong, **given))
 
     def test_badValuesAreNamedWithTheirSource(self) -> None:
         """A value that means nothing is refused with the place that it stands in."""
