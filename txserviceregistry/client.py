@@ -156,7 +156,7 @@ class Client:
         self._queues = list(lanes.values())
         common: Any = {"timeout": timeout, "random": random, "onForeign": self._closeIdle}
         auth = JSONTransport(
-            lanes[Lane.HEARTBEAT], reactor, settings.authUrls, name="the Auth API", isFault=isAuthFault, **common
+            lanes[Lane.URGENT], reactor, settings.authUrls, name="the Auth API", isFault=isAuthFault, **common
         )
         credentials = Credentials(settings.username, settings.apiKey)
         authenticator = KeystoneAuthenticator(auth, credentials, clock=reactor, lookUp=self._currentCredentials)
