@@ -8,6 +8,7 @@ client, and sends a heartbeat, or registers the service. It retries the sooner t
 
 from __future__ import annotations
 
+import math
 import random as randomModule
 from collections.abc import Callable
 from enum import Enum
@@ -18,7 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from ..api.services import ServicesAPI
-from ..errors import BadRequest, Forbidden, NotFound, ServiceExists, ServiceRegistryError
+from ..errors import BadRequest, Forbidden, NotFound, ServiceExists, ServiceRegistryError, isUnknown
 from ..http.jsontransport import ClientClosed
 from ..http.messages import WhenLate
 from ..types import HeartbeatToken
@@ -29,10 +30,6 @@ from ..util.suspend import SuspendWatch
 from .attempts import Attempts, HeartbeatContext, StallWatch
 from .healthcheck import HealthCheck
 
-# Below this timeout (seconds) heartbeats are relatively more frequent: a short delay is a larger part of it.
-_SHORT_TIMEOUT = 15
-# The shortest time limit of a health check, in seconds.
-_SHORTEST_CHECK = 1.0
 # While another service holds the id, the registration is retried this often (seconds).
 _ID_TAKEN_DELAY = 2.0
 
@@ -59,7 +56,6 @@ class _State(Enum):
     STOPPED = "stopped"
 
 
-REGISTERING = _State.REGISTERING.value
 REGISTERED = _State.REGISTERED.value
 STOPPED = _State.STOPPED.value
 
@@ -96,6 +92,7 @@ class HeartBeater:
     _health: HealthCheck | None = None
     _stopped: Waiters[None] | None = None
     _listeners: Listeners[[str]] | None = None
+    _orphanUntil = math.inf  # when a service expires that a registration without a response may have created
 
     def __init__(
         self,
@@ -156,8 +153,6 @@ class HeartBeater:
 
     def __repr__(self) -> str:
         return f"<HeartBeater of {self.serviceId!r}: {self.state}>"
-
-    # -- state
 
     @property
     def running(self) -> bool:
@@ -235,7 +230,8 @@ class HeartBeater:
     @property
     def heartbeatInterval(self) -> float:
         """Nominal seconds between two heartbeats: 0.6 of a timeout below 15 s, 0.8 of a longer one."""
-        return self.heartbeatTimeout * (0.6 if self.heartbeatTimeout < _SHORT_TIMEOUT else 0.8)
+        # A delay of the network is a larger part of a short timeout.
+        return self.heartbeatTimeout * (0.6 if self.heartbeatTimeout < 15 else 0.8)
 
     def _drawInterval(self) -> Backoff:
         self.interval = self.heartbeatInterval * (0.9 + 0.1 * self._random())
@@ -304,8 +300,8 @@ class HeartBeater:
         if health is None:
             self._takeTurn()
             return
-        # A third of the seconds that are left when a heartbeat is due, as for the heartbeat itself.
-        timeout = max(_SHORTEST_CHECK, (self.heartbeatTimeout - self.heartbeatInterval) / 3)
+        # A third of the seconds that are left when a heartbeat is due, as for the heartbeat itself, and at least one.
+        timeout = max(1.0, (self.heartbeatTimeout - self.heartbeatInterval) / 3)
         suspended = "registration" if self.nextToken is None else "heartbeats"
 
         def checked(passes: bool, isCurrent: bool) -> None:
@@ -319,7 +315,7 @@ class HeartBeater:
     def _takeTurn(self) -> None:
         """Wait until few enough ask the registry. The service that needs a response first is first."""
         if self.nextToken is None:
-            self._attempts.takeTurn(self._context.registrations, float("inf"), self._registerOnce, self._broken)
+            self._attempts.takeTurn(self._context.registrations, self._orphanUntil, self._registerOnce, self._broken)
         else:
             self._attempts.takeTurn(self._context.turns, self.deadline, self._heartbeat, self._broken)
 
@@ -330,6 +326,8 @@ class HeartBeater:
 
         def over(result: str | Failure, isCurrent: bool) -> None:
             if isinstance(result, Failure):
+                if isUnknown(result.value) and not sent < self._orphanUntil < math.inf:
+                    self._orphanUntil = sent + self.heartbeatTimeout
                 self._failed(result)
             else:
                 self._attempts.succeeded()
@@ -383,7 +381,6 @@ class HeartBeater:
     def _goOn(self, sent: float) -> None:
         due = sent + self.interval
         if self._makesTries and not self._joinBatcher(due):
-            # Running tries have lost their purpose.
             self._attempts.end()
             self._attempts.later(max(0.0, due - self._clock.seconds()), self._try)
         if self._state is not _State.REGISTERED and self.running:
@@ -402,7 +399,12 @@ class HeartBeater:
         # Only our own errors are known to hold no secret.
         reason = str(error) if isinstance(error, ServiceRegistryError) else type(error).__name__
         delay = self._attempts.failed(self.what, self.serviceId, reason)
-        self._retry(_ID_TAKEN_DELAY * (1 - self._random() / 2) if isinstance(error, ServiceExists) else delay)
+        if isinstance(error, ServiceExists):
+            delay = _ID_TAKEN_DELAY * (1 - self._random() / 2)
+        elif self.nextToken is None:
+            # A registry that can't register services is not flooded with registrations.
+            delay = delayBefore(delay, self._orphanUntil - self._clock.seconds(), self.heartbeatTimeout / 30)
+        self._retry(delay)
 
     def _retry(self, delay: float) -> None:
         isRegistered = self.nextToken is not None

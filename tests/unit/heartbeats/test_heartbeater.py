@@ -16,6 +16,7 @@ from txserviceregistry.errors import (
     ConnectionFailed,
     ForeignResponse,
     NotFound,
+    RequestTimedOut,
     ServerError,
     ServiceExists,
 )
@@ -462,6 +463,20 @@ class HeartBeaterTests(SynchronousTestCase):
         self.pass_(15)
         self.assertTrue(heartBeater.healthy)
         self.assertEqual(self.logged, ["warn", "info"])
+
+    def test_hurriesWhileTheServiceMayExist(self) -> None:
+        """A registration without a response is retried the sooner the less is left of what it may have created."""
+        tries: list[float] = []
+
+        def register() -> Deferred[str]:
+            tries.append(self.clock.seconds())
+            return fail(RequestTimedOut("no response"))
+
+        self.heartBeater(120, token=None, register=register).start()
+        self.pass_(120)
+        for before, after in pairwise(tries):
+            self.assertLessEqual(after - before, max((120 - before) / 4, 4.0) + 0.1)
+        self.assertLess(len(tries), 30)
 
     def test_registrationsAreRetriedWithBackoff(self) -> None:
         """A registration that fails is tried again after delays that grow to 15 s."""
