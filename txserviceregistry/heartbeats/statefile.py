@@ -22,9 +22,6 @@ _SHARED = (
     "Service {serviceId} runs without its state file {path}, which another process uses. A process that replaces the "
     "other one waits until the id is free. Give processes that run side by side a file each"
 )
-# Windows has no such flag.
-_NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
-
 _claims: WeakSet[FileIO] = WeakSet()
 
 
@@ -34,8 +31,7 @@ def _leaveThemToTheParent() -> None:
         claim.close()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leaveThemToTheParent)
+os.register_at_fork(after_in_child=_leaveThemToTheParent)
 
 
 def claimed(path: str) -> FileIO | None:
@@ -46,7 +42,7 @@ def claimed(path: str) -> FileIO | None:
     # Not another .token: web1.token may be an id of the wrapper too.
     beside = f"{path}.claim"
     checkPath(beside)
-    claim = FileIO(beside, "a", opener=lambda path, flags: os.open(path, flags | _NO_FOLLOW, 0o600))
+    claim = FileIO(beside, "a", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o600))
     try:
         lockFile(claim.fileno())
     except BlockingIOError:
