@@ -106,6 +106,7 @@ class ForeignResponse(MalformedResponse):
     it. It says nothing about the registry and its objects, and the request may have been carried out or not. Heartbeats
     and subscribers retry as in an outage.
 
+    :ivar status: the HTTP status code of the response to the *method* at the *url*.
     :ivar doubt: a possible mistake in the URL; empty if the status does not suggest one.
     """
 
@@ -158,7 +159,8 @@ class NotSupported(ServiceRegistryError):
 @attrs.define(eq=False, repr=False, slots=False)
 class OutcomeUnknown(ServiceRegistryError):
     """
-    A conditional write had no response, and its condition does not hold any more: it may have succeeded.
+    A conditional write had no response, and its condition does not hold any more: either the write had succeeded, or
+    another client has changed the value.
 
     :ivar etag: the tag of the current value; ``None`` if there is no value.
     """
@@ -206,7 +208,7 @@ class APIError(ServiceRegistryError):
     """
     The registry returned a fault, or a server before it a 5xx.
 
-    :ivar status: the HTTP status code.
+    :ivar status: the HTTP status code of the response to the *method* at the *url*.
     :ivar type: the fault's type, such as ``notFoundError``; empty if a 5xx is not a fault of the API.
     :ivar message: the registry's message; *details* has its details.
     :ivar txnId: the registry's id of the request, with which its operators find it in their logs.
@@ -227,7 +229,7 @@ class APIError(ServiceRegistryError):
     def _text(self) -> str:
         asked = f"{self.method} {self.url} returned " if self.url else ""
         said = ": ".join(dict.fromkeys(filter(None, (self.message, self.details))))
-        text = f"{asked}{self.status}{self.type and f' {self.type}'}{said and f': {said}'}"
+        text = f"{asked}{self.status} {self.type}".rstrip() + (f": {said}" if said else "")
         text += f" (txnId {self.txnId})" if self.txnId else ""
         advice = self.doubt or self.advice
         return f"{text.rstrip('.')}. {advice}" if advice else text

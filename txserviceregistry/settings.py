@@ -346,7 +346,9 @@ def _isLoopback(host: str | None) -> bool:
 
 
 def _boolean(setting: _Setting | None) -> bool:
-    value = "true" if setting is None else setting.value
-    if value.lower() not in configparser.ConfigParser.BOOLEAN_STATES:
-        raise InvalidSettings(f"{setting and setting.source}: invalid value {value!r}. Use true or false")
-    return configparser.ConfigParser.BOOLEAN_STATES[value.lower()]
+    if setting is None:
+        return True
+    found = configparser.ConfigParser.BOOLEAN_STATES.get(setting.value.lower())
+    if found is None:
+        raise InvalidSettings(f"{setting.source}: invalid value {setting.value!r}. Use true or false")
+    return found

@@ -234,10 +234,9 @@ class KeystoneAuthenticator:
             return ForeignResponse(response.status, method=response.method, url=response.url, doubt=doubt)
         message = redacted(said or "", [self._credentials.apiKey])
         if response.status in (401, 403):
-            return AuthenticationFailed(
-                f"{response.method} {response.url} refused the credentials of user {self._credentials.username!r} with "
-                f"{response.status}{message and ': '}{message}"
-            )
+            asked, user = f"{response.method} {response.url}", self._credentials.username
+            why = f": {message}" if message else ""
+            return AuthenticationFailed(f"{asked} refused the credentials of user {user!r} with {response.status}{why}")
         # No subclass for a 4xx: a wrong URL of the Auth API is not a service that was not found.
         kind = ServerError if response.status >= 500 else APIError
         return kind(response.status, message=message, method=response.method, url=response.url, doubt=response.doubt)

@@ -136,7 +136,7 @@ class ClientTests(SynchronousTestCase):
         self.assertTrue(all(service.healthy for service in services))
 
     def test_aRegistrationThatFailedBeforeIsTriedAtOnce(self) -> None:
-        """The wait before its next try, of up to 15 s, ends; so does an authentication, on a connection that is dead."""
+        """The wait before its next try, of up to 15 s, ends; an authentication under way begins again."""
         for seconds in (290, 300):
             self.setUp()
             self.fake.partition()

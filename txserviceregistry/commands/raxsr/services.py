@@ -189,7 +189,8 @@ async def _setState(run: Run, state: str, done: str) -> str:
         await run.client.services.setState(run.parsed.id, state, run.parsed.reason, expiresIn=seconds)
     except NotFound:
         raise CommandFailed(_NO_STATES) from None
-    return f'Service "{run.parsed.id}" {done}{limit and f" for {limit}"}'
+    duration = f" for {limit}" if limit else ""
+    return f'Service "{run.parsed.id}" {done}{duration}'
 
 
 @command("services drain", 'web1 --reason "rack move" --for 10m', *_STATE, idOf="service's id")
