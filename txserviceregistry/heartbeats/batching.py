@@ -12,7 +12,10 @@ import math
 import random as randomModule
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
+from itertools import count
+from typing import ClassVar
 
+import attrs
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
@@ -44,6 +47,7 @@ def isRefusal(error: object) -> bool:
     return isinstance(error, (BadRequest, Forbidden, NotFound))
 
 
+@attrs.define
 class BatchSize:
     """
     How many heartbeats the next batch may have: twice as many as in the last one that was accepted. A size that fails
@@ -52,16 +56,15 @@ class BatchSize:
     :ivar most: heartbeats in the next batch at most; 0 while not even one is accepted.
     """
 
-    HOLD = 300.0
+    HOLD: ClassVar[float] = 300.0
 
-    def __init__(self, largest: int, seconds: Callable[[], float]) -> None:
-        self.most = largest
-        self._largest = largest
-        self._seconds = seconds
-        # The smallest that failed, and the largest that was accepted, as far as nothing later contradicts.
-        self._failed = math.inf
-        self._accepted = 0
-        self._heldUntil = 0.0
+    _largest: int
+    _seconds: Callable[[], float]
+    most: int = attrs.field(init=False, default=attrs.Factory(lambda self: self._largest, takes_self=True))
+    # The smallest that failed, and the largest that was accepted, as far as nothing later contradicts.
+    _failed: float = attrs.field(default=math.inf, init=False)
+    _accepted: int = attrs.field(default=0, init=False)
+    _heldUntil: float = attrs.field(default=0.0, init=False)
 
     @property
     def isReduced(self) -> bool:
@@ -96,6 +99,53 @@ class BatchSize:
         self._heldUntil = self._seconds() + self.HOLD
 
 
+class Schedule:
+    """
+    Services by the time at which their heartbeats are due, in a heap.
+
+    A service names its entry in ``batchSlot``: one that has left, or was put elsewhere, does not.
+    """
+
+    #: The part of its interval by which a heartbeat may be early, together with one that is due.
+    EARLY = 0.1
+
+    def __init__(self) -> None:
+        # When the heartbeat is due, and a number that makes entries comparable.
+        self._heap: list[tuple[float, int, HeartBeater]] = []
+        self._numbers = count()
+
+    def put(self, service: HeartBeater, due: float) -> None:
+        """Have a heartbeat sent at this time, at the latest, and none at another time."""
+        service.batchSlot = entry = due, next(self._numbers), service
+        heappush(self._heap, entry)
+
+    def clear(self) -> None:
+        self._heap.clear()
+
+    @property
+    def next(self) -> float | None:
+        """When the first heartbeat is due; ``None`` if there is none."""
+        return self._heap[0][0] if self._heap else None
+
+    def take(self, now: float, most: int) -> list[HeartBeater]:
+        """
+        Take out the services that are due, and those that may be early, *most* of them at most. Until they are put
+        back, or elsewhere, the list is their ``batchSlot``.
+        """
+        taken: list[HeartBeater] = []
+        while self._heap and len(taken) < most:
+            due, _, service = entry = self._heap[0]
+            isCurrent = service.batchSlot is entry
+            if isCurrent and due - self.EARLY * service.interval > now:
+                break
+            heappop(self._heap)
+            if isCurrent:
+                service.batchSlot = taken
+                taken.append(service)
+        return taken
+
+
+@attrs.define(eq=False, slots=False)
 class HeartbeatBatcher:
     """
     The heartbeats of all services of one client that need nothing but heartbeats. One may be sent early, together with
@@ -110,46 +160,39 @@ class HeartbeatBatcher:
     """
 
     #: Heartbeats in one request at most: the extension's limit.
-    MOST = 1000
+    MOST: ClassVar[int] = 1000
     #: The most requests at once while batches are smaller than they could be.
-    AT_ONCE = 2
+    AT_ONCE: ClassVar[int] = 2
     #: After so many seconds without a response, the next request does not wait for this one.
-    PATIENCE = 1.0
+    PATIENCE: ClassVar[float] = 1.0
 
-    _log = Logger()
+    _log: ClassVar[Logger] = Logger()
 
-    def __init__(
-        self,
-        send: Callable[[_Entries, float, WhenLate], Deferred[_Tokens]],
-        isOffered: Callable[[], bool],
-        clock: IReactorTime,
-        random: Callable[[], float] = randomModule.random,
-        *,
-        stalls: StallWatch,
-        suspends: SuspendWatch,
-    ) -> None:
-        self._stalls = stalls
-        self._suspends = suspends
-        self._send = send
-        self._isOffered = isOffered
-        self._clock = clock
-        self._services: dict[HeartBeater, None] = {}
-        # In it may be some who have left.
-        self._schedule = Schedule()
-        self._timer: IDelayedCall | None = None
-        self._timerDue = 0.0
-        # When each request under way was sent, without those that are late.
-        self._underWay: dict[Deferred[_Tokens], float] = {}
-        self._late = LateTries()
-        self._size = BatchSize(self.MOST, clock.seconds)
-        self._backoff = Backoff(0.1, LONGEST_DELAY, random)
-        # After a failure, nothing is sent before this time.
-        self._notBefore = 0.0
-        # The service that sends a single heartbeat while batches fail, and whether one was accepted.
-        self._alone: HeartBeater | None = None
-        self._isBack = False
-        self._outage = Outage(self._log, clock, _FAILED, _SUCCEED_AGAIN)
-        self._refusals = Outage(self._log, clock, _REFUSED, _ACCEPTED)
+    _send: Callable[[_Entries, float, WhenLate], Deferred[_Tokens]]
+    _isOffered: Callable[[], bool]
+    _clock: IReactorTime
+    _random: Callable[[], float] = randomModule.random
+    _stalls: StallWatch = attrs.field(kw_only=True)
+    _suspends: SuspendWatch = attrs.field(kw_only=True)
+    _services: dict[HeartBeater, None] = attrs.field(factory=dict, init=False)
+    # In it may be some who have left.
+    _schedule: Schedule = attrs.field(factory=Schedule, init=False)
+    _timer: IDelayedCall | None = attrs.field(default=None, init=False)
+    _timerDue: float = attrs.field(default=0.0, init=False)
+    # When each request under way was sent, without those that are late.
+    _underWay: dict[Deferred[_Tokens], float] = attrs.field(factory=dict, init=False)
+    _late: LateTries = attrs.field(factory=LateTries, init=False)
+    # After a failure, nothing is sent before this time.
+    _notBefore: float = attrs.field(default=0.0, init=False)
+    # The service that sends a single heartbeat while batches fail, and whether one was accepted.
+    _alone: HeartBeater | None = attrs.field(default=None, init=False)
+    _isBack: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._size = BatchSize(self.MOST, self._clock.seconds)
+        self._backoff = Backoff(0.1, LONGEST_DELAY, self._random)
+        self._outage = Outage(self._log, self._clock, _FAILED, _SUCCEED_AGAIN)
+        self._refusals = Outage(self._log, self._clock, _REFUSED, _ACCEPTED)
 
     @property
     def isOffered(self) -> bool:
@@ -165,7 +208,7 @@ class HeartbeatBatcher:
         if not self._services:
             self._suspends.add(self._resumed)
         self._services[service] = None
-        self._schedule.put(service, due - service.interval)
+        self._schedule.put(service, due)
         self._setTimer()
 
     def leave(self, service: HeartBeater) -> None:
@@ -198,7 +241,7 @@ class HeartbeatBatcher:
         now = self._clock.seconds()
         for service in self._services:
             service.deadline -= stoodStill
-            self._schedule.put(service, now - service.interval)
+            self._schedule.put(service, now)
         self._endRequests()
         self._setTimer()
 
@@ -291,7 +334,7 @@ class HeartbeatBatcher:
                 self._remove(service)
                 service.dismissed()
             else:
-                self._schedule.put(service, sent)
+                self._schedule.put(service, sent + service.interval)
                 service.answered(sent, token)
 
     def _failed(self, failure: Failure, services: Sequence[HeartBeater]) -> None:
@@ -320,7 +363,7 @@ class HeartbeatBatcher:
             return
         for service in waiting:
             if service.batchSlot is services:
-                self._schedule.put(service, moment - service.interval)
+                self._schedule.put(service, moment)
                 service.missed()
         # The listeners that were called above may have stopped some of them.
         left = [service for service in waiting if service in self._services]
@@ -357,89 +400,3 @@ def _named(services: Sequence[HeartBeater]) -> str:
     more = len(services) - _NAMED
     names = ", ".join(service.serviceId for service in services[:_NAMED])
     return f"{kinds} {names}{f' and {more} more' if more > 0 else ''}"
-
-
-class _Slot(list[HeartBeater]):
-    """
-    Services whose heartbeats are due close together, in no order.
-
-    :ivar due: when the first of them is due.
-    """
-
-    due = float("inf")
-
-    def add(self, service: HeartBeater, due: float) -> None:
-        service.batchSlot = self
-        if due < self.due:
-            self.due = due
-        self.append(service)
-
-
-def _dueOf(service: HeartBeater) -> float:
-    return service.batchSince + service.interval
-
-
-class Schedule:
-    """
-    Services by the time at which their heartbeats are due.
-
-    A heap of ten thousand services would be sifted for each heartbeat. So they are in slots, and are sorted only if
-    they are too many for one request. A service names its slot: one that has left, or moved to another, does not.
-    """
-
-    #: The part of its interval by which a heartbeat may be early, together with one that is due.
-    EARLY = 0.1
-    #: Heartbeats that are due within so many seconds of each other share a slot.
-    SLOT = 0.02
-
-    def __init__(self) -> None:
-        # The slots by number, and a heap of these numbers.
-        self._slots: dict[int, _Slot] = {}
-        self._numbers: list[int] = []
-
-    def put(self, service: HeartBeater, since: float) -> None:
-        """Have a heartbeat sent an interval after this time, at the latest, and none at another time."""
-        service.batchSince = since
-        due = since + service.interval
-        number = int(due // self.SLOT)
-        slot = self._slots.get(number)
-        if slot is None:
-            slot = self._slots[number] = _Slot()
-            heappush(self._numbers, number)
-        slot.add(service, due)
-
-    def clear(self) -> None:
-        self._slots.clear()
-        self._numbers.clear()
-
-    @property
-    def next(self) -> float | None:
-        """When the first heartbeat is due; ``None`` if there is none."""
-        return self._slots[self._numbers[0]].due if self._numbers else None
-
-    def take(self, now: float, most: int) -> list[HeartBeater]:
-        """
-        Take out the services that are due, and those that may be early. Until they are put back, or elsewhere, the list
-        is their ``batchSlot``.
-
-        :param most: how many at most; those that are due first.
-        """
-        taken: list[HeartBeater] = []
-        while self._numbers:
-            slot = self._slots[self._numbers[0]]
-            if len(slot) > most - len(taken):
-                slot.sort(key=_dueOf)
-            stay = _Slot()
-            for service in slot:
-                if service.batchSlot is not slot:
-                    continue
-                if len(taken) < most and service.batchSince + (1 - self.EARLY) * service.interval <= now:
-                    service.batchSlot = taken
-                    taken.append(service)
-                else:
-                    stay.add(service, _dueOf(service))
-            if stay:
-                self._slots[self._numbers[0]] = stay
-                break
-            del self._slots[heappop(self._numbers)]
-        return taken

@@ -143,10 +143,9 @@ class HeartBeater:
         self._context = context = context or HeartbeatContext(StallWatch(clock), SuspendWatch(clock))
         if check is not None:
             self._health = HealthCheck(check, serviceId, clock, random)
-        # The batcher's own: where it keeps the service, and when its next heartbeat is due, less the interval.
         self._batcher = context.batcher if check is None else None
+        # The batcher's own: where it keeps the service.
         self.batchSlot: object = None
-        self.batchSince = 0.0
         self._state = _State.STOPPED
         self._lost: Failure | None = None
         self._attempts = Attempts(clock, context.stalls, self._drawInterval())

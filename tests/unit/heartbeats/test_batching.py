@@ -53,7 +53,6 @@ class Service:
         self.misses = 0
         self.dismissals = 0
         self.batchSlot: object = None
-        self.batchSince = 0.0
 
     def entry(self, sent: float) -> dict[str, str]:
         return {"id": self.serviceId, "token": self.nextToken or ""}
@@ -406,7 +405,7 @@ class BatcherTests(SynchronousTestCase):
                 self.passes(0.2)
             for service in services:
                 if service.batchSlot is None:
-                    self.batcher.join(service, service.batchSince + service.interval)
+                    self.batcher.join(service, self.clock.seconds())
             self.requests[-1][2].callback([f"{id}'s next" for id, _ in self.requests[-1][0]])
             self.passes(10)
         self.assertGreater(len(self.ids()[-1]), 10)
