@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random as randomModule
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import EllipsisType, TracebackType
 from typing import Any
 
@@ -23,7 +24,7 @@ from .api.configuration import ConfigurationClient
 from .api.events import EventsClient
 from .api.locks import LocksClient
 from .api.services import ListCache
-from .api.transport import Transport
+from .api.transport import Transport, isRegistryFault
 from .errors import APIError, ConnectionFailed, InvalidSettings
 from .heartbeats.heartbeater import HeartBeater
 from .heartbeats.services import ServicesClient
@@ -135,7 +136,7 @@ class Client:
         self.clock: IReactorTime = reactor
         self.bootTime = bootTime
         self._pools: list[ConnectionPool] = []
-        streaming = agent
+        streaming: IAgent
         # The agent, or the pool, which may know local addresses.
         self._addresses: Any = agent
         if agent is None:
@@ -145,6 +146,8 @@ class Client:
             # A server that does not even answer the connecting leaves the others their share of the time.
             connectTimeout = timeout / max(1, len(settings.baseUrls))
             agent, streaming = (PooledAgent(reactor, policy, connectTimeout, each) for each in self._pools)
+        else:
+            streaming = agent
         suspends = SuspendWatch(reactor, suspended, self._closeIdle)
         urgent = QueueingAgent(agent, maxConnections, suspends, clock=reactor)
         lanes = {
@@ -160,8 +163,8 @@ class Client:
         )
         credentials = Credentials(settings.username, settings.apiKey)
         authenticator = KeystoneAuthenticator(auth, credentials, clock=reactor, lookUp=self._currentCredentials)
-        common |= {"lanes": lanes, "streaming": streaming, "traceparent": traceparent}
-        self._transport = Transport(lanes[Lane.ORDINARY], reactor, authenticator, self._basesFor, **common)
+        servers = partial(JSONTransport, lanes[Lane.ORDINARY], reactor, lanes=lanes, isFault=isRegistryFault, **common)
+        self._transport = Transport(servers, reactor, authenticator, self._basesFor, streaming, timeout, traceparent)
         pages = ListCache() if cache is ... else cache
         self.services = ServicesClient(self._transport, reactor, pages, connections=maxConnections, suspends=suspends)
         self.configuration = ConfigurationClient(self._transport)

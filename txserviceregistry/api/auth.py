@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from io import BytesIO
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
@@ -125,6 +125,7 @@ def isAuthFault(status: int, headers: Headers, value: object) -> bool:
     return _faultIn(status, value) is not None
 
 
+@attrs.define(eq=False, slots=False)
 class KeystoneAuthenticator:
     """
     Gets tokens from the Auth API, and keeps them fresh.
@@ -137,39 +138,37 @@ class KeystoneAuthenticator:
         known ones are refused. Without it the credentials never change.
     """
 
-    _log = Logger()
+    _log: ClassVar[Logger] = Logger()
 
-    def __init__(
-        self,
-        transport: JSONTransport,
-        credentials: Credentials,
-        *,
-        clock: IReactorTime,
-        lookUp: Callable[[], Credentials] | None = None,
-        wallClock: Callable[[], float] = time.time,
-        random: Callable[[], float] = randomModule.random,
-    ) -> None:
-        self._transport = transport
-        self._credentials = credentials
-        self._lookUp = lookUp or (lambda: credentials)
-        self._clock = clock
-        self._wallClock = wallClock
-        self._random = random
-        self._session: Session | None = None
-        self._ends = self._renewFrom = math.inf
-        # The delays while a token still works, and without one.
-        self._backoff, self._delays = Backoff(_SHORTEST_RETRY, 300.0, random), Backoff(0.02, 1.0, random)
-        # Why requests without a token fail, until then.
-        self._problem: BaseException | None = None
-        self._problemUntil = 0.0
+    _transport: JSONTransport
+    _credentials: Credentials
+    _clock: IReactorTime = attrs.field(kw_only=True)
+    _lookUp: Callable[[], Credentials] = attrs.field(kw_only=True)
+    _wallClock: Callable[[], float] = attrs.field(default=time.time, kw_only=True)
+    _random: Callable[[], float] = attrs.field(default=randomModule.random, kw_only=True)
+    _session: Session | None = attrs.field(default=None, init=False)
+    _ends: float = attrs.field(default=math.inf, init=False)
+    _renewFrom: float = attrs.field(default=math.inf, init=False)
+    # Why requests without a token fail, until then.
+    _problem: BaseException | None = attrs.field(default=None, init=False)
+    _problemUntil: float = attrs.field(default=0.0, init=False)
+    # The last authentication, until it ends or no request waits for it any more. Then it runs on.
+    _working: Deferred[Session] | None = attrs.field(default=None, init=False)
+    _suspectFrom: float = attrs.field(default=0.0, init=False)
+    _lookUpFrom: float = attrs.field(default=0.0, init=False)
+    _whyNoOthers: str = attrs.field(default="", init=False)
+
+    @_lookUp.default
+    def _given(self) -> Callable[[], Credentials]:
+        credentials = self._credentials
+        return lambda: credentials
+
+    def __attrs_post_init__(self) -> None:
         self._waiting: Waiters[Session] = Waiters(self._abandoned)
-        # The last authentication, until it ends or no request waits for it any more. Then it runs on.
-        self._working: Deferred[Session] | None = None
+        # The delays while a token still works, and without one.
+        self._backoff, self._delays = Backoff(_SHORTEST_RETRY, 300.0, self._random), Backoff(0.02, 1.0, self._random)
         begins = "Auth token could not be renewed: {error} (the old one stays in use)"
-        self._outage = Outage(self._log, clock, begins, "Auth token renewed, after {seconds:.1f} s")
-        self._suspectFrom = 0.0
-        self._lookUpFrom = 0.0
-        self._whyNoOthers = ""
+        self._outage = Outage(self._log, self._clock, begins, "Auth token renewed, after {seconds:.1f} s")
 
     def session(self) -> Deferred[Session]:
         """The current session, or a new one, which is the same for all that wait for it. It may be cancelled."""
@@ -313,6 +312,7 @@ class KeystoneAuthenticator:
 
 
 @implementer(IAgent)
+@attrs.frozen(eq=False)
 class RetryingAuthAgent:
     """
     An agent that puts the auth token on requests::
@@ -323,9 +323,8 @@ class RetryingAuthAgent:
     the response, and the token stays in use.
     """
 
-    def __init__(self, agent: IAgent, authenticator: KeystoneAuthenticator) -> None:
-        self._agent = agent
-        self._authenticator = authenticator
+    _agent: IAgent
+    _authenticator: KeystoneAuthenticator
 
     @returnsDeferred
     async def request(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random as randomModule
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from functools import lru_cache, partial
-from types import MappingProxyType
+from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import attrs
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
@@ -33,7 +32,7 @@ from ..errors import (
     isUnknown,
 )
 from ..http.jsontransport import TIMEOUT, USER_AGENT, ClientClosed, JSONTransport
-from ..http.messages import NO_REGISTRY, Lane, Request, Response, pathOf, segment
+from ..http.messages import NO_REGISTRY, Request, Response, pathOf, segment
 from ..http.pool import FixedHeaders, readWhole
 from ..util.deferred import Waiters, cancelWith, returnsDeferred
 from ..util.logs import Logger, Outage
@@ -58,54 +57,36 @@ _EVENT_STREAM = "text/event-stream"
 _CLOSED = "This client has been closed"
 
 
+@attrs.define(eq=False, slots=False)
 class Transport:
     """
     The registry's API: paths below the tenant's URL, and faults as exceptions.
 
+    :param servers: makes what sends requests to the servers with these base URLs.
     :param basesFor: the base URLs, without the tenant, for a session.
-    :param streaming: sends the requests of :meth:`stream`, instead of the *agent*.
+    :param streaming: sends the requests of :meth:`stream`.
     :ivar timeout: seconds that a request may take by default.
     :ivar extensions: the extensions of the API that the registry has, by its last response.
     :ivar isClosed: whether :meth:`close` was called.
     """
 
-    def __init__(
-        self,
-        agent: IAgent,
-        clock: IReactorTime,
-        authenticator: KeystoneAuthenticator,
-        basesFor: Callable[[Session], Sequence[str]],
-        *,
-        timeout: float = TIMEOUT,
-        lanes: Mapping[Lane, IAgent] = MappingProxyType({}),
-        random: Callable[[], float] = randomModule.random,
-        traceparent: Callable[[], str | None] | None = None,
-        streaming: IAgent | None = None,
-        onForeign: Callable[[], object] = lambda: None,
-    ) -> None:
-        self.extensions: frozenset[str] = frozenset()
-        self.isClosed = False
-        self.timeout = timeout
-        self._clock = clock
-        self._authenticator = authenticator
-        self._basesFor = basesFor
-        self._streaming = streaming or agent
-        self._traceparent = traceparent
-        self._tracing = Outage(Logger(), clock, "The function traceparent failed: requests are sent without the header")
-        self._jsonOver = partial(
-            JSONTransport,
-            agent,
-            clock,
-            timeout=timeout,
-            lanes=lanes,
-            random=random,
-            isFault=_isFault,
-            onForeign=onForeign,
-        )
-        # Known after the first authentication.
-        self._tenant = ""
-        self._json: JSONTransport | None = None
-        self._pauses: Waiters[None] = Waiters()
+    _servers: Callable[[Sequence[str]], JSONTransport]
+    _clock: IReactorTime
+    _authenticator: KeystoneAuthenticator
+    _basesFor: Callable[[Session], Sequence[str]]
+    _streaming: IAgent
+    timeout: float = TIMEOUT
+    _traceparent: Callable[[], str | None] | None = None
+    extensions: frozenset[str] = attrs.field(default=frozenset(), init=False)
+    isClosed: bool = attrs.field(default=False, init=False)
+    # Known after the first authentication.
+    _tenant: str = attrs.field(default="", init=False)
+    _json: JSONTransport | None = attrs.field(default=None, init=False)
+    _pauses: Waiters[None] = attrs.field(factory=Waiters, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        failed = "The function traceparent failed: requests are sent without the header"
+        self._tracing = Outage(Logger(), self._clock, failed)
 
     def request(
         self,
@@ -249,7 +230,7 @@ class Transport:
             self._authenticator.invalidate(session.token)
             raise
         self._tenant = session.tenantId
-        self._json = registry = self._jsonOver(bases)
+        self._json = registry = self._servers(bases)
         return registry
 
     @property
@@ -325,7 +306,8 @@ def etagOf(response: Response) -> str | None:
     return None if etag is None else etag.removeprefix("W/")
 
 
-def _isFault(status: int, headers: Headers, value: object) -> bool:
+def isRegistryFault(status: int, headers: Headers, value: object) -> bool:
+    """Whether a response that is an error is the registry's own, and not a gateway's."""
     return faultIn(value, status) is not None or (status == 401 and refusesToken(headers, value))
 
 

@@ -6,7 +6,7 @@ a client share, among it a clock that detects a blocked reactor.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
@@ -27,18 +27,18 @@ _SUCCEED_AGAIN = "Heartbeats for {what} {serviceId} succeed again after {seconds
 _BEGINNING = succeed(None)
 
 
+@attrs.define(eq=False)
 class StallWatch:
     """Logs each time that the reactor stood still, which calls show that come far later than they were due."""
 
     #: How late a call may be, in seconds: longer than a busy reactor or a loaded machine delays it, and shorter than
     #: the shortest heartbeat timeout.
-    LATE = 1.0
-    _log = Logger()
+    LATE: ClassVar[float] = 1.0
+    _log: ClassVar[Logger] = Logger()
 
-    def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
-        # A stall makes everything late that was due in it, and is logged once.
-        self._loggedUntil = float("-inf")
+    _clock: IReactorTime
+    # A stall makes everything late that was due in it, and is logged once.
+    _loggedUntil: float = attrs.field(default=float("-inf"), init=False)
 
     def wasDue(self, moment: float) -> None:
         """The present call was due at this *moment* of the clock, or before."""
@@ -69,26 +69,25 @@ class HeartbeatContext:
     batcher: Any = None
 
 
+@attrs.define(eq=False, weakref_slot=False)
 class Attempts:
     """
     At most one try waits for something, or for its time. Requests that are late run on beside it. Everything that is
     called from here may :meth:`end` the try, and begin another one.
     """
 
-    __slots__ = ("_clock", "_late", "_outage", "_stalls", "_timer", "_turn", "_work", "backoff")
-    _log = Logger()
+    _log: ClassVar[Logger] = Logger()
 
-    def __init__(self, clock: IReactorTime, stalls: StallWatch, backoff: Backoff) -> None:
-        self.backoff = backoff
-        self._clock = clock
-        self._stalls = stalls
-        self._timer: IDelayedCall | None = None
-        self._work: Deferred[Any] | None = None
-        # The turn that the current try has.
-        self._turn: PrioritySemaphore | None = None
-        # Most services never have these, and there can be thousands.
-        self._late: LateTries | None = None
-        self._outage: Outage | None = None
+    _clock: IReactorTime
+    _stalls: StallWatch
+    backoff: Backoff
+    _timer: IDelayedCall | None = attrs.field(default=None, init=False)
+    _work: Deferred[Any] | None = attrs.field(default=None, init=False)
+    # The turn that the current try has.
+    _turn: PrioritySemaphore | None = attrs.field(default=None, init=False)
+    # Most services never have these, and there can be thousands.
+    _late: LateTries | None = attrs.field(default=None, init=False)
+    _outage: Outage | None = attrs.field(default=None, init=False)
 
     @property
     def isScheduled(self) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random as randomModule
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
@@ -29,6 +30,7 @@ class HealthCheckFailed(Exception):
     """A check may raise this, so that the log has its message without a type."""
 
 
+@attrs.define(eq=False, slots=False)
 class HealthCheck:
     """
     Calls the health check of a service: once before each heartbeat while it passes, with backoff while it fails.
@@ -37,23 +39,17 @@ class HealthCheck:
     :param name: the check, for the log.
     """
 
-    _log = Logger()
+    _log: ClassVar[Logger] = Logger()
 
-    def __init__(
-        self,
-        check: Callable[[], Any],
-        serviceId: str,
-        clock: IReactorTime,
-        random: Callable[[], float] = randomModule.random,
-        name: str = "health check",
-    ) -> None:
-        self._check = check
-        self._serviceId = serviceId
-        self._clock = clock
-        self._random = random
-        self._name = name
-        # The call that has not ended: one at a time, also of a check that ignores being cancelled.
-        self._running: Deferred[Any] | None = None
+    _check: Callable[[], Any]
+    _serviceId: str
+    _clock: IReactorTime
+    _random: Callable[[], float] = randomModule.random
+    _name: str = "health check"
+    # The call that has not ended: one at a time, also of a check that ignores being cancelled.
+    _running: Deferred[Any] | None = attrs.field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:

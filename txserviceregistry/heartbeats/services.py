@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
@@ -34,6 +35,7 @@ _EXPIRY_MARGIN = 2.0
 _SHORTEST_TRY = 2.5
 
 
+@attrs.define(eq=False)
 class ServiceCreator:
     """
     Creates one service, and creates it again when the registry loses it.
@@ -47,15 +49,12 @@ class ServiceCreator:
     :ivar underWay: the creation under way, which runs on when its caller is cancelled: its outcome becomes known.
     """
 
-    def __init__(
-        self, services: ServicesAPI, desired: DesiredState, clock: IReactorTime, deadline: float | None = None
-    ) -> None:
-        self.mayExist = False
-        self.underWay: Deferred[str] | None = None
-        self._services = services
-        self._desired = desired
-        self._clock = clock
-        self._deadline = deadline
+    _services: ServicesAPI
+    _desired: DesiredState
+    _clock: IReactorTime
+    _deadline: float | None = None
+    mayExist: bool = attrs.field(default=False, init=False)
+    underWay: Deferred[str] | None = attrs.field(default=None, init=False)
 
     @property
     def _timeout(self) -> float:

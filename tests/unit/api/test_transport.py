@@ -4,6 +4,8 @@ The registry's API: the tenant in the URLs, sessions, faults, pauses.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -15,7 +17,7 @@ from twisted.web.client import ResponseNeverReceived
 
 from txserviceregistry.api.auth import Session
 from txserviceregistry.api.shapes import readToken
-from txserviceregistry.api.transport import Transport
+from txserviceregistry.api.transport import Transport, isRegistryFault
 from txserviceregistry.errors import (
     APIError,
     BadRequest,
@@ -32,7 +34,7 @@ from txserviceregistry.errors import (
     ServiceExists,
     Unauthorized,
 )
-from txserviceregistry.http.jsontransport import ClientClosed
+from txserviceregistry.http.jsontransport import ClientClosed, JSONTransport
 
 from ...fakeagent import FakeAgent, answer, fault
 
@@ -79,8 +81,13 @@ class TransportTests(SynchronousTestCase):
         self.base = SERVER
 
     def transport(self, handler: Any) -> Transport:
+        return self.transportTo(handler, lambda session: [self.base])
+
+    def transportTo(self, handler: Any, basesFor: Callable[[Session], list[str]]) -> Transport:
+        """One to the servers of *basesFor*, the first of which is asked first."""
         self.agent = FakeAgent(handler)
-        return Transport(self.agent, self.clock, self.authenticator, lambda session: [self.base])
+        servers = partial(JSONTransport, self.agent, self.clock, isFault=isRegistryFault, random=lambda: 0.0)
+        return Transport(servers, self.clock, self.authenticator, basesFor, self.agent)
 
     def fault(self, response: Any, body: Any = None) -> Any:
         transport = self.transport(lambda sent: response)
@@ -103,7 +110,7 @@ class TransportTests(SynchronousTestCase):
                 raise InvalidSettings("the catalog names no registry")
             return [self.base]
 
-        transport = Transport(FakeAgent(lambda sent: answer(200, {})), self.clock, self.authenticator, basesFor)
+        transport = self.transportTo(lambda sent: answer(200, {}), basesFor)
         self.failureResultOf(transport.request("GET", "/services"), InvalidSettings)
         self.successResultOf(transport.request("GET", "/services"))
 
@@ -147,9 +154,8 @@ class TransportTests(SynchronousTestCase):
     def test_aKeystoneChallengeRefusesTheToken(self) -> None:
         """A 401 with a challenge of Keystone is the registry's, whatever its body, and another server is not asked."""
         page = answer(401, b"<html>", WWW_Authenticate='Keystone uri="http://auth/v2.0"')
-        self.agent = FakeAgent(lambda sent: page if sent.token == "token" else answer(200, {}))
         urls = ["http://a/v1.0", "http://b/v1.0"]
-        transport = Transport(self.agent, self.clock, self.authenticator, lambda _: urls, random=lambda: 0.0)
+        transport = self.transportTo(lambda sent: page if sent.token == "token" else answer(200, {}), lambda _: urls)
         self.successResultOf(transport.request("GET", "/x"))
         self.assertEqual(self.agent.asked, ["GET http://a/v1.0/7/x"] * 2)
         self.assertEqual(self.authenticator.invalid, ["token"])
@@ -167,9 +173,7 @@ class TransportTests(SynchronousTestCase):
             self.authenticator.waiting = Deferred()
             return fault("unauthorizedError")
 
-        self.agent = FakeAgent(serve)
-        urls = ["http://a/v1.0", "http://b/v1.0"]
-        transport = Transport(self.agent, self.clock, self.authenticator, lambda _: urls, random=lambda: 0.0)
+        transport = self.transportTo(serve, lambda _: ["http://a/v1.0", "http://b/v1.0"])
         request = transport.request("GET", "/services", timeout=3)
         self.clock.advance(3)
         self.assertIn("waiting for the Auth API", str(self.failureResultOf(request, RequestTimedOut).value))
@@ -271,13 +275,9 @@ class TransportTests(SynchronousTestCase):
             answer(501, b"<html>"),
             answer(521),
         ):
-            self.agent = FakeAgent(lambda sent, page=page: page if "//a/" in sent.url else answer(200, {}))
-            transport = Transport(
-                self.agent,
-                self.clock,
-                self.authenticator,
+            transport = self.transportTo(
+                lambda sent, page=page: page if "//a/" in sent.url else answer(200, {}),
                 lambda _: ["http://a/v1.0", "http://b/v1.0"],
-                random=lambda: 0.0,
             )
             self.assertEqual(self.successResultOf(transport.request("GET", "/x")).url, "http://b/v1.0/7/x")
             self.successResultOf(transport.request("GET", "/x"))
