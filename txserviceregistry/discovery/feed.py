@@ -156,6 +156,8 @@ class EventsFeed(Subscriber):
         self._listeners: Listeners[[FeedEvent]] = Listeners(self._log, "events")
         self._gapListeners: Listeners[[]] = Listeners(self._log, "gaps of the event feed")
         self._delivering: Deferred[Any] | None = None
+        # Whether a gap before the next event was logged: the request and the stream may both show it.
+        self._isGapLogged = False
 
     def onEvent(self, listener: Callable[[FeedEvent], Any]) -> Callable[[], None]:
         """
@@ -265,6 +267,7 @@ class EventsFeed(Subscriber):
                     self._progress = progress.repeating(event["id"])
                     await self._deliver(run, event, progress.isRepeated(event))
                 self._progress = progress = progress.delivered(event)
+                self._isGapLogged = False
             if not page.isFull:
                 self._progress = progress.quiet(received)
         finally:
@@ -285,7 +288,9 @@ class EventsFeed(Subscriber):
                 self._delivering = None
 
     def _reportGap(self) -> None:
-        self._log.warn("The event feed no longer has the last event: events may be missing")
+        if not self._isGapLogged:
+            self._isGapLogged = True
+            self._log.warn("The event feed no longer has the last event: events may be missing")
         self._gapListeners.call()
 
     def _keep(self, progress: Progress) -> None:

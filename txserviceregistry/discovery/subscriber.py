@@ -16,7 +16,7 @@ from ..client import Client
 from ..errors import NotRunning, RateLimited, ServiceRegistryError
 from ..http.jsontransport import ClientClosed
 from ..util.backoff import Backoff
-from ..util.deferred import waitFor
+from ..util.deferred import Waiters, waitFor
 from ..util.files import checkPath, replaceFile
 from ..util.logs import Listeners, Logger, Outage, WriteOutage
 from .poller import WATCHED, StaleCursor, pollerOf
@@ -256,7 +256,7 @@ class _Queue(Generic[_T]):
         # Each with what fires when the loop has finished with it; the first one of them is of the item that it has.
         self._items: deque[_T] = deque()
         self._unfinished: deque[Deferred[None]] = deque()
-        self._arrival: Deferred[None] = Deferred()
+        self._arrival: Waiters[None] = Waiters()
         self._isEnded = False
 
     def put(self, item: _T) -> Deferred[None]:
@@ -266,7 +266,7 @@ class _Queue(Generic[_T]):
         else:
             self._items.append(item)
             self._unfinished.append(finished)
-            _fire(self._arrival)
+            self._arrival.fire(None)
         return finished
 
     def end(self, *, isClosed: bool = False) -> None:
@@ -275,23 +275,17 @@ class _Queue(Generic[_T]):
         while self._unfinished:
             finished = self._unfinished.popleft()
             if isClosed:
-                _fire(finished)
+                finished.callback(None)
             else:
                 finished.cancel()
-        _fire(self._arrival)
+        self._arrival.fire(None)
 
     async def next(self, source: Subscriber) -> _T:
         if len(self._unfinished) > len(self._items):
-            _fire(self._unfinished.popleft())
+            self._unfinished.popleft().callback(None)
         while not self._items:
             if self._isEnded:
                 raise StopAsyncIteration
             NotRunning.check(source)
-            self._arrival = Deferred()
-            await self._arrival
+            await self._arrival.wait()
         return self._items.popleft()
-
-
-def _fire(waiter: Deferred[None]) -> None:
-    if not waiter.called:
-        waiter.callback(None)

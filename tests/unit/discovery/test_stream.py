@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseDone
@@ -36,6 +37,24 @@ class StreamTests(DirectoryTestCase):
     def update(self, id: str, **fields: Any) -> None:
         self.successResultOf(self.other.services.update(id, fields))
         self.fake.flush()
+
+    def test_aLostPositionIsLoggedOnce(self) -> None:
+        """A registry that has lost its data shows it to a request and to the stream: the log has one line."""
+        feed = EventsFeed(self.client, wallClock=self.fake.wallClock)
+        gaps: list[int] = []
+        feed.onGap(lambda: gaps.append(1))
+        feed.startService()
+        self.fake.flush()
+        for expected in (1, 2):
+            self.successResultOf(self.other.configuration.set("key", str(expected)))
+            self.fake.advance(1)
+            with capturedLogs() as events:
+                self.fake.restart(keepData=False)
+                self.fake.advance(100)
+            lines = [str(formatEvent(event)) for event in events]
+            self.assertEqual(sum(line.endswith("events may be missing") for line in lines), 1, expected)
+        self.assertTrue(gaps)
+        self.successResultOf(feed.stopService())
 
     def test_oneStreamForAll(self) -> None:
         """All subscribers of a client share one stream, and nothing else is requested; it ends with the last one."""
