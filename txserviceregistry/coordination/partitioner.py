@@ -11,7 +11,7 @@ import json
 import random as randomModule
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
 
@@ -40,15 +40,9 @@ def _digest(*parts: str) -> bytes:
     return blake2b(json.dumps(parts).encode(), digest_size=16).digest()
 
 
-def planFor(member: str, members: Iterable[str], items: Iterable[str]) -> set[str]:
+def planFor(member: str, members: Collection[str], items: Iterable[str]) -> set[str]:
     """The items that belong to a member: for each item, the member with the largest hash of both has it."""
-    others = [other for other in members if other != member]
-    planned = set()
-    for item in items:
-        own = _digest(member, item)
-        if all(own > _digest(other, item) for other in others):
-            planned.add(item)
-    return planned
+    return {item for item in items if all(_digest(other, item) <= _digest(member, item) for other in members)}
 
 
 class Assignment(Tenure):

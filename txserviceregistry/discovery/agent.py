@@ -114,14 +114,13 @@ async def _kept(body: IBodyProducer | None) -> bytes | None:
 
 
 @implementer(IAgentEndpointFactory, IStreamClientEndpoint)
+@attrs.define(eq=False)
 class _Watch:
     """The endpoint of one attempt."""
 
+    _endpoint: IStreamClientEndpoint
     # Whether a connection was made for this attempt. Then its handshake comes before the request.
-    isConnected = False
-
-    def __init__(self, endpoint: IStreamClientEndpoint) -> None:
-        self._endpoint = endpoint
+    isConnected: bool = attrs.field(default=False, init=False)
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         return self

@@ -168,12 +168,12 @@ class RoundRobin(RandomChoice):
 
 
 @implementer(IStrategy)
+@attrs.define(eq=False)
 class LeastConnections:
     """The one that this process uses least at this moment, in proportion to its weight; of several such, any."""
 
-    def __init__(self, random: Callable[[], float] = randomModule.random) -> None:
-        self._random = random
-        self._uses: Counter[Key] = Counter()
+    _random: Callable[[], float] = randomModule.random
+    _uses: Counter[Key] = attrs.field(factory=Counter, init=False)
 
     def pick(self, candidates: Sequence[Instance]) -> Instance:
         return min(candidates, key=lambda one: ((self._uses[one.key] + 1) / max(one.weight, 1), self._random()))
@@ -202,16 +202,16 @@ def strategyNamed(name: str, random: Callable[[], float] = randomModule.random) 
     return STRATEGIES[name](random)
 
 
+@attrs.define(eq=False)
 class Ejections:
     """
     The instances that have failed lately: each is ejected for a second, after its next failure in a row for two, then
     four, up to a minute. A success ends the row.
     """
 
-    def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
-        # The number of failures in a row, and the end of the ejection.
-        self._failures: dict[Key, tuple[int, float]] = {}
+    _clock: IReactorTime
+    # The number of failures in a row, and the end of the ejection.
+    _failures: dict[Key, tuple[int, float]] = attrs.field(factory=dict, init=False)
 
     def failed(self, instance: Instance) -> None:
         """*instance* could not be connected to."""
@@ -337,13 +337,12 @@ class Balancer:
             return None
 
 
+@attrs.define(eq=False, slots=False)
 class TryNext(Exception):
     """Another instance may be tried; the present one is ejected if it was not reached."""
 
-    def __init__(self, error: Exception, wasReached: bool = False) -> None:
-        super().__init__(error)
-        self.error = error
-        self.wasReached = wasReached
+    error: Exception
+    wasReached: bool = False
 
 
 def tryEach(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import random as randomModule
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, cast
-from weakref import WeakMethod, finalize
+from weakref import finalize, proxy
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -15,6 +15,7 @@ from ..api.shapes import readService
 from ..api.transport import EVENT_TYPES
 from ..client import Client
 from ..types import Event, Service
+from ..util.deferred import returnsDeferred
 from ..util.logs import Listeners, Logger
 from ..util.parsing import boundedNumber
 from .mirror import Mirror
@@ -131,9 +132,9 @@ class Directory(Mirror[Service]):
     def _defaultRefresh(self) -> float:
         return REFRESH if EVENT_TYPES in self._client.extensions else REFRESH_WITHOUT_UPDATES
 
-    async def _list(self) -> AsyncIterator[tuple[str, Service]]:
-        async for item in self._client.services.iterate(self.tag):
-            yield item["id"], _service(item)
+    @returnsDeferred
+    async def _list(self) -> dict[str, Service]:
+        return {item["id"]: _service(item) async for item in self._client.services.iterate(self.tag)}
 
     def _checked(self, key: str, value: Any) -> Service:
         return _service(readService(value))
@@ -238,14 +239,9 @@ class Suspects:
         # The results of forTag for these tags, each with the directory's result that it is made of.
         self._given: dict[str, tuple[Sequence[Service], tuple[Service, ...]]] = {}
         if self._threshold:
-            method = WeakMethod(self._changed)
-
-            def changed(change: Change, service: Service) -> None:
-                listener = method()
-                if listener is not None:
-                    listener(change, service)
-
-            finalize(self, directory.onChange(changed)).atexit = False
+            weak = proxy(self)
+            forget = directory.onChange(lambda change, service: weak._changed(change, service))
+            finalize(self, forget).atexit = False
 
     def services(self) -> list[Service]:
         """All services, and all suspects, by id. Raises as the directory does."""

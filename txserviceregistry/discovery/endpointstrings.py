@@ -15,6 +15,7 @@ from functools import wraps
 from typing import Any, TypeVar
 from weakref import finalize
 
+import attrs
 from twisted.internet.endpoints import quoteStringArgument, serverFromString
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from zope.interface import implementer
@@ -36,16 +37,16 @@ _T = TypeVar("_T")
 
 
 @implementer(IStreamClientEndpoint)
+@attrs.define(eq=False)
 class SharedRegistryEndpoint:
     """A RegistryEndpoint over the directory that all strings share, from its first connect until it is garbage."""
 
-    def __init__(self, reactor: Any, tag: str, options: Mapping[str, Any]) -> None:
-        self._reactor = reactor
-        self._tag = tag
-        self._options = options
-        self._shared: Shared | None = None
-        self._end: Callable[[], object] = lambda: None
-        self._endpoint: Any = None
+    _reactor: Any
+    _tag: str
+    _options: Mapping[str, Any]
+    _shared: Shared | None = attrs.field(default=None, init=False)
+    _end: Callable[[], object] = attrs.field(default=lambda: None, init=False)
+    _endpoint: Any = attrs.field(default=None, init=False)
 
     @returnsDeferred
     async def connect(self, protocolFactory: IProtocolFactory) -> IProtocol:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -48,7 +48,8 @@ class Settling:
     def __init__(self, clock: IReactorTime, settle: float, listener: Callable[[list[Any]], object]) -> None:
         self._clock = clock
         self._settle = boundedNumber(settle, 0.0, LONGEST_INTERVAL)
-        self._listener = listener
+        self._listeners: Listeners[[list[Any]]] = Listeners(self._log, "settled changes")
+        self._listeners.add(listener)
         self._changes: list[Any] = []
         self._latest = 0.0
         self._call: IDelayedCall | None = None
@@ -67,10 +68,7 @@ class Settling:
         """Call the listener now, if there is a change."""
         changes = self.drop()
         if changes:
-            try:
-                self._listener(changes)
-            except Exception:
-                self._log.failure("Listener to settled changes failed")
+            self._listeners.call(changes)
 
     def drop(self) -> list[Any]:
         """Forget the changes, which are returned, and leave nothing on the reactor."""
@@ -127,8 +125,8 @@ class Mirror(Subscriber, Generic[_T]):
         """Seconds after which everything is listed again; infinity if every change has an event."""
         return math.inf
 
-    def _list(self) -> AsyncIterator[tuple[str, _T]]:
-        """All keys and values, page by page, from the registry and never from a cache."""
+    def _list(self) -> Deferred[dict[str, _T]]:
+        """All keys and values, from the registry and never from a cache."""
         raise NotImplementedError
 
     def _checked(self, key: str, value: Any) -> _T:
@@ -254,8 +252,7 @@ class Mirror(Subscriber, Generic[_T]):
             # The listing has what happened while the feed was unreachable, but maybe not what happens from here on.
             cursor = await run.wait(poller.readToEnd(cursor, missed))
         began = self._clock.seconds()
-        items: dict[str, _T] = {}
-        await run.wait(Deferred.fromCoroutine(self._listInto(items)))
+        items = await run.wait(self._list())
         events: list[Event] = []
         self._cursor = await run.wait(poller.readToEnd(cursor, events))
         merged = {key: self._merge(items.get(key), its) for key, its in self._byKey(events).items()}
@@ -270,10 +267,6 @@ class Mirror(Subscriber, Generic[_T]):
         self._saveSoon()
         self._currentAt = now
         self._readiness.fire(None)
-
-    async def _listInto(self, items: dict[str, _T]) -> None:
-        async for key, value in self._list():
-            items[key] = value
 
     def _byKey(self, events: Iterable[Event]) -> dict[str, list[Event]]:
         byKey: dict[str, list[Event]] = {}

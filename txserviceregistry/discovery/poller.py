@@ -131,15 +131,15 @@ def markerAt(seconds: float) -> str:
     return str(uuid.UUID(fields=fields, version=1))
 
 
+@attrs.define(eq=False)
 class _Span:
     """
     The events of a stream. Only their ids and that of its beginning are known to be in the feed: a registry that was
     restored from a backup has lost other ones.
     """
 
-    def __init__(self, begin: str) -> None:
-        self._begin = begin
-        self._events: list[Event] = []
+    _begin: str
+    _events: list[Event] = attrs.field(factory=list, init=False)
 
     def add(self, event: Event) -> None:
         self._events.append(event)

@@ -13,6 +13,7 @@ import attrs
 from ..api.shapes import readConfigurationValue
 from ..client import Client
 from ..types import Event
+from ..util.deferred import returnsDeferred
 from .mirror import Mirror
 from .subscriber import Items
 
@@ -43,10 +44,8 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
 
     what = "configuration values"
     # A mapping compares by what is in it; a service is itself and nothing else.
-    __hash__ = Mirror.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def __init__(
         self,
@@ -116,9 +115,10 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         """
         return Items(self, lambda put: self.onChange(lambda change: put(change).addErrback(lambda _: None)))
 
-    async def _list(self) -> AsyncIterator[tuple[str, str]]:
-        async for item in self._client.configuration.iterate(self.namespace):
-            yield item["id"], item["value"]
+    @returnsDeferred
+    async def _list(self) -> dict[str, str]:
+        values = self._client.configuration.iterate(self.namespace)
+        return {item["id"]: item["value"] async for item in values}
 
     def _checked(self, key: str, value: Any) -> str:
         return readConfigurationValue({"id": key, "value": value})["value"]

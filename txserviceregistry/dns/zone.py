@@ -7,7 +7,6 @@ import ipaddress
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import TypeAlias
 
 import attrs
@@ -181,7 +180,6 @@ _ESCAPED = re.compile(rb"[^a-z0-9_-]|-(?=-)")
 _HASH_LENGTH = 10
 
 
-@lru_cache(maxsize=10_000)
 def encodeLabel(text: str) -> bytes:
     """
     A tag or an id as a label: each byte of its UTF-8 other than ``a-z 0-9 _ -``, and the first of two hyphens, becomes
