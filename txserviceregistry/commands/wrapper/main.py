@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Timer
 from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
 from twisted.python import usage
@@ -19,7 +20,6 @@ from ...client import Client
 from ...clock import useMonotonic
 from ...coordination import Held, Lock
 from ...errors import ServiceRegistryError
-from ...heartbeats.attempts import HEARTBEAT_FAILED
 from ...registration import REGISTERED_AT
 from ...util.deferred import cancelWith, returnsDeferred
 from .. import console
@@ -60,6 +60,7 @@ def tell(text: str) -> None:
     console.tell(f"{_NAME}: {text}")
 
 
+@attrs.define(eq=False, slots=False)
 class Wrapper:
     """
     One command, from before its start to after its end.
@@ -67,50 +68,31 @@ class Wrapper:
     :param held: called when the tries before the start are over, and their result has been told.
     """
 
-    def __init__(
-        self,
-        clock: Any,
-        options: Options,
-        *,
-        start: Callable[[], process.Child],
-        connect: Callable[[], Client] | None = None,
-        tokenFile: Path | None = None,
-        tell: Callable[[str], None] = tell,
-        held: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._clock = clock
-        self._options = options
-        self._start = start
-        self._connect = connect or self._connectWithOptions
-        self._tell = tell
-        self._held = held
-        self._holding: Deferred[None] | None = None
-        self._interruption = 0
-        self._child: process.Child | None = None
-        self._aborting = False
-        self._passedOn: set[int] = set()
-        self._leader: Client | None = None
-        self._leadership: Held | None = None
+    _clock: Any
+    _options: Options
+    _start: Callable[[], process.Child]
+    _connect: Callable[[], Client]
+    _tokenFile: Path | None = None
+    _tell: Callable[[str], None] = tell
+    _held: Callable[[], None] = lambda: None
+    _holding: Deferred[None] | None = attrs.field(init=False, default=None)
+    _interruption: int = attrs.field(init=False, default=0)
+    _child: process.Child | None = attrs.field(init=False, default=None)
+    _aborting: bool = attrs.field(init=False, default=False)
+    _passedOn: set[int] = attrs.field(init=False, factory=set)
+    _leader: Client | None = attrs.field(init=False, default=None)
+    _leadership: Held | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        clock, options = self._clock, self._options
         self._checker: Checker | None = None
         if options["check"] is not None:
             probe = makeProbe(clock, options["check"], options["id"])
             self._checker = Checker(options, probe, clock, self._register)
-        self._registration = WrapperRegistration(
-            clock,
-            options,
-            self._connect,
-            self._lost,
-            check=self._checker,
-            tokenFile=tokenFile,
-            onRegistered=lambda: None if self._drain is None else self._drain.registered(),
+        registration = self._registration = WrapperRegistration(
+            clock, options, self._connect, self._lost, self._checker, self._tokenFile
         )
-        self._drain: Drain | None = None
-        if options["drain"] is not None:
-            self._drain = Drain(clock, self._registration, options, tell)
-
-    def _connectWithOptions(self) -> Client:
-        given = {"username": self._options["username"], "apiKey": self._options["api-key"]}
-        return Client(reactor=self._clock, settings=settingsOf(given), timeout=_TIMEOUT)
+        self._drain = None if options["drain"] is None else Drain(clock, registration, options, self._tell)
 
     @returnsDeferred
     async def run(self) -> int:
@@ -241,32 +223,24 @@ class Wrapper:
 
 @implementer(ILogObserver)
 class LogLines:
-    """Writes changes of the registration, and errors, as lines. It leaves out what the wrapper has told itself."""
+    """Writes changes of the registration, and errors, as lines."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self.isStarting = True
         self.isEnding = False
         self._write = write
-        self._isRegistered = False
-        self._told = ""
-
-    def tell(self, text: str) -> None:
-        self._told = text
-        self._write(text)
 
     def startIsOver(self) -> None:
         self.isStarting = False
 
     def __call__(self, event: LogEvent) -> None:
-        level = event.get("log_level", LogLevel.info)
-        namespace, format = str(event.get("log_namespace", "")), event.get("log_format")
-        if format == REGISTERED_AT:
-            self._isRegistered = True
-        elif not (
+        level, namespace = event.get("log_level", LogLevel.info), str(event.get("log_namespace", ""))
+        if not (
             self.isEnding
+            or event.get("log_format") == REGISTERED_AT
             or level < (LogLevel.info if namespace.startswith(_OURS) else LogLevel.warn)
+            # The wrapper tells itself why the tries at the start have failed.
             or (self.isStarting and level >= LogLevel.warn and namespace.startswith(_HEARTBEATS))
-            or (format == HEARTBEAT_FAILED and not self._isRegistered and event["reason"] in self._told)
             # The Checker has logged the reason before.
             or namespace.startswith(_HEALTH_CHECKS)
         ):
@@ -292,7 +266,7 @@ def _run() -> int:
 
     reactor: Any = installed
     useMonotonic(reactor)
-    lines = LogLines(tell)
+    lines, given = LogLines(tell), {"username": options["username"], "apiKey": options["api-key"]}
     globalLogBeginner.beginLoggingTo([lines], redirectStandardIO=False, discardBuffer=True)
     environment = {**process.startEnvironment(), b"SERVICE_REGISTRY_ID": os.fsencode(options["id"])}
     if environment.get(b"NOTIFY_SOCKET"):
@@ -301,9 +275,9 @@ def _run() -> int:
         reactor,
         options,
         start=lambda: process.startChild(options.command, environment, signals.kept),
+        connect=lambda: Client(reactor=reactor, settings=settingsOf(given), timeout=_TIMEOUT),
         tokenFile=tokenFileOf(options["id"], tell),
         held=lines.startIsOver,
-        tell=lines.tell,
     )
     codes: list[int] = []
 

@@ -155,16 +155,9 @@ def _forked(path: str, command: list[str], environment: Mapping[bytes, bytes], d
 def _whyNotRunnable(path: str, error: OSError) -> str:
     if error.errno == errno.ENOENT and os.path.exists(path):
         return "the interpreter in its first line does not exist"
-    if error.errno != errno.ENOEXEC:
-        return error.strerror or str(error)
-    try:
-        with open(path, "rb") as file:
-            start = file.read(1024)
-    except OSError:
-        start = b""
-    if start and b"\0" not in start:
-        return "it is a script whose first line does not name an interpreter, such as #!/bin/sh"
-    return "it is not a program for this machine"
+    if error.errno == errno.ENOEXEC:
+        return "it is not a program for this machine, or a script without a first line such as #!/bin/sh"
+    return error.strerror or str(error)
 
 
 def reap() -> None:

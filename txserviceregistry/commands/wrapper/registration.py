@@ -89,6 +89,7 @@ _NEXT = {
 }
 
 
+@attrs.define(eq=False, slots=False)
 class WrapperRegistration:
     """
     Registers a service, keeps it registered, and reports when that has failed.
@@ -96,40 +97,28 @@ class WrapperRegistration:
     :param lost: called with the reason when a registration is lost: the registry refuses the service, or it has not
         been registered for an interval after its deadline.
     :param check: says whether the service is healthy.
-    :param onRegistered: called each time that the registry has the service again.
+    :ivar onRegistered: called each time that the registry has the service again.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        options: Mapping[str, Any],
-        connect: Callable[[], Client],
-        lost: Callable[[str], None],
-        *,
-        check: Callable[[], bool] | None = None,
-        tokenFile: Path | None = None,
-        onRegistered: Callable[[], object] = lambda: None,
-        random: Callable[[], float] = randomModule.random,
-    ) -> None:
-        self.client: Client | None = None
-        self._clock = clock
-        self._options = options
-        self._connect = connect
-        self._lost = lost
-        self._check = check
-        self._tokenFile = tokenFile
-        self._onRegistered = onRegistered
-        self._random = random
-        self._state = State.NEW
-        self._service: RegisteredService | None = None
-        self._failures = 0
-        self._starting: Waiters[None] = Waiters()
-        self._lossTimer: IDelayedCall | None = None
-        self._retryTimer: IDelayedCall | None = None
-        # The last problem with the settings that was logged.
-        self._problem = ""
+    _clock: IReactorTime
+    _options: Mapping[str, Any]
+    _connect: Callable[[], Client]
+    _lost: Callable[[str], None]
+    _check: Callable[[], bool] | None = None
+    _tokenFile: Path | None = None
+    _random: Callable[[], float] = randomModule.random
+    onRegistered: Callable[[], object] = attrs.field(init=False, default=lambda: None)
+    client: Client | None = attrs.field(init=False, default=None)
+    _state: State = attrs.field(init=False, default=State.NEW)
+    _service: RegisteredService | None = attrs.field(init=False, default=None)
+    _failures: int = attrs.field(init=False, default=0)
+    _starting: Waiters[None] = attrs.field(init=False, factory=Waiters)
+    _lossTimer: IDelayedCall | None = attrs.field(init=False, default=None)
+    _retryTimer: IDelayedCall | None = attrs.field(init=False, default=None)
+    # The last problem with the settings that was logged.
+    _problem: str = attrs.field(init=False, default="")
 
     @property
     def registered(self) -> bool:
@@ -197,7 +186,7 @@ class WrapperRegistration:
             self._lost(reason)
         elif state is State.REGISTERED:
             self._starting.fire(None)
-            self._onRegistered()
+            self.onRegistered()
         elif state is State.UNREGISTERED:
             self._starting.fire(Failure(NotRegistered(reason)))
 
@@ -285,8 +274,11 @@ class Drain:
     _draining: Deferred[None] | None = attrs.field(init=False, default=None)
     _isStopped: bool = attrs.field(init=False, default=False)
 
+    def __attrs_post_init__(self) -> None:
+        self._registration.onRegistered = self._registered
+
     @returnsDeferred
-    async def registered(self) -> None:
+    async def _registered(self) -> None:
         """The service was registered: end the state that an earlier wrapper has set for it."""
         client = self._client()
         try:
