@@ -12,8 +12,8 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
+from txserviceregistry.templates.keeper import Target
 from txserviceregistry.templates.rendering import Renderer, TemplateFailed
-from txserviceregistry.templates.target import Target
 from txserviceregistry.testing import FakeRegistry
 
 

@@ -10,8 +10,8 @@ from collections.abc import Awaitable
 from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from tests.unit.templates.templatecase import TemplateCase
+from txserviceregistry.templates.keeper import Target
 from txserviceregistry.templates.rendering import TemplateFailed
-from txserviceregistry.templates.target import Target
 
 
 class TargetTests(TemplateCase):

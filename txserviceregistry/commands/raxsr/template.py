@@ -12,8 +12,7 @@ from ..console import CommandFailed, UsageError, printable, typeOf
 from .command import Run, argument, command
 
 if TYPE_CHECKING:
-    from ...templates.keeper import Job
-    from ...templates.target import Target
+    from ...templates.keeper import Job, Target
 
 
 def _wait(text: str) -> tuple[float, float]:
@@ -83,9 +82,8 @@ async def template(run: Run) -> None:
 
 
 def _jobs(parsed: Any) -> list[Job]:
-    from ...templates.keeper import Job
+    from ...templates.keeper import Job, Target
     from ...templates.rendering import Renderer
-    from ...templates.target import Target
 
     checks = parsed.check or [None]
     if len(checks) not in (1, len(parsed.templates)):
