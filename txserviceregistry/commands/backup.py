@@ -15,8 +15,8 @@ from ..registry.stores.interfaces import StoreRefused
 from ..registry.stores.sqlite.backup import Contents, comparedTo, copyStore, raiseFences, replaceStore
 from ..registry.stores.sqlite.file import claimFile, prepare
 from ..util.redaction import escaped
-from .arguments import ArgumentParser, becomeOwner, dataDirectory
 from .console import CommandFailed, UsageError, runConsole, tell
+from .stores import DataParser, becomeOwner, dataDirectory
 
 _NAME = "service-registry-backup"
 
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def _run() -> int:
-    parser = ArgumentParser(prog=_NAME, description=_DESCRIPTION, epilog=_EXAMPLES)
+    parser = DataParser(prog=_NAME, description=_DESCRIPTION, epilog=_EXAMPLES)
     parser.addVersion()
     parser.addDataDir()
     parser.add_argument("--restore", action="store_true", help="replace the store by FILE")

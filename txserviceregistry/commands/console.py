@@ -17,7 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 from ..errors import InvalidSettings, ServiceRegistryError
 from ..settings import Settings, readSettings
@@ -218,6 +218,26 @@ def typeOf(parse: Callable[[str], Any]) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return parsed
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises a :class:`UsageError`, whose text is one line, and keeps the lines of its own texts."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
+
+    def checkText(self, words: Sequence[str]) -> None:
+        problem = undecodable(words)
+        if problem is not None:
+            self.error(problem)
+
+    def error(self, message: str) -> NoReturn:
+        end = "" if message.endswith("?") else "."
+        raise UsageError(f"{message}{end} See {self.prog} --help")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse's own ignores errors.
+        (file or sys.stderr).write(message)
 
 
 # -- streams

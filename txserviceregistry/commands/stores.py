@@ -1,7 +1,11 @@
-"""The options that select a store."""
+"""The store and the data directory that a program works on: their options, and dropping root's privileges."""
 
 from __future__ import annotations
 
+import argparse
+import os
+import pwd
+import sys
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from twisted.python import usage
 
+from .._version import __version__
 from ..errors import InvalidSettings
 from ..http.tls import TLSPolicy, tlsPolicy
+from ..registry.datadir import DataDirectory
 from ..registry.stores.etcd import DEFAULT_PREFIX
-from ..settings import parseUrls
-from ..util.files import Reloaded, absolutePath
+from ..settings import defaultDataDir, parseUrls
+from ..util.files import Reloaded, UnsafePath, absolutePath, controllingUser, isPrivileged
+from .console import CommandFailed, Parser, UsageError, typeOf
 from .options import Option
 
 if TYPE_CHECKING:
@@ -22,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Its name for ``--store``.
 ETCD = "etcd"
+# "nogroup", for a user without a passwd entry. Root may have given the directory a group that its owner is not in.
+_NO_GROUP = 65534
 
 
 def _urls(text: str) -> list[str]:
@@ -116,3 +125,65 @@ def _passwordIn(path: str) -> Reloaded[str, str]:
         return lines[0]
 
     return Reloaded(f"Password file {path}", [str(absolute)], read, lambda password: password)
+
+
+# -- programs that work on a data directory
+
+
+class DataParser(Parser):
+    """The parser of a program that works on a data directory."""
+
+    def addVersion(self) -> None:
+        self.add_argument("--version", action="version", version=f"{self.prog} {__version__}")
+
+    def addDataDir(self) -> None:
+        self.add_argument(
+            "--data-dir", dest="dataDir", type=typeOf(_folder), metavar="DIR", help="the registry's data directory"
+        )
+
+    def parseWords(self) -> argparse.Namespace:
+        self.checkText(sys.argv[1:])
+        return self.parse_args()
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise ValueError("the value is empty")
+    return Path(text)
+
+
+def dataDirectory(options: argparse.Namespace) -> DataDirectory:
+    """The data directory of ``--data-dir``, or the default one; :class:`UsageError` if there is no default."""
+    try:
+        return DataDirectory(getattr(options, "dataDir", None) or defaultDataDir())
+    except InvalidSettings as error:
+        raise UsageError(str(error)) from None
+
+
+def becomeOwner(path: Path) -> None:
+    """
+    If root runs this process and another user controls *path*, become that user for good: this process may follow that
+    user's symbolic links. :class:`CommandFailed` if several users control it.
+    """
+    if not isPrivileged():
+        return
+    try:
+        user = controllingUser(path)
+    except UnsafePath as error:
+        raise CommandFailed(
+            f"root can't use the data directory {path} safely: {error.filename}: {error.strerror}; run this as the "
+            "directory's owner"
+        ) from None
+    except OSError as error:
+        raise CommandFailed(f"can't read {path}: {error.strerror}") from None
+    if user == 0:
+        return
+    try:
+        entry = pwd.getpwuid(user)
+    except KeyError:
+        os.setgroups([])
+        os.setgid(_NO_GROUP)
+    else:
+        os.initgroups(entry.pw_name, entry.pw_gid)
+        os.setgid(entry.pw_gid)
+    os.setuid(user)

@@ -25,7 +25,6 @@ from ..registry.roles import KINDS, NAMES, Role, checkPrefix
 from ..registry.stores.interfaces import IStore, NoSuchObject, ObjectExists, StoreError, StoreRefused, StoreUnavailable
 from ..registry.stores.sqlite.store import SqliteStore
 from ..util.redaction import escaped
-from .arguments import ArgumentParser, becomeOwner, dataDirectory
 from .console import (
     CommandFailed,
     UsageError,
@@ -38,7 +37,7 @@ from .console import (
     typeOf,
     whyNotWritten,
 )
-from .stores import ETCD, ETCD_OPTIONS, checkStore, etcdStore
+from .stores import ETCD, ETCD_OPTIONS, DataParser, becomeOwner, checkStore, dataDirectory, etcdStore
 
 _NAME = "service-registry-users"
 
@@ -83,8 +82,8 @@ def main() -> int:
     return runConsole(_NAME, _run)
 
 
-def _parser() -> ArgumentParser:
-    where = ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+def _parser() -> DataParser:
+    where = DataParser(add_help=False, argument_default=argparse.SUPPRESS)
     where.addDataDir()
     where.add_argument("--store", choices=("sqlite", ETCD), help="the registry's store (default: sqlite)")
     for option in ETCD_OPTIONS:
@@ -96,7 +95,7 @@ def _parser() -> ArgumentParser:
             metavar=option.name.rpartition("-")[2].upper(),
             help=shown + (f" (default: {option.default})" if option.default else ""),
         )
-    parser = ArgumentParser(prog=_NAME, description=_DESCRIPTION, epilog=_EXAMPLES, parents=[where])
+    parser = DataParser(prog=_NAME, description=_DESCRIPTION, epilog=_EXAMPLES, parents=[where])
     parser.addVersion()
     actions = parser.add_subparsers(title="actions", metavar="add | update | list | remove | rotate", required=True)
     for work, name, help in (

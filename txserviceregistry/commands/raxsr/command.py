@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import contextmanager
 from functools import partial
 from inspect import cleandoc, iscoroutinefunction
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import attrs
 
 from ...errors import MalformedResponse, NotFound
 from ...util.parsing import parseCount
 from ...util.redaction import escaped
-from ..console import CommandFailed, UsageError, checkOutput, didYouMean, oneLine, tell, typeOf, undecodable, useUTF8
+from ..console import CommandFailed, Parser, UsageError, checkOutput, didYouMean, oneLine, tell, typeOf, useUTF8
 from .output import FORMATS, QUOTING, Column, Output
 
 if TYPE_CHECKING:
@@ -100,7 +100,6 @@ class Command:
             prog=f"{NAME} {self.name}",
             description=self.help,
             epilog=f"Example: {NAME} {self.name} {self.example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
             # --help is one of the options of every command.
             add_help=False,
         )
@@ -165,19 +164,6 @@ def command(name: str, example: str, *arguments: Argument, **details: Any) -> Ca
         return work
 
     return declare
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises a :class:`UsageError`, whose text is one line."""
-
-    def checkText(self, words: Sequence[str]) -> None:
-        problem = undecodable(words)
-        if problem is not None:
-            self.error(problem)
-
-    def error(self, message: str) -> NoReturn:
-        end = "" if message.endswith("?") else "."
-        raise UsageError(f"{message}{end} See {self.prog} --help")
 
 
 class Run:

@@ -11,11 +11,11 @@ from itertools import takewhile
 from typing import Any
 
 from ..._version import __version__, installCommand
-from ..console import CommandFailed, Interrupted, UsageError, describe, didYouMean, oneLine, runConsole, tell
+from ..console import CommandFailed, Interrupted, Parser, UsageError, describe, didYouMean, oneLine, runConsole, tell
 
 # These declare commands.
 from . import configuration, events, execute, services, template  # noqa: F401
-from .command import COMMANDS, NAME, Command, Parser, Run, argument, command
+from .command import COMMANDS, NAME, Command, Run, argument, command
 
 _MORE = """\
 The registry and the credentials are set by these options, by RAXSR_* environment variables, by ~/.raxrc, or by the file
