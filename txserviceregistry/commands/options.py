@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import attrs
 from twisted.python import usage
@@ -19,7 +19,7 @@ from .._version import __version__
 from ..errors import InvalidSettings
 from ..util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID
 from ..util.redaction import escaped
-from .console import didYouMean, dropOutput, holdDescriptors, show, undecodable, whyNotWritten
+from .console import didYouMean, holdDescriptors, undecodable
 
 
 @attrs.frozen
@@ -88,6 +88,7 @@ class TableOptions(usage.Options):
 
     table: Sequence[Option] = ()
     given: frozenset[str] = frozenset()
+    file: str | None = None
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -102,10 +103,9 @@ class TableOptions(usage.Options):
         # For --help. postOptions sets the values.
         self.defaults.update({option.name: option.default for option in self.table})
         self.onCommandLine: dict[str, list[str]] = {}
-        self.file: str | None = None
 
     def postOptions(self) -> None:
-        inFile = {} if self.file is None else self.readFile(self.file)
+        inFile = self.readFile()
         self.given = frozenset({*self.onCommandLine, *inFile})
         for option in self.table:
             name = option.name
@@ -116,8 +116,9 @@ class TableOptions(usage.Options):
             else:
                 self[name] = option.defaultValue
 
-    def readFile(self, path: str) -> dict[str, list[str]]:
-        raise NotImplementedError
+    def readFile(self) -> dict[str, list[str]]:
+        """The texts of options that are in :attr:`file`."""
+        return {}
 
 
 def _handler(option: Option) -> Callable[[TableOptions, str], None]:
@@ -152,21 +153,9 @@ class TwistdOptions(TableOptions):
             line = f"twistd {self.command}: {error} (see: twistd {self.command} --help)"
             raise SystemExit(escaped(line)) from None
 
-    def opt_help(self) -> None:
-        """Display this help and exit."""
-        self._show(str(self))
-
     def opt_version(self) -> None:
         """Display the version and exit."""
-        self._show(f"twistd {self.command} {__version__}")
-
-    def _show(self, text: str) -> NoReturn:
-        try:
-            show(text)
-        except OSError as error:
-            if sys.stdout is not None:
-                dropOutput()
-            raise SystemExit(f"twistd {self.command}: can't write the output: {whyNotWritten(error)}") from None
+        print(f"twistd {self.command} {__version__}")
         raise SystemExit(0)
 
     def parseArgs(self, *rest: str) -> None:
@@ -179,15 +168,17 @@ class TwistdOptions(TableOptions):
 
     opt_c = opt_config
 
-    def readFile(self, path: str) -> dict[str, list[str]]:
+    def readFile(self) -> dict[str, list[str]]:
+        if self.file is None:
+            return {}
         try:
-            inFile = readConfigFile(path, self.command)
+            inFile = readConfigFile(self.file, self.command)
         except ValueError as error:
             raise usage.UsageError(str(error))
         names = [option.name for option in self.table]
         for name in inFile:
             if name not in names:
-                raise usage.UsageError(f"{path}: unknown option {name!r}{didYouMean(name, names)}")
+                raise usage.UsageError(f"{self.file}: unknown option {name!r}{didYouMean(name, names)}")
         return inFile
 
 

@@ -17,7 +17,7 @@ from ...errors import MalformedResponse, NotFound
 from ...util.parsing import parseCount
 from ...util.redaction import escaped
 from ..console import CommandFailed, Parser, UsageError, checkOutput, didYouMean, oneLine, tell, typeOf, useUTF8
-from .output import FORMATS, QUOTING, Column, Output
+from .output import FORMATS, Column, Output
 
 if TYPE_CHECKING:
     from ...client import Client
@@ -65,6 +65,7 @@ class Command:
     that does everything, and returns the exit code (``None``: 0). *work* is called with the :class:`Run`.
 
     :ivar example: the arguments of an example, for the help.
+    :ivar help: its help, if that is not the docstring of *work*.
     :ivar idOf: the meaning of its ID, for the help; empty if it has none.
     :ivar kind: the kind of object that the ID names, for the error when it does not exist.
     :ivar columns: the columns of its result by their names in the API; none if the result is a line for the user.
@@ -86,10 +87,7 @@ class Command:
     alone: str | None = None
     paged: str = ""
     takesCommand: bool = False
-
-    @property
-    def help(self) -> str:
-        return cleandoc(self.work.__doc__ or "")
+    help: str = attrs.Factory(lambda self: cleandoc(self.work.__doc__ or ""), takes_self=True)
 
     @property
     def summary(self) -> str:
@@ -127,8 +125,6 @@ class Command:
         several: dict[str, Any] = {"action": "append", "default": [], "metavar": "COLUMN"}
         shown = "show this column; may be given several times (default: all)"
         group.add_argument("-c", "--column", dest="columns", help=shown, **several)
-        shown = "the values to quote in CSV (default: nonnumeric)"
-        group.add_argument("--quote", choices=sorted(QUOTING), default="nonnumeric", help=shown)
         if self.shows == "list":
             shown = "sort by this column; by a second one where the first is equal"
             group.add_argument("--sort-column", dest="sortColumns", help=shown, **several)
@@ -166,6 +162,7 @@ def command(name: str, example: str, *arguments: Argument, **details: Any) -> Ca
     return declare
 
 
+@attrs.define(eq=False, slots=False)
 class Run:
     """
     One run of a command.
@@ -177,18 +174,14 @@ class Run:
     :ivar client: a client, while requests are sent.
     """
 
-    client: Client
-    output: Output
-
-    def __init__(
-        self, command: Command, parsed: Any, options: argparse.Namespace, log: Callable[[str], None] | None
-    ) -> None:
-        self.command = command
-        self.parsed = parsed
-        self.options = options
-        self.log = log
-        self._nextProgress = time.monotonic() + _FIRST_PROGRESS
-        self._progressWidth = 0
+    command: Command
+    parsed: Any
+    options: argparse.Namespace
+    log: Callable[[str], None] | None
+    client: Client = attrs.field(init=False)
+    output: Output = attrs.field(init=False)
+    _nextProgress: float = attrs.field(init=False, factory=lambda: time.monotonic() + _FIRST_PROGRESS)
+    _progressWidth: int = attrs.field(init=False, default=0)
 
     def start(self) -> int:
         """Run the command, and return its exit code."""
@@ -289,7 +282,7 @@ class Run:
         shown = asked or {name for name, column in command.columns.items() if not column.isExtra}
         chosen = {name: column for name, column in command.columns.items() if name in shown}
         # Columns that are chosen are not left out.
-        return Output(chosen, parsed.formatter, parsed.quote, () if asked else command.important, self.note)
+        return Output(chosen, parsed.formatter, () if asked else command.important, self.note)
 
     def _named(self, word: str) -> str:
         columns = self.command.columns

@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -22,13 +22,6 @@ if TYPE_CHECKING:
 
 #: The formats of ``-f``, without one for shells, whose output would run a ``$(…)`` in a value.
 FORMATS = ("csv", "html", "json", "table", "value", "yaml")
-#: The values of ``--quote``.
-QUOTING: dict[str, Literal[0, 1, 2, 3]] = {
-    "all": csv.QUOTE_ALL,
-    "minimal": csv.QUOTE_MINIMAL,
-    "none": csv.QUOTE_NONE,
-    "nonnumeric": csv.QUOTE_NONNUMERIC,
-}
 
 _Record = Mapping[str, Any]
 # The least width of a column that is fitted to the terminal.
@@ -102,7 +95,6 @@ class Output:
 
     columns: Mapping[str, Column]
     format: str = "table"
-    quote: str = "nonnumeric"
     important: Sequence[str] = ()
     note: Callable[[str], None] = lambda text: None
     width: int | None = None
@@ -166,7 +158,7 @@ class Output:
         return {name: column.machine(record[name]) for name, column in self.columns.items()}
 
     def _writeCSV(self, records: Iterable[_Record], hasNames: bool = True) -> None:
-        writer = csv.writer(sys.stdout, quoting=QUOTING[self.quote], lineterminator="\n")
+        writer = csv.writer(sys.stdout, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
         if hasNames:
             writer.writerow(self.columns)
         for record in records:

@@ -183,41 +183,28 @@ _STATE = (
 )
 
 
-async def _setState(run: Run, state: str, done: str) -> str:
-    limit, seconds = run.parsed.duration
-    try:
-        await run.client.services.setState(run.parsed.id, state, run.parsed.reason, expiresIn=seconds)
-    except NotFound:
-        raise CommandFailed(_NO_STATES) from None
-    duration = f" for {limit}" if limit else ""
-    return f'Service "{run.parsed.id}" {done}{duration}'
+def _declareState(state: str, done: str, example: str, help: str) -> None:
+    @command(f"services {state}", example, *_STATE, idOf="service's id", help=help)
+    async def setState(run: Run) -> str:
+        limit, seconds = run.parsed.duration
+        try:
+            await run.client.services.setState(run.parsed.id, state, run.parsed.reason, expiresIn=seconds)
+        except NotFound:
+            raise CommandFailed(_NO_STATES) from None
+        duration = f" for {limit}" if limit else ""
+        return f'Service "{run.parsed.id}" {done}{duration}'
 
 
-@command("services drain", 'web1 --reason "rack move" --for 10m', *_STATE, idOf="service's id")
-async def drain(run: Run) -> str:
-    """
-    Drain a service: it gets no new work, and existing connections go on.
+_BELONGS = "The state belongs to the ID. It survives restarts of the service, and may be set before it is registered."
+_DRAIN = f"Drain a service: it gets no new work, and existing connections go on.\n\n{_BELONGS}"
+_OUT = f"""\
+Take a service out of use: it receives no traffic.
 
-    The state belongs to the ID. It survives restarts of the service, and may be set before it is registered.
-    """
-    return await _setState(run, "drain", "gets no new work")
-
-
-@command("services out", 'web1 --reason "broken disk"', *_STATE, idOf="service's id")
-async def out(run: Run) -> str:
-    """
-    Take a service out of use: it receives no traffic.
-
-    Clients send it nothing new, and Prometheus does not scrape it. The state belongs to the ID. It survives
-    restarts of the service, and may be set before it is registered.
-    """
-    return await _setState(run, "out", "receives no traffic")
-
-
-@command("services up", "web1", *_STATE, idOf="service's id")
-async def up(run: Run) -> str:
-    """Put a service back into use."""
-    return await _setState(run, "up", "is up")
+Clients send it nothing new, and Prometheus does not scrape it.
+{_BELONGS}"""
+_declareState("drain", "gets no new work", 'web1 --reason "rack move" --for 10m', _DRAIN)
+_declareState("out", "receives no traffic", 'web1 --reason "broken disk"', _OUT)
+_declareState("up", "is up", "web1", "Put a service back into use.")
 
 
 @command(
