@@ -134,9 +134,8 @@ class LockWatch(EventsFeed):
 
     def watch(self, listener: Callable[[str, Any], object]) -> Callable[[], None]:
         """
-        Call *listener* with the type and the payload of each event from now on, until the function that is returned is
-        called. The type is empty where the events begin, at the start and after a gap: the listener has to find out
-        itself how things are.
+        Call *listener* with the type and the payload of each event, until the function that is returned is called. The
+        type is empty at the start and after a gap: the listener has to find out itself how things are.
         """
         forgetEvents = self.onEvent(lambda event: listener(event["type"], event["payload"]))
         forgetGaps = self.onGap(lambda: listener("", None))

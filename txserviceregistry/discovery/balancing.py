@@ -242,8 +242,7 @@ class Ejections:
 class Balancer:
     """
     Picks among the services of one tag that take work, and ejected ones only if there are no others. With *near*,
-    instances of the same ``region`` and ``zone`` are preferred, then those of the same region, then all others. Raises
-    ValueError if there is no such strategy, or *near* has other keys.
+    instances of the same ``region`` and ``zone`` are preferred, then those of the same region, then all others.
     """
 
     _log = Logger()
@@ -349,13 +348,12 @@ def tryEach(
     balancer: Balancer, attempt: Callable[[Instance, Callable[[], None]], Awaitable[_T]], timeout: float
 ) -> Deferred[_T]:
     """
-    Try one instance after another, each at most once, until one works. *timeout*: seconds to wait for the directory's
-    first listing.
+    Try one instance after another, each at most once, until one works; fires with what *attempt* returned. Fails with
+    what it raised, with the last reason if that instance had been reached, and with NoServiceAvailable.
 
     :param attempt: tries one instance; raises :class:`TryNext` if another one may be tried. When it succeeds, it has
         the second argument called at the end of the use of the instance.
-    :return: fires with what *attempt* returned. Fails with what it raised, with the last reason if that instance had
-        been reached, and with :class:`~txserviceregistry.errors.NoServiceAvailable`. It may be cancelled.
+    :param timeout: seconds to wait for the directory's first listing.
     """
 
     async def run() -> _T:

@@ -194,30 +194,17 @@ def _service(item: Any, **changes: object) -> Service:
 
 def checkedThreshold(threshold: object) -> float:
     """The panic threshold of an argument or an option, 0 to 1; raises ValueError if it is not valid."""
-    try:
-        return boundedNumber(threshold, 0.0, 1.0)
-    except ValueError as error:
-        raise ValueError(f"panicThreshold: {error}") from None
+    return boundedNumber(threshold, 0.0, 1.0, "panicThreshold")
 
 
 class Suspects:
     """
-    What clients use when a registry says that most services of a tag have expired at once. That rarely means that so
-    many have stopped: more often the services are cut off from the registry, and clients that can still reach them must
-    not stop using them (Envoy calls this panic mode).
-
     The services of a directory, and the suspects among those that have expired: when a larger part of a tag's instances
-    than the threshold, three at least, expires within one heartbeat timeout, they stay in use. A suspect that is
-    registered again is an ordinary service. When enough have returned, the other suspects of the tag are dropped.
+    than the threshold, three at least, expires within one heartbeat timeout, they stay in use. More often than that so
+    many have stopped, they are cut off from the registry (Envoy calls this panic mode). A suspect that is registered
+    again is an ordinary service. When enough have returned, the other suspects of the tag are dropped.
 
-    Use it in place of the directory to find services, for any number of tags. The directory's own state (``stale``,
-    ``whenReady``) stays there. It ends when there is no reference to it::
-
-        directory = Directory(client)
-        suspects = Suspects(directory, reactor, threshold=0.5)  # before the directory starts
-        suspects.onChange(changed)
-        directory.startService()
-        suspects.forTag("web")
+    It is made before the directory starts, and ends when there is no reference to it.
 
     :ivar version: grows with every change.
     """

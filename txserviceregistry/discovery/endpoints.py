@@ -44,10 +44,7 @@ CONNECT_TIMEOUT = 5.0
 
 def checkedConnectTimeout(timeout: object) -> float:
     """The timeout of an argument or an endpoint string, in seconds; raises ValueError if it is not valid."""
-    try:
-        return boundedNumber(timeout, 0.001, LONGEST_INTERVAL)
-    except ValueError as error:
-        raise ValueError(f"timeout: {error}") from None
+    return boundedNumber(timeout, 0.001, LONGEST_INTERVAL, "timeout")
 
 
 def whenLost(protocol: Any, lost: Callable[[], object]) -> None:

@@ -88,10 +88,7 @@ def _exits(parse: Callable[..., _T]) -> Callable[..., _T]:
 
 @_exits
 def parseRegistry(reactor: Any, *args: str, **kwargs: str) -> SharedRegistryEndpoint:
-    """
-    ``registry:TAG``, with ``strategy=``, ``timeout=`` (seconds for each instance), ``region=`` and ``zone=``
-    (the client's own, to prefer near instances), and ``panicThreshold=`` (0 to 1, 0.5 by default).
-    """
+    """``registry:TAG``, with the parameters of RegistryEndpoint; ``region=`` and ``zone=`` are its *near*."""
     for name in kwargs:
         if name not in _CLIENT_KEYS:
             raise ValueError(f"registry: unknown parameter {name!r} (known: {', '.join(_CLIENT_KEYS)})")
@@ -100,10 +97,8 @@ def parseRegistry(reactor: Any, *args: str, **kwargs: str) -> SharedRegistryEndp
         raise ValueError(
             r"registry: one tag is required, as in registry:web:strategy=random (a colon within a tag is written \:)"
         )
-    near = {area: kwargs[area] for area in ("region", "zone") if area in kwargs}
-    options: dict[str, Any] = {
-        name: kwargs[name] for name in ("strategy", "timeout", "panicThreshold") if name in kwargs
-    }
+    near = {name: kwargs.pop(name) for name in ("region", "zone") if name in kwargs}
+    options: dict[str, Any] = {name: value for name, value in kwargs.items() if name != "tag"}
     try:
         strategyNamed(options.get("strategy", "random"))
         checkedConnectTimeout(options.get("timeout", CONNECT_TIMEOUT))
@@ -116,10 +111,8 @@ def parseRegistry(reactor: Any, *args: str, **kwargs: str) -> SharedRegistryEndp
 @_exits
 def parseRegistered(reactor: Any, *args: str, **kwargs: str) -> RegisteredEndpoint:
     r"""
-    ``registered:id=ID:endpoint=ENDPOINT``, with ``tags=``, ``metadata=`` and ``heartbeatTimeout=``. The colons and
-    backslashes of the wrapped endpoint are escaped with backslashes, and so is a comma within a tag or a value, with
-    two (``\\,``), because the string's own parser removes one. If the wrapped endpoint was not quoted, the text of the
-    ValueError has the string with the right quoting.
+    ``registered:id=ID:endpoint=ENDPOINT``, with ``tags=``, ``metadata=`` and ``heartbeatTimeout=``. A comma within a
+    tag or a value is escaped with two backslashes (``\\,``), because the string's own parser removes one.
     """
     unknown = [name for name in kwargs if name not in _SERVER_KEYS]
     if args or unknown:

@@ -83,10 +83,9 @@ class Mirror(Subscriber, Generic[_T]):
     """
     The copy, which equals a full listing whenever nothing is changing.
 
-    First everything is listed, then events are applied. The place in the feed is taken before the listing, and the
-    events from there to its end are applied to the listing before anything shows it, so that no change is missed.
-    Everything is listed again when the feed no longer has that place, or was unreachable. Only a complete listing
-    counts. Listeners may do anything, stopping it included.
+    The place in the feed is taken before everything is listed, and the events from there to its end are applied to the
+    listing before anything shows it, so that no change is missed. Everything is listed again when the feed no longer
+    has that place, or was unreachable. Listeners may do anything, stopping it included.
 
     :ivar version: grows with every change.
     """

@@ -133,8 +133,8 @@ class Answer:
 
     def response(self, query: Query, size: int) -> bytes:
         """
-        The response: as many records as fit into *size* bytes, then as many addresses. If not all records fit into less
-        than a message over TCP can have, it is truncated.
+        As many records as fit into *size* bytes, then as many addresses. If not all records fit into less than a
+        message over TCP can have, it is truncated.
         """
         count, flags = len(self.records), query.flags | AA
         start, self.start = self.start % count, (self.start + 1) % count

@@ -100,10 +100,10 @@ def parseRate(text: str) -> tuple[int | None, float]:
     return parseCount(count, 1), seconds
 
 
-def boundedNumber(value: object, least: float, most: float) -> float:
+def boundedNumber(value: object, least: float, most: float, name: str | None = None) -> float:
     """
     A number that comes from outside (a file, an argument, a response), or any text that Python reads as one.
-    ``ValueError`` if it is not one, is not finite, or is not from *least* to *most*.
+    ``ValueError``, which begins with the *name*, if it is not one, is not finite, or is not from *least* to *most*.
     """
     try:
         number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
@@ -117,7 +117,8 @@ def boundedNumber(value: object, least: float, most: float) -> float:
     except ValueError:
         # Python refuses to write integers of many digits.
         shown = "int"
-    raise ValueError(f"{shown} is not a number from {least:g} to {most:g}")
+    named = "" if name is None else f"{name}: "
+    raise ValueError(f"{named}{shown} is not a number from {least:g} to {most:g}")
 
 
 def parseRetryAfter(text: str | None) -> float | None:
