@@ -12,7 +12,7 @@ import math
 import random as randomModule
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
-from itertools import count
+from operator import attrgetter
 from typing import ClassVar
 
 import attrs
@@ -99,33 +99,50 @@ class BatchSize:
         self._heldUntil = self._seconds() + self.HOLD
 
 
+class _Slot(list[HeartBeater]):
+    """Services whose heartbeats are due close together, in no order. *due* is when the first of them is due."""
+
+    due = math.inf
+
+
 class Schedule:
     """
-    Services by the time at which their heartbeats are due, in a heap.
+    Services by the time at which their heartbeats are due.
 
-    A service names its entry in ``batchSlot``: one that has left, or was put elsewhere, does not.
+    In a heap of all services, a heartbeat would cost a tenth more. So they are in slots, and are sorted only if they
+    are too many for one request. A service names its slot: one that has left, or moved to another, does not.
     """
 
     #: The part of its interval by which a heartbeat may be early, together with one that is due.
     EARLY = 0.1
+    #: Heartbeats that are due within so many seconds of each other share a slot.
+    SLOT = 0.02
 
     def __init__(self) -> None:
-        # When the heartbeat is due, and a number that makes entries comparable.
-        self._heap: list[tuple[float, int, HeartBeater]] = []
-        self._numbers = count()
+        # The slots by number, and a heap of these numbers.
+        self._slots: dict[int, _Slot] = {}
+        self._numbers: list[int] = []
 
     def put(self, service: HeartBeater, due: float) -> None:
         """Have a heartbeat sent at this time, at the latest, and none at another time."""
-        service.batchSlot = entry = due, next(self._numbers), service
-        heappush(self._heap, entry)
+        number = int(due // self.SLOT)
+        slot = self._slots.get(number)
+        if slot is None:
+            slot = self._slots[number] = _Slot()
+            heappush(self._numbers, number)
+        if due < slot.due:
+            slot.due = due
+        service.batchDue, service.batchSlot = due, slot
+        slot.append(service)
 
     def clear(self) -> None:
-        self._heap.clear()
+        self._slots.clear()
+        self._numbers.clear()
 
     @property
     def next(self) -> float | None:
         """When the first heartbeat is due; ``None`` if there is none."""
-        return self._heap[0][0] if self._heap else None
+        return self._slots[self._numbers[0]].due if self._numbers else None
 
     def take(self, now: float, most: int) -> list[HeartBeater]:
         """
@@ -133,15 +150,20 @@ class Schedule:
         back, or elsewhere, the list is their ``batchSlot``.
         """
         taken: list[HeartBeater] = []
-        while self._heap and len(taken) < most:
-            due, _, service = entry = self._heap[0]
-            isCurrent = service.batchSlot is entry
-            if isCurrent and due - self.EARLY * service.interval > now:
-                break
-            heappop(self._heap)
-            if isCurrent:
-                service.batchSlot = taken
-                taken.append(service)
+        mayFollow = True
+        while self._numbers and mayFollow:
+            slot = self._slots.pop(heappop(self._numbers))
+            if len(slot) > most - len(taken):
+                slot.sort(key=attrgetter("batchDue"))
+            for service in slot:
+                if service.batchSlot is not slot:
+                    continue
+                if len(taken) < most and service.batchDue - self.EARLY * service.interval <= now:
+                    service.batchSlot = taken
+                    taken.append(service)
+                else:
+                    self.put(service, service.batchDue)
+                    mayFollow = False
         return taken
 
 

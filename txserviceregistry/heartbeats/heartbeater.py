@@ -144,8 +144,9 @@ class HeartBeater:
         if check is not None:
             self._health = HealthCheck(check, serviceId, clock, random)
         self._batcher = context.batcher if check is None else None
-        # The batcher's own: where it keeps the service.
+        # The batcher's own: where it keeps the service, and when its next heartbeat is due.
         self.batchSlot: object = None
+        self.batchDue = 0.0
         self._state = _State.STOPPED
         self._lost: Failure | None = None
         self._attempts = Attempts(clock, context.stalls, self._drawInterval())

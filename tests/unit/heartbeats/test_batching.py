@@ -53,6 +53,7 @@ class Service:
         self.misses = 0
         self.dismissals = 0
         self.batchSlot: object = None
+        self.batchDue = 0.0
 
     def entry(self, sent: float) -> dict[str, str]:
         return {"id": self.serviceId, "token": self.nextToken or ""}
