@@ -59,11 +59,7 @@ _REGISTRY_TYPE = "rax:service-registry"
 
 @attrs.frozen
 class Credentials:
-    """
-    A user.
-
-    :ivar apiKey: the user's key, a secret.
-    """
+    """A user, and the user's key, a secret."""
 
     username: str
     apiKey: str = attrs.field(repr=False)
@@ -125,7 +121,7 @@ def isAuthFault(status: int, headers: Headers, value: object) -> bool:
     return _faultIn(status, value) is not None
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class KeystoneAuthenticator:
     """
     Gets tokens from the Auth API, and keeps them fresh.
@@ -184,9 +180,8 @@ class KeystoneAuthenticator:
         self._authenticate()
         return waiter
 
-    @property
-    def stage(self) -> str:
-        """The stage of a request that needs a token, for error messages."""
+    def stage(self, url: str) -> str:
+        """The stage of a request that needs a token, whatever its *url*, for error messages."""
         return self._transport.stage
 
     def invalidate(self, token: str) -> None:
@@ -312,7 +307,7 @@ class KeystoneAuthenticator:
 
 
 @implementer(IAgent)
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class RetryingAuthAgent:
     """
     An agent that puts the auth token on requests::

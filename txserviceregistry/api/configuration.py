@@ -58,8 +58,7 @@ class ConfigurationClient(APIGroup):
         :param limit: the maximum number of values, 1 to 1000; 100 by default.
         :return: fires with ``{"values": [{"id": …, "value": …}, …], "metadata": {…}}``.
         """
-        query = {"marker": marker, "limit": limit}
-        return await self._get("/configuration", readConfigurationPage, query=query)
+        return await self._get("/configuration", readConfigurationPage, query={"marker": marker, "limit": limit})
 
     @returnsDeferred
     async def listForNamespace(

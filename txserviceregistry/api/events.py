@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Protocol
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol as BodyProtocol
 from twisted.internet.protocol import connectionDone
@@ -123,6 +124,7 @@ class StreamListener(Protocol):
     def ended(self) -> None: ...
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class EventStream(BodyProtocol):
     """
     One connection, which ends after a suspend of the machine: it is most likely dead.
@@ -131,24 +133,19 @@ class EventStream(BodyProtocol):
     :param onClosed: called when it is over.
     """
 
-    def __init__(
-        self,
-        requesting: Deferred[IResponse],
-        listener: StreamListener,
-        suspends: SuspendWatch,
-        onClosed: Callable[[EventStream], object],
-    ) -> None:
-        self._listener: StreamListener | None = listener
-        self._suspends = suspends
-        self._onClosed = onClosed
-        self._response: Any = None
-        self._rest = b""
-        # The lines of an event so far, by the names of their fields, and their length.
-        self._fields: dict[str, list[str]] = {}
-        self._length = 0
-        self._requesting = requesting
-        suspends.add(self._resumed)
-        requesting.addCallbacks(self._begun, lambda _: self.interrupt())
+    _requesting: Deferred[IResponse]
+    _listener: StreamListener | None
+    _suspends: SuspendWatch
+    _onClosed: Callable[[EventStream], object]
+    _response: Any = attrs.field(default=None, init=False)
+    _rest: bytes = attrs.field(default=b"", init=False)
+    # The lines of an event so far, by the names of their fields, and their length.
+    _fields: dict[str, list[str]] = attrs.field(factory=dict, init=False)
+    _length: int = attrs.field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._suspends.add(self._resumed)
+        self._requesting.addCallbacks(self._begun, lambda _: self.interrupt())
 
     @property
     def isOpen(self) -> bool:

@@ -17,14 +17,7 @@ from ..http.messages import Lane, Response, WhenLate, pathOf
 from ..types import FaultBody, HeartbeatToken, Service, ServicePage, ServiceState, ServiceStatePage
 from ..util.deferred import returnsDeferred
 from ..util.fields import ID_RULE, SERVICE_ID
-from .shapes import (
-    readHeartbeats,
-    readService,
-    readServicePage,
-    readServiceState,
-    readServiceStatePage,
-    readToken,
-)
+from .shapes import readHeartbeats, readService, readServicePage, readServiceState, readServiceStatePage, readToken
 from .transport import SERVICE_STATE, APIGroup, Transport
 
 

@@ -57,7 +57,7 @@ _EVENT_STREAM = "text/event-stream"
 _CLOSED = "This client has been closed"
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Transport:
     """
     The registry's API: paths below the tenant's URL, and faults as exceptions.
@@ -110,7 +110,9 @@ class Transport:
         """
         seconds = self.timeout if timeout is None else timeout
         try:
-            request = Request(method, pathOf(path, query), self._clock, self._stage, seconds, body=body, **options)
+            request = Request(
+                method, pathOf(path, query), self._clock, self._authenticator.stage, seconds, body=body, **options
+            )
         except ValueError:
             return fail()
         if self._traceparent is not None:
@@ -189,7 +191,7 @@ class Transport:
                 self._authenticator.suspect(session.token)
                 break
             self._authenticator.invalidate(session.token)
-            request.stage, request.leave = self._stage, lambda: None
+            request.stage, request.leave = self._authenticator.stage, lambda: None
         named = response.headers.getRawHeaders(_EXTENSIONS)
         if named is not None:
             self.extensions = _namesIn(named[0])
@@ -218,9 +220,6 @@ class Transport:
             # The next request finds out whose response that was.
             self._authenticator.suspect(session.token)
         raise ConnectionFailed(f"GET {url} returned {response.code}, and not an event stream")
-
-    def _stage(self, url: str) -> str:
-        return self._authenticator.stage
 
     def _adopt(self, session: Session) -> JSONTransport:
         try:

@@ -27,7 +27,7 @@ _SUCCEED_AGAIN = "Heartbeats for {what} {serviceId} succeed again after {seconds
 _BEGINNING = succeed(None)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class StallWatch:
     """Logs each time that the reactor stood still, which calls show that come far later than they were due."""
 
@@ -69,7 +69,7 @@ class HeartbeatContext:
     batcher: Any = None
 
 
-@attrs.define(eq=False, weakref_slot=False)
+@attrs.define(eq=False, repr=False, weakref_slot=False)
 class Attempts:
     """
     At most one try waits for something, or for its time. Requests that are late run on beside it. Everything that is

@@ -167,7 +167,7 @@ class Schedule:
         return taken
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class HeartbeatBatcher:
     """
     The heartbeats of all services of one client that need nothing but heartbeats. One may be sent early, together with

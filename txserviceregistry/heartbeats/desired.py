@@ -1,6 +1,4 @@
-"""
-The desired state of the services that a client registered, so that updates outlive an expiration.
-"""
+"""The desired state of the services that a client registered, so that updates outlive an expiration."""
 
 from __future__ import annotations
 
@@ -76,11 +74,7 @@ class DesiredState:
     _log = Logger()
 
     def __init__(
-        self,
-        states: DesiredStates,
-        serviceId: str,
-        heartbeatTimeout: int,
-        payload: Mapping[str, Any] | None = None,
+        self, states: DesiredStates, serviceId: str, heartbeatTimeout: int, payload: Mapping[str, Any] | None = None
     ) -> None:
         self.serviceId = serviceId
         given = payload or {}
@@ -182,12 +176,7 @@ class DesiredState:
     # -- registrations
 
     def begin(self, isFirst: bool) -> Mapping[str, Any]:
-        """
-        A registration is about to be sent.
-
-        :param isFirst: whether no earlier one may have had its effect.
-        :return: the fields to send.
-        """
+        """The fields of a registration that is about to be sent. *isFirst*: no earlier one may have had its effect."""
         if isFirst:
             self._sent.clear()
         wire = self._wire()
@@ -264,10 +253,8 @@ class DesiredState:
 
     def set(self, changes: Mapping[str, Any]) -> Deferred[None]:
         """
-        Desire other values for some fields, and update the service until the registry has them.
-
-        :return: fires with ``None`` when the registry has them. Fails with ``BadRequest`` or ``Forbidden`` if it
-            refuses them, and with the reason of :meth:`close`.
+        Desire other values for some fields. Fires when the registry has them; fails with ``BadRequest`` or
+        ``Forbidden`` if it refuses them, and with the reason of :meth:`close`.
         """
         self.change(changes)
         if self.isRegistered and not self.isDirty and not self._underWay:
@@ -323,10 +310,8 @@ class DesiredState:
 
     async def push(self) -> None:
         """
-        Update the service once.
-
-        A change that the registry refuses is undone, and the Deferreds that wait for it fail. An error is raised only
-        if there is nothing to undo.
+        Update the service once. A change that the registry refuses is undone, and the Deferreds that wait for it fail;
+        an error is raised only if there is nothing to undo.
         """
         turns = self._states.turns
         await turns.take(float("inf"))
@@ -352,11 +337,7 @@ class DesiredState:
         return True
 
     async def _put(self, payload: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
-        """
-        Send one update, which changes these fields.
-
-        :return: whether the registry certainly has it: no other request under way can have overwritten it.
-        """
+        """Send one update of these fields; whether no other request under way can have overwritten it."""
         before = self._possible
         after = [{**fields, **changes} for fields in before]
         if not before and len(changes) == len(_FIELDS):

@@ -30,7 +30,7 @@ class HealthCheckFailed(Exception):
     """A check may raise this, so that the log has its message without a type."""
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class HealthCheck:
     """
     Calls the health check of a service: once before each heartbeat while it passes, with backoff while it fails.

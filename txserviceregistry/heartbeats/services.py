@@ -35,7 +35,7 @@ _EXPIRY_MARGIN = 2.0
 _SHORTEST_TRY = 2.5
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class ServiceCreator:
     """
     Creates one service, and creates it again when the registry loses it.

@@ -1,6 +1,4 @@
-"""
-The state file of a RegisteredService: what the next process has to know to continue the service.
-"""
+"""The state file of a RegisteredService: what the next process has to know to continue the service."""
 
 from __future__ import annotations
 

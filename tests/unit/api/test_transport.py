@@ -49,8 +49,6 @@ def lost(kind: Any = ResponseNeverReceived, reason: Exception | None = None) -> 
 class FakeAuthenticator:
     """Gives the sessions that a test puts in."""
 
-    stage = "waiting for the Auth API"
-
     def __init__(self) -> None:
         self.tenant = "7"
         self.token = "token"
@@ -63,6 +61,9 @@ class FakeAuthenticator:
         if self.waiting is None:
             waiting.callback(Session(self.token, self.tenant))
         return waiting
+
+    def stage(self, url: str) -> str:
+        return "waiting for the Auth API"
 
     def invalidate(self, token: str) -> None:
         self.invalid.append(token)
