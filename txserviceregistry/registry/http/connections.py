@@ -325,6 +325,8 @@ class AdmissionQueue:
     #: How long the pause after a slice is, as a multiple of the slice, while all clients are refused. (Only about half
     #: of the work for a request can be measured: not the reading from sockets, and not the work of the store.)
     PAUSE = 2.0
+    #: Up to how long work that comes during a pause can make it, in seconds.
+    LONGEST = 0.1
     #: The share of refused clients is that among so many that were served last.
     RECENT = 100
 
@@ -335,6 +337,8 @@ class AdmissionQueue:
         # When the work in progress began.
         self._began: float | None = None
         self._next: IDelayedCall | None = None
+        # When the pause ends at the latest.
+        self._latest = 0.0
         # How many were served recently, and how many of these have shown a token. At first all are expected to.
         self._served = self._welcomed = float(self.RECENT)
         self.waited = 0
@@ -366,8 +370,9 @@ class AdmissionQueue:
             self._served += 1 - self._served / self.RECENT
             self._welcomed -= self._welcomed / self.RECENT
             if took > 0:
+                before = self._spent
                 self._spent += took
-                self._schedule()
+                self._schedule(before < self.SECONDS <= self._spent)
 
     def welcome(self) -> None:
         """A client has shown a token. While most do so, as after a restart, there is no pause between slices."""
@@ -382,14 +387,16 @@ class AdmissionQueue:
             self._next.cancel()
             self._next = None
 
-    def _schedule(self) -> None:
-        delay = 0.0
+    def _schedule(self, beginsPause: bool = False) -> None:
+        now, delay = self._clock.seconds(), 0.0
         if self._spent >= self.SECONDS:
             delay = self._spent * self.PAUSE * max(0.0, 1 - self._welcomed / self._served)
+        if beginsPause:
+            self._latest = now + max(delay, self.LONGEST)
         if self._next is None:
             self._next = self._clock.callLater(delay, self._turn)
         elif delay:
-            self._next.reset(delay)
+            self._next.reset(max(0.0, min(delay, self._latest - now)))
 
     def _turn(self) -> None:
         self._next, self._spent = None, 0.0

@@ -103,6 +103,26 @@ class QueueTests(LimitsCase):
             answered += sum(len(self.codes(each)) for each in guests)
         self.assertLess(answered * 0.02 / (self.api.clock.seconds() - began), 0.4)
 
+    def test_whatComesMeanwhileKeepsNothingWaiting(self) -> None:
+        """A request has its turn within a while, whatever comes every millisecond: bytes of requests, or whole ones."""
+        queue, clock = self.api.site.connections.requests, self.api.clock
+
+        def work() -> None:
+            clock.rightNow += 0.001
+
+        for _ in range(1000):
+            queue.spend(lambda: None)
+        for comes in (lambda: queue.spend(work), lambda: self.connect().send(requestBytes("GET", "/"))):
+            for _ in range(3):
+                queue.spend(work)
+            waiting = self.connect("10.0.1.1")
+            waiting.send(requestBytes("GET", "/"))
+            self.assertEqual(self.codes(waiting), [])
+            for _ in range(150):
+                comes()
+                clock.advance(0.001)
+            self.assertEqual(self.codes(waiting), [404])
+
     def test_manyKnownClientsAreNotKeptBack(self) -> None:
         """Clients that all show a token, as after a restart, are served without a pause."""
         self.slow()
