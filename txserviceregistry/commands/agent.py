@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
@@ -80,19 +81,19 @@ class Options(TwistdOptions):
         return readSettings(environ={**os.environ, "RAXSR_DATA_DIR": self["data-dir"] or ""})
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class AgentProcess(Service):
     """The test service, and its *registry* if that is given, whose certificates SIGHUP reloads."""
 
     name = "service-registry-agent"
     _log = Logger()
 
-    def __init__(self, reactor: Any, options: Options, registry: RegistryService | None) -> None:
-        self._reactor = reactor
-        self._options = options
-        self._registry = registry
-        self._starting: Deferred[None] | None = None
-        # The functions that end what has been started, in its order.
-        self._endings: list[Callable[[], object]] = []
+    _reactor: Any
+    _options: Options
+    _registry: RegistryService | None
+    _starting: Deferred[None] | None = attrs.field(init=False, default=None)
+    # The functions that end what has been started, in its order.
+    _endings: list[Callable[[], object]] = attrs.field(init=False, factory=list)
 
     def startService(self) -> None:
         Service.startService(self)

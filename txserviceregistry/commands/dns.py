@@ -98,19 +98,21 @@ def settle() -> None:
     gc.freeze()
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class DnsProcess(MultiService):
     """The server as a process; *view* is not started."""
 
     name = "service-registry-dns"
 
-    def __init__(self, reactor: Any, client: Client, view: Any, listeners: list[Listener]) -> None:
+    _reactor: Any
+    _client: Client
+    _view: Any
+    _listeners: list[Listener]
+    _ports: list[IListeningPort] = attrs.field(init=False, factory=list)
+
+    def __attrs_post_init__(self) -> None:
         MultiService.__init__(self)
-        self._reactor = reactor
-        self._client = client
-        self._view = view
-        self._listeners = listeners
-        view.setServiceParent(self)
-        self._ports: list[IListeningPort] = []
+        self._view.setServiceParent(self)
 
     def privilegedStartService(self) -> None:
         for listener in self._listeners:

@@ -63,7 +63,7 @@ async def runCommand(command: str) -> None:
             raise TemplateFailed(f"{command!r} failed with {how}{f': {said}' if said else ''}")
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Target:
     """A file that is kept current. *check* and *reload* are commands; ``{}`` in *check* is the new file's path."""
 

@@ -162,7 +162,7 @@ def command(name: str, example: str, *arguments: Argument, **details: Any) -> Ca
     return declare
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Run:
     """
     One run of a command.

@@ -149,11 +149,11 @@ async def firstMarker(client: Client, now: float) -> str | None:
     """
     from ...discovery.poller import markerAt
 
-    moments = range(int(now * 1000) - _MONTH, int(now * 1000) - _HOUR)
-    marker, begin, end, tried = None, 0, len(moments), 0
+    marker, begin, end = None, int(now * 1000) - _MONTH, int(now * 1000) - _HOUR
+    tried = begin
     while begin < end:
         # A microsecond later, because a float rounds, and the registry refuses a marker from before the account.
-        candidate = markerAt(moments[tried] / 1000 + 1e-6)
+        candidate = markerAt(tried / 1000 + 1e-6)
         try:
             await client.events.list(candidate, 1)
         except BadRequest:

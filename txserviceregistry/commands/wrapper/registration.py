@@ -89,7 +89,7 @@ _NEXT = {
 }
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class WrapperRegistration:
     """
     Registers a service, keeps it registered, and reports when that has failed.
@@ -263,7 +263,7 @@ def _cancel(call: IDelayedCall | None) -> None:
         call.cancel()
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Drain:
     """Graceful shutdown: drains a service, once, while the command still serves. *tell* writes a line for the user."""
 

@@ -10,8 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import Client
-from txserviceregistry.commands.wrapper.main import Wrapper
-from txserviceregistry.commands.wrapper.options import Options
+from txserviceregistry.commands.wrapper.main import Options, Wrapper
 from txserviceregistry.commands.wrapper.process import CantStart, Child
 from txserviceregistry.errors import InvalidSettings
 from txserviceregistry.settings import Settings
