@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
 from twisted.python import usage
@@ -19,7 +19,7 @@ from .._version import __version__
 from ..errors import InvalidSettings
 from ..util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID
 from ..util.redaction import escaped
-from .console import didYouMean, holdDescriptors, undecodable
+from .console import didYouMean, dropOutput, holdDescriptors, show, undecodable, whyNotWritten
 
 
 @attrs.frozen
@@ -153,9 +153,21 @@ class TwistdOptions(TableOptions):
             line = f"twistd {self.command}: {error} (see: twistd {self.command} --help)"
             raise SystemExit(escaped(line)) from None
 
+    def opt_help(self) -> None:
+        """Display this help and exit."""
+        self._show(str(self))
+
     def opt_version(self) -> None:
         """Display the version and exit."""
-        print(f"twistd {self.command} {__version__}")
+        self._show(f"twistd {self.command} {__version__}")
+
+    def _show(self, text: str) -> NoReturn:
+        try:
+            show(text)
+        except OSError as error:
+            if sys.stdout is not None:
+                dropOutput()
+            raise SystemExit(f"twistd {self.command}: can't write the output: {whyNotWritten(error)}") from None
         raise SystemExit(0)
 
     def parseArgs(self, *rest: str) -> None:
