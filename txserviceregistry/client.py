@@ -33,14 +33,12 @@ from .http.messages import Lane
 from .http.pool import ConnectionPool, PooledAgent
 from .http.queueing import QueueingAgent
 from .http.tls import tlsPolicy
-from .settings import Settings, parseUrls, readSettings
+from .settings import DEFAULT_REGION, Settings, parseUrls, readSettings
 from .util.deferred import returnsDeferred, waitFor
 from .util.parsing import LONGEST_INTERVAL, boundedNumber
 from .util.suspend import SuspendWatch, bootTime, machineSuspended
 
 __all__ = ["APIError", "Client", "HeartBeater"]
-
-_DEFAULT_REGION = "us"
 
 # The settings that a running client can't change.
 _CHANGES = {
@@ -83,7 +81,7 @@ class Client:
         self,
         username: str | None = None,
         apiKey: str | None = None,
-        region: str = _DEFAULT_REGION,
+        region: str = DEFAULT_REGION,
         baseUrl: str | Sequence[str] | None = None,
         agent: IAgent | None = None,
         *,
@@ -122,11 +120,8 @@ class Client:
             from twisted.internet import reactor
         if settings is None:
             # The default region can't be told from the same word as an argument; it is the weaker of the two.
-            given: Any = {
-                "username": username,
-                "apiKey": apiKey,
-                "region": None if region == _DEFAULT_REGION else region,
-            }
+            named = None if region == DEFAULT_REGION else region
+            given: Any = {"username": username, "apiKey": apiKey, "region": named}
             settings = readSettings(**given, baseUrl=baseUrl, authUrl=authUrl, tls=agent is None)
         try:
             timeout = boundedNumber(timeout, 0.0, LONGEST_INTERVAL)

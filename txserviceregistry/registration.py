@@ -158,11 +158,8 @@ class RegisteredService(Service):
 
     def _whyNever(self) -> Failure | None:
         """Why it will not be registered without another start; ``None`` if it is, or may be."""
-        try:
-            NotRunning.check(self)
-        except NotRunning:
-            return self._refusal or Failure()
-        return self._refusal
+        isIdle = not self.running and self.parent is None
+        return self._refusal or (Failure(NotRunning.of(self)) if isIdle else None)
 
     def update(self, tags: Sequence[str] | None = None, metadata: Mapping[str, str] | None = None) -> Deferred[None]:
         """

@@ -24,7 +24,7 @@ __all__ = ["DEFAULT_URL", "Settings", "defaultDataDir", "namesRegistry", "parseU
 #: The default URL of a registry on this machine.
 DEFAULT_URL = "http://127.0.0.1:8880/v1.0"
 
-_DEFAULT_REGION = "us"
+DEFAULT_REGION = "us"
 
 # Each setting's environment variable, and its section and option in an INI file.
 _NAMES: dict[str, tuple[str, tuple[str, str] | None]] = {
@@ -64,7 +64,7 @@ class Settings:
     apiKey: str = attrs.field(repr=False)
     baseUrls: tuple[str, ...]
     authUrls: tuple[str, ...]
-    region: str = _DEFAULT_REGION
+    region: str = DEFAULT_REGION
     verify: bool = True
     caFile: str | None = None
     sources: Mapping[str, str] = attrs.field(factory=dict, eq=False)
@@ -246,7 +246,7 @@ class _Lookup:
             apiKey=key.value,
             baseUrls=base,
             authUrls=auth,
-            region=_DEFAULT_REGION if region is None else region.value,
+            region=DEFAULT_REGION if region is None else region.value,
             verify=_boolean(self.get("verify")) if self._tls else True,
             caFile=None if ca is None else ca.value,
             sources=self._sources,

@@ -79,22 +79,22 @@ def _getaddrinfo(*args: Any) -> Any:
 
 
 @implementer(IResolutionReceiver)
+@attrs.define(eq=False)
 class HostName:
     """
     A host name. Every connection starts a lookup, so that changed addresses are noticed. The last known addresses are
     used when the lookup takes longer than :data:`PATIENCE`, or finds none.
     """
 
-    def __init__(self, reactor: Any, host: str, port: int) -> None:
-        self._reactor = reactor
-        self._host = host
-        self._port = port
-        self._known: Sequence[IAddress] = ()
-        self._waiting: Waiters[None] = Waiters()
-        # How many lookups are under way, when the last one began, and what they have found so far.
-        self._lookups = 0
-        self._began = 0.0
-        self._found: list[IAddress] = []
+    _reactor: Any
+    _host: str
+    _port: int
+    _known: Sequence[IAddress] = ()
+    _waiting: Waiters[None] = attrs.field(factory=Waiters)
+    # How many lookups are under way, when the last one began, and what they have found so far.
+    _lookups: int = 0
+    _began: float = 0.0
+    _found: list[IAddress] = attrs.field(factory=list)
 
     @property
     def stage(self) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import urlsplit
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.interfaces import IReactorTime
@@ -23,7 +23,15 @@ from ..errors import ConnectionFailed, MalformedResponse, RequestTimedOut, Servi
 from ..util.deferred import cancelWith
 from .agent import ResolvingTimedOut, describeFailure, stageOf
 from .messages import NAME_SERVER, Lane, Request, Response, pathOf
-from .pool import BytesProducer, FixedHeaders, InsecureConnection, ResponseTooLarge, StaleConnection, WholeResponse
+from .pool import (
+    BytesProducer,
+    FixedHeaders,
+    InsecureConnection,
+    ResponseTooLarge,
+    StaleConnection,
+    WholeResponse,
+    originOf,
+)
 from .queueing import AgentClosed
 
 #: Seconds that a request may take, unless it says otherwise.
@@ -133,6 +141,7 @@ def _headers(base: str, hasBody: bool, token: str, traceparent: str, more: tuple
     return FixedHeaders(raw if more is None else {**raw, more[0]: [more[1]]})
 
 
+@attrs.define(eq=False, slots=False)
 class JSONTransport:
     """
     JSON over HTTP to one server, or to several that are one service.
@@ -151,34 +160,26 @@ class JSONTransport:
         idle connections are best closed, so that the next request looks up the name.
     """
 
-    def __init__(
-        self,
-        agent: IAgent,
-        clock: IReactorTime,
-        baseUrls: Sequence[str],
-        *,
-        lanes: Mapping[Lane, IAgent] = MappingProxyType({}),
-        timeout: float = TIMEOUT,
-        name: str = "the registry",
-        random: Callable[[], float] = randomModule.random,
-        isFault: Callable[[int, Headers, object], bool] = lambda status, headers, value: True,
-        onForeign: Callable[[], object] = lambda: None,
-    ) -> None:
-        self._agents = [lanes.get(lane, agent) for lane in Lane]
-        self.clock = clock
-        self._bases = baseUrls
-        self._timeout = timeout
-        self._name = name
-        self._isFault = isFault
-        self._onForeign = onForeign
-        self.servers = Servers(len(baseUrls), clock, random)
+    _agent: IAgent
+    clock: IReactorTime
+    _baseUrls: Sequence[str]
+    _lanes: Mapping[Lane, IAgent] = MappingProxyType({})
+    _timeout: float = TIMEOUT
+    _name: str = "the registry"
+    _random: Callable[[], float] = randomModule.random
+    _isFault: Callable[[int, Headers, object], bool] = lambda status, headers, value: True
+    _onForeign: Callable[[], object] = lambda: None
+
+    def __attrs_post_init__(self) -> None:
+        self._agents = [self._lanes.get(lane, self._agent) for lane in Lane]
+        self.servers = Servers(len(self._baseUrls), self.clock, self._random)
         self._wasAnswered = False
         self._headers = lru_cache(maxsize=16)(_headers)
 
     @property
     def baseUrl(self) -> str:
         """The URL of the server that is asked first."""
-        return self._bases[self.servers.current]
+        return self._baseUrls[self.servers.current]
 
     @property
     def stage(self) -> str:
@@ -190,7 +191,7 @@ class JSONTransport:
 
     def isServer(self, url: str) -> bool:
         """Whether one of the servers has this URL's scheme, host and port."""
-        return any(_originOf(base) == _originOf(url) for base in self._bases)
+        return any(originOf(base) == originOf(url) for base in self._baseUrls)
 
     def request(
         self,
@@ -230,7 +231,7 @@ class JSONTransport:
         :param left: how many servers are left, this one included.
         """
         request.leave = leave = partial(self.servers.failed, server)
-        request.url = url = self._bases[server] + request.path
+        request.url = url = self._baseUrls[server] + request.path
         for attempt in range(1, _MOST_STALE + 1):
             try:
                 answer = await self._attempt(request, server, url, left)
@@ -253,7 +254,7 @@ class JSONTransport:
         return response
 
     def _attempt(self, request: Request, server: int, url: str, left: int) -> Deferred[WholeResponse]:
-        base, body, wait = self._bases[server], request.body, request.wait
+        base, body, wait = self._baseUrls[server], request.body, request.wait
         sent: Deferred[Any] = self._agents[request.lane].request(
             request.method.encode("ascii"),
             url.encode("ascii"),
@@ -385,8 +386,3 @@ class _Tries:
 def shareOf(left: float, serversLeft: int) -> float:
     """The part of the seconds that are *left* after which the request goes to the next of several servers."""
     return left if serversLeft == 1 else max(left / serversLeft, min(left / 2, _SHORTEST_SHARE))
-
-
-def _originOf(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)

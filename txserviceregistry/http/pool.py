@@ -287,7 +287,7 @@ class ConnectionPool(HTTPConnectionPool):
 
     def localAddress(self, url: str) -> str | None:
         """The local address of the last connection to the server of this *url*, if there has been one."""
-        return self._addresses.get(_keyOf(URI.fromBytes(url.encode("ascii"))))
+        return self._addresses.get(originOf(url))
 
     def onLocalAddress(self, listener: Callable[[str, str], object]) -> Callable[[], None]:
         """Call *listener* with a server's URL and the local address of a connection to it, if that has changed."""
@@ -302,8 +302,9 @@ class ConnectionPool(HTTPConnectionPool):
         return gatherResults([waitFor(connection.lost) for connection in left]).addCallback(lambda _: None)
 
 
-def _keyOf(uri: URI) -> tuple[bytes, bytes, int]:
-    """The pool's key for a server."""
+def originOf(url: str) -> tuple[bytes, bytes, int]:
+    """The scheme, host and port of a URL, which are the pool's key for a server."""
+    uri = URI.fromBytes(url.encode("ascii"))
     return uri.scheme, uri.host, uri.port
 
 
@@ -379,8 +380,7 @@ class PooledAgent:
 
     def _find(self, origin: bytes) -> tuple[tuple[bytes, bytes, int], IStreamClientEndpoint]:
         """The pool's key for a server, and its endpoint."""
-        parsed = URI.fromBytes(origin)
-        return _keyOf(parsed), self.endpointForURI(parsed)
+        return originOf(origin.decode("ascii")), self.endpointForURI(URI.fromBytes(origin))
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         """See IAgentEndpointFactory."""
