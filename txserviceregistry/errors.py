@@ -130,9 +130,7 @@ class RegistrationEnded(ServiceRegistryError):
 
 
 class NotRunning(ServiceRegistryError, RuntimeError):
-    """
-    A ``Directory``, ``EventsFeed``, ``ConfigurationWatcher`` or ``RegisteredService`` was used before it was started.
-    """
+    """A ``Directory`` or another service of this library was used before it was started."""
 
     @classmethod
     def of(cls, service: Any) -> NotRunning:
@@ -340,19 +338,14 @@ def apiErrorFor(status: int, type: str) -> type[APIError]:
 
 def faultIn(value: object, status: int | None = None) -> dict[str, Any] | None:
     """
-    The fault of this API in a response's JSON. An error of a proxy or a gateway is often JSON too, and may have a
-    ``type`` (RFC 9457). It says nothing about the registry or its objects.
-
-    :param status: the HTTP status that it came with, if it came with one of its own.
-    :return: ``None`` if *value* is not an object with a known ``type``, the ``code`` that belongs to it and a
-        ``message``, or if the *status* is another one.
+    The fault of this API in a response's JSON, which may have come with an HTTP *status* of its own; ``None`` if it is
+    not one. An error of a proxy or a gateway is often JSON too, and may have a ``type`` (RFC 9457).
     """
     if not isinstance(value, dict) or not isinstance(value.get("message"), str):
         return None
     type, code = value.get("type"), value.get("code")
-    if not isinstance(type, str) or type not in FAULT_TYPES or code != FAULT_TYPES[type]:
-        return None
-    return value if status in (None, code) else None
+    isKnown = isinstance(type, str) and code is not None and FAULT_TYPES.get(type) == code
+    return value if isKnown and status in (None, code) else None
 
 
 #: No response, or none that tells the outcome of the request.

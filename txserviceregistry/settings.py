@@ -168,11 +168,7 @@ class _IniFile:
 
 
 class _Lookup:
-    """
-    The places of settings, in their order; see :func:`readSettings`.
-
-    :ivar dataDir: the data directory of the registry of this machine; ``None`` without a home directory.
-    """
+    """The places of settings, in their order. *dataDir* is ``None`` without a home directory."""
 
     def __init__(
         self, explicit: Mapping[str, str | None], environ: Mapping[str, str] | None, home: Path | None, tls: bool = True
@@ -221,15 +217,14 @@ class _Lookup:
     def read(self) -> Settings:
         """See :func:`readSettings`."""
         base, auth = self._urls()
-        user, key = self.get("username"), self.get("apiKey")
+        user, key, region = self.get("username"), self.get("apiKey"), self.get("region")
         files = [file for file in (self._file, self._local) if file is not None]
         withheld = ""
         if key is not None and self._local is not None and key.path == self._local.path:
             withheld = _whyNotLocal(self._local, user, [*base, *auth])
             key = None if withheld else key
         if user is None or key is None:
-            needed = {"username": user, "API key": key}
-            missing = " and no ".join(name for name, setting in needed.items() if setting is None)
+            missing = " and no ".join(name for name, each in (("username", user), ("API key", key)) if each is None)
             searched = ", ".join(str(file.path) for file in files) or "no file, no home directory"
             raise InvalidSettings(
                 f"No {missing} for {(base or auth)[0]}. Set RAXSR_USERNAME and RAXSR_API_KEY, or start "
@@ -238,7 +233,6 @@ class _Lookup:
         # The certificate of this machine's registry is not valid for any other.
         isLocal = all(self.get(name, local=False) is None for name in ("baseUrl", "authUrl"))
         ca = self.get("caFile", local=isLocal) if self._tls else None
-        region = self.get("region")
         # Reading from a pipe a second time could take forever.
         isOnce = any(os.path.exists(file.path) and not os.path.isfile(file.path) for file in files)
         return Settings(
@@ -310,10 +304,7 @@ def readSettings(
 
 
 def namesRegistry(environ: Mapping[str, str] | None = None, home: Path | None = None) -> bool:
-    """
-    Whether the environment or the user's INI file names a registry or credentials. The data directory of a registry on
-    this machine does not count. ``InvalidSettings`` if a file can't be used.
-    """
+    """Whether the environment or the user's INI file names a registry or credentials; may raise InvalidSettings."""
     found = _Lookup({}, environ, home)
     return any(found.get(name, local=False) for name in ("baseUrl", "authUrl", "username", "apiKey"))
 

@@ -19,7 +19,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent
 
 from .._version import __version__
-from ..errors import ConnectionFailed, MalformedResponse, RequestTimedOut, ServiceRegistryError
+from ..errors import UNKNOWN_OUTCOME, ConnectionFailed, MalformedResponse, RequestTimedOut, ServiceRegistryError
 from ..util.deferred import cancelWith
 from .agent import ResolvingTimedOut, describeFailure, stageOf
 from .messages import NAME_SERVER, Lane, Request, Response, pathOf
@@ -51,9 +51,9 @@ USER_AGENT = {"User-Agent": f"txserviceregistry/{__version__}"}
 
 # Seconds for which a server that failed is asked last.
 _PENALTY = 10.0
-# The fewest and the most seconds before a client returns to its first server. Each client draws its own, so that a
-# server that works again gets its clients one after the other.
-_RETURN = (20.0, 80.0)
+# A client returns to its first server after 20 to 80 seconds. Each draws its own time, so that a server that works
+# again gets its clients one after the other.
+_EARLIEST_RETURN, _RETURN_SPREAD = 20.0, 60.0
 
 
 class Servers:
@@ -111,8 +111,7 @@ class Servers:
             self._drawReturn()
 
     def _drawReturn(self) -> None:
-        least, most = _RETURN
-        self._returnAt = self._clock.seconds() + least + (most - least) * self._random()
+        self._returnAt = self._clock.seconds() + _EARLIEST_RETURN + _RETURN_SPREAD * self._random()
 
 
 class ClientClosed(ConnectionFailed):
@@ -360,12 +359,11 @@ class _Tries:
         error, isUnsent = failure.value, False
         if isinstance(error, _Away):
             self._refusal = error.response
-        elif isinstance(error, ClientClosed) or not failure.check(ConnectionFailed, MalformedResponse, RequestTimedOut):
-            self._order.clear()
-            self._problem = error
         else:
             self._problem = error
-            if isinstance(error, ConnectionFailed):
+            if isinstance(error, ClientClosed) or not isinstance(error, UNKNOWN_OUTCOME):
+                self._order.clear()
+            elif isinstance(error, ConnectionFailed):
                 isUnsent = not error.wasSent
                 error.wasSent = error.wasSent or self._wasSent
         self._wasSent = self._wasSent or not isUnsent

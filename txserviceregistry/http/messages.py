@@ -77,13 +77,11 @@ class Request:
     A request, with all its tries. Its time begins when it is made. ``ValueError`` if *timeout* or *wait* is not a
     number from 0 on, or *body* can't be JSON.
 
-    :ivar path: below the server's URL, encoded, with the query.
     :ivar stage: returns its stage at a URL, for error messages.
     :ivar timeout: seconds for all of it; *wait* is added.
     :ivar isRepeatable: whether it may be sent again when its outcome is unknown; by default a GET, PUT or DELETE.
     :ivar wait: seconds for which the server holds its response back; ``None`` if it does not.
     :ivar isTraced: whether the caller finds out the outcome of a request that is not repeatable.
-    :ivar whenLate: called at the deadline.
     :ivar header: one more header, which may be a secret.
     :ivar deadline: the end of the *timeout*, in seconds of the clock.
     :ivar url: the URL of the last try.
@@ -177,7 +175,7 @@ class Response:
 
     @property
     def doubt(self) -> str:
-        """A possible mistake in the URL, if its path does not exist or does not accept the method."""
+        """A possible mistake in the URL; empty if the status does not suggest one."""
         return NO_REGISTRY if self.status in _NO_SUCH_PAGE else ""
 
     def redirection(self, setting: str) -> str | None:

@@ -157,6 +157,7 @@ class _Connections:
 
 
 @implementer(IPolicyForHTTPS)
+@attrs.define(eq=False)
 class TLSPolicy:
     """
     How certificates are verified, and which client certificate is shown. Files that have changed are read again before
@@ -167,12 +168,11 @@ class TLSPolicy:
     host.
     """
 
-    def __init__(self, trust: _TrustFiles | None, caFile: str | None = None, own: _OwnFiles | None = None) -> None:
-        self._trust = trust
-        self._caFile = caFile
-        self._own = own
-        self._context: Any = None
-        self._madeOf: tuple[Any, PrivateCertificate | None] | None = None
+    _trust: _TrustFiles | None
+    _caFile: str | None = None
+    _own: _OwnFiles | None = None
+    _context: Any = None
+    _madeOf: tuple[Any, PrivateCertificate | None] | None = None
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
         """See IPolicyForHTTPS."""

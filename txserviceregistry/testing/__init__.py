@@ -186,12 +186,6 @@ class FakeRegistry:
         """The next *count* requests get 200 and a body that is not JSON."""
         self._network.script(answer(200, b"<html>what is this?</html>"), count)
 
-    def malformedEventsNext(self, count: int | None = 1) -> None:
-        """The next *count* (``None``: all) requests for events get 200 and a page whose value is not an event."""
-        body = b'{"values": [{"id": "x"}], "metadata": {"count": 1, "next_marker": null}}'
-        isForEvents = lambda request: request.path.partition("?")[0].endswith("/events")  # noqa: E731
-        self._network.script(answer(200, body), count, isForEvents)
-
     def truncateNext(self, count: int = 1) -> None:
         """The registry acts on the next *count* requests, but the bodies of its responses break off in the middle."""
         self._network.script(afterwards(answer(200, b'{"token": "')), count)

@@ -123,6 +123,7 @@ class _Body(Protocol):
 
 
 @implementer(IAgent)
+@attrs.define(eq=False)
 class Network:
     """
     The agent of the clients, with everything that can happen to their requests.
@@ -130,24 +131,21 @@ class Network:
     :param arriving: called when a request arrives at the registry.
     :ivar requests: the requests of the clients so far, oldest first.
     :ivar registry: leads to the registry; ``None`` if connections are refused.
-    :ivar isPartitioned: whether no response gets through.
     :ivar isPaused: whether the registry's process is stopped; requests wait meanwhile.
     :ivar connections: counts how often all connections were lost.
-    :ivar scripts: the faults that requests are to meet.
     """
 
-    def __init__(self, url: str, arriving: Callable[[], None]) -> None:
-        self.requests: list[Request] = []
-        self.registry: RequestTraversalAgent | None = None
-        self.isPartitioned = False
-        self.isPaused = False
-        self.connections = 0
-        self.scripts: list[_Script] = []
-        self._url = url
-        self._arriving = arriving
-        self._waiting: list[Callable[[], object]] = []
-        self._address = "127.0.0.1"
-        self._addressListeners: Listeners[[str, str]] = Listeners(Logger(), "local addresses")
+    _url: str
+    _arriving: Callable[[], None]
+    requests: list[Request] = attrs.field(factory=list)
+    registry: RequestTraversalAgent | None = None
+    isPartitioned: bool = False
+    isPaused: bool = False
+    connections: int = 0
+    scripts: list[_Script] = attrs.field(factory=list)
+    _waiting: list[Callable[[], object]] = attrs.field(factory=list)
+    _address: str = "127.0.0.1"
+    _addressListeners: Listeners[[str, str]] = attrs.field(factory=lambda: Listeners(Logger(), "local addresses"))
 
     def localAddress(self, url: str) -> str:
         """The address of this machine, if there were a connection."""

@@ -9,6 +9,7 @@ from itertools import count
 from threading import Thread
 from typing import Any, Generic, ParamSpec, TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
@@ -61,6 +62,7 @@ def waitFor(work: Deferred[_T]) -> Deferred[_T]:
     return waiter
 
 
+@attrs.define(eq=False)
 class Waiters(Generic[_T]):
     """
     Deferreds that wait for the same event. Each has one owner, who may cancel it.
@@ -68,11 +70,8 @@ class Waiters(Generic[_T]):
     :param abandoned: called when the last one has been cancelled.
     """
 
-    __slots__ = ("_abandoned", "_waiting")
-
-    def __init__(self, abandoned: Callable[[], object] = lambda: None) -> None:
-        self._abandoned = abandoned
-        self._waiting: dict[Deferred[_T], None] = {}
+    _abandoned: Callable[[], object] = lambda: None
+    _waiting: dict[Deferred[_T], None] = attrs.field(factory=dict, init=False)
 
     def wait(self) -> Deferred[_T]:
         """Another one, which fires at the next :meth:`fire`."""
@@ -167,19 +166,17 @@ class SingleFlight(Generic[_K, _T]):
         return waiter
 
 
+@attrs.define(eq=False)
 class Gathering(Generic[_K, _T]):
     """
     Collects keys during one reactor turn, and handles them together in the next, at *most* so many in a batch. *work*
     takes a batch and returns the result for each key. If it raises an exception, all of them fail with it.
     """
 
-    def __init__(
-        self, clock: IReactorTime, most: int, work: Callable[[Sequence[_K]], Awaitable[Mapping[_K, _T]]]
-    ) -> None:
-        self._clock = clock
-        self._most = most
-        self._work = work
-        self._waiting: dict[_K, Waiters[_T]] = {}
+    _clock: IReactorTime
+    _most: int
+    _work: Callable[[Sequence[_K]], Awaitable[Mapping[_K, _T]]]
+    _waiting: dict[_K, Waiters[_T]] = attrs.field(factory=dict, init=False)
 
     def do(self, one: _K) -> Deferred[_T]:
         """Add a key to the next batch, if it is not in it yet. Fires with its result; may be cancelled."""

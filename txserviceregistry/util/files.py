@@ -33,10 +33,7 @@ _Made = TypeVar("_Made")
 
 
 def absolutePath(path: str) -> str:
-    """
-    A path that does not depend on the working directory, with the home directory for a ``~``; ``ValueError`` if there
-    is none.
-    """
+    """A path with the home directory for a ``~`` (``ValueError`` if there is none), from any working directory."""
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise ValueError(f"{path!r} can't be used: {path.partition(os.sep)[0]} has no home directory here")

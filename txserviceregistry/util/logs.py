@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Generic, ParamSpec, cast
 
+import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger as _Logger
 from twisted.logger import LogLevel
@@ -103,16 +104,14 @@ class WriteOutage(Outage):
         self.failed(reason=error.strerror or type(error).__name__)
 
 
+@attrs.define(eq=False)
 class Listeners(Generic[_P]):
     """Functions to call in the order in which they were added. Each may add and end others. *what* is for the log."""
 
-    __slots__ = ("_entries", "_log", "_what")
-
-    def __init__(self, log: Logger, what: str) -> None:
-        self._log = log
-        self._what = what
-        # A key for each, because the same function may be added twice.
-        self._entries: dict[object, Callable[_P, object]] = {}
+    _log: Logger
+    _what: str
+    # A key for each, because the same function may be added twice.
+    _entries: dict[object, Callable[_P, object]] = attrs.field(factory=dict, init=False)
 
     def add(self, listener: Callable[_P, object]) -> Callable[[], None]:
         """Call *listener* from now on, until the function that is returned is called."""

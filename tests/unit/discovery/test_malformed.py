@@ -110,7 +110,8 @@ class MalformedTests(SynchronousTestCase):
     def test_aPageOfSomethingElse(self) -> None:
         """The three retry after pages that are not pages of events."""
         world = World(self, 0.0, "wait")
-        world.fake.malformedEventsNext(5)
+        page = b'{"values": [{"id": "x"}], "metadata": {"count": 1, "next_marker": null}}'
+        world.fake.answerNext(200, page, "application/json", count=5, when=lambda request: "/events" in request.path)
         world.do(("create", "aaa", 120, []))
         world.fake.advance(60)
         self.assertEqual([service["id"] for service in world.directory.services()], ["aaa"])
