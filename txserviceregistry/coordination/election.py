@@ -92,7 +92,7 @@ class Contender(BackgroundService):
         raise NotImplementedError
 
     def _happened(self, type: str, payload: Any) -> None:
-        """Called with events of locks; see :meth:`LockWatch.add`."""
+        """Called with events of locks; see :meth:`LockWatch.watch`."""
         raise NotImplementedError
 
     async def _run(self, task: BackgroundTask) -> None:
