@@ -79,16 +79,18 @@ class BatchSize:
     def accepted(self, count: int) -> None:
         """A batch of *count* heartbeats was accepted."""
         self._accepted = max(self._accepted, count)
-        if count >= self._failed:
+        if count >= self._failed and (self.mayTry or count > self.most):
             self._failed, self.most = math.inf, self._largest
-        elif count >= self.most and self.mayTry:
+        elif count >= self.most and (self.mayTry or 2 * count < self._failed):
             self.most = min(self._largest, 2 * count)
 
     def failed(self, count: int) -> bool:
         """A batch of *count* heartbeats failed. Whether smaller ones are accepted; then these are sent."""
-        self._failed = min(self._failed, count)
         if count <= self._accepted:
+            # For another reason, unless a smaller one is accepted afterwards.
             self._accepted = 0
+        else:
+            self._failed = min(self._failed, count)
         if self._accepted:
             self.hold(self._accepted)
         return self._accepted > 0
@@ -391,7 +393,8 @@ class HeartbeatBatcher:
         left = [service for service in waiting if service in self._services]
         if isSingle and left:
             self._alone = left[0]
-            self._size.most = self.MOST
+            if self._size.mayTry:
+                self._size.most = self.MOST
             self._dismiss(left[:1])
 
     def _shrink(self, isRefused: bool, count: int, reason: str) -> bool:

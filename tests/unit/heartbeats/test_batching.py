@@ -587,6 +587,16 @@ class BatchSizeTests(SynchronousTestCase):
         self.size.accepted(10)
         self.assertTrue(self.size.failed(1000))
 
+    def test_anAcceptedSizeThatFailsKeepsTheLimit(self) -> None:
+        """A size that is accepted may fail for other reasons. Larger ones are held back nevertheless."""
+        self.accepted = 126
+        self.send()
+        for _ in range(2):
+            self.size.failed(125)
+        self.assertEqual(self.send(), [125] * 8)
+        self.size.most = 1
+        self.assertEqual(max(self.send()), 64)
+
     def test_whatIsARefusal(self) -> None:
         """A 4xx to the whole batch, of the registry or a proxy; not a refused token or limit, and no outage."""
         for status in (400, 403, 404, 405, 408, 410, 413, 429, 451):
