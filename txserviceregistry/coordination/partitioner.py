@@ -112,10 +112,11 @@ class Partitioner(Contender):
         self._timeout = timeout
         self._locks = {self._nameOf(item): item for item in self.items}
         self._settling = Settling(client.clock, settle, self._settled)
-        self._retrying = Settling(client.clock, _RETRY, self._settled)
+        self._retrying = Settling(client.clock, _RETRY, self._retry)
         self._places = DeferredSemaphore(_AT_ONCE)
         self._failures: Listeners[[str | None]] = Listeners(self._log, f"errors of {group}")
         self._listing = DeferredLock()
+        self._mustList = False  # the last listing has failed
         #: Why items do not move at the moment; ``None`` if they do.
         self.error: str | None = None
         # The items that this member should own, those that it owns, and those that it is acquiring or releasing.
@@ -159,11 +160,13 @@ class Partitioner(Contender):
 
     @returnsDeferred
     async def _list(self) -> None:
+        self._mustList = True
         try:
             members = await self._members()
         except ServiceRegistryError as error:
             self._retryLater(error)
         else:
+            self._mustList = False
             if self._id in members:
                 self._changed(members)
 
@@ -238,6 +241,13 @@ class Partitioner(Contender):
                 return
             finally:
                 del self._owned[item]
+
+    def _retry(self, _: object) -> None:
+        # Members are listed after they have settled only: a registry that has just lost its data shows few of them.
+        if self._mustList:
+            self._settled(None)
+        else:
+            self._follow(self._plan)
 
     def _retryLater(self, error: ServiceRegistryError | None = None) -> None:
         # Work that began before a stop may fail after it.

@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import testing
-from txserviceregistry.coordination import Assignment, Partitioner
+from txserviceregistry.coordination import Assignment, Lock, Partitioner
 from txserviceregistry.coordination.partitioner import planFor
 from txserviceregistry.errors import ConnectionFailed
 from txserviceregistry.testing import FakeRegistry
@@ -155,6 +155,23 @@ class PartitionerTests(PartitionerCase):
         self.passes(12)
         self.assertEqual(self.owned(), sorted(ITEMS))
         self.assertGreater(len(second.at), 0)
+
+    def test_membersAreNotListedWhenItRetries(self) -> None:
+        """
+        An item that another process holds is asked for again, without a listing of the members: a registry that has
+        just lost its data would show few of them, and the items of the others would be free.
+        """
+        other = Lock(self.client, f"{GROUP}/item.{ITEMS[0]}", 60).acquire()
+        self.fake.flush()
+        self.successResultOf(other)
+        self.join()
+        self.passes(7)
+        self.assertEqual(self.owned(), sorted(ITEMS[1:]))
+        began = len(self.fake.requests)
+        self.passes(11)
+        requests = [request for request in self.fake.requests[began:] if request.path.endswith("/locks")]
+        self.assertEqual({request.method for request in requests}, {"POST"})
+        self.assertEqual([request.method for request in self.fake.requests[began:] if "/locks?" in request.path], [])
 
     def test_aMemberThatIsKilled(self) -> None:
         """The items of a member that was killed are owned by others after the timeout and the time to settle."""
