@@ -752,7 +752,7 @@ def run(seed: int, without: frozenset[str] = frozenset(), *, services: int = 16)
     trouble()
     # A slow write of a status looks like a deaf watch, after which every service has a full timeout: some more of these
     # may follow each other.
-    for end in (420, 520, 620, 720):
+    for end in range(420, 1021, 100):
         if any(truth.ended is None for truth in world.truths.values()):
             world.run(end)
     for violation in world.violations:
