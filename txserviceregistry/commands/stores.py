@@ -66,7 +66,7 @@ def checkStore(store: str, given: Collection[str]) -> None:
         raise usage.UsageError(f"--{names[0]} requires --store {ETCD}; the store is {store}")
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class EtcdFactory:
     """Makes a store. Its certificates, key and password can be read again."""
 

@@ -79,7 +79,7 @@ def _getaddrinfo(*args: Any) -> Any:
 
 
 @implementer(IResolutionReceiver)
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class HostName:
     """
     A host name. Every connection starts a lookup, so that changed addresses are noticed. The last known addresses are

@@ -140,7 +140,7 @@ def _headers(base: str, hasBody: bool, token: str, traceparent: str, more: tuple
     return FixedHeaders(raw if more is None else {**raw, more[0]: [more[1]]})
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class JSONTransport:
     """
     JSON over HTTP to one server, or to several that are one service.

@@ -156,7 +156,7 @@ class Request:
         return Failure(RequestTimedOut(f"{self.asked} timed out after {self.timeout:g} s, {stage}. {advice}"))
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Response:
     """
     A response with its body, and the method and URL of its request.

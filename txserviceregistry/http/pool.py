@@ -90,7 +90,7 @@ class _Nowhere:
 
 
 @implementer(IResponse)
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class WholeResponse:
     """A response whose body is here."""
 
@@ -309,7 +309,7 @@ def originOf(url: str) -> tuple[bytes, bytes, int]:
 
 
 @implementer(IClientRequest)
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Request:
     """
     A request whose body is in memory, which is written with its headers at once. Twisted's own is made for bodies that

@@ -93,7 +93,7 @@ class _Job:
 
 
 @implementer(IAgent)
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class QueueingAgent:
     """
     Bounds the requests to one server at once. The others wait, first come, first served.

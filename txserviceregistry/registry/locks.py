@@ -22,7 +22,7 @@ from .stores.interfaces import LimitExceeded, LockRecord, LockTaken, NoSuchObjec
 from .tasks import Part, available, owned, serialized
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Waiter:
     """A request that waits for a lock; it is replaced if the same acquisition waits in a later request."""
 

@@ -62,7 +62,7 @@ def waitFor(work: Deferred[_T]) -> Deferred[_T]:
     return waiter
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Waiters(Generic[_T]):
     """
     Deferreds that wait for the same event. Each has one owner, who may cancel it.
@@ -166,7 +166,7 @@ class SingleFlight(Generic[_K, _T]):
         return waiter
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Gathering(Generic[_K, _T]):
     """
     Collects keys during one reactor turn, and handles them together in the next, at *most* so many in a batch. *work*

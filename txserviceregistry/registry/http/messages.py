@@ -42,7 +42,7 @@ _JSON_LINES = _LINES + b"Content-Type: application/json; charset=UTF-8\r\n"
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Response:
     """
     The response to a request.

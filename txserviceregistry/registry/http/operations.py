@@ -210,7 +210,7 @@ def sentQuery(request: Request) -> list[tuple[str, str]]:
     return parse_qsl(text, keep_blank_values=True, errors="surrogateescape")
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Call:
     """
     A request that has passed authentication, routing and the checks of its query.

@@ -59,7 +59,7 @@ def newTxnId() -> str:
     return os.urandom(16).hex()
 
 
-@attrs.define
+@attrs.define(repr=False)
 class RequestRecord:
     """
     A request that is being answered.

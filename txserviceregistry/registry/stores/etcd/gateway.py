@@ -241,7 +241,7 @@ class User:
         return None if self.token is None else (b"Authorization", self.token.encode("utf-8"))
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Etcd:
     """
     A cluster of etcd.

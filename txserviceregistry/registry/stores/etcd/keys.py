@@ -118,7 +118,7 @@ _REPLACED = "etcd has another registry's data now, or none: restart this node"
 
 
 @implementer(INodeKeys)
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class NodeKeys(Part):
     """
     A node's key, and what it reads and watches. Its *etcd* may be asked while others are refused.

@@ -52,7 +52,7 @@ class ThreadedReactor(IReactorTime, IReactorFromThreads):
     """The part of a reactor that the store uses."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Job:
     """
     Something to do in a thread.
