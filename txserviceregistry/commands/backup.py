@@ -5,17 +5,29 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
+from ..registry import eventids
 from ..registry.datadir import HELD_BACK, DataDirectory, DataDirectoryError
-from ..registry.identity.apikeys import keyMatches
 from ..registry.stores.interfaces import StoreRefused
-from ..registry.stores.sqlite.backup import Contents, comparedTo, copyStore, raiseFences, replaceStore
-from ..registry.stores.sqlite.file import claimFile, prepare
+from ..registry.stores.sqlite.file import (
+    IMMUTABLE,
+    checkFile,
+    claimFile,
+    connect,
+    openFile,
+    prepare,
+    refuseIrregular,
+    sync,
+    uri,
+)
+from ..util.files import replacement
 from ..util.redaction import escaped
-from .console import CommandFailed, UsageError, runConsole, tell
+from .console import CommandFailed, UsageError, runConsole
 from .stores import DataParser, becomeOwner, dataDirectory
 
 _NAME = "service-registry-backup"
@@ -39,6 +51,35 @@ codes: 0 success, 1 failure, 2 wrong usage. Run by root, this works as the data
 directory's owner, who must be able to write or read FILE.
 """
 
+# The endings of the store's file and its companions.
+_ENDINGS = ("", "-wal", "-shm", "-journal")
+
+
+def _without(columns: str, table: str, one: str = "main", other: str = "other") -> str:
+    """The rows of a table in one store that the other has not."""
+    return f"(SELECT {columns} FROM {one}.{table} EXCEPT SELECT {columns} FROM {other}.{table})"
+
+
+# Kinds of objects, and the rows that they are.
+_CONTENTS = (
+    ("service{s}", "services"),
+    ("configuration value{s}", "configuration_values"),
+    ("user{s}", "users"),
+    ("event{s}", "events"),
+)
+# In what a store has more than an older one, "other".
+_LOST = (
+    ("event{s}", "events WHERE position > (SELECT value FROM other.meta WHERE name = 'last_position')"),
+    ("registration{s}", _without("incarnation", "services")),
+    ("new or changed configuration value{s}", _without("tenant, key, value", "configuration_values")),
+    ("removal{s} of a configuration value", _without("tenant, key", "configuration_values", "other", "main")),
+    ("new user{s} or API key{s}", _without("name, key_hash", "users")),
+    ("removal{s} of a user", _without("name", "users", "other", "main")),
+    ("acquired lock{s}", _without("incarnation", "locks")),
+    ("state{s} of a service", _without("tenant, id, state, reason", "states")),
+)
+_LAST_FENCE = "SELECT coalesce(max(last_fence), 0) FROM tenants"
+
 
 def main() -> int:
     return runConsole(_NAME, _run)
@@ -59,96 +100,144 @@ def _run() -> int:
     becomeOwner(directory.path)
     try:
         directory.checkOwners()
-        (_restore if options.restore else _backUp)(directory, file)
+        if options.restore:
+            _restore(directory, file)
+        elif directory.hasStore():
+            contents, _ = _copy(str(directory.storePath), file)
+            print(escaped(f"Backed up {directory.storePath} to {file}, and verified it: {contents}."))
+        else:
+            reason = "; its registry has another store" if directory.isTaken() else ""
+            raise CommandFailed(f"there is no sqlite store in {directory.path}{reason}")
     except (DataDirectoryError, StoreRefused) as error:
         raise CommandFailed(str(error)) from None
     return 0
 
 
-def _backUp(directory: DataDirectory, file: str) -> None:
-    if not directory.hasStore():
-        reason = "; its registry has another store" if directory.isTaken() else ""
-        raise CommandFailed(f"there is no sqlite store in {directory.path}{reason}")
-    contents = _copied(directory.storePath, file, directory)
-    print(escaped(f"Backed up {directory.storePath} to {file}, and verified it: {_listed(contents.counts)}."))
+def _copy(source: str, target: str) -> tuple[str, float | None]:
+    """
+    Copy a store as it is at one moment, whether a registry uses it or not, and verify the copy. *target* is replaced
+    only by a verified copy; its mode is 0600.
 
-
-def _restore(directory: DataDirectory, file: str) -> None:
-    # A registry can't start meanwhile.
-    directory.open()
-    path = Path(os.path.realpath(directory.storePath))
-    claim = None
-    making = path.with_name(f"{path.name}.restored")
-    try:
-        if path.exists():
-            # It may be another directory's registry that uses it.
-            claim = claimFile(str(path))
-        contents = _copied(file, str(making), directory)
-        # As the next start does, but before the other store is gone.
-        prepare(str(making))
-        lost = _lost(str(making), str(path)) if directory.hasStore() else None
-        fence = raiseFences(str(making), str(path))
-        if fence is not None:
-            directory.holdBack()
-        replaced = replaceStore(path, making)
-    except OSError as error:
-        raise CommandFailed(f"can't replace {path}: {error.strerror}") from None
-    finally:
-        if claim is not None:
-            os.close(claim)
-        making.unlink(missing_ok=True)
-        directory.close()
-    until = (
-        ""
-        if contents.end is None
-        else f", whose last event is of {time.strftime('%F %T UTC', time.gmtime(contents.end))}"
-    )
-    print(escaped(f"Restored {path} from {file}{until}: {_listed(contents.counts)}."))
-    if replaced is not None:
-        print(escaped(f"Lost: {lost}. The replaced store is in {replaced}."))
-    if fence is not None:
-        print(f"Locks: fences go on above {fence}; none can be acquired for {HELD_BACK:.0f} s after the next start.")
-    _checkCredentials(directory, contents)
-
-
-def _copied(source: str | Path, target: str, directory: DataDirectory) -> Contents:
+    :return: what it has, and the seconds since 1970 of its last event, if there has been one.
+    """
     try:
         if os.path.exists(target) and os.path.samefile(source, target):
             raise CommandFailed(f"{target} is the registry's store itself; choose another file")
-        return copyStore(str(source), target)
+        checkFile(source)
+        refuseIrregular(target)
+        with replacement(target, b"") as making:
+            with closing(openFile(source)) as connection:
+                connection.execute("VACUUM INTO ?", (making,))
+            contents = _verify(making)
+            sync(making)
+            os.replace(making, target)
+        sync(os.path.dirname(target))
+        return contents
     except OSError as error:
         raise CommandFailed(f"can't copy {source} to {target} as user {os.geteuid()}: {error.strerror}") from None
     except sqlite3.Error as error:
         raise CommandFailed(f"can't copy {source} to {target}: {error}") from None
 
 
+def _verify(path: str) -> tuple[str, float | None]:
+    """Let SQLite read all of a copy."""
+    checkFile(path)
+    with closing(openFile(path, IMMUTABLE)) as connection:
+        (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if verdict != "ok":
+            raise StoreRefused(f"the copy is damaged: {' '.join(verdict.split())}; the store may be damaged too")
+        (last,) = connection.execute("SELECT value FROM meta WHERE name = 'last_position'").fetchone()
+        return _counted(connection, _CONTENTS), eventids.secondsAt(last) if last else None
+
+
+def _counted(connection: sqlite3.Connection, kinds: Sequence[tuple[str, str]]) -> str:
+    """How many objects of these kinds there are, in words."""
+    counts = [(name, connection.execute(f"SELECT count(*) FROM {rows}").fetchone()[0]) for name, rows in kinds]
+    words = [f"{count} {name.format(s='' if count == 1 else 's')}" for name, count in counts if count]
+    return ", ".join(words) or "nothing"
+
+
+def _restore(directory: DataDirectory, file: str) -> None:
+    with ExitStack() as ending:
+        ending.callback(directory.close)
+        # A registry can't start meanwhile.
+        directory.open()
+        path = Path(os.path.realpath(directory.storePath))
+        making = path.with_name(f"{path.name}.restored")
+        ending.callback(making.unlink, missing_ok=True)
+        try:
+            if path.exists():
+                # It may be another directory's registry that uses it.
+                ending.callback(os.close, claimFile(str(path)))
+            contents, end = _copy(file, str(making))
+            # As the next start does, but before the other store is gone.
+            prepare(str(making))
+            lost = _lost(str(making), str(path)) if directory.hasStore() else None
+            fence = _raiseFences(str(making), str(path))
+            if fence is not None:
+                directory.holdBack()
+            replaced = _replaceStore(path, making)
+        except OSError as error:
+            raise CommandFailed(f"can't replace {path}: {error.strerror}") from None
+    until = "" if end is None else f", whose last event is of {time.strftime('%F %T UTC', time.gmtime(end))}"
+    print(escaped(f"Restored {path} from {file}{until}: {contents}."))
+    if replaced is not None:
+        print(escaped(f"Lost: {lost}. The replaced store is in {replaced}."))
+    if fence is not None:
+        print(f"Locks: fences go on above {fence}; none can be acquired for {HELD_BACK:.0f} s after the next start.")
+
+
 def _lost(copy: str, path: str) -> str:
+    """What a store has, and a copy of an older one has not. Both must have the newest schema."""
     try:
-        return _listed(comparedTo(copy, path)) or "nothing"
+        with closing(openFile(path)) as connection:
+            connection.execute("ATTACH ? AS other", (uri(copy, IMMUTABLE),))
+            return _counted(connection, _LOST)
     except sqlite3.Error as error:
         return f"unknown, because the replaced store can't be read ({error})"
 
 
-def _checkCredentials(directory: DataDirectory, contents: Contents) -> None:
-    """Warn about credentials for this machine that the restored store does not know."""
-    credentials = directory.credentials()
-    if credentials is None:
-        return
-    name, key = credentials
-    if name not in contents.users or not keyMatches(key, contents.users[name]):
-        tell(
-            f'The API key of user "{name}" in {directory.raxrcPath} is not the one of the backup: restore the raxrc '
-            f"of that time, or give the user a new key with service-registry-users"
-        )
+def _raiseFences(copy: str, path: str) -> int | None:
+    """
+    Make the fences of all further locks in a copy greater than those of the store that it replaces, and than the wall
+    clock.
+
+    :return: the greatest fence so far, in milliseconds since 1970 or above; ``None`` if there has never been a lock.
+    """
+    try:
+        with closing(openFile(path)) as replaced:
+            (before,) = replaced.execute(_LAST_FENCE).fetchone()
+    except sqlite3.Error:
+        # It is not there, or damaged: there may have been locks.
+        before = 1
+    with closing(connect(copy)) as connection:
+        fence = max(int(before), int(connection.execute(_LAST_FENCE).fetchone()[0]))
+        if not fence:
+            return None
+        fence = max(fence, int(time.time() * 1000))
+        connection.execute("UPDATE tenants SET last_fence = ?", (fence,))
+        return fence
 
 
-def _listed(counts: Iterable[tuple[str, int]]) -> str:
-    return ", ".join(f"{count} {name if count == 1 else _plural(name)}" for name, count in counts)
+def _replaceStore(path: Path, copy: Path) -> Path | None:
+    """
+    Put a copy in the place of a store that no program uses. If an OSError ends that, a registry refuses to start, or
+    finds the old store or the new one.
 
-
-def _plural(name: str) -> str:
-    first, of, rest = name.partition(" of ")
-    return f"{first}s{of}{rest}"
+    :return: the new folder beside *path* with the files that were there; ``None`` if there were none.
+    """
+    there = [path.with_name(path.name + ending) for ending in _ENDINGS]
+    there = [each for each in there if os.path.lexists(each)]
+    folder = None
+    if there:
+        moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        folder = Path(tempfile.mkdtemp(prefix=f"replaced-{moment}-", dir=path.parent))
+        # The store before its log, which a registry refuses when it is alone.
+        for each in there:
+            each.rename(folder / each.name)
+    copy.rename(path)
+    sync(path.parent)
+    return folder
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TypeVar
 
 from twisted.internet.defer import Deferred, execute
@@ -68,20 +69,13 @@ class MemoryStore(TableStore):
         self._tables.recordLastSeen(list(seen.items()))
         return self._tables
 
-    def _read(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
-        return execute(lambda: _outcome(self._checked(), together, change))
-
-    def _write(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
-        def write() -> _T:
+    def _submit(self, together: Together[_C, _T], change: _C, isWrite: bool = True) -> Deferred[_T]:
+        def do() -> _T:
             tables = self._checked()
-            with tables.transaction():
-                return _outcome(tables, together, change)
+            with tables.transaction() if isWrite else nullcontext():
+                (outcome,) = together(tables, [change])
+                if isinstance(outcome, StoreError):
+                    raise outcome
+                return outcome
 
-        return execute(write)
-
-
-def _outcome(tables: Tables, together: Together[_C, _T], change: _C) -> _T:
-    (outcome,) = together(tables, [change])
-    if isinstance(outcome, StoreError):
-        raise outcome
-    return outcome
+        return execute(do)

@@ -1,13 +1,8 @@
 """
 A connection to the SQLite file: transactions, statements for many rows, and what all tables need.
 
-The methods of a :class:`Database` block, and are called in the store's threads, those that write inside a transaction.
-They raise a :exc:`StoreError` before they change anything. The text of a statement never changes, so that it is
-compiled once.
-
 Python releases its lock at every step of a statement, to a reactor that has enough to do to keep it for a while. So
-what comes in numbers (services that are created or expire, values, events) is not changed row by row: one statement is
-given many rows.
+what comes in numbers (services that are created or expire, values, events) is not changed row by row.
 """
 
 from __future__ import annotations
@@ -54,7 +49,6 @@ def asBytes(text: str) -> bytes:
 
 
 def asText(value: bytes) -> str:
-    """The inverse of :func:`asBytes`."""
     return value.decode("utf-8", "surrogatepass")
 
 
@@ -66,10 +60,8 @@ def _text(sql: str, columns: int, count: int) -> str:
 
 class Database:
     """
-    A connection to the file.
-
-    :param connection: one from :func:`txserviceregistry.registry.stores.sqlite.file.connect`.
-    :param wallClock: seconds since 1970.
+    A connection to the file. Its methods block, and those that write are called inside a transaction. They raise a
+    :exc:`StoreError` before they change anything.
     """
 
     def __init__(self, connection: sqlite3.Connection, wallClock: Callable[[], float]) -> None:
@@ -97,11 +89,9 @@ class Database:
 
     @property
     def changes(self) -> int:
-        """How many rows were written so far."""
         return self._connection.total_changes
 
     def close(self) -> None:
-        """Close the connection; what has not been committed is undone."""
         self._connection.close()
 
     def cutLog(self) -> None:
@@ -123,10 +113,8 @@ class Database:
 
     def _select(self, sql: str, rows: Rows, *before: Any) -> Iterator[Any]:
         """
-        Execute a statement for many rows.
-
-        :param sql: has ``{rows}`` in the place of a table, whose columns are ``column1``, ``column2``, ...
-        :param before: the values for what comes before the table.
+        Execute a statement for many rows, which has ``{rows}`` in the place of a table, whose columns are ``column1``,
+        ``column2``, …, after the values *before* it.
         """
         for start in range(0, len(rows), _MOST_ROWS):
             part = rows[start : start + _MOST_ROWS]
@@ -138,7 +126,6 @@ class Database:
             yield from self._execute(_text(sql, columns, size), values)
 
     def _change(self, sql: str, rows: Rows, *before: Any) -> None:
-        """See :meth:`_select`."""
         for _ in self._select(sql, rows, *before):
             pass
 
@@ -169,11 +156,9 @@ class Database:
         self._change("INSERT INTO events (tenant, position, timestamp, type, payload) SELECT * FROM {rows}", rows)
 
     def probe(self) -> None:
-        """See :meth:`IStore.probe`."""
         # Random, because a row that is written as it was costs SQLite no write, and would prove nothing.
         probe = "INSERT OR REPLACE INTO meta (name, value) VALUES ('probe_filling', randomblob(?))"
         self._execute(probe, (_PROBE_BYTES,))
 
     def secret(self) -> bytes:
-        """See :meth:`IStore.secret`."""
         return bytes(self._meta("secret"))

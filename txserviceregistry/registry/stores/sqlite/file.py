@@ -1,9 +1,4 @@
-"""
-The SQLite file itself: how it is made, checked, migrated, opened, claimed, and watched while it is open.
-
-A file appears under its name only when it is complete. A file that can't be a store is refused before anything has
-changed it. Everything here blocks, and is called in the store's threads.
-"""
+"""The SQLite file itself: how it is made, checked, migrated, opened, claimed, and watched while it is open."""
 
 from __future__ import annotations
 
@@ -17,6 +12,8 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from itertools import chain
 from urllib.parse import quote
+
+import attrs
 
 from ....util.files import replacement
 from ... import eventids
@@ -96,28 +93,19 @@ IMMUTABLE = "mode=ro&immutable=1"
 
 
 def uri(path: str, options: str) -> str:
-    """How a file is opened with *options*, the query of SQLite's URI."""
     return f"file:{quote(os.path.abspath(path))}?{options}"
 
 
-def _open(path: str, options: str) -> sqlite3.Connection:
-    return sqlite3.connect(
-        uri(path, options), uri=True, isolation_level=None, timeout=BUSY_SECONDS, cached_statements=256
-    )
-
-
-def opened(path: str, options: str = "mode=ro") -> closing[sqlite3.Connection]:
-    """A connection to a file, opened with *options*, which the end of a ``with`` closes."""
-    return closing(_open(path, options))
+def openFile(path: str, options: str = "mode=ro") -> sqlite3.Connection:
+    """A connection to any database; *options* are the query of SQLite's URI."""
+    location = uri(path, options)
+    return sqlite3.connect(location, uri=True, isolation_level=None, timeout=BUSY_SECONDS, cached_statements=256)
 
 
 def connect(path: str, *, readOnly: bool = False) -> sqlite3.Connection:
-    """
-    A connection to a file that has been prepared; transactions are left to the caller. It never makes a file, so that
-    one that has vanished is not taken for an empty one.
-    """
+    """A connection to a file that has been prepared. If it has vanished, that is an error, and no empty one is made."""
     forWriting = "journal_mode = WAL", "synchronous = FULL", f"journal_size_limit = {LOG_BYTES}"
-    connection = _open(path, "mode=rw")
+    connection = openFile(path, "mode=rw")
     try:
         for setting in (*(("query_only = ON",) if readOnly else forWriting), "cache_size = -16384"):
             connection.execute(f"PRAGMA {setting}")
@@ -137,11 +125,8 @@ def connectToMemory() -> sqlite3.Connection:
 
 def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None:
     """
-    Make sure that *path* is a store's file with the newest schema; make it (mode 0600) if there is none.
-
-    :raises StoreRefused: if it is another kind of file, damaged, or of a newer release; or if it is missing, empty or
-        cut short and a log with changes lies beside it. All files are left as they were.
-    :raises OSError, sqlite3.Error: if it can't be made or read.
+    Make sure that *path* is a store's file with the newest schema; make it (mode 0600) if there is none. It appears
+    under its name only when it is complete, and :class:`StoreRefused` leaves all files as they were.
     """
     refuseIrregular(path)
     if not _sizeOf(path):
@@ -155,7 +140,7 @@ def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None
                 # Only here: until another process has given the lock back, its log may be there before its file.
                 _refuseLoneLog(path)
                 with replacement(file, b"") as making:
-                    with opened(making, "mode=rw") as connection:
+                    with closing(openFile(making, "mode=rw")) as connection:
                         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                         _migrate(connection, migrations)
                         connection.execute("PRAGMA journal_mode = WAL")
@@ -178,7 +163,6 @@ def sync(path: str | os.PathLike[str]) -> None:
 
 
 def isThere(path: str) -> bool:
-    """Whether there is anything of a store under this name: the file with something in it, or a log with changes."""
     return _sizeOf(path) > 0 or _sizeOf(_logOf(path)) > 0
 
 
@@ -237,7 +221,7 @@ def checkFile(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> in
     # process which is about to write to it.
     options = "mode=ro" if os.path.exists(_logOf(path)) else IMMUTABLE
     try:
-        with opened(path, options) as connection:
+        with closing(openFile(path, options)) as connection:
             version = int(connection.execute("PRAGMA user_version").fetchone()[0])
             if version <= len(migrations):
                 _checkLog(connection, path)
@@ -259,7 +243,7 @@ def _checkLog(connection: sqlite3.Connection, path: str) -> None:
     if not _sizeOf(_logOf(path)):
         return
     try:
-        with opened(path, IMMUTABLE) as alone:
+        with closing(openFile(path, IMMUTABLE)) as alone:
             found = alone.execute(_SECRET).fetchone()
     except sqlite3.Error:
         return  # without its log a file may be half a checkpoint, which says nothing
@@ -297,11 +281,9 @@ def _lock(descriptor: int, kind: int, *place: int) -> None:
 
 def claimFile(path: str) -> int:
     """
-    Claim a file for one registry, under whatever name, until the returned descriptor is closed; a lock file beside it
-    does not know of symbolic and hard links. Both when this process has no connection to the file, because closing any
-    descriptor of it ends the locks of SQLite.
-
-    :raises StoreRefused: if another registry has claimed it.
+    Claim a file for one registry, under whatever name (a lock file beside it does not know of links), until the
+    returned descriptor is closed. Both when this process has no connection to the file: closing any descriptor of it
+    ends the locks of SQLite. :class:`StoreRefused` if another registry has claimed it.
     """
     descriptor = os.open(path, os.O_RDWR)
     try:
@@ -319,23 +301,18 @@ class FileLost(OSError):
     """An open file was removed, replaced or overwritten, or another registry may use it: a write would be lost."""
 
 
+@attrs.define(eq=False, repr=False)
 class OpenFiles:
     """
-    The files of a store that is open, by device and inode.
-
-    SQLite continues to write to a file that was removed or replaced and reports no error, and all of that is lost when
-    the file is closed. The first connection decides which file is the store, until the process ends. The log and its
-    index may be other files after a new connection.
-
-    :param guard: see :class:`~txserviceregistry.registry.stores.sqlite.store.SqliteStore`.
-    :ivar claim: the descriptor from :func:`claimFile`, if the file is claimed.
+    The files of a store that is open, by device and inode: SQLite continues to write to a file that was removed or
+    replaced and reports no error, and all of that is lost when the file is closed. The first connection decides which
+    file is the store, until the process ends. The log and its index may be other files after a new connection.
     """
 
-    def __init__(self, path: str, guard: Callable[[], None]) -> None:
-        self._path = path
-        self._guard = guard
-        self._known: dict[str, os.stat_result] = {}
-        self.claim: int | None = None
+    _path: str
+    _guard: Callable[[], None]
+    claim: int | None = None  # the descriptor from claimFile
+    _known: dict[str, os.stat_result] = attrs.field(factory=dict, init=False)
 
     def opened(self) -> None:
         """Note the files of the connection that was just opened."""
@@ -358,16 +335,16 @@ class OpenFiles:
         for path, known in self._known.items():
             try:
                 found = os.stat(path)
+                loss = None if os.path.samestat(found, known) else "was replaced by another file"
             except (FileNotFoundError, NotADirectoryError):
-                what = f"{path} was removed or moved away"
+                loss = "was removed or moved away"
             except OSError as error:
-                what = f"{path} can't be reached ({error.strerror})"
-            else:
-                if os.path.samestat(found, known):
-                    size = found.st_size if path.endswith("-wal") else size
-                    continue
-                what = f"{path} was replaced by another file"
-            raise FileLost(f"{what} while the registry uses it; put the same file back, or restart the registry")
+                loss = f"can't be reached ({error.strerror})"
+            if loss is not None:
+                loss = f"{path} {loss} while the registry uses it"
+                raise FileLost(f"{loss}; put the same file back, or restart the registry")
+            if path.endswith("-wal"):
+                size = found.st_size
         if self.claim is not None and os.pread(self.claim, 4, 68) != APPLICATION_ID.to_bytes(4, "big"):
             # SQLite would move the log into what is there now, and delete it, when the last connection is closed.
             _lock(self.claim, fcntl.F_RDLCK, *_SHARED)

@@ -1,10 +1,4 @@
-"""
-The store that keeps everything in one SQLite file: the default; and what it has in common with the one in memory.
-
-:mod:`~txserviceregistry.registry.stores.sqlite.tables` has the operations, which are done in two threads
-(:mod:`~txserviceregistry.registry.stores.sqlite.threads`).
-:mod:`~txserviceregistry.registry.stores.sqlite.file` makes, checks and opens the file.
-"""
+"""The store that keeps everything in one SQLite file: the default; and what it has in common with the one in memory."""
 
 from __future__ import annotations
 
@@ -46,8 +40,6 @@ def _parts(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
 def _reads(
     operation: Callable[Concatenate[Tables, _P], _T], isWrite: bool = False
 ) -> Callable[Concatenate[TableStore, _P], Deferred[_T]]:
-    """The operation of a store that the tables do."""
-
     @wraps(operation)
     def do(self: TableStore, /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
         return self._do(lambda tables: operation(tables, *args, **kwargs), isWrite)
@@ -67,16 +59,12 @@ class TableStore(ABC):
     which others have their turn: if a part fails, the earlier ones are done, and the operation can be repeated.
     """
 
+    @abstractmethod
+    def _submit(self, together: Together[_C, _T], change: _C, isWrite: bool = True) -> Deferred[_T]:
+        """Do something that changes nothing, or all or nothing of a write."""
+
     def _do(self, operation: Callable[[Tables], _T], isWrite: bool = True) -> Deferred[_T]:
-        return (self._write if isWrite else self._read)(single(operation), None)
-
-    @abstractmethod
-    def _read(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
-        """Do something that changes nothing."""
-
-    @abstractmethod
-    def _write(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
-        """Do all of something, or nothing of it."""
+        return self._submit(single(operation), None, isWrite)
 
     secret = _reads(Tables.secret)
 
@@ -86,7 +74,7 @@ class TableStore(ABC):
         return await self._do(lambda tables: tables.makeAccount(tenant)) if found is None else found
 
     def createService(self, tenant: str, service: NewService, maximum: int) -> Deferred[ServiceRecord]:
-        return self._write(Tables.createServices, (tenant, service, maximum))
+        return self._submit(Tables.createServices, (tenant, service, maximum))
 
     getService = _reads(Tables.getService)
     listServices = _reads(Tables.listServices)
@@ -128,7 +116,7 @@ class TableStore(ABC):
     def setValue(
         self, tenant: str, key: str, value: str, maximum: int, precondition: Precondition = UNCONDITIONAL
     ) -> Deferred[int]:
-        return self._write(Tables.setValues, (tenant, key, value, maximum, precondition))
+        return self._submit(Tables.setValues, (tenant, key, value, maximum, precondition))
 
     listEvents = _reads(Tables.listEvents)
     lastEvent = _reads(Tables.lastEvent)
@@ -157,12 +145,9 @@ class TableStore(ABC):
 @implementer(IOwnStore)
 class SqliteStore(TableStore):
     """
-    See the module. All writes go through one thread and are answered after their commit; commits that arrive together
-    are one. Other processes may read and write the file at the same time. Nothing is opened before :meth:`open`.
+    See the module. Other processes may read and write the file at the same time. Nothing is opened before :meth:`open`,
+    which makes the file, readable by its owner only, if it is not there.
 
-    :param path: the file; :meth:`open` makes it, readable by its owner only, if it is not there.
-    :param reactor: the Deferreds fire in its thread.
-    :param wallClock: seconds since 1970; called in a thread.
     :param guard: is called several times a second while there are writes, in a thread; when it raises an exception,
         nothing is written until it no longer does.
     :param exclusive: whether this store is a registry's, of which a file has one at a time.
@@ -218,8 +203,7 @@ class SqliteStore(TableStore):
         return tables
 
     def _connect(self, *, readOnly: bool = False) -> Tables:
-        """Open the file, and no other one that has its name by now."""
-        self._files.check()
+        self._files.check()  # another file may have its name by now
         return Tables(sqlitefile.connect(self._path, readOnly=readOnly), self._wallClock)
 
     def close(self) -> Deferred[None]:
@@ -247,16 +231,12 @@ class SqliteStore(TableStore):
         if self._writer.refusesChanges:
             raise StoreUnavailable("the store accepts a probe, but refused the last changes")
 
-    def _read(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
-        return self._reader.submit(together, change)
-
-    def _write(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
-        return self._writer.submit(together, change)
+    def _submit(self, together: Together[_C, _T], change: _C, isWrite: bool = True) -> Deferred[_T]:
+        return (self._writer if isWrite else self._reader).submit(together, change)
 
     def recordLastSeen(self, tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
         self._lastSeen[tenant, id, incarnation] = lastSeen
 
-    @returnsDeferred
     async def _writeLastSeen(self) -> None:
         seen, self._lastSeen = self._lastSeen, {}
         for part in _parts(list(seen.items())):

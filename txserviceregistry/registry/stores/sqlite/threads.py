@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import sqlite3
-import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,9 +22,8 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import LogLevel
-from twisted.python.threadpool import ThreadPool
 
-from ....util.deferred import Waiters, returnsDeferred
+from ....util.deferred import DaemonThreadPool, Waiters, returnsDeferred
 from ....util.logs import Logger, Outage
 from ...statistics import Histogram, StoreStatistics
 from ..interfaces import StoreUnavailable
@@ -35,9 +33,6 @@ from .tables import Tables, Together
 _T = TypeVar("_T")
 _C = TypeVar("_C")
 
-#: How long nothing may have failed before the log has the end of an outage that came back within that time. Outages
-#: follow each other on a disk that has room for small changes only, and with a file that is damaged in part.
-_CALM_SECONDS = 60.0
 #: How long the first job of a group of writes waits at most while each turn of the reactor brings more of them.
 _GATHERING_SECONDS = 0.01
 #: How old the last check of the files may be when something is written to them: a check costs some microseconds.
@@ -54,20 +49,14 @@ class ThreadedReactor(IReactorTime, IReactorFromThreads):
 
 @attrs.define(eq=False, repr=False)
 class Job:
-    """
-    Something to do in a thread.
-
-    :ivar together: does it for many at once, each described by its *change*.
-    :ivar isChange: whether clients asked for it, so that its refusal says that changes have no room.
-    :ivar result: its result: an exception if it failed.
-    """
+    """Something to do in a thread: *together* does it for many at once, each described by its *change*."""
 
     together: Together[Any, Any]
     change: Any
-    isChange: bool
+    isChange: bool  # whether clients asked for it, so that its refusal says that changes have no room
     submitted: float
     deferred: Deferred[Any] = attrs.Factory(Deferred)
-    result: Any = None
+    result: Any = None  # an exception if it failed
 
     def failed(self, error: Exception, what: str) -> Exception | None:
         """Note that it has failed; returns the error if it says something about the file, which can't be *what*."""
@@ -76,34 +65,12 @@ class Job:
         return error if isOfFile else None
 
 
-def _run(tables: Tables, jobs: Sequence[Job]) -> None:
-    """Do the jobs, those together that are of one kind and neighbours."""
-    for together, neighbours in groupby(jobs, attrgetter("together")):
-        some = list(neighbours)
-        for job, result in zip(some, together(tables, [job.change for job in some]), strict=True):
-            job.result = result
-
-
-class _Thread(threading.Thread):
-    """A thread that does not keep a process alive in which nothing has closed the store."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(daemon=True, **options)
-
-
-class _Threads(ThreadPool):
-    threadFactory: type[threading.Thread] = _Thread
-
-
 class Worker(ABC):
     """
-    A thread with a connection of its own, and the jobs that wait for it.
+    A thread with a connection of its own, which *connect* opens there, and the jobs that wait for it.
 
     After an error of the file the connection is closed, and the next group of jobs tries with a new one: nothing is
     left behind of a full disk, or a file system that was read-only for a while.
-
-    :param connect: opens the file; called in the thread, at the start and after errors.
-    :param waits: counts how long jobs take.
     """
 
     _log = Logger()
@@ -119,13 +86,13 @@ class Worker(ABC):
         self._connect = connect
         self._statistics = statistics
         self._waits = waits
-        self._pool = _Threads(0, 1, f"store: {self._verb}")
+        self._pool = DaemonThreadPool(0, 1, f"store: {self._verb}")
         self._jobs: deque[Job] = deque()
         self._isBusy = False
         self._isClosed = False
         self._idle: Waiters[None] = Waiters()
         texts = "Cannot {verb} the store: {cause}", "Can {verb} the store again"
-        self._outage = Outage(self._log, reactor, *texts, level=LogLevel.error, calm=_CALM_SECONDS, verb=self._verb)
+        self._outage = Outage(self._log, reactor, *texts, level=LogLevel.error, verb=self._verb)
         # Used in the thread only.
         self._tables: Tables | None = None
 
@@ -223,7 +190,7 @@ class Reader(Worker):
         cause: Exception | None = None
         for job in jobs:
             try:
-                _run(self._connected(), [job])
+                (job.result,) = job.together(self._connected(), [job.change])
             except Exception as error:
                 if job.failed(error, "read"):
                     cause = error
@@ -234,12 +201,7 @@ class Reader(Worker):
 
 
 class Writer(Worker):
-    """
-    The thread that writes: the only one in this process.
-
-    :param reader: the thread that reads the same file.
-    :param files: the files that *connect* opens; used in the thread.
-    """
+    """The only thread of this process that writes; *connect* opens the *files*, which the *reader* reads."""
 
     _verb = "write"
     # In one transaction: about 50 ms of work.
@@ -292,14 +254,18 @@ class Writer(Worker):
     def _runGroup(self, jobs: Sequence[Job]) -> Exception | None:
         self._hasWritten = False
         cause = self._commit(jobs)
+        now = self._reactor.seconds()
         if not isinstance(cause, FileLost):
             results = [job.result for job in jobs if job.isChange]
             if self._hasWritten and not all(isinstance(result, Exception) for result in results):
                 self._refused = -math.inf
             elif any(isinstance(result, StoreUnavailable) for result in results):
-                self._refused = self._reactor.seconds()
-        if cause is None:
-            self._cutLog()
+                self._refused = now
+        # Another program's reads made the log large, and may still need it.
+        if cause is None and self._logBytes > LOG_BYTES and now - self._cut >= _CUT_INTERVAL:
+            self._cut = now
+            with suppress(sqlite3.Error):  # which writes meet as well
+                self._connected().cutLog()
         return cause
 
     def _commit(self, jobs: Sequence[Job]) -> Exception | None:
@@ -309,7 +275,12 @@ class Writer(Worker):
             tables = self._connected()
             with tables.transaction():
                 before, isAnyOfThem = tables.changes, len(jobs) > 1
-                _run(tables, jobs)
+                # Neighbours of one kind together.
+                for together, some in groupby(jobs, attrgetter("together")):
+                    neighbours = list(some)
+                    results = together(tables, [job.change for job in neighbours])
+                    for job, result in zip(neighbours, results, strict=True):
+                        job.result = result
                 isAnyOfThem = False
                 # Where nothing was to be written, a full disk has room for it.
                 self._hasWritten = self._hasWritten or tables.changes > before
@@ -317,8 +288,12 @@ class Writer(Worker):
         except Exception as error:
             if isAnyOfThem:
                 return next(filter(None, [self._commit([job]) for job in jobs]), None)
-            explained = self._explained(error)
-            (cause, *_) = [job.failed(explained, "written") for job in jobs]
+            if not isinstance(error, FileLost):
+                try:
+                    self._checkFiles(mostSeconds=0)
+                except FileLost as loss:
+                    error = loss
+            (cause, *_) = [job.failed(error, "written") for job in jobs]
             # The connection to a file that is lost is kept: it may be the last one.
             if cause is not None and not isinstance(cause, FileLost):
                 self._disconnect()
@@ -329,28 +304,10 @@ class Writer(Worker):
         self._files.closing()
         super()._disconnect()
 
-    def _checkFiles(self) -> None:
-        """Check that a commit would not be lost, unless that was checked a moment ago."""
+    def _checkFiles(self, mostSeconds: float = _CHECK_SECONDS) -> None:
+        """Check that a commit would not be lost, unless that was checked less than so many seconds ago."""
         now = self._reactor.seconds()
-        if not 0 <= now - self._checked < _CHECK_SECONDS:
+        if not 0 <= now - self._checked < mostSeconds:
             self._checked = -math.inf
             self._logBytes = self._files.check()
             self._checked = now
-
-    def _explained(self, error: Exception) -> Exception:
-        """The error itself, or that a file is lost, if one is."""
-        if not isinstance(error, FileLost):
-            self._checked = -math.inf
-            try:
-                self._checkFiles()
-            except FileLost as loss:
-                return loss
-        return error
-
-    def _cutLog(self) -> None:
-        """Truncate the write-ahead log if another program's reads made it large, unless it still needs the log."""
-        now = self._reactor.seconds()
-        if self._logBytes > LOG_BYTES and now - self._cut >= _CUT_INTERVAL:
-            self._cut = now
-            with suppress(sqlite3.Error):  # which writes meet as well
-                self._connected().cutLog()
