@@ -65,11 +65,9 @@ class Command:
     that does everything, and returns the exit code (``None``: 0). *work* is called with the :class:`Run`.
 
     :ivar example: the arguments of an example, for the help.
-    :ivar help: its help, if that is not the docstring of *work*.
     :ivar idOf: the meaning of its ID, for the help; empty if it has none.
     :ivar kind: the kind of object that the ID names, for the error when it does not exist.
-    :ivar columns: the columns of its result by their names in the API; none if the result is a line for the user.
-    :ivar important: the columns that a table may leave out, the most important one first.
+    :ivar columns: the columns of its result; none if the result is a line for the user.
     :ivar alone: the column that ``-f value`` shows if none are chosen.
     :ivar paged: the name of the objects in its list, if that has pages: for ``--limit``, ``--all`` and ``--marker``.
     :ivar takesCommand: whether the words after ``--`` are another program's. They become ``command``.
@@ -82,10 +80,9 @@ class Command:
     idOf: str = ""
     kind: str = ""
     columns: Mapping[str, Column] = attrs.field(factory=dict)
-    shows: Literal["one", "list", "stream"] = "one"
-    important: Sequence[str] = ()
     alone: str | None = None
     paged: str = ""
+    shows: Literal["one", "list", "stream"] = attrs.Factory(lambda self: "list" if self.paged else "one", True)
     takesCommand: bool = False
     help: str = attrs.Factory(lambda self: cleandoc(self.work.__doc__ or ""), takes_self=True)
 
@@ -114,20 +111,18 @@ class Command:
             oneOf(argument("--limit", type=size, metavar="N", help=shown), every)(parser)
             parser.add_argument("--marker", metavar="ID", help="begin at the one with this id")
         if self.columns:
-            self._addOutput(parser.add_argument_group("output"))
+            group = parser.add_argument_group("output")
+            # A table of HTML needs an end.
+            formats = [each for each in FORMATS if each != "html" or self.shows != "stream"]
+            shown = "the output format (default: table)"
+            group.add_argument("-f", "--format", dest="formatter", choices=formats, default="table", help=shown)
+            several: dict[str, Any] = {"action": "append", "default": [], "metavar": "COLUMN"}
+            shown = "show this column; may be given several times (default: all)"
+            group.add_argument("-c", "--column", dest="columns", help=shown, **several)
+            if self.shows == "list":
+                shown = "sort by this column; by a second one where the first is equal"
+                group.add_argument("--sort-column", dest="sortColumns", help=shown, **several)
         return parser
-
-    def _addOutput(self, group: Any) -> None:
-        # A table of HTML needs an end.
-        formats = [each for each in FORMATS if each != "html" or self.shows != "stream"]
-        shown = "the output format (default: table)"
-        group.add_argument("-f", "--format", dest="formatter", choices=formats, default="table", help=shown)
-        several: dict[str, Any] = {"action": "append", "default": [], "metavar": "COLUMN"}
-        shown = "show this column; may be given several times (default: all)"
-        group.add_argument("-c", "--column", dest="columns", help=shown, **several)
-        if self.shows == "list":
-            shown = "sort by this column; by a second one where the first is equal"
-            group.add_argument("--sort-column", dest="sortColumns", help=shown, **several)
 
     def parse(self, words: Sequence[str], common: argparse.ArgumentParser) -> Any:
         """The values of arguments; *common* is the parser of other options, for suggestions."""
@@ -165,18 +160,14 @@ def command(name: str, example: str, *arguments: Argument, **details: Any) -> Ca
 @attrs.define(eq=False, repr=False, slots=False)
 class Run:
     """
-    One run of a command.
-
-    :ivar parsed: the command's own arguments.
-    :ivar options: the options of every command.
-    :ivar log: takes lines for ``--log-file``, if it is given.
-    :ivar output: shows records, if the result has columns.
-    :ivar client: a client, while requests are sent.
+    One run of a command. *parsed* are its own arguments, *options* those of every command. *client* is there while
+    requests are sent, *output* if the result has columns.
     """
 
     command: Command
     parsed: Any
     options: argparse.Namespace
+    # Takes lines for --log-file.
     log: Callable[[str], None] | None
     client: Client = attrs.field(init=False)
     output: Output = attrs.field(init=False)
@@ -185,22 +176,42 @@ class Run:
 
     def start(self) -> int:
         """Run the command, and return its exit code."""
-        command = self.command
+        command, parsed = self.command, self.parsed
         if not iscoroutinefunction(command.work):
             return command.work(self) or 0
         if command.columns:
-            self.output = self._chosenOutput()
-            self.output.checkFormat()
+            if parsed.formatter != "table":
+                useUTF8()
+            asked = {self._named(word) for word in parsed.columns}
+            if not asked and parsed.formatter == "value" and command.alone is not None:
+                asked = {command.alone}
+            shown = asked or {name for name, column in command.columns.items() if not column.isExtra}
+            chosen = {name: column for name, column in command.columns.items() if name in shown}
+            self.output = Output(chosen, parsed.formatter, isWhole=bool(asked), note=self.note)
         self.checkOutput(always=bool(command.columns))
-        orders = [self._named(word) for word in self.parsed.sortColumns] if command.shows == "list" else []
+        orders = [self._named(word) for word in parsed.sortColumns] if command.shows == "list" else []
+
+        def key(record: Any) -> list[tuple[bool, Any]]:
+            values = [command.columns[name].flat(record[name]) for name in orders]
+            return [(value is not None, value) for value in values]
+
         result = self.ask(partial(command.work, self))
         if command.shows == "list":
-            self.output.write(self._sorted(list(result), orders))
+            self.output.write(sorted(result, key=key))
         elif command.shows == "one" and command.columns:
             self.output.write([result], isOne=True)
         elif result is not None:
             self.say(result)
         return 0
+
+    def _named(self, word: str) -> str:
+        columns = self.command.columns
+        simple = word.strip().lower().replace(" ", "_")
+        for name, column in columns.items():
+            if simple in (name, column.heading.lower().replace(" ", "_")):
+                return name
+        hint = didYouMean(word.lower(), columns) or "."
+        raise UsageError(f"unknown column {word!r}{hint} Choose from: {', '.join(columns)}")
 
     def checkOutput(self, *, always: bool) -> None:
         """Before anything is changed, raise an error if the output of this command can't be written."""
@@ -269,36 +280,6 @@ class Run:
             yield
         finally:
             globalLogPublisher.removeObserver(observer)
-
-    # -- columns
-
-    def _chosenOutput(self) -> Output:
-        command, parsed = self.command, self.parsed
-        if parsed.formatter != "table":
-            useUTF8()
-        asked = {self._named(word) for word in parsed.columns}
-        if not asked and parsed.formatter == "value" and command.alone is not None:
-            asked = {command.alone}
-        shown = asked or {name for name, column in command.columns.items() if not column.isExtra}
-        chosen = {name: column for name, column in command.columns.items() if name in shown}
-        # Columns that are chosen are not left out.
-        return Output(chosen, parsed.formatter, () if asked else command.important, self.note)
-
-    def _named(self, word: str) -> str:
-        columns = self.command.columns
-        simple = word.strip().lower().replace(" ", "_")
-        for name, column in columns.items():
-            if simple in (name, column.heading.lower().replace(" ", "_")):
-                return name
-        hint = didYouMean(word.lower(), columns) or "."
-        raise UsageError(f"unknown column {word!r}{hint} Choose from: {', '.join(columns)}")
-
-    def _sorted(self, records: list[Any], names: Sequence[str]) -> list[Any]:
-        for name in reversed(names):
-            values = [self.command.columns[name].flat(record[name]) for record in records]
-            order = sorted(range(len(records)), key=lambda index: (values[index] is not None, values[index]))
-            records = [records[index] for index in order]
-        return records
 
     # -- pages
 

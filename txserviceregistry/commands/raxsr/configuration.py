@@ -21,9 +21,9 @@ from ...util.fields import KEY, KEY_RULE
 from ...util.redaction import escaped
 from ..console import CommandFailed, UsageError, typeOf, useUTF8
 from .command import Argument, Page, Run, argument, command, either, oneOf
-from .output import Column, text
+from .output import Column, columns
 
-COLUMNS = {"id": Column("ID"), "value": text("Value")}
+COLUMNS = columns("id value", id="ID")
 
 _KEY = {"idOf": "value's key", "kind": "configuration value"}
 # The protocol's own rules.
@@ -84,7 +84,6 @@ async def allValues(run: Run) -> dict[str, str]:
     "--namespace /production/cassandra",
     namespace(),
     columns=COLUMNS,
-    shows="list",
     paged="values",
 )
 async def listValues(run: Run) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import deque
@@ -18,7 +17,7 @@ from ..console import CommandFailed
 from .command import Run, argument, command
 from .configuration import COLUMNS as VALUE_COLUMNS
 from .configuration import namespace
-from .output import Column, text, timestamp
+from .output import Column, columns
 from .services import COLUMNS as SERVICE_COLUMNS
 from .services import TAG
 
@@ -28,13 +27,8 @@ if TYPE_CHECKING:
 
 _Record = Mapping[str, Any]
 
-_COLUMNS = {
-    "id": Column("Event ID", width=36),
-    "timestamp": timestamp("Timestamp", width=19),
-    "type": Column("Event Type", width=26),
-    "payload": Column("Payload", wraps=True, flat=partial(json.dumps, ensure_ascii=False)),
-}
-_CHANGE = Column("Change", width=7)
+_COLUMNS = columns("id timestamp type payload", id=Column("Event ID", width=36), type=Column("Event Type", width=26))
+_CHANGE = {"change": Column("Change", width=7)}
 
 # How many events a list shows without --limit: the API's own number.
 _DEFAULT_LIMIT = 100
@@ -75,8 +69,6 @@ async def _types(run: Run) -> list[str] | None:
     "--type service.timeout --limit 10",
     _TYPE,
     columns=_COLUMNS,
-    shows="list",
-    important=("payload", "id"),
     paged="events",
 )
 async def listEvents(run: Run) -> Any:
@@ -167,14 +159,8 @@ async def firstMarker(client: Client, now: float) -> str | None:
 @command(
     "configuration history",
     "/production/cassandra/listen_ip",
-    columns={
-        "id": Column("Event ID"),
-        "timestamp": timestamp("Timestamp"),
-        "old_value": text("Old Value"),
-        "new_value": text("New Value"),
-    },
+    columns=columns("id timestamp old_value new_value", id="Event ID"),
     shows="list",
-    important=("old_value", "id"),
     idOf="value's key",
 )
 async def history(run: Run) -> Any:
@@ -269,7 +255,7 @@ async def _draw(run: Run, source: Any, records: Callable[[], Sequence[_Record]])
         await run.client.pause(_REDRAW)
 
 
-@command("services watch", "--tag www", TAG, columns={"change": _CHANGE, **SERVICE_COLUMNS}, shows="stream")
+@command("services watch", "--tag www", TAG, columns={**_CHANGE, **SERVICE_COLUMNS}, shows="stream")
 async def watchServices(run: Run) -> None:
     """
     Show the services as they change, until Ctrl-C.
@@ -287,7 +273,7 @@ async def watchServices(run: Run) -> None:
     "configuration watch",
     "--namespace /production/cassandra",
     namespace(),
-    columns={"change": _CHANGE, **VALUE_COLUMNS},
+    columns={**_CHANGE, **VALUE_COLUMNS},
     shows="stream",
 )
 async def watchConfiguration(run: Run) -> None:

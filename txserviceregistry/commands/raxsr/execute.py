@@ -1,7 +1,4 @@
-"""
-``raxsr configuration exec``, ``lock`` and ``locks``: running a command with values of the registry in its environment,
-or while holding a lock.
-"""
+"""``raxsr configuration exec`` and ``lock``: a command with values in its environment, or while a lock is held."""
 
 from __future__ import annotations
 
@@ -10,14 +7,13 @@ import re
 import signal
 import sys
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...errors import LockHeld
 from ...util.parsing import parseDuration
 from ..console import CommandFailed, UsageError, typeOf
 from .command import Run, argument, command, oneOf
 from .configuration import allValues, namespace
-from .output import Column, metadata, text, timestamp
 
 if TYPE_CHECKING:
     from ...coordination import Held
@@ -140,68 +136,7 @@ def execute(run: Run) -> None:
         raise CommandFailed(f"{parsed.command[0]} can't be run: {reason}", _NOT_EXECUTABLE) from None
 
 
-# -- locks
-
-
-_COLUMNS = {
-    "name": Column("Name"),
-    "holder": text("Holder"),
-    "fence": Column("Fence"),
-    "timeout": Column("Timeout"),
-    "acquired_at": timestamp("Acquired At"),
-    "metadata": metadata("Metadata"),
-}
-_NAME = {"idOf": "lock's name", "kind": "lock"}
-
-
-@command(
-    "locks list",
-    "-f json",
-    columns=_COLUMNS,
-    shows="list",
-    important=("holder", "acquired_at", "timeout", "fence"),
-    paged="locks",
-)
-async def listLocks(run: Run) -> Any:
-    """Show the locks that are held."""
-    return await run.onePageOrAll(run.client.locks.list)
-
-
-@command("locks get", "/billing/scheduler", columns=_COLUMNS, **_NAME)
-async def getLock(run: Run) -> Any:
-    """Show one lock."""
-    return await run.client.locks.get(run.parsed.id)
-
-
-@command(
-    "locks release",
-    "/billing/scheduler --force",
-    oneOf(
-        argument("--token", metavar="TOKEN", help="a token of the lock"),
-        argument("--force", action="store_true", help="end a lock that another process holds"),
-        required=True,
-    ),
-    argument("--now", action="store_true", help="with --force: do not wait for the holder's timeout"),
-    **_NAME,
-)
-async def release(run: Run) -> str:
-    """
-    Release a lock.
-
-    With --token, your own lock is free at once. With --force, the registry refuses the heartbeats of another holder,
-    and the lock is free when that holder's timeout has passed. With --force --now it is free at once: use that only if
-    the holder no longer works with it.
-    """
-    name, token, now = run.parsed.id, run.parsed.token, run.parsed.now
-    if now and token is not None:
-        raise UsageError("--now can only be given with --force")
-    if token is not None:
-        await run.client.locks.release(name, token)
-    else:
-        await run.client.locks.forceRelease(name, now=now)
-        if not now:
-            return f'Lock "{name}" takes no more heartbeats: it is free when its timeout has passed'
-    return f'Lock "{name}" has been released'
+# -- lock
 
 
 @command(

@@ -7,18 +7,15 @@ import importlib
 import json
 import os
 import sys
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import attrs
 
 from ...util.parsing import formatMetadata, formatTags
 from ..console import printable
-
-if TYPE_CHECKING:
-    from prettytable import PrettyTable
 
 #: The formats of ``-f``, without one for shells, whose output would run a ``$(…)`` in a value.
 FORMATS = ("csv", "html", "json", "table", "value", "yaml")
@@ -35,18 +32,18 @@ _MODULES = {"table": "prettytable", "html": "prettytable", "yaml": "yaml"}
 @attrs.frozen
 class Column:
     """
-    A column of a result.
+    A column of a result: what is made of its values.
 
     :ivar width: its least width in a table whose rows come one by one.
     :ivar isExtra: whether it is shown only if it is chosen.
     :ivar wraps: whether a table may break it into several lines. Ids are never broken, so they can be copied.
-    :ivar machine: makes of a value what JSON and YAML have.
-    :ivar flat: makes of it one text, as the command line reads it.
-    :ivar plain: makes of it the text for ``-f value``.
-    :ivar human: makes of it the text for people.
+    :ivar machine: for JSON and YAML.
+    :ivar flat: one text, as the command line reads it.
+    :ivar plain: the text for ``-f value``.
+    :ivar human: the text for people.
     """
 
-    heading: str
+    heading: str = ""
     width: int = 0
     isExtra: bool = False
     wraps: bool = False
@@ -56,59 +53,66 @@ class Column:
     human: Callable[[Any], str] = attrs.Factory(lambda self: self.plain, takes_self=True)
 
 
-def text(heading: str) -> Column:
-    return Column(heading, wraps=True, human=lambda value: "" if value is None else str(value))
+def _iso(value: int | None) -> str | None:
+    if value is None:
+        return None
+    moment = datetime.fromtimestamp(value / 1000, timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def timestamp(heading: str, width: int = 0) -> Column:
-    """A column of moments in milliseconds since the epoch, or ``None``: local time for people, else ISO 8601 in UTC."""
-
-    def iso(value: int | None) -> str | None:
-        if value is None:
-            return None
-        moment = datetime.fromtimestamp(value / 1000, timezone.utc)
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-    def local(value: int | None) -> str:
-        return "never" if value is None else f"{datetime.fromtimestamp(value / 1000):%F %T}"
-
-    return Column(heading, width, machine=iso, plain=lambda value: iso(value) or "never", human=local)
+def _localTime(value: int | None) -> str:
+    return "never" if value is None else f"{datetime.fromtimestamp(value / 1000):%F %T}"
 
 
-def tags(heading: str) -> Column:
-    return Column(heading, wraps=True, flat=formatTags, human=", ".join)
+_TEXT = Column(wraps=True, human=lambda value: "" if value is None else str(value))
+# Milliseconds since the epoch, or None.
+_MOMENT = Column(width=19, machine=_iso, plain=lambda value: _iso(value) or "never", human=_localTime)
+_COLUMNS = {
+    **dict.fromkeys(("value", "old_value", "new_value", "reason", "holder"), _TEXT),
+    **dict.fromkeys(("timestamp", "last_seen", "expires_at", "acquired_at"), _MOMENT),
+    "tags": Column(wraps=True, flat=formatTags, human=", ".join),
+    "metadata": Column(wraps=True, flat=formatMetadata, human=lambda pairs: ", ".join(map("=".join, pairs.items()))),
+    "payload": Column(wraps=True, flat=partial(json.dumps, ensure_ascii=False)),
+}
+# The columns that a narrow terminal may leave out, by their headings, the most important one first.
+_OPTIONAL = (
+    *("Metadata", "Tags", "Payload", "State", "Reason", "Holder", "Last Seen", "Acquired At", "Old Value", "Ends"),
+    *("Heartbeat Timeout", "Timeout", "Fence", "Event ID"),
+)
 
 
-def metadata(heading: str) -> Column:
-    return Column(heading, wraps=True, flat=formatMetadata, human=lambda value: ", ".join(map("=".join, value.items())))
+def columns(names: str, **headings: str | Column) -> dict[str, Column]:
+    """The columns of a result by their *names* in the API. A heading that is not given is the name in words."""
+    found: dict[str, Column] = {}
+    for name in names.split():
+        given = headings.get(name, name.replace("_", " ").title())
+        found[name] = attrs.evolve(_COLUMNS.get(name, Column()), heading=given) if isinstance(given, str) else given
+    return found
 
 
 @attrs.frozen
 class Output:
     """
-    Writes records to the standard output.
+    Writes records to the standard output. An ``ImportError`` if what the format needs is not installed.
 
-    :ivar important: the columns that a table may leave out, the most important one first.
+    :ivar isWhole: whether a table has all columns, however narrow the terminal is.
     :ivar note: takes a text for the user.
     :ivar width: the width of tables; 0 for any, ``None`` for the terminal's.
     """
 
     columns: Mapping[str, Column]
     format: str = "table"
-    important: Sequence[str] = ()
+    isWhole: bool = False
     note: Callable[[str], None] = lambda text: None
     width: int | None = None
 
-    def checkFormat(self) -> None:
-        """Import what the format needs; an ``ImportError`` if it is not installed."""
+    def __attrs_post_init__(self) -> None:
         if self.format in _MODULES:
             importlib.import_module(_MODULES[self.format])
 
     def write(self, records: Sequence[_Record], *, isOne: bool = False) -> None:
-        if self.format == "table":
+        if self.format in ("table", "html"):
             self._writeTable(records, isOne)
-        elif self.format == "html":
-            print(self._table(*self._grid(records, isOne)).get_html_string())
         elif self.format == "csv":
             self._writeCSV(records)
         elif self.format == "value":
@@ -164,42 +168,36 @@ class Output:
         for record in records:
             writer.writerow([_harmless(column.flat(record[name])) for name, column in self.columns.items()])
 
-    # -- tables
-
-    def _grid(self, records: Sequence[_Record], isOne: bool) -> tuple[list[str], list[list[str]]]:
-        """The headings and the lines of a table; of one object, it has a line for each column."""
-        headings = [column.heading for column in self.columns.values()]
-        lines = [self._texts(record) for record in records]
-        if isOne:
-            return ["Field", "Value"], list(map(list, zip(headings, lines[0], strict=True)))
-        return headings, lines
-
-    def _table(self, headings: list[str], lines: list[list[str]]) -> PrettyTable:
+    def _writeTable(self, records: Sequence[_Record], isOne: bool) -> None:
         from prettytable import PrettyTable
 
+        headings, lines = [column.heading for column in self.columns.values()], [self._texts(each) for each in records]
+        wraps = [column.heading for column in self.columns.values() if column.wraps]
+        if isOne:
+            # A line for each column.
+            lines = list(map(list, zip(headings, lines[0], strict=True)))
+            headings, wraps = ["Field", "Value"], ["Value"] if wraps else []
         table = PrettyTable(headings)
-        table.align = "l"
+        table.align, table.break_on_hyphens = "l", False
         table.add_rows(lines)
-        return table
-
-    def _writeTable(self, records: Sequence[_Record], isOne: bool) -> None:
-        headings, lines = self._grid(records, isOne)
-        kept = list(range(len(headings)))
-        width = _terminalWidth() if self.width is None else self.width
-        if width:
-            wraps = [column.wraps for column in self.columns.values()]
-            important = [] if isOne else [list(self.columns).index(name) for name in self.important]
-            kept = _fit(headings, lines, [False, any(wraps)] if isOne else wraps, important, width)
-            omitted = [heading for column, heading in enumerate(headings) if column not in kept]
-            if omitted:
-                narrow = f"the terminal is too narrow for {', '.join(omitted)}"
-                self.note(f"{narrow}: choose columns with -c, or use -f json")
-        table = self._table(headings, lines)
+        if self.format == "html":
+            print(table.get_html_string())
+            return
         for name, column in self.columns.items():
             # A time is a number in the registry, but a text for programs.
             if records and not isOne and all(isinstance(column.machine(each[name]), int) for each in records):
                 table.align[column.heading] = "r"
-        print(table.get_string(fields=[headings[column] for column in kept]))
+        width = _terminalWidth() if self.width is None else self.width
+        if width:
+            texts = {heading: [line[index] for line in lines] for index, heading in enumerate(headings)}
+            optional = [] if isOne or self.isWhole else [heading for heading in _OPTIONAL if heading in headings]
+            table.max_width = _fittedWidths(texts, wraps, optional, width)
+            omitted = [heading for heading in headings if heading not in table.max_width]
+            headings = list(table.max_width)
+            if omitted:
+                narrow = f"the terminal is too narrow for {', '.join(omitted)}"
+                self.note(f"{narrow}: choose columns with -c, or use -f json")
+        print(table.get_string(fields=headings))
 
 
 def _harmless(cell: Any) -> Any:
@@ -214,44 +212,32 @@ def _terminalWidth() -> int:
         return 0
 
 
-def _fit(
-    headings: Sequence[str], lines: list[list[str]], wraps: Sequence[bool], important: Sequence[int], width: int
-) -> list[int]:
+def _fittedWidths(
+    columns: Mapping[str, Sequence[str]], wraps: Collection[str], optional: Sequence[str], width: int
+) -> dict[str, int]:
     """
-    Fit *lines* into a *width*: texts are broken between words, then columns are left out, and then words are broken.
-
-    :return: the columns that are kept.
+    The widths of those *columns* (texts by heading) that a table of a *width* keeps: texts are broken between words,
+    then *optional* columns are left out, and then words are broken.
     """
     # The widths of the columns as they are, with whole words, and with broken words.
-    present, whole, least = [], [], []
-    for column, heading in enumerate(headings):
-        texts = [line[column] for line in lines]
-        present.append(max([len(heading), *(len(part) for text in texts for part in text.split("\n"))]))
-        breaks = bool(lines) and wraps[column]
-        least.append(min(present[column], max(len(heading), _NARROWEST)) if breaks else present[column])
-        whole.append(max([least[column], *(len(word) for text in texts for word in text.split() if breaks)]))
+    present, whole, least = {}, {}, {}
+    for heading, texts in columns.items():
+        widest = max(len(line) for text in [heading, *texts] for line in text.split("\n"))
+        words = [word for text in texts for word in text.split()] if heading in wraps else []
+        present[heading] = widest
+        least[heading] = min(widest, max(len(heading), _NARROWEST)) if heading in wraps else widest
+        whole[heading] = max([least[heading], *map(len, words)])
 
-    def fits(columns: Sequence[int], widths: Sequence[int]) -> bool:
-        return sum(widths[column] for column in columns) <= width - 3 * len(columns) - 1
+    def fits(headings: Iterable[str], widths: Mapping[str, int]) -> bool:
+        return sum(widths[heading] + 3 for heading in headings) < width
 
-    kept = [column for column in range(len(headings)) if column not in important]
-    for column in important:
-        if fits([*kept, column], whole):
-            kept.append(column)
-    kept.sort()
-    widths = list(present)
+    kept = [heading for heading in columns if heading not in optional]
+    for heading in optional:
+        if fits([*kept, heading], whole):
+            kept.append(heading)
+    widths = {heading: present[heading] for heading in columns if heading in kept}
     # Between words if that is enough, else within them; always the widest column.
     for bound in (whole, least):
-        while not fits(kept, widths) and (wide := [column for column in kept if widths[column] > bound[column]]):
-            widths[max(wide, key=lambda column: widths[column])] -= 1
-    for column in kept:
-        if widths[column] < present[column]:
-            for line in lines:
-                line[column] = _broken(line[column], widths[column])
-    return kept
-
-
-def _broken(text: str, width: int) -> str:
-    """*text* in lines that are not longer than *width*, broken between words where that is possible."""
-    lines = (textwrap.wrap(line, width, break_on_hyphens=False) or [""] for line in text.split("\n"))
-    return "\n".join(part for parts in lines for part in parts)
+        while not fits(widths, widths) and (wide := [each for each in widths if widths[each] > bound[each]]):
+            widths[max(wide, key=lambda heading: widths[heading])] -= 1
+    return widths

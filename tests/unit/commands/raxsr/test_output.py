@@ -9,34 +9,27 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.commands.raxsr.output import Column, Output, metadata, tags, text, timestamp
+from txserviceregistry.commands.raxsr.output import Column, Output, columns
 
-COLUMNS = {
-    "id": Column("Service ID"),
-    "seconds": Column("Seconds"),
-    "tags": tags("Tags"),
-    "metadata": metadata("Metadata"),
-}
+COLUMNS = columns("id timeout tags metadata", id="Service ID")
 NAMES = [column.heading for column in COLUMNS.values()]
-VALUES = {"id": Column("ID"), "value": text("Value")}
-IMPORTANCE = ("metadata", "tags", "seconds")
+VALUES = columns("id value", id="ID")
 
 
 class TableTests(SynchronousTestCase):
     """Tables of a given width."""
 
     def table(
-        self, records: Sequence[Mapping[str, Any]], width: int, columns: Mapping[str, Column] = COLUMNS
+        self, records: Sequence[Mapping[str, Any]], width: int, shown: Mapping[str, Column] = COLUMNS
     ) -> list[str]:
         """The lines of a table; what is told beside it is in :attr:`notes`."""
         self.notes: list[str] = []
-        important = [name for name in IMPORTANCE if name in columns]
         with contextlib.redirect_stdout(io.StringIO()) as stdout:
-            Output(columns, important=important, note=self.notes.append, width=width).write(records)
+            Output(shown, note=self.notes.append, width=width).write(records)
         return stdout.getvalue().splitlines()
 
     def row(self, tags: Sequence[str], **metadata: str) -> Mapping[str, Any]:
-        return {"id": "web-server-1", "seconds": 30, "tags": tags, "metadata": metadata}
+        return {"id": "web-server-1", "timeout": 30, "tags": tags, "metadata": metadata}
 
     def test_breaksBetweenWords(self) -> None:
         """Where that is enough, all columns stay and all words are whole, those with hyphens too."""
@@ -49,7 +42,7 @@ class TableTests(SynchronousTestCase):
     def test_leavesColumnsOut(self) -> None:
         """Where no word can be left whole, the least important columns are left out, which is told."""
         row = self.row(["first-tag", "second-tag"], host="web-1.example.com", port="8000")
-        for width, leftOut in ((60, ["Seconds"]), (50, ["Seconds", "Tags"]), (40, ["Seconds", "Metadata"])):
+        for width, leftOut in ((60, ["Timeout"]), (50, ["Timeout", "Tags"]), (40, ["Timeout", "Metadata"])):
             lines = self.table([row], width)
             self.assertLessEqual(max(map(len, lines)), width)
             self.assertEqual([name for name in NAMES if name not in lines[1]], leftOut)
@@ -80,8 +73,8 @@ class TableTests(SynchronousTestCase):
 
     def test_numbersAreOnTheRight(self) -> None:
         """A column of numbers is, and nothing else, also not times, which are numbers in the registry."""
-        columns = {"count": Column("How many"), "at": timestamp("At", 30)}
-        lines = self.table([{"count": 5, "at": 1_700_000_000_000}], 0, columns)
+        given = columns("count timestamp", count="How many", timestamp="At")
+        lines = self.table([{"count": 5, "timestamp": 1_700_000_000_000}], 0, given)
         self.assertIn("| How many | At   ", lines[1])
         self.assertIn("|        5 | 20", lines[3])
 
