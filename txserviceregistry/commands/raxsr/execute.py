@@ -1,22 +1,25 @@
-"""``raxsr configuration exec`` and ``lock``: a command with values in its environment, or while a lock is held."""
+"""``raxsr configuration exec``, ``lock`` and ``template``, which run other programs."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import signal
 import sys
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ...errors import LockHeld
-from ...util.parsing import parseDuration
-from ..console import CommandFailed, UsageError, typeOf
+from ...util.parsing import boundedNumber, parseDuration
+from ..console import CommandFailed, UsageError, printable, typeOf
 from .command import Run, argument, command, oneOf
 from .configuration import allValues, namespace
 
 if TYPE_CHECKING:
     from ...coordination import Held
+    from .templates import Target, Template
 
 _NOT_EXECUTABLE = 126
 # As flock and other programs have it: a failure that is temporary (EX_TEMPFAIL).
@@ -191,14 +194,13 @@ def lock(run: Run) -> int:
 
 async def _runHolding(run: Run, held: Held) -> int:
     from twisted.internet.defer import CancelledError
-    from twisted.internet.threads import deferToThread
 
     from ...util.deferred import waitFor
     from ..wrapper.process import exitCode, startChild
 
     environment = {**os.environb, b"SERVICE_REGISTRY_FENCE": str(held.fence).encode()}
     child = startChild(run.parsed.command, environment, frozenset())
-    deferToThread(os.waitpid, child.pid, 0).addCallback(lambda ended: child.ended.callback(ended[1]))
+    child.reapInThread()
     losses: list[str] = []
 
     def lost(reason: str) -> None:
@@ -216,3 +218,102 @@ async def _runHolding(run: Run, held: Held) -> int:
             child.signal(signal.SIGTERM)
         else:
             return 1 if losses else exitCode(status)
+
+
+# -- template
+
+
+def _wait(text: str) -> tuple[float, float]:
+    quiet, colon, longest = text.partition(":")
+    found = parseDuration(quiet), parseDuration(longest if colon else quiet)
+    if found[0] > found[1]:
+        raise ValueError(f"{text!r}: QUIET is longer than LONGEST")
+    return found
+
+
+@command(
+    "template",
+    "'haproxy.j2:/etc/haproxy/haproxy.cfg:systemctl reload haproxy' --check 'haproxy -c -f {}'",
+    argument(
+        "templates",
+        nargs="+",
+        metavar="SOURCE:DESTINATION[:RELOAD COMMAND]",
+        help="the template, the file to render it to, and a shell command to run when the file has changed",
+    ),
+    argument(
+        "--check",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help="a shell command that fails if a new file is not valid; {} in it is the file's path. Give one for all "
+        "templates, or one for each, in their order",
+    ),
+    argument(
+        "--wait",
+        type=typeOf(_wait),
+        default="1s:10s",
+        metavar="QUIET:LONGEST",
+        help="render when nothing has changed for QUIET, and at the latest LONGEST after a change (default: 1s:10s)",
+    ),
+    argument(
+        "--panic-threshold",
+        type=typeOf(partial(boundedNumber, least=0.0, most=1.0)),
+        default=0.5,
+        metavar="PART",
+        help="if more than this share of a tag's services, 0 to 1, expires at once, they stay in use "
+        "(default: 0.5; 0: never)",
+    ),
+    argument("--once", action="store_true", help="render each template once, and exit"),
+    argument("--dry-run", action="store_true", help="show what would change, and change and run nothing"),
+    argument("--allow-empty", action="store_true", help="render a template even if one of its tags has no service"),
+)
+async def template(run: Run) -> None:
+    """
+    Render templates to files, such as those of nginx or HAProxy, and keep them up to date.
+
+    A template is a Jinja2 file. In it, services("www") are the services with a tag that can receive connections, and
+    service("web1"), value("/production/color") and values("/production") one service, a value, and the values below a
+    namespace. A file is replaced only by one that passed its check, and only when it differs; then the reload command
+    runs. While the registry is unreachable, files stay as they are. The command runs until Ctrl-C.
+    """
+    from .templates import TemplateFailed, TemplateKeeper, Views
+
+    parsed, client = run.parsed, run.client
+    views = Views(client, parsed.panic_threshold, parsed.allow_empty)
+    keeper = TemplateKeeper(client.clock, views, _templates(parsed), *parsed.wait)
+    with run.loggedNotes():
+        try:
+            await (keeper.once() if parsed.once or parsed.dry_run else keeper.run())
+        except TemplateFailed as error:
+            raise CommandFailed(str(error)) from None
+
+
+def _templates(parsed: Any) -> list[Template]:
+    from .templates import Target, Template
+
+    checks = parsed.check or [None]
+    if len(checks) not in (1, len(parsed.templates)):
+        raise UsageError("give one --check, or one for each template")
+    templates, taken = [], {os.path.realpath(text.partition(":")[0]) for text in parsed.templates}
+    for number, text in enumerate(parsed.templates):
+        source, _, rest = text.partition(":")
+        destination, _, reload = rest.partition(":")
+        if not source or not destination:
+            raise UsageError(f"{text!r} is not SOURCE:DESTINATION or SOURCE:DESTINATION:RELOAD COMMAND")
+        if not os.path.isfile(source):
+            raise UsageError(f"there is no template {source}")
+        target = Target(destination, checks[number % len(checks)], reload or None)
+        if target.path in taken:
+            raise UsageError(f"{destination} is a template, or the destination of two. Choose another file")
+        taken.add(target.path)
+        templates.append(Template(source, partial(_preview, target) if parsed.dry_run else target.put))
+    return templates
+
+
+async def _preview(target: Target, text: str) -> bool:
+    """Show what would be put into a file."""
+    old = target.content()
+    before = os.devnull if old is None else target.path
+    for line in difflib.unified_diff((old or "").splitlines(), text.splitlines(), before, target.path, lineterm=""):
+        print(printable(line))
+    return False

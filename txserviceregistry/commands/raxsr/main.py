@@ -14,7 +14,7 @@ from ..._version import __version__, installCommand
 from ..console import CommandFailed, Interrupted, Parser, UsageError, describe, didYouMean, oneLine, runConsole, tell
 
 # These declare commands.
-from . import configuration, events, execute, services, template  # noqa: F401
+from . import configuration, events, execute, services  # noqa: F401
 from .command import COMMANDS, NAME, Command, Run, argument, command
 
 _MORE = """\

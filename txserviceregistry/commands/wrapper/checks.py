@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
-import tempfile
 from collections.abc import Callable, Mapping
-from typing import IO, Any
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -22,7 +20,7 @@ from ...http.pool import PooledAgent
 from ...http.queueing import QueueingAgent
 from ...http.tls import tlsPolicy
 from ...util.deferred import returnsDeferred
-from .process import exitCode, startChild, startEnvironment
+from .process import runShell, startEnvironment
 
 #: Checks once: fires with ``True`` if the process is healthy, and fails with the reason if not.
 Probe = Callable[[], Deferred[bool]]
@@ -36,8 +34,6 @@ _START = 10.0
 
 # Variables of the service manager for the wrapped command.
 _NOT_INHERITED = (b"NOTIFY_SOCKET", b"LISTEN_PID", b"LISTEN_FDS", b"LISTEN_FDNAMES", b"WATCHDOG_PID", b"WATCHDOG_USEC")
-# Of a command's output in the log: its end.
-_LONGEST_OUTPUT = 100
 
 
 def makeProbe(reactor: Any, text: str, serviceId: str = "") -> Probe:
@@ -111,32 +107,18 @@ def _httpProbe(reactor: Any, text: str) -> Probe:
 
 
 def _commandProbe(command: str, serviceId: str) -> Probe:
-    """A check that runs a shell *command* in a process group of its own, which is killed when it is cancelled."""
     environment = {**startEnvironment(), b"SERVICE_REGISTRY_ID": os.fsencode(serviceId)}
     for name in _NOT_INHERITED:
         environment.pop(name, None)
 
-    def probe() -> Deferred[bool]:
-        # Not a pipe, which a process that the command leaves behind would keep open.
-        output = tempfile.TemporaryFile()  # noqa: SIM115  # _report closes it
-        child = startChild(["/bin/sh", "-c", command], environment, frozenset(), output=output.fileno())
-        checked: Deferred[bool] = Deferred(lambda _: os.killpg(child.pid, signal.SIGKILL))
-        child.ended.addCallback(_report, output, checked)
-        return checked
+    @returnsDeferred
+    async def probe() -> bool:
+        problem = await runShell(command, environment)
+        if problem is not None:
+            raise HealthCheckFailed(problem)
+        return True
 
     return probe
-
-
-def _report(status: int, output: IO[bytes], checked: Deferred[bool]) -> None:
-    with output:
-        output.seek(max(0, os.fstat(output.fileno()).st_size - 8 * _LONGEST_OUTPUT))
-        said = " ".join(output.read().decode("utf-8", "replace").split())[-_LONGEST_OUTPUT:]
-    if checked.called:
-        return
-    if status == 0:
-        checked.callback(True)
-    else:
-        checked.errback(HealthCheckFailed(f"exit code {exitCode(status)}{f': {said}' if said else ''}"))
 
 
 class Checker(HealthCheck):

@@ -12,14 +12,18 @@ import shutil
 import signal
 import socket
 import struct
+import tempfile
 from collections.abc import Callable, Collection, Mapping, MutableMapping
+from contextlib import suppress
 from threading import Thread
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.threads import deferToThread
 from zope.interface import implementer
 
+from ...util.deferred import returnsDeferred, waitFor
 from ..console import CommandFailed
 from ..process import Notifier
 
@@ -27,6 +31,9 @@ _NOT_FOUND = 127
 _NOT_RUNNABLE = 126
 # systemd passes sockets and the watchdog to the process with the id in these variables.
 _OWN_PID = (b"LISTEN_PID", b"WATCHDOG_PID")
+# Of a shell command's output in an error: its last characters. More bytes are read, because white space is left out.
+_LONGEST_OUTPUT = 180
+_LONGEST_TAIL = 4096
 # The processes that were started, by their ids.
 _children: dict[int, Child] = {}
 
@@ -58,12 +65,17 @@ class CantStart(CommandFailed):
 
 
 class Child:
-    """A process that was started. :func:`reap` fires *ended* with its wait status."""
+    """A process that was started. *ended* fires with its wait status, by :func:`reap` or :meth:`reapInThread`."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.ended: Deferred[int] = Deferred()
         _children[pid] = self
+
+    def reapInThread(self) -> None:
+        """Reap it where nothing calls :func:`reap`, as without a handler of SIGCHLD."""
+        del _children[self.pid]
+        deferToThread(os.waitpid, self.pid, 0).addCallback(lambda found: self.ended.callback(found[1]))
 
     @property
     def sharesTerminalSignals(self) -> bool:
@@ -177,6 +189,32 @@ def reap() -> None:
 def exitCode(status: int) -> int:
     """A shell's exit code for a wait status: the process's own, or 128 + N after signal N."""
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+@returnsDeferred
+async def runShell(command: str, environment: Mapping[bytes, bytes], *, inThread: bool = False) -> str | None:
+    """
+    Run a shell command in a process group of its own, which is killed when this is cancelled. Fires with ``None``, or
+    with the reason why it has failed and the end of its output. *inThread* is for :meth:`Child.reapInThread`.
+    """
+    # Not a pipe, which a process that the command leaves behind would keep open.
+    with tempfile.TemporaryFile() as output:
+        child = startChild(["/bin/sh", "-c", command], environment, frozenset(), output=output.fileno())
+        if inThread:
+            child.reapInThread()
+        try:
+            status = await waitFor(child.ended)
+        except CancelledError:
+            # It may have ended by itself just now.
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            raise
+        if status == 0:
+            return None
+        output.seek(-min(_LONGEST_TAIL, output.seek(0, os.SEEK_END)), os.SEEK_END)
+        said = " ".join(output.read().decode("utf-8", "replace").split())[-_LONGEST_OUTPUT:]
+    how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit code {exitCode(status)}"
+    return f"{how}{f': {said}' if said else ''}"
 
 
 # -- what is passed on

@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.threads import deferToThread
 
 from tests.unit.commands.raxsr.raxsrcase import RaxsrTestCase
-from txserviceregistry.templates.keeper import runCommand
+from txserviceregistry.commands.raxsr.templates import runCommand
 
 SERVERS = "{% for s in services('www') %}\nserver {{ s.address }};\n{% endfor %}\n"
 

@@ -7,9 +7,9 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
-from tests.unit.templates.templatecase import TemplateCase
-from txserviceregistry.templates.keeper import Job, TemplateKeeper
-from txserviceregistry.templates.rendering import TemplateFailed
+from tests.unit.commands.raxsr.templatecase import TemplateCase
+from txserviceregistry.commands.raxsr.templates import TemplateFailed, TemplateKeeper, Views
+from txserviceregistry.discovery.directory import THRESHOLD
 
 IDS = "{{ services('www')|map(attribute='id')|join(',') }}"
 
@@ -28,10 +28,12 @@ class KeeperCase(TemplateCase):
         if str(event.get("log_namespace")).endswith("TemplateKeeper"):
             self.lines.append(formatEvent(event))
 
-    def keeper(self, text: str = IDS, **options: Any) -> TemplateKeeper:
+    def keeper(self, text: str = IDS, panicThreshold: float = THRESHOLD, **options: Any) -> TemplateKeeper:
         """A keeper of the file, whose template is *text*."""
-        job = Job("template.j2", self.renderer(text), self.target(reload="reload").put)
-        return TemplateKeeper(self.client, [job], randomNumber=lambda: 0.0, **options)
+        templates = [self.template(text, reload="reload")]
+        return TemplateKeeper(
+            self.fake.clock, Views(self.client, panicThreshold), templates, random=lambda: 0.0, **options
+        )
 
     def start(self, text: str = IDS, **options: Any) -> None:
         """Keep the file current until the test ends."""
@@ -56,7 +58,7 @@ class RunTests(KeeperCase):
         self.set("color", "red")
         self.fake.advance(1)
         self.assertEqual(len(self.commands), 2)
-        self.assertEqual(self.lines, ["Template template.j2 rendered"] * 2)
+        self.assertEqual(self.lines, [f"Template {self.source} rendered"] * 2)
 
     def test_waitsForQuiet(self) -> None:
         """Changes that come together are one reload; changes that do not end are one after the longest wait."""
@@ -169,4 +171,4 @@ class OnceTests(KeeperCase):
         running = Deferred.fromCoroutine(self.keeper().once())
         self.fake.advance(1)
         error = self.failureResultOf(running, TemplateFailed)
-        self.assertIn("template template.j2 failed: no service with tag 'www'", error.getErrorMessage())
+        self.assertIn(f"template {self.source} failed: no service with tag 'www'", error.getErrorMessage())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred
 
-from tests.unit.templates.templatecase import TemplateCase
-from txserviceregistry.templates.rendering import NotCurrent, TemplateFailed, Views
+from tests.unit.commands.raxsr.templatecase import TemplateCase
+from txserviceregistry.commands.raxsr.templates import NotCurrent, TemplateFailed, Views
 
 
 class RenderingTests(TemplateCase):
@@ -22,10 +22,10 @@ class RenderingTests(TemplateCase):
         if options:
             views = Views(self.client, **options)
             self.addCleanup(lambda: self.successResultOf(Deferred.fromCoroutine(views.stop())))
-        renderer = self.renderer(text)
+        template = self.template(text)
         while True:
             try:
-                return renderer.render(views)
+                return template.render(views)
             except NotCurrent:
                 self.fake.flush()
                 self.successResultOf(views.whenReady())
@@ -133,20 +133,20 @@ class RenderingTests(TemplateCase):
 
     def test_aMissingTemplate(self) -> None:
         """A template that was removed is an error of one line."""
-        renderer = self.renderer("x")
+        template = self.template("x")
         self.source.unlink()
         with self.assertRaises(TemplateFailed) as caught:
-            renderer.render(self.views)
+            template.render(self.views)
         self.assertIn("template.j2", str(caught.exception))
 
     def test_aChangedTemplate(self) -> None:
         """A template that has changed is read again; it can include files beside it."""
-        renderer = self.renderer("one")
-        self.assertEqual(renderer.render(self.views), "one")
+        template = self.template("one")
+        self.assertEqual(template.render(self.views), "one")
         (self.folder / "other").write_text("two\n")
         self.source.unlink()
         self.source.write_text("{% include 'other' %}\nthree\n")
-        self.assertEqual(renderer.render(self.views), "two\nthree\n")
+        self.assertEqual(template.render(self.views), "two\nthree\n")
 
     def test_anUnreachableRegistry(self) -> None:
         """Nothing is rendered from views that may be wrong."""
@@ -156,7 +156,7 @@ class RenderingTests(TemplateCase):
         self.fake.stop()
         self.fake.advance(30)
         with self.assertRaises(NotCurrent):
-            self.renderer(text).render(self.views)
+            self.template(text).render(self.views)
         self.fake.start()
         self.fake.advance(30)
-        self.assertEqual(self.renderer(text).render(self.views), "1")
+        self.assertEqual(self.template(text).render(self.views), "1")

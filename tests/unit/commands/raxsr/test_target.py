@@ -9,9 +9,8 @@ from collections.abc import Awaitable
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 
-from tests.unit.templates.templatecase import TemplateCase
-from txserviceregistry.templates.keeper import Target
-from txserviceregistry.templates.rendering import TemplateFailed
+from tests.unit.commands.raxsr.templatecase import TemplateCase
+from txserviceregistry.commands.raxsr.templates import Target, TemplateFailed
 
 
 class TargetTests(TemplateCase):

@@ -12,8 +12,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.templates.keeper import Target
-from txserviceregistry.templates.rendering import Renderer, TemplateFailed
+from txserviceregistry.commands.raxsr.templates import Target, Template, TemplateFailed
 from txserviceregistry.testing import FakeRegistry
 
 
@@ -53,10 +52,10 @@ class TemplateCase(SynchronousTestCase):
         """The file, with a run that this case records."""
         return Target(str(self.file), run=self.run_, **options)
 
-    def renderer(self, text: str) -> Renderer:
-        """A template with this text."""
+    def template(self, text: str, **options: Any) -> Template:
+        """A template with this text, and the file."""
         self.source.write_text(text)
-        return Renderer(str(self.source))
+        return Template(str(self.source), self.target(**options).put)
 
     def create(self, id: str, tags: tuple[str, ...] = ("www",), timeout: int = 120, **metadata: str) -> None:
         """Register a service with an address, unless its metadata say otherwise."""
