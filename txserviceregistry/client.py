@@ -25,6 +25,7 @@ from .api.events import EventsClient
 from .api.locks import LocksClient
 from .api.services import ListCache
 from .api.transport import Transport, isRegistryFault
+from .clock import SuspendWatch, bootTime, machineSuspended
 from .errors import APIError, ConnectionFailed, InvalidSettings
 from .heartbeats.heartbeater import HeartBeater
 from .heartbeats.services import ServicesClient
@@ -35,8 +36,7 @@ from .http.queueing import QueueingAgent
 from .http.tls import tlsPolicy
 from .settings import DEFAULT_REGION, Settings, parseUrls, readSettings
 from .util.deferred import returnsDeferred, waitFor
-from .util.parsing import LONGEST_INTERVAL, boundedNumber
-from .util.suspend import SuspendWatch, bootTime, machineSuspended
+from .util.fields import LONGEST_INTERVAL, boundedNumber
 
 __all__ = ["APIError", "Client", "HeartBeater"]
 

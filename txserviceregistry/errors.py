@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 
-from .util.redaction import escaped
+from .util.logs import escaped
 
 __all__ = [
     "APIError",

@@ -27,9 +27,8 @@ from .heartbeats.services import ServiceCreator
 from .heartbeats.statefile import StateFile
 from .http.jsontransport import ClientClosed
 from .util.deferred import Waiters, returnsDeferred, waitFor
-from .util.fields import checkedHealthCheck, checkedId, checkedMetadata, checkedTags, checkedTimeout
+from .util.fields import LONGEST_INTERVAL, boundedNumber, checkedId, checkedMetadata, checkedTags, checkedTimeout
 from .util.logs import Listeners, Logger
-from .util.parsing import LONGEST_INTERVAL, boundedNumber
 
 if TYPE_CHECKING:
     from .client import Client
@@ -93,7 +92,10 @@ class RegisteredService(Service):
         payload = {"tags": checkedTags(tags), "metadata": checkedMetadata(metadata)}
         self._client = client
         self._clock = client.clock
-        self._check = checkedHealthCheck(check)
+        if check is not None and not callable(check):
+            kind = type(check).__name__
+            raise TypeError(f"check is {kind}, but it has to be a function: check=healthy, not check=healthy()")
+        self._check = check
         self._random = random
         self._heartBeater: HeartBeater | None = None
         self._desired = DesiredState(client.services.desired, serviceId, timeout, payload)

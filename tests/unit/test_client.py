@@ -16,6 +16,7 @@ from twisted.logger import globalLogPublisher, textFileLogObserver
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.client import Client
+from txserviceregistry.clock import SuspendWatch
 from txserviceregistry.errors import (
     AuthenticationFailed,
     ConnectionFailed,
@@ -28,7 +29,6 @@ from txserviceregistry.errors import (
     Unauthorized,
 )
 from txserviceregistry.settings import readSettings
-from txserviceregistry.util.suspend import SuspendWatch
 
 from ..fakeagent import API_KEY, TOKEN, WEB1, FakeAgent, FakeApi, Sent, access, answer, authFault, fault
 from ..loopback import Call, LoopbackTestCase, Server

@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.client import Client
-from txserviceregistry.util.suspend import SuspendWatch
+from txserviceregistry.clock import SuspendWatch
 
 from ..fakeagent import API_KEY, FakeApi, Sent, answer, fault
 

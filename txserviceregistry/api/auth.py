@@ -33,10 +33,8 @@ from ..errors import (
 from ..http.jsontransport import ClientClosed, JSONTransport
 from ..http.messages import Response
 from ..http.pool import BytesProducer, readWhole
-from ..util.backoff import Backoff
-from ..util.deferred import Waiters, returnsDeferred
-from ..util.logs import Logger, Outage
-from ..util.redaction import redacted
+from ..util.deferred import Backoff, Waiters, returnsDeferred
+from ..util.logs import Logger, Outage, redacted
 from .shapes import objectsIn, readAccess
 
 #: A token is renewed after this part of its lifetime.

@@ -16,11 +16,11 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.iweb import IResponse
 
+from ..clock import SuspendWatch
 from ..errors import ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError
 from ..http.messages import Lane
 from ..types import Event, EventPage
 from ..util.deferred import returnsDeferred
-from ..util.suspend import SuspendWatch
 from .shapes import readEventPage
 from .transport import EVENT_TYPES, EVENTS_WAIT, APIGroup, Transport
 

@@ -35,9 +35,8 @@ from ..http.jsontransport import TIMEOUT, USER_AGENT, ClientClosed, JSONTranspor
 from ..http.messages import NO_REGISTRY, Request, Response, pathOf, segment
 from ..http.pool import FixedHeaders, readWhole
 from ..util.deferred import Waiters, cancelWith, returnsDeferred
-from ..util.logs import Logger, Outage
-from ..util.parsing import parseRetryAfter, validTraceparent
-from ..util.redaction import redacted
+from ..util.fields import parseRetryAfter, validTraceparent
+from ..util.logs import Logger, Outage, redacted
 from .auth import KeystoneAuthenticator, Session, refusesToken
 from .shapes import readHolder
 

@@ -30,8 +30,8 @@ from ..registration import RegisteredService
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import Settings, defaultDataDir, namesRegistry, readSettings
 from ..util.deferred import returnsDeferred
+from ..util.fields import parseMetadata, parseTags
 from ..util.logs import Logger
-from ..util.parsing import parseMetadata, parseTags
 from .options import Option, TwistdOptions, parseHeartbeatTimeout, parseServiceId
 from .process import endProcess, onHangup, say
 from .registry import parsedEndpoint, sayWhere

@@ -26,7 +26,7 @@ from ..registry.stores.sqlite.file import (
     uri,
 )
 from ..util.files import replacement
-from ..util.redaction import escaped
+from ..util.logs import escaped
 from .console import CommandFailed, UsageError, runConsole
 from .stores import DataParser, becomeOwner, dataDirectory
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 from ..errors import InvalidSettings, ServiceRegistryError
 from ..settings import Settings, readSettings
-from ..util.redaction import escaped
+from ..util.logs import escaped
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred

@@ -20,9 +20,8 @@ from ..discovery.directory import THRESHOLD
 from ..errors import InvalidSettings
 from ..settings import readSettings
 from ..util.deferred import returnsDeferred
-from ..util.fields import netloc
+from ..util.fields import boundedNumber, netloc, parseDuration
 from ..util.files import absolutePath
-from ..util.parsing import boundedNumber, parseDuration
 from .options import Option, TwistdOptions
 from .process import say
 

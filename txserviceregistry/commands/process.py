@@ -20,8 +20,7 @@ from twisted.python import usage
 from twisted.python.logfile import LogFile
 
 from ..registry.http.requestlog import timeText
-from ..util.logs import Logger
-from ..util.redaction import escaped
+from ..util.logs import Logger, escaped
 from .console import printable
 
 _log = Logger()

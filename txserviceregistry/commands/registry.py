@@ -21,8 +21,8 @@ from ..registry.http.statuspages import ANYWHERE, LOOPBACK, OFF, SILENT
 from ..registry.limits import ResourceLimits
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import defaultDataDir
+from ..util.fields import parseCount, parseDuration, parseRate
 from ..util.files import absolutePath
-from ..util.parsing import parseCount, parseDuration, parseRate
 from .options import Option, TwistdOptions, oneOf
 from .process import Notifier, collectSeldom, endProcess, jsonObserver, onHangup, say
 from .stores import ETCD, ETCD_OPTIONS, EtcdFactory, checkStore, etcdStore

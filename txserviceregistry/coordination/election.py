@@ -14,8 +14,7 @@ from ..discovery.feed import EventsFeed
 from ..discovery.subscriber import BackgroundService, BackgroundTask
 from ..errors import ServiceRegistryError
 from ..http.jsontransport import ClientClosed
-from ..util.backoff import Backoff
-from ..util.deferred import cancelWith
+from ..util.deferred import Backoff, cancelWith
 from ..util.logs import Listeners, Logger, Outage
 from .lock import Held, Lock
 

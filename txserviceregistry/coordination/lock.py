@@ -19,11 +19,9 @@ from ..heartbeats.heartbeater import HeartBeater
 from ..http.jsontransport import ClientClosed
 from ..http.messages import WhenLate
 from ..types import AcquiredLock, HeartbeatToken
-from ..util.backoff import Backoff
-from ..util.deferred import Waiters, returnsDeferred, waitFor
-from ..util.fields import checkedTimeout
+from ..util.deferred import Backoff, Waiters, returnsDeferred, waitFor
+from ..util.fields import LONGEST_INTERVAL, boundedNumber, checkedTimeout
 from ..util.logs import Logger, Outage
-from ..util.parsing import LONGEST_INTERVAL, boundedNumber
 
 # The longest time that the registry holds back its response to a request for a lock, in seconds.
 _LONGEST_WAIT = 60

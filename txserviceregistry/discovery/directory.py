@@ -16,8 +16,8 @@ from ..api.transport import EVENT_TYPES
 from ..client import Client
 from ..types import Event, Service
 from ..util.deferred import returnsDeferred
+from ..util.fields import boundedNumber
 from ..util.logs import Listeners, Logger
-from ..util.parsing import boundedNumber
 from .mirror import Mirror
 
 #: The changes of a service.

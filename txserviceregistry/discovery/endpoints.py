@@ -30,9 +30,17 @@ from ..http.agent import endpointTo
 from ..registration import RegisteredService
 from ..settings import Settings, readSettings
 from ..util.deferred import returnsDeferred, waitFor
-from ..util.fields import HOST_KEYS, PORT_KEYS, checkedId, checkedMetadata, checkedTags, checkedTimeout
+from ..util.fields import (
+    HOST_KEYS,
+    LONGEST_INTERVAL,
+    PORT_KEYS,
+    boundedNumber,
+    checkedId,
+    checkedMetadata,
+    checkedTags,
+    checkedTimeout,
+)
 from ..util.logs import Logger
-from ..util.parsing import LONGEST_INTERVAL, boundedNumber
 from .balancing import Balancer, Instance, IStrategy, TryNext, tryEach
 from .directory import THRESHOLD, Directory, Suspects
 

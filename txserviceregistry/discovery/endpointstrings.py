@@ -22,9 +22,8 @@ from zope.interface import implementer
 
 from ..errors import InvalidSettings, ServiceRegistryError
 from ..util.deferred import returnsDeferred
-from ..util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID
+from ..util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID, parseMetadata, parseTags
 from ..util.logs import Logger
-from ..util.parsing import parseMetadata, parseTags
 from .balancing import strategyNamed
 from .directory import THRESHOLD, checkedThreshold
 from .endpoints import CONNECT_TIMEOUT, RegisteredEndpoint, RegistryEndpoint, Shared, checkedConnectTimeout, share

@@ -15,8 +15,8 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybe
 from ..client import Client
 from ..types import Event
 from ..util.deferred import returnsDeferred
+from ..util.fields import LATEST, boundedNumber
 from ..util.logs import Listeners
-from ..util.parsing import LATEST, boundedNumber
 from .poller import PLAIN, WATCHED, Cursor, Page, StaleCursor, markerAt, ticksOf, timeOf
 from .subscriber import BackgroundTask, Items, Subscriber
 

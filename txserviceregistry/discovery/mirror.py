@@ -14,8 +14,8 @@ from ..client import Client
 from ..errors import NotRunning
 from ..types import Event
 from ..util.deferred import Waiters, returnsDeferred
+from ..util.fields import LATEST, LONGEST_INTERVAL, boundedNumber
 from ..util.logs import Listeners, Logger
-from ..util.parsing import LATEST, LONGEST_INTERVAL, boundedNumber
 from .poller import Cursor, StaleCursor
 from .subscriber import BackgroundTask, Subscriber
 

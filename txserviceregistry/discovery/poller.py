@@ -18,8 +18,7 @@ from ..api.transport import EVENT_STREAM, EVENT_TYPES, EVENTS_WAIT
 from ..client import Client
 from ..errors import BadRequest, ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError, ServiceRegistryError
 from ..types import Event, EventType, PlainEventType
-from ..util.backoff import Backoff
-from ..util.deferred import Waiters, returnsDeferred
+from ..util.deferred import Backoff, Waiters, returnsDeferred
 from ..util.logs import Listeners, Logger
 
 # Seconds for which the registry is asked to hold its response back. A longer wait means fewer requests, and more time

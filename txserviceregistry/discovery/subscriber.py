@@ -15,8 +15,7 @@ from twisted.python.failure import Failure
 from ..client import Client
 from ..errors import NotRunning, RateLimited, ServiceRegistryError
 from ..http.jsontransport import ClientClosed
-from ..util.backoff import Backoff
-from ..util.deferred import Waiters, waitFor
+from ..util.deferred import Backoff, Waiters, waitFor
 from ..util.files import checkPath, replaceFile
 from ..util.logs import Listeners, Logger, Outage, WriteOutage
 from .poller import WATCHED, StaleCursor, pollerOf

@@ -13,11 +13,10 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
+from ..clock import SuspendWatch
 from ..http.messages import WhenLate
-from ..util.backoff import Backoff, LateTries, runOnAfter
-from ..util.deferred import PrioritySemaphore
+from ..util.deferred import Backoff, LateTries, PrioritySemaphore, runOnAfter
 from ..util.logs import Logger, Outage
-from ..util.suspend import SuspendWatch
 
 #: The warning when heartbeats, or registrations, begin to fail.
 HEARTBEAT_FAILED = "Heartbeat failed for {what} {serviceId}: {reason} (retrying)"

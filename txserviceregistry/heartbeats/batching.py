@@ -20,12 +20,12 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
+from ..clock import SuspendWatch
 from ..errors import BadRequest, Forbidden, ForeignResponse, NotFound, ServiceRegistryError, isUnknown
 from ..http.jsontransport import ClientClosed
 from ..http.messages import WhenLate
-from ..util.backoff import LONGEST_DELAY, Backoff, LateTries, patienceFor, runOnAfter
+from ..util.deferred import LONGEST_DELAY, Backoff, LateTries, patienceFor, runOnAfter
 from ..util.logs import Logger, Outage
-from ..util.suspend import SuspendWatch
 from .attempts import StallWatch
 from .heartbeater import HeartBeater
 

@@ -14,8 +14,7 @@ from twisted.python.failure import Failure
 
 from ..errors import APIError, BadRequest, Forbidden, NotFound, ServerError, ServiceRegistryError
 from ..http.jsontransport import ClientClosed
-from ..util.backoff import LONGEST_DELAY, Backoff
-from ..util.deferred import PrioritySemaphore, Waiters, returnsDeferred
+from ..util.deferred import LONGEST_DELAY, Backoff, PrioritySemaphore, Waiters, returnsDeferred
 from ..util.fields import HOST_KEYS, PORT_KEYS, checkedMetadata, checkedTags, checkedTimeout
 from ..util.logs import Logger, Outage
 from .heartbeater import HeartBeater

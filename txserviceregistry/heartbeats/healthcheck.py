@@ -13,8 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from ..http.agent import describeFailure
-from ..util.backoff import Backoff
-from ..util.deferred import cancelWith
+from ..util.deferred import Backoff, cancelWith
 from ..util.logs import Logger, Outage
 
 # A check that fails is called at least this often (seconds), so that its recovery is noticed soon.

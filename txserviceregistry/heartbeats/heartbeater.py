@@ -19,14 +19,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from ..api.services import ServicesAPI
+from ..clock import SuspendWatch
 from ..errors import BadRequest, Forbidden, NotFound, ServiceExists, ServiceRegistryError, isUnknown
 from ..http.jsontransport import ClientClosed
 from ..http.messages import WhenLate
 from ..types import HeartbeatToken
-from ..util.backoff import LONGEST_DELAY, Backoff, delayBefore, patienceFor
-from ..util.deferred import Waiters
+from ..util.deferred import LONGEST_DELAY, Backoff, Waiters, delayBefore, patienceFor
 from ..util.logs import Listeners, Logger
-from ..util.suspend import SuspendWatch
 from .attempts import Attempts, HeartbeatContext, StallWatch
 from .healthcheck import HealthCheck
 

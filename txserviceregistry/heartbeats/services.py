@@ -16,13 +16,13 @@ from twisted.python.failure import Failure
 
 from ..api.services import ListCache, ServicesAPI
 from ..api.transport import HEARTBEATS, Transport
+from ..clock import SuspendWatch
 from ..errors import UNKNOWN_OUTCOME, BadRequest, NotFound, ServiceExists, isUnknown
 from ..http.jsontransport import ClientClosed
 from ..http.messages import WhenLate
 from ..types import HeartbeatToken
 from ..util.deferred import PrioritySemaphore, returnsDeferred, waitFor
-from ..util.parsing import LONGEST_INTERVAL, boundedNumber
-from ..util.suspend import SuspendWatch
+from ..util.fields import LONGEST_INTERVAL, boundedNumber
 from .attempts import HeartbeatContext, StallWatch
 from .batching import HeartbeatBatcher
 from .desired import DesiredState, DesiredStates

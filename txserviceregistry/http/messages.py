@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 
 from ..errors import MalformedResponse, RequestTimedOut
-from ..util.parsing import LONGEST_INTERVAL, boundedNumber
+from ..util.fields import LONGEST_INTERVAL, boundedNumber
 from .agent import RESOLVING
 
 _T = TypeVar("_T")

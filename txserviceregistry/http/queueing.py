@@ -13,8 +13,8 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from ..clock import SuspendWatch
 from ..util.deferred import PrioritySemaphore
-from ..util.suspend import SuspendWatch
 from .pool import StaleConnection, WholeResponse, readWhole
 
 #: A request that has had no response for so many seconds may hang: urgent requests do not wait for its slot any longer.

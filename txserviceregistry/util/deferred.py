@@ -1,4 +1,4 @@
-"""Asynchronous code: coroutines and Deferreds, waiters, limits, shared work, batches, caches and threads."""
+"""Asynchronous code: coroutines and Deferreds, waiters, limits, shared work, batches, caches, threads and retries."""
 
 from __future__ import annotations
 
@@ -21,6 +21,18 @@ _T = TypeVar("_T")
 
 #: How many items a BoundedCache may hold.
 CAPACITY = 10_000
+
+#: The shortest time after which a try is late, in seconds: a real network needs as much.
+SHORTEST_TRY = 0.05
+#: The longest delay between two tries, in seconds, however long nothing has answered.
+LONGEST_DELAY = 15.0
+
+# The longest time after which a try is late that began after the deadline, in seconds.
+_LONGEST_AFTER = 10.0
+# The seconds that a try has in all: connecting, a TLS handshake and a response over a slow network.
+_RUN = 3.0
+# The most late tries of one thing at once.
+_MOST_LATE = 5
 
 
 def returnsDeferred(function: Callable[_P, Coroutine[Deferred[Any], Any, _T]]) -> Callable[_P, Deferred[_T]]:
@@ -45,10 +57,7 @@ def cancelWith(call: IDelayedCall, work: Deferred[_T]) -> Deferred[_T]:
 
 
 def waitFor(work: Deferred[_T]) -> Deferred[_T]:
-    """
-    One waiter's own Deferred for *work* with another owner: cancelling it leaves *work* alone. (When two coroutines
-    await one Deferred, cancelling one gives the other ``None``.)
-    """
+    """One waiter's own Deferred for *work*. Cancelling it leaves *work* alone, and gives no other waiter ``None``."""
     waiter: Deferred[_T] = Deferred()
 
     def relay(result: _T | Failure) -> _T | Failure | None:
@@ -64,11 +73,7 @@ def waitFor(work: Deferred[_T]) -> Deferred[_T]:
 
 @attrs.define(eq=False, repr=False)
 class Waiters(Generic[_T]):
-    """
-    Deferreds that wait for the same event. Each has one owner, who may cancel it.
-
-    :param abandoned: called when the last one has been cancelled.
-    """
+    """Deferreds that wait for the same event. *abandoned* is called when the last one has been cancelled."""
 
     _abandoned: Callable[[], object] = lambda: None
     _waiting: dict[Deferred[_T], None] = attrs.field(factory=dict, init=False)
@@ -103,8 +108,8 @@ class Waiters(Generic[_T]):
 
 class PrioritySemaphore:
     """
-    Up to *most* requests at a time; the others wait, and the one with the nearest deadline is next. Of ten thousand
-    that are sent together, all would time out while they wait for each other, and would be retried together.
+    Up to *most* requests at a time; of the others, the one with the nearest deadline is next. Otherwise ten thousand
+    would time out while they wait for each other, and would be retried together.
     """
 
     def __init__(self, most: int = 100) -> None:
@@ -124,7 +129,6 @@ class PrioritySemaphore:
         return turn
 
     def give(self) -> None:
-        """Give back a place."""
         self._free += 1
         # Requests that are answered at once (in memory) come back here while they are sent: one loop is enough.
         if self._isGiving:
@@ -142,13 +146,12 @@ class PrioritySemaphore:
 
 
 class SingleFlight(Generic[_K, _T]):
-    """Work that several callers want at the same time and that is done once. Each has a Deferred of its own."""
+    """Work that several callers want at the same time and that is done once."""
 
     def __init__(self) -> None:
         self._waiting: dict[_K, Waiters[_T]] = {}
 
     def __len__(self) -> int:
-        """How many pieces of work are under way."""
         return len(self._waiting)
 
     def do(self, key: _K, work: Callable[[], Deferred[_T]]) -> Deferred[_T]:
@@ -168,10 +171,7 @@ class SingleFlight(Generic[_K, _T]):
 
 @attrs.define(eq=False, repr=False)
 class Gathering(Generic[_K, _T]):
-    """
-    Collects keys during one reactor turn, and handles them together in the next, at *most* so many in a batch. *work*
-    takes a batch and returns the result for each key. If it raises an exception, all of them fail with it.
-    """
+    """Collects keys during one reactor turn. In the next, *work* returns the results for each batch of *most* keys."""
 
     _clock: IReactorTime
     _most: int
@@ -179,7 +179,7 @@ class Gathering(Generic[_K, _T]):
     _waiting: dict[_K, Waiters[_T]] = attrs.field(factory=dict, init=False)
 
     def do(self, one: _K) -> Deferred[_T]:
-        """Add a key to the next batch, if it is not in it yet. Fires with its result; may be cancelled."""
+        """Add a key to the next batch, if it is not in it yet. Fires with its result."""
         if not self._waiting:
             self._clock.callLater(0, self._begin)
         return self._waiting.setdefault(one, Waiters()).wait()
@@ -199,10 +199,9 @@ class Gathering(Generic[_K, _T]):
 
 
 class BoundedCache(dict[_K, _T]):
-    """A cache of bounded size, in the order in which items were put; the oldest one goes first."""
+    """A cache of bounded size; the oldest item goes first."""
 
     def put(self, key: _K, value: _T) -> None:
-        """Keep *value*, as the newest."""
         self.pop(key, None)
         self[key] = value
         if len(self) > CAPACITY:
@@ -214,3 +213,65 @@ class DaemonThreadPool(ThreadPool):
 
     # As a plain class attribute it would become a method from Python 3.14 on.
     threadFactory = staticmethod(partial(Thread, daemon=True))  # type: ignore[assignment] # makes threads, as the class does
+
+
+@attrs.define
+class Backoff:
+    """Delays between failed tries: zero, then *base* doubled up to *maximum* seconds, each less up to half of it."""
+
+    _base: float
+    _maximum: float
+    _random: Callable[[], float]
+    failures: int = attrs.field(default=0, init=False)
+
+    def next(self) -> float:
+        self.failures += 1
+        if self.failures == 1:
+            return 0.0
+        # A failure that lasts for years must not end in an overflow.
+        full = min(self._maximum, self._base * 2.0 ** min(self.failures - 2, 32))
+        return full * (1.0 - 0.5 * self._random())
+
+    def reset(self) -> None:
+        self.failures = 0
+
+
+def patienceFor(left: float, heartbeatTimeout: float) -> float:
+    """Seconds after which a try is late: a third of those *left* to the deadline."""
+    return min(_LONGEST_AFTER, heartbeatTimeout / 3) if left <= 0 else max(left / 3, SHORTEST_TRY)
+
+
+def delayBefore(delay: float, left: float, shortest: float = SHORTEST_TRY) -> float:
+    """Seconds to wait before the next try: at most a quarter of those *left*, so that two tries have a third each."""
+    return min(delay, max(left / 4, shortest)) if left > 0 else delay
+
+
+def runOnAfter(patience: float) -> float:
+    """
+    Seconds for which a late try runs on beside the next one. To cancel it would close its connection, and the next try
+    would need a new handshake in even less time.
+    """
+    return max(0.0, _RUN - patience)
+
+
+class LateTries:
+    """The late tries of one thing. When there are too many, the oldest is cancelled."""
+
+    def __init__(self) -> None:
+        self._running: dict[Deferred[Any], None] = {}
+
+    def add(self, work: Deferred[Any]) -> None:
+        """Add a late try, whose owner handles its failures."""
+        self._running[work] = None
+        work.addBoth(self._over, work)
+        if len(self._running) > _MOST_LATE:
+            next(iter(self._running)).cancel()
+
+    def _over(self, result: Any, work: Deferred[Any]) -> Any:
+        self._running.pop(work, None)
+        return result
+
+    def end(self) -> None:
+        running, self._running = self._running, {}
+        for work in running:
+            work.cancel()

@@ -1,13 +1,15 @@
-"""
-The rules of the protocol for services and configuration keys, their checks before a request is sent, and the metadata
-that load balancers read.
+r"""
+The rules of the protocol for services and configuration keys, and the formats of values on command lines, in endpoint
+strings, in options and in headers.
 
-Only values that no registry accepts are refused here. The registry checks the number of tags and pairs, their lengths
-and their characters. The protocol defines no metadata: the keys are those that its clients have always used.
+Only values that no registry accepts are refused before a request is sent. The protocol defines no metadata: the keys
+are those that its clients have always used. In tags and metadata (``a,b``, ``key=value,key=value``), ``\,`` is a comma
+and ``\\`` a backslash; any other backslash stands for itself.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -36,6 +38,20 @@ KEY_RULE = "3 to 170 characters of a-z A-Z 0-9 _ - ., after namespaces of 3 to 5
 _HIGHEST_PORT = 65535
 _HIGHEST_WEIGHT = 1000
 _DEFAULT_WEIGHT = 100
+
+_PIECE = re.compile(r"(?:\\[\\,]|[^,])+")
+_ESCAPE = re.compile(r"\\([\\,])")
+
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([smhd]?)", re.ASCII)
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+
+#: The longest timeout, interval or pause that makes sense in a program, in seconds.
+LONGEST_INTERVAL = 36_500 * 86_400.0
+#: The last second of the year 9999, since the epoch: the latest moment that has a date.
+LATEST = 253_402_300_799.0
+#: No client waits for longer than this because a response says so, in seconds.
+LONGEST_RETRY_AFTER = 3600.0
 
 
 def checkedId(serviceId: Any) -> str:
@@ -84,21 +100,12 @@ def checkedMetadata(metadata: Any) -> dict[str, str]:
     return dict(metadata)
 
 
-def checkedHealthCheck(check: Any) -> Any:
-    """A health check or ``None``, or ``TypeError`` if it can't be called."""
-    if check is not None and not callable(check):
-        raise TypeError(
-            f"check is {type(check).__name__}, but it has to be a function: check=healthy, not check=healthy()"
-        )
-    return check
-
-
 class Unusable(ValueError):
-    """A service has no valid address; the text says why."""
+    """A service has no valid address."""
 
 
 def readAddress(metadata: Mapping[str, str]) -> tuple[str, int]:
-    """A service's host, which is a name or an IP address without brackets, and its port, or :class:`Unusable`."""
+    """A service's host, without brackets, and its port; or :class:`Unusable`."""
     host, port = (_first(metadata, keys) for keys in (HOST_KEYS, PORT_KEYS))
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -122,21 +129,115 @@ def netloc(host: str, port: int) -> str:
 
 
 def isEnabled(metadata: Mapping[str, str]) -> bool:
-    """Whether ``status=disabled`` in a service's metadata does not prevent that it is used."""
+    """Whether a service's metadata do not have ``status=disabled``."""
     return metadata.get("status") != "disabled"
 
 
 def weightOf(metadata: Mapping[str, str]) -> int:
-    """The weight of a service, from 0 to 1000: 100 unless its metadata have a valid one."""
+    """The weight of a service, from 0 to 1000."""
     text = metadata.get("weight", "")
     isValid = re.fullmatch("[0-9]{1,4}", text) and int(text) <= _HIGHEST_WEIGHT
     return int(text) if isValid else _DEFAULT_WEIGHT
 
 
 def takesWork(service: Service) -> bool:
-    """
-    Whether new work may go to a service: not while its state is ``drain`` or ``out``, its weight is 0, or its metadata
-    have ``status=disabled``.
-    """
+    """Whether new work may go to a service."""
     metadata = service["metadata"]
     return service.get("state", "up") == "up" and isEnabled(metadata) and weightOf(metadata) > 0
+
+
+def parseTags(text: str) -> list[str]:
+    """Tags, without the blanks around them and without empty ones."""
+    return [piece.strip() for piece in _pieces(text)]
+
+
+def parseMetadata(text: str) -> dict[str, str]:
+    """Pairs, whose keys end at the first ``=``; ``ValueError`` if one is not a pair, or a key occurs twice."""
+    pairs: dict[str, str] = {}
+    for piece in _pieces(text):
+        key, equals, value = piece.lstrip().partition("=")
+        if not key or not equals:
+            raise ValueError(rf"{piece!r} is not a key=value pair (write a comma within a value as \,)")
+        if key in pairs:
+            raise ValueError(f"key {key!r} occurs twice")
+        pairs[key] = value
+    return pairs
+
+
+def _pieces(text: str) -> list[str]:
+    pieces = (_ESCAPE.sub(r"\1", piece) for piece in _PIECE.findall(text))
+    return [piece for piece in pieces if piece.strip()]
+
+
+def formatTags(tags: Iterable[str]) -> str:
+    """The text that :func:`parseTags` reads as *tags*."""
+    return ",".join(tag.replace("\\", "\\\\").replace(",", "\\,") for tag in tags)
+
+
+def formatMetadata(metadata: Mapping[str, str]) -> str:
+    """The text that :func:`parseMetadata` reads as *metadata*, as long as no key holds a ``=``."""
+    return formatTags(f"{key}={value}" for key, value in metadata.items())
+
+
+def parseCount(text: str, least: int = 0, most: int = 2**31 - 1) -> int:
+    """A whole number from *least* to *most*, in digits, or ``ValueError``."""
+    if not re.fullmatch("[0-9]{1,16}", text) or not least <= int(text) <= most:
+        raise ValueError(f"{text!r} is not a whole number from {least} to {most}")
+    return int(text)
+
+
+def parseDuration(text: str, least: str = "0s", most: str = "36500d") -> float:
+    """A duration (``90``, ``90s``, ``1.5m``, ``24h``, ``30d``) in seconds; ``ValueError`` if out of the bounds."""
+    seconds = _seconds(text)
+    if not _seconds(least) <= seconds <= _seconds(most):
+        raise ValueError(f"{text!r} is not a duration from {least} to {most}")
+    return seconds
+
+
+def _seconds(duration: str) -> float:
+    match = _DURATION.fullmatch(duration)
+    if match is None:
+        raise ValueError(f"{duration!r} is not a duration such as 90s, 15m, 24h or 30d")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def parseRate(text: str) -> tuple[int | None, float]:
+    """A rate, such as ``100/1m`` or ``10/s``: how many (``None``: ``off``) in how many seconds; or ``ValueError``."""
+    if text == "off":
+        return None, 86_400.0
+    count, slash, period = text.partition("/")
+    if not slash:
+        raise ValueError(f"{text!r} is not a rate such as 500000/24h, 100/1m or 10/s, or 'off'")
+    # A shorter period is a burst, and no client waits for a longer one.
+    seconds = parseDuration("1" + period if period in _UNITS and period else period, "1s", "366d")
+    return parseCount(count, 1), seconds
+
+
+def boundedNumber(value: object, least: float, most: float, name: str | None = None) -> float:
+    """A number, or a text that Python reads as one; ``ValueError``, which has the *name*, if out of the bounds."""
+    try:
+        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    # Nothing is true of "not a number".
+    if least <= number <= most:
+        return number
+    try:
+        shown = repr(value)[:40] if isinstance(value, (int, float, str)) else type(value).__name__
+    except ValueError:
+        # Python refuses to write integers of many digits.
+        shown = "int"
+    named = "" if name is None else f"{name}: "
+    raise ValueError(f"{named}{shown} is not a number from {least:g} to {most:g}")
+
+
+def parseRetryAfter(text: str | None) -> float | None:
+    """The header ``Retry-After`` in seconds; ``None`` if it is not a number (a date, which the API never sends)."""
+    if text is None or not re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", text.strip()):
+        return None
+    return min(float(text), LONGEST_RETRY_AFTER)
+
+
+def validTraceparent(text: object) -> str | None:
+    """The W3C header ``traceparent``; ``None`` if it is not valid."""
+    return text if isinstance(text, str) and _TRACEPARENT.fullmatch(text) else None

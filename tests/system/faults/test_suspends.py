@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from txserviceregistry.util.suspend import SuspendWatch
+from txserviceregistry.clock import SuspendWatch
 
 from .simulated import SimulatedCase
 

@@ -15,9 +15,9 @@ from twisted.web.client import ResponseDone
 
 from txserviceregistry import Client
 from txserviceregistry.api.events import EventStream
+from txserviceregistry.clock import SuspendWatch
 from txserviceregistry.discovery import ConfigurationWatcher, EventsFeed
 from txserviceregistry.discovery.poller import FIRST_PING, RETRY, SILENCE
-from txserviceregistry.util.suspend import SuspendWatch
 
 from .directorycase import DirectoryTestCase
 

@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.unit.garbage import collectOnlyNew
+from txserviceregistry.clock import SuspendWatch
 from txserviceregistry.errors import (
     BadRequest,
     ConnectionFailed,
@@ -33,8 +34,7 @@ from txserviceregistry.heartbeats.attempts import StallWatch
 from txserviceregistry.heartbeats.batching import BatchSize, HeartbeatBatcher, isRefusal
 from txserviceregistry.http.jsontransport import ClientClosed
 from txserviceregistry.http.messages import WhenLate
-from txserviceregistry.util.backoff import delayBefore
-from txserviceregistry.util.suspend import SuspendWatch
+from txserviceregistry.util.deferred import delayBefore
 
 
 class Service:

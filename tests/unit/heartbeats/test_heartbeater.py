@@ -11,6 +11,7 @@ from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from txserviceregistry.clock import SuspendWatch
 from txserviceregistry.errors import (
     BadRequest,
     ConnectionFailed,
@@ -23,7 +24,6 @@ from txserviceregistry.errors import (
 from txserviceregistry.heartbeats.attempts import HeartbeatContext, StallWatch
 from txserviceregistry.heartbeats.heartbeater import HeartBeater
 from txserviceregistry.util.deferred import PrioritySemaphore
-from txserviceregistry.util.suspend import SuspendWatch
 
 GONE = NotFound(404, "notFoundError", "object does not exist", 'Object "Service" with key "web1" does not exist')
 MARKER = NotFound(

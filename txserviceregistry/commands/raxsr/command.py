@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import attrs
 
 from ...errors import MalformedResponse, NotFound
-from ...util.parsing import parseCount
-from ...util.redaction import escaped
+from ...util.fields import parseCount
+from ...util.logs import escaped
 from ..console import CommandFailed, Parser, UsageError, checkOutput, didYouMean, oneLine, tell, typeOf, useUTF8
 from .output import FORMATS, Column, Output
 

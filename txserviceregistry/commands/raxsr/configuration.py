@@ -18,7 +18,7 @@ from typing import Any
 
 from ...errors import ServiceRegistryError
 from ...util.fields import KEY, KEY_RULE
-from ...util.redaction import escaped
+from ...util.logs import escaped
 from ..console import CommandFailed, UsageError, typeOf, useUTF8
 from .command import Argument, Page, Run, argument, command, either, oneOf
 from .output import Column, columns

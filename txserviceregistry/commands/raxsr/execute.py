@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LockHeld
-from ...util.parsing import boundedNumber, parseDuration
+from ...util.fields import boundedNumber, parseDuration
 from ..console import CommandFailed, UsageError, printable, typeOf
 from .command import Run, argument, command, oneOf
 from .configuration import allValues, namespace

@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 
-from ...util.parsing import formatMetadata, formatTags
+from ...util.fields import formatMetadata, formatTags
 from ..console import printable
 
 #: The formats of ``-f``, without one for shells, whose output would run a ``$(…)`` in a value.

@@ -9,8 +9,7 @@ from functools import partial
 from typing import Any
 
 from ...errors import NotFound, ServiceExists
-from ...util.fields import ID_RULE
-from ...util.parsing import parseDuration, parseMetadata, parseTags
+from ...util.fields import ID_RULE, parseDuration, parseMetadata, parseTags
 from ..console import CommandFailed, UsageError, typeOf
 from .command import Argument, Run, argument, command, oneOf
 from .output import columns

@@ -24,8 +24,7 @@ from ...discovery.balancing import instanceOf
 from ...discovery.directory import THRESHOLD, Directory, Suspects
 from ...discovery.watcher import ConfigurationWatcher
 from ...types import Service
-from ...util.backoff import Backoff
-from ...util.deferred import Waiters
+from ...util.deferred import Backoff, Waiters
 from ...util.fields import isEnabled, takesWork, weightOf
 from ...util.files import replaceFile, replacement
 from ...util.logs import Logger, Outage

@@ -25,8 +25,7 @@ from ...coordination import Held, Lock
 from ...errors import ServiceRegistryError
 from ...registration import REGISTERED_AT
 from ...util.deferred import cancelWith, returnsDeferred
-from ...util.fields import ID_RULE
-from ...util.parsing import parseCount, parseDuration, parseMetadata, parseTags
+from ...util.fields import ID_RULE, parseCount, parseDuration, parseMetadata, parseTags
 from .. import console
 from ..console import settingsOf, undecodable
 from ..options import Option, TableOptions, parseHeartbeatTimeout, parseServiceId

@@ -29,8 +29,7 @@ from ...errors import (
 from ...heartbeats.heartbeater import REGISTERED, STOPPED
 from ...registration import RegisteredService
 from ...settings import defaultDataDir
-from ...util.backoff import Backoff
-from ...util.deferred import Waiters, returnsDeferred
+from ...util.deferred import Backoff, Waiters, returnsDeferred
 from ...util.files import checkPath
 from ...util.logs import Logger
 

@@ -21,9 +21,9 @@ from twisted.logger import LogLevel
 from twisted.web.server import Request
 
 from ...util.deferred import DaemonThreadPool, returnsDeferred, waitFor
+from ...util.fields import validTraceparent
 from ...util.files import checkPath
 from ...util.logs import Logger, Outage
-from ...util.parsing import validTraceparent
 from ..limits import NO_HEADERS
 from ..statistics import RequestStatistics
 

@@ -38,6 +38,7 @@ from twisted.internet.task import deferLater
 from twisted.web.iweb import IAgent, IPolicyForHTTPS
 from zope.interface import implementer
 
+from ....clock import bootTime
 from ....http.jsontransport import JSONTransport
 from ....http.pool import ConnectionPool, PooledAgent
 from ....http.queueing import QueueingAgent
@@ -45,7 +46,6 @@ from ....http.tls import tlsPolicy
 from ....util.deferred import PrioritySemaphore, returnsDeferred
 from ....util.files import Reloaded
 from ....util.logs import Logger
-from ....util.suspend import bootTime
 from ...eventids import newTail
 from ...statistics import StoreStatistics
 from ..interfaces import Account, StoreRefused, StoreUnavailable

@@ -9,9 +9,9 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import HeartBeater, RegisteredService
+from txserviceregistry.clock import SuspendWatch, machineSuspended
 from txserviceregistry.discovery import Directory
 from txserviceregistry.testing import FakeRegistry
-from txserviceregistry.util.suspend import SuspendWatch, machineSuspended
 
 
 class WatchTests(SynchronousTestCase):
