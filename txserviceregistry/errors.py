@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 
-from .util.logs import escaped
+from .util.fields import escaped
 
 __all__ = [
     "APIError",

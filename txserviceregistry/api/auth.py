@@ -34,7 +34,8 @@ from ..http.jsontransport import ClientClosed, JSONTransport
 from ..http.messages import Response
 from ..http.pool import BytesProducer, readWhole
 from ..util.deferred import Backoff, Waiters, returnsDeferred
-from ..util.logs import Logger, Outage, redacted
+from ..util.fields import redacted
+from ..util.logs import Logger, Outage
 from .shapes import objectsIn, readAccess
 
 #: A token is renewed after this part of its lifetime.

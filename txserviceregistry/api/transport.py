@@ -35,8 +35,8 @@ from ..http.jsontransport import TIMEOUT, USER_AGENT, ClientClosed, JSONTranspor
 from ..http.messages import NO_REGISTRY, Request, Response, pathOf, segment
 from ..http.pool import FixedHeaders, readWhole
 from ..util.deferred import Waiters, cancelWith, returnsDeferred
-from ..util.fields import parseRetryAfter, validTraceparent
-from ..util.logs import Logger, Outage, redacted
+from ..util.fields import parseRetryAfter, redacted, validTraceparent
+from ..util.logs import Logger, Outage
 from .auth import KeystoneAuthenticator, Session, refusesToken
 from .shapes import readHolder
 

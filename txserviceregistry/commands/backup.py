@@ -25,8 +25,8 @@ from ..registry.stores.sqlite.file import (
     sync,
     uri,
 )
+from ..util.fields import escaped
 from ..util.files import replacement
-from ..util.logs import escaped
 from .console import CommandFailed, UsageError, runConsole
 from .stores import DataParser, becomeOwner, dataDirectory
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 from ..errors import InvalidSettings, ServiceRegistryError
 from ..settings import Settings, readSettings
-from ..util.logs import escaped
+from ..util.fields import escaped
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred

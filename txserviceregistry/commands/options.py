@@ -17,8 +17,7 @@ from twisted.python import usage
 
 from .._version import __version__
 from ..errors import InvalidSettings
-from ..util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID
-from ..util.logs import escaped
+from ..util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID, escaped
 from .console import didYouMean, dropOutput, holdDescriptors, show, undecodable, whyNotWritten
 
 

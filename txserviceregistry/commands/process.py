@@ -20,7 +20,8 @@ from twisted.python import usage
 from twisted.python.logfile import LogFile
 
 from ..registry.http.requestlog import timeText
-from ..util.logs import Logger, escaped
+from ..util.fields import escaped
+from ..util.logs import Logger
 from .console import printable
 
 _log = Logger()

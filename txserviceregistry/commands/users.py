@@ -24,7 +24,7 @@ from ..registry.identity.identity import Identity, InvalidUser, checkUser
 from ..registry.roles import KINDS, NAMES, Role, checkPrefix
 from ..registry.stores.interfaces import IStore, NoSuchObject, ObjectExists, StoreError, StoreRefused, StoreUnavailable
 from ..registry.stores.sqlite.store import SqliteStore
-from ..util.logs import escaped
+from ..util.fields import escaped
 from .console import (
     CommandFailed,
     UsageError,

@@ -1,6 +1,6 @@
 r"""
-The rules of the protocol for services and configuration keys, and the formats of values on command lines, in endpoint
-strings, in options and in headers.
+The rules of the protocol for services and configuration keys; the formats of values on command lines, in endpoint
+strings, in options and in headers; and texts without secrets and control characters.
 
 Only values that no registry accepts are refused before a request is sent. The protocol defines no metadata: the keys
 are those that its clients have always used. In tags and metadata (``a,b``, ``key=value,key=value``), ``\,`` is a comma
@@ -9,10 +9,12 @@ and ``\\`` a backslash; any other backslash stands for itself.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from ..types import Service
 
@@ -45,6 +47,14 @@ _ESCAPE = re.compile(r"\\([\\,])")
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([smhd]?)", re.ASCII)
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+
+# A secret of this length is not part of an ordinary word, and is redacted wherever it occurs.
+_LONG = 16
+
+# The beginning of a word: after a character that is not a letter or digit, or that belongs to an escape in a URL or a
+# quoted text.
+_BEGINNING = r"(?:(?<![^\W_])|(?<=%[0-9A-Fa-f]{2})|(?<=\\[abfnrtv])|(?<=\\x[0-9A-Fa-f]{2})|(?<=\\u[0-9A-Fa-f]{4}))"
+_END = r"(?![^\W_])"
 
 #: The longest timeout, interval or pause that makes sense in a program, in seconds.
 LONGEST_INTERVAL = 36_500 * 86_400.0
@@ -241,3 +251,31 @@ def parseRetryAfter(text: str | None) -> float | None:
 def validTraceparent(text: object) -> str | None:
     """The W3C header ``traceparent``; ``None`` if it is not valid."""
     return text if isinstance(text, str) and _TRACEPARENT.fullmatch(text) else None
+
+
+def escaped(text: str, keep: str = "") -> str:
+    """*text* with escapes for the characters, line ends included, that a terminal obeys or does not show."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or character in keep else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def redacted(text: str, secrets: Iterable[str], replacement: str = "…") -> str:
+    """*text* without secrets. A short one stays within a word: a token that is ``bad`` leaves ``badRequest``."""
+    # The longest first, because others may be part of it.
+    for secret in sorted({secret for secret in secrets if secret and secret in text}, key=len, reverse=True):
+        beginning = end = ""
+        if len(secret) < _LONG:
+            # One that begins or ends with another character than a letter or digit is not within a word there.
+            beginning, end = _BEGINNING if secret[0].isalnum() else "", _END if secret[-1].isalnum() else ""
+        text = re.sub(f"{beginning}{re.escape(secret)}{end}", lambda _: replacement, text)
+    return text
+
+
+def encodings(secret: str) -> set[str]:
+    """How a secret is written: as it is, in JSON and in a URL."""
+    inJSON = {json.dumps(secret, ensure_ascii=isASCII)[1:-1] for isASCII in (True, False)}
+    return {secret, *inJSON, quote(secret, safe="", errors="replace")}

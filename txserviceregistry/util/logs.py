@@ -1,12 +1,9 @@
-"""Texts without secrets and control characters; the logger of this package; outages; listeners."""
+"""The logger of this package; outages in the log; listeners whose errors are logged."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, ParamSpec, cast
-from urllib.parse import quote
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
@@ -14,43 +11,9 @@ from twisted.logger import Logger as _Logger
 from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 
+from .fields import escaped
+
 _P = ParamSpec("_P")
-
-# A secret of this length is not part of an ordinary word, and is redacted wherever it occurs.
-_LONG = 16
-
-# The beginning of a word: after a character that is not a letter or digit, or that belongs to an escape in a URL or a
-# quoted text.
-_BEGINNING = r"(?:(?<![^\W_])|(?<=%[0-9A-Fa-f]{2})|(?<=\\[abfnrtv])|(?<=\\x[0-9A-Fa-f]{2})|(?<=\\u[0-9A-Fa-f]{4}))"
-_END = r"(?![^\W_])"
-
-
-def escaped(text: str, keep: str = "") -> str:
-    """*text* with escapes for the characters, line ends included, that a terminal obeys or does not show."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() or character in keep else character.encode("unicode_escape").decode()
-        for character in text
-    )
-
-
-def redacted(text: str, secrets: Iterable[str], replacement: str = "…") -> str:
-    """*text* without secrets. A short one stays within a word: a token that is ``bad`` leaves ``badRequest``."""
-    # The longest first, because others may be part of it.
-    for secret in sorted({secret for secret in secrets if secret and secret in text}, key=len, reverse=True):
-        beginning = end = ""
-        if len(secret) < _LONG:
-            # One that begins or ends with another character than a letter or digit is not within a word there.
-            beginning, end = _BEGINNING if secret[0].isalnum() else "", _END if secret[-1].isalnum() else ""
-        text = re.sub(f"{beginning}{re.escape(secret)}{end}", lambda _: replacement, text)
-    return text
-
-
-def encodings(secret: str) -> set[str]:
-    """How a secret is written: as it is, in JSON and in a URL."""
-    inJSON = {json.dumps(secret, ensure_ascii=isASCII)[1:-1] for isASCII in (True, False)}
-    return {secret, *inJSON, quote(secret, safe="", errors="replace")}
 
 
 class Logger(_Logger):

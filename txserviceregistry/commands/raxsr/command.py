@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import attrs
 
 from ...errors import MalformedResponse, NotFound
-from ...util.fields import parseCount
-from ...util.logs import escaped
+from ...util.fields import escaped, parseCount
 from ..console import CommandFailed, Parser, UsageError, checkOutput, didYouMean, oneLine, tell, typeOf, useUTF8
 from .output import FORMATS, Column, Output
 

@@ -17,8 +17,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ...errors import ServiceRegistryError
-from ...util.fields import KEY, KEY_RULE
-from ...util.logs import escaped
+from ...util.fields import KEY, KEY_RULE, escaped
 from ..console import CommandFailed, UsageError, typeOf, useUTF8
 from .command import Argument, Page, Run, argument, command, either, oneOf
 from .output import Column, columns

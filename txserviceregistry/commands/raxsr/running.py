@@ -23,7 +23,7 @@ from ...http.jsontransport import TIMEOUT
 from ...http.pool import BytesProducer, ConnectionPool, PooledAgent, WholeResponse
 from ...http.tls import tlsPolicy
 from ...settings import Settings
-from ...util.logs import encodings, escaped, redacted
+from ...util.fields import encodings, escaped, redacted
 from ..console import CommandFailed, UsageError, inOptions, runReactor, settingsOf
 
 _T = TypeVar("_T")
