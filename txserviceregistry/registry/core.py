@@ -214,7 +214,6 @@ class Registry(Part):
         self.feed = EventFeed(*events, self.followers, EventStreams(*events, streams or Places(10_000, 5_000)))
         kind = Cluster if ISharedStore.providedBy(store) else Engine
         self.engine = engine = kind(*common, self.feed)
-        self._live = engine.live
         self.heartbeat, self.heartbeats, self.lastSeen = engine.heartbeat, engine.takeHeartbeats, engine.lastSeen
         self.locks = Locks(*common, engine, self.followers, limits.lock, fenceFrom, locksHeldBack)
         self.configuration = Configuration(*common, self.feed, limits.configurationValue)
@@ -235,7 +234,7 @@ class Registry(Part):
         self.endWaiting()
         self.feed.stop()
         self.states.stop()
-        self._live.stop()
+        self.engine.stop()
         await self._tasks.whenIdle()
         self._registered.stop()
         self._deregistered.stop()
@@ -246,7 +245,7 @@ class Registry(Part):
 
     def counts(self, *, ofLocks: bool = False) -> dict[str, int]:
         """How many services are registered, or locks held, by tenant."""
-        counts = self.engine.live.count()
+        counts = self.engine.count()
         return {tenantOf(scope): count for scope, count in counts.items() if isLockScope(scope) == ofLocks}
 
     def pause(self) -> Deferred[None]:
@@ -278,36 +277,35 @@ class Registry(Part):
             raise Fault("serviceWithThisIdExists", f"Service with id {service.id} already exists.")
         except LimitExceeded:
             raise limitReached("service", self._maximum)
-        self._registered.add(tenant, record.id)
-        self._registered.flush()
+        self._registered.add((tenant, record.id))
         return self.engine.tokens.first(tenant, record.id, record.incarnation)
 
     @owned
     async def get(self, tenant: str, id: str, states: bool = False) -> types.Service:
         """One service, with its state if *states* are asked for; the fault 404 if it is not there."""
         # There may be many expired services, and most services are known not to be among them.
-        hidden = self._live.hidden(tenant) if self._live.active(tenant, id) is None else ()
+        hidden = self.engine.hidden(tenant) if self.engine.active(tenant, id) is None else ()
         try:
             record = await available(self._store.getService(tenant, id, states))
         except NoSuchObject:
-            if self._live.active(tenant, id) is not None:
-                self._live.markUnsure(tenant, id)
+            if self.engine.active(tenant, id) is not None:
+                self.engine.markUnsure(tenant, id)
             raise notFound("Service", id)
-        if record.incarnation in hidden or self._live.isHidden(tenant, id, record.incarnation):
+        if record.incarnation in hidden or self.engine.isHidden(tenant, id, record.incarnation):
             raise notFound("Service", id)
         return self._shown(tenant, record)
 
     @owned
     async def list(self, tenant: str, marker: str | None, limit: int, tag: str | None, states: bool = False) -> Page:
         """A page of services by id, from *marker* on: all, or those with this *tag*."""
-        hidden = self._live.hidden(tenant)
+        hidden = self.engine.hidden(tenant)
         records = await available(self._store.listServices(tenant, marker, limit + 1, tag, hidden, states))
         return Page.of([self._shown(tenant, record) for record in records], limit)
 
     def _shown(self, tenant: str, record: ServiceRecord) -> types.Service:
-        state = self._live.find(tenant, record.id, record.incarnation)
+        state = self.engine.find(tenant, record.id, record.incarnation)
         if state is None and not self._tasks.isBusy((tenant, record.id)):
-            self._live.markUnsure(tenant, record.id)
+            self.engine.markUnsure(tenant, record.id)
         shown: types.Service = {
             "id": record.id,
             "heartbeat_timeout": record.heartbeatTimeout,
@@ -327,10 +325,10 @@ class Registry(Part):
             return
         updating = self._store.updateService(tenant, id, state.incarnation, changes)
         record = await self.engine.applied(state, updating, "service.update")
-        if self._live.active(tenant, id) is not state:
+        if self.engine.active(tenant, id) is not state:
             raise notFound("Service", id)
         if changes.heartbeatTimeout is not None:
-            self._live.restart(state, record.heartbeatTimeout)
+            self.engine.restart(state, record.heartbeatTimeout)
 
     @serialized(lambda tenant, id: (tenant, id))
     async def remove(self, tenant: str, id: str) -> None:
@@ -338,5 +336,4 @@ class Registry(Part):
         state = await self.engine.stateOf(tenant, id)
         removing = self._store.removeService(tenant, id, state.incarnation)
         await self.engine.applied(state, removing, "service.remove", isEnd=True)
-        self._deregistered.add(tenant, id)
-        self._deregistered.flush()
+        self._deregistered.add((tenant, id))

@@ -6,8 +6,7 @@ The common part of services and locks: registrations that last while their heart
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from math import inf
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -15,23 +14,21 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
 from zope.interface import implementer
 
-from ..util.deferred import PrioritySemaphore, SingleFlight, returnsDeferred
-from .expiry.deadlines import REFUSED, ServiceState
-from .expiry.livetable import LiveServices, readSummary
+from ..util.deferred import SingleFlight, returnsDeferred
+from .expiry import REFUSED, LiveServices, ServiceState, readSummary
 from .faults import Fault, notFound, systemFailure
 from .feed import EventFeed
 from .model import isLockScope, kindOf, tenantOf
-from .stores.interfaces import Expiration, LimitExceeded, NoSuchObject, ObjectExists, ServiceSummary
+from .stores.interfaces import Expiration, LimitExceeded, NoSuchObject, ObjectExists
 from .stores.shared import IStoreListener
-from .tasks import Part, available
+from .tasks import available
 from .tokens import HeartbeatTokens
 
 _T = TypeVar("_T")
 
-#: How many registrations are looked up in a shared store at once because a heartbeat named an unknown one, and how many
-#: may wait for that: clients that make up ids and tokens must not keep the store from its work.
-_LOOKS = 4
-_WAITING = 400
+#: How many registrations may be looked up in a shared store at once because they are unknown: clients that make up ids
+#: and tokens must not keep the store from its work.
+_LOOKS = 400
 
 #: Seconds that a registration waits for a service with its id, or in its place in the account, that may have expired;
 #: and from one look to the next.
@@ -43,30 +40,21 @@ ADMISSION = 1.0
 
 
 @attrs.define(eq=False, slots=False)
-class Engine(Part):
-    """
-    The registrations of all scopes. It counts the *heartbeats* that were taken, those that are *waiting* for the store,
-    and *expirations* by the type of their event.
-    """
+class Engine(LiveServices):
+    """The registrations of all scopes."""
 
     _feed: EventFeed
-    live: LiveServices = attrs.field(init=False)
     tokens: HeartbeatTokens = attrs.field(init=False)
-    heartbeats: int = attrs.field(init=False, default=0)
-    waiting: int = attrs.field(init=False, default=0)
-    expirations: Counter[str] = attrs.field(init=False, factory=Counter)
-
-    def __attrs_post_init__(self) -> None:
-        self.live = LiveServices(
-            self._store, self._persist, clock=self._clock, wallClock=self._wallClock, tasks=self._tasks
-        )
+    heartbeats: int = attrs.field(init=False, default=0)  # how many were taken
+    waiting: int = attrs.field(init=False, default=0)  # how many heartbeats wait for the store
+    expirations: Counter[str] = attrs.field(init=False, factory=Counter)  # by the type of their event
 
     async def start(self) -> None:
-        await self._readSecret()
-        self.live.start([*await self._store.allServices(), *await self._store.allLocks()])
-
-    async def _readSecret(self) -> None:
         self.tokens = HeartbeatTokens(await self._store.secret(), self._wallClock)
+        await self._begin()
+
+    async def _begin(self) -> None:
+        self.begin([*await self._store.allServices(), *await self._store.allLocks()])
 
     async def create(self, scope: str, id: str, create: Callable[[], Awaitable[Any]]) -> Any:
         """
@@ -77,19 +65,19 @@ class Engine(Part):
         while True:
             try:
                 record = await self._changed((tenantOf(scope),), create(), type)
-                self.live.track(record.summary(tenantOf(scope)))
+                self.track(record.summary(tenantOf(scope)))
                 return record
             except (ObjectExists, LimitExceeded) as refusal:
                 isTaken = isinstance(refusal, ObjectExists)
-                if self.live.hidden(scope):
+                if self.hidden(scope):
                     # Expired registrations hold ids and places in the limit that are free by the rules.
-                    await self.live.persistNext()
+                    await self.persistNext()
                 elif not await self._untilDecided(scope, id if isTaken else None):
-                    if isTaken and self.live.active(scope, id) is None:
-                        self.live.markUnsure(scope, id)
+                    if isTaken and self.active(scope, id) is None:
+                        self.markUnsure(scope, id)
                     raise
             except Exception:
-                self.live.markUnsure(scope, id)
+                self.markUnsure(scope, id)
                 raise
 
     async def _untilDecided(self, scope: str, id: str | None) -> bool:
@@ -98,7 +86,7 @@ class Engine(Part):
 
     async def stateOf(self, scope: str, id: str) -> ServiceState:
         """:raises Fault: 404 if there is no such registration."""
-        state = self.live.active(scope, id)
+        state = self.active(scope, id)
         if state is None:
             raise notFound(kindOf(scope), id)
         return state
@@ -108,13 +96,13 @@ class Engine(Part):
         try:
             result = await self._changed((tenantOf(state.tenant),) if type else (), change, type)
         except Exception as error:
-            self.live.markUnsure(state.tenant, state.id)
+            self.markUnsure(state.tenant, state.id)
             if not isinstance(error, NoSuchObject):
                 raise
-            self.live.forget(*state.name)
+            self.forget(*state.name)
             raise notFound(kindOf(state.tenant), state.id)
         if isEnd:
-            self.live.forget(*state.name)
+            self.forget(*state.name)
         return result
 
     async def _changed(self, tenants: Collection[str], change: Awaitable[_T], type: str | None) -> _T:
@@ -125,7 +113,7 @@ class Engine(Part):
 
     def lastSeen(self, scope: str, ids: Iterable[str]) -> dict[str, int | None]:
         """When the last known heartbeats of those of these services that are there came, in ms since the epoch."""
-        states = self.live.ofTenant(scope)
+        states = self.ofTenant(scope)
         return {id: states[id].lastSeen for id in ids if id in states}
 
     def heartbeat(self, scope: str, id: str, token: str) -> Deferred[str]:
@@ -140,32 +128,41 @@ class Engine(Part):
         Take many heartbeats, ids and tokens, at the same moment. Fires with the outcome of each, as :meth:`heartbeat`:
         at once, unless other registries share the store.
         """
-        lastSeen, now = millisecondsUp(self._wallClock()), self.live.now()
-        states, following = self.live.ofTenant(scope), self.tokens.following()
-        # Locks are not shown with the time of their last heartbeat.
-        record = None if isLockScope(scope) else self._store.recordLastSeen
-        outcomes: list[str | Fault] = []
+        lastSeen, now = millisecondsUp(self._wallClock()), self.now()
+        states, following, isLock = self.ofTenant(scope), self.tokens.following(), isLockScope(scope)
+        closed: Container[str] = self._store.closed(scope) if self.isShared else ()
+        outcomes: list[Any] = []
         for id, token in heartbeats:
-            state = states.get(id)
-            if state is None or now >= state.deadline:
-                outcomes.append(notFound(kindOf(scope), id))
-                continue
-            nextToken = following(state.proof or self._proof(state), token)
-            if nextToken is None:
-                outcomes.append(_refused(state, token))
-                continue
-            state.heartbeat(now, lastSeen)
-            if record is not None:
-                record(scope, id, state.incarnation, lastSeen)
-            self.heartbeats += 1
-            outcomes.append(nextToken)
+            state, nextToken = states.get(id), None
+            if state is not None and (now < state.deadline or self.isShared) and state.incarnation not in closed:
+                nextToken = following(state.proof or self._proof(state), token)
+                if nextToken is not None:
+                    self._acknowledge(state, now, lastSeen, isLock=isLock)
+            outcomes.append(nextToken or self._otherwise(scope, id, token))
         return succeed(outcomes)
 
     def _proof(self, state: ServiceState) -> str:
         state.proof = state.proof or self.tokens.proof(*state.name)
         return state.proof
 
-    @returnsDeferred
+    def _acknowledge(self, state: ServiceState, now: float, lastSeen: int, *, isLock: bool) -> None:
+        state.deadline, state.lastSeen = now + state.timeout, lastSeen
+        if self.isShared:
+            self.requeue(state)
+        # Locks are not shown with the time of their last heartbeat.
+        if not isLock:
+            self._store.recordLastSeen(state.tenant, state.id, state.incarnation, lastSeen)
+        self.heartbeats += 1
+
+    def _otherwise(self, scope: str, id: str, token: str) -> Any:
+        """The outcome of a heartbeat that can't be acknowledged from memory, or a Deferred of it."""
+        return self._refusal(scope, id, token)
+
+    def _refusal(self, scope: str, id: str, token: str) -> Fault:
+        state = self.active(scope, id)
+        isOther = state is not None and state.proof != REFUSED
+        return notFound("HeartbeatMarker", token) if isOther else notFound(kindOf(scope), id)
+
     async def _persist(self, expirations: Sequence[Expiration]) -> None:
         expireServices, expireLocks = self._store.expireServices, self._store.expireLocks
         for type, expire in (("service.timeout", expireServices), ("lock.expire", expireLocks)):
@@ -173,7 +170,7 @@ class Engine(Part):
             if group:
                 await self._changed({tenantOf(each.tenant) for each in group}, expire(group), type)
                 for each in group:
-                    self.live.forget(each.tenant, each.id, each.incarnation)
+                    self.forget(each.tenant, each.id, each.incarnation)
                 self.expirations[type] += len(group)
 
 
@@ -186,48 +183,33 @@ class Cluster(Engine):
     them agree.
     """
 
+    isShared = True
     _due: deque[ServiceState] = attrs.field(init=False, factory=deque)
     _looking: SingleFlight[tuple[str, str], None] = attrs.field(init=False, factory=SingleFlight)
-    _looks: PrioritySemaphore = attrs.field(init=False, factory=lambda: PrioritySemaphore(_LOOKS))
 
-    def __attrs_post_init__(self) -> None:
-        super().__attrs_post_init__()
-        self.live.onDue, self.live.onTick = self._due.extend, self._store.tick
-        self.registered = self.live.registered
-
-    async def start(self) -> None:
-        await self._readSecret()
-        self.live.start(())
+    async def _begin(self) -> None:
+        self.begin(())
         # That reads the registrations.
         await self._store.join(self)
 
+    def _passed(self, states: Sequence[ServiceState]) -> None:
+        self._due.extend(states)
+
+    def _onTick(self) -> None:
+        self._store.tick()
+
     @returnsDeferred
     async def takeHeartbeats(self, scope: str, heartbeats: Iterable[tuple[str, str]]) -> Sequence[str | Fault]:
-        heartbeats = list(heartbeats)
         if not self._store.isValid:
             return [systemFailure("This node is not a valid member of the cluster") for _ in heartbeats]
-        states, following = self.live.ofTenant(scope), self.tokens.following()
-        closed = self._store.closed(scope)
-        outcomes: list[str | Deferred[str | Fault]] = []
-        for id, token in heartbeats:
-            state = states.get(id)
-            isOpen = state is not None and state.incarnation not in closed
-            nextToken = following(self._proof(state), token) if state is not None and isOpen else None
-            if state is not None and nextToken is not None:
-                self._acknowledge(state)
-                outcomes.append(nextToken)
-            else:
-                # Also for an unknown token: another registry may know a later incarnation.
-                admitting = self._tasks.start(self._admit(scope, id, token))
-                outcomes.append(admitting.addTimeout(ADMISSION, self._clock, onTimeoutCancel=_undecided))
-        return [outcome if isinstance(outcome, str) else await outcome for outcome in outcomes]
+        outcomes = await super().takeHeartbeats(scope, heartbeats)
+        return [await outcome if isinstance(outcome, Deferred) else outcome for outcome in outcomes]
 
-    def _acknowledge(self, state: ServiceState) -> None:
-        lastSeen = millisecondsUp(self._wallClock())
-        state.heartbeat(self.live.now(), lastSeen)
-        self.live.requeue(state)
-        self._store.recordLastSeen(*state.name, lastSeen)
-        self.heartbeats += 1
+    def _otherwise(self, scope: str, id: str, token: str) -> Deferred[str | Fault]:
+        # Also for an unknown token: another registry may know a later incarnation.
+        admitting = self._tasks.start(self._admit(scope, id, token))
+        undecided = systemFailure("It could not be decided in time whether the service has expired")
+        return admitting.addTimeout(ADMISSION, self._clock, onTimeoutCancel=lambda *_: undecided)
 
     async def _admit(self, scope: str, id: str, token: str) -> str | Fault:
         """Let a heartbeat pass that cannot be acknowledged from memory at once; returns the next token."""
@@ -235,17 +217,18 @@ class Cluster(Engine):
         try:
             hasLooked = False
             while True:
-                state = self.live.active(scope, id)
+                state = self.active(scope, id)
                 nextToken = None if state is None else self.tokens.following()(self._proof(state), token)
                 if state is not None and nextToken is not None:
                     if not await available(self._store.admit(scope, state.incarnation)):
                         # This incarnation has ended. There may be another one.
-                        self.live.forget(*state.name)
+                        self.forget(*state.name)
                     elif self.registered((scope, state.incarnation)) is state:
-                        self._acknowledge(state)
+                        lastSeen = millisecondsUp(self._wallClock())
+                        self._acknowledge(state, self.now(), lastSeen, isLock=isLockScope(scope))
                         return nextToken
                 elif hasLooked:
-                    return notFound(kindOf(scope), id) if state is None else _refused(state, token)
+                    return self._refusal(scope, id, token)
                 await self._look(scope, id)
                 hasLooked = True
         except Fault as fault:
@@ -260,33 +243,30 @@ class Cluster(Engine):
 
     async def _look(self, scope: str, id: str) -> None:
         """Look a registration up in the store; the fault 503 if it is unavailable, or too many are being looked up."""
-        if len(self._looking) >= _WAITING:
+        if len(self._looking) >= _LOOKS:
             raise systemFailure("Too many unknown services are being looked up")
         await available(self._looking.do((scope, id), lambda: self._lookUp(scope, id)))
 
     @returnsDeferred
     async def _lookUp(self, scope: str, id: str) -> None:
-        await self._looks.take(inf)
-        known = self.live.active(scope, id)
+        known = self.active(scope, id)
         try:
-            self.live.track(await readSummary(self._store, scope, id))
+            self.track(await readSummary(self._store, scope, id))
         except NoSuchObject:
             if known is not None:
-                self.live.forget(*known.name)
-        finally:
-            self._looks.give()
+                self.forget(*known.name)
 
     async def _untilDecided(self, scope: str, id: str | None) -> bool:
         end = self._clock.seconds() + _PATIENCE
         hasWaited = False
-        state = None if id is None else self.live.active(scope, id)
+        state = None if id is None else self.active(scope, id)
         if (
             state is not None
-            and state.deadline <= state.aliveUntil <= self.live.now()
+            and state.deadline <= state.aliveUntil <= self.now()
             and state.incarnation not in self._store.closed(scope)
         ):
             # It was left to another registry, where it may have expired by now: another vote tells.
-            self.live.requeue(state)
+            self.requeue(state)
         while self._mayHaveExpired(scope, id):
             if self._clock.seconds() >= end:
                 return False
@@ -297,91 +277,74 @@ class Cluster(Engine):
     def _mayHaveExpired(self, scope: str, id: str | None) -> bool:
         closed = self._store.closed(scope)
         if id is None:
-            return any(state.incarnation in closed for state in self.live.ofTenant(scope).values())
-        state = self.live.active(scope, id)
+            return any(state.incarnation in closed for state in self.ofTenant(scope).values())
+        state = self.active(scope, id)
         return state is not None and (
-            state.incarnation in closed or max(state.deadline, state.aliveUntil) <= self.live.now()
+            state.incarnation in closed or max(state.deadline, state.aliveUntil) <= self.now()
         )
 
     # -- IStoreListener
 
-    def appeared(self, service: ServiceSummary) -> None:
-        self.live.track(service)
+    appeared, vanished, synchronized = LiveServices.track, LiveServices.forget, LiveServices.synchronize
 
     def renew(self, registration: tuple[str, str]) -> None:
         if state := self.registered(registration):
-            self.live.restart(state, state.timeout)
-
-    def vanished(self, tenant: str, id: str, incarnation: str) -> None:
-        self.live.forget(tenant, id, incarnation)
+            self.restart(state, state.timeout)
 
     def eventAdded(self, tenant: str, type: str | None) -> None:
         self._feed.notify((tenant,), type)
 
-    def synchronized(self, services: Sequence[ServiceSummary]) -> None:
-        self.live.synchronize(services)
-
     def suspend(self) -> None:
-        self.live.suspend()
+        super().suspend()
         self._feed.lose()
 
     def renewAll(self) -> None:
         self._due.clear()
-        self.live.renewAll()
+        super().renewAll()
 
     def secondsLeft(self, registration: tuple[str, str]) -> float:
         state = self.registered(registration)
-        return -1.0 if state is None else state.deadline - self.live.now()
+        return -1.0 if state is None else state.deadline - self.now()
 
     def timeout(self, registration: tuple[str, str]) -> float:
         state = self.registered(registration)
         return 0.0 if state is None else state.timeout
 
     def due(self, count: int) -> Mapping[tuple[str, str], int]:
-        now = self.live.now()
+        now = self.now()
         due: dict[tuple[str, str], int] = {}
         while self._due and len(due) < count:
             state = self._due.popleft()
             registration = state.tenant, state.incarnation
             # A heartbeat that came since has put it back into the queue.
             if state.deadline <= now and self.registered(registration) is state:
-                due[registration] = self.live.timestamp(state)
+                due[registration] = self.timestamp(state)
                 state.asked = now
         return due
 
     def lookAgain(self, registration: tuple[str, str]) -> None:
         if state := self.registered(registration):
-            self.live.requeue(state)
+            self.requeue(state)
 
     def leaveTo(self, registration: tuple[str, str], seconds: float) -> None:
         state = self.registered(registration)
-        if state is not None and state.deadline > self.live.now():
-            self.live.requeue(state)
+        if state is not None and state.deadline > self.now():
+            self.requeue(state)
         elif state is not None:
             # The answer was given later.
             state.aliveUntil = state.asked + seconds
 
     def expired(self, registration: tuple[str, str]) -> None:
         if state := self.registered(registration):
-            self.live.noteExpired(state)
+            self.forget(*state.name)
+            self.logExpired(state)
             type = _expirationType(state.tenant)
             self.expirations[type] += 1
             self._feed.notify((tenantOf(state.tenant),), type)
 
     def ended(self, registration: tuple[str, str]) -> None:
         if state := self.registered(registration):
-            self.live.forget(*state.name)
-
-
-def _undecided(failure: object, seconds: float) -> Fault:
-    return systemFailure("It could not be decided in time whether the service has expired")
-
-
-def _refused(state: ServiceState, token: str) -> Fault:
-    """The fault for a heartbeat whose token is not one of the registration's, or whose registration takes none."""
-    if state.proof == REFUSED:
-        return notFound(kindOf(state.tenant), state.id)
-    return notFound("HeartbeatMarker", token)
+            self.forget(*state.name)
 
 
 def _expirationType(scope: str) -> str:

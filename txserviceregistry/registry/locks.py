@@ -13,7 +13,7 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from .engine import Engine
-from .expiry.deadlines import ServiceState
+from .expiry import ServiceState
 from .faults import Fault, limitReached, notFound, systemFailure
 from .feed import TOO_MANY_WAIT
 from .limits import Places
@@ -82,8 +82,7 @@ class Locks(Part):
     _isEnded: bool = attrs.field(init=False, default=False)
 
     def __attrs_post_init__(self) -> None:
-        self._live = self._engine.live
-        self._live.onForgotten = self._forgotten
+        self._engine.onForgotten = self._forgotten
         self._heldBackUntil = self._clock.seconds() + self._heldBack
 
     async def acquire(
@@ -186,7 +185,7 @@ class Locks(Part):
                 if lock.nonce is None or record.nonce != lock.nonce or record.isForced:
                     raise self._held(tenant, record)
                 # The response to the first request was lost.
-                self._live.track(record.summary(tenant))
+                self._engine.track(record.summary(tenant))
                 try:
                     await self._engine.heartbeat(scope, lock.name, self._token(scope, record))
                 except Fault as fault:
@@ -201,8 +200,8 @@ class Locks(Part):
         return self._engine.tokens.initial(scope, record.name, record.incarnation)
 
     def _held(self, tenant: str, record: LockRecord) -> Fault:
-        state = self._live.find(lockScope(tenant), record.name, record.incarnation)
-        left = record.timeout if state is None else max(0.0, state.deadline - self._live.now())
+        state = self._engine.find(lockScope(tenant), record.name, record.incarnation)
+        left = record.timeout if state is None else max(0.0, state.deadline - self._engine.now())
         details = f"Lock {record.name} is held" + (f" by {record.holder}" if record.holder else "")
         lock = {"name": record.name, "holder": record.holder, "fence": record.fence, "seconds_left": round(left, 3)}
         return Fault("lockHeld", "Lock is held", details, more={"lock": lock})
@@ -218,7 +217,7 @@ class Locks(Part):
         if token is None and not isNow:
             forcing = self._store.forceLock(tenant, name, state.incarnation)
             record = await self._engine.applied(state, forcing, None)
-            self._live.track(record.summary(tenant))
+            self._engine.track(record.summary(tenant))
             return
         if token is not None and self._engine.tokens.next(scope, name, state.incarnation, token) is None:
             raise notFound("HeartbeatMarker", token)
@@ -228,6 +227,6 @@ class Locks(Part):
     @owned
     async def list(self, tenant: str, marker: str | None, limit: int, name: str | None) -> Page:
         start, count = (marker, limit + 1) if name is None else (max(name, marker or ""), 1)
-        hidden = self._live.hidden(lockScope(tenant))
+        hidden = self._engine.hidden(lockScope(tenant))
         records = await available(self._store.listLocks(tenant, start, count, hidden))
         return Page.of([record.shown() for record in records if name in (None, record.name)], limit, "name")

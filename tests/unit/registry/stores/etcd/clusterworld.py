@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from zope.interface import implementer
 
 from txserviceregistry.registry.engine import ADMISSION
-from txserviceregistry.registry.expiry.deadlines import StallTolerantClock
+from txserviceregistry.registry.expiry import StallTolerantClock
 from txserviceregistry.registry.stores.etcd.node import Evidence, INodeKeys, Joined, Node
 from txserviceregistry.registry.stores.etcd.votes import Registration, Status
 from txserviceregistry.registry.stores.interfaces import NoSuchObject, StoreUnavailable

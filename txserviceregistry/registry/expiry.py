@@ -1,7 +1,4 @@
-"""
-The services that a registry knows, in memory: which are active, which have expired, and how memory and store come to
-agree about them.
-"""
+"""When services and locks expire: a clock that tolerates stalls, and the services that a registry knows, in memory."""
 
 from __future__ import annotations
 
@@ -12,97 +9,135 @@ from itertools import islice
 from typing import ClassVar
 
 import attrs
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-from ...util.deferred import SingleFlight, returnsDeferred
-from ...util.logs import Logger, Outage
-from ..faults import Fault, systemFailure
-from ..model import isLockScope, tenantOf
-from ..servicelog import ServiceLog
-from ..stores.interfaces import Expiration, IStore, NoSuchObject, ServiceSummary, StoreUnavailable
-from ..tasks import TaskOwner
-from .deadlines import NOWHERE, REFUSED, ServiceState, StallTolerantClock
+from ..util.deferred import SingleFlight, returnsDeferred
+from ..util.logs import Logger, Outage
+from .faults import Fault, systemFailure
+from .model import isLockScope, tenantOf
+from .servicelog import ExpiryLog
+from .stores.interfaces import Expiration, IStore, NoSuchObject, ServiceSummary, StoreUnavailable
+from .tasks import Part
+
+#: The proof of a registration that takes no heartbeats; no token has it.
+REFUSED = "refused"
+# No entry of the queue has this deadline: it marks a service that the queue no longer holds.
+NOWHERE = float("-inf")
 
 
-async def readSummary(store: IStore, scope: str, id: str) -> ServiceSummary:
-    """A service or a lock as the store has it; :class:`NoSuchObject` if there is none."""
-    if isLockScope(scope):
-        return (await store.getLock(tenantOf(scope), id)).summary(tenantOf(scope))
-    return (await store.getService(scope, id)).summary(scope)
-
-
-class ExpiryLog:
+class StallTolerantClock:
     """
-    Logs the services and locks that expire, and warns when there are unusually many services, which rarely means that
-    so many have stopped.
+    The time by which deadlines are measured: monotonic, in seconds, advancing by at most one second between two turns
+    of the reactor.
 
-    When a network is cut, the services behind it expire each at its own deadline, over the length of their timeouts; so
-    what counts is their number within a minute.
+    A registry that was stopped, starved of CPU or suspended received no heartbeats, and must not expire services for
+    it. So a turn that comes late is a *stall*: the time stands still for its length, and goes on once the input that
+    waited in the sockets has had a turn to be read. Only when turn after turn comes late does the time go on
+    regardless, a second at a time.
+
+    *onTick* is called at every tick, except the one that finds a stall: the input that waited is read first.
     """
 
-    #: Seconds that are looked at together.
-    WINDOW = 60.0
-    #: How many services have to expire, and which part of all, before there is a warning.
-    FEWEST = 20
-    SHARE = 0.1
+    #: Seconds between two ticks.
+    TICK = 0.25
+    #: The most that the time advances from one tick to the next, and how late a tick may come before it is a stall.
+    LONGEST_STEP = 1.0
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, population: Callable[[], int]) -> None:
+    def __init__(self, clock: IReactorTime, onTick: Callable[[], None]) -> None:
         self._clock = clock
-        self._population = population
-        # Services that lose their network expire one by one, over the length of a timeout.
-        self._services = ServiceLog(clock, "Services expired")
-        self._locks = ServiceLog(clock, "Locks expired")
-        self._new = 0
-        self._began = float("-inf")
+        self._onTick = onTick
+        # When the last tick was by the reactor; the time then, and the latest that was told.
+        self._ticked = clock.seconds()
+        self._time = self._latest = self._ticked
+        # How many stalls there have been, and their total length.
+        self.stalls = 0
+        self.stalledSeconds = 0.0
+        self._lateTicks = 0
+        self._stalledFor = 0.0
+        self._call: IDelayedCall | None = None
 
-    def add(self, states: Iterable[ServiceState]) -> None:
-        """Note some that have expired. The lines follow after :meth:`flush`."""
-        for state in states:
-            isLock = isLockScope(state.tenant)
-            self._new += not isLock
-            (self._locks if isLock else self._services).add(tenantOf(state.tenant), state.id)
-
-    def flush(self) -> None:
-        self._services.flush()
-        self._locks.flush()
-        new, self._new = self._new, 0
-        if new:
-            self._warn(new)
+    def start(self) -> None:
+        """Start or continue: the time since the clock was made, or stopped, does not count."""
+        self._ticked, self._time = self._clock.seconds(), self._latest
+        self._call = self._clock.callLater(self.TICK, self._tick)
 
     def stop(self) -> None:
-        """Log the rest now, and leave nothing on the reactor."""
-        self._services.stop()
-        self._locks.stop()
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
 
-    def _warn(self, new: int) -> None:
-        now = self._clock.seconds()
-        if now - self._began >= self.WINDOW:
-            self._began, self._count, self._before = now, 0, self._population() + new
-            # The number at which the next warning is due.
-            self._threshold = max(self.FEWEST, self.SHARE * self._before)
-        self._count += new
-        if self._count >= self._threshold:
-            # Some of them may have been registered since.
-            self._before = max(self._before, self._population() + self._count)
-            self._threshold = 2 * self._count
-            self._log.warn(
-                "{count} of {before} services expired within {seconds:.0f} s; "
-                "check the network between them and this registry, and their machines",
-                count=self._count,
-                before=self._before,
-                seconds=max(now - self._began, 1.0),
-            )
+    def now(self) -> float:
+        """The time in seconds, from an arbitrary start."""
+        gap = self._clock.seconds() - self._ticked
+        if gap <= self.TICK + self.LONGEST_STEP:
+            self._advance(gap)
+        return self._latest
+
+    def _advance(self, gap: float) -> None:
+        self._latest = max(self._latest, self._time + min(gap, self.LONGEST_STEP))
+
+    def _tick(self) -> None:
+        self._call = self._clock.callLater(self.TICK, self._tick)
+        seconds = self._clock.seconds()
+        gap = seconds - self._ticked
+        isLate = gap > self.TICK + self.LONGEST_STEP
+        if isLate:
+            self._lateTicks += 1
+            self._stalledFor += gap - self.TICK
+        elif self._lateTicks:
+            self._endStall()
+        standsStill = isLate and self._lateTicks == 1
+        if not standsStill:
+            self._advance(gap)
+        self._ticked, self._time = seconds, self._latest
+        if not standsStill:
+            self._onTick()
+
+    def _endStall(self) -> None:
+        self._log.warn(
+            "Registry stalled for {seconds:.1f} s (stopped, suspended or starved of CPU); "
+            "all heartbeat deadlines extended by that time",
+            seconds=self._stalledFor,
+            stalls=self._lateTicks,
+        )
+        self.stalls += 1
+        self.stalledSeconds += self._stalledFor
+        self._lateTicks, self._stalledFor = 0, 0.0
+
+
+@attrs.define(eq=False, weakref_slot=False)
+class ServiceState:
+    """One incarnation of a service or a lock, from its registration to its end. Times are of the StallTolerantClock."""
+
+    tenant: str  # of a lock: its scope
+    id: str
+    incarnation: str
+    timeout: int
+    deadline: float
+    lastSeen: int | None  # when its last heartbeat came, in milliseconds since the epoch
+    # The deadline under which the queue holds this; other entries of it in the queue are void.
+    _queued: float = NOWHERE
+    proof: str = ""  # the common part of its tokens; empty before its first heartbeat here
+    asked: float = NOWHERE  # when others were last asked whether they have received a heartbeat
+    aliveUntil: float = NOWHERE  # its deadline at another registry, as far as that has told
+
+    @property
+    def name(self) -> tuple[str, str, str]:
+        return self.tenant, self.id, self.incarnation
+
+    def __lt__(self, other: ServiceState) -> bool:
+        # For the queue, where two services may have the same deadline: any order will do.
+        return False
 
 
 _NONE: Mapping[str, ServiceState] = {}
 
 
 @attrs.define(eq=False, slots=False)
-class LiveServices:
+class LiveServices(Part):
     """
     The state of all services. A service is *active* until its deadline, then *expired* until the store has persisted
     the expiration, and is forgotten then. Expirations are persisted in groups, each in its own turn of the reactor.
@@ -111,19 +146,11 @@ class LiveServices:
     had no good response, the service is *unsure*. It is reconciled by reading it, so that no service stays in
     the store without a deadline and none stays in memory alone.
 
-    In a cluster other registries take heartbeats too, so that a deadline which has passed proves nothing. There a
-    service stays active until it is forgotten.
-
-    :param persist: persists some expirations, and has them forgotten; fails with a
-        :class:`~txserviceregistry.registry.faults.Fault` when that can't be done.
-    :param tasks: owns what is done in the background; changes of one service wait for each other there, under the key
-        ``(tenant, id)``.
-    :ivar time: the clock of the deadlines, whose time is *now*.
-    :ivar onDue: in a cluster, called with services whose deadline has passed as far as is known here; else ``None``.
-    :ivar onTick: called several times a second, but not when this process has stalled.
-    :ivar onForgotten: called with each service that is forgotten.
+    In a cluster (*isShared*) other registries take heartbeats too, so that a deadline which has passed proves nothing.
+    There a service stays active until it is forgotten.
     """
 
+    isShared: ClassVar = False
     #: How many services are looked at in one turn of the reactor, and how many are reconciled after one tick.
     SWEEP: ClassVar = 1000
     RECONCILED: ClassVar = 100
@@ -132,17 +159,9 @@ class LiveServices:
 
     _log = Logger()
 
-    _store: IStore
-    _persist: Callable[[Sequence[Expiration]], Deferred[None]]
-    _clock: IReactorTime
-    _wallClock: Callable[[], float]
-    _tasks: TaskOwner
-
     def __attrs_post_init__(self) -> None:
         self.time = StallTolerantClock(self._clock, self._tick)
         self.now = self.time.now
-        self.onDue: Callable[[Sequence[ServiceState]], object] | None = None
-        self.onTick: Callable[[], None] = lambda: None
         self.onForgotten: Callable[[ServiceState], None] = lambda state: None
         self._active: dict[str, dict[str, ServiceState]] = {}
         self._expired: dict[str, dict[str, ServiceState]] = {}
@@ -150,6 +169,7 @@ class LiveServices:
         self._queue: list[tuple[float, ServiceState]] = []
         # In a cluster: the services by tenant and incarnation.
         self._registrations: dict[tuple[str, str], ServiceState] = {}
+        self.registered = self._registrations.get
         self._isSuspended = self._isStopped = False
         self._unsure: set[tuple[str, str]] = set()
         self._sweeping: IDelayedCall | None = None
@@ -157,7 +177,7 @@ class LiveServices:
         self._expiries = ExpiryLog(self._clock, lambda: self.total)
         self._outage = Outage(self._log, self._clock, "Cannot persist expirations ({count} pending); retrying")
 
-    def start(self, services: Iterable[ServiceSummary]) -> None:
+    def begin(self, services: Iterable[ServiceSummary]) -> None:
         """Begin with these services, each with a full timeout."""
         self.time.start()
         for service in services:
@@ -172,6 +192,13 @@ class LiveServices:
         if call is not None:
             call.cancel()
 
+    async def _persist(self, expirations: Sequence[Expiration]) -> None:
+        """Persist these and forget them; a :class:`Fault` if that can't be done."""
+        raise NotImplementedError
+
+    def _onTick(self) -> None:
+        """Called several times a second, but not when this process has stalled."""
+
     def add(self, service: ServiceSummary) -> ServiceState:
         """Add a service, with a full timeout from now on. An earlier active incarnation of the same id is over."""
         tenant, timeout = service.tenant, service.heartbeatTimeout
@@ -183,18 +210,14 @@ class LiveServices:
             self._registrations.pop((tenant, states[service.id].incarnation), None)
         states[service.id] = state
         self.requeue(state)
-        if self.onDue is not None:
+        if self.isShared:
             self._registrations[tenant, service.incarnation] = state
         return state
-
-    def registered(self, registration: tuple[str, str]) -> ServiceState | None:
-        """The service with this tenant and incarnation, in a cluster."""
-        return self._registrations.get(registration)
 
     def active(self, tenant: str, id: str) -> ServiceState | None:
         """The service with this *id*, if it is active."""
         state = self._active.get(tenant, _NONE).get(id)
-        return state if state is not None and (self.now() < state.deadline or self.onDue is not None) else None
+        return state if state is not None and (self.now() < state.deadline or self.isShared) else None
 
     def ofTenant(self, tenant: str) -> Mapping[str, ServiceState]:
         """All active services of *tenant* by id. Some may have passed their deadline since the last collection."""
@@ -223,11 +246,8 @@ class LiveServices:
 
     def collect(self, most: int | None = None) -> bool:
         """
-        Find active services whose deadline has passed: they expire, or, in a cluster, are reported. None is found
-        twice, unless it has been given another deadline meanwhile (and was given to :meth:`requeue`).
-
-        :param most: look at no more than so many services; ``None`` for all that are due.
-        :return: whether there may be more.
+        Find active services whose deadline has passed, of *most* that are due. None is found twice, unless it was given
+        to :meth:`requeue` meanwhile. Returns whether there may be more.
         """
         now, queue, found, looks = self.now(), self._queue, list[ServiceState](), 0
         while queue and queue[0][0] <= now and looks != most and not self._isSuspended:
@@ -241,13 +261,14 @@ class LiveServices:
             if state._queued == queued:
                 state._queued = NOWHERE
                 found.append(state)
-        if self.onDue is not None:
-            self.onDue(found)
-        else:
-            for state in found:
-                _remove(self._active, state, state.id)
-                self._expired.setdefault(state.tenant, {})[state.incarnation] = state
+        self._passed(found)
         return looks == most
+
+    def _passed(self, states: Sequence[ServiceState]) -> None:
+        """The deadlines of these services have passed: they expire. In a cluster the others are asked."""
+        for state in states:
+            _remove(self._active, state, state.id)
+            self._expired.setdefault(state.tenant, {})[state.incarnation] = state
 
     def requeue(self, state: ServiceState) -> None:
         """Let :meth:`collect` find a service again that it has found, when its deadline has passed."""
@@ -296,9 +317,7 @@ class LiveServices:
             self.forget(*name)
 
     def track(self, service: ServiceSummary) -> None:
-        """
-        Take over that a service is there. It has a full timeout from now on if it is unknown or its timeout is another.
-        """
+        """A service is there. It has a full timeout from now on if it is unknown or its timeout is another."""
         state = self.find(service.tenant, service.id, service.incarnation)
         if state is None:
             self.add(service)
@@ -324,7 +343,7 @@ class LiveServices:
     def _tick(self) -> None:
         if self._sweeping is None:
             self._sweep()
-        self.onTick()
+        self._onTick()
         if self._unsure and not self._tasks.isBusy("reconcile"):
             self._tasks.serialized("reconcile", self._reconcile)
 
@@ -352,29 +371,23 @@ class LiveServices:
         group = self.pending(self.GROUP)
         try:
             await self._persist([Expiration(*each.name, self.timestamp(each)) for each in group])
-            self._logExpired(group)
+            self.logExpired(*group)
         except Exception as error:
             self._outage.failed(None if isinstance(error, Fault) else Failure(), count=len(self.pending()))
             raise
 
-    def _logExpired(self, states: Sequence[ServiceState]) -> None:
+    def logExpired(self, *states: ServiceState) -> None:
+        """These have expired, and that is persisted."""
         self._outage.succeeded()
-        self._expiries.add(states)
+        self._expiries.add([(each.tenant, each.id) for each in states], isLast=not self.pending(1))
         if self._isStopped:
             self._expiries.stop()
-        elif not self.pending(1):
-            self._expiries.flush()
 
     def timestamp(self, state: ServiceState) -> int:
         """The deadline of a service, as far as it is known here, in milliseconds since the epoch."""
         # When the clock of the deadlines began, if it had never stood still.
         began = self._wallClock() - self.now()
         return round((began + max(state.deadline, state.aliveUntil)) * 1000)
-
-    def noteExpired(self, state: ServiceState) -> None:
-        """A service has expired by a decision of others, and that is persisted."""
-        self._logExpired([state])
-        self.forget(*state.name)
 
     async def _reconcile(self) -> None:
         for tenant, id in list(self._unsure)[: self.RECONCILED]:
@@ -402,6 +415,13 @@ class LiveServices:
         elif record.incarnation not in hidden:
             # Its registration was persisted, but never acknowledged.
             self.add(record)
+
+
+async def readSummary(store: IStore, scope: str, id: str) -> ServiceSummary:
+    """A service or a lock as the store has it; :class:`NoSuchObject` if there is none."""
+    if isLockScope(scope):
+        return (await store.getLock(tenantOf(scope), id)).summary(tenantOf(scope))
+    return (await store.getService(scope, id)).summary(scope)
 
 
 def _remove(states: dict[str, dict[str, ServiceState]], state: ServiceState, key: str) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 from twisted.logger import LogLevel, globalLogPublisher
 
 from tests.unit.registry.registrycase import RegistryCase
-from txserviceregistry.registry.expiry.livetable import ExpiryLog
 from txserviceregistry.registry.limits import ResourceLimits
+from txserviceregistry.registry.servicelog import ExpiryLog
 
 
 class ExpirationsTests(RegistryCase):
@@ -17,10 +17,10 @@ class ExpirationsTests(RegistryCase):
     def test_goesOnAfterADefect(self) -> None:
         """A defect in what follows when services have expired is logged, and others expire after it."""
 
-        def fail(self: object) -> None:
+        def fail(self: object, names: object, isLast: bool) -> None:
             raise ValueError("a defect")
 
-        defect = self.patch(ExpiryLog, "flush", fail)
+        defect = self.patch(ExpiryLog, "add", fail)
         self.create("web1", 5)
         self.pass_(6)
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)

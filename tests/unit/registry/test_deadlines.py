@@ -7,13 +7,11 @@ from __future__ import annotations
 import tracemalloc
 import uuid
 
-from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.expiry.deadlines import StallTolerantClock
-from txserviceregistry.registry.expiry.livetable import LiveServices
+from txserviceregistry.registry.expiry import LiveServices, StallTolerantClock
 from txserviceregistry.registry.stores.interfaces import ServiceSummary
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.tasks import TaskOwner
@@ -121,17 +119,11 @@ class StallTolerantClockTests(SynchronousTestCase):
 
 
 class DeadlinesTests(SynchronousTestCase):
-    """`Deadlines`."""
+    """`LiveServices`."""
 
     def setUp(self) -> None:
         self.now = 100.0
-        self.deadlines = LiveServices(
-            MemoryStore(),
-            lambda expirations: succeed(None),
-            clock=Clock(),
-            wallClock=lambda: self.now,
-            tasks=TaskOwner(),
-        )
+        self.deadlines = LiveServices(MemoryStore(), TaskOwner(), Clock(), lambda: self.now)
         self.deadlines.now = lambda: self.now
 
     def add(self, id: str, timeout: int = 30, incarnation: str = "", tenant: str = "1") -> None:
@@ -142,7 +134,7 @@ class DeadlinesTests(SynchronousTestCase):
         """A heartbeat comes."""
         state = self.deadlines.active("1", id)
         assert state is not None
-        state.heartbeat(self.now, 5)
+        state.deadline, state.lastSeen = self.now + state.timeout, 5
 
     def collectIncarnations(self) -> list[str]:
         """The incarnations of those that expire, which are forgotten."""
@@ -289,7 +281,7 @@ class DeadlinesTests(SynchronousTestCase):
         for number in range(4_000):
             state = self.deadlines.active("1", f"service-number-{number}.example.com")
             assert state is not None
-            state.heartbeat(self.now, 1_346_967_146_370 + number)
+            state.deadline, state.lastSeen = self.now + state.timeout, 1_346_967_146_370 + number
         self.now += 29
         self.collect()
         self.assertLess(tracemalloc.get_traced_memory()[0] / 4_000, 600)

@@ -18,16 +18,32 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.unit.registry.heldstore import HeldCall, HeldStore
 from tests.unit.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
-from txserviceregistry.registry.expiry.deadlines import ServiceState
-from txserviceregistry.registry.expiry.livetable import LiveServices
+from txserviceregistry.registry.expiry import LiveServices, ServiceState
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.model import NewService, ServiceChanges
-from txserviceregistry.registry.stores.interfaces import Expiration, ServiceRecord, ServiceSummary
+from txserviceregistry.registry.stores.interfaces import ServiceRecord, ServiceSummary
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.tasks import TaskOwner
 
 JOIN, REMOVE, TIMEOUT = "service.join", "service.remove", "service.timeout"
+
+
+class _Shared(LiveServices):
+    """The services that a registry knows which shares its store."""
+
+    isShared = True
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(MemoryStore(), TaskOwner(), clock, lambda: NOW)
+        self.due: list[ServiceState] = []
+        self.ticks = 0
+
+    def _passed(self, states: Sequence[ServiceState]) -> None:
+        self.due.extend(states)
+
+    def _onTick(self) -> None:
+        self.ticks += 1
 
 
 class SharedTests(SynchronousTestCase):
@@ -35,26 +51,11 @@ class SharedTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.due: list[ServiceState] = []
-        self.ticks = 0
-        self.live = LiveServices(
-            MemoryStore(),
-            self.persist,
-            clock=self.clock,
-            wallClock=lambda: NOW,
-            tasks=TaskOwner(),
-        )
-        self.live.onDue, self.live.onTick = self.due.extend, self.tick
-        self.live.start(
+        self.live = _Shared(self.clock)
+        self.live.begin(
             ServiceSummary(TENANT, f"web{number}", f"incarnation{number}", 3, None) for number in range(3000)
         )
         self.addCleanup(self.live.stop)
-
-    def persist(self, expirations: Sequence[Expiration]) -> Deferred[None]:
-        raise AssertionError("only the others decide")
-
-    def tick(self) -> None:
-        self.ticks += 1
 
     def pass_(self, seconds: float) -> None:
         self.clock.pump([0.01] * round(seconds * 100))
@@ -62,8 +63,8 @@ class SharedTests(SynchronousTestCase):
     def test_allThatAreDueAreReportedOnce(self) -> None:
         """However many deadlines pass at once, each service is reported once and stays active."""
         self.pass_(5)
-        self.assertEqual(len({state.id for state in self.due}), 3000)
-        self.assertEqual(len(self.due), 3000)
+        self.assertEqual(len({state.id for state in self.live.due}), 3000)
+        self.assertEqual(len(self.live.due), 3000)
         self.assertIsNotNone(self.live.active(TENANT, "web0"))
         self.assertEqual(self.live.hidden(TENANT), frozenset())
 
@@ -72,37 +73,38 @@ class SharedTests(SynchronousTestCase):
         self.pass_(4)
         state = self.live.registered((TENANT, "incarnation7"))
         assert state is not None
-        self.due.clear()
-        state.heartbeat(self.live.now(), 0)
+        self.live.due.clear()
+        state.deadline = self.live.now() + state.timeout
         self.live.requeue(state)
         self.pass_(2.5)
-        self.assertEqual(self.due, [])
+        self.assertEqual(self.live.due, [])
         self.pass_(1)
-        self.assertEqual(self.due, [state])
+        self.assertEqual(self.live.due, [state])
 
     def test_suspendedNoneIsReported(self) -> None:
         """Suspended, no service is reported; afterwards each has a full timeout."""
         self.live.suspend()
         self.pass_(5)
-        self.assertEqual(self.due, [])
+        self.assertEqual(self.live.due, [])
         self.live.renewAll()
         self.pass_(2.5)
-        self.assertEqual(self.due, [])
+        self.assertEqual(self.live.due, [])
         self.pass_(1)
-        self.assertEqual(len(self.due), 3000)
+        self.assertEqual(len(self.live.due), 3000)
 
     def test_ticks(self) -> None:
         """There are four ticks a second, and none when the process has stalled."""
         self.pass_(1.01)
-        self.assertEqual(self.ticks, 4)
+        self.assertEqual(self.live.ticks, 4)
         self.clock.advance(10)
-        self.assertEqual(self.ticks, 4)
+        self.assertEqual(self.live.ticks, 4)
 
     def test_anExpirationIsForgotten(self) -> None:
         """A service that has expired by the others' decision is unknown from then on."""
         state = self.live.registered((TENANT, "incarnation7"))
         assert state is not None
-        self.live.noteExpired(state)
+        self.live.forget(*state.name)
+        self.live.logExpired(state)
         self.assertIsNone(self.live.registered((TENANT, "incarnation7")))
         self.assertIsNone(self.live.active(TENANT, "web7"))
 

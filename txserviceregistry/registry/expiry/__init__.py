@@ -1,1 +1,0 @@
-"""Heartbeat deadlines and expirations."""
