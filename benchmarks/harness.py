@@ -247,7 +247,7 @@ import json, sys
 from functools import partial
 from twisted.internet import reactor
 from txserviceregistry.clock import useMonotonic
-from txserviceregistry.commands.process import collectSeldom
+from txserviceregistry.commands.twistd import collectSeldom
 from txserviceregistry.registry.http.connections import ConnectionLimits
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.service import RegistryService

@@ -28,7 +28,7 @@ from tests.certificates import selfSigned
 from tests.inprocess import withoutSettings
 from tests.system.docblocks import DOCS, PageTestCase, blocksOf
 from txserviceregistry import Client, RegisteredService, errors
-from txserviceregistry.commands.options import readConfigFile
+from txserviceregistry.commands.twistd import readConfigFile
 from txserviceregistry.discovery import Directory, RegistryAgent, closeShared
 from txserviceregistry.discovery.endpoints import RegisteredPort
 from txserviceregistry.errors import FAULT_TYPES

@@ -18,7 +18,6 @@ import attrs
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
@@ -32,9 +31,8 @@ from ..settings import Settings, defaultDataDir, namesRegistry, readSettings
 from ..util.deferred import returnsDeferred
 from ..util.fields import parseMetadata, parseTags
 from ..util.logs import Logger
-from .options import Option, TwistdOptions, parseHeartbeatTimeout, parseServiceId
-from .process import endProcess, onHangup, say
 from .registry import parsedEndpoint, sayWhere
+from .twistd import Option, TwistdOptions, endProcess, onHangup, parseHeartbeatTimeout, parseServiceId, say
 
 _ID_CHARACTERS = re.compile(r"[^A-Za-z0-9_.\-]+")
 _LONGEST_ID = 65
@@ -45,7 +43,7 @@ def defaultServiceId(hostName: str) -> str:
 
 
 class Options(TwistdOptions):
-    command = "service-registry-agent"
+    program = "service-registry-agent"
     synopsis = "[--id ID] [--tags a,b] [--metadata k=v,…] [--heartbeat-timeout SECONDS] [--listen ENDPOINT]"
     longdesc = (
         "Registers a test service and sends its heartbeats until it is stopped. The registry is the one of the "
@@ -101,7 +99,8 @@ class AgentProcess(Service):
 
     @returnsDeferred
     async def _start(self) -> None:
-        options, registry, dummy = self._options, self._registry, _Dummy()
+        options, registry = self._options, self._registry
+        dummy = _Dummy()  # type: ignore[no-untyped-call] # Twisted has no types there
         if registry is not None:
             registry.startService()
             self._endings += [registry.stopService, onHangup(self._reactor, registry.reloadCertificates)]
@@ -111,7 +110,13 @@ class AgentProcess(Service):
         client = Client(reactor=self._reactor, settings=settings)
         self._endings.append(client.close)
         if options["listen"] is not None:
-            port = await self._listen(options["listen"], dummy)
+            site = Site(dummy)
+            # Requests to the test service are not worth a line in the log.
+            site.log = lambda request: None  # type: ignore[method-assign]  # Site has no other switch for it
+            try:
+                port = await serverFromString(self._reactor, options["listen"]).listen(site)
+            except Exception as error:
+                raise StartFailed(f"can't listen on {options['listen']}: {error}") from None
             self._endings.append(port.stopListening)
             metadata.setdefault("port", str(getattr(port.getHost(), "port", "")))
         service = dummy.service = RegisteredService(
@@ -139,16 +144,6 @@ class AgentProcess(Service):
             say(f"\nTo see it in a browser, open this link within {link['expires_in']} seconds:\n{link['href']}")
             say("Later, log in there with the user name and the API key in the file of the credentials.\n")
 
-    async def _listen(self, description: str, dummy: _Dummy) -> IListeningPort:
-        site = Site(dummy)
-        # Requests to the test service are not worth a line in the log.
-        site.log = lambda request: None  # type: ignore[method-assign]  # Site has no other switch for it
-        try:
-            port: IListeningPort = await serverFromString(self._reactor, description).listen(site)
-        except Exception as error:
-            raise StartFailed(f"can't listen on {description}: {error}") from None
-        return port
-
     def _failed(self, failure: Failure) -> None:
         if not self.running:
             return
@@ -171,23 +166,13 @@ class _Dummy(Resource):
     """Answers every request with the state of the test service."""
 
     isLeaf = True
-
-    def __init__(self) -> None:
-        Resource.__init__(self)
-        self.service: RegisteredService | None = None
+    service: RegisteredService | None = None
 
     def render_GET(self, request: Request) -> bytes:
         request.setHeader(b"Content-Type", b"application/json; charset=UTF-8")
         service = self.service
-        state = service and {
-            "id": service.serviceId,
-            "state": service.state,
-            "healthy": service.healthy,
-            "heartbeat_timeout": service.heartbeatTimeout,
-            "tags": service.tags,
-            "metadata": service.metadata,
-        }
-        return json.dumps(state or {}, ensure_ascii=False).encode() + b"\n"
+        state = service and {"id": service.serviceId, "state": service.state, "healthy": service.healthy}
+        return json.dumps(state or {}).encode() + b"\n"
 
 
 def _curlLines(settings: Settings) -> str:

@@ -14,17 +14,7 @@ from pathlib import Path
 from ..registry import eventids
 from ..registry.datadir import HELD_BACK, DataDirectory, DataDirectoryError
 from ..registry.stores.interfaces import StoreRefused
-from ..registry.stores.sqlite.file import (
-    IMMUTABLE,
-    checkFile,
-    claimFile,
-    connect,
-    openFile,
-    prepare,
-    refuseIrregular,
-    sync,
-    uri,
-)
+from ..registry.stores.sqlite import file as sqlitefile
 from ..util.fields import escaped
 from ..util.files import replacement
 from .console import CommandFailed, UsageError, runConsole
@@ -87,7 +77,6 @@ def main() -> int:
 
 def _run() -> int:
     parser = DataParser(prog=_NAME, description=_DESCRIPTION, epilog=_EXAMPLES)
-    parser.addVersion()
     parser.addDataDir()
     parser.add_argument("--restore", action="store_true", help="replace the store by FILE")
     parser.add_argument("file", metavar="FILE", help="the backup")
@@ -123,15 +112,15 @@ def _copy(source: str, target: str) -> tuple[str, float | None]:
     try:
         if os.path.exists(target) and os.path.samefile(source, target):
             raise CommandFailed(f"{target} is the registry's store itself; choose another file")
-        checkFile(source)
-        refuseIrregular(target)
+        sqlitefile.checkFile(source)
+        sqlitefile.refuseIrregular(target)
         with replacement(target, b"") as making:
-            with closing(openFile(source)) as connection:
+            with closing(sqlitefile.openFile(source)) as connection:
                 connection.execute("VACUUM INTO ?", (making,))
             contents = _verify(making)
-            sync(making)
+            sqlitefile.sync(making)
             os.replace(making, target)
-        sync(os.path.dirname(target))
+        sqlitefile.sync(os.path.dirname(target))
         return contents
     except OSError as error:
         raise CommandFailed(f"can't copy {source} to {target} as user {os.geteuid()}: {error.strerror}") from None
@@ -141,8 +130,8 @@ def _copy(source: str, target: str) -> tuple[str, float | None]:
 
 def _verify(path: str) -> tuple[str, float | None]:
     """Let SQLite read all of a copy."""
-    checkFile(path)
-    with closing(openFile(path, IMMUTABLE)) as connection:
+    sqlitefile.checkFile(path)
+    with closing(sqlitefile.openFile(path, sqlitefile.IMMUTABLE)) as connection:
         (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
             raise StoreRefused(f"the copy is damaged: {' '.join(verdict.split())}; the store may be damaged too")
@@ -168,10 +157,10 @@ def _restore(directory: DataDirectory, file: str) -> None:
         try:
             if path.exists():
                 # It may be another directory's registry that uses it.
-                ending.callback(os.close, claimFile(str(path)))
+                ending.callback(os.close, sqlitefile.claimFile(str(path)))
             contents, end = _copy(file, str(making))
             # As the next start does, but before the other store is gone.
-            prepare(str(making))
+            sqlitefile.prepare(str(making))
             lost = _lost(str(making), str(path)) if directory.hasStore() else None
             fence = _raiseFences(str(making), str(path))
             if fence is not None:
@@ -190,8 +179,8 @@ def _restore(directory: DataDirectory, file: str) -> None:
 def _lost(copy: str, path: str) -> str:
     """What a store has, and a copy of an older one has not. Both must have the newest schema."""
     try:
-        with closing(openFile(path)) as connection:
-            connection.execute("ATTACH ? AS other", (uri(copy, IMMUTABLE),))
+        with closing(sqlitefile.openFile(path)) as connection:
+            connection.execute("ATTACH ? AS other", (sqlitefile.uri(copy, sqlitefile.IMMUTABLE),))
             return _counted(connection, _LOST)
     except sqlite3.Error as error:
         return f"unknown, because the replaced store can't be read ({error})"
@@ -205,12 +194,12 @@ def _raiseFences(copy: str, path: str) -> int | None:
     :return: the greatest fence so far, in milliseconds since 1970 or above; ``None`` if there has never been a lock.
     """
     try:
-        with closing(openFile(path)) as replaced:
+        with closing(sqlitefile.openFile(path)) as replaced:
             (before,) = replaced.execute(_LAST_FENCE).fetchone()
     except sqlite3.Error:
         # It is not there, or damaged: there may have been locks.
         before = 1
-    with closing(connect(copy)) as connection:
+    with closing(sqlitefile.connect(copy)) as connection:
         fence = max(int(before), int(connection.execute(_LAST_FENCE).fetchone()[0]))
         if not fence:
             return None
@@ -236,7 +225,7 @@ def _replaceStore(path: Path, copy: Path) -> Path | None:
         for each in there:
             each.rename(folder / each.name)
     copy.rename(path)
-    sync(path.parent)
+    sqlitefile.sync(path.parent)
     return folder
 
 

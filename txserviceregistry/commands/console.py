@@ -19,6 +19,8 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
+import attrs
+
 from ..errors import InvalidSettings, ServiceRegistryError
 from ..settings import Settings, readSettings
 from ..util.fields import escaped
@@ -39,37 +41,29 @@ _OPTIONS = {
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
-# Python's character for a byte of the command line that the locale's encoding can't decode: 0xDC00 and the byte.
+# Python's characters for bytes of the command line that the locale's encoding can't decode.
 _UNDECODED = re.compile("[\udc80-\udcff]")
 
 
 class UsageError(Exception):
-    """The command line is wrong."""
-
     exitCode = 2
 
 
 class CommandFailed(Exception):
-    """The command failed."""
-
     def __init__(self, text: str, exitCode: int = 1) -> None:
         super().__init__(text)
         self.exitCode = exitCode
 
 
+@attrs.define
 class Interrupted(Exception):
-    """A *signal* ended the command: exit code 128 and its number."""
+    """A signal ended the command: exit code 128 and its number."""
 
-    def __init__(self, signal: int) -> None:
-        super().__init__(signal)
-        self.signal = signal
+    signal: int
 
 
 def runConsole(name: str, run: Callable[[], int]) -> int:
-    """
-    Run a console script, and report its error in one line; returns the exit code. *run* returns it, too, or raises
-    ``SystemExit`` with it.
-    """
+    """Run a console script, and report its error in one line; returns the exit code, as *run* does."""
     try:
         _prepareStreams()
         try:
@@ -112,11 +106,7 @@ def describe(error: Exception) -> tuple[int, str]:
 
 
 def runReactor(reactor: Any, work: Callable[[], Coroutine[Deferred[Any], Any, _T]]) -> _T:
-    """
-    Run the reactor for as long as *work* takes, and return its result. A process can do that once.
-
-    :raises Interrupted: if a signal ended it; or whatever *work* raises.
-    """
+    """Run the reactor, once in a process, for as long as *work* takes; :class:`Interrupted` if a signal ended it."""
     from twisted.internet.defer import Deferred
     from twisted.python.failure import Failure
 
@@ -154,10 +144,7 @@ def runReactor(reactor: Any, work: Callable[[], Coroutine[Deferred[Any], Any, _T
 
 
 def settingsOf(given: Mapping[str, Any]) -> Settings:
-    """
-    :param given: the values of options, by the names that the settings have for them.
-    :raises InvalidSettings: if a setting is wrong, or there are no credentials. Its text names the options.
-    """
+    """The settings with the values of options, by the settings' names; :class:`InvalidSettings` names the options."""
     arguments: dict[str, Any] = {name: given.get(name) for name in _OPTIONS}
     try:
         return readSettings(**arguments)
@@ -166,7 +153,6 @@ def settingsOf(given: Mapping[str, Any]) -> Settings:
 
 
 def inOptions(text: str) -> str:
-    """*text* of the settings, with the names of options in it."""
     for name, option in _OPTIONS.items():
         text = text.replace(f"the argument {name}", option)
     return text
@@ -176,7 +162,6 @@ def inOptions(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """*text* for a terminal, with its line breaks."""
     return escaped(text, keep="\n")
 
 
@@ -190,15 +175,12 @@ def undecodable(words: Sequence[str]) -> str | None:
     none. The word is not repeated, because it can be a secret.
     """
     for before, word in zip(["", *words], words, strict=False):
-        found = _UNDECODED.search(word)
-        if found is not None:
+        if _UNDECODED.search(word):
             options = (each for each in (word.partition("=")[0], before) if re.fullmatch("--?[a-zA-Z-]+", each))
-            option = next(options, "")
-            return (
-                f"{f'the value of {option}' if option else 'an argument'} is not text in "
-                f"{sys.getfilesystemencoding().upper()}, the encoding of the locale: it has the byte "
-                f"0x{ord(found[0]) - 0xDC00:02X}. Write it in UTF-8, in a UTF-8 locale such as LC_ALL=C.UTF-8"
-            )
+            where = next((f"the value of {option}" for option in options), "an argument")
+            encoding = sys.getfilesystemencoding().upper()
+            utf8 = "Write it in UTF-8, in a UTF-8 locale such as LC_ALL=C.UTF-8"
+            return f"{where} is not text in {encoding}, the encoding of the locale. {utf8}"
     return None
 
 
@@ -244,15 +226,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def holdDescriptors() -> None:
-    """
-    Open the descriptors of standard streams that were closed when the process began, so that they can't be read or
-    written: else the next connection or file would get the number of one, and the data that is meant for the stream.
-    """
+    """Open standard streams that are closed, so that no connection or file gets the number and data of one."""
     for descriptor, (_, mode) in enumerate(_STREAMS):
         try:
             os.fstat(descriptor)
         except OSError:
-            # This gets the lowest free number. Open for writing only, it can't be read, and the other way round.
+            # This gets the lowest free number, and can't be used as the stream.
             os.open(os.devnull, os.O_WRONLY if mode == "r" else os.O_RDONLY)
 
 

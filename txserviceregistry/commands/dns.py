@@ -22,8 +22,7 @@ from ..settings import readSettings
 from ..util.deferred import returnsDeferred
 from ..util.fields import boundedNumber, netloc, parseDuration
 from ..util.files import absolutePath
-from .options import Option, TwistdOptions
-from .process import say
+from .twistd import Option, TwistdOptions, say
 
 _MISSING = "dnspython is missing: pip install 'twisted-service-registry[dns]'"
 _LISTENER = re.compile(r"(udp|tcp):([0-9]{1,5})(?::interface=((?:\\:|[0-9A-Za-z.])+))?")
@@ -34,9 +33,7 @@ _BYTES_IN_A_TURN = 16 * 1024
 
 @attrs.frozen
 class Listener:
-    """An address on which queries are received, over ``udp`` or ``tcp``."""
-
-    kind: str
+    kind: str  # udp or tcp
     port: int
     interface: str = "127.0.0.1"
 
@@ -64,7 +61,7 @@ def _domain(text: str) -> Any:
 
 
 class Options(TwistdOptions):
-    command = "service-registry-dns"
+    program = "service-registry-dns"
     synopsis = "[--listen udp:PORT] [--listen tcp:PORT] [--domain NAME] [--config FILE] [options]"
     longdesc = (
         "Answers DNS queries with the services of a registry: addresses for TAG.service.DOMAIN, SRV records for "
@@ -90,22 +87,18 @@ class Options(TwistdOptions):
 
 
 def settle() -> None:
-    """
-    Exclude all present objects from Python's garbage collection: examining 10,000 services takes 50 ms each time.
-    """
+    """Exclude all present objects from Python's garbage collection: examining 10,000 services takes 50 ms each time."""
     gc.collect()
     gc.freeze()
 
 
 @attrs.define(eq=False, repr=False, slots=False)
 class DnsProcess(MultiService):
-    """The server as a process; *view* is not started."""
-
     name = "service-registry-dns"
 
     _reactor: Any
     _client: Client
-    _view: Any
+    _view: Any  # not started
     _listeners: list[Listener]
     _ports: list[IListeningPort] = attrs.field(init=False, factory=list)
 

@@ -23,9 +23,8 @@ from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import defaultDataDir
 from ..util.fields import parseCount, parseDuration, parseRate
 from ..util.files import absolutePath
-from .options import Option, TwistdOptions, oneOf
-from .process import Notifier, collectSeldom, endProcess, jsonObserver, onHangup, say
 from .stores import ETCD, ETCD_OPTIONS, EtcdFactory, checkStore, etcdStore
+from .twistd import Notifier, Option, TwistdOptions, collectSeldom, endProcess, jsonObserver, oneOf, onHangup, say
 
 # Tokens end in whole seconds. A feed without a marker shows the last hour.
 _TOKEN_LIFETIME = partial(parseDuration, least="1s", most="3650d")
@@ -39,7 +38,6 @@ _SOME = partial(parseCount, least=1)
 # Milliseconds since the epoch, or a little more; JSON keeps it exact.
 _FENCE = partial(parseCount, most=2**52)
 _HOLD = partial(parseDuration, most="1d")
-
 _STORE = oneOf("sqlite", "memory", ETCD)
 
 
@@ -65,7 +63,7 @@ def _logTarget(text: str) -> str | None:
 
 
 class Options(TwistdOptions):
-    command = "service-registry"
+    program = "service-registry"
     synopsis = "[--listen ENDPOINT]… [--data-dir DIR] [--config FILE] [options]"
     longdesc = (
         "Runs a service registry. On its first start it creates a user and writes the credentials to the file "
@@ -125,22 +123,18 @@ def sayWhere(registry: RegistryService) -> None:
 
 @attrs.define(eq=False, repr=False, slots=False)
 class RegistryProcess(Service):
-    """
-    A registry as a process. SIGHUP reloads certificates.
-
-    :param observer: writes the log, instead of twistd's own. The output is its alone.
-    """
+    """A registry as a process. SIGHUP reloads certificates."""
 
     name = "service-registry"
 
     _reactor: Any
     registry: RegistryService
     _etcd: EtcdFactory | None
-    _observer: ILogObserver | None
+    _observer: ILogObserver | None  # instead of twistd's own; the output is its alone
     _notifier: Notifier = attrs.field(init=False, factory=Notifier)
 
     def setServiceParent(self, parent: Any) -> None:
-        """See IService; twistd looks for the log's observer in its application."""
+        # twistd looks for the log's observer in its application.
         if self._observer is not None and isinstance(parent, Componentized):
             parent.setComponent(ILogObserver, self._observer)
         Service.setServiceParent(self, parent)

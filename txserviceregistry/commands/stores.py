@@ -22,14 +22,14 @@ from ..registry.stores.etcd import DEFAULT_PREFIX
 from ..settings import defaultDataDir, parseUrls
 from ..util.files import Reloaded, UnsafePath, absolutePath, controllingUser, isPrivileged
 from .console import CommandFailed, Parser, UsageError, typeOf
-from .options import Option
+from .twistd import Option
 
 if TYPE_CHECKING:
     from ..registry.stores.etcd.store import EtcdStore
 
 #: Its name for ``--store``.
 ETCD = "etcd"
-# "nogroup", for a user without a passwd entry. Root may have given the directory a group that its owner is not in.
+# "nogroup", for a user without a passwd entry; the directory's group may be one that its owner is not in.
 _NO_GROUP = 65534
 
 
@@ -60,7 +60,6 @@ ETCD_OPTIONS = (
 
 
 def checkStore(store: str, given: Collection[str]) -> None:
-    """Raise Twisted's ``UsageError`` if an option of etcd was *given*, and the store is another one."""
     names = [option.name for option in ETCD_OPTIONS if option.name in given]
     if names and store != ETCD:
         raise usage.UsageError(f"--{names[0]} requires --store {ETCD}; the store is {store}")
@@ -84,22 +83,21 @@ class EtcdFactory:
 
 
 def etcdStore(values: Mapping[str, Any], reactor: Any) -> EtcdFactory:
-    """
-    The factory of the store that the values of :data:`ETCD_OPTIONS` describe. Files are read now, and Twisted's
-    ``UsageError`` is raised if one can't be used. No request is sent to etcd.
-    """
+    """The factory of the store that the options describe. Files are read now; ``UsageError`` if that fails."""
     for one, other in (("etcd-user", "etcd-password-file"), ("etcd-cert-file", "etcd-key-file")):
         if (values[one] is None) is not (values[other] is None):
             raise usage.UsageError(f"--{one} and --{other} require each other")
-    user, passwordFile = values["etcd-user"], values["etcd-password-file"]
-    ca, cert, key = (values[f"etcd-{name}-file"] for name in ("ca", "cert", "key"))
+    user = values["etcd-user"]
+    ca, cert, key, file = (values[f"etcd-{name}-file"] for name in ("ca", "cert", "key", "password"))
+    password = None
     try:
-        password = None if user is None else _passwordIn(passwordFile)
+        if user is not None:
+            # A process in the background has another working directory.
+            path = absolutePath(file)
+            password = Reloaded(f"Password file {file}", [path], partial(_passwordIn, path), str)
         policy = tlsPolicy(caFile=ca, certFile=cert, keyFile=key)
-    except InvalidSettings as error:
+    except (InvalidSettings, ValueError) as error:
         raise usage.UsageError(str(error)) from None
-    except ValueError as error:
-        raise usage.UsageError(f"--etcd-password-file {passwordFile} {error}") from None
     # It takes a seventh of the start of a registry, most of which have another store.
     from ..registry.stores.etcd.store import EtcdStore
 
@@ -110,21 +108,15 @@ def etcdStore(values: Mapping[str, Any], reactor: Any) -> EtcdFactory:
     return EtcdFactory(make, policy, password)
 
 
-def _passwordIn(path: str) -> Reloaded[str, str]:
-    # A process in the background has another working directory.
-    absolute = Path(absolutePath(path))
-
-    def read() -> str:
-        try:
-            lines = absolute.read_text("utf-8").splitlines()
-        except (OSError, UnicodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise ValueError(f"can't be read: {reason}") from None
-        if not lines or not lines[0]:
-            raise ValueError("has no password in its first line")
-        return lines[0]
-
-    return Reloaded(f"Password file {path}", [str(absolute)], read, lambda password: password)
+def _passwordIn(path: str) -> str:
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ValueError(f"{path} can't be read: {reason}") from None
+    if not lines or not lines[0]:
+        raise ValueError(f"{path} has no password in its first line")
+    return lines[0]
 
 
 # -- programs that work on a data directory
@@ -133,15 +125,13 @@ def _passwordIn(path: str) -> Reloaded[str, str]:
 class DataParser(Parser):
     """The parser of a program that works on a data directory."""
 
-    def addVersion(self) -> None:
-        self.add_argument("--version", action="version", version=f"{self.prog} {__version__}")
-
     def addDataDir(self) -> None:
         self.add_argument(
             "--data-dir", dest="dataDir", type=typeOf(_folder), metavar="DIR", help="the registry's data directory"
         )
 
     def parseWords(self) -> argparse.Namespace:
+        self.add_argument("--version", action="version", version=f"{self.prog} {__version__}")
         self.checkText(sys.argv[1:])
         return self.parse_args()
 
@@ -153,7 +143,6 @@ def _folder(text: str) -> Path:
 
 
 def dataDirectory(options: argparse.Namespace) -> DataDirectory:
-    """The data directory of ``--data-dir``, or the default one; :class:`UsageError` if there is no default."""
     try:
         return DataDirectory(getattr(options, "dataDir", None) or defaultDataDir())
     except InvalidSettings as error:
@@ -161,10 +150,7 @@ def dataDirectory(options: argparse.Namespace) -> DataDirectory:
 
 
 def becomeOwner(path: Path) -> None:
-    """
-    If root runs this process and another user controls *path*, become that user for good: this process may follow that
-    user's symbolic links. :class:`CommandFailed` if several users control it.
-    """
+    """Let root become, for good, the user who controls *path*, and whose symbolic links may be followed."""
     if not isPrivileged():
         return
     try:

@@ -1,7 +1,4 @@
-"""
-``service-registry-users``: adds, lists and removes the users of a registry, rotates their API keys, and changes roles,
-whether the registry runs or not: several processes may write the store's file. Keys go to stdout, messages to stderr.
-"""
+"""``service-registry-users``: manages the users of a registry. Keys go to stdout, messages to stderr."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from ..registry.datadir import DataDirectory, DataDirectoryError
 from ..registry.identity.apikeys import keyMatches, newKey
 from ..registry.identity.identity import Identity, InvalidUser, checkUser
 from ..registry.roles import KINDS, NAMES, Role, checkPrefix
-from ..registry.stores.interfaces import IStore, NoSuchObject, ObjectExists, StoreError, StoreRefused, StoreUnavailable
+from ..registry.stores.interfaces import IStore, NoSuchObject, ObjectExists, StoreError, UserRecord
 from ..registry.stores.sqlite.store import SqliteStore
 from ..util.fields import escaped
 from .console import (
@@ -96,7 +93,6 @@ def _parser() -> DataParser:
             help=shown + (f" (default: {option.default})" if option.default else ""),
         )
     parser = DataParser(prog=_NAME, description=_DESCRIPTION, epilog=_EXAMPLES, parents=[where])
-    parser.addVersion()
     actions = parser.add_subparsers(title="actions", metavar="add | update | list | remove | rotate", required=True)
     for work, name, help in (
         (_Users.add, "add", "add a user, and print the API key"),
@@ -152,7 +148,14 @@ def _run() -> int:
         makeShared = etcdStore(etcd, reactor) if kind == ETCD else None
         becomeOwner(directory.path)
         directory.checkOwners()
-        isNew = makeShared is None and _findStore(directory, mayMake="tenant" in options)
+        isNew = makeShared is None and not directory.hasStore()
+        if isNew and directory.isTaken():
+            raise CommandFailed(f"can't change users of the registry over {directory.path}: it keeps them in memory")
+        if isNew and options.work is not _Users.add:
+            how = f"its first start, or {_NAME} add, creates one"
+            raise CommandFailed(f"there is no registry in {directory.path}; {how}")
+        if isNew:
+            directory.make()
         store: IStore = SqliteStore(directory.storePath, reactor=reactor) if makeShared is None else makeShared()
         await store.open()
         try:
@@ -171,21 +174,9 @@ def _run() -> int:
         raise CommandFailed(f'the user "{options.name}" already exists; rotate replaces its key') from None
     except NoSuchObject:
         raise CommandFailed(f'there is no user "{options.name}" in {where}') from None
-    except (DataDirectoryError, StoreRefused, StoreUnavailable) as error:
+    except (DataDirectoryError, StoreError) as error:
         raise CommandFailed(str(error)) from None
     return 0
-
-
-def _findStore(directory: DataDirectory, *, mayMake: bool) -> bool:
-    """Check that the directory has a store, or may get one; whether the store does not exist yet."""
-    if directory.hasStore():
-        return False
-    if directory.isTaken():
-        raise CommandFailed(f"can't change users of the registry over {directory.path}: it keeps them in memory")
-    if not mayMake:
-        raise CommandFailed(f"there is no registry in {directory.path}; its first start, or {_NAME} add, creates one")
-    directory.make()
-    return True
 
 
 @attrs.frozen
@@ -198,23 +189,19 @@ class _Users:
     where: str
     isShared: bool
 
-    async def _has(self, name: str) -> bool:
-        return name in [user.name for user in await self.identity.listUsers()]
+    async def _user(self, name: str) -> UserRecord | None:
+        return next((user for user in await self.identity.listUsers() if user.name == name), None)
 
     async def _credentials(self) -> tuple[str, str] | None:
-        """
-        The credentials that programs on this machine use, if they are of this store: the data directory may belong to a
-        registry with another store, which has a user of the same name and another key.
-        """
+        """The credentials that programs on this machine use, if they are not those of a registry with another store."""
         found = self.directory.credentials()
         if found is None or not self.isShared:
             return found
-        name, key = found
-        hashes = [user.keyHash for user in await self.identity.listUsers() if user.name == name]
-        return found if hashes and keyMatches(key, hashes[0]) else None
+        user = await self._user(found[0])
+        return found if user is not None and keyMatches(found[1], user.keyHash) else None
 
     async def add(self) -> None:
-        if await self._has(self.options.name):
+        if await self._user(self.options.name) is not None:
             raise ObjectExists(self.options.name)
         with _shownKey(self.options.name) as key:
             user, _ = await self.identity.addUser(self.options.name, self.options.tenant, key, self.options.role)
@@ -237,10 +224,11 @@ class _Users:
 
     async def remove(self) -> None:
         name, raxrc = self.options.name, self.directory.raxrcPath
-        credentials = await self._credentials()
-        tenant = next((user.tenant for user in await self.identity.listUsers() if user.name == name), None)
+        credentials, user = await self._credentials(), await self._user(name)
+        if user is None:
+            raise NoSuchObject(name)
         await self.identity.removeUser(name)
-        lost = f"its key and auth tokens are invalid. The data of tenant {tenant} is unchanged"
+        lost = f"its key and auth tokens are invalid. The data of tenant {user.tenant} is unchanged"
         tell(f'User "{name}" has been removed; {lost}.')
         left = await self.identity.listUsers()
         if credentials is not None and (credentials[0] == name or not left):
@@ -254,7 +242,7 @@ class _Users:
     async def rotate(self) -> None:
         # First, because this may fail.
         credentials = await self._credentials()
-        if not await self._has(self.options.name):
+        if await self._user(self.options.name) is None:
             raise NoSuchObject(self.options.name)
         with _shownKey(self.options.name) as key:
             user, _ = await self.identity.rotate(self.options.name, key)

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.commands.process import jsonLine, jsonObserver
+from txserviceregistry.commands.twistd import jsonLine, jsonObserver
 
 
 class JsonLogTests(SynchronousTestCase):

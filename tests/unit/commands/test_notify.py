@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.commands.process import Notifier
+from txserviceregistry.commands.twistd import Notifier
 
 
 class NotifyTests(SynchronousTestCase):

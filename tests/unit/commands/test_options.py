@@ -227,7 +227,11 @@ class ConfigFileTests(OptionsCase):
             ("a.toml", "max-services = true\n", "max-services: 'true' is not a whole number"),
             ("a.toml", "max-services = 1979-05-27\n", "max-services: must be a string"),
             ("a.toml", "store = memory\n", "is not a valid TOML file"),
-            ("a.toml", "store = 'memory'\n[service-registry]\nstore = 'sqlite'\n", "store is given twice"),
+            (
+                "a.toml",
+                "store = 'memory'\n[service-registry]\nstore = 'sqlite'\n",
+                "must stand under [service-registry]",
+            ),
             ("a.toml", "[registry]\n", "unknown section [registry]"),
             ("a.toml", "store = 'memory'\nservice-registry = 5\n", "unknown option 'service-registry'"),
         ]:

@@ -28,7 +28,7 @@ from ...util.deferred import cancelWith, returnsDeferred
 from ...util.fields import ID_RULE, parseCount, parseDuration, parseMetadata, parseTags
 from .. import console
 from ..console import settingsOf, undecodable
-from ..options import Option, TableOptions, parseHeartbeatTimeout, parseServiceId
+from ..twistd import Option, TableOptions, parseHeartbeatTimeout, parseServiceId
 from . import process
 from .checks import Checker, makeProbe
 from .registration import Drain, NotRegistered, WrapperRegistration, tokenFileOf

@@ -25,7 +25,7 @@ from zope.interface import implementer
 
 from ...util.deferred import returnsDeferred, waitFor
 from ..console import CommandFailed
-from ..process import Notifier
+from ..twistd import Notifier
 
 _NOT_FOUND = 127
 _NOT_RUNNABLE = 126

@@ -6,7 +6,7 @@ import gc
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.commands.process import collectSeldom
+from txserviceregistry.commands.twistd import collectSeldom
 
 
 class GarbageTests(SynchronousTestCase):
