@@ -18,11 +18,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IAgent
 
-from .api.account import AccountClient
 from .api.auth import Credentials, KeystoneAuthenticator, RetryingAuthAgent, Session, isAuthFault
-from .api.configuration import ConfigurationClient
 from .api.events import EventsClient
-from .api.locks import LocksClient
+from .api.groups import AccountClient, ConfigurationClient, LocksClient
 from .api.services import ListCache
 from .api.transport import Transport, isRegistryFault
 from .clock import SuspendWatch, bootTime, machineSuspended
@@ -65,10 +63,10 @@ class Client:
     before the first call.
 
     :ivar services: :class:`~txserviceregistry.heartbeats.services.ServicesClient`.
-    :ivar configuration: :class:`~txserviceregistry.api.configuration.ConfigurationClient`.
-    :ivar locks: :class:`~txserviceregistry.api.locks.LocksClient`.
+    :ivar configuration: :class:`~txserviceregistry.api.groups.ConfigurationClient`.
+    :ivar locks: :class:`~txserviceregistry.api.groups.LocksClient`.
     :ivar events: :class:`~txserviceregistry.api.events.EventsClient`.
-    :ivar account: :class:`~txserviceregistry.api.account.AccountClient`.
+    :ivar account: :class:`~txserviceregistry.api.groups.AccountClient`.
     :ivar treq: treq's :class:`~treq.client.HTTPClient` over the same connections, for requests that this client has no
         method for. Every URL gets the auth token: use it only for the registry.
     :ivar clock: the reactor, or the clock that was given instead.

@@ -38,19 +38,15 @@ from ..util.fields import redacted
 from ..util.logs import Logger, Outage
 from .shapes import objectsIn, readAccess
 
-#: A token is renewed after this part of its lifetime.
-RENEW_AT = 0.9
-#: Credentials that were refused are not sent again for so many seconds.
-REFUSAL = 60.0
-# Seconds between two lookups of the credentials while they are refused.
+# A token is renewed after this part of its lifetime.
+_RENEW_AT = 0.9
+# Credentials that were refused are not sent again for so many seconds; meanwhile they are looked up once a second.
+_REFUSAL = 60.0
 _LOOK_UP_INTERVAL = 1.0
 # The least seconds between the tries to renew a token that still works.
 _SHORTEST_RETRY = 5.0
 
 _CHECK_CREDENTIALS = "Check the username and the API key, and that they belong to this registry"
-
-# The settings with the URL of the Auth API.
-_URL_SETTINGS = "RAXSR_AUTH_URL ([auth_api] url) or, if there is none, RAXSR_API_URL ([api] url)"
 # The faults of the Auth API by name, with the status code of each. That of a 5xx does not matter.
 _FAULTS = {"badRequest": 400, "unauthorized": 401, "forbidden": 403, "userDisabled": 403, "itemNotFound": 404}
 _REGISTRY_TYPE = "rax:service-registry"
@@ -66,12 +62,7 @@ class Credentials:
 
 @attrs.frozen
 class Session:
-    """
-    The response of the Auth API to credentials.
-
-    :ivar expires: when the token expires; ``None`` if that is unknown.
-    :ivar catalog: the service catalog.
-    """
+    """The response of the Auth API to credentials."""
 
     token: str = attrs.field(repr=False)
     tenantId: str
@@ -92,7 +83,7 @@ class Session:
 
 
 def parseTime(text: object) -> datetime | None:
-    """A time in ISO 8601, in UTC without an offset; ``None`` if it is in a form that Python does not read."""
+    """A time in ISO 8601, in UTC if it has no offset; ``None`` if Python does not read it."""
     try:
         # Python 3.10 reads neither the Z nor every number of digits.
         time = datetime.fromisoformat(re.sub("[.,][0-9]+", "", str(text).strip().upper().replace("Z", "+00:00")))
@@ -116,21 +107,16 @@ def _faultIn(status: int, value: object) -> str | None:
 
 
 def isAuthFault(status: int, headers: Headers, value: object) -> bool:
-    """Whether a response that is an error is a fault of the Auth API, and not a gateway's."""
+    """Whether an error is a fault of the Auth API, and not a gateway's."""
     return _faultIn(status, value) is not None
 
 
 @attrs.define(eq=False, repr=False, slots=False)
 class KeystoneAuthenticator:
     """
-    Gets tokens from the Auth API, and keeps them fresh.
-
-    - The first request after nine tenths of a token's lifetime renews it. The old token stays in use meanwhile, also
-      while the Auth API is unreachable. There is no timer: an authenticator that is not used does nothing.
-    - The credentials are looked up before each authentication, because a registry delays its responses to wrong keys.
-
-    :param lookUp: returns the current credentials, or raises ``InvalidSettings``; the error is reported when the last
-        known ones are refused. Without it the credentials never change.
+    Gets tokens from the Auth API. Requests near the end of a token's lifetime renew it; meanwhile, and while the Auth
+    API is unreachable, the old one stays in use. *lookUp* is called before each authentication, because a registry
+    delays its responses to wrong keys. Its ``InvalidSettings`` is reported when the last known ones are refused.
     """
 
     _log: ClassVar[Logger] = Logger()
@@ -138,7 +124,7 @@ class KeystoneAuthenticator:
     _transport: JSONTransport
     _credentials: Credentials
     _clock: IReactorTime = attrs.field(kw_only=True)
-    _lookUp: Callable[[], Credentials] = attrs.field(kw_only=True)
+    _lookUp: Callable[[], Credentials] | None = attrs.field(default=None, kw_only=True)
     _wallClock: Callable[[], float] = attrs.field(default=time.time, kw_only=True)
     _random: Callable[[], float] = attrs.field(default=randomModule.random, kw_only=True)
     _session: Session | None = attrs.field(default=None, init=False)
@@ -147,16 +133,11 @@ class KeystoneAuthenticator:
     # Why requests without a token fail, until then.
     _problem: BaseException | None = attrs.field(default=None, init=False)
     _problemUntil: float = attrs.field(default=0.0, init=False)
-    # The last authentication, until it ends or no request waits for it any more. Then it runs on.
+    # Runs on when no request waits for it any more, but is not here any more.
     _working: Deferred[Session] | None = attrs.field(default=None, init=False)
     _suspectFrom: float = attrs.field(default=0.0, init=False)
     _lookUpFrom: float = attrs.field(default=0.0, init=False)
     _whyNoOthers: str = attrs.field(default="", init=False)
-
-    @_lookUp.default
-    def _given(self) -> Callable[[], Credentials]:
-        credentials = self._credentials
-        return lambda: credentials
 
     def __attrs_post_init__(self) -> None:
         self._waiting: Waiters[Session] = Waiters(self._abandoned)
@@ -166,7 +147,7 @@ class KeystoneAuthenticator:
         self._outage = Outage(self._log, self._clock, begins, "Auth token renewed, after {seconds:.1f} s")
 
     def session(self) -> Deferred[Session]:
-        """The current session, or a new one, which is the same for all that wait for it. It may be cancelled."""
+        """The current session, or a new one, the same for all that wait for it."""
         session, now = self._session, self._clock.seconds()
         if session is not None and now < self._renewFrom:
             return succeed(session)
@@ -180,11 +161,10 @@ class KeystoneAuthenticator:
         return waiter
 
     def stage(self, url: str) -> str:
-        """The stage of a request that needs a token, whatever its *url*, for error messages."""
         return self._transport.stage
 
     def invalidate(self, token: str) -> None:
-        """The registry refused this *token*. If it is not the current one, nothing happens."""
+        """The registry refused this *token*, which may not be the current one."""
         if self._session is not None and self._session.token == token:
             self._session = None
 
@@ -192,7 +172,7 @@ class KeystoneAuthenticator:
         """A proxy may have refused this *token*: the next request asks for a new one, once in a while."""
         now = self._clock.seconds()
         if self._session is not None and self._session.token == token and now >= self._suspectFrom:
-            self._suspectFrom = now + REFUSAL
+            self._suspectFrom = now + _REFUSAL
             self._renewFrom = now
 
     def _abandoned(self) -> None:
@@ -223,7 +203,8 @@ class KeystoneAuthenticator:
         said = _faultIn(response.status, response.json)
         if said is None and response.status < 500:
             # It does not refuse the credentials.
-            doubt = response.redirection(_URL_SETTINGS) or response.doubt
+            setting = "RAXSR_AUTH_URL ([auth_api] url) or, if there is none, RAXSR_API_URL ([api] url)"
+            doubt = response.redirection(setting) or response.doubt
             return ForeignResponse(response.status, method=response.method, url=response.url, doubt=doubt)
         message = redacted(said or "", [self._credentials.apiKey])
         if response.status in (401, 403):
@@ -247,7 +228,7 @@ class KeystoneAuthenticator:
         if life > 0:
             now = self._clock.seconds()
             self._ends = now + life
-            self._renewFrom = now + life * (RENEW_AT - 0.05 * self._random())
+            self._renewFrom = now + life * (_RENEW_AT - 0.05 * self._random())
         self._waiting.fire(session)
 
     def _failed(self, failure: Failure, working: Deferred[Session]) -> None:
@@ -263,7 +244,7 @@ class KeystoneAuthenticator:
                 self._authenticate()
                 return
             error = AuthenticationFailed(f"{error}. {self._whyNoOthers or _CHECK_CREDENTIALS}")
-            self._problem, self._problemUntil = error, now + REFUSAL
+            self._problem, self._problemUntil = error, now + _REFUSAL
         elif self._session is None and not isClosed:
             self._problem, self._problemUntil = error, now + self._delays.next()
         if self._session is not None:
@@ -278,7 +259,6 @@ class KeystoneAuthenticator:
             self._waiting.fire(Failure(copy.copy(error)), [waiter])
 
     def _foundOthers(self) -> bool:
-        """Whether there are other credentials than those that were refused."""
         now = self._clock.seconds()
         if now < self._lookUpFrom:
             return False
@@ -289,7 +269,7 @@ class KeystoneAuthenticator:
         """Use the current credentials; whether they have changed."""
         self._whyNoOthers = ""
         try:
-            found = self._lookUp()
+            found = self._credentials if self._lookUp is None else self._lookUp()
         except InvalidSettings as error:
             self._whyNoOthers = str(error)
             return False
@@ -309,12 +289,8 @@ class KeystoneAuthenticator:
 @attrs.frozen(eq=False, repr=False)
 class RetryingAuthAgent:
     """
-    An agent that puts the auth token on requests::
-
-        HTTPClient(RetryingAuthAgent(Agent(reactor), authenticator))
-
-    On a 401 of the registry it discards the token, gets a new one, and sends the request once more. A 401 of a proxy is
-    the response, and the token stays in use.
+    An agent that puts the auth token on requests. If the registry refuses it, the request is sent again with a new one.
+    A proxy's 401 is the response.
     """
 
     _agent: IAgent
@@ -324,7 +300,7 @@ class RetryingAuthAgent:
     async def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> IResponse:
-        """See IAgent. Fails also as the authenticator does."""
+        """See IAgent."""
         body = bodyProducer
         if body is not None and not isinstance(body, BytesProducer):
             # Bodies of treq are files, which are closed after the first request.

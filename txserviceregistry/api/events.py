@@ -1,7 +1,4 @@
-"""
-``client.events``: the changes of the account's services and configuration values, page by page or as a stream (WHATWG
-HTML, "Server-sent events").
-"""
+"""``client.events``: the event feed, page by page or as a stream (WHATWG HTML, "Server-sent events")."""
 
 from __future__ import annotations
 
@@ -55,13 +52,11 @@ class EventsClient(APIGroup):
         :param marker: the id of the first event; without it, the page has the events of the last hour.
         :param limit: the maximum number of events, 1 to 1000; 100 by default.
         :param type: only events of this type, such as ``service.join``.
-        :param wait: seconds, 1 to 60, to wait for an event that is newer than the *marker*. The page comes as soon as
-            there is one, or after that time; the client's timeout counts from then. A registry without the extension
-            ``events-wait`` ignores it.
+        :param wait: seconds, 1 to 60, to wait for an event that is newer than the *marker*; the client's timeout counts
+            from then. A registry without the extension ``events-wait`` ignores it.
         :param types: only events of these types, instead of *type*, also of those that version 1.0 does not have, such
             as ``service.update``. A registry without the extension ``event-types`` ignores it.
-        :return: fires with ``{"values": [event, …], "metadata": {…}}``. Fails with ``BadRequest`` if the marker is not
-            accepted.
+        :return: fires with ``{"values": [event, …], "metadata": {…}}``. Fails with ``BadRequest`` for a wrong marker.
         """
         kinds = None if types is None else ",".join(types)
 
@@ -95,8 +90,8 @@ class EventsClient(APIGroup):
 
     def openStream(self, listener: StreamListener, types: str | None, lastId: str | None) -> EventStream:
         """
-        Open an event stream of these *types*, separated by commas, or those of version 1.0. It begins after the event
-        *lastId*, or now. This is the registry's extension ``event-stream``.
+        Open an event stream of these *types*, separated by commas, or those of version 1.0, after the event *lastId* or
+        from now on: the registry's extension ``event-stream``.
         """
         headers = {} if lastId is None else {"Last-Event-ID": lastId}
         requesting = self._transport.stream("/events/stream", {"types": types}, headers)
@@ -112,10 +107,7 @@ class EventsClient(APIGroup):
 
 
 class StreamListener(Protocol):
-    """
-    Receives the events of a stream: *received* is called for every sign of life, *happened* for an event (*id* is
-    ``None`` if it has none of its own), and *ended* at the end, unless that was :meth:`EventStream.close`.
-    """
+    """Has its methods called for every sign of life, for an event, and at an end that was not its own."""
 
     def received(self) -> None: ...
 
@@ -126,12 +118,7 @@ class StreamListener(Protocol):
 
 @attrs.define(eq=False, repr=False, slots=False)
 class EventStream(BodyProtocol):
-    """
-    One connection, which ends after a suspend of the machine: it is most likely dead.
-
-    :param requesting: fires with the response, whose body has not been read.
-    :param onClosed: called when it is over.
-    """
+    """One connection. It ends after a suspend of the machine, because it is most likely dead."""
 
     _requesting: Deferred[IResponse]
     _listener: StreamListener | None
@@ -153,7 +140,7 @@ class EventStream(BodyProtocol):
         return self._listener is not None
 
     def close(self) -> None:
-        """End it, without a call of the listener."""
+        """End it without telling the listener."""
         if self._listener is None:
             return
         self._listener = None

@@ -1,4 +1,4 @@
-"""The requests for services, and the last good page of each listing. One method is one request."""
+"""``client.services``: the requests for services, and the last good page of each listing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ListCache:
         self._pages: dict[str, tuple[bytes, float]] = {}
 
     def keep(self, key: str, page: bytes, now: float) -> None:
-        """Keep the JSON of a page. The listing's path and query are its *key*."""
+        """Keep the JSON of a page of the listing with this path and query."""
         self._drop(key)
         self._pages[key] = page, now
         self._left -= len(page)
@@ -72,8 +72,8 @@ class ServicesAPI(APIGroup):
 
     def list(self, marker: str | None = None, limit: int | None = None) -> Deferred[ServicePage]:
         """
-        One page of the services, sorted by id. While the registry is unreachable, it is the last page of the same
-        listing, if the cache has one; then ``page["metadata"]["stale"]`` is its age in seconds.
+        One page of the services, sorted by id. While the registry is unreachable, it is the last page of the listing in
+        the cache, if any; then ``page["metadata"]["stale"]`` is its age in seconds.
 
         :param marker: the id to begin at; ``page["metadata"]["next_marker"]`` of the page before.
         :param limit: the maximum number of services, 1 to 1000; 100 by default.
@@ -82,7 +82,7 @@ class ServicesAPI(APIGroup):
         return self._list({"marker": marker, "limit": limit})
 
     def listForTag(self, tag: str, marker: str | None = None, limit: int | None = None) -> Deferred[ServicePage]:
-        """One page of the services with a *tag*. For the rest see :meth:`list`."""
+        """One page of the services with a *tag*; see :meth:`list`."""
         return self._list({"tag": tag, "marker": marker, "limit": limit})
 
     def iterate(self, tag: str | None = None) -> AsyncIterator[Service]:
@@ -95,7 +95,6 @@ class ServicesAPI(APIGroup):
         return self._pages("/services", readServicePage, tag=tag, names=[SERVICE_STATE], further=self._withStates)
 
     def _withStates(self) -> dict[str, str]:
-        """The query for services with their states, where the registry is known to have them."""
         return {"states": "true"} if SERVICE_STATE in self._transport.extensions else {}
 
     @property
@@ -123,7 +122,7 @@ class ServicesAPI(APIGroup):
         timeout: float | None = None,
         whenLate: WhenLate | None = None,
     ) -> HeartbeatToken:
-        """One request that creates a service, without the retries of ``create()`` and ``register()``; see there."""
+        """One request that creates a service, without the retries of ``create()`` and ``register()``."""
         _path(id)
         body = {**(payload or {}), "id": id, "heartbeat_timeout": heartbeatTimeout}
         response = await self._transport.request(
@@ -138,8 +137,7 @@ class ServicesAPI(APIGroup):
         Send a heartbeat: the service expires no earlier than a heartbeat timeout from now.
 
         :param token: any token of this registration.
-        :param whenLate: called when the *timeout* (seconds) is over, with its Failure. The request runs on for as many
-            seconds as it returns, and fails only then.
+        :param whenLate: called with a Failure after *timeout* seconds; the request runs on for the seconds it returns.
         :return: fires with ``{"token": …}``, the token for the next heartbeat. Fails with ``NotFound`` if the service
             is not registered, or the token is not one of its tokens.
         """
@@ -158,12 +156,10 @@ class ServicesAPI(APIGroup):
         whenLate: WhenLate | None = None,
     ) -> Deferred[Sequence[HeartbeatToken | FaultBody]]:
         """
-        Send heartbeats for several services with one request: the registry's extension ``heartbeats``. HeartBeaters do
-        it by themselves.
+        Send up to 1,000 heartbeats with one request: the registry's extension ``heartbeats``. HeartBeaters use it.
 
-        :param heartbeats: up to 1,000 entries: ``{"id": …, "token": …}``, or ``{"lock": …, "token": …}``.
-        :return: fires with ``{"token": …}`` for each, in their order, or the fault (``{"type": …, "code": …, …}``) of
-            one that was refused.
+        :param heartbeats: ``{"id": …, "token": …}`` for a service, or ``{"lock": …, "token": …}``.
+        :return: fires with ``{"token": …}`` for each, in their order, or with its fault (``{"type": …, …}``).
         """
         body = {"heartbeats": heartbeats}
         asked = self._heartbeat("/heartbeats", body=body, timeout=timeout, whenLate=whenLate)
@@ -171,7 +167,7 @@ class ServicesAPI(APIGroup):
 
     @returnsDeferred
     async def updateOnce(self, id: str, payload: Mapping[str, Any]) -> None:
-        """One request that updates a service, without the retries of ``update()``; see there."""
+        """One request that updates a service, without the retries of ``update()``."""
         await self._transport.request("PUT", _path(id), body=dict(payload), lane=Lane.URGENT)
 
     @returnsDeferred
@@ -185,8 +181,8 @@ class ServicesAPI(APIGroup):
     @returnsDeferred
     async def setState(self, id: str, state: str, reason: str = "", *, expiresIn: int | None = None) -> None:
         """
-        Set the state of a service, registered or not: ``drain`` for no new work, ``out`` for no traffic at all, ``up``
-        for neither. This is the registry's extension ``service-state``.
+        Set the state of a service, registered or not: ``drain`` (no new work), ``out`` (no traffic) or ``up``. This is
+        the registry's extension ``service-state``.
 
         :param reason: for operators, up to 255 characters.
         :param expiresIn: seconds after which the service is up again, 1 to 2592000; without it, the state does not end.

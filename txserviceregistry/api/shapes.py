@@ -1,9 +1,6 @@
 """
-Validation of the JSON of responses.
-
-Each function takes a JSON value and returns it if it has the right shape, with ``30`` in place of an integer that is
-written ``30.0``. Otherwise it raises ``ValueError``, whose text names the member and what it should be, but never a
-value, which may be a secret. Unknown members are ignored. Numbers have bounds, so that arithmetic and dates work.
+Validation of the JSON of responses: each function returns the value that it is given, or raises ``ValueError``, whose
+text never has a value, which may be a secret. Numbers have bounds, so that arithmetic and dates work.
 """
 
 from __future__ import annotations
@@ -28,9 +25,6 @@ _TIME_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-1[0-9a-f]{3}-[89ab][0-9a-f]{3}
 # The entries of a service catalog that may have the tenant, by name or type, in their order.
 _TENANT_ENTRIES = ("cloudServersOpenStack", "cloudServers", "cloudMonitoring", "rax:service-registry")
 
-#: The token, the tenant's id, ``expires`` as it was sent, and the service catalog.
-Access = tuple[str, str, object, list[dict[str, Any]]]
-
 # Validates a member of an object, which may be missing.
 _Check = Callable[[dict[str, Any], str], object]
 
@@ -42,7 +36,6 @@ def _object(value: Any, name: str = "it") -> dict[str, Any]:
 
 
 def _members(checks: Mapping[str, _Check], value: Any, name: str = "it") -> Any:
-    """An object with these members."""
     holder = _object(value, name)
     for member, check in checks.items():
         check(holder, member)
@@ -80,7 +73,6 @@ def _isText(value: Any) -> bool:
 
 
 def _isPrintable(value: Any) -> bool:
-    """Text that is valid in a header or, encoded, in a path."""
     return isinstance(value, str) and 0 < len(value) <= _LONGEST and value.isascii() and value.isprintable()
 
 
@@ -161,7 +153,6 @@ def readHolder(value: Any) -> tuple[str, int | None, float | None]:
 
 
 def readHeartbeats(value: Any, entries: Sequence[Mapping[str, str]]) -> list[types.HeartbeatToken | types.FaultBody]:
-    """The response to a batch of these heartbeats: for each its token, or the fault."""
     values = _members({"values": _list}, value)["values"]
     if len(values) != len(entries):
         raise ValueError(f"values has {len(values)} items instead of {len(entries)}")
@@ -202,8 +193,8 @@ def readLimits(value: Any) -> types.Limits:
     return cast(types.Limits, limits)
 
 
-def readAccess(value: Any) -> Access:
-    """The response of the Auth API. Of its service catalog, everything that is not an object is ignored."""
+def readAccess(value: Any) -> tuple[str, str, object, list[dict[str, Any]]]:
+    """The token, the tenant's id, ``expires`` as it was sent, and the objects in the service catalog."""
     access = _object(_object(value).get("access"), "access")
     token = _object(access.get("token"), "the token")
     try:
@@ -227,14 +218,12 @@ def _tenantIn(token: dict[str, Any], catalog: list[dict[str, Any]]) -> str:
     tenant = token.get("tenant")
     if isinstance(tenant, dict) and tenant.get("id") not in (None, ""):
         return _idText(tenant["id"])
-    for name in _TENANT_ENTRIES:
-        named = (entry for entry in catalog if name in (entry.get("name"), entry.get("type")))
-        for endpoint in (each for entry in named for each in objectsIn(entry.get("endpoints"))):
-            url = endpoint.get("publicURL")
-            end = url.rstrip("/").rpartition("/")[2] if isinstance(url, str) else ""
-            found = _idText(endpoint.get("tenantId")) or end
-            if found:
-                return found
+    entries = (each for name in _TENANT_ENTRIES for each in catalog if name in (each.get("name"), each.get("type")))
+    for endpoint in (each for entry in entries for each in objectsIn(entry.get("endpoints"))):
+        url = endpoint.get("publicURL")
+        end = url.rstrip("/").rpartition("/")[2] if isinstance(url, str) else ""
+        if found := _idText(endpoint.get("tenantId")) or end:
+            return found
     raise ValueError("the token names no tenant")
 
 

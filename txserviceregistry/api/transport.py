@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -58,24 +57,19 @@ _CLOSED = "This client has been closed"
 
 @attrs.define(eq=False, repr=False, slots=False)
 class Transport:
-    """
-    The registry's API: paths below the tenant's URL, and faults as exceptions.
-
-    :param servers: makes what sends requests to the servers with these base URLs.
-    :param basesFor: the base URLs, without the tenant, for a session.
-    :param streaming: sends the requests of :meth:`stream`.
-    :ivar timeout: seconds that a request may take by default.
-    :ivar extensions: the extensions of the API that the registry has, by its last response.
-    :ivar isClosed: whether :meth:`close` was called.
-    """
+    """The registry's API: paths below the tenant's URL, and faults as exceptions."""
 
     _servers: Callable[[Sequence[str]], JSONTransport]
     _clock: IReactorTime
     _authenticator: KeystoneAuthenticator
+    # The base URLs, without the tenant.
     _basesFor: Callable[[Session], Sequence[str]]
+    # Sends the requests of stream().
     _streaming: IAgent
+    #: Seconds that a request may take by default.
     timeout: float = TIMEOUT
     _traceparent: Callable[[], str | None] | None = None
+    #: The extensions of the API that the registry has, by its last response.
     extensions: frozenset[str] = attrs.field(default=frozenset(), init=False)
     isClosed: bool = attrs.field(default=False, init=False)
     # Known after the first authentication.
@@ -98,14 +92,8 @@ class Transport:
         **options: Any,
     ) -> Deferred[Response]:
         """
-        Send a request to the registry.
-
-        :param path: below the tenant's URL, encoded, beginning with a slash.
-        :param timeout: seconds for all of it: queue, authentication, connecting, headers and body.
-        :param options: of the :class:`~txserviceregistry.http.messages.Request`.
-        :return: fires with the :class:`~txserviceregistry.http.messages.Response`, a 2xx. Fails with ``APIError`` for a
-            fault of the API and any 5xx, ``MalformedResponse`` for any other response, ``ConnectionFailed``,
-            ``RequestTimedOut`` or ``AuthenticationFailed``, and with ``ValueError`` if an argument is not valid.
+        Send a :class:`~txserviceregistry.http.messages.Request` with these *options*. The *path* is encoded, and below
+        the tenant's URL. Fires with a 2xx; fails with a ``ServiceRegistryError``, or ``ValueError`` for an argument.
         """
         seconds = self.timeout if timeout is None else timeout
         try:
@@ -139,8 +127,8 @@ class Transport:
         self, names: Collection[str], send: Callable[[float], Awaitable[_T]], timeout: float | None = None
     ) -> _T:
         """
-        Send a request that depends on these extensions, with the timeout that *send* is called with. If its response is
-        the first to name one of them, send it again: a client's first request has the same result as later ones.
+        Send a request that depends on the extensions *names*. If its response is the first to name one of them, send it
+        again, in the rest of the time: a client's first request has the same result as later ones.
         """
         known, seconds = self.extensions, self.timeout if timeout is None else timeout
         began = self._clock.seconds()
@@ -151,8 +139,8 @@ class Transport:
 
     async def write(self, method: str, path: str, condition: tuple[str, str], body: object = None) -> Response:
         """
-        Send a write with the header *condition*. It is repeated once if its outcome is unknown and there is time left.
-        Raises ``NotSupported``, and ``OutcomeUnknown`` if the condition may not hold because of the first try.
+        Send a write with the header *condition*. If its outcome is unknown, it is repeated once. Raises
+        ``OutcomeUnknown`` if the condition may not hold because of the first try.
         """
         await self.require(ETAG)
         name, value = condition
@@ -171,7 +159,7 @@ class Transport:
             except ConnectionFailed as error:
                 error.wasSent = True
                 raise
-        if ETAG not in _namesIn((response.headers.getRawHeaders(_EXTENSIONS) or [b""])[0]):
+        if ETAG not in self.extensions:
             # Another server behind the same URL, which ignored the condition.
             raise NotSupported(ETAG)
         return response
@@ -193,7 +181,7 @@ class Transport:
             request.stage, request.leave = self._authenticator.stage, lambda: None
         named = response.headers.getRawHeaders(_EXTENSIONS)
         if named is not None:
-            self.extensions = _namesIn(named[0])
+            self.extensions = frozenset(filter(None, re.split(r"[\s,]+", named[0].decode("utf-8", "replace"))))
         elif response.status < 300 or faultIn(response.json, response.status) is not None:
             # Any other error may be a load balancer's.
             self.extensions = frozenset()
@@ -203,7 +191,7 @@ class Transport:
 
     @returnsDeferred
     async def stream(self, path: str, query: Mapping[str, object], headers: Mapping[str, str]) -> IResponse:
-        """Open an event stream at the server that worked last. Fires with a response whose body was not read."""
+        """Open an event stream at the server that worked last. The response's body was not read."""
         if self.isClosed:
             raise ClientClosed(_CLOSED)
         session = await self._authenticator.session()
@@ -233,11 +221,11 @@ class Transport:
 
     @property
     def servers(self) -> int:
-        """How many servers the registry has; 0 before the first session."""
+        """The number of the registry's URLs; 0 before the first session."""
         return 0 if self._json is None else len(self._json.servers)
 
     def isServer(self, url: str) -> bool:
-        """Whether a server of the registry has this URL's scheme, host and port; none has before the first session."""
+        """Whether a server of the registry has this URL's scheme, host and port."""
         return self._json is not None and self._json.isServer(url)
 
     @property
@@ -246,7 +234,7 @@ class Transport:
         return "" if self._json is None else self._json.baseUrl
 
     def pause(self, seconds: float) -> Deferred[None]:
-        """Wait for so many *seconds*. Fails with :class:`ClientClosed` when this transport is closed before."""
+        """Wait. Fails with :class:`ClientClosed` when this transport is closed before."""
         if self.isClosed:
             return fail(ClientClosed(_CLOSED))
         pause = self._pauses.wait()
@@ -258,30 +246,16 @@ class Transport:
         self._pauses.fire(Failure(ClientClosed(_CLOSED)))
 
 
-@lru_cache(maxsize=8)
-def _namesIn(header: bytes) -> frozenset[str]:
-    # Few different headers occur.
-    return frozenset(name for name in re.split(r"[\s,]+", header.decode("utf-8", "replace")) if name)
-
-
-def _tokensIn(sent: object) -> list[str]:
-    """The heartbeat tokens in a request's body."""
-    bodies = [sent, *sent.get("heartbeats", ())] if isinstance(sent, dict) else []
-    return [token for body in bodies if isinstance(body, dict) and isinstance(token := body.get("token"), str)]
-
-
 def faultOf(response: Response, sent: object = None) -> Exception:
-    """
-    The exception for a response that is not a success: an ``APIError`` for a fault of the API and any 5xx. Heartbeat
-    tokens that were *sent* are redacted.
-    """
+    """The exception for a response that is not a success. Heartbeat tokens in the body that was *sent* are redacted."""
     if response.status < 400:
         advice = response.redirection("RAXSR_API_URL ([api] url)") or NO_REGISTRY
         return MalformedResponse(f"{response.method} {response.url} returned {response.status}. {advice}")
     fault = faultIn(response.json, response.status)
     if fault is None and response.status < 500:
         return ForeignResponse(response.status, method=response.method, url=response.url, doubt=response.doubt)
-    secrets = _tokensIn(sent)
+    bodies = [sent, *sent.get("heartbeats", ())] if isinstance(sent, dict) else []
+    secrets = [token for body in bodies if isinstance(body, dict) and isinstance(token := body.get("token"), str)]
     values = ((fault or {}).get(name) for name in ("type", "message", "details", "txnId"))
     type, message, details, txnId = (redacted(each, secrets) if isinstance(each, str) else "" for each in values)
     txnId = txnId or response.header("X-Response-Id") or ""
@@ -299,19 +273,17 @@ def faultOf(response: Response, sent: object = None) -> Exception:
 
 
 def etagOf(response: Response) -> str | None:
-    """The tag of a value, in quotes; ``None`` if the response has none. Proxies that compress put ``W/`` before it."""
+    """The tag of a value, in quotes, without the ``W/`` of proxies that compress."""
     etag = response.header("ETag")
     return None if etag is None else etag.removeprefix("W/")
 
 
 def isRegistryFault(status: int, headers: Headers, value: object) -> bool:
-    """Whether a response that is an error is the registry's own, and not a gateway's."""
+    """Whether an error is the registry's own, and not a gateway's."""
     return faultIn(value, status) is not None or (status == 401 and refusesToken(headers, value))
 
 
 class APIGroup:
-    """Calls that belong together, over a *transport*."""
-
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
@@ -329,11 +301,7 @@ class APIGroup:
         further: Callable[[], Mapping[str, object]] = dict,
         **query: object,
     ) -> AsyncIterator[Any]:
-        """
-        The values of a collection from *marker* on, page by page as they are needed. *further* returns more parameters,
-        which depend on the extensions *names*. Raises ``MalformedResponse`` if a page is not valid, or names an earlier
-        one as the next.
-        """
+        """The values from *marker* on. *further* returns more parameters, which depend on the extensions *names*."""
         seen = {marker}
         while True:
 

@@ -1,7 +1,4 @@
-"""
-Files that are replaced as a whole and that only their owner may read; locks on files; paths that are safe for root; and
-values made from files that may change while the program runs, such as certificates and keys.
-"""
+"""Files that are replaced as a whole, or locked; paths that are safe for root; values from files that may change."""
 
 from __future__ import annotations
 
@@ -22,7 +19,6 @@ from .logs import Logger
 
 #: Seconds between two reads of files that have not changed, while they can't be used or after a failed handshake.
 RETRY_SECONDS = 1.0
-
 # As many as Linux follows.
 _MOST_LINKS = 40
 _ROOT = 0
@@ -41,10 +37,7 @@ def absolutePath(path: str) -> str:
 
 
 def lockFile(descriptor: int) -> None:
-    """
-    Lock an open file until it is closed, as it is at the end of the process. ``BlockingIOError`` if another process has
-    the lock, or another descriptor of this one; ``OSError`` if the file system has no locks.
-    """
+    """Lock an open file until it is closed. ``BlockingIOError`` if another descriptor has the lock."""
     flock(descriptor, LOCK_EX | LOCK_NB)
 
 
@@ -52,11 +45,8 @@ def replaceFile(
     path: str | os.PathLike[str], text: str | bytes, *, isDurable: bool = False, like: os.stat_result | None = None
 ) -> None:
     """
-    Replace the content of a file. A reader sees either the old content or the new one. The mode is 0600.
-
-    :param isDurable: whether to sync the content to the disk before it replaces the old one.
-    :param like: gives the file this mode instead, and this owner and group where the process may do that.
-    :raises OSError: if the file can't be written; it keeps its old content then.
+    Replace the content of a file: a reader, also after an ``OSError``, sees either the old content or the new one. The
+    mode is 0600, or *like* gives it, and the owner and group where the process may do that.
     """
     with replacement(path, text, isDurable=isDurable, like=like) as new:
         os.replace(new, path)
@@ -66,7 +56,7 @@ def replaceFile(
 def replacement(
     path: str | os.PathLike[str], text: str | bytes, *, isDurable: bool = False, like: os.stat_result | None = None
 ) -> Iterator[str]:
-    """The path of a new file beside *path*, to be renamed to it, as in :func:`replaceFile`; removed after an error."""
+    """The path of a new file, to be renamed to *path*, as in :func:`replaceFile`; removed after an error."""
     name = os.fspath(path)
     # mkstemp creates a new file with mode 0600, whatever the mode of the old file is.
     descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(name)}-", dir=os.path.dirname(name) or ".")
@@ -88,7 +78,7 @@ def replacement(
 
 
 class UnsafePath(PermissionError):
-    """Root must not use this path, because other users can change where it leads; the text says which and why."""
+    """Root must not use this path, because other users can change where it leads."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(errno.EPERM, reason, path)
@@ -106,19 +96,15 @@ def isPrivileged() -> bool:
 
 
 def checkPath(path: str | os.PathLike[str]) -> None:
-    """
-    Raise :class:`UnsafePath` if this process is privileged and another user can change where *path* leads; ``OSError``
-    if a directory on the way can't be read. Another process can do only what its user can do.
-    """
+    """Raise :class:`UnsafePath` if this process is privileged and another user can change where *path* leads."""
     if isPrivileged() and (user := controllingUser(path)) != _ROOT:
         raise UnsafePath(os.fspath(path), f"user {user} can change where it leads, and this process is root's")
 
 
 def controllingUser(path: str | os.PathLike[str]) -> int:
     """
-    The id of the user besides root who can change where *path* leads, 0 if there is none: the owner of the first
-    directory or symbolic link in it that is not root's. The part that does not exist is left out.
-    :class:`UnsafePath` if it is more than one user.
+    The owner of the first directory or symbolic link on *path* that is not root's, 0 if there is none. This user can
+    change where it leads; :class:`UnsafePath` if others can too. The part that does not exist is left out.
     """
     found = _ROOT
     # Not os.path.abspath: ".." behind a symbolic link is not where the link is.
@@ -171,7 +157,7 @@ def _places(path: str) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def stampOf(path: str) -> tuple[int, ...] | None:
-    """A value that changes when a file is replaced or written, also behind links; ``None`` if there is none."""
+    """Changes when a file is replaced or written, also behind links; ``None`` if there is none."""
     try:
         found = os.stat(path)
     except OSError:
@@ -193,14 +179,8 @@ def _isStream(found: os.stat_result) -> bool:
 @attrs.define(eq=False, slots=False)
 class Reloaded(Generic[_Text, _Made]):
     """
-    A value made from files, and made again when they have changed. While the new files can't be used, the previous
-    value stays in use. That is logged once when it begins and once when it ends.
-
-    :param paths: the files. The first time, they may be pipes.
-    :param make: makes the value from the result of *read*.
-    :param whyNot: why a value can't be used at this time. Such a value does not replace one that can.
-    :ivar problem: why the files can't be used as they are now; ``None`` if they are in use.
-    :ivar onChange: called when the value has changed.
+    A value that *make* makes from the files that *read* reads, and again when they have changed. The previous value
+    stays in use while they can't be used (*problem* says why), and while *whyNot* speaks against the new one only.
     """
 
     _log: ClassVar[Logger] = Logger()
@@ -223,18 +203,16 @@ class Reloaded(Generic[_Text, _Made]):
         self._made = self._make(self._text)
 
     def current(self) -> _Made:
-        """The value, which is made again if the files have changed. It takes one ``stat`` for each file."""
         mayBeOld = self._isSuspect or self.problem is not None
         if self._look() != self._stamps or (mayBeOld and self._seconds() - self._readAt >= RETRY_SECONDS):
             self.reload()
         return self._made
 
     def suspect(self) -> None:
-        """Read the files the next time, even if they seem unchanged: the value did not work."""
+        """Read the files again even if they seem unchanged: the value did not work."""
         self._isSuspect = True
 
     def reload(self) -> None:
-        """Read the files now."""
         self._isSuspect = False
         self._stamps = self._look()
         self._readAt = self._seconds()

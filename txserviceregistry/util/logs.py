@@ -17,7 +17,7 @@ _P = ParamSpec("_P")
 
 
 class Logger(_Logger):
-    """A logger that escapes the texts in its events, which may come from outside: none adds lines or is obeyed."""
+    """Escapes the texts in its events, which may come from outside: none adds lines, or is obeyed by a terminal."""
 
     def __get__(self, instance: object, owner: type | None = None) -> Logger:
         return cast(Logger, super().__get__(instance, owner))
@@ -30,14 +30,8 @@ class Logger(_Logger):
 
 class Outage:
     """
-    Something that can fail for a while: one line is logged when that begins, and one when it ends.
-
-    :param begins: the first line, for example ``Event feed unreachable (retrying): {reason}``. Its values are *values*
-        and those given to :meth:`failed`.
-    :param ends: the second line. It has the values of the first one, those given to :meth:`succeeded`, and
-        ``{seconds}``, counted from the first failure.
-    :param after: how many failures in a row begin an outage: 2 if the first one is followed by a retry at once.
-    :ivar isOn: whether it has begun.
+    Something that can fail for a while: one line is logged when that begins, after so many failures in a row, and one
+    when it ends, with the same values and ``{seconds}`` from the first failure.
     """
 
     def __init__(
@@ -63,12 +57,7 @@ class Outage:
         self._began = 0.0
 
     def failed(self, failure: Failure | None = None, *, isCertain: bool = False, **values: object) -> None:
-        """
-        It failed; *values* are for the log.
-
-        :param failure: an unexpected error. It is logged with its traceback, and begins an outage at once.
-        :param isCertain: whether another try can't succeed, so that an outage begins at once.
-        """
+        """It failed. An unexpected *failure*, logged with its traceback, or a certain one begins an outage at once."""
         if self.isOn:
             return
         self._failures += 1
@@ -84,7 +73,6 @@ class Outage:
             self._log.failure(self._begins, failure, self._level, **self._values)
 
     def succeeded(self, **values: object) -> None:
-        """It succeeded; *values* are for the log."""
         wasOn, self.isOn = self.isOn, False
         self._failures = 0
         if wasOn and self._ends is not None:
@@ -93,20 +81,19 @@ class Outage:
 
 
 class WriteOutage(Outage):
-    """Logs once when a file can't be written any more, and once when it can; *loss* is the consequence, as a clause."""
+    """A file can't be written; *loss* is the consequence, as a clause."""
 
     def __init__(self, path: str, log: Logger, clock: IReactorTime, loss: str) -> None:
         begins = "File {path} can't be written: {reason}. Until it can, {loss}"
         super().__init__(log, clock, begins, "File {path} is written again", path=path, loss=loss)
 
     def notWritten(self, error: OSError) -> None:
-        """Writing the file failed; see :meth:`failed`."""
         self.failed(reason=error.strerror or type(error).__name__)
 
 
 @attrs.define(eq=False)
 class Listeners(Generic[_P]):
-    """Functions to call in the order in which they were added. Each may add and end others. *what* is for the log."""
+    """Functions to call in the order in which they were added. Each may add and end others."""
 
     _log: Logger
     _what: str

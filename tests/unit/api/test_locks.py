@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.api.locks`.
+Tests for :mod:`txserviceregistry.api.groups`.
 """
 
 from __future__ import annotations
