@@ -82,7 +82,7 @@ async def shown(store: Any) -> dict[str, Any]:
     }
     for tenant in TENANTS:
         try:
-            created = (await store.account(tenant)).created
+            created = await store.account(tenant)
         except NoSuchObject:
             created = None
         found[tenant] = {

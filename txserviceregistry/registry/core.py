@@ -29,7 +29,7 @@ from .model import UNCONDITIONAL, NewService, Page, Precondition, ServiceChanges
 from .servicelog import ServiceLog
 from .stores.interfaces import (
     UP,
-    Account,
+    ISharedStore,
     IStore,
     LimitExceeded,
     NoSuchObject,
@@ -40,7 +40,6 @@ from .stores.interfaces import (
     StoreUnavailable,
     ValueRecord,
 )
-from .stores.shared import ISharedStore
 from .streams import EventStreams
 from .tasks import Part, TaskOwner, Turns, available, owned, serialized
 
@@ -207,8 +206,8 @@ class Registry(Part):
         common = store, TaskOwner(), clock, wallClock
         super().__init__(*common)
         self._maximum = limits.service
-        self._accounts: dict[str, Account] = {}
-        self._opening: SingleFlight[str, Account] = SingleFlight()
+        self._accounts: dict[str, int] = {}
+        self._opening: SingleFlight[str, int] = SingleFlight()
         self.followers = followers or Places(5_000, 2_500)
         events = *common, self.account, Turns(clock), eventRetention
         self.feed = EventFeed(*events, self.followers, EventStreams(*events, streams or Places(10_000, 5_000)))
@@ -255,15 +254,15 @@ class Registry(Part):
     def hasAccount(self, tenant: str) -> bool:
         return tenant in self._accounts
 
-    def account(self, tenant: str) -> Deferred[Account]:
-        """The tenant's account, which is created by the first call; from memory if it is known."""
+    def account(self, tenant: str) -> Deferred[int]:
+        """When the tenant's account was created: by the first call. From memory if it is known."""
         if tenant in self._accounts:
             return succeed(self._accounts[tenant])
         # While the store does not answer, all wait for the same answer, and not each for one of its own.
         return self._opening.do(tenant, lambda: self._account(tenant))
 
     @owned
-    async def _account(self, tenant: str) -> Account:
+    async def _account(self, tenant: str) -> int:
         account = self._accounts[tenant] = await available(self._store.account(tenant))
         return account
 

@@ -19,8 +19,7 @@ from .expiry import REFUSED, LiveServices, ServiceState, readSummary
 from .faults import Fault, notFound, systemFailure
 from .feed import EventFeed
 from .model import isLockScope, kindOf, tenantOf
-from .stores.interfaces import Expiration, LimitExceeded, NoSuchObject, ObjectExists
-from .stores.shared import IStoreListener
+from .stores.interfaces import Expiration, IStoreListener, LimitExceeded, NoSuchObject, ObjectExists
 from .tasks import available
 from .tokens import HeartbeatTokens
 
@@ -178,9 +177,9 @@ class Engine(LiveServices):
 @attrs.define(eq=False, slots=False)
 class Cluster(Engine):
     """
-    The engine of one registry among several over one :class:`~.stores.shared.ISharedStore`: it notices their changes,
-    any of them takes any heartbeat, services that it does not know yet are looked up, and a service expires when all of
-    them agree.
+    The engine of one registry among several over one :class:`~.stores.interfaces.ISharedStore`: it notices their
+    changes, any of them takes any heartbeat, services that it does not know yet are looked up, and a service expires
+    when all of them agree.
     """
 
     isShared = True

@@ -13,7 +13,7 @@ from .eventids import position, positionOf
 from .faults import badRequest
 from .limits import Places
 from .model import EVENT_TYPES, PLAIN_TYPES, Page
-from .stores.interfaces import Account, StoreUnavailable
+from .stores.interfaces import StoreUnavailable
 from .streams import EventStreams
 from .tasks import Part, Turns, available, owned
 
@@ -31,7 +31,7 @@ class EventFeed(Part):
 
     _log = Logger()
 
-    _account: Callable[[str], Deferred[Account]]
+    _account: Callable[[str], Deferred[int]]
     _turns: Turns
     _retention: float
     places: Places
@@ -68,7 +68,7 @@ class EventFeed(Part):
 
     async def checkMarker(self, tenant: str, marker: str) -> None:
         """The fault 400 if a marker is from the future or from before the account, and no event of this feed."""
-        since, created = position(marker), (await self._account(tenant)).created
+        since, created = position(marker), await self._account(tenant)
         if since >= positionOf(self._wallClock()):
             refusal = "from parameter must be smaller than the current time"
         elif since < positionOf(created / 1000):

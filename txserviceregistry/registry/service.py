@@ -40,9 +40,8 @@ from .http.statuspages import LOOPBACK, Health, statusPages
 from .identity.apikeys import SCRYPT_COST, newKey
 from .identity.identity import Identity, InvalidUser
 from .limits import Places, RateLimiter, ResourceLimits
-from .stores.interfaces import IStore, ObjectExists, StoreRefused, StoreUnavailable
+from .stores.interfaces import ISharedStore, IStore, ObjectExists, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore
-from .stores.shared import ISharedStore
 from .stores.sqlite.store import SqliteStore
 
 #: The default listener of a registry: on this machine only.

@@ -20,8 +20,7 @@ from ..util.logs import Logger
 from .eventids import isMoment, momentAt, position, positionOf
 from .faults import Fault, systemFailure
 from .limits import Places
-from .stores.interfaces import Account, EventRecord, NoSuchObject, StoreUnavailable
-from .stores.shared import ISharedStore
+from .stores.interfaces import EventRecord, ISharedStore, NoSuchObject, StoreUnavailable
 from .tasks import Part, Turns, available, owned
 
 #: Seconds from one ping to the next.
@@ -112,7 +111,7 @@ class _Tail:
 class EventStreams(Part):
     _log = Logger()
 
-    _account: Callable[[str], Deferred[Account]]
+    _account: Callable[[str], Deferred[int]]
     _turns: Turns
     _retention: float
     places: Places
@@ -186,7 +185,7 @@ class EventStreams(Part):
             place = _Place(position(id), id)
         else:
             # Whatever comes is newer, even if the wall clock is set back.
-            place = _Place(0, momentAt(positionOf((await self._account(tenant)).created / 1000)))
+            place = _Place(0, momentAt(positionOf(await self._account(tenant) / 1000)))
         if self._isEnded:
             raise StoreUnavailable("the registry is stopping")
         self._tails[tenant] = tail = _Tail(tenant, place)
@@ -201,7 +200,7 @@ class EventStreams(Part):
         if isMoment(id):
             # As a ping named it that was sent before the first event.
             now = self._wallClock()
-            oldest = max((await self._account(tenant)).created / 1000, now - self._retention)
+            oldest = max(await self._account(tenant) / 1000, now - self._retention)
             return positionOf(oldest) <= at < positionOf(now)
         return bool(await available(self._store.hasEvent(tenant, id)))
 

@@ -21,7 +21,9 @@ from txserviceregistry.registry.stores.etcd.node import Evidence, INodeKeys, Joi
 from txserviceregistry.registry.stores.etcd.votes import Registration, Status
 from txserviceregistry.registry.stores.interfaces import (
     Expiration,
+    ISharedStore,
     IStore,
+    IStoreListener,
     LockRecord,
     NoSuchObject,
     ServiceRecord,
@@ -29,7 +31,6 @@ from txserviceregistry.registry.stores.interfaces import (
     StoreUnavailable,
 )
 from txserviceregistry.registry.stores.memory import MemoryStore
-from txserviceregistry.registry.stores.shared import ISharedStore, IStoreListener
 
 __all__ = ["SharedMemory", "SharedMemoryStore"]
 

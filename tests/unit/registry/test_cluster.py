@@ -16,8 +16,7 @@ from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.engine import Cluster
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.model import NewService, ServiceChanges
-from txserviceregistry.registry.stores.interfaces import NoSuchObject, StoreUnavailable
-from txserviceregistry.registry.stores.shared import ISharedStore, IStoreListener
+from txserviceregistry.registry.stores.interfaces import ISharedStore, IStoreListener, NoSuchObject, StoreUnavailable
 
 NOW = 1_700_000_000.0
 T = "1234"

@@ -43,8 +43,7 @@ from ..http.resource import ApiResource
 from ..http.statuspages import Health
 from ..identity.identity import Identity, InvalidCredentials, InvalidToken, StoreCache
 from ..roles import Role
-from ..stores.interfaces import IStore, NoSuchObject, TokenRecord, UserRecord
-from ..stores.shared import ISharedStore
+from ..stores.interfaces import ISharedStore, IStore, NoSuchObject, TokenRecord, UserRecord
 from ..tasks import available
 
 #: How long a session lasts, and a link that begins one, in seconds.

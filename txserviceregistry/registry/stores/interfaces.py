@@ -1,5 +1,5 @@
 """
-The interfaces of stores, and their records. Moments are in milliseconds since the epoch unless something else is said.
+The interfaces of stores, their records, and the payloads of events. Moments are in milliseconds since the epoch.
 
 Each operation of a store is atomic: a change and its event are kept together or not at all. A change's Deferred fires
 only when the change is durable, as far as the store can make it so. A store does not know deadlines: the registry says
@@ -11,7 +11,7 @@ become visible, whatever the wall clock does. A service's *incarnation* is the i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -60,15 +60,10 @@ class StoreRefused(StoreError):
 
 @attrs.frozen(slots=True)
 class StateRecord:
-    """
-    The state that operators set for an id, whether or not there is a service. Without a record it is up.
-
-    :ivar state: ``up``, ``drain`` or ``out``.
-    :ivar ends: when the record ends; ``None`` for a record without an end.
-    """
+    """The state that operators set for an id, with a service or without. It is up after *ends*, or without a record."""
 
     id: str
-    state: str = UP
+    state: str = UP  # or "drain" or "out"
     reason: str = ""
     ends: int | None = None
 
@@ -85,23 +80,29 @@ class StateRecord:
         """As in the API."""
         return {"id": self.id, "state": self.state, "reason": self.reason, "expires_at": self.ends}
 
+    def events(self, new: StateRecord, now: int) -> Iterator[tuple[dict[str, Any], int]]:
+        """
+        The payloads and timestamps of the ``service.state`` events when *new* replaces this record: of its end, if it
+        was over at *now*, and of what is new.
+        """
+        before = self.at(now)
+        if before is not self:
+            assert self.ends is not None
+            yield {**before.toJSON(), "old_state": self.state}, self.ends
+        if new != before:
+            yield {**new.toJSON(), "old_state": before.state}, now
+
 
 @attrs.frozen(slots=True)
 class ServiceRecord:
-    """
-    A service as it is stored.
-
-    :ivar heartbeatTimeout: in seconds.
-    :ivar lastSeen: possibly older than the truth; ``None`` before the first heartbeat.
-    :ivar state: the state of the id at the same moment, where it is known; ``None`` also if it has no record.
-    """
-
     id: str
     incarnation: str
-    heartbeatTimeout: int
+    heartbeatTimeout: int  # in seconds
     tags: tuple[str, ...]
     metadata: Mapping[str, str]
+    # Possibly older than the truth; None before the first heartbeat.
     lastSeen: int | None = None
+    # That of the id at the same moment, where it is known and has a record.
     state: StateRecord | None = None
 
     @classmethod
@@ -115,20 +116,35 @@ class ServiceRecord:
     def summary(self, tenant: str) -> ServiceSummary:
         return ServiceSummary(tenant, self.id, self.incarnation, self.heartbeatTimeout, self.lastSeen)
 
+    def payload(self) -> dict[str, Any]:
+        """Of ``service.join`` (with the state if it is not up), ``service.remove`` and ``service.timeout``."""
+        payload = {
+            "id": self.id,
+            "heartbeat_timeout": self.heartbeatTimeout,
+            "tags": list(self.tags),
+            "metadata": dict(self.metadata),
+        }
+        if self.state is not None and self.state.state != UP:
+            payload["state"] = self.state.state
+        return payload
+
+    def updatePayload(self, old: ServiceRecord) -> dict[str, Any]:
+        """Of ``service.update``."""
+        before, after = old.payload(), self.payload()
+        payload = {**after, "changed": [name for name in before if after[name] != before[name]]}
+        return {**payload, "old_tags": before["tags"]} if "tags" in payload["changed"] else payload
+
 
 @attrs.frozen(slots=True)
 class ServiceSummary:
-    """
-    The part of a service or a lock that the registry keeps in memory. A lock's *tenant* is the scope of the tenant's
-    locks (:mod:`~txserviceregistry.registry.model`); the heartbeats of one that *isForced* are refused.
-    """
+    """The part of a service, or of a lock in its scope, that the registry keeps in memory."""
 
     tenant: str
     id: str
     incarnation: str
     heartbeatTimeout: int
     lastSeen: int | None
-    isForced: bool = False
+    isForced: bool = False  # whether its heartbeats are refused
 
 
 @attrs.frozen(slots=True)
@@ -143,8 +159,6 @@ class Expiration:
 
 @attrs.frozen(slots=True)
 class EventRecord:
-    """An event of the feed, as in the API."""
-
     id: str
     timestamp: int
     type: str
@@ -165,10 +179,10 @@ class ValueRecord:
     position: int
 
 
-@attrs.frozen(slots=True)
-class Account:
-    tenant: str
-    created: int
+def valuePayload(key: str, oldValue: str | None, newValue: str | None) -> dict[str, Any]:
+    """Of ``configuration_value.update``, and without a new value of ``configuration_value.remove``."""
+    payload = {"configuration_value_id": key, "old_value": oldValue}
+    return payload if newValue is None else {**payload, "new_value": newValue}
 
 
 @attrs.frozen(slots=True)
@@ -193,18 +207,12 @@ class TokenRecord:
 
 @attrs.frozen(kw_only=True)
 class LockRecord(NewLock):
-    """
-    A lock as it is stored: a name without a holder has no record.
-
-    :ivar incarnation: the id of the event with which it was acquired.
-    :ivar fence: greater than that of any lock that the tenant acquired before.
-    :ivar isForced: whether its holder's heartbeats are refused, so that it expires.
-    """
+    """A lock as it is stored: a name without a holder has no record. *incarnation* is the id of its acquire event."""
 
     incarnation: str
-    fence: int
+    fence: int  # greater than that of any lock that the tenant acquired before
     acquired: int
-    isForced: bool = False
+    isForced: bool = False  # whether its holder's heartbeats are refused, so that it expires
 
     @classmethod
     def of(cls, new: NewLock, incarnation: str, fence: int, acquired: int) -> LockRecord:
@@ -224,8 +232,8 @@ class LockRecord(NewLock):
             "metadata": dict(self.metadata),
         }
 
-    def ended(self) -> dict[str, Any]:
-        """The payload of ``lock.release`` and ``lock.expire``."""
+    def payload(self) -> dict[str, Any]:
+        """Of ``lock.release`` and ``lock.expire``."""
         return {**self.shown(), "forced": self.isForced}
 
 
@@ -243,8 +251,9 @@ class IStore(Interface):
 
     Each operation may fail with :class:`StoreUnavailable`, after which nothing has changed (or, where the response to a
     change was lost, its outcome has been found out). Lists are sorted by code point, begin *at* ``marker``, and have up
-    to ``count`` entries. An operation that names an object, or an incarnation of it, fails with :class:`NoSuchObject`
-    if there is none; one that adds an object fails with :class:`LimitExceeded` if the tenant has ``maximum`` already.
+    to ``count`` entries without the incarnations in ``hidden``. An operation that names an object, or an incarnation of
+    it, fails with :class:`NoSuchObject` if there is none; one that adds an object fails with :class:`ObjectExists` if
+    there is one, and with :class:`LimitExceeded` if the tenant has ``maximum`` already. Every change has its event.
     """
 
     name: str = Attribute("The name of the store on the command line: ``memory``, ``sqlite``, …")
@@ -262,105 +271,71 @@ class IStore(Interface):
     def secret() -> Deferred[bytes]:
         """The registry's secret, 32 random bytes that the store made when it was new. Keys are derived from it."""
 
-    def account(tenant: str) -> Deferred[Account]:
-        """The tenant's account, which is created here, with the store's time, if it is new."""
+    def account(tenant: str) -> Deferred[int]:
+        """When the tenant's account was created: now, by the store's time, if it is new."""
 
-    # -- services
+    # -- services, with their states at the same moment if *states* are asked for
 
-    def createService(tenant: str, service: NewService, maximum: int) -> Deferred[ServiceRecord]:
-        """Add a service, with its ``service.join`` event; :class:`ObjectExists` if the id is taken."""
-
-    def getService(tenant: str, id: str, states: bool = False) -> Deferred[ServiceRecord]:
-        """One service, with its state at the same moment if *states* are asked for."""
-
+    def createService(tenant: str, service: NewService, maximum: int) -> Deferred[ServiceRecord]: ...
+    def getService(tenant: str, id: str, states: bool = False) -> Deferred[ServiceRecord]: ...
     def listServices(
         tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str], states: bool = False
-    ) -> Deferred[list[ServiceRecord]]:
-        """The services that have *tag*, without those whose incarnation is in *hidden*, like :meth:`getService`."""
-
-    def updateService(tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> Deferred[ServiceRecord]:
-        """Change a service, with a ``service.update`` event if this changes anything. Fires with the new record."""
-
-    def removeService(tenant: str, id: str, incarnation: str) -> Deferred[ServiceRecord]:
-        """Remove a service, with its ``service.remove`` event."""
-
+    ) -> Deferred[list[ServiceRecord]]: ...
+    def updateService(tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> Deferred[ServiceRecord]: ...
+    def removeService(tenant: str, id: str, incarnation: str) -> Deferred[ServiceRecord]: ...
     def recordLastSeen(tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
         """Note the time of a heartbeat, to be kept lazily, in bulk: it may be lost in a crash."""
 
     # -- the states of services. A record whose end has come is not returned, but stays until a change or endStates().
 
+    def getState(tenant: str, id: str) -> Deferred[StateRecord]: ...
+    def listStates(tenant: str, marker: str | None, count: int) -> Deferred[list[StateRecord]]: ...
     def setState(tenant: str, record: StateRecord, maximum: int) -> Deferred[bool]:
-        """Set or remove (:attr:`StateRecord.isDefault`) a record, with events. Fires with whether anything changed."""
-
-    def getState(tenant: str, id: str) -> Deferred[StateRecord]:
-        """The record of an id; one without a reason if there is none."""
-
-    def listStates(tenant: str, marker: str | None, count: int) -> Deferred[list[StateRecord]]:
-        """The records by id."""
+        """Set or remove (:attr:`StateRecord.isDefault`) a record. Fires with whether anything changed."""
 
     def endStates() -> Deferred[tuple[Collection[str], int | None]]:
-        """
-        End the records whose end has come, each with one event. Fires with the tenants that have new events, and with
-        when the next record ends.
-        """
+        """End the records whose end has come. Fires with the tenants concerned, and when the next record ends."""
 
     def dropStates(before: int) -> Deferred[Collection[str]]:
-        """
-        Drop the records whose ids have had no service since *before*, with an event for each. That an id has no service
-        is noted by the first call that finds it so. Fires with the tenants that have new events.
-        """
+        """Drop the records of ids for which a call *before* found no service. Fires with the tenants concerned."""
 
     # -- locks
 
+    def getLock(tenant: str, name: str) -> Deferred[LockRecord]: ...
+    def listLocks(
+        tenant: str, marker: str | None, count: int, hidden: Collection[str]
+    ) -> Deferred[list[LockRecord]]: ...
     def acquireLock(tenant: str, lock: NewLock, maximum: int, now: int, fence: int) -> Deferred[LockRecord]:
-        """Add a lock, with ``lock.acquire``, its fence at least *fence*; :class:`LockTaken` if it is held."""
-
-    def getLock(tenant: str, name: str) -> Deferred[LockRecord]:
-        """One lock."""
-
-    def listLocks(tenant: str, marker: str | None, count: int, hidden: Collection[str]) -> Deferred[list[LockRecord]]:
-        """The locks by name, without those whose incarnation is in *hidden*."""
+        """Add a lock, its fence at least *fence*; :class:`LockTaken` if it is held."""
 
     def forceLock(tenant: str, name: str, incarnation: str) -> Deferred[LockRecord]:
-        """Set ``isForced`` of a lock."""
+        """Set ``isForced`` of a lock, without an event."""
 
     def releaseLock(tenant: str, name: str, incarnation: str, isForced: bool) -> Deferred[None]:
         """Remove a lock, with its ``lock.release`` event. *isForced*: it is not its holder who releases it."""
 
-    # -- configuration
+    # -- configuration. A write fails with PreconditionFailed before anything else is looked at.
 
-    def getValue(tenant: str, key: str) -> Deferred[ValueRecord]:
-        """One value."""
-
+    def getValue(tenant: str, key: str) -> Deferred[ValueRecord]: ...
     def listValues(tenant: str, marker: str | None, count: int, namespace: str | None) -> Deferred[list[ValueRecord]]:
         """
-        The values by key.
-
-        :param namespace: ``None`` for all; ``"/"`` for every key that begins with a slash; ``"/a/b"`` (no slash at its
-            end) for ``/a/b`` itself and every key that begins with ``/a/b/``.
+        The values of a *namespace*: ``None`` for all; ``"/"`` for every key that begins with a slash; ``"/a/b"`` (no
+        slash at its end) for ``/a/b`` itself and every key that begins with ``/a/b/``.
         """
 
     def setValue(
         tenant: str, key: str, value: str, maximum: int, precondition: Precondition = UNCONDITIONAL
     ) -> Deferred[int]:
-        """
-        Set a value, with a ``configuration_value.update`` event if it is new or changed. Fires with the value's
-        position, which is the event's if there is one. Fails with :class:`PreconditionFailed` if the *precondition*
-        does not allow it, before anything else is looked at.
-        """
+        """Set a value. Fires with its position, which is the event's if it is new or changed."""
 
-    def removeValue(tenant: str, key: str, precondition: Precondition = UNCONDITIONAL) -> Deferred[None]:
-        """Remove a value, with its ``configuration_value.remove`` event, as the *precondition* allows."""
+    def removeValue(tenant: str, key: str, precondition: Precondition = UNCONDITIONAL) -> Deferred[None]: ...
 
     # -- events
 
     def listEvents(
         tenant: str, position: int, count: int, types: Collection[str] | None
     ) -> Deferred[list[EventRecord]]:
-        """
-        The events of some *types*, oldest first, from *position* on (see :mod:`~txserviceregistry.registry.eventids`).
-        The plain ones are found without reading others.
-        """
+        """Those of some *types*, oldest first, from *position* on. The plain ones are found without reading others."""
 
     def lastEvent(tenant: str) -> Deferred[str | None]:
         """The id of the newest event of *tenant*, of any type, even if it was dropped; ``None`` if there is none."""
@@ -371,31 +346,19 @@ class IStore(Interface):
     def dropEvents(before: int) -> Deferred[int]:
         """Drop the events before this position, of all tenants; fires with how many there were."""
 
-    # -- users
+    # -- users. With another key, or without the user, all of the user's auth tokens end.
 
     def addUser(name: str, keyHash: str, tenant: str | None, role: Role = WRITE) -> Deferred[UserRecord]:
         """
-        Add a user; :class:`ObjectExists` if the name is taken.
-
-        :param tenant: the tenant id; if ``None``, the smallest number from 1 on that no user has and of which the store
-            holds nothing: what belonged to a removed user must not become another's.
+        Add a user. If *tenant* is ``None``, it is the smallest number from 1 on that no user has and of which the store
+        holds nothing: what belonged to a removed user must not become another's.
         """
 
-    def replaceUserKey(name: str, keyHash: str) -> Deferred[UserRecord]:
-        """Give a user another key; all of the user's auth tokens end."""
-
-    def changeRole(name: str, role: Role) -> Deferred[UserRecord]:
-        """Give a user another role; the user's auth tokens stay valid."""
-
-    def removeUser(name: str) -> Deferred[None]:
-        """Remove a user, and all of the user's auth tokens."""
-
-    def getUser(name: str) -> Deferred[UserRecord]:
-        """One user."""
-
-    def listUsers() -> Deferred[list[UserRecord]]:
-        """All users by name."""
-
+    def replaceUserKey(name: str, keyHash: str) -> Deferred[UserRecord]: ...
+    def changeRole(name: str, role: Role) -> Deferred[UserRecord]: ...
+    def removeUser(name: str) -> Deferred[None]: ...
+    def getUser(name: str) -> Deferred[UserRecord]: ...
+    def listUsers() -> Deferred[list[UserRecord]]: ...
     def addToken(token: TokenRecord) -> Deferred[None]:
         """Add an auth token, and drop those that have ended."""
 
@@ -407,19 +370,80 @@ class IStore(Interface):
 
 
 class IOwnStore(IStore):
-    """A store that one registry has to itself, which says what has expired."""
+    """A store that one registry has to itself, which says what has expired. Its lists are of all tenants."""
 
+    def allServices() -> Deferred[list[ServiceSummary]]: ...
+    def allLocks() -> Deferred[list[ServiceSummary]]: ...
     def expireServices(expirations: Sequence[Expiration]) -> Deferred[None]:
-        """
-        Remove those of the services that are there still (same incarnation), each with a ``service.timeout`` event of
-        the expiration's timestamp. The store chooses the groups in which they are persisted.
-        """
+        """Remove those that are there still, in groups, each with a ``service.timeout`` event of that timestamp."""
 
     def expireLocks(expirations: Sequence[Expiration]) -> Deferred[None]:
         """As :meth:`expireServices`, with ``lock.expire`` events. An expiration's tenant is the scope of its locks."""
 
-    def allServices() -> Deferred[list[ServiceSummary]]:
-        """All services of all tenants, for the registry's start."""
 
-    def allLocks() -> Deferred[list[ServiceSummary]]:
-        """All locks of all tenants, for the registry's start."""
+class IStoreListener(Interface):
+    """
+    Receives the changes of a shared store, which may be the registry's own, and its questions about deadlines. A
+    registration is named by its tenant and its incarnation. A full timeout is counted from the call.
+    """
+
+    def appeared(service: ServiceSummary) -> None:
+        """A service is there, new or changed. It has a full timeout if it was unknown or its timeout is another."""
+
+    def renew(registration: tuple[str, str]) -> None:
+        """Give a service a full timeout: another registry has updated its timeout."""
+
+    def renewAll() -> None: ...
+    def vanished(tenant: str, id: str, incarnation: str) -> None: ...
+    def eventAdded(tenant: str, type: str | None) -> None:
+        """The tenant's feed has a new event of this type; ``None`` for any number of any types."""
+
+    def synchronized(services: Sequence[ServiceSummary]) -> None:
+        """All services as they are now: some changes may have been missed."""
+
+    def suspend() -> None:
+        """The store is unavailable: heartbeats elsewhere are not noticed, and none is acknowledged here."""
+
+    def secondsLeft(registration: tuple[str, str]) -> float:
+        """Seconds until the deadline as known here; 0 or less if it has passed, or for an unknown registration."""
+
+    def timeout(registration: tuple[str, str]) -> float:
+        """The heartbeat timeout in seconds; 0 for an unknown registration."""
+
+    def due(count: int) -> Mapping[tuple[str, str], int]:
+        """Up to *count* registrations whose deadline has passed, with it, each until :meth:`lookAgain` or a new one."""
+
+    def lookAgain(registration: tuple[str, str]) -> None:
+        """Let :meth:`due` return a registration again, if its deadline has passed then."""
+
+    def leaveTo(registration: tuple[str, str], seconds: float) -> None:
+        """Another registry has a later deadline, in so many seconds: :meth:`due` returns it after a heartbeat here."""
+
+    def expired(registration: tuple[str, str]) -> None:
+        """This registry has persisted the expiration."""
+
+    def ended(registration: tuple[str, str]) -> None:
+        """The registration has ended by what another registry did."""
+
+
+class ISharedStore(IStore):
+    """
+    A store that several registries use at the same time. Each of them acknowledges heartbeats from memory, and a
+    service expires when all of them agree that they received none for one timeout.
+    """
+
+    isNew: bool = Attribute("Whether, when it was opened, there had never been a user in it.")
+    isValid: bool = Attribute("Whether this registry may acknowledge heartbeats now.")
+    members: Sequence[str] = Attribute("The names of the registries that share it now, this one's first.")
+
+    def join(listener: IStoreListener) -> Deferred[None]:
+        """Join the registries that share the store, and notify *listener*. Fires when all services have been read."""
+
+    def tick() -> None:
+        """Take part in the votes. Called several times a second, but not when this process has stalled."""
+
+    def closed(tenant: str) -> Container[str]:
+        """The incarnations of those services whose heartbeats have to be admitted before they are acknowledged."""
+
+    def admit(tenant: str, incarnation: str) -> Deferred[bool]:
+        """Let a heartbeat of a closed service pass. Fires with whether this incarnation is there."""

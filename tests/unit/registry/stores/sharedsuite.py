@@ -13,8 +13,14 @@ from zope.interface.verify import verifyObject
 
 from tests.unit.registry.stores.sharedlocksuite import SharedLockSuite
 from txserviceregistry.registry.model import NewService, ServiceChanges
-from txserviceregistry.registry.stores.interfaces import NoSuchObject, ServiceRecord, ServiceSummary, StoreUnavailable
-from txserviceregistry.registry.stores.shared import ISharedStore, IStoreListener
+from txserviceregistry.registry.stores.interfaces import (
+    ISharedStore,
+    IStoreListener,
+    NoSuchObject,
+    ServiceRecord,
+    ServiceSummary,
+    StoreUnavailable,
+)
 from txserviceregistry.util.deferred import returnsDeferred
 
 __all__ = ["Listener", "SharedSuite"]

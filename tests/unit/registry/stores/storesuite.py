@@ -18,7 +18,6 @@ from txserviceregistry.registry.eventids import position, positionOf
 from txserviceregistry.registry.model import PLAIN_TYPES, NewService, Precondition, ServiceChanges, lockScope
 from txserviceregistry.registry.roles import WRITE, Role
 from txserviceregistry.registry.stores.interfaces import (
-    Account,
     Expiration,
     IOwnStore,
     IStore,
@@ -162,16 +161,16 @@ class StoreSuite(LockSuite, StateSuite):
         """An account has the time when it was first asked for."""
         await self.create("web", tenant="7")
         self.now = NOW + 10
-        self.assertEqual(await self.store.account("7"), Account("7", 1_700_000_010_500))
+        self.assertEqual(await self.store.account("7"), 1_700_000_010_500)
         self.now = NOW + 20
-        self.assertEqual(await self.store.account("7"), Account("7", 1_700_000_010_500))
-        self.assertEqual(await self.store.account("8"), Account("8", 1_700_000_020_500))
+        self.assertEqual(await self.store.account("7"), 1_700_000_010_500)
+        self.assertEqual(await self.store.account("8"), 1_700_000_020_500)
         self.assertEqual(await countServices(self.store, "7"), 1)
 
     async def test_accountAskedForByManyIsOne(self):
         """Simultaneous first requests of an account get the same one."""
         accounts = await gatherResults([self.store.account("7") for _ in range(5)])
-        self.assertEqual(accounts, [Account("7", 1_700_000_000_500)] * 5)
+        self.assertEqual(accounts, [1_700_000_000_500] * 5)
 
     # -- services
 

@@ -140,7 +140,7 @@ class Transaction:
         found = self.look(key)
         return self._changes.get(key, None if found is None else found.value)
 
-    def guard(self, key: str, revision: int | None = None, *, isCreation: bool = False) -> None:
+    def guard(self, key: str, revision: int | None = None, isCreation: bool = False) -> None:
         """
         Let the group fail if this key, which changes without the clock, is not as it was found. Fails with
         :class:`Disproved` if it was not found as last changed (or as created) by this *revision*, 0 for a missing one.

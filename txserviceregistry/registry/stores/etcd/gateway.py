@@ -134,11 +134,6 @@ def endOf(prefix: str) -> str:
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
-def after(found: KeyValue) -> str:
-    """The first key that may follow this one."""
-    return found.key + "\0"
-
-
 class Unreadable(StoreUnavailable):
     """A key has a value that neither this release nor an earlier one has written."""
 
@@ -321,7 +316,7 @@ class Etcd:
             yield found, revision
             if len(found) < size:
                 return
-            begin = after(found[-1])
+            begin = found[-1].key + "\0"
 
     @returnsDeferred
     async def get(self, key: str) -> KeyValue | None:

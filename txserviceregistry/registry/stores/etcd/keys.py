@@ -17,8 +17,7 @@ from ....http.pool import BytesProducer
 from ....util.deferred import returnsDeferred
 from ....util.logs import Logger
 from ...model import isLockScope, tenantOf
-from ..interfaces import StoreUnavailable
-from ..shared import IStoreListener
+from ..interfaces import IStoreListener, StoreUnavailable
 from .gateway import (
     NOT_FOUND,
     Clause,

@@ -20,8 +20,7 @@ from zope.interface import Interface
 
 from ....util.deferred import Waiters
 from ....util.logs import Logger, Outage
-from ..interfaces import NoSuchObject, StoreUnavailable
-from ..shared import IStoreListener
+from ..interfaces import IStoreListener, NoSuchObject, StoreUnavailable
 from .votes import Registration, Status, Votes
 
 #: A node's votes list at most this number of registrations, divided by the number of nodes plus one. So its status,

@@ -1,7 +1,4 @@
-"""
-The parts of the store, each with the objects of one kind in etcd: here events, and what operators set, such as
-configuration values, the states of services, and users with their auth tokens.
-"""
+"""The parts of the store, each for one kind of objects: here events, configuration values, states, and users."""
 
 from __future__ import annotations
 
@@ -20,7 +17,6 @@ from twisted.internet.interfaces import IReactorTime
 
 from ...model import PLAIN_TYPES, UNCONDITIONAL, Precondition, tenantOf
 from ...roles import WRITE, Role
-from .. import payloads
 from ..interfaces import (
     EventRecord,
     NoSuchObject,
@@ -31,15 +27,14 @@ from ..interfaces import (
     TokenRecord,
     UserRecord,
     ValueRecord,
+    valuePayload,
 )
-from ..payloads import stateEvents
 from .batches import Batches, TenantClock, TenantIds, Transaction, eventsIn, lastPosition
 from .gateway import (
     Etcd,
     Fields,
     KeyValue,
     Unreadable,
-    after,
     deletion,
     endOf,
     jsonBytes,
@@ -60,15 +55,10 @@ _TOKEN = {"user": str, "tenant": str, "expires": float | int, "revision": int}
 
 @attrs.define(eq=False)
 class Part:
-    """
-    A part of the store; *prefix* is that of all keys, and *wallClock* returns seconds since the epoch.
+    """A part of the store; *prefix* is that of all keys, and *wallClock* returns seconds since the epoch."""
 
-    :cvar kind: the name of its objects' keys, before the tenant and the id.
-    :cvar fields: what the value of each has.
-    """
-
-    kind: ClassVar[str] = ""
-    fields: ClassVar[Fields] = {}
+    kind: ClassVar[str] = ""  # the name of its objects' keys, before the tenant and the id
+    fields: ClassVar[Fields] = {}  # what the value of each has
     _etcd: Etcd
     _batches: Batches
     _prefix: str
@@ -151,18 +141,13 @@ class EtcdEvents(Part):
         return any(each["position"] == position for kept in done.found for key in kept for each in eventsIn(key)[1])
 
     async def drop(self, before: int) -> int:
-        """
-        See :meth:`IStore.dropEvents`.
-
-        What other nodes drop at the same time is counted by one of them. Of what etcd keeps of the past, the part from
-        before the last call is forgotten too.
-        """
+        """Of what etcd keeps of the past, the part from before the last call is forgotten too."""
         dropped = 0
         for clock in await self._etcd.all(f"{self._prefix}clocks/"):
             for prefix in self._prefixes(clock.key.rpartition("/")[2]):
                 end = f"{prefix}{max(before, 0):016x}"
                 while found := (await self._etcd.range(prefix, end, KEYS))[0]:
-                    await self._etcd.txn((), [deletion(prefix, after(found[-1]))])
+                    await self._etcd.txn((), [deletion(prefix, found[-1].key + "\0")])
                     for each in found:
                         with suppress(Unreadable):
                             dropped += len(eventsIn(each)[1])
@@ -213,7 +198,7 @@ class EtcdValues(Part):
                 return old.position
             if old is None:
                 transaction.count("values", 1, maximum)
-            payload = payloads.updatedValue(key, None if old is None else old.value, value)
+            payload = valuePayload(key, None if old is None else old.value, value)
             position = transaction.addEvent("configuration_value.update", payload)
             transaction.put(at, jsonBytes({"v": 1, "value": value, "position": position}))
             return position
@@ -229,7 +214,7 @@ class EtcdValues(Part):
                 raise NoSuchObject(key)
             transaction.delete(at)
             transaction.count("values", -1)
-            transaction.addEvent("configuration_value.remove", payloads.removedValue(key, old.value))
+            transaction.addEvent("configuration_value.remove", valuePayload(key, old.value, None))
 
         await self._batches.do(tenant, change)
 
@@ -257,25 +242,19 @@ class EtcdStates(Part):
         kept = self._kept(key, value)
         return StateRecord(id, kept["state"], kept["reason"], kept["ends"]), kept["unused"]
 
-    def _now(self, key: str, value: bytes | None) -> StateRecord:
-        return self._read(key, value)[0].at(self._milliseconds())
+    def _visible(self, key: str, value: bytes | None) -> StateRecord | None:
+        """The record, unless it is over."""
+        record = self._read(key, value)[0].at(self._milliseconds())
+        return None if record.isDefault else record
 
     def _put(self, transaction: Transaction, key: str, record: StateRecord, unused: int | None = None) -> None:
         kept = {"v": 1, "state": record.state, "reason": record.reason, "ends": record.ends, "unused": unused}
         transaction.put(key, jsonBytes(kept))
 
-    def _shown(self, found: KeyValue) -> StateRecord | None:
-        record = self._now(found.key, found.value)
-        return None if record.isDefault else record
-
     def shown(self, found: Collection[KeyValue]) -> Mapping[str, StateRecord]:
-        """The records that have not ended, by their ids."""
-        return {record.id: record for record in map(self._shown, found) if record is not None}
-
-    async def between(self, tenant: str, first: str, last: str, revision: int) -> Mapping[str, StateRecord]:
-        """The records of some ids, from the *first* to the *last*, as they were at a revision."""
-        end = self.key(tenant, f"{last}\0")
-        return self.shown(await self._etcd.all(self.key(tenant, first), end, revision=revision))
+        """The records that are not over, by their ids."""
+        records = (self._visible(each.key, each.value) for each in found)
+        return {record.id: record for record in records if record is not None}
 
     def inTransaction(self, transaction: Transaction, tenant: str, id: str) -> StateRecord | None:
         """The record of the id of a service, whose key the step reads, unless it is over."""
@@ -286,8 +265,7 @@ class EtcdStates(Part):
         record, unused = self._read(key, value)
         if unused is not None:
             self._put(transaction, key, record)
-        record = record.at(self._milliseconds())
-        return None if record.isDefault else record
+        return self._visible(key, value)
 
     async def set(self, tenant: str, record: StateRecord, maximum: int) -> bool:
         key = self.key(tenant, record.id)
@@ -296,47 +274,45 @@ class EtcdStates(Part):
     def _replace(self, transaction: Transaction, key: str, record: StateRecord, maximum: int = 0) -> bool:
         transaction.need(key)
         value = transaction.get(key)
-        if record.isDefault and value is None:
-            return False
-        if record.isDefault:
-            transaction.delete(key)
-            transaction.count("states", -1)
-        else:
+        if not record.isDefault:
             if value is None:
                 transaction.count("states", 1, maximum)
             self._put(transaction, key, record)
-        events = list(stateEvents(self._read(key, value)[0], record, self._milliseconds()))
+        elif value is not None:
+            transaction.delete(key)
+            transaction.count("states", -1)
+        events = list(self._read(key, value)[0].events(record, self._milliseconds()))
         for payload, timestamp in events:
             transaction.addEvent("service.state", payload, timestamp)
         return bool(events)
 
     async def get(self, tenant: str, id: str) -> StateRecord:
-        key = self.key(tenant, id)
-        found = await self._etcd.get(key)
-        return self._now(key, None if found is None else found.value)
+        found = await self._etcd.get(self.key(tenant, id))
+        return (None if found is None else self._visible(found.key, found.value)) or StateRecord(id)
 
     async def list(self, tenant: str, marker: str | None, count: int) -> list[StateRecord]:
-        return await self._page(tenant, marker, count, self._shown)
+        return await self._page(tenant, marker, count, lambda found: self._visible(found.key, found.value))
 
     async def end(self) -> tuple[Collection[str], int | None]:
-        now = self._milliseconds()
-        ends: list[int] = []
+        now, over, ends = self._milliseconds(), list[KeyValue](), list[int]()
+        for found in await self._etcd.all(f"{self._prefix}states/"):
+            with understood(found.key):
+                end = self._read(found.key, found.value)[0].ends
+                if end is not None and end <= now:
+                    over.append(found)
+                elif end is not None:
+                    ends.append(end)
 
-        def end(found: KeyValue, serviceKey: str, transaction: Transaction) -> bool:
+        def replace(found: KeyValue, transaction: Transaction) -> bool:
             transaction.need(found.key)
             isSame = transaction.get(found.key) == found.value
             return isSame and self._replace(transaction, found.key, StateRecord(self._nameOf(found.key)[1]))
 
-        def isEnded(found: KeyValue) -> bool:
-            end = self._read(found.key, found.value)[0].ends
-            if end is not None and end > now:
-                ends.append(end)
-            return end is not None and end <= now
-
-        return await self._changeAll(isEnded, end), min(ends, default=None)
+        return await self._changeAll(over, replace), min(ends, default=None)
 
     async def drop(self, before: int) -> Collection[str]:
-        def drop(found: KeyValue, serviceKey: str, transaction: Transaction) -> bool:
+        def drop(found: KeyValue, transaction: Transaction) -> bool:
+            serviceKey = f"{self._prefix}services/{'/'.join(self._nameOf(found.key))}"
             transaction.need(found.key, serviceKey)
             value = transaction.get(found.key)
             if value is None:
@@ -350,20 +326,17 @@ class EtcdStates(Part):
                 return self._replace(transaction, found.key, StateRecord(record.id))
             return False
 
-        return await self._changeAll(lambda found: True, drop)
+        return await self._changeAll(await self._etcd.all(f"{self._prefix}states/"), drop)
 
     async def _changeAll(
-        self, mayChange: Callable[[KeyValue], bool], act: Callable[[KeyValue, str, Transaction], bool]
+        self, records: Collection[KeyValue], act: Callable[[KeyValue, Transaction], bool]
     ) -> Collection[str]:
         """Let *act* change records, in as few transactions as possible; returns the tenants where it returns true."""
         changes: list[tuple[str, Deferred[bool]]] = []
-        for each in await self._etcd.all(f"{self._prefix}states/"):
+        for each in records:
             with understood(each.key):
-                tenant, id = self._nameOf(each.key)
-                if mayChange(each):
-                    serviceKey = f"{self._prefix}services/{tenant}/{id}"
-                    change = self._batches.do(tenant, partial(act, each, serviceKey))
-                    changes.append((tenant, change))
+                tenant, _ = self._nameOf(each.key)
+                changes.append((tenant, self._batches.do(tenant, partial(act, each))))
         changed: set[str] = set()
         for tenant, change in changes:
             # A record that cannot be changed now is tried again later.

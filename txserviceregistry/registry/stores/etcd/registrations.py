@@ -1,4 +1,4 @@
-"""Registrations in etcd, services and locks alike: a record for each, and the time of a heartbeat."""
+"""Registrations in etcd, services and locks alike: a record of each, and the time of a heartbeat."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import attrs
 
 from ....util.deferred import Gathering
 from ...model import tenantOf
-from ..interfaces import NoSuchObject, ServiceSummary
-from ..shared import IStoreListener
+from ..interfaces import IStoreListener, NoSuchObject, ServiceSummary
 from .batches import Disproved, Transaction
 from .gateway import KeyValue, Unreadable, createdAt, putGreater, reading, understood
 from .node import Evidence
@@ -30,26 +29,19 @@ NEVER = b"0000000000000"
 
 @attrs.define(eq=False)
 class Known:
-    """
-    A registration as it is known without reading it.
-
-    :ivar created: the revision that created its record; *ended*: the one that ended it here, until the watch shows it.
-    :ivar modified: the revision that what its record says is known from.
-    :ivar seen: the time of a heartbeat, in milliseconds since the epoch; *written*: when that was written here last.
-    :ivar touched: the revision of the last touch that the watch has shown; 0 for none.
-    """
+    """A registration as it is known without reading it."""
 
     tenant: str
     id: str
     incarnation: str
-    created: int
-    modified: int = 0
+    created: int  # the revision that created its record
+    modified: int = 0  # the revision from which the next two are known
     timeout: int = 0
     isForced: bool = False
-    seen: int | None = None
-    touched: int = 0
-    written: float | None = None
-    ended: int = 0
+    seen: int | None = None  # the time of a heartbeat, in milliseconds since the epoch
+    written: float | None = None  # when that was written here last
+    touched: int = 0  # the revision of the last touch that the watch has shown; 0 for none
+    ended: int = 0  # the revision that ended it here, until the watch shows it
 
     @property
     def summary(self) -> ServiceSummary:
@@ -63,12 +55,11 @@ class Registrations(Part):
     replaces what is newer.
 
     :cvar touches: the name of the keys with the times of heartbeats.
-    :cvar expiration: the type of the event; *payload* makes that of the event of any end of a record.
+    :cvar expiration: the type of the event.
     """
 
     touches: ClassVar[str]
     expiration: ClassVar[str]
-    payload: ClassVar[staticmethod[[Any], Mapping[str, Any]]]
     listener: IStoreListener = attrs.field(init=False)
     _known: dict[tuple[str, str], Known] = attrs.field(factory=dict, init=False)
     _byIncarnation: dict[Registration, Known] = attrs.field(factory=dict, init=False)
@@ -87,7 +78,6 @@ class Registrations(Part):
         self._reading = Gathering(self._clock, READS, self._read)
 
     def _record(self, tenant: str, id: str, kept: Mapping[str, Any]) -> Any:
-        """A record as the registry takes it."""
         raise NotImplementedError
 
     def _seenKey(self, tenant: str, id: str) -> str:
@@ -114,6 +104,10 @@ class Registrations(Part):
         if modified >= known.modified:
             known.modified, known.timeout, known.isForced = modified, int(kept["timeout"]), kept.get("isForced", False)
         return known
+
+    def _keepFound(self, found: KeyValue) -> Known | None:
+        kept = self._kept(found.key, found.value)
+        return self._keep(*self._nameOf(found.key), kept, found.created, found.modified)
 
     def _made(self, tenant: str, id: str, kept: Mapping[str, Any], revision: int) -> None:
         """Take over a record that was made here."""
@@ -157,10 +151,6 @@ class Registrations(Part):
             with understood(each.key):
                 self.seenChanged(each)
         return [known.summary for known in self._byIncarnation.values()]
-
-    def _keepFound(self, found: KeyValue) -> Known | None:
-        tenant, id = self._nameOf(found.key)
-        return self._keep(tenant, id, self._kept(found.key, found.value), found.created, found.modified)
 
     def recordChanged(self, now: KeyValue) -> None:
         """The watch shows a record."""
@@ -240,31 +230,36 @@ class Registrations(Part):
 
     # -- ends
 
-    def _endIn(
+    async def _endNow(
         self,
-        transaction: Transaction,
-        name: tuple[str, str],
+        tenant: str,
+        id: str,
         incarnation: str,
         type: str,
         timestamp: int | None = None,
+        guards: Sequence[tuple[str, int, bool]] = (),
         **changes: Any,
     ) -> Any:
-        """Remove a registration, and add the event of its end, with some *changes*; returns the record."""
-        record = self._record(*name, {**self._recordIn(transaction, *name, incarnation), **changes})
-        transaction.delete(self.key(*name))
-        transaction.delete(self._seenKey(*name))
-        transaction.count(self.kind, -1)
-        transaction.addEvent(type, self.payload(record), timestamp)
-        return record
-
-    async def _endNow(self, tenant: str, id: str, incarnation: str, type: str, **changes: Any) -> Any:
-        """End a registration, with some *changes* in the event; returns it."""
+        """
+        End a registration, with some *changes* in its event; returns its record. Fails with :class:`Disproved` if a key
+        of the *guards* (see :meth:`Transaction.guard`) was changed.
+        """
 
         def end(transaction: Transaction) -> tuple[Any, Transaction]:
-            return self._endIn(transaction, (tenant, id), incarnation, type, **changes), transaction
+            transaction.need(self.key(tenant, id), *(key for key, _, _ in guards))
+            kept = self._recordIn(transaction, tenant, id, incarnation)
+            for guard in guards:
+                transaction.guard(*guard)
+            record = self._record(tenant, id, {**kept, **changes})
+            transaction.delete(self.key(tenant, id))
+            transaction.delete(self._seenKey(tenant, id))
+            transaction.count(self.kind, -1)
+            transaction.addEvent(type, record.payload(), timestamp)
+            return record, transaction
 
         record, transaction = await self._batches.do(tenant, end)
-        self._end((tenant, incarnation), transaction.made)
+        self._ended = max(self._ended, transaction.made)
+        self._drop(self._byIncarnation.get((tenant, incarnation)), transaction.made)
         return record
 
     async def expireByVote(self, nodeKey: str, created: int, registration: Registration, evidence: Evidence) -> bool:
@@ -272,22 +267,15 @@ class Registrations(Part):
         known = self._byIncarnation.get(registration)
         if known is None:
             raise NoSuchObject(registration)
-        tenant, id, incarnation = known.tenant, known.id, known.incarnation
-        seenKey, joinsKey = self._seenKey(tenant, id), f"{self._prefix}joins"
-
-        def expire(transaction: Transaction) -> Transaction:
-            transaction.need(self.key(tenant, id), seenKey, joinsKey, nodeKey)
-            self._recordIn(transaction, tenant, id, incarnation)
-            transaction.guard(seenKey, evidence.seen)
-            transaction.guard(joinsKey, evidence.joins)
-            transaction.guard(nodeKey, created, isCreation=True)
-            self._endIn(transaction, (tenant, id), incarnation, self.expiration, evidence.timestamp)
-            return transaction
-
+        name = known.tenant, known.id, known.incarnation
+        guards = (
+            (self._seenKey(known.tenant, known.id), evidence.seen, False),
+            (f"{self._prefix}joins", evidence.joins, False),
+            (nodeKey, created, True),
+        )
         self._expiring[registration] = False
         try:
-            transaction = await self._batches.do(tenant, expire)
-            self._end(registration, transaction.made)
+            await self._endNow(*name, self.expiration, evidence.timestamp, guards)
             return True
         except Disproved:
             # A later touch is noted when the watch shows it: after what the watch shows before that.
@@ -295,7 +283,7 @@ class Registrations(Part):
         finally:
             if self._expiring.pop(registration):
                 # When the outcome has been reported.
-                self._clock.callLater(0, self.listener.vanished, tenant, id, incarnation)
+                self._clock.callLater(0, self.listener.vanished, *name)
 
     # -- touches, and the time of heartbeats
 

@@ -8,7 +8,6 @@ from typing import Any
 import attrs
 
 from ...model import NewLock, NewService, ServiceChanges, lockScope
-from .. import payloads
 from ..interfaces import LockRecord, LockTaken, ObjectExists, ServiceRecord, StateRecord
 from .batches import Transaction
 from .gateway import PAGE, Fields, KeyValue, endOf, jsonBytes
@@ -21,14 +20,13 @@ class EtcdServices(Registrations):
     kind = "services"
     touches = "seen"
     expiration = "service.timeout"
-    payload = staticmethod(payloads.serviceState)
     fields = {"position": int, "timeout": int, "tags": list, "metadata": dict}
     _states: EtcdStates
 
     def _record(self, tenant: str, id: str, kept: Mapping[str, Any], state: StateRecord | None = None) -> ServiceRecord:
-        known = self._known.get((tenant, id))
         incarnation = self._incarnation(tenant, kept)
-        seen = known.seen if known is not None and known.incarnation == incarnation else None
+        known = self._byIncarnation.get((tenant, incarnation))
+        seen = None if known is None else known.seen
         return ServiceRecord(id, incarnation, kept["timeout"], tuple(kept["tags"]), kept["metadata"], seen, state)
 
     async def create(self, tenant: str, service: NewService, maximum: int) -> ServiceRecord:
@@ -39,8 +37,7 @@ class EtcdServices(Registrations):
                 raise ObjectExists(id)
             transaction.count("services", 1, maximum)
             state = self._states.inTransaction(transaction, tenant, id)
-            payload = payloads.serviceState(ServiceRecord.of(service, "", state))
-            position = transaction.addEvent("service.join", payload)
+            position = transaction.addEvent("service.join", ServiceRecord.of(service, "", state).payload())
             kept = _kept(position, service.heartbeatTimeout, service.tags, service.metadata)
             transaction.put(key, jsonBytes(kept))
             return kept, state, transaction
@@ -68,9 +65,11 @@ class EtcdServices(Registrations):
         size = PAGE if tag is not None else min(PAGE, count + len(hidden))
         services: list[ServiceRecord] = []
         async for found, revision in self._etcd.pages(prefix + (marker or ""), endOf(prefix), size):
-            # The services and the states of their ids are shown as they were at one moment.
-            first, last = (self._nameOf(found[place].key)[1] for place in (0, -1)) if found else ("", "")
-            shown = await self._states.between(tenant, first, last, revision) if states and found else {}
+            shown: Mapping[str, StateRecord] = {}
+            if states and found:
+                # The services and the states of their ids are shown as they were at one moment.
+                first, last = (self._states.key(*self._nameOf(found[place].key)) for place in (0, -1))
+                shown = self._states.shown(await self._etcd.all(first, last + "\0", revision=revision))
             for record in map(self._recordOf, found):
                 if record.incarnation not in hidden and (tag is None or tag in record.tags):
                     services.append(attrs.evolve(record, state=shown.get(record.id)))
@@ -88,7 +87,7 @@ class EtcdServices(Registrations):
             new = old.changed(changes)
             if new != old:
                 state = self._states.inTransaction(transaction, tenant, id)
-                transaction.addEvent("service.update", payloads.updatedService(old, attrs.evolve(new, state=state)))
+                transaction.addEvent("service.update", attrs.evolve(new, state=state).updatePayload(old))
             kept = _kept(kept["position"], new.heartbeatTimeout, new.tags, new.metadata)
             transaction.put(key, jsonBytes(kept))
             if changes.heartbeatTimeout is not None:
@@ -133,7 +132,6 @@ class EtcdLocks(Registrations):
     kind = "locks"
     touches = "seen-locks"
     expiration = "lock.expire"
-    payload = staticmethod(LockRecord.ended)
     fields = {"position": int, **_LOCK}
 
     def _nameOf(self, key: str) -> tuple[str, str]:
@@ -178,11 +176,10 @@ class EtcdLocks(Registrations):
 
     async def force(self, tenant: str, name: str, incarnation: str) -> LockRecord:
         scope = lockScope(tenant)
-        key = self.key(scope, name)
 
         def force(transaction: Transaction) -> LockRecord:
             kept = {**self._recordIn(transaction, scope, name, incarnation), "isForced": True}
-            transaction.put(key, jsonBytes(kept))
+            transaction.put(self.key(scope, name), jsonBytes(kept))
             return self._record(scope, name, kept)
 
         return await self._batches.do(scope, force)

@@ -48,8 +48,7 @@ from ....util.files import Reloaded
 from ....util.logs import Logger
 from ...eventids import newTail
 from ...statistics import StoreStatistics
-from ..interfaces import Account, StoreRefused, StoreUnavailable
-from ..shared import ISharedStore, IStoreListener
+from ..interfaces import ISharedStore, IStoreListener, StoreRefused, StoreUnavailable
 from . import DEFAULT_PREFIX, VERSION
 from .batches import Batches, TenantIds
 from .gateway import PAGE, TRY, Etcd, User, createdAt, endOf, jsonBytes, put, reading, readKept, unchanged
@@ -266,10 +265,10 @@ class EtcdStore:
         return self._secret
 
     @returnsDeferred
-    async def account(self, tenant: str) -> Account:
+    async def account(self, tenant: str) -> int:
         new = jsonBytes({"v": 1, "created": int(self._wallClock() * 1000)})
         found = await self._etcd.create(f"{self._prefix}accounts/{tenant}", new)
-        return Account(tenant, readKept(found.key, found.value, {"created": int})["created"])
+        return int(readKept(found.key, found.value, {"created": int})["created"])
 
     async def _writeSeen(self) -> None:
         while True:

@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 import attrs
 
 from ...model import NewService, ServiceChanges
-from .. import payloads
 from ..interfaces import (
     Expiration,
     LimitExceeded,
@@ -95,7 +94,7 @@ class Services(Database):
             outcomes.append(record)
             services.append((tenant, new.id, position, new.heartbeatTimeout, asJson(new.tags), asJson(new.metadata)))
             tags += _tagRows(tenant, new.id, new.tags)
-            events.append((tenant, position, now, EVENT_TYPES["service.join"], asJson(payloads.serviceState(record))))
+            events.append((tenant, position, now, EVENT_TYPES["service.join"], asJson(record.payload())))
         self._change(
             "INSERT INTO services (tenant, id, incarnation, heartbeat_timeout, tags, metadata) SELECT * FROM {rows}",
             services,
@@ -148,13 +147,13 @@ class Services(Database):
             )
             self._dropTags(_tagRows(tenant, id, old.tags))
             self._addTags(_tagRows(tenant, id, new.tags))
-            self._addEvent(tenant, "service.update", payloads.updatedService(old, new))
+            self._addEvent(tenant, "service.update", new.updatePayload(old))
         return attrs.evolve(new, state=None)
 
     def removeService(self, tenant: str, id: str, incarnation: str) -> ServiceRecord:
         position, service = self._find(tenant, id, incarnation)
         self._dropServices([(tenant, position, service)])
-        self._addEvent(tenant, "service.remove", payloads.serviceState(service))
+        self._addEvent(tenant, "service.remove", service.payload())
         return service
 
     def _dropServices(self, services: Sequence[tuple[str, int, ServiceRecord]]) -> None:
@@ -182,7 +181,7 @@ class Services(Database):
             (tenant, id, position), expiration = due[number]
             service = ServiceRecord(id, expiration.incarnation, heartbeatTimeout, tuple(tags), metadata)
             services.append((tenant, position, service))
-            state = asJson(payloads.serviceState(service))
+            state = asJson(service.payload())
             events.append((tenant, self._ids.next(), expiration.timestamp, EVENT_TYPES["service.timeout"], state))
         self._dropServices(services)
         self._addEvents(events)
@@ -217,7 +216,7 @@ class Services(Database):
                 (tenant, record.id, record.state, asBytes(record.reason), record.ends),
             )
             self._count("states", {tenant: 1 if old is None else 0})
-        events = list(payloads.stateEvents(old or StateRecord(record.id), record, self._milliseconds()))
+        events = list((old or StateRecord(record.id)).events(record, self._milliseconds()))
         for payload, moment in events:
             self._addEvent(tenant, "service.state", payload, moment)
         return bool(events)

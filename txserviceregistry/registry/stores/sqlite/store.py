@@ -18,7 +18,7 @@ from ....util.deferred import returnsDeferred, waitFor
 from ....util.logs import Logger
 from ...model import UNCONDITIONAL, NewService, Precondition
 from ...statistics import StoreStatistics
-from ..interfaces import Account, Expiration, IOwnStore, ServiceRecord, StoreUnavailable
+from ..interfaces import Expiration, IOwnStore, ServiceRecord, StoreUnavailable
 from . import file as sqlitefile
 from .tables import Tables, Together, single
 from .threads import Reader, ThreadedReactor, Writer
@@ -69,7 +69,7 @@ class TableStore(ABC):
     secret = _reads(Tables.secret)
 
     @returnsDeferred
-    async def account(self, tenant: str) -> Account:
+    async def account(self, tenant: str) -> int:
         found = await self._do(lambda tables: tables.findAccount(tenant), False)
         return await self._do(lambda tables: tables.makeAccount(tenant)) if found is None else found
 

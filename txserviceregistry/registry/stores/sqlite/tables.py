@@ -14,9 +14,7 @@ import attrs
 
 from ...model import UNCONDITIONAL, NewLock, Precondition, tenantOf
 from ...roles import WRITE, Role
-from .. import payloads
 from ..interfaces import (
-    Account,
     EventRecord,
     Expiration,
     LimitExceeded,
@@ -30,6 +28,7 @@ from ..interfaces import (
     TokenRecord,
     UserRecord,
     ValueRecord,
+    valuePayload,
 )
 from .database import EVENT_TYPES, asBytes, asJson, asText
 from .services import Services
@@ -116,7 +115,7 @@ class Tables(Services):
             position = self._ids.next()
             outcomes.append(position)
             values[tenant, key] = changed[tenant, key] = value, position
-            payload = asJson(payloads.updatedValue(key, oldValue, value))
+            payload = asJson(valuePayload(key, oldValue, value))
             events.append((tenant, position, now, EVENT_TYPES["configuration_value.update"], payload))
         self._change(
             "INSERT INTO configuration_values (tenant, key, value, position) SELECT * FROM {rows} WHERE true"
@@ -136,7 +135,7 @@ class Tables(Services):
             raise NoSuchObject(key)
         self._execute("DELETE FROM configuration_values WHERE tenant = ? AND key = ?", (tenant, key))
         self._count("configuration_values", {tenant: -1})
-        self._addEvent(tenant, "configuration_value.remove", payloads.removedValue(key, asText(row[1])))
+        self._addEvent(tenant, "configuration_value.remove", valuePayload(key, asText(row[1]), None))
 
     # -- events
 
@@ -175,18 +174,18 @@ class Tables(Services):
 
     # -- accounts, users and auth tokens
 
-    def findAccount(self, tenant: str) -> Account | None:
-        row = self._one("SELECT created FROM tenants WHERE tenant = ? AND created IS NOT NULL", tenant)
-        return None if row is None else Account(tenant, row[0])
+    def findAccount(self, tenant: str) -> int | None:
+        row = self._one("SELECT created FROM tenants WHERE tenant = ?", tenant)
+        return None if row is None else row[0]
 
-    def makeAccount(self, tenant: str) -> Account:
+    def makeAccount(self, tenant: str) -> int:
         """The account, which is created if it does not exist."""
         self._execute(
             "INSERT INTO tenants (tenant, created) VALUES (?, ?)"
             " ON CONFLICT (tenant) DO UPDATE SET created = coalesce(created, excluded.created)",
             (tenant, self._milliseconds()),
         )
-        return Account(tenant, *self._one("SELECT created FROM tenants WHERE tenant = ?", tenant))
+        return int(self._one("SELECT created FROM tenants WHERE tenant = ?", tenant)[0])
 
     def addUser(self, name: str, keyHash: str, tenant: str | None, role: Role = WRITE) -> UserRecord:
         if self._one("SELECT 1 FROM users WHERE name = ?", asBytes(name)):
@@ -294,14 +293,14 @@ class Tables(Services):
 
     def releaseLock(self, tenant: str, name: str, incarnation: str, isForced: bool) -> None:
         record = self._removeLock(tenant, name, incarnation)
-        self._addEvent(tenant, "lock.release", attrs.evolve(record, isForced=isForced).ended())
+        self._addEvent(tenant, "lock.release", attrs.evolve(record, isForced=isForced).payload())
 
     def expireLocks(self, expirations: Sequence[Expiration]) -> None:
         for each in expirations:
             tenant = tenantOf(each.tenant)
             with suppress(NoSuchObject):
                 record = self._removeLock(tenant, each.id, each.incarnation)
-                self._addEvent(tenant, "lock.expire", record.ended(), each.timestamp)
+                self._addEvent(tenant, "lock.expire", record.payload(), each.timestamp)
 
     def allLocks(self) -> list[ServiceSummary]:
         rows = self._execute(_LOCKS.replace("SELECT", "SELECT tenant,"))

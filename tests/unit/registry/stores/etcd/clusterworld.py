@@ -25,8 +25,7 @@ from txserviceregistry.registry.engine import ADMISSION
 from txserviceregistry.registry.expiry import StallTolerantClock
 from txserviceregistry.registry.stores.etcd.node import Evidence, INodeKeys, Joined, Node
 from txserviceregistry.registry.stores.etcd.votes import Registration, Status
-from txserviceregistry.registry.stores.interfaces import NoSuchObject, StoreUnavailable
-from txserviceregistry.registry.stores.shared import IStoreListener
+from txserviceregistry.registry.stores.interfaces import IStoreListener, NoSuchObject, StoreUnavailable
 from txserviceregistry.util.deferred import waitFor
 
 __all__ = ["Application", "SimulatedNode", "Violation", "World"]
