@@ -1,10 +1,4 @@
-"""
-Heartbeat batching: heartbeats of several services that are due close together are sent in one request.
-
-It needs a registry with the extension ``heartbeats``. A service joins when its
-:class:`~txserviceregistry.HeartBeater` starts, or when a heartbeat of its own has been answered. It leaves, so that its
-HeartBeater sends single heartbeats, as soon as its heartbeat is refused.
-"""
+"""Heartbeat batching: heartbeats of several services that are due close together are sent in one request."""
 
 from __future__ import annotations
 
@@ -47,60 +41,6 @@ def isRefusal(error: object) -> bool:
     return isinstance(error, (BadRequest, Forbidden, NotFound))
 
 
-@attrs.define
-class BatchSize:
-    """
-    How many heartbeats the next batch may have: twice as many as in the last one that was accepted. A size that fails
-    while a smaller one is accepted is not tried again for :data:`HOLD` seconds.
-
-    :ivar most: heartbeats in the next batch at most; 0 while not even one is accepted.
-    """
-
-    HOLD: ClassVar[float] = 300.0
-
-    _largest: int
-    _seconds: Callable[[], float]
-    most: int = attrs.field(init=False, default=attrs.Factory(lambda self: self._largest, takes_self=True))
-    # The smallest that failed, and the largest that was accepted, as far as nothing later contradicts.
-    _failed: float = attrs.field(default=math.inf, init=False)
-    _accepted: int = attrs.field(default=0, init=False)
-    _heldUntil: float = attrs.field(default=0.0, init=False)
-
-    @property
-    def isReduced(self) -> bool:
-        """Whether batches are smaller than they could be."""
-        return self.most < self._largest
-
-    @property
-    def mayTry(self) -> bool:
-        """Whether the time has come to try a larger batch."""
-        return self._seconds() >= self._heldUntil
-
-    def accepted(self, count: int) -> None:
-        """A batch of *count* heartbeats was accepted."""
-        self._accepted = max(self._accepted, count)
-        if count >= self._failed and (self.mayTry or count > self.most):
-            self._failed, self.most = math.inf, self._largest
-        elif count >= self.most and (self.mayTry or 2 * count < self._failed):
-            self.most = min(self._largest, 2 * count)
-
-    def failed(self, count: int) -> bool:
-        """A batch of *count* heartbeats failed. Whether smaller ones are accepted; then these are sent."""
-        if count <= self._accepted:
-            # For another reason, unless a smaller one is accepted afterwards.
-            self._accepted = 0
-        else:
-            self._failed = min(self._failed, count)
-        if self._accepted:
-            self.hold(self._accepted)
-        return self._accepted > 0
-
-    def hold(self, most: int) -> None:
-        """Send no larger batches for a while."""
-        self.most = most
-        self._heldUntil = self._seconds() + self.HOLD
-
-
 class _Slot(list[HeartBeater]):
     """Services whose heartbeats are due close together, in no order. *due* is when the first of them is due."""
 
@@ -108,12 +48,10 @@ class _Slot(list[HeartBeater]):
 
 
 class Schedule:
-    """
-    Services by the time at which their heartbeats are due.
+    """Services by the time at which their heartbeats are due. A service that has left its slot names it no more."""
 
-    In a heap of all services, a heartbeat would cost a tenth more. So they are in slots, and are sorted only if they
-    are too many for one request. A service names its slot: one that has left, or moved to another, does not.
-    """
+    # In a heap of all services, a heartbeat would cost a tenth more. A slot is sorted only if it is too long for one
+    # request.
 
     #: The part of its interval by which a heartbeat may be early, together with one that is due.
     EARLY = 0.1
@@ -147,10 +85,7 @@ class Schedule:
         return self._slots[self._numbers[0]].due if self._numbers else None
 
     def take(self, now: float, most: int) -> list[HeartBeater]:
-        """
-        Take out the services that are due, and those that may be early, *most* of them at most. Until they are put
-        back, or elsewhere, the list is their ``batchSlot``.
-        """
+        """Take out the services that are due or may be early, at most *most*. The list is their ``batchSlot`` then."""
         taken: list[HeartBeater] = []
         mayFollow = True
         while self._numbers and mayFollow:
@@ -172,11 +107,14 @@ class Schedule:
 @attrs.define(eq=False, repr=False, slots=False)
 class HeartbeatBatcher:
     """
-    The heartbeats of all services of one client that need nothing but heartbeats. One may be sent early, together with
-    one that is due; none is sent late.
+    The heartbeats of all services of one client that need nothing but heartbeats.
 
-    While batches fail and nothing else is known, one service sends a single heartbeat. If that is accepted, it is no
-    outage: batches begin again with one heartbeat, and if that fails too, all services send single heartbeats.
+    A service joins when its HeartBeater starts, or when a heartbeat of its own has been answered. When its heartbeat is
+    refused, it is dismissed: its HeartBeater sends single heartbeats.
+
+    When batches fail, which may be because of their size, one service sends a single heartbeat. If that is accepted, it
+    is no outage: batches begin again with one heartbeat, and grow until one fails. If that is the first one, all
+    services send single heartbeats. Larger batches are tried after :data:`HOLD` seconds.
 
     :param send: sends heartbeats, the entries of a batch. It is late after so many seconds, and calls the third
         argument then. Fires with a token for each, or ``None`` for one that was refused.
@@ -189,6 +127,8 @@ class HeartbeatBatcher:
     AT_ONCE: ClassVar[int] = 2
     #: After so many seconds without a response, the next request does not wait for this one.
     PATIENCE: ClassVar[float] = 1.0
+    #: Seconds until larger batches are tried again.
+    HOLD: ClassVar[float] = 300.0
 
     _log: ClassVar[Logger] = Logger()
 
@@ -199,7 +139,6 @@ class HeartbeatBatcher:
     _stalls: StallWatch = attrs.field(kw_only=True)
     _suspends: SuspendWatch = attrs.field(kw_only=True)
     _services: dict[HeartBeater, None] = attrs.field(factory=dict, init=False)
-    # In it may be some who have left.
     _schedule: Schedule = attrs.field(factory=Schedule, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _timerDue: float = attrs.field(default=0.0, init=False)
@@ -208,27 +147,37 @@ class HeartbeatBatcher:
     _late: LateTries = attrs.field(factory=LateTries, init=False)
     # After a failure, nothing is sent before this time.
     _notBefore: float = attrs.field(default=0.0, init=False)
-    # The service that sends a single heartbeat while batches fail, and whether one was accepted.
+    # The service that sends a single heartbeat while batches fail.
     _alone: HeartBeater | None = attrs.field(default=None, init=False)
-    _isBack: bool = attrs.field(default=False, init=False)
+    # No larger batches are sent until then.
+    _heldUntil: float = attrs.field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._size = BatchSize(self.MOST, self._clock.seconds)
+        # The most heartbeats in the next batch, 0 while none are accepted, and the most in one that was accepted.
+        self._most = self._accepted = self.MOST
         self._backoff = Backoff(0.1, LONGEST_DELAY, self._random)
         self._outage = Outage(self._log, self._clock, _FAILED, _SUCCEED_AGAIN)
         self._refusals = Outage(self._log, self._clock, _REFUSED, _ACCEPTED)
 
     @property
     def isOffered(self) -> bool:
-        """Whether services can join. If even the smallest batch was refused, one service at a time tries again."""
-        return self._isOffered() and (self._size.most > 0 or (self._size.mayTry and not self._services))
+        """Whether services can join. If not even one heartbeat was accepted, one service at a time tries again."""
+        return self._isOffered() and (self._most > 0 or (not self._isHeld and not self._services))
+
+    @property
+    def _isHeld(self) -> bool:
+        return self._clock.seconds() < self._heldUntil
+
+    @property
+    def _isReduced(self) -> bool:
+        return self._most < min(self.MOST, len(self._services))
 
     def join(self, service: HeartBeater, due: float) -> None:
         """Take a service in. Its next heartbeat is sent by *due*."""
         if service is self._alone:
-            self._alone, self._isBack = None, True
-            self._size.most = min(self._size.most, 1)
-            self._notBefore = 0.0
+            self._alone = None
+            self._accepted, self._most = 0, 1
+            self._heldUntil = self._notBefore = 0.0
         if not self._services:
             self._suspends.add(self._resumed)
         self._services[service] = None
@@ -239,22 +188,15 @@ class HeartbeatBatcher:
         """Let a service go; nothing is sent for it any more. One that is not here causes no error."""
         if service is self._alone:
             self._alone = None
-        self._remove(service)
-        if not self._services:
-            self._stop()
-
-    def _remove(self, service: HeartBeater) -> None:
         if service in self._services:
             del self._services[service]
             service.batchSlot = None
             if not self._services:
-                self._suspends.discard(self._resumed)
+                self._stop()
 
     def _dismiss(self, services: Sequence[HeartBeater]) -> None:
         for service in services:
-            self._remove(service)
-        if not self._services:
-            self._stop()
+            self.leave(service)
         for service in services:
             service.dismissed()
 
@@ -270,6 +212,7 @@ class HeartbeatBatcher:
         self._setTimer()
 
     def _stop(self) -> None:
+        self._suspends.discard(self._resumed)
         self._schedule.clear()
         timer, self._timer = self._timer, None
         if timer is not None:
@@ -288,7 +231,7 @@ class HeartbeatBatcher:
             return
         now = self._clock.seconds()
         moment = max(due, self._notBefore, now)
-        if len(self._underWay) >= (self.AT_ONCE if self._size.isReduced else 1):
+        if len(self._underWay) >= (self.AT_ONCE if self._isReduced else 1):
             # One request after the other, on one connection, unless that one hangs.
             moment = max(moment, min(self._underWay.values()) + self.PATIENCE)
         if self._timer is None:
@@ -304,7 +247,7 @@ class HeartbeatBatcher:
             self._dismiss(list(self._services))
             return
         now = self._clock.seconds()
-        services = self._schedule.take(now, max(1, self._size.most))
+        services = self._schedule.take(now, max(1, self._most))
         if services:
             self._request(services, now)
         self._setTimer()
@@ -326,7 +269,7 @@ class HeartbeatBatcher:
             if isCurrent:
                 self._stalls.wasDue(sent + timeout)
             if not isinstance(result, Failure):
-                self._accepted(len(services))
+                self._succeeded(len(services))
                 self._answered(services, entries, result, sent, isCurrent)
             elif isCurrent:
                 self._failed(result, services)
@@ -336,13 +279,15 @@ class HeartbeatBatcher:
         self._underWay[request] = sent
         request.addBoth(over).addErrback(self._broken)
 
-    def _accepted(self, count: int) -> None:
-        self._size.accepted(count)
+    def _succeeded(self, count: int) -> None:
+        self._accepted = max(self._accepted, count)
+        if not self._isHeld:
+            self._most = max(self._most, min(self.MOST, 4 * count))
         self._backoff.reset()
         self._notBefore = 0.0
-        self._alone, self._isBack = None, False
+        self._alone = None
         self._outage.succeeded()
-        if not self._size.isReduced:
+        if not self._isReduced:
             self._refusals.succeeded(count=count)
 
     def _answered(
@@ -355,8 +300,7 @@ class HeartbeatBatcher:
             if service.batchSlot is not services and not (isLate and token is not None):
                 continue
             if token is None:
-                self._remove(service)
-                service.dismissed()
+                self._dismiss([service])
             else:
                 self._schedule.put(service, sent + service.interval)
                 service.answered(sent, token)
@@ -375,16 +319,22 @@ class HeartbeatBatcher:
         mayBeSize = isRefusal(error) or (isUnknown(error) and self._backoff.failures > 0)
         moment = self._clock.seconds()
         isSingle = False
-        if not mayBeSize or not self._shrink(isRefusal(error), count, reason):
+        if mayBeSize and count > self._accepted:
+            # Smaller ones are sent at once.
+            self._most = self._accepted or min(count - 1, 1)
+            if self._most == self._accepted:
+                self._heldUntil = moment + self.HOLD
+            self._refusals.failed(count=count, reason=reason)
+            if not self._most:
+                self._dismiss(list(self._services))
+                return
+        else:
             delay = self._backoff.next()
             moment = self._notBefore = moment + min(service.retryDelay(delay) for service in waiting)
             isSingle = mayBeSize and self._alone is None
             # A service that sends single heartbeats reports an outage itself.
             if self._backoff.failures > 1 and not (isSingle and count == 1):
                 self._outage.failed(names=_named(waiting), reason=reason)
-        if not self._size.most:
-            self._dismiss(list(self._services))
-            return
         for service in waiting:
             if service.batchSlot is services:
                 self._schedule.put(service, moment)
@@ -392,25 +342,9 @@ class HeartbeatBatcher:
         # The listeners that were called above may have stopped some of them.
         left = [service for service in waiting if service in self._services]
         if isSingle and left:
+            self.leave(left[0])
             self._alone = left[0]
-            if self._size.mayTry:
-                self._size.most = self.MOST
-            self._dismiss(left[:1])
-
-    def _shrink(self, isRefused: bool, count: int, reason: str) -> bool:
-        """A batch failed. Whether that may be because of its size, so that smaller ones are sent at once, or none."""
-        size = self._size
-        smallerPass = size.failed(count)
-        if count == 1 and (self._isBack or not size.most):
-            size.hold(0)
-        elif not smallerPass and self._isBack:
-            size.most = 1
-        elif not smallerPass and isRefused and count > 1 and self._alone is None:
-            size.most = max(1, count // 2)
-        elif not smallerPass:
-            return False
-        self._refusals.failed(count=count, reason=reason)
-        return True
+            left[0].dismissed()
 
     def _broken(self, failure: Failure) -> None:
         self._log.failure("Heartbeat batching failed unexpectedly; single heartbeats are sent", failure)

@@ -31,7 +31,7 @@ from txserviceregistry.errors import (
     Unauthorized,
 )
 from txserviceregistry.heartbeats.attempts import StallWatch
-from txserviceregistry.heartbeats.batching import BatchSize, HeartbeatBatcher, isRefusal
+from txserviceregistry.heartbeats.batching import HeartbeatBatcher, isRefusal
 from txserviceregistry.http.jsontransport import ClientClosed
 from txserviceregistry.http.messages import WhenLate
 from txserviceregistry.util.deferred import delayBefore
@@ -313,28 +313,36 @@ class BatcherTests(SynchronousTestCase):
                     self.batcher.join(service, self.clock.seconds() + service.interval)
 
     def test_aRefusedBatchIsSplit(self) -> None:
-        """Each half goes at once. A size that fails again is not tried for a while."""
-        services = [self.service(name, due=1) for name in "abcdefgh"]
-        self.through(2, ForeignResponse(413), 1.5)
-        self.assertEqual(self.sizes(), [8, 4, 4, 2, 2, 4, 2, 2])
+        """One service sends a single heartbeat. Then batches grow, and a size that fails is not tried for a while."""
+        services = [self.service(f"s{number}", due=1, interval=9.9, timeout=15) for number in range(40)]
+        self.through(5, ForeignResponse(413), 4, services)
+        self.assertEqual(self.sizes(), [40, 1, 1, 4, 4, 16, 13, *[4] * 7, 1])
+        for _ in range(3):
+            self.requests.clear()
+            self.through(5, ForeignResponse(413), 9.9, services)
+            self.assertEqual(max(self.sizes()), 4)
+        self.assertEqual({len(service.beats) for service in services[1:]}, {4})
+        self.assertEqual(sum(service.dismissals for service in services), 1)
+
+    def test_largerBatchesAreTriedOnceInAWhile(self) -> None:
+        """After the hold one larger batch is tried; when the proxy accepts all sizes again, so are the largest."""
+        services = [self.service(f"s{number}", due=1, interval=9.9, timeout=15) for number in range(40)]
+        self.through(5, ForeignResponse(413), HeartbeatBatcher.HOLD, services)
         self.requests.clear()
-        self.through(2, ForeignResponse(413), 10)
-        self.assertEqual(self.sizes(), [2, 2, 2, 2])
-        self.assertEqual({len(service.beats) for service in services}, {2})
-        self.assertEqual({service.dismissals for service in services}, {0})
+        self.through(5, ForeignResponse(413), HeartbeatBatcher.HOLD, services)
+        self.assertEqual(len([size for size in self.sizes() if size > 5]), 1)
+        self.through(1000, ForeignResponse(413), 2 * HeartbeatBatcher.HOLD, services)
+        self.assertGreater(self.sizes()[-1], 16)
 
     def test_whereNoBatchIsAcceptedAllSendSingleHeartbeats(self) -> None:
         """
-        When the smallest batch is refused, its service is dismissed, and the others wait as in an outage. When it comes
-        back, its own heartbeat was accepted: if a batch is still refused, all are dismissed. After a while one tries.
+        When a batch is refused, one service is dismissed, and the others wait as in an outage. When it comes back, its
+        own heartbeat was accepted: if a batch is still refused, all are dismissed. After a while one tries.
         """
         self.answersAtOnce = False
         services = [self.service(name, due=1) for name in "ab"]
         self.passes(1.1)
         self.refuse()
-        self.passes(0.01, 0.01)
-        for request in (1, 2):
-            self.refuse(request)
         self.assertEqual(sum(service.dismissals for service in services), 1)
         self.assertTrue(self.batcher.isOffered)
         [alone] = [service for service in services if service.dismissals]
@@ -343,7 +351,7 @@ class BatcherTests(SynchronousTestCase):
         self.refuse()
         self.assertEqual(sum(service.dismissals for service in services), 3)
         self.assertFalse(self.batcher.isOffered)
-        self.passes(BatchSize.HOLD, 1)
+        self.passes(HeartbeatBatcher.HOLD, 1)
         self.assertTrue(self.batcher.isOffered)
         self.batcher.join(services[0], self.clock.seconds())
         self.assertFalse(self.batcher.isOffered)
@@ -531,71 +539,7 @@ class BatcherTests(SynchronousTestCase):
         self.assertTrue(self.requests[0][2].called)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-
-class BatchSizeTests(SynchronousTestCase):
-    """A batch over a proxy that accepts up to so many heartbeats."""
-
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.size = BatchSize(1000, self.clock.seconds)
-        self.accepted = 1000
-
-    def send(self, services: int = 1000) -> list[int]:
-        """The sizes of the batches that it takes to send a heartbeat for each of so many services."""
-        sizes = []
-        while services > 0:
-            count = min(services, max(1, self.size.most))
-            sizes.append(count)
-            if count <= self.accepted:
-                self.size.accepted(count)
-                services -= count
-            elif not self.size.failed(count):
-                self.size.most = count // 2
-        return sizes
-
-    def test_remembers(self) -> None:
-        """A size that fails while a smaller one is accepted is not tried again for a while."""
-        self.accepted = 126
-        self.assertEqual(self.send(), [1000, 500, 250, 125, 250, *[125] * 7])
-        self.assertTrue(self.size.isReduced)
-        self.clock.advance(BatchSize.HOLD - 1)
-        self.assertEqual(self.send(), [125] * 8)
-
-    def test_triesLargerOnesOnceInAWhile(self) -> None:
-        """After the hold one larger batch is tried; if it is refused, no other one until the next hold is over."""
-        self.accepted = 126
-        self.send()
-        for _ in range(10):
-            self.clock.advance(BatchSize.HOLD)
-            self.assertEqual(self.send(), [125, 250, *[125] * 7])
-            self.clock.advance(BatchSize.HOLD / 2)
-            self.assertEqual(self.send(), [125] * 8)
-
-    def test_goesBackToTheLargest(self) -> None:
-        """When a size that failed before is accepted, the limit ends."""
-        self.accepted = 126
-        self.send()
-        self.accepted = 1000
-        self.clock.advance(BatchSize.HOLD)
-        self.assertEqual(self.send(2000), [125, 250, 1000, 625])
-        self.assertFalse(self.size.isReduced)
-
-    def test_anAcceptedSizeThatFailsIsNoLimit(self) -> None:
-        """It fails for another reason, unless a smaller one is accepted afterwards."""
-        self.size.accepted(1000)
-        self.assertFalse(self.size.failed(1000))
-        self.size.accepted(10)
-        self.assertTrue(self.size.failed(1000))
-
-    def test_anAcceptedSizeThatFailsKeepsTheLimit(self) -> None:
-        """A size that is accepted may fail for other reasons. Larger ones are held back nevertheless."""
-        self.accepted = 126
-        self.send()
-        for _ in range(2):
-            self.size.failed(125)
-        self.assertEqual(self.send(), [125] * 8)
-        self.size.most = 1
-        self.assertEqual(max(self.send()), 64)
+    # -- refusals
 
     def test_whatIsARefusal(self) -> None:
         """A 4xx to the whole batch, of the registry or a proxy; not a refused token or limit, and no outage."""
