@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -54,34 +55,20 @@ _SELF_SIGNED, _SELF_SIGNED_IN_CHAIN = 18, 19
 _UNKNOWN_ISSUER = {2, 20, 21}
 _WEAK = {66: "its key is too short", 67: "the key of its CA is too short", 68: "it is signed with a weak hash"}
 
-# Our words for a failed handshake, and OpenSSL's. The alerts of the server are among them.
+# OpenSSL's texts of a failed handshake, the alerts of the server among them, and ours.
 _HANDSHAKE = {
-    "the server at that port does not use TLS. If the registry there does not, its URL begins with http://": (
-        "wrong version number",
-        "packet length too long",
-        "record layer failure",
-        "http request",
+    r"wrong version number|packet length too long|record layer failure|http request": (
+        "the server at that port does not use TLS. If the registry there does not, its URL begins with http://"
     ),
-    "no common version of TLS: this program requires TLS 1.2 or newer. Update the server": (
-        "tlsv1 alert protocol version",
-        "unsupported protocol",
-        "no protocols available",
-        "version too low",
+    r"alert protocol version|unsupported protocol|no protocols available|version too low": (
+        "no common version of TLS: this program requires TLS 1.2 or newer. Update the server"
     ),
-    "no common cipher. Update the server or this program": (
-        "sslv3 alert handshake failure",
-        "ssl/tls alert handshake failure",
-        "no shared cipher",
-    ),
-    "the server has no certificate for that host name. Check the host name in the URL": ("tlsv1 unrecognized name",),
-    "the server requires a client certificate that it trusts. Check the files with the client certificate and key": (
-        "alert certificate ",
-        "alert bad certificate",
-        "alert unsupported certificate",
-        "alert unknown ca",
+    r"alert handshake failure|no shared cipher": "no common cipher. Update the server or this program",
+    r"unrecognized name": "the server has no certificate for that host name. Check the host name in the URL",
+    r"alert (bad |unsupported |)certificate|alert unknown ca": (
+        "the server requires a client certificate that it trusts. Check the files with the client certificate and key"
     ),
 }
-
 
 # The files with the certificates to trust, and with the client certificate.
 _TrustFiles = Reloaded[Any, Any]
@@ -137,11 +124,7 @@ class CertificateRefused(TLSError):
 class _Connection(Connection):
     """A TLS connection, with the host for which its certificate must be valid."""
 
-    def __init__(self, context: Any, host: str) -> None:
-        super().__init__(context, None)
-        self.host = host
-        if not _isAddress(host):
-            self.set_tlsext_host_name(host.encode("ascii"))
+    host = ""
 
 
 @implementer(IOpenSSLClientConnectionCreator)
@@ -153,21 +136,23 @@ class _Connections:
     _context: Callable[[], Any]
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> Connection:
-        return _Connection(self._context(), self._host)
+        connection = _Connection(self._context(), None)
+        connection.host = self._host
+        if not _isAddress(self._host):
+            connection.set_tlsext_host_name(self._host.encode("ascii"))
+        return connection
 
 
 @implementer(IPolicyForHTTPS)
 @attrs.define(eq=False)
 class TLSPolicy:
     """
-    How certificates are verified, and which client certificate is shown. Files that have changed are read again before
-    the next connection; open connections stay as they are.
-
-    OpenSSL verifies the chain, and service_identity the name. Twisted's ``optionsForClientTLS`` is not used: its errors
-    do not say which certificate is invalid, and some releases (such as 26.10) accept one without host names for any
-    host.
+    How certificates are verified (the chain by OpenSSL, the name by service_identity), and which client certificate is
+    shown. Files that have changed are read again before the next connection.
     """
 
+    # Not Twisted's optionsForClientTLS: its errors do not say which certificate is invalid, and some releases (such as
+    # 26.10) accept one without host names for any host.
     _trust: _TrustFiles | None
     _caFile: str | None = None
     _own: _OwnFiles | None = None
@@ -180,9 +165,8 @@ class TLSPolicy:
 
     def reload(self) -> None:
         """Read all files now, whether or not they seem to have changed."""
-        for each in (self._trust, self._own):
-            if each is not None:
-                each.reload()
+        for each in filter(None, (self._trust, self._own)):
+            each.reload()
 
     def _currentContext(self) -> Any:
         trust = None if self._trust is None else self._trust.current()
@@ -199,6 +183,7 @@ class TLSPolicy:
     def _verify(self, connection: Any, certificate: X509, error: int, depth: int, isGood: int) -> bool:
         """Called with each certificate of the chain, the server's own last, and with OpenSSL's number of its error."""
         assert self._trust is not None
+        host = connection.host
         try:
             seen = certificate.to_cryptography()
             if not isGood:
@@ -208,14 +193,13 @@ class TLSPolicy:
                 end = "" if problem is None else f" (the previous content of the file is in use: {problem})"
                 raise CertificateRefused(_refused(seen, error, depth, self._caFile) + end)
             if depth == 0:
-                isAddress = _isAddress(connection.host)
-                (verify_certificate_ip_address if isAddress else verify_certificate_hostname)(seen, connection.host)
+                (verify_certificate_ip_address if _isAddress(host) else verify_certificate_hostname)(seen, host)
         except CertificateRefused:
             raise
         except (VerificationError, UnreadableNames):
-            raise CertificateRefused(_wrongName(seen, connection.host))
-        except Exception as problem:
-            raise CertificateRefused(f"its certificate can't be read: {problem}. Replace it")
+            raise CertificateRefused(_wrongName(seen, host))
+        except Exception as unreadable:
+            raise CertificateRefused(f"its certificate can't be read: {unreadable}. Replace it")
         return True
 
 
@@ -232,14 +216,8 @@ def tlsPolicy(
     caSource: str | None = None,
 ) -> TLSPolicy:
     """
-    A policy for these files (PEM). They are read now, and at a new connection again, if they have changed or (once a
-    second) can't be used. While they can't be used, the previous content stays in use.
-
-    :param verify: whether certificates are verified. Without it, no client certificate is shown either.
-    :param caFile: the certificates to trust, instead of those that the platform trusts.
-    :param certFile: the client certificate, with *keyFile*.
-    :param caSource: the source of the *caFile*'s name, for messages.
-    :raises InvalidSettings: if a file can't be read, or its content is invalid.
+    A policy for these PEM files; ``InvalidSettings`` if one can't be used. Without *verify*, no client certificate is
+    shown either. *caSource* is the source of the *caFile*'s name, for messages.
     """
     if not verify:
         return TLSPolicy(None)
@@ -260,11 +238,12 @@ def _read(path: str, name: str) -> bytes:
 def _trustIn(caFile: str, source: str | None) -> _TrustFiles:
     path = absolutePath(caFile)
     name = f"{source}: the CA file {caFile}" if source else f"The CA file {caFile}"
-
-    def make(text: bytes) -> Any:
-        return trustRootFromCertificates(_certificatesIn(text, name))
-
-    return Reloaded(f"CA file {caFile}", [path], lambda: _read(path, name), make)
+    return Reloaded(
+        f"CA file {caFile}",
+        [path],
+        lambda: _read(path, name),
+        lambda text: trustRootFromCertificates(_certificatesIn(text, name)),
+    )
 
 
 def _certificatesIn(text: bytes, name: str) -> list[Certificate]:
@@ -281,20 +260,17 @@ def _certificatesIn(text: bytes, name: str) -> list[Certificate]:
 
 
 def _systemTrust() -> _TrustFiles:
-    """
-    The certificates that the platform trusts. OpenSSL reads them when a context is made, so only the stamps of the
-    files are kept here. It raises nothing if there are none, as while they are replaced.
-    """
+    """The certificates that the platform trusts. OpenSSL reads them when a context is made; here are their stamps."""
     found = ssl.get_default_verify_paths()
     directories = (found.capath or found.openssl_capath or "").split(os.pathsep)
     places = [found.cafile, found.openssl_cafile, *directories, *_SYSTEM_BUNDLES]
     paths = [os.path.abspath(path) for path in dict.fromkeys(places) if path]
-    named = os.environ.get(found.openssl_cafile_env)
-    bundle = next(filter(os.path.isfile, paths if named is None else [os.path.abspath(named)]), None)
+    bundle = next(filter(os.path.isfile, paths), None)
     isFirst = True
 
     def make(stamps: object) -> Any:
         nonlocal isFirst
+        # It raises nothing if there are none at first, as while they are replaced.
         if not isFirst and bundle is not None:
             _certificatesIn(_read(bundle, bundle), bundle)
         isFirst = False
@@ -324,22 +300,19 @@ def _ownFiles(certFile: str, keyFile: str) -> _OwnFiles:
 
 
 def describeTLS(error: BaseException, *, inHandshake: bool = False) -> str | None:
-    """
-    Why a TLS connection failed, and what to do; ``None`` if the *error* is of another kind.
-
-    :param inHandshake: whether it is known to have failed during the handshake.
-    """
+    """Why a TLS connection failed, and what to do; ``None`` if the *error* is of another kind."""
     if isinstance(error, CertificateRefused):
         return str(error)
     if isinstance(error, ConnectionClosed) and inHandshake:
         return "the connection was closed during the TLS handshake. Check the port"
     if not isinstance(error, TLSError):
         return None
-    words = [str(part[-1]) for part in (error.args[0] if error.args and isinstance(error.args[0], list) else ())]
-    for text, signs in _HANDSHAKE.items():
-        if any(sign in word for word in words for sign in signs):
+    parts = error.args[0] if error.args and isinstance(error.args[0], list) else ()
+    words = "; ".join(filter(None, (str(part[-1]) for part in parts)))
+    for signs, text in _HANDSHAKE.items():
+        if re.search(signs, words):
             return text
-    return f"TLS failed: {'; '.join(word for word in words if word) or str(error) or 'no reason is known'}"
+    return f"TLS failed: {words or str(error) or 'no reason is known'}"
 
 
 def _wrongName(certificate: x509.Certificate, host: str) -> str:
