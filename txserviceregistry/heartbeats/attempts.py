@@ -1,21 +1,21 @@
-"""
-The tries of one service: the current one, the next one, those that are late, and the failures. What the HeartBeaters of
-a client share, among it a clock that detects a blocked reactor.
-"""
+"""The tries of one service: its health check, its turn, the current try, the late ones, and the failures."""
 
 from __future__ import annotations
 
+import random as randomModule
+import re
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import attrs
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from ..clock import SuspendWatch
+from ..http.agent import describeFailure
 from ..http.messages import WhenLate
-from ..util.deferred import Backoff, LateTries, PrioritySemaphore, runOnAfter
+from ..util.deferred import Backoff, LateTries, PrioritySemaphore, cancelWith, runOnAfter
 from ..util.logs import Logger, Outage
 
 #: The warning when heartbeats, or registrations, begin to fail.
@@ -24,6 +24,14 @@ _SUCCEED_AGAIN = "Heartbeats for {what} {serviceId} succeed again after {seconds
 
 # In the place of what is just beginning; cancelling it does nothing.
 _BEGINNING = succeed(None)
+
+# A check that fails is called at least this often (seconds), so that its recovery is noticed soon.
+_LONGEST_DELAY = 5.0
+_LONGEST_REASON = 200
+_CHECK_FAILED = "Service {serviceId}: {name} failed: {reason}; {suspended} suspended"
+_CHECK_PASSED = "Service {serviceId}: {name} passed after {seconds:.1f} s; {suspended} resumed"
+# User and password of a URL, which an exception may quote.
+_USER_INFO = re.compile(r"(?<=://)[^\s/@]*@")
 
 
 @attrs.define(eq=False, repr=False)
@@ -54,15 +62,11 @@ class StallWatch:
 
 @attrs.frozen
 class HeartbeatContext:
-    """
-    Shared by the HeartBeaters of one client, so that there can be thousands of them.
-
-    :ivar turns: bounds the heartbeat requests at once, and *registrations* the registrations.
-    :ivar batcher: the HeartbeatBatcher; ``None`` if each HeartBeater sends its own heartbeats.
-    """
+    """Shared by the HeartBeaters of one client. Each sends its own heartbeats if there is no HeartbeatBatcher."""
 
     stalls: StallWatch
     suspends: SuspendWatch
+    # Bound the heartbeats and the registrations at once.
     turns: PrioritySemaphore = attrs.field(factory=PrioritySemaphore)
     registrations: PrioritySemaphore = attrs.field(factory=PrioritySemaphore)
     batcher: Any = None
@@ -70,10 +74,7 @@ class HeartbeatContext:
 
 @attrs.define(eq=False, repr=False, weakref_slot=False)
 class Attempts:
-    """
-    At most one try waits for something, or for its time. Requests that are late run on beside it. Everything that is
-    called from here may :meth:`end` the try, and begin another one.
-    """
+    """At most one try waits for something, or for its time; late requests run on beside it. Callbacks may end it."""
 
     _log: ClassVar[Logger] = Logger()
 
@@ -128,12 +129,11 @@ class Attempts:
         patience: float = 0.0,
     ) -> None:
         """
-        Let the current try wait.
+        Let the current try wait for what *begin* starts. Then *then* is called with its result or Failure, and whether
+        the try is still current, unless it was ended; *broken* is called with the errors of *then*.
 
-        :param begin: starts what it waits for. A request may call the argument when it is late, after *patience*
-            seconds; then it runs on beside the next try.
-        :param then: called with the result or Failure, and whether the try is still current, unless it was ended. If
-            it is late it is called twice, first with the Failure of that. *broken* is called with its errors.
+        A request that is late after *patience* seconds calls the argument of *begin*, and runs on beside the next try:
+        *then* is called with the Failure of that, and again with the result.
         """
         isLate = False
 
@@ -173,10 +173,7 @@ class Attempts:
             work.addErrback(lambda _: None).cancel()
 
     def failed(self, what: str, serviceId: str, reason: str, *, isCertain: bool = False) -> float:
-        """
-        Log that a try failed, unless a second one follows at once; it does not if it *isCertain* to fail. Returns the
-        seconds until the next try.
-        """
+        """Log the second failure in a row, or one that *isCertain* to last. Returns the seconds until the next try."""
         if self._outage is None:
             values: Any = {"what": what, "serviceId": serviceId}
             self._outage = Outage(self._log, self._clock, HEARTBEAT_FAILED, _SUCCEED_AGAIN, after=2, **values)
@@ -208,3 +205,105 @@ class Attempts:
         self.giveTurn()
         if self._late is not None:
             self._late.end()
+
+
+class HealthCheckFailed(Exception):
+    """A check may raise this, so that the log has its message without a type."""
+
+
+@attrs.define(eq=False, repr=False, slots=False)
+class HealthCheck:
+    """Calls the health check of a service: once before each heartbeat while it passes, with backoff while it fails."""
+
+    _log: ClassVar[Logger] = Logger()
+
+    _check: Callable[[], Any]
+    _serviceId: str
+    _clock: IReactorTime
+    _random: Callable[[], float] = randomModule.random
+    _name: str = "health check"
+    # The call that has not ended: one at a time, also of a check that ignores being cancelled.
+    _running: Deferred[Any] | None = attrs.field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        values: Any = {"serviceId": self._serviceId, "name": self._name}
+        self._outage = Outage(self._log, self._clock, _CHECK_FAILED, _CHECK_PASSED, **values)
+        self._backoff: Backoff | None = None
+
+    def passes(self, timeout: float, suspended: str, *, isStarting: bool = False) -> Deferred[bool]:
+        """
+        Call the check. Fires with whether it passes in *timeout* seconds; fails only if it is cancelled. The log says
+        that *suspended* (``heartbeats`` or ``registration``) wait for it, unless the service *isStarting*.
+        """
+
+        def ended(reason: str | None) -> bool:
+            if reason is None:
+                self._backoff = None
+                self._outage.succeeded(suspended=suspended)
+            elif not isStarting:
+                self._outage.failed(reason=reason, suspended=suspended)
+            return reason is None
+
+        return self._call(timeout).addCallback(ended)
+
+    def nextDelay(self, interval: float) -> float:
+        """Seconds until a check that fails is called again: from a thirty-second of *interval* to half of it."""
+        if self._backoff is None:
+            self._backoff = Backoff(interval / 32, min(_LONGEST_DELAY, interval / 2), self._random)
+            # Skip the first delay, which is zero.
+            self._backoff.next()
+        return self._backoff.next()
+
+    def _call(self, timeout: float) -> Deferred[str | None]:
+        """Fires with the reason why the check fails, or with ``None`` if it passes."""
+        if self._running is not None:
+            return succeed("an earlier call has not ended, although it was cancelled")
+        timedOut = f"timed out after {timeout:.3g} s"
+
+        def stop(outcome: Deferred[str | None]) -> None:
+            outcome.errback(CancelledError())
+            checked.cancel()
+
+        def tooLate() -> None:
+            checked.cancel()
+            if not outcome.called:
+                outcome.callback(timedOut)
+
+        def ended(result: Any) -> None:
+            self._running = None
+            if outcome.called:
+                return
+            reason = _reasonIn(result)
+            if not late.active():
+                # It was cancelled, and its exception may say what it was waiting for.
+                isStage = isinstance(result, Failure) and result.check(HealthCheckFailed)
+                reason = f"{timedOut}, {reason}" if isStage else timedOut
+            outcome.callback(reason)
+
+        late = self._clock.callLater(timeout, tooLate)
+        outcome: Deferred[str | None] = cancelWith(late, Deferred(stop))
+        checked = self._running = maybeDeferred(self._check)
+        checked.addBoth(ended)
+        return outcome
+
+
+def _reasonIn(result: Any) -> str | None:
+    """Why a check with this result has failed; ``None`` if it has passed."""
+    try:
+        if isinstance(result, Failure) and result.value is not None:
+            isReason = isinstance(result.value, HealthCheckFailed)
+            text = str(result.value) if isReason else describeFailure(result.value)
+        elif result:
+            return None
+        else:
+            # The repr of a builtin value is short: False, None, 0, '', [].
+            type_ = type(result)
+            text = f"returned {result!r}" if type_.__module__ == "builtins" else f"returned a false {type_.__name__}"
+    except Exception as error:
+        # Of the application's own __bool__ or __str__.
+        text = type(result.value).__name__ if isinstance(result, Failure) else describeFailure(error)
+    text = _USER_INFO.sub("…@", " ".join(text.split()))
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"

@@ -1,17 +1,10 @@
-"""
-HeartBeater: keeps one service registered, from its start to its stop.
-
-While heartbeats succeed, and the registry accepts batches, the client's HeartbeatBatcher sends them. Otherwise the
-HeartBeater makes one try after the other: it calls the health check, waits for its turn among the services of the
-client, and sends a heartbeat, or registers the service. It retries the sooner the nearer the deadline is.
-"""
+"""HeartBeater: keeps one service registered, from its start to its stop."""
 
 from __future__ import annotations
 
 import math
 import random as randomModule
 from collections.abc import Callable
-from enum import Enum
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -26,37 +19,18 @@ from ..http.messages import WhenLate
 from ..types import HeartbeatToken
 from ..util.deferred import LONGEST_DELAY, Backoff, Waiters, delayBefore, patienceFor
 from ..util.logs import Listeners, Logger
-from .attempts import Attempts, HeartbeatContext, StallWatch
-from .healthcheck import HealthCheck
+from .attempts import Attempts, HealthCheck, HeartbeatContext, StallWatch
 
 # While another service holds the id, the registration is retried this often (seconds).
 _ID_TAKEN_DELAY = 2.0
 
 
-class _State(Enum):
-    """
-    The states of a HeartBeater, with the values of :attr:`HeartBeater.state`.
-
-    =======================  ==========================================  ==============================================
-    State                    Event                                       Next state
-    =======================  ==========================================  ==============================================
-    STOPPED                  ``start()``                                 REGISTERED with a token, else REGISTERING
-    REGISTERING              the registration is accepted                REGISTERED
-    REGISTERED               the deadline passes without a response      UNREACHABLE
-    REGISTERED, UNREACHABLE  the registry no longer has the service      REGISTERING, or STOPPED without a *register*
-    UNREACHABLE              a heartbeat is accepted                     REGISTERED
-    any                      ``stop()``, or the registry forbids it      STOPPED
-    =======================  ==========================================  ==============================================
-    """
-
-    REGISTERING = "registering"
-    REGISTERED = "registered"
-    UNREACHABLE = "unreachable"
-    STOPPED = "stopped"
-
-
-REGISTERED = _State.REGISTERED.value
-STOPPED = _State.STOPPED.value
+# The states of a HeartBeater: from the registration, or the start with a token, on it is registered; it is unreachable
+# from the deadline to the next response, and registering when the registry does not have the service.
+REGISTERING = "registering"
+REGISTERED = "registered"
+UNREACHABLE = "unreachable"
+STOPPED = "stopped"
 
 
 def refusesToken(error: BaseException) -> bool:
@@ -67,6 +41,10 @@ def refusesToken(error: BaseException) -> bool:
 class HeartBeater:
     """
     Sends the heartbeats of one service, from :meth:`start` to :meth:`stop`.
+
+    While heartbeats succeed, and the registry accepts batches, the client's HeartbeatBatcher sends them. Otherwise it
+    makes one try after the other: it calls the health check, waits for its turn among the services of the client, and
+    sends a heartbeat, or registers the service. It retries the sooner the nearer the deadline is.
 
     ``client.services.create()`` and ``register()`` make one; most applications use a
     :class:`~txserviceregistry.RegisteredService` instead.
@@ -83,6 +61,8 @@ class HeartBeater:
         after the *sending* of the last one that was answered.
     :ivar lastSeen: when that one was sent; ``None`` before the first.
     :ivar registersAgain: whether it registers the service again when the registry loses it.
+    :ivar state: ``registering``, ``registered``, ``unreachable`` (its deadline passed without a response) or
+        ``stopped``.
     """
 
     _log = Logger()
@@ -146,7 +126,7 @@ class HeartBeater:
         # The batcher's own: where it keeps the service, and when its next heartbeat is due.
         self.batchSlot: object = None
         self.batchDue = 0.0
-        self._state = _State.STOPPED
+        self.state = STOPPED
         self._lost: Failure | None = None
         self._attempts = Attempts(clock, context.stalls, self._drawInterval())
 
@@ -156,17 +136,12 @@ class HeartBeater:
     @property
     def running(self) -> bool:
         """Whether it sends heartbeats: from :meth:`start` until :meth:`stop`, or until the service is lost for good."""
-        return self._state is not _State.STOPPED
+        return self.state != STOPPED
 
     @property
     def healthy(self) -> bool:
         """Whether the registry must still have the service: it is registered, and its deadline has not passed."""
         return self.nextToken is not None and self.deadline > self._clock.seconds()
-
-    @property
-    def state(self) -> str:
-        """``registering``, ``registered``, ``unreachable`` (its deadline passed without a response) or ``stopped``."""
-        return str(self._state.value)
 
     def onStateChange(self, listener: Callable[[str], None]) -> None:
         """Call *listener* with the new :attr:`state` whenever it changes. Errors of a listener are logged."""
@@ -174,11 +149,11 @@ class HeartBeater:
             self._listeners = Listeners(self._log, f"the state of service {self.serviceId}")
         self._listeners.add(listener)
 
-    def _transition(self, to: _State) -> None:
+    def _transition(self, to: str) -> None:
         """Enter a state. This comes last: a listener may stop the HeartBeater, or change its timeout."""
-        before, self._state = self._state, to
-        if to is not before and self._listeners is not None:
-            self._listeners.call(to.value)
+        before, self.state = self.state, to
+        if to != before and self._listeners is not None:
+            self._listeners.call(to)
 
     # -- starting and stopping
 
@@ -196,7 +171,7 @@ class HeartBeater:
         if self.lastSeen is None:
             # If it is not known when the registration was sent: just now, most likely.
             self.deadline = (now if sent is None else sent) + self.heartbeatTimeout
-        self._transition(_State.REGISTERING if self.nextToken is None else _State.REGISTERED)
+        self._transition(REGISTERING if self.nextToken is None else REGISTERED)
         if self.running and not self._joinBatcher(now if sent is None else sent + self.interval):
             self._beginTry()
 
@@ -222,7 +197,7 @@ class HeartBeater:
         self._forgetTries()
         if self._batcher is not None:
             self._batcher.leave(self)
-        self._transition(_State.STOPPED)
+        self._transition(STOPPED)
         if self._stopped is not None:
             self._stopped.fire(lost)
 
@@ -374,7 +349,7 @@ class HeartBeater:
         self.nextToken = token
         self.lastSeen = sent
         self.deadline = sent + self.heartbeatTimeout
-        if self.batchSlot is None or self._state is not _State.REGISTERED:
+        if self.batchSlot is None or self.state != REGISTERED:
             self._goOn(sent)
 
     def _goOn(self, sent: float) -> None:
@@ -382,13 +357,13 @@ class HeartBeater:
         if self._makesTries and not self._joinBatcher(due):
             self._attempts.end()
             self._attempts.later(max(0.0, due - self._clock.seconds()), self._try)
-        if self._state is not _State.REGISTERED and self.running:
-            self._transition(_State.REGISTERED)
+        if self.state != REGISTERED and self.running:
+            self._transition(REGISTERED)
 
     def missed(self) -> None:
         """A heartbeat had no response; it is retried."""
         if self.deadline <= self._clock.seconds():
-            self._transition(_State.UNREACHABLE)
+            self._transition(UNREACHABLE)
 
     def _failed(self, failure: Failure) -> None:
         error = failure.value
@@ -443,6 +418,6 @@ class HeartBeater:
             self.nextToken = None
             reason = "the registry no longer has it, and it is being registered again"
             self._attempts.failed(self.what, self.serviceId, reason, isCertain=True)
-            self._transition(_State.REGISTERING)
+            self._transition(REGISTERING)
             if self.running:
                 self._beginTry()

@@ -14,7 +14,7 @@ from twisted.web.client import HTTPConnectionPool
 from twisted.web.http_headers import Headers
 
 from ..._version import __version__
-from ...heartbeats.healthcheck import HealthCheck, HealthCheckFailed
+from ...heartbeats.attempts import HealthCheck, HealthCheckFailed
 from ...http.agent import describeFailure, endpointTo, stageOf
 from ...http.pool import PooledAgent
 from ...http.queueing import QueueingAgent

@@ -56,7 +56,7 @@ _ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHU
 
 _OURS = "txserviceregistry."
 _HEARTBEATS = f"{_OURS}heartbeats."
-_HEALTH_CHECKS = f"{_HEARTBEATS}healthcheck."
+_HEALTH_CHECKS = f"{_HEARTBEATS}attempts.HealthCheck"
 
 _EXAMPLE = """
 Example:

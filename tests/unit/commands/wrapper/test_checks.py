@@ -15,7 +15,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 from txserviceregistry.commands.wrapper.checks import Checker, makeProbe
-from txserviceregistry.heartbeats.healthcheck import HealthCheckFailed
+from txserviceregistry.heartbeats.attempts import HealthCheckFailed
 
 reactor: Any = globalReactor
 
