@@ -107,13 +107,11 @@ class Schedule:
 @attrs.define(eq=False, repr=False, slots=False)
 class HeartbeatBatcher:
     """
-    The heartbeats of all services of one client that need nothing but heartbeats.
-
-    A service joins when its HeartBeater starts, or when a heartbeat of its own has been answered. When its heartbeat is
-    refused, it is dismissed: its HeartBeater sends single heartbeats.
+    The heartbeats of all services of one client that need nothing but heartbeats. A service whose heartbeat is refused
+    is dismissed: its HeartBeater sends single heartbeats. It joins again when one of those has been answered.
 
     When batches fail, which may be because of their size, one service sends a single heartbeat. If that is accepted, it
-    is no outage: batches begin again with one heartbeat, and grow until one fails. If that is the first one, all
+    is not an outage: batches begin again with one heartbeat, and grow until one fails. If that is the first one, all
     services send single heartbeats. Larger batches are tried after :data:`HOLD` seconds.
 
     :param send: sends heartbeats, the entries of a batch. It is late after so many seconds, and calls the third
