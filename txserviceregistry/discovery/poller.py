@@ -21,8 +21,7 @@ from ..types import Event, EventType, PlainEventType
 from ..util.deferred import Backoff, Waiters, returnsDeferred
 from ..util.logs import Listeners, Logger
 
-# Seconds for which the registry is asked to hold its response back. A longer wait means fewer requests, and more time
-# until a connection that hangs is noticed.
+# Seconds for which the registry is asked to hold its response back.
 _WAIT = 30
 #: Seconds between two requests to a registry that can't wait.
 POLL = 5.0
@@ -42,13 +41,9 @@ _MAYBE_OF_WAITING = (ConnectionFailed, RequestTimedOut, MalformedResponse, Serve
 FIRST_PING = 5.0
 #: Seconds without a byte after which a stream is dead; pings come every 15 s.
 SILENCE = 35.0
-#: Seconds until a stream is tried again that could not be opened.
+#: Seconds until a stream is tried again that could not be opened; and at first, where one could be opened before.
 RETRY = 600.0
-# The same at first, where streams could be opened before.
 _PAUSE = 1.0
-# The most events of a stream that are kept for subscribers that are behind.
-_KEPT = 1000
-
 
 # The time of a UUID, in units of 100 nanoseconds, begins in 1582 (RFC 9562, section 5.1).
 _UUID_EPOCH = 0x01B21DD213814000
@@ -130,60 +125,25 @@ def markerAt(seconds: float) -> str:
     return str(uuid.UUID(fields=fields, version=1))
 
 
-@attrs.define(eq=False)
-class _Span:
-    """
-    The events of a stream. Only their ids and that of its beginning are known to be in the feed: a registry that was
-    restored from a backup has lost other ones.
-    """
-
-    _begin: str
-    _events: list[Event] = attrs.field(factory=list, init=False)
-
-    def add(self, event: Event) -> None:
-        self._events.append(event)
-        if len(self._events) > 2 * _KEPT:
-            self._begin = self._events[_KEPT - 1]["id"]
-            del self._events[:_KEPT]
-
-    def after(self, cursor: Cursor, isComplete: bool) -> list[Event] | None:
-        """
-        The events after a place; ``None`` if they are not all known. They are if the span *isComplete*: the feed has
-        nothing between that place and the beginning.
-        """
-        marker = (cursor.marker or "").lower()
-        if not cursor.isInclusive:
-            # Most subscribers are at the end.
-            for index in range(len(self._events), 0, -1):
-                if self._events[index - 1]["id"].lower() == marker:
-                    return self._events[index:]
-            if cursor.seen and self._begin.lower() == marker:
-                return self._events[:]
-        if not isComplete:
-            return None
-        return [event for event in self._events if ticksOf(event["id"]) > ticksOf(marker)]
-
-
 class EventPoller:
     """
     Reads the event feed for all subscribers of one client. They share one event stream. Where the registry has none, or
     it can't be opened, each has a request of its own that waits, or a request every few seconds.
-
-    :ivar respondedAt: when the last valid response came, by the client's clock; ``None`` before the first.
     """
 
     _log = Logger()
 
     def __init__(self, client: Client, types: Collection[str] = WATCHED) -> None:
+        #: When the last valid response came, by the client's clock.
         self.respondedAt: float | None = None
         self._client = client
         self._wanted = sorted(types)
         self._users = 0
         # Until when no request waits, and until when no request is made at all where none waits.
         self._noWaitUntil = self._noPollUntil = 0.0
-        # A stream that is open, or being opened; what has come since its first ping.
+        # A stream that is open, or being opened; after its first ping, the id of its last event or its beginning.
         self._stream: EventStream | None = None
-        self._span: _Span | None = None
+        self._end: str | None = None
         self._timer: IDelayedCall | None = None
         self._backoff = Backoff(_PAUSE, RETRY, random.random)
         # When a stream may be opened again, and whether it could not be opened the last time.
@@ -192,14 +152,14 @@ class EventPoller:
         # The id of the last event or ping of a stream, and how often the registry has said that events may be missing.
         self._lastId: str | None = None
         self._resets = 0
-        # Fire when there are events, and when a stream begins or ends.
-        self._waiters: Waiters[None] = Waiters()
+        # Fire with an event of the stream, and with None when one begins or ends.
+        self._waiters: Waiters[Event | None] = Waiters()
         self._quietListeners: Listeners[[]] = Listeners(self._log, "a quiet event feed")
 
     @property
     def isLive(self) -> bool:
         """Whether events come by an event stream, which says if any may be missing."""
-        return self._span is not None
+        return self._end is not None
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -221,29 +181,32 @@ class EventPoller:
         may be missing and the cursor can't show it, and otherwise as ``client.events.list`` does.
         """
         resets = self._resets if cursor.resets is None else cursor.resets
-        # The span up to whose beginning the feed is known to have nothing newer.
-        quiet: _Span | None = None
+        marker = (cursor.marker or "").lower()
+        # The end of the stream for which the feed is known to have nothing newer than the cursor.
+        quietEnd: str | None = None
         # A stream that has ended may be opened again as soon as there is a response.
         isUrgent = cursor.isInclusive
         while True:
             if self._resets != resets and not cursor.seen:
                 raise StaleCursor("The registry says that events may be missing")
-            span = self._span
-            events = None if span is None else span.after(cursor, span is quiet)
-            if events:
-                return Page(events)
-            if events is not None or self._isOpening:
+            end = self._end
+            isAtEnd = end is not None and (end == quietEnd or (cursor.seen and end.lower() == marker))
+            if isAtEnd or self._isOpening:
                 forget = self._quietListeners.add(onQuiet)
                 try:
-                    await self._waiters.wait()
+                    event = await self._waiters.wait()
                 finally:
                     forget()
+                if isAtEnd and event is not None and ticksOf(event["id"]) > ticksOf(marker):
+                    return Page([event])
+                # The stream may bring an event that a page had before.
+                quietEnd = self._end if isAtEnd and event is not None else None
                 isUrgent = True
                 continue
-            page = await (self.read(cursor) if span is not None or isUrgent else self._nextPage(cursor))
+            page = await (self.read(cursor) if end is not None or isUrgent else self._nextPage(cursor))
             if not page.isQuiet:
                 return page
-            quiet, isUrgent = span, False
+            quietEnd, isUrgent = end, False
             onQuiet()
 
     @returnsDeferred
@@ -327,7 +290,7 @@ class EventPoller:
     @property
     def _isOpening(self) -> bool:
         """Whether there will most likely be a stream in a moment."""
-        return self._stream is not None and self._span is None and not self._isBlocked
+        return self._stream is not None and self._end is None and not self._isBlocked
 
     def _openStream(self) -> None:
         """Open a stream, if it is time for that. The registry has just responded."""
@@ -347,29 +310,28 @@ class EventPoller:
             # A reset follows.
             return
         self.respondedAt = self._client.clock.seconds()
+        isBeginning = type == "reset" or self._end is None
         try:
             if id is None or not ticksOf(id):
                 raise ValueError("an event has no valid id")
-            if type == "reset" or self._span is None:
-                # Subscribers read on their own what comes before.
-                self._resets += type == "reset" and self._lastId is not None
-                self._span = _Span(id)
-                self._isBlocked = False
-                self.received()
-            elif type == "ping":
-                self._lastId = id
-                self._backoff.reset()
-                self._quietListeners.call()
-                return
-            else:
-                self._span.add(readEvent(json.loads(data)))
+            event = None if isBeginning or type == "ping" else readEvent(json.loads(data))
         except (ValueError, RecursionError) as error:
             self._log.debug("The event stream is malformed: {reason}", reason=str(error))
-            self._span = None
+            self._end = None
             self.ended()
+            return
+        if isBeginning:
+            # Subscribers read on their own what comes before.
+            self._resets += type == "reset" and self._lastId is not None
+            self._isBlocked = False
+        self._lastId = id
+        if isBeginning or event is not None:
+            self._end = id
+            self.received()
+            self._waiters.fire(event)
         else:
-            self._lastId = id
-            self._waiters.fire(None)
+            self._backoff.reset()
+            self._quietListeners.call()
 
     def ended(self) -> None:
         self._isBlocked = not self.isLive
@@ -378,7 +340,7 @@ class EventPoller:
         self._closeStream(self._client.clock.seconds() + delay)
 
     def _closeStream(self, notBefore: float) -> None:
-        stream, self._stream, self._span = self._stream, None, None
+        stream, self._stream, self._end = self._stream, None, None
         timer, self._timer = self._timer, None
         self._notBefore = notBefore
         if stream is not None:
