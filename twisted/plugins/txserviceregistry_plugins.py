@@ -36,24 +36,24 @@ serviceRegistryDns = ServiceMaker(
 
 @implementer(IPlugin, IStreamClientEndpointStringParserWithReactor)
 class _RegistryParser:
-    """``registry:TAG``: see txserviceregistry.discovery.endpointstrings."""
+    """``registry:TAG``: see txserviceregistry.discovery.endpoints."""
 
     prefix = "registry"
 
     def parseStreamClient(self, reactor, *args, **kwargs):
-        from txserviceregistry.discovery.endpointstrings import parseRegistry
+        from txserviceregistry.discovery.endpoints import parseRegistry
 
         return parseRegistry(reactor, *args, **kwargs)
 
 
 @implementer(IPlugin, IStreamServerEndpointStringParser)
 class _RegisteredParser:
-    """``registered:id=…:endpoint=…``: see txserviceregistry.discovery.endpointstrings."""
+    """``registered:id=…:endpoint=…``: see txserviceregistry.discovery.endpoints."""
 
     prefix = "registered"
 
     def parseStreamServer(self, reactor, *args, **kwargs):
-        from txserviceregistry.discovery.endpointstrings import parseRegistered
+        from txserviceregistry.discovery.endpoints import parseRegistered
 
         return parseRegistered(reactor, *args, **kwargs)
 

@@ -5,7 +5,7 @@ from .balancing import Instance, IStrategy, instanceOf
 from .directory import Directory
 from .endpoints import RegisteredEndpoint, RegisteredPort, RegistryEndpoint, closeShared
 from .feed import EventsFeed, FeedEvent
-from .watcher import ConfigurationChange, ConfigurationWatcher
+from .mirror import ConfigurationChange, ConfigurationWatcher
 
 __all__ = [
     "ConfigurationChange",

@@ -18,19 +18,13 @@ from ..types import Event, Service
 from ..util.deferred import returnsDeferred
 from ..util.fields import boundedNumber
 from ..util.logs import Listeners, Logger
-from .mirror import Mirror
+from .mirror import BLIND_REFRESH, REFRESH, Mirror
 
 #: The changes of a service.
 Change = Literal["join", "update", "remove", "timeout"]
 
-#: Seconds after which all services are listed again, for safety.
-REFRESH = 600.0
-#: The same where an update of a service has no event.
-REFRESH_WITHOUT_UPDATES = 60.0
-
-#: The part of a tag's instances that has to expire.
+#: The part of a tag's instances that has to expire; and how many of them at least.
 THRESHOLD = 0.5
-#: How many of them have to expire at least.
 FEWEST = 3
 _BEGIN = (
     "{count} of {total} services with tag {tag} expired at once: they stay in use as suspects; "
@@ -130,7 +124,7 @@ class Directory(Mirror[Service]):
         return self._listen(listener, settle)
 
     def _defaultRefresh(self) -> float:
-        return REFRESH if EVENT_TYPES in self._client.extensions else REFRESH_WITHOUT_UPDATES
+        return REFRESH if EVENT_TYPES in self._client.extensions else BLIND_REFRESH
 
     @returnsDeferred
     async def _list(self) -> dict[str, Service]:
@@ -200,20 +194,17 @@ def checkedThreshold(threshold: object) -> float:
 class Suspects:
     """
     The services of a directory, and the suspects among those that have expired: when a larger part of a tag's instances
-    than the threshold, three at least, expires within one heartbeat timeout, they stay in use. More often than that so
-    many have stopped, they are cut off from the registry (Envoy calls this panic mode). A suspect that is registered
-    again is an ordinary service. When enough have returned, the other suspects of the tag are dropped.
-
-    It is made before the directory starts, and ends when there is no reference to it.
-
-    :ivar version: grows with every change.
+    than the threshold, three at least, expires within one heartbeat timeout, they stay in use: most likely, they are
+    only cut off from the registry (Envoy calls this panic mode). A suspect that is registered again is an ordinary
+    service. When enough have returned, the other suspects of the tag are dropped.
     """
+
+    # It is made before the directory starts, and ends when there is no reference to it.
 
     _log = Logger()
 
     def __init__(self, directory: Directory, clock: IReactorTime, threshold: float = THRESHOLD) -> None:
         """*threshold* is a number from 0 to 1, 0 for no suspects; raises ValueError for another one."""
-        self.version = 0
         self._directory = directory
         self._clock = clock
         self._threshold = checkedThreshold(threshold)
@@ -246,14 +237,10 @@ class Suspects:
         return given[1]
 
     def onChange(self, listener: Callable[[Change, Service], None]) -> Callable[[], None]:
-        """
-        Call *listener* with every change from now on, as :meth:`Directory.onChange` does. A suspect has a ``timeout``
-        only when it is dropped, and a ``join`` when it was gone before it became a suspect.
-        """
+        """See :meth:`Directory.onChange`. A suspect has a ``timeout`` when it is dropped."""
         return self._listeners.add(listener) if self._threshold else self._directory.onChange(listener)
 
     def _changed(self, change: Change, service: Service) -> None:
-        self.version += 1
         id, tags, now = service["id"], {*service["tags"]}, self._clock.seconds()
         before = self._suspects
         affected = {tag for tag, expired in self._expired.items() if expired.pop(id, None) or self._isOld(tag, now)}
@@ -276,12 +263,11 @@ class Suspects:
             self._listeners.call("timeout", suspect)
 
     def _isOld(self, tag: str, now: float) -> bool:
-        """Whether the service of a tag that has expired first is not to be counted any more."""
+        # Whether the service of a tag that has expired first is not to be counted any more.
         moment, service = next(iter(self._expired[tag].values()), (now, None))
         return tag not in self._panicking and service is not None and now - moment > service["heartbeat_timeout"]
 
     def _judge(self, tag: str, now: float) -> None:
-        """Begin or end to use the expired services of a tag."""
         expired, isPanicking = self._expired[tag], tag in self._panicking
         while self._isOld(tag, now):
             del expired[next(iter(expired))]

@@ -1,18 +1,26 @@
-"""Endpoints: connect to a tag instead of an address, and listen as a registered service."""
+r"""
+Endpoints: connect to a tag instead of an address, and listen as a registered service. As strings they are
+``registry:TAG[:strategy=…][:timeout=…]`` and ``registered:id=…[:tags=…][:metadata=…][:heartbeatTimeout=…]:endpoint=…``.
+"""
 
 from __future__ import annotations
 
+import os
 import random as randomModule
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial, wraps
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, TypeVar
+from weakref import finalize
 
 import attrs
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
+from twisted.internet.endpoints import quoteStringArgument, serverFromString
 from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import (
-    IAddress,
     IListeningPort,
     IProtocol,
     IProtocolFactory,
@@ -25,25 +33,34 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..client import Client
-from ..errors import RegistrationEnded
+from ..errors import InvalidSettings, RegistrationEnded
 from ..http.agent import endpointTo
 from ..registration import RegisteredService
 from ..settings import Settings, readSettings
 from ..util.deferred import returnsDeferred, waitFor
 from ..util.fields import (
+    HEARTBEAT_TIMEOUTS,
     HOST_KEYS,
+    ID_RULE,
     LONGEST_INTERVAL,
     PORT_KEYS,
+    SERVICE_ID,
     boundedNumber,
     checkedId,
     checkedMetadata,
     checkedTags,
     checkedTimeout,
+    parseMetadata,
+    parseTags,
 )
 from ..util.logs import Logger
-from .balancing import Balancer, Instance, IStrategy, TryNext, tryEach
-from .directory import THRESHOLD, Directory, Suspects
+from .balancing import Balancer, Instance, IStrategy, TryNext, strategyNamed, tryEach
+from .directory import THRESHOLD, Directory, Suspects, checkedThreshold
 
+_T = TypeVar("_T")
+
+_CLIENT_KEYS = ("tag", "strategy", "timeout", "region", "zone", "panicThreshold")
+_SERVER_KEYS = ("id", "tags", "metadata", "heartbeatTimeout", "endpoint")
 _log = Logger()
 
 #: The default of the seconds for each instance to accept a connection.
@@ -127,13 +144,13 @@ class Shared:
     """A client and a directory that endpoint strings share, until the last of their users has released it."""
 
     def __init__(self, reactor: Any, key: object, settings: Settings) -> None:
+        self.reactor = reactor
         self.key = key
         self.client = Client(reactor=reactor, settings=settings)
         #: Each user, and what it does before everything is closed; its Deferred is waited for.
         self.users: dict[object, Callable[[], object]] = {}
         #: Fires when everything is closed, once that has begun.
         self.ending: Deferred[None] | None = None
-        self._reactor = reactor
         self._directory: Directory | None = None
         self._trigger: Any = None
         if IReactorCore.providedBy(reactor):
@@ -170,19 +187,17 @@ class Shared:
         if self._directory is not None:
             await self._directory.stopService()
         await self.client.close().addErrback(failed)
-        _open[self._reactor].remove(self)
-        if not _open[self._reactor]:
-            del _open[self._reactor]
+        _open.remove(self)
         if self._trigger is not None:
             try:
-                self._reactor.removeSystemEventTrigger(self._trigger)
+                self.reactor.removeSystemEventTrigger(self._trigger)
             except (KeyError, ValueError):
                 # The shutdown has begun, and has removed it.
                 pass
 
 
-# By reactor, those that are not closed yet.
-_open: dict[Any, list[Shared]] = {}
+# Those that are not closed yet.
+_open: list[Shared] = []
 
 
 def share(reactor: Any, user: object) -> Shared:
@@ -190,12 +205,12 @@ def share(reactor: Any, user: object) -> Shared:
     settings = readSettings()
     # A client rereads the key in a file.
     key = attrs.evolve(settings, apiKey="" if settings.raxrcPath else settings.apiKey)
-    for shared in _open.get(reactor, ()):
-        if shared.key == key and shared.ending is None:
+    for shared in _open:
+        if shared.reactor is reactor and shared.key == key and shared.ending is None:
             break
     else:
         shared = Shared(reactor, key, settings)
-        _open.setdefault(reactor, []).append(shared)
+        _open.append(shared)
     shared.users[user] = lambda: None
     return shared
 
@@ -211,7 +226,7 @@ async def closeShared(reactor: Any = None) -> None:
     """
     if reactor is None:
         from twisted.internet import reactor
-    await gatherResults([shared.end() for shared in list(_open.get(reactor, ()))])
+    await gatherResults([shared.end() for shared in list(_open) if shared.reactor is reactor])
 
 
 class RegisteredPort(proxyForInterface(IListeningPort, "_port")):  # type: ignore[misc] # a class made by Twisted
@@ -301,22 +316,129 @@ class RegisteredEndpoint:
         except BaseException:
             await release()
             raise
-        metadata = self._withAddress(port.getHost())
+        metadata, address = dict(self._metadata), port.getHost()
+        if isinstance(address, (IPv4Address, IPv6Address)):
+            if not any(key in metadata for key in PORT_KEYS):
+                metadata["port"] = str(address.port)
+            isAnywhere = ip_address(address.host.partition("%")[0]).is_unspecified
+            if not isAnywhere and not any(key in metadata for key in HOST_KEYS):
+                metadata["host"] = address.host
+        else:
+            text = "Service {id} listens on {address}, not on a host and port: its metadata have no address"
+            _log.info(text, id=self._serviceId, address=address)
         service = RegisteredService(client, self._serviceId, self._heartbeatTimeout, self._tags, metadata)
         service.startService()
         if shared is not None:
             shared.users[user] = service.stopService
         return RegisteredPort(port, service, release)
 
-    def _withAddress(self, address: IAddress) -> dict[str, str]:
-        metadata = dict(self._metadata)
-        if not isinstance(address, (IPv4Address, IPv6Address)):
-            text = "Service {id} listens on {address}, not on a host and port: its metadata have no address"
-            _log.info(text, id=self._serviceId, address=address)
-            return metadata
-        if not any(key in metadata for key in PORT_KEYS):
-            metadata["port"] = str(address.port)
-        isAnywhere = ip_address(address.host.partition("%")[0]).is_unspecified
-        if not isAnywhere and not any(key in metadata for key in HOST_KEYS):
-            metadata["host"] = address.host
-        return metadata
+
+@implementer(IStreamClientEndpoint)
+@attrs.define(eq=False)
+class SharedRegistryEndpoint:
+    """A RegistryEndpoint over the directory that all strings share, from its first connect until it is garbage."""
+
+    _reactor: Any
+    _tag: str
+    _options: Mapping[str, Any]
+    _shared: Shared | None = attrs.field(default=None, init=False)
+    _end: Callable[[], object] = attrs.field(default=lambda: None, init=False)
+    _endpoint: Any = attrs.field(default=None, init=False)
+
+    @returnsDeferred
+    async def connect(self, protocolFactory: IProtocolFactory) -> IProtocol:
+        """See RegistryEndpoint; fails with InvalidSettings too, if no settings name the registry."""
+        if self._shared is None or self._shared.ending is not None:
+            self._end()
+            user = object()
+            self._shared = shared = share(self._reactor, user)
+            # The garbage collector runs in any thread, and within any call.
+            self._end = end = finalize(self, self._reactor.callFromThread, shared.release, user)
+            end.atexit = False
+            self._endpoint = RegistryEndpoint(self._reactor, shared.directory, self._tag, **self._options)
+        # This coroutine refers to the endpoint until it ends.
+        protocol: IProtocol = await self._endpoint.connect(protocolFactory)
+        return protocol
+
+
+def _exits(function: Callable[..., _T]) -> Callable[..., _T]:
+    """*function*, whose errors end a twistd that starts with one line instead of a traceback."""
+
+    @wraps(function)
+    def orExit(reactor: Any, *args: Any, **kwargs: Any) -> _T:
+        try:
+            return function(reactor, *args, **kwargs)
+        except (ValueError, InvalidSettings) as error:
+            # "python -m twisted" is twist.
+            program = os.path.basename(sys.argv[0].removesuffix("/__main__.py")).removesuffix(".py")
+            if program in ("twist", "twistd", "twisted") and not getattr(reactor, "running", False):
+                raise SystemExit(f"{program}: {error}")
+            raise
+
+    return orExit
+
+
+# twistd reads strings before it becomes a daemon: the following connects, opens and schedules nothing.
+
+
+@_exits
+def parseRegistry(reactor: Any, *args: str, **kwargs: str) -> SharedRegistryEndpoint:
+    """``registry:TAG``, with the parameters of RegistryEndpoint; ``region=`` and ``zone=`` are its *near*."""
+    for name in kwargs:
+        if name not in _CLIENT_KEYS:
+            raise ValueError(f"registry: unknown parameter {name!r} (known: {', '.join(_CLIENT_KEYS)})")
+    tags = [*args, *([kwargs["tag"]] if "tag" in kwargs else [])]
+    if len(tags) != 1 or not tags[0]:
+        raise ValueError(
+            r"registry: one tag is required, as in registry:web:strategy=random (a colon within a tag is written \:)"
+        )
+    near = {name: kwargs.pop(name) for name in ("region", "zone") if name in kwargs}
+    options: dict[str, Any] = {name: value for name, value in kwargs.items() if name != "tag"}
+    try:
+        strategyNamed(options.get("strategy", "random"))
+        checkedConnectTimeout(options.get("timeout", CONNECT_TIMEOUT))
+        checkedThreshold(options.get("panicThreshold", THRESHOLD))
+    except ValueError as error:
+        raise ValueError(f"registry: {error}") from None
+    return SharedRegistryEndpoint(reactor, tags[0], {**options, "near": near})
+
+
+@_exits
+def parseRegistered(reactor: Any, *args: str, **kwargs: str) -> RegisteredEndpoint:
+    r"""
+    ``registered:id=ID:endpoint=ENDPOINT``, with ``tags=``, ``metadata=`` and ``heartbeatTimeout=``. A comma within a
+    tag or a value is escaped with two backslashes (``\\,``), because the string's own parser removes one.
+    """
+    nested = kwargs.get("endpoint", "")
+    pieces = [*args, *(f"{name}={value}" for name, value in kwargs.items() if name not in _SERVER_KEYS)]
+    if pieces and ":" in "".join((nested, *pieces)):
+        # The endpoint was escaped, another value was not.
+        known = f"(known: {', '.join(_SERVER_KEYS)})"
+        raise ValueError(
+            rf"registered: unknown parameter {':'.join(pieces)!r} {known}. A colon within a value is written \:"
+        )
+    if pieces:
+        values = {"id": "web1", **kwargs, "endpoint": ":".join([nested, *pieces] if nested else pieces)}
+        right = ":".join(f"{name}={quoteStringArgument(values[name])}" for name in _SERVER_KEYS if name in values)
+        raise ValueError(f"registered: the colons of the wrapped endpoint have to be escaped. Write registered:{right}")
+    for name in ("id", "endpoint"):
+        if not kwargs.get(name):
+            raise ValueError(rf"registered: {name}= is missing, as in registered:id=web1:endpoint=tcp\:8080")
+    id, timeout = kwargs["id"], kwargs.get("heartbeatTimeout", "30")
+    if not SERVICE_ID.fullmatch(id):
+        raise ValueError(f"registered: id={id} is not valid: it has {ID_RULE}")
+    if not re.fullmatch("[0-9]{1,3}", timeout) or int(timeout) not in HEARTBEAT_TIMEOUTS:
+        raise ValueError(f"registered: heartbeatTimeout={timeout} is not a whole number of seconds from 3 to 120")
+    try:
+        metadata = parseMetadata(kwargs.get("metadata", ""))
+    except ValueError as error:
+        raise ValueError(rf"registered: metadata: {error}; in an endpoint string that is \\,")
+    try:
+        endpoint = serverFromString(reactor, nested)
+    except RuntimeError:
+        # Twisted's parser raises this for a backslash at the end.
+        raise ValueError(rf"registered: endpoint={nested} ends in a backslash that escapes nothing")
+    except (TypeError, ValueError, LookupError, OSError) as error:
+        raise ValueError(f"registered: endpoint={nested} is not a server endpoint: {error}")
+    tags = parseTags(kwargs.get("tags", ""))
+    return RegisteredEndpoint(partial(_exits(share), reactor), endpoint, id, int(timeout), tags, metadata)

@@ -1,15 +1,19 @@
-"""Mirror: a copy in memory of something that is in the registry, kept current by the event feed."""
+"""Mirror: a copy in memory of something in the registry, kept current by the event feed, as of configuration values."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import random as randomModule
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from ..api.shapes import readConfigurationValue
 from ..client import Client
 from ..errors import NotRunning
 from ..types import Event
@@ -17,20 +21,19 @@ from ..util.deferred import Waiters, returnsDeferred
 from ..util.fields import LATEST, LONGEST_INTERVAL, boundedNumber
 from ..util.logs import Listeners, Logger
 from .poller import Cursor, StaleCursor
-from .subscriber import BackgroundTask, Subscriber
+from .subscriber import BackgroundTask, Items, Subscriber
 
 _T = TypeVar("_T")
 
 # A listing takes at most this part of the time, however large it is.
 _LISTING_SHARE = 0.01
-
-# Seconds between two listings as long as no event of the feed is known: no response for events would show then that the
-# registry has lost its data, and nothing but an event stream would show it.
-_BLIND_REFRESH = 60.0
-_SAFE_REFRESH = 600.0
-
 # Each interval between listings is shorter by up to this part, so that clients that start together spread out.
 _JITTER = 0.2
+#: Seconds after which everything is listed again, for safety.
+REFRESH = 600.0
+#: The same where changes may have no event; and as long as no event of the feed is known, unless there is an event
+#: stream: nothing else would show then that the registry has lost its data.
+BLIND_REFRESH = 60.0
 
 # Seconds between two writes of the file, at least.
 _SAVE_INTERVAL = 5.0
@@ -81,13 +84,8 @@ class Settling:
 
 class Mirror(Subscriber, Generic[_T]):
     """
-    The copy, which equals a full listing whenever nothing is changing.
-
-    The place in the feed is taken before everything is listed, and the events from there to its end are applied to the
-    listing before anything shows it, so that no change is missed. Everything is listed again when the feed no longer
-    has that place, or was unreachable. Listeners may do anything, stopping it included.
-
-    :ivar version: grows with every change.
+    The copy, which equals a full listing whenever nothing is changing: the place in the feed is taken before everything
+    is listed, and the events from there to its end are applied to the listing before anything shows it.
     """
 
     outageBegins = "The {what} are stale (retrying): {reason}"
@@ -103,10 +101,11 @@ class Mirror(Subscriber, Generic[_T]):
         wallClock: Callable[[], float],
     ) -> None:
         super().__init__(client, path, random, wallClock)
+        #: Grows with every change.
         self.version = 0
         self._refresh = None if refresh is None else boundedNumber(refresh, 0.0, LONGEST_INTERVAL)
         self._items: dict[str, _T] = {}
-        # The place in the feed up to which events were applied, and when everything is to be listed again.
+        # The place in the feed up to which events were applied.
         self._cursor: Cursor | None = None
         self._nextListing = 0.0
         # When the copy was last known to equal the registry; by the clock, which a file's age may lie before.
@@ -117,8 +116,6 @@ class Mirror(Subscriber, Generic[_T]):
         self._listeners: Listeners[...] = Listeners(self._log, self.what)
         # Called after each stop, when there are no more changes.
         self._ends: Listeners[[]] = Listeners(self._log, "a stop")
-
-    # -- what a kind of mirror defines
 
     def _defaultRefresh(self) -> float:
         """Seconds after which everything is listed again; infinity if every change has an event."""
@@ -182,11 +179,10 @@ class Mirror(Subscriber, Generic[_T]):
         self, listener: Callable[..., object], settle: float | None, isWanted: Callable[..., bool] = lambda *_: True
     ) -> Callable[[], None]:
         """Call *listener* with the changes that are wanted; returns a function that ends it."""
-        settling = None if settle is None else Settling(self._clock, settle, listener)
-        call = listener if settling is None else settling.add
-        forget = self._listeners.add(lambda *change: call(*change) if isWanted(*change) else None)
-        if settling is None:
-            return forget
+        if settle is None:
+            return self._listeners.add(lambda *change: listener(*change) if isWanted(*change) else None)
+        settling = Settling(self._clock, settle, listener)
+        forget = self._listeners.add(lambda *change: settling.add(*change) if isWanted(*change) else None)
         forgetEnds = self._ends.add(settling.flush)
 
         def end() -> None:
@@ -258,7 +254,7 @@ class Mirror(Subscriber, Generic[_T]):
         now = self._clock.seconds()
         refresh = self._defaultRefresh() if self._refresh is None else self._refresh
         if not self._cursor.seen:
-            refresh = min(refresh, _SAFE_REFRESH if poller.isLive else _BLIND_REFRESH)
+            refresh = min(refresh, REFRESH if poller.isLive else BLIND_REFRESH)
         self._nextListing = now + max(refresh, (now - began) / _LISTING_SHARE) * (1.0 - _JITTER * self._random())
         found = {key: value for key, value in {**items, **merged}.items() if value is not None}
         self._replace(found, self._byKey([*missed, *events]))
@@ -306,3 +302,129 @@ class Mirror(Subscriber, Generic[_T]):
             raise ValueError("it is of another version")
         items = {key: self._checked(key, value) for key, value in kept["values"].items()}
         return items, max(0.0, self._wallClock() - boundedNumber(kept["current"], 0.0, LATEST))
+
+
+@attrs.frozen
+class ConfigurationChange:
+    """A value that has changed: its key, in full, and the old and the new value; ``None`` where there is none."""
+
+    key: str
+    old: str | None
+    new: str | None
+
+
+class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
+    """
+    The configuration values below a namespace, as a mapping that is kept current::
+
+        watcher = ConfigurationWatcher(client, "/production/www")
+        watcher.setServiceParent(application)
+        watcher.onKey("/production/www/workers", lambda workers: pool.resize(int(workers or 1)))
+
+        async for change in watcher.changes():
+            print(change.key, change.old, "->", change.new)
+
+    Keys are in full. While the registry is unreachable the mapping keeps its values, and :attr:`stale` says for how
+    long.
+    """
+
+    what = "configuration values"
+    # A mapping compares by what is in it; a service is itself and nothing else.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __init__(
+        self,
+        client: Client,
+        namespace: str | None = None,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        random: Callable[[], float] = randomModule.random,
+        wallClock: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        :param client: sends the requests. The caller closes it, after the watcher has stopped.
+        :param namespace: such as ``/production/www``; ``/`` for all that have one, and all values if not given.
+        :param path: a file that keeps the values, for a start while the registry is unreachable.
+        :param random: returns numbers from 0 to 1.
+        :param wallClock: seconds since the epoch.
+        """
+        super().__init__(client, None, path, random, wallClock)
+        self.namespace = None if namespace is None else _normal(namespace)
+
+    def __getitem__(self, key: str) -> str:
+        return self._known()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._known()))
+
+    def __len__(self) -> int:
+        return len(self._known())
+
+    def onChange(self, listener: Callable[[Any], object], *, settle: float | None = None) -> Callable[[], None]:
+        """
+        Call *listener* with every change from now on, the first listing included.
+
+        :param listener: called with a :class:`ConfigurationChange`.
+        :param settle: seconds to wait for further changes, so that values that are changed together are seen together.
+            Then *listener* is called once, with a list of the changes, when nothing has changed for so long; at most
+            four times as long after the first change, and at a stop.
+        :return: a function that removes the listener.
+        """
+        return self._listen(listener, settle)
+
+    def onKey(
+        self, key: str, listener: Callable[[str | None], object], *, settle: float | None = None
+    ) -> Callable[[], None]:
+        """
+        Call *listener* with the new value of one key, given in full, when it changes; with ``None`` when it was
+        removed. For *settle* and the result see :meth:`onChange`; it is called with the last value.
+        """
+
+        def changed(found: Any) -> None:
+            listener((found if settle is None else found[-1]).new)
+
+        return self._listen(changed, settle, lambda change: change.key == key)
+
+    def onNamespace(
+        self, namespace: str, listener: Callable[[Any], object], *, settle: float | None = None
+    ) -> Callable[[], None]:
+        """Do as :meth:`onChange` does, but for values below a namespace only, such as ``/production/www``."""
+        within = _normal(namespace)
+        return self._listen(listener, settle, lambda change: _isWithin(change.key, within))
+
+    def changes(self) -> AsyncIterator[ConfigurationChange]:
+        """
+        The changes from now on, until the watcher is stopped. Changes wait while the loop is busy. To end it earlier,
+        close the iterator with ``aclose()`` or drop it. It raises :class:`~txserviceregistry.errors.NotRunning` if the
+        watcher is not running, and is not the child of a service that will start it.
+        """
+        return Items(self, lambda put: self.onChange(lambda change: put(change).addErrback(lambda _: None)))
+
+    @returnsDeferred
+    async def _list(self) -> dict[str, str]:
+        values = self._client.configuration.iterate(self.namespace)
+        return {item["id"]: item["value"] async for item in values}
+
+    def _checked(self, key: str, value: Any) -> str:
+        return readConfigurationValue({"id": key, "value": value})["value"]
+
+    def _keyOf(self, event: Event) -> str | None:
+        if event["type"] not in ("configuration_value.update", "configuration_value.remove"):
+            return None
+        key: str = event["payload"]["configuration_value_id"]
+        return key if self.namespace is None or _isWithin(key, self.namespace) else None
+
+    def _after(self, event: Event, value: str | None) -> str | None:
+        return None if event["type"] == "configuration_value.remove" else event["payload"]["new_value"]
+
+    def _changed(self, key: str, old: str | None, new: str | None, events: Sequence[Event]) -> None:
+        self._listeners.call(ConfigurationChange(key, old, new))
+
+
+def _normal(namespace: str) -> str:
+    return f"/{namespace.strip('/')}"
+
+
+def _isWithin(key: str, namespace: str) -> bool:
+    return key == namespace or key.startswith(namespace if namespace == "/" else f"{namespace}/")

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from typing import Any, Generic, TypeVar
 
+import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.python.failure import Failure
@@ -23,8 +24,7 @@ from .poller import WATCHED, StaleCursor, pollerOf
 _T = TypeVar("_T")
 
 # Seconds between two attempts to reach a registry that is unreachable; the first one is made at once.
-_SHORTEST_RETRY = 0.5
-_LONGEST_RETRY = 10.0
+_SHORTEST_RETRY, _LONGEST_RETRY = 0.5, 10.0
 # Characters of an error in the log.
 _LONGEST_REASON = 150
 
@@ -134,14 +134,12 @@ class Subscriber(BackgroundService):
         # Called when a stop begins.
         self._stopListeners: Listeners[[]] = Listeners(self._log, "a stop")
 
-    # -- what a kind of subscriber does. All of it may call listeners.
-
     async def _step(self, run: BackgroundTask) -> None:
         """The next request and its consequences; raises StaleCursor if the feed no longer has the position."""
         raise NotImplementedError
 
     def _positionLost(self) -> None:
-        """The feed no longer has the position."""
+        """The feed no longer has the position. May call listeners."""
         raise NotImplementedError
 
     def _interrupted(self) -> None:
@@ -160,36 +158,30 @@ class Subscriber(BackgroundService):
         try:
             with self._poller.used():
                 while not run.isStopping:
-                    delay = await self._tryStep(run)
-                    if delay is None:
+                    longer = 0.0
+                    try:
+                        await self._step(run)
                         self._succeeded()
-                    elif not run.isStopping:
+                        continue
+                    except CancelledError:
+                        # Not every cancellation is a stop: a client that is closed cancels its requests.
+                        pass
+                    except StaleCursor:
+                        self._positionLost()
+                    except ServiceRegistryError as error:
+                        if isinstance(error, RateLimited):
+                            longer = error.retryAfter or _LONGEST_RETRY
+                        self._outage.failed(reason=str(error))
+                    except Exception as error:
+                        # A defect of this library must not end it.
+                        self._outage.failed(Failure(), reason=str(error))
+                    if not run.isStopping:
                         self._interrupted()
-                        await run.wait(self._client.pause(delay))
+                        await run.wait(self._client.pause(max(self._backoff.next(), longer)))
         except ClientClosed:
             pass
         finally:
             self._interrupted()
-
-    async def _tryStep(self, run: BackgroundTask) -> float | None:
-        """``None`` if it succeeded, or the seconds until the next try."""
-        longer = 0.0
-        try:
-            await self._step(run)
-            return None
-        except CancelledError:
-            # Not every cancellation is a stop: a client that is closed cancels its requests.
-            pass
-        except StaleCursor:
-            self._positionLost()
-        except ServiceRegistryError as error:
-            if isinstance(error, RateLimited):
-                longer = error.retryAfter or _LONGEST_RETRY
-            self._outage.failed(reason=str(error))
-        except Exception as error:
-            # A defect of this library must not end it.
-            self._outage.failed(Failure(), reason=str(error))
-        return max(self._backoff.next(), longer)
 
     def _succeeded(self) -> None:
         """The registry has responded: an outage is over."""
@@ -232,11 +224,20 @@ class Items(AsyncIterator[_T]):
         self, subscriber: Subscriber, listen: Callable[[Callable[[_T], Deferred[None]]], Callable[[], None]]
     ) -> None:
         self._subscriber = subscriber
+        # The listener refers to this and not to the iterator, so that an iterator that is dropped is collected.
         self._queue = queue = _Queue[_T]()
         self._forget = (listen(queue.put), subscriber._stopListeners.add(queue.end))
 
     async def __anext__(self) -> _T:
-        return await self._queue.next(self._subscriber)
+        queue = self._queue
+        if len(queue.unfinished) > len(queue.items):
+            queue.unfinished.popleft().callback(None)
+        while not queue.items:
+            if queue.isEnded:
+                raise StopAsyncIteration
+            NotRunning.check(self._subscriber)
+            await queue.arrival.wait()
+        return queue.items.popleft()
 
     async def aclose(self) -> None:
         """Want no more items."""
@@ -245,46 +246,30 @@ class Items(AsyncIterator[_T]):
     def __del__(self) -> None:
         for forget in self._forget:
             forget()
-        self._queue.end(isClosed=True)
+        self._queue.end(lambda finished: finished.callback(None))
 
 
+@attrs.define(eq=False)
 class _Queue(Generic[_T]):
-    """The listener refers to this and not to the iterator, so that an iterator that is dropped is collected."""
-
-    def __init__(self) -> None:
-        # Each with what fires when the loop has finished with it; the first one of them is of the item that it has.
-        self._items: deque[_T] = deque()
-        self._unfinished: deque[Deferred[None]] = deque()
-        self._arrival: Waiters[None] = Waiters()
-        self._isEnded = False
+    items: deque[_T] = attrs.field(factory=deque, init=False)
+    # For each of these, what fires when the loop has finished with it; first of all, for the one that the loop has.
+    unfinished: deque[Deferred[None]] = attrs.field(factory=deque, init=False)
+    arrival: Waiters[None] = attrs.field(factory=Waiters, init=False)
+    isEnded: bool = attrs.field(default=False, init=False)
 
     def put(self, item: _T) -> Deferred[None]:
         finished: Deferred[None] = Deferred()
-        if self._isEnded:
+        if self.isEnded:
             finished.cancel()
         else:
-            self._items.append(item)
-            self._unfinished.append(finished)
-            self._arrival.fire(None)
+            self.items.append(item)
+            self.unfinished.append(finished)
+            self.arrival.fire(None)
         return finished
 
-    def end(self, *, isClosed: bool = False) -> None:
-        self._isEnded = True
-        self._items.clear()
-        while self._unfinished:
-            finished = self._unfinished.popleft()
-            if isClosed:
-                finished.callback(None)
-            else:
-                finished.cancel()
-        self._arrival.fire(None)
-
-    async def next(self, source: Subscriber) -> _T:
-        if len(self._unfinished) > len(self._items):
-            self._unfinished.popleft().callback(None)
-        while not self._items:
-            if self._isEnded:
-                raise StopAsyncIteration
-            NotRunning.check(source)
-            await self._arrival.wait()
-        return self._items.popleft()
+    def end(self, finish: Callable[[Deferred[None]], object] = Deferred.cancel) -> None:
+        self.isEnded = True
+        self.items.clear()
+        while self.unfinished:
+            finish(self.unfinished.popleft())
+        self.arrival.fire(None)

@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from txserviceregistry import Client
 from txserviceregistry.discovery.directory import Directory
 from txserviceregistry.discovery.feed import EventsFeed
-from txserviceregistry.discovery.watcher import ConfigurationWatcher
+from txserviceregistry.discovery.mirror import ConfigurationWatcher
 from txserviceregistry.errors import ServiceRegistryError
 from txserviceregistry.testing import FakeRegistry
 

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.unit.garbage import collectOnlyNew
-from txserviceregistry.discovery.watcher import ConfigurationChange, ConfigurationWatcher
+from txserviceregistry.discovery.mirror import ConfigurationChange, ConfigurationWatcher
 from txserviceregistry.testing import FakeRegistry
 
 

@@ -22,7 +22,7 @@ from twisted.internet.task import deferLater
 from ...client import Client
 from ...discovery.balancing import instanceOf
 from ...discovery.directory import THRESHOLD, Directory, Suspects
-from ...discovery.watcher import ConfigurationWatcher
+from ...discovery.mirror import ConfigurationWatcher
 from ...types import Service
 from ...util.deferred import Backoff, Waiters
 from ...util.fields import isEnabled, takesWork, weightOf
@@ -91,7 +91,7 @@ class Views:
     @property
     def version(self) -> int:
         """Grows with every change."""
-        return self._suspects.version + sum(view.version for view in self._started())
+        return sum(view.version for view in self._started())
 
     @property
     def areCurrent(self) -> bool:
