@@ -23,16 +23,15 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IAgentEndpointFactory, IBod
 from zope.interface import implementer
 
 from ..http.agent import endpointTo
-from ..http.pool import BytesProducer, PooledAgent
+from ..http.pool import IDLE_TIMEOUT, BytesProducer, PooledAgent
 from ..http.tls import tlsPolicy
 from ..util.deferred import returnsDeferred
 from .balancing import Balancer, Instance, TryNext, tryEach
 from .directory import THRESHOLD, Directory, Suspects
 from .endpoints import CONNECT_TIMEOUT, checkedConnectTimeout, whenLost
 
-# Idle connections to one instance that are kept, and for how many seconds: shorter than servers commonly do.
+# Idle connections to one instance that are kept.
 _KEPT_CONNECTIONS = 8
-_KEPT_SECONDS = 45.0
 
 # RFC 9110, section 9.2.2: doing it twice has the same effect as doing it once.
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
@@ -67,7 +66,6 @@ class Target:
 
     @property
     def isTLS(self) -> bool:
-        """Whether connections are encrypted."""
         return self.scheme == b"registrys"
 
     def uriFor(self, instance: Instance) -> bytes:
@@ -81,10 +79,7 @@ class Target:
         return f"{instance.tlsName}:{instance.port}".encode("ascii")
 
     def redirected(self, location: bytes, instance: Instance) -> bytes:
-        """
-        The absolute form of a ``Location``. One on the same instance becomes one of the tag, so that any instance can
-        answer it, and credentials and cookies, which belong to the origin, are sent.
-        """
+        """A ``Location`` in its absolute form. One on the same instance becomes one of the tag."""
         scheme = SCHEMES[self.scheme]
         try:
             absolute = urlsplit(urljoin(b"%b://%b%b" % (scheme, self.hostFor(instance), self.path), location))
@@ -156,17 +151,6 @@ def _reasons(error: BaseException) -> list[BaseException]:
     return [failure.value for failure in getattr(error, "reasons", None) or ()]
 
 
-def _tlsError(error: Exception, instance: Instance) -> Exception | None:
-    """The failure of the handshake, with a text; ``None`` if it did not fail."""
-    for one in (error, *_reasons(error)):
-        if isinstance(one, VerificationError):
-            return ConnectError(string=f"TLS: the certificate is not for {instance.tlsName}")
-        if isinstance(one, TLSError):
-            reasons = [str(part[-1]) for part in (one.args[0] if one.args else ()) if part]
-            return ConnectError(string=f"TLS: {'; '.join(reasons) or 'handshake failed'}")
-    return None
-
-
 @implementer(IAgent)
 class RegistryAgent:
     """
@@ -215,10 +199,12 @@ class RegistryAgent:
         self._balancers: dict[str, Balancer] = {}
         # Invalid options are reported now, not with the first request.
         self._balancer("")
-        _registerSchemes()
+        # For urljoin, with which Twisted's RedirectAgent resolves redirects.
+        for table in (uses_netloc, uses_relative):
+            table.extend(scheme for scheme in map(bytes.decode, SCHEMES) if scheme not in table)
         self._pool = HTTPConnectionPool(reactor)
         self._pool.maxPersistentPerHost = _KEPT_CONNECTIONS
-        self._pool.cachedConnectionTimeout = _KEPT_SECONDS  # type: ignore[assignment] # as good as an int
+        self._pool.cachedConnectionTimeout = IDLE_TIMEOUT  # type: ignore[assignment] # as good as an int
         self._elsewhere = PooledAgent(reactor, self._policy, self._timeout, self._pool)
 
     def close(self) -> Deferred[None]:
@@ -273,8 +259,12 @@ class RegistryAgent:
         try:
             response: IResponse = await sender.request(method, target.uriFor(instance), headers, body)
         except Exception as error:
-            if watch.isConnected and (tlsError := _tlsError(error, instance)) is not None:
-                raise TryNext(tlsError)
+            for one in (error, *_reasons(error)) if watch.isConnected else ():
+                if isinstance(one, VerificationError):
+                    raise TryNext(ConnectError(string=f"TLS: the certificate is not for {instance.tlsName}"))
+                if isinstance(one, TLSError):
+                    words = [str(part[-1]) for part in (one.args[0] if one.args else ()) if part]
+                    raise TryNext(ConnectError(string=f"TLS: {'; '.join(words) or 'handshake failed'}"))
             raise
         locations = response.headers.getRawHeaders(b"Location")
         if locations:
@@ -288,9 +278,3 @@ class RegistryAgent:
             self._balancers = {tag: one for tag, one in self._balancers.items() if not one.isEmpty}
             balancer = self._balancers[tag] = Balancer(self._directory, tag, clock=self._reactor, **self._options)
         return balancer
-
-
-def _registerSchemes() -> None:
-    """Let ``urljoin``, with which Twisted's RedirectAgent resolves redirects, accept the schemes of tags."""
-    for table in (uses_netloc, uses_relative):
-        table.extend(scheme for scheme in map(bytes.decode, SCHEMES) if scheme not in table)

@@ -13,21 +13,20 @@ from types import MappingProxyType
 from typing import TypeVar
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
 from ..errors import NoServiceAvailable
 from ..types import Service
+from ..util.deferred import waitFor
 from ..util.fields import HOST, Unusable, netloc, readAddress, takesWork, weightOf
 from ..util.logs import Logger
 from .directory import Directory, Suspects
 
 _T = TypeVar("_T")
 
-#: The metadata key with the name that the TLS certificate is for, if that is not the host.
-TLS_NAME_KEY = "tls.name"
 # The metadata by which instances can be near, the widest area first.
 _AREAS = ("region", "zone")
 # Seconds of an instance's first ejection, and of the longest one.
@@ -66,8 +65,8 @@ class Instance:
 
     @property
     def tlsName(self) -> str:
-        """The name that its TLS certificate has to be for."""
-        name = self.metadata.get(TLS_NAME_KEY, "").strip()
+        """The name that its TLS certificate has to be for: ``tls.name`` in its metadata, or the host."""
+        name = self.metadata.get("tls.name", "").strip()
         return name if HOST.fullmatch(name) else self.host
 
     @property
@@ -130,12 +129,9 @@ class RandomChoice:
 
 
 class RoundRobin(RandomChoice):
-    """
-    One after the other, in the order of their ids, beginning at a random one: programs that make one request per run,
-    and programs that restart together, spread over all instances. With different weights, each as often as its weight
-    says.
-    """
+    """One after the other, in the order of their ids; with different weights, each as often as its weight says."""
 
+    # The first one is random: programs that make one request per run, or restart together, spread over all instances.
     _position = -1
     _last: str | None = None
     # Of instances with different weights, how much work each is behind; otherwise none.
@@ -204,17 +200,13 @@ def strategyNamed(name: str, random: Callable[[], float] = randomModule.random) 
 
 @attrs.define(eq=False)
 class Ejections:
-    """
-    The instances that have failed lately: each is ejected for a second, after its next failure in a row for two, then
-    four, up to a minute. A success ends the row.
-    """
+    """Instances that have failed lately: each is ejected for a second, after the next failure for two, then four."""
 
     _clock: IReactorTime
     # The number of failures in a row, and the end of the ejection.
     _failures: dict[Key, tuple[int, float]] = attrs.field(factory=dict, init=False)
 
     def failed(self, instance: Instance) -> None:
-        """*instance* could not be connected to."""
         now, (count, end) = self._clock.seconds(), self._failures.get(instance.key, (0, 0.0))
         # Failures during an ejection have the same cause.
         if now >= end:
@@ -222,16 +214,13 @@ class Ejections:
             self._failures[instance.key] = (count + 1, now + seconds)
 
     def succeeded(self, instance: Instance) -> None:
-        """*instance* could be connected to."""
         self._failures.pop(instance.key, None)
 
     def ejected(self) -> frozenset[Key]:
-        """The instances that are ejected now."""
         now = self._clock.seconds()
         return frozenset(key for key, (_, end) in self._failures.items() if end > now)
 
     def endOf(self, instance: Instance) -> float:
-        """When the ejection of *instance* ends, or has ended."""
         return self._failures.get(instance.key, (0, 0.0))[1]
 
     def keepOnly(self, keys: Collection[Key]) -> None:
@@ -240,10 +229,7 @@ class Ejections:
 
 
 class Balancer:
-    """
-    Picks among the services of one tag that take work, and ejected ones only if there are no others. With *near*,
-    instances of the same ``region`` and ``zone`` are preferred, then those of the same region, then all others.
-    """
+    """Picks among the services of a tag that take work, the nearest first, and ejected ones if there are no others."""
 
     _log = Logger()
 
@@ -278,7 +264,6 @@ class Balancer:
 
     @property
     def isEmpty(self) -> bool:
-        """Whether there is no instance to pick."""
         self._refresh()
         return not self._tiers
 
@@ -313,11 +298,17 @@ class Balancer:
         before, self._read = self._read, {}
         tiers: list[list[Instance]] = [[] for _ in range(len(self._near) + 1)]
         for service in services:
-            known = before.get(service["id"])
-            if known is None or known[0] != service:
-                known = (service, self._readOne(service, isKnown=known is not None and known[1] is None))
-            self._read[service["id"]] = known
-            instance = known[1]
+            id = service["id"]
+            known, instance = before.get(id, (None, None))
+            if known != service:
+                try:
+                    instance = readInstance(service)
+                except Unusable as why:
+                    if known is None or instance is not None:
+                        text = "Service {id} with tag {tag} can't be connected to: {why}"
+                        self._log.warn(text, id=id, tag=self.tag, why=str(why))
+                    instance = None
+            self._read[id] = service, instance
             if instance is not None and instance.isEnabled:
                 # The name of a zone means something within its region only.
                 near = [instance.metadata.get(area) == own for area, own in self._near.items()]
@@ -325,15 +316,6 @@ class Balancer:
         self._tiers = [tier for tier in tiers if tier]
         self.unusable = len(services) - sum(map(len, tiers))
         self.ejections.keepOnly({instance.key for _, instance in self._read.values() if instance is not None})
-
-    def _readOne(self, service: Service, isKnown: bool) -> Instance | None:
-        try:
-            return readInstance(service)
-        except Unusable as why:
-            if not isKnown:
-                text = "Service {id} with tag {tag} can't be connected to: {why}"
-                self._log.warn(text, id=service["id"], tag=self.tag, why=str(why))
-            return None
 
 
 @attrs.define(eq=False, slots=False)
@@ -356,6 +338,8 @@ def tryEach(
     :param timeout: seconds to wait for the directory's first listing.
     """
 
+    isCancelled = False
+
     async def run() -> _T:
         if math.isinf(balancer.directory.stale) and balancer.isEmpty:
             try:
@@ -375,7 +359,7 @@ def tryEach(
                 return outcome
             except BaseException as error:
                 ended()
-                if result.called or not isinstance(error, TryNext):
+                if isCancelled or not isinstance(error, TryNext):
                     raise
                 if not error.wasReached:
                     balancer.ejections.failed(instance)
@@ -383,16 +367,14 @@ def tryEach(
                 reasons[str(instance)] = error.error
         raise last.error if last is not None and last.wasReached else balancer.unavailable(reasons)
 
-    def cancel(result: Deferred[_T]) -> None:
-        # At once: connections raise errors of their own when they are cancelled, and may take their time.
-        result.errback(CancelledError())
+    def cancel(failure: Failure) -> Failure:
+        nonlocal isCancelled
+        isCancelled = True
         running.cancel()
+        return failure
 
-    def relay(outcome: _T | Failure) -> None:
-        if not result.called:
-            result.callback(outcome)
-
-    result: Deferred[_T] = Deferred(cancel)
     running = Deferred.fromCoroutine(run())
-    running.addBoth(relay)
+    # Cancelled at once: connections raise errors of their own when they are cancelled, and may take their time.
+    result = waitFor(running).addErrback(cancel)
+    running.addErrback(lambda _: None)
     return result
