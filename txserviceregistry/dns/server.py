@@ -32,15 +32,10 @@ IDLE = 10.0
 NETWORKS = 50_000
 #: Seconds of work on changes, after which queries are answered first.
 SLICE = 0.003
-# Changes between two looks at the time.
-_STEP = 8
 
 
 class View(MultiService):
-    """
-    Brings a zone up to date after changes of a directory, which becomes its child, in slices between queries. While the
-    registry is unreachable, the zone keeps what it has. *whenReady* is called when there has been a list of services.
-    """
+    """Brings a zone up to date after changes of a directory, which becomes its child, in slices between queries."""
 
     def __init__(
         self,
@@ -99,8 +94,7 @@ class View(MultiService):
         self._call = None
         end = self._timer() + SLICE
         while self._changes and self._timer() < end:
-            for _ in range(min(_STEP, len(self._changes))):
-                self.zone.put(*self._changes.popitem())
+            self.zone.put(*self._changes.popitem())
         if self._changes:
             self._schedule()
         elif self._isListed and not self._isReady:
@@ -118,10 +112,7 @@ def networkOf(address: str) -> str | bytes | None:
 
 
 class UdpServer(DatagramProtocol):
-    """
-    Answers over UDP. Clients that are not on this machine get a limited number of answers; beyond, they are told to
-    ask over TCP, by messages that are no larger than theirs.
-    """
+    """Answers over UDP. Beyond a limited number, clients on other machines are told to ask over TCP."""
 
     def __init__(self, view: View, clock: IReactorTime) -> None:
         self._view = view
@@ -193,8 +184,6 @@ class TcpConnection(Int16StringReceiver, TimeoutMixin):
 
 
 class TcpServer(Factory):
-    """Answers over TCP."""
-
     noisy = False
     protocol = TcpConnection  # type: ignore[assignment]  # its factory is this one
 

@@ -38,21 +38,15 @@ _OWN_SIZE = 1232
 
 @attrs.define(eq=False)
 class Query:
-    """
-    A query: the *flags* that the response repeats, the question as it was sent (empty if it can't be read), its name in
-    lower case, with lengths; how many bytes the response may have over UDP; *opt*, its end, which is the record of EDNS
-    if the query has one; and an *rcode* if it can't be answered.
-    """
-
     id: int
-    flags: int
-    question: bytes = b""
-    name: bytes = b""
+    flags: int  # those that the response repeats
+    question: bytes = b""  # as it was sent; empty if it can't be read
+    name: bytes = b""  # in lower case, with lengths
     type: int = 0
     klass: int = 0
-    size: int = PLAIN_SIZE
-    opt: bytes = b""
-    rcode: int = NOERROR
+    size: int = PLAIN_SIZE  # of the response over UDP
+    opt: bytes = b""  # the end of the response: the record of EDNS, if the query has one
+    rcode: int = NOERROR  # the reason if it can't be answered
 
     def empty(self, rcode: int, flags: int = 0, authority: bytes = b"") -> bytes:
         """The response without an answer; *authority* is a record for the section of that name."""
@@ -76,7 +70,12 @@ def readQuery(data: bytes) -> Query | None:
     if query.rcode:
         return query
     try:
-        end = _endOfName(data, HEADER.size)
+        end = HEADER.size
+        while length := data[end]:
+            if length > 63:
+                raise ValueError("a compressed name, or a label of another kind")
+            end += length + 1
+        end += 1
         query.type, query.klass = _QUESTION_END.unpack_from(data, end)
         query.name = data[HEADER.size : end].lower()
         position = questionEnd = end + _QUESTION_END.size
@@ -89,14 +88,6 @@ def readQuery(data: bytes) -> Query | None:
     else:
         query.question = data[HEADER.size : questionEnd]
     return query
-
-
-def _endOfName(data: bytes, position: int) -> int:
-    while length := data[position]:
-        if length > 63:
-            raise ValueError("a compressed name, or a label of another kind")
-        position += length + 1
-    return position + 1
 
 
 def _readRecord(query: Query, data: bytes, start: int) -> int:
@@ -122,20 +113,14 @@ def _readRecord(query: Query, data: bytes, start: int) -> int:
 
 @attrs.define(eq=False)
 class Answer:
-    """
-    All records of one name and type, at least one, and the addresses of what they name. They do not depend on their
-    position in a message: each response begins with the next one.
-    """
+    """All records of one name and type, at least one, and the addresses of what they name."""
 
     records: Sequence[bytes]
     additional: Sequence[bytes] = ()
-    start: int = 0
+    start: int = 0  # each response begins with the next one
 
     def response(self, query: Query, size: int) -> bytes:
-        """
-        As many records as fit into *size* bytes, then as many addresses. If not all records fit into less than a
-        message over TCP can have, it is truncated.
-        """
+        """As many records as fit into *size* bytes, then as many addresses; truncated if it is to come over TCP."""
         count, flags = len(self.records), query.flags | AA
         start, self.start = self.start % count, (self.start + 1) % count
         room = size - HEADER.size - len(query.question) - len(query.opt)
@@ -181,11 +166,7 @@ _HASH_LENGTH = 10
 
 
 def encodeLabel(text: str) -> bytes:
-    """
-    A tag or an id as a label: each byte of its UTF-8 other than ``a-z 0-9 _ -``, and the first of two hyphens, becomes
-    ``--`` and two hexadecimal digits. A label that would exceed 63 bytes is cut, and ends in a hyphen and a hash of the
-    whole text.
-    """
+    """A tag or an id as a label, with escapes such as ``--2e``; one of over 63 bytes is cut, and ends in a hash."""
     raw = text.encode(errors="surrogatepass")
     label = _ESCAPED.sub(lambda found: b"--" + found[0].hex().encode(), raw)
     if len(label) > LONGEST_LABEL:
@@ -221,18 +202,12 @@ _NOTHING: Given = {}
 
 class Zone:
     """
-    The names of a domain:
-
-    * ``<tag>.service.<domain>``: the addresses of the services with a tag;
-    * ``_<tag>._tcp.service.<domain>``: their SRV records;
-    * ``<id>.id.<domain>``: the address of one service;
-    * ``<hexadecimal address>.addr.<domain>``: an address, for SRV records, whose targets have to be valid host names.
-
-    A name in another case than that of the tag or id means all that are equal but for the case.
-
-    :param domain: an absolute name.
-    :param ttl: for all records, in seconds.
+    The names of a domain. A name in another case than that of the tag or id means all that are equal but for the case.
     """
+
+    # <tag>.service.<domain> has the addresses of the services with a tag, and _<tag>._tcp.service.<domain> their SRV
+    # records; <id>.id.<domain> has the address of one service. The targets of SRV records have to be valid host names:
+    # for addresses these are <hexadecimal address>.addr.<domain>.
 
     def __init__(self, domain: dns.name.Name, ttl: int) -> None:
         self._domain = domain.canonicalize().to_wire() or b""
@@ -247,7 +222,7 @@ class Zone:
         self._answers: dict[bytes, dict[int, Answer | None]] = {}
 
     def put(self, id: str, service: Service | None) -> None:
-        """A service is there, or has changed; ``None``: it is gone."""
+        """A service is there, or has changed; or it is gone."""
         self._serial += 1
         for node, place in self._places.pop(id, ()):
             self._answers.pop(node[0], None)
@@ -349,16 +324,12 @@ class Zone:
         found = dict(given[type] for given in node.values() if type in given)
         if not found and len(node) == 1:
             found = dict(given[CNAME] for given in node.values() if CNAME in given)
-        if not found:
-            if node and type in _KEPT:
-                self._answers.setdefault(relative, {})[type] = None
-            return None
-        additional: list[bytes] = []
-        if len(found) < _MOST_WITH_ADDRESSES:
+        answer = None
+        if found:
             domain = pointer(HEADER.size + len(relative))
-            addresses = dict([target for target in found.values() if target is not None])
-            additional = [name + domain + rest for name, rest in addresses.items()]
-        answer = Answer([*found], additional, self._serial)
-        if type in _KEPT:
+            few = len(found) < _MOST_WITH_ADDRESSES
+            addresses = dict([target for target in found.values() if few and target is not None])
+            answer = Answer([*found], [name + domain + rest for name, rest in addresses.items()], self._serial)
+        if node and type in _KEPT:
             self._answers.setdefault(relative, {})[type] = answer
         return answer
