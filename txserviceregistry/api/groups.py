@@ -229,15 +229,15 @@ class LocksClient(APIGroup):
         await self._transport.require(LOCKS)
         return await self._get("/locks", readLockPage, query={"marker": marker, "limit": limit})
 
-    async def iterate(self) -> AsyncIterator[Lock]:
+    async def iterate(self, marker: str | None = None) -> AsyncIterator[Lock]:
         """
-        All locks that are held, page by page as they are needed::
+        The locks that are held, from the name *marker* on, page by page as they are needed::
 
             async for lock in client.locks.iterate():
                 print(lock["name"], lock["holder"])
         """
         await self._transport.require(LOCKS)
-        async for lock in self._pages("/locks", readLockPage):
+        async for lock in self._pages("/locks", readLockPage, marker=marker):
             yield lock
 
     @returnsDeferred

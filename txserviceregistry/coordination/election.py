@@ -10,7 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
 from ..client import Client
-from ..discovery.feed import EventsFeed
+from ..discovery.feed import EventsFeed, FeedEvent
 from ..discovery.subscriber import BackgroundService, BackgroundTask
 from ..errors import ServiceRegistryError
 from ..http.jsontransport import ClientClosed
@@ -26,13 +26,10 @@ _Self = TypeVar("_Self", bound="Tenure")
 
 
 class Tenure:
-    """
-    The time for which a lock is held.
-
-    :ivar fence: the fencing token: it is larger than that of every earlier holder.
-    """
+    """The time for which a lock is held."""
 
     def __init__(self, held: Held) -> None:
+        #: The fencing token: it is larger than that of every earlier holder.
         self.fence = held.fence
         self._held = held
         self._ending: Deferred[None] = Deferred()
@@ -43,10 +40,7 @@ class Tenure:
         return self._held.isValid
 
     async def run(self: _Self, work: Callable[[_Self], Any], *, isLasting: bool = False) -> None:
-        """
-        Do the work, which is cancelled at the end of the tenure, then release the lock. With *isLasting*, the tenure
-        goes on when the work is done.
-        """
+        """Do the work, which is cancelled at the end; if this *isLasting*, wait for the end. Then release the lock."""
         lost = self._held.lost.addCallback(lambda _: self.end())
         working = maybeDeferred(work, self)
 
@@ -90,13 +84,16 @@ class Contender(BackgroundService):
         """Use the lock, and release it; returns whether nothing has failed."""
         raise NotImplementedError
 
-    def _happened(self, type: str, payload: Any) -> None:
-        """Called with events of locks; see :meth:`LockWatch.watch`."""
+    def _happened(self, event: FeedEvent | None) -> None:
+        """An event of a lock; ``None`` at the start and after a gap, when the locks are to be read."""
         raise NotImplementedError
 
     async def _run(self, task: BackgroundTask) -> None:
         backoff = Backoff(_PAUSE, _LONGEST_PAUSE, self._random)
-        forget = self._client.shared.setdefault(LockWatch, LockWatch(self._client)).watch(self._happened)
+        feed = LockFeed(self._client)
+        feed.onEvent(self._happened)
+        feed.onGap(lambda: self._happened(None))
+        feed.startService()
         try:
             while not task.isStopping:
                 try:
@@ -115,14 +112,14 @@ class Contender(BackgroundService):
         except ClientClosed:
             pass
         finally:
-            forget()
+            await feed.stopService()
 
     def _failed(self, failure: Failure) -> None:
         self._log.failure("{what} {name} failed unexpectedly", failure, what=type(self).__name__, name=self._name)
 
 
-class LockWatch(EventsFeed):
-    """Reads the events of locks, once for all contenders of a client, while there are any."""
+class LockFeed(EventsFeed):
+    """The events of locks from now on, with a gap at the start."""
 
     what = "locks"
     outageBegins = "Events of locks are unreachable (retrying): {reason}"
@@ -131,32 +128,10 @@ class LockWatch(EventsFeed):
     def __init__(self, client: Client) -> None:
         super().__init__(client, types=("lock.acquire", "lock.expire", "lock.release"))
 
-    def watch(self, listener: Callable[[str, Any], object]) -> Callable[[], None]:
-        """
-        Call *listener* with the type and the payload of each event, until the function that is returned is called. The
-        type is empty at the start and after a gap: the listener has to find out itself how things are.
-        """
-        forgetEvents = self.onEvent(lambda event: listener(event["type"], event["payload"]))
-        forgetGaps = self.onGap(lambda: listener("", None))
-        if self.running:
-            listener("", None)
-        self.startService()
-
-        def end() -> None:
-            forgetEvents()
-            forgetGaps()
-            if not self._listeners:
-                self.stopService()
-
-        return end
-
-    def _load(self) -> None:
-        self._progress = None
-
     async def _step(self, run: BackgroundTask) -> None:
-        begins = self._progress is None
+        isBeginning = self._progress is None
         await super()._step(run)
-        if begins:
+        if isBeginning:
             self._gapListeners.call()
 
 
@@ -206,7 +181,8 @@ class Election(Contender):
         """
         super().__init__(client, Lock(client, name, timeout, holder, random=random), name, random)
         self._lead = lead
-        self._leader: str | None = None
+        #: The ``holder`` of the leader, as far as is known; ``None`` if there is none.
+        self.leader: str | None = None
         # The fence of the last leader that is known: what is about earlier ones comes too late.
         self._fence = 0
         self._listeners: Listeners[[str | None]] = Listeners(self._log, f"the leader of {name}")
@@ -216,11 +192,6 @@ class Election(Contender):
     def isLeading(self) -> bool:
         """Whether this process leads now; see :attr:`Held.isValid`."""
         return self._leadership is not None and self._leadership.isValid
-
-    @property
-    def leader(self) -> str | None:
-        """The ``holder`` of the leader, as far as is known; ``None`` if there is none."""
-        return self._leader
 
     def onChange(self, listener: Callable[[str | None], object]) -> Callable[[], None]:
         """Call *listener* with the :attr:`leader` whenever it changes; returns a function that removes it."""
@@ -252,15 +223,16 @@ class Election(Contender):
         if fence is not None and fence < self._fence:
             return
         self._fence = fence or self._fence
-        if leader != self._leader:
-            self._leader = leader
+        if leader != self.leader:
+            self.leader = leader
             self._listeners.call(leader)
 
-    def _happened(self, type: str, payload: Any) -> None:
-        if not type:
+    def _happened(self, event: FeedEvent | None) -> None:
+        if event is None:
             self._client.locks.get(self._name).addCallbacks(
                 lambda lock: self._setLeader(lock["holder"], lock["fence"]),
                 lambda failure: failure.trap(ServiceRegistryError),
             ).addErrback(self._failed)
-        elif payload["name"] == self._name:
-            self._setLeader(payload["holder"] if type == "lock.acquire" else None, payload["fence"])
+        elif event["payload"]["name"] == self._name:
+            lock = event["payload"]
+            self._setLeader(lock["holder"] if event["type"] == "lock.acquire" else None, lock["fence"])

@@ -26,10 +26,8 @@ from ..util.logs import Logger, Outage
 # The longest time that the registry holds back its response to a request for a lock, in seconds.
 _LONGEST_WAIT = 60
 # Seconds between two tries while the registry is unreachable; the first one is made at once. Soon after an outage all
-# wait at the registry again, so that a release hands over at once.
-_SHORTEST_RETRY, _LONGEST_RETRY = 0.2, 0.5
-# The same where a server refuses requests.
-_LONGEST_REFUSAL = 5.0
+# wait at the registry again, so that a release hands over at once. A server that refuses requests gets more time.
+_SHORTEST_RETRY, _LONGEST_RETRY, _LONGEST_REFUSAL = 0.2, 0.5, 5.0
 # Seconds between two requests that the registry refuses although it should wait.
 _SHORTEST_POLL = 1.0
 # Seconds that a release may take. A lock that could not be released expires.
@@ -49,14 +47,13 @@ class LockHeartBeater(HeartBeater):
     what = "lock"
 
     def __init__(self, client: Client, name: str, timeout: int, token: str, sent: float) -> None:
-        """*sent*: when the request that acquired it was sent, in seconds of ``bootTime``."""
         services = client.services
         super().__init__(services, name, _RELIABLE * timeout, token, clock=client.clock, context=services.context)
         self._locks = client.locks
         services.adopt(self)
         self._answered: Waiters[None] = Waiters()
         self._bootTime = client.bootTime
-        #: Until when its holder may rely on it, in seconds of the client's ``bootTime``.
+        # Until when its holder may rely on it, in seconds of bootTime, as *sent*.
         self.validUntil = sent + self.heartbeatTimeout
         # For the times at which heartbeats were sent, by the reactor's clock, those of a clock that never steps.
         self._sent: Mapping[float, float] = {}
@@ -248,7 +245,11 @@ class Lock:
                 held = await self._acquire(nonce, end)
             except (CancelledError, ServiceRegistryError) as error:
                 if isinstance(error, CancelledError) or isUnknown(error):
-                    self._abandon(nonce)
+                    # It may have been acquired, although the response did not come. With a wait this takes the place of
+                    # the request that may still wait, and be granted, at the registry.
+                    self._request(nonce, 1).addCallback(
+                        lambda acquired: self._client.locks.release(self.name, acquired["token"])
+                    ).addErrback(lambda failure: failure.trap(ServiceRegistryError))
                 raise
             if held is not None:
                 return held
@@ -275,15 +276,12 @@ class Lock:
                 if isinstance(error, ClientClosed) or clock.seconds() >= end:
                     raise
                 outage.failed(reason=str(error))
-                delay = backoff.next()
-                told: float = getattr(error, "retryAfter", None) or 0.0
+                delay, told = backoff.next(), getattr(error, "retryAfter", None) or 0.0
                 if isinstance(error, RateLimited):
                     delay = max(delay, told)
-                elif told:
+                else:
                     # A registry without locks after its start says for how long; a proxy may say anything.
-                    delay = min(max(told, _SHORTEST_RETRY), _LONGEST_REFUSAL)
-                elif not isinstance(error, ServerError):
-                    delay = min(delay, _LONGEST_RETRY)
+                    delay = min(told or delay, _LONGEST_REFUSAL if isinstance(error, ServerError) else _LONGEST_RETRY)
             await self._client.pause(min(delay, max(0.0, end - clock.seconds())))
         outage.succeeded()
         heartBeater = LockHeartBeater(self._client, self.name, self.timeout, acquired["token"], sent)
@@ -303,13 +301,6 @@ class Lock:
         return self._client.locks.acquire(
             self.name, self.timeout, holder=self.holder, nonce=nonce, wait=wait, metadata=self._metadata
         )
-
-    def _abandon(self, nonce: str) -> None:
-        """Release what may have been acquired, although the response did not come."""
-        # With a wait it takes the place of the request that may still wait, and be granted, at the registry.
-        self._request(nonce, 1).addCallback(
-            lambda acquired: self._client.locks.release(self.name, acquired["token"])
-        ).addErrback(lambda failure: failure.trap(ServiceRegistryError))
 
     async def __aenter__(self) -> Held:
         await self._blocks.acquire()

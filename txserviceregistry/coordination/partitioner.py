@@ -1,8 +1,6 @@
 """
-Partitioner: a set of items, such as queues, that is shared by the members of a group.
-
-Each member has a lock of its own, by which the others know it, and a lock for each item that it owns. Which member an
-item belongs to follows from the members alone (rendezvous hashing); the locks see to it that no two members own it.
+Partitioner: a set of items, such as queues, that is shared by the members of a group. Each member has a lock, by which
+the others know it, and a lock for each item that it owns.
 """
 
 from __future__ import annotations
@@ -11,13 +9,14 @@ import json
 import random as randomModule
 import re
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from hashlib import blake2b
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock, DeferredSemaphore, gatherResults
 
 from ..client import Client
+from ..discovery.feed import FeedEvent
 from ..discovery.mirror import Settling
 from ..discovery.subscriber import BackgroundTask
 from ..errors import LockHeld, ServiceRegistryError
@@ -46,14 +45,11 @@ def planFor(member: str, members: Collection[str], items: Iterable[str]) -> set[
 
 
 class Assignment(Tenure):
-    """
-    The time for which this member owns an item.
-
-    :ivar item: the item.
-    """
+    """The time for which this member owns an item."""
 
     def __init__(self, item: str, held: Held) -> None:
         super().__init__(held)
+        #: The item.
         self.item = item
 
 
@@ -147,12 +143,11 @@ class Partitioner(Contender):
             await task.wait(held.lost)
         return True
 
-    def _happened(self, type: str, payload: Any) -> None:
-        name = "" if payload is None else payload["name"]
-        if not name or name.startswith(f"{self._group}/member."):
-            self._settling.add(name)
-        elif type != "lock.acquire" and name in self._locks:
-            self._work(self._locks[name])
+    def _happened(self, event: FeedEvent | None) -> None:
+        if event is None or event["payload"]["name"].startswith(f"{self._group}/member."):
+            self._settling.add(event)
+        elif event["type"] != "lock.acquire" and event["payload"]["name"] in self._locks:
+            self._work(self._locks[event["payload"]["name"]])
 
     def _settled(self, _: object) -> None:
         """No member has come or gone for a while."""
@@ -160,39 +155,31 @@ class Partitioner(Contender):
 
     @returnsDeferred
     async def _list(self) -> None:
+        """Read the members, and follow the plan that they result in."""
         self._mustList = True
+        prefix = f"{self._group}/member."
+        # The digests of the items of each.
+        members: dict[str, str | None] = {}
         try:
-            members = await self._members()
+            async for lock in self._client.locks.iterate(prefix):
+                if not lock["name"].startswith(prefix):
+                    break
+                members[lock["name"].removeprefix(prefix)] = lock["metadata"].get("items")
         except ServiceRegistryError as error:
             self._retryLater(error)
-        else:
-            self._mustList = False
-            if self._id in members:
-                self._changed(members)
-
-    async def _members(self) -> Mapping[str, str | None]:
-        """The digests of the items of each member."""
-        prefix = f"{self._group}/member."
-        members: dict[str, str | None] = {}
-        marker: str | None = prefix
-        while marker is not None and marker.startswith(prefix):
-            page = await self._client.locks.list(marker, 1000)
-            for lock in page["values"]:
-                if lock["name"].startswith(prefix):
-                    members[lock["name"].removeprefix(prefix)] = lock["metadata"].get("items")
-            marker = page["metadata"]["next_marker"]
-        return members
-
-    def _changed(self, members: Mapping[str, str | None]) -> None:
+            return
+        self._mustList = False
+        if self._id not in members:
+            return
         others = [member for member, digest in members.items() if digest != self._itemsDigest]
-        error = _DISAGREE.format(group=self._group, members=f"{len(others)} of {len(members)}") if others else None
-        if error != self.error:
-            self.error = error
-            if error is not None:
-                self._log.error("{error}", error=error)
-            self._failures.call(error)
+        text = _DISAGREE.format(group=self._group, members=f"{len(others)} of {len(members)}") if others else None
+        if text != self.error:
+            self.error = text
+            if text is not None:
+                self._log.error("{error}", error=text)
+            self._failures.call(text)
         if self._task is not None and not self._task.isStopping:
-            self._follow(planFor(self._id, members, self.items) if error is None else self._plan)
+            self._follow(planFor(self._id, members, self.items) if text is None else self._plan)
 
     def _nameOf(self, item: str) -> str:
         part = f"item.{item}" if _PLAIN.fullmatch(item) else f"hash.{_digest(item).hex()}"
