@@ -1,7 +1,4 @@
-"""
-``raxsr configuration``: values, and files of values in YAML or JSON. Values are texts: ``1.10`` stays ``1.10``, and
-``no`` stays ``no``.
-"""
+"""``raxsr configuration``: values, and files of them. Values are texts: ``1.10`` and ``no`` stay what they are."""
 
 from __future__ import annotations
 
@@ -11,14 +8,14 @@ import os
 import re
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
-from pathlib import PurePath
 from typing import Any
 
 from ...errors import ServiceRegistryError
 from ...util.fields import KEY, KEY_RULE, escaped
-from ..console import CommandFailed, UsageError, typeOf, useUTF8
+from ..console import CommandFailed, typeOf, useUTF8
 from .command import Argument, Page, Run, argument, command, either, oneOf
 from .output import Column, columns
 
@@ -32,7 +29,6 @@ FORMATS = ("yaml", "json")
 
 # The name that stands for stdin and stdout.
 _STANDARD = "-"
-_EXTENSIONS = {".yaml": "yaml", ".yml": "yaml", ".json": "json"}
 # UTF-8, with the byte order mark that some editors put first, or without.
 _ENCODING = "utf-8-sig"
 # Characters that YAML may take for the end of a line. It keeps them only as escapes, in double quotes.
@@ -41,15 +37,14 @@ _YAML_TEXT = "tag:yaml.org,2002:str"
 _YAML_OBJECT = "tag:yaml.org,2002:map"
 
 
-def _namespace(text: str) -> str:
-    if not text:
-        # A script whose variable is not set must not get all namespaces.
-        raise ValueError("the namespace is empty; give its name, such as /production/cassandra")
-    return text
-
-
 def namespace(shown: str = "only values below this namespace, such as /production/cassandra", **more: Any) -> Argument:
-    return argument("--namespace", metavar="NAMESPACE", type=typeOf(_namespace), help=shown, **more)
+    def parse(text: str) -> str:
+        if not text:
+            # A script whose variable is not set must not get all namespaces.
+            raise ValueError("the namespace is empty; give its name, such as /production/cassandra")
+        return text
+
+    return argument("--namespace", metavar="NAMESPACE", type=typeOf(parse), help=shown, **more)
 
 
 def problemOf(key: str, value: object, namespace: str | None = None) -> str | None:
@@ -68,7 +63,6 @@ def problemOf(key: str, value: object, namespace: str | None = None) -> str | No
 
 
 def _pages(run: Run) -> Page:
-    """Requests a page of the values of ``--namespace``."""
     configuration, below = run.client.configuration, run.parsed.namespace
     return configuration.list if below is None else partial(configuration.listForNamespace, below)
 
@@ -78,13 +72,7 @@ async def allValues(run: Run) -> dict[str, str]:
     return {value["id"]: value["value"] async for value in run.allPages("configuration values", _pages(run))}
 
 
-@command(
-    "configuration list",
-    "--namespace /production/cassandra",
-    namespace(),
-    columns=COLUMNS,
-    paged="values",
-)
+@command("configuration list", "--namespace /production/cassandra", namespace(), columns=COLUMNS, paged="values")
 async def listValues(run: Run) -> Any:
     """Show configuration values."""
     return await run.onePageOrAll(_pages(run))
@@ -149,13 +137,11 @@ async def remove(run: Run) -> str:
 
 _ARGUMENTS = (
     argument("file", metavar="FILE", help="a file of YAML or JSON; - for stdin or stdout"),
-    argument("--format", choices=FORMATS, help="the file's format (default: by its extension, yaml for -)"),
+    argument(
+        "--format", choices=FORMATS, help="the file's format (default: json if its name ends in .json, else yaml)"
+    ),
     argument("--dry-run", dest="dryRun", action="store_true", help="only show what would change"),
 )
-
-
-class _Object(list[tuple[str, Any]]):
-    """A JSON object with all its members, also those that are there twice."""
 
 
 @command(
@@ -176,7 +162,7 @@ def importValues(run: Run) -> None:
     Everything is checked before anything is set; values that the file does not have do not change.
     """
     parsed = run.parsed
-    path, format = parsed.file, _format(run)
+    path, format = parsed.file, _format(parsed)
     new = parseValues(readText(path), format, path, parsed.namespace, root=parsed.root)
     run.checkOutput(always=parsed.dryRun)
 
@@ -193,7 +179,7 @@ def importValues(run: Run) -> None:
 
     # Other values stay.
     old = {key: value for key, value in run.ask(perform).items() if key in new}
-    run.say(f"{_shownDifference(old, new) if parsed.dryRun else 'Configuration values'}: {_summary(old, new)}")
+    _report(run, old, new)
 
 
 @command("configuration export", "production.yaml --namespace /production", *_ARGUMENTS, namespace())
@@ -203,13 +189,13 @@ def exportValues(run: Run) -> None:
 
     Keys are written in full, also with --namespace.
     """
-    path, format, dryRun = run.parsed.file, _format(run), run.parsed.dryRun
+    path, format, dryRun = run.parsed.file, _format(run.parsed), run.parsed.dryRun
     run.checkOutput(always=dryRun or path == _STANDARD)
     new = run.ask(lambda: allValues(run))
     if dryRun:
         exists = path != _STANDARD and os.path.lexists(path)
         old = parseValues(readText(path), format, path, None) if exists else {}
-        run.say(f"{_shownDifference(old, new)}: {_summary(old, new)}")
+        _report(run, old, new)
     elif path == _STANDARD:
         useUTF8()
         sys.stdout.write(formatValues(new, format))
@@ -218,33 +204,25 @@ def exportValues(run: Run) -> None:
         run.say(f"Configuration values: {len(new)} written to {path}")
 
 
-def _shownDifference(old: Mapping[str, str], new: Mapping[str, str]) -> str:
-    """Print a line for each value that differs; the result begins the summary."""
-    shown = {key: json.dumps(value, ensure_ascii=False) for key, value in {**old, **new}.items()}
-    for key in sorted(shown):
-        if key not in old:
-            print(escaped(f"+ {key}: {shown[key]}"))
-        elif key not in new:
-            print(escaped(f"- {key}: {shown[key]}"))
-        elif old[key] != new[key]:
-            print(escaped(f"~ {key}: {json.dumps(old[key], ensure_ascii=False)} -> {shown[key]}"))
-    return "Without --dry-run"
+def _report(run: Run, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    """Tell how many values differ, and with ``--dry-run`` which."""
+    dryRun, counts = run.parsed.dryRun, Counter[str]()
+    for key in sorted({**old, **new}):
+        before, after = (json.dumps(each[key], ensure_ascii=False) if key in each else None for each in (old, new))
+        if before == after:
+            counts["unchanged"] += 1
+            continue
+        sign, name = ("+", "added") if before is None else ("-", "removed") if after is None else ("~", "changed")
+        counts[name] += 1
+        if dryRun:
+            print(escaped(f"{sign} {key}: {' -> '.join(filter(None, (before, after)))}"))
+    removed = [f"{counts['removed']} removed"] if counts["removed"] else []
+    told = [f"{counts['added']} added", f"{counts['changed']} changed", *removed, f"{counts['unchanged']} unchanged"]
+    run.say(f"{'Without --dry-run' if dryRun else 'Configuration values'}: {', '.join(told)}")
 
 
-def _summary(old: Mapping[str, str], new: Mapping[str, str]) -> str:
-    added, same = len(new.keys() - old.keys()), len(new.items() & old.items())
-    removed = len(old.keys() - new.keys())
-    changed = f"{len(new) - added - same} changed{f', {removed} removed' if removed else ''}"
-    return f"{added} added, {changed}, {same} unchanged"
-
-
-def _format(run: Run) -> str:
-    """The format that is given, or that the name of the file has; :class:`UsageError` if it has none."""
-    path, default = run.parsed.file, "yaml" if run.parsed.file == _STANDARD else None
-    found: str | None = run.parsed.format or default or _EXTENSIONS.get(PurePath(path).suffix.lower())
-    if found is None:
-        raise UsageError(f"unknown format of {path}: give --format yaml or --format json")
-    return found
+def _format(parsed: Any) -> str:
+    return parsed.format or ("json" if parsed.file.lower().endswith(".json") else "yaml")
 
 
 def readText(path: str) -> str:
@@ -281,7 +259,7 @@ def writeText(path: str, text: str) -> None:
 
 
 def formatValues(values: Mapping[str, str], format: str) -> str:
-    """A file's text. It is exact, and a terminal obeys nothing in it."""
+    """A file's text, with escapes for all that a terminal would obey."""
     isPlain = all(escaped(value, keep="\n\t") == value for value in values.values())
     if format == "json":
         return json.dumps(values, ensure_ascii=not isPlain, indent=2) + "\n"
@@ -323,12 +301,13 @@ def parseValues(text: str, format: str, path: str, namespace: str | None, *, roo
 
 def _parseJSON(text: str, path: str) -> Iterable[tuple[str, str, Any]]:
     try:
-        value = json.loads(text, object_pairs_hook=_Object, parse_int=str, parse_float=str)
+        # A tuple has all members of an object, also those that are there twice.
+        value = json.loads(text, object_pairs_hook=tuple, parse_int=str, parse_float=str)
     except json.JSONDecodeError as error:
         raise CommandFailed(f"{path}, line {error.lineno}: {error.msg}") from None
     except (ValueError, RecursionError) as error:
         raise CommandFailed(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, _Object):
+    if not isinstance(value, tuple):
         raise CommandFailed(f"{path} is not a JSON object of keys and values")
     yield from ((path, key, member) for key, member in value)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
@@ -50,18 +50,9 @@ _TYPE = argument(
 )
 
 
-async def _types(run: Run) -> list[str] | None:
-    """The types of events that ``--type`` names; ``None`` without it."""
-    type = run.parsed.type
-    if type is None:
-        return None
-    if type not in get_args(PlainEventType):
-        from ...api.transport import EVENT_TYPES
-
-        await run.client.account.getLimits()
-        if EVENT_TYPES not in run.client.extensions:
-            raise CommandFailed(f"the registry has no events of type {type}: it has no extension {EVENT_TYPES}")
-    return [type]
+def _ofType(type: str | None) -> dict[str, Any]:
+    """A registry without the extension for the type refuses it."""
+    return {"type": type, "types": None if type is None else [type]}
 
 
 @command(
@@ -77,7 +68,7 @@ async def listEvents(run: Run) -> Any:
 
     These are the newest events of the last hour; with --marker, the events from that one on.
     """
-    page = partial(run.client.events.list, type=run.parsed.type, types=await _types(run))
+    page = partial(run.client.events.list, **_ofType(run.parsed.type))
     if run.parsed.all or run.parsed.marker is not None:
         return (await run.onePageOrAll(page))[::-1]
     # The first page has the oldest events.
@@ -104,20 +95,19 @@ async def follow(run: Run) -> None:
 
     With -f json each event is one object on one line. The command goes on when the registry is restarted.
     """
-    types = await _types(run)
     with run.loggedNotes():
-        await followed(run.client, types, run.parsed.since, run.output.rows)
+        await followed(run.client, run.parsed.type, run.parsed.since, run.output.rows)
 
 
 async def followed(
-    client: Client, types: Iterable[str] | None, since: str | None, begin: Callable[[], Callable[[Event], None]]
+    client: Client, type: str | None, since: str | None, begin: Callable[[], Callable[[Event], None]]
 ) -> None:
     """Show each event once and in order. *begin* is called after the first request, and returns what shows an event."""
     from ...discovery import EventsFeed
 
-    # The feed would retry what is wrong with the settings or the marker.
-    await client.events.list(since, 1)
-    feed = EventsFeed(client, since, types=get_args(PlainEventType) if types is None else types)
+    # The feed would retry what is wrong with the settings, the marker or the type.
+    await client.events.list(since, 1, **_ofType(type))
+    feed = EventsFeed(client, since, types=get_args(PlainEventType) if type is None else [type])
     events, show = aiter(feed), begin()
     feed.startService()
     try:

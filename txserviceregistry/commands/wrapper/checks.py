@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -37,73 +37,69 @@ _NOT_INHERITED = (b"NOTIFY_SOCKET", b"LISTEN_PID", b"LISTEN_FDS", b"LISTEN_FDNAM
 
 
 def makeProbe(reactor: Any, text: str, serviceId: str = "") -> Probe:
-    """
-    The check of ``--check``. With ``https://`` the certificate is not verified.
-
-    :raises ValueError: if the text is not one.
-    """
+    """The check of ``--check``; ``ValueError`` if the text is not one. Certificates are not verified."""
     scheme, _, rest = text.partition(":")
+    scheme = scheme.lower()
+    if scheme == "exec" and rest.strip():
+        return _commandProbe(rest, serviceId)
+    if scheme == "tcp":
+        text = f"tcp://{rest if ':' in rest else f'127.0.0.1:{rest}'}"
     try:
-        if scheme.lower() == "tcp":
-            return _tcpProbe(reactor, rest if ":" in rest else f"127.0.0.1:{rest}")
-        if scheme.lower() in ("http", "https"):
-            return _httpProbe(reactor, text)
-        if scheme.lower() == "exec" and rest.strip():
-            return _commandProbe(rest, serviceId)
+        parts = urlsplit(text)
+        if parts.hostname and parts.username is None and parts.port != 0:
+            if scheme in ("http", "https"):
+                return _networkProbe(reactor, parts, _request(reactor, parts))
+            if scheme == "tcp" and parts.port and not parts.path:
+                return _networkProbe(reactor, parts, _connection(reactor, parts.hostname, parts.port))
     except ValueError:
-        pass
+        pass  # an invalid port, or another character than ASCII
     forms = "tcp:PORT, tcp:HOST:PORT, exec:COMMAND, http://HOST:PORT/PATH or https://HOST:PORT/PATH"
     raise ValueError(f"{text!r} is not {forms}")
 
 
-def _tcpProbe(reactor: Any, address: str) -> Probe:
-    parts = urlsplit(f"//{address}")
-    if not parts.hostname or not parts.port or parts.path or parts.username is not None:
-        raise ValueError(address)
-    endpoint = endpointTo(reactor, parts.hostname, parts.port, _CONNECT_TIMEOUT)
-
+def _networkProbe(reactor: Any, parts: SplitResult, attempt: Callable[[], Awaitable[None]]) -> Probe:
     @returnsDeferred
     async def probe() -> bool:
         try:
-            connection: Any = await endpoint.connect(Factory.forProtocol(Protocol))
+            await attempt()
+        except HealthCheckFailed:
+            raise
+        except CancelledError:
+            # It took too long: the reason is the stage that it was in.
+            stage = stageOf(reactor, parts.geturl())
+            if not stage:
+                raise
+            raise HealthCheckFailed(stage)
         except Exception as error:
-            raise _reasonFor(error, reactor, parts)
-        connection.transport.loseConnection()
+            raise HealthCheckFailed(describeFailure(error))
         return True
 
     return probe
 
 
-def _reasonFor(error: Exception, reactor: Any, parts: SplitResult) -> Exception:
-    """The error of a failed check. One that was cancelled took too long: the reason is the stage that it was in."""
-    if not isinstance(error, CancelledError):
-        return HealthCheckFailed(describeFailure(error))
-    stage = stageOf(reactor, parts.geturl())
-    return HealthCheckFailed(stage) if stage else error
+def _connection(reactor: Any, host: str, port: int) -> Callable[[], Awaitable[None]]:
+    endpoint = endpointTo(reactor, host, port, _CONNECT_TIMEOUT)
+
+    async def attempt() -> None:
+        connection: Any = await endpoint.connect(Factory.forProtocol(Protocol))
+        connection.transport.loseConnection()
+
+    return attempt
 
 
-def _httpProbe(reactor: Any, text: str) -> Probe:
-    parts = urlsplit(text)
-    # parts.port raises ValueError for an invalid port.
-    if not parts.hostname or parts.username is not None or parts.port == 0:
-        raise ValueError(text)
+def _request(reactor: Any, parts: SplitResult) -> Callable[[], Awaitable[None]]:
     url = parts._replace(path=parts.path or "/", fragment="").geturl().encode("ascii")
     pool = HTTPConnectionPool(reactor, persistent=False)
     agent = QueueingAgent(PooledAgent(reactor, tlsPolicy(verify=False), _CONNECT_TIMEOUT, pool))
     headers = Headers({"User-Agent": [f"service-registry-wrapper/{__version__}"]})
 
-    @returnsDeferred
-    async def probe() -> bool:
+    async def attempt() -> None:
         # This fires when the body is complete and the connection closed.
-        try:
-            response = await agent.request(b"GET", url, headers)
-        except Exception as error:
-            raise _reasonFor(error, reactor, parts)
+        response = await agent.request(b"GET", url, headers)
         if not 200 <= response.code < 400:
             raise HealthCheckFailed(f"HTTP status {response.code}")
-        return True
 
-    return probe
+    return attempt
 
 
 def _commandProbe(command: str, serviceId: str) -> Probe:
@@ -128,11 +124,11 @@ class Checker(HealthCheck):
     :ivar passing: whether the check passes: the last ``--rise`` checks succeeded, and since then not ``--fall`` failed.
     """
 
-    def __init__(self, options: Mapping[str, Any], probe: Probe, clock: Any, passed: Callable[[], None]) -> None:
+    def __init__(self, options: Mapping[str, Any], probe: Probe, clock: Any, passed: Callable[[], object]) -> None:
         super().__init__(probe, options["id"], clock, name=f"health check {options['check'].partition('?')[0]}")
         self.passing = False
         self._options = options
-        self._firstPass: Callable[[], None] | None = passed
+        self._firstPass: Callable[[], object] | None = passed
         # How many checks in a row had another result than the present state.
         self._others = 0
         self._isRunning = False

@@ -173,11 +173,7 @@ def tell(text: str) -> None:
 
 @attrs.define(eq=False, repr=False, slots=False)
 class Wrapper:
-    """
-    One command, from before its start to after its end.
-
-    :param held: called when the tries before the start are over, and their result has been told.
-    """
+    """One command, from before its start to after its end."""
 
     _clock: Any
     _options: Options
@@ -185,18 +181,19 @@ class Wrapper:
     _connect: Callable[[], Client]
     _tokenFile: Path | None = None
     _tell: Callable[[str], None] = tell
+    # Called when the tries before the start are over, and their result has been told.
     _held: Callable[[], None] = lambda: None
     _holding: Deferred[None] | None = attrs.field(init=False, default=None)
     _interruption: int = attrs.field(init=False, default=0)
     _child: process.Child | None = attrs.field(init=False, default=None)
     _aborting: bool = attrs.field(init=False, default=False)
     _passedOn: set[int] = attrs.field(init=False, factory=set)
+    _checker: Checker | None = attrs.field(init=False)
     _leader: Client | None = attrs.field(init=False, default=None)
     _leadership: Held | None = attrs.field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
-        clock, options = self._clock, self._options
-        self._checker: Checker | None = None
+        clock, options, self._checker = self._clock, self._options, None
         if options["check"] is not None:
             probe = makeProbe(clock, options["check"], options["id"])
             self._checker = Checker(options, probe, clock, self._register)
@@ -243,10 +240,9 @@ class Wrapper:
         if self._checker is not None:
             self._checker.start()
         status = await child.ended
-        if self._drain is not None:
-            self._drain.stop()
-        if self._checker is not None:
-            self._checker.stop()
+        for each in (self._drain, self._checker):
+            if each is not None:
+                each.stop()
         if self._aborting:
             return ABORTED
         code = process.exitCode(status)
@@ -305,16 +301,15 @@ class Wrapper:
             reason = f"The registry did not answer within {_LONGEST_HOLD:g} s" if isLate else str(error)
             self._tell(f"{reason}. The command is started unregistered; registration is retried")
 
-    def _register(self) -> None:
-        self._registration.begin().addErrback(self._notRegistered)
-
-    def _notRegistered(self, failure: Failure) -> None:
-        failure.trap(NotRegistered)
-        reason = failure.getErrorMessage()
-        if self._options["abort-on-failure"]:
-            self._lost(reason)
-        else:
-            self._tell(f"{reason}. Registration is retried")
+    @returnsDeferred
+    async def _register(self) -> None:
+        try:
+            await self._registration.begin()
+        except NotRegistered as error:
+            if self._options["abort-on-failure"]:
+                self._lost(str(error))
+            else:
+                self._tell(f"{error}. Registration is retried")
 
     def _lost(self, reason: str) -> None:
         if self._options["abort-on-failure"]:
@@ -333,13 +328,13 @@ class Wrapper:
 
 
 @implementer(ILogObserver)
+@attrs.define(eq=False)
 class LogLines:
     """Writes changes of the registration, and errors, as lines."""
 
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self.isStarting = True
-        self.isEnding = False
-        self._write = write
+    _write: Callable[[str], None]
+    isStarting: bool = True
+    isEnding: bool = False
 
     def startIsOver(self) -> None:
         self.isStarting = False
@@ -392,22 +387,20 @@ def _run() -> int:
     )
     codes: list[int] = []
 
-    def end(code: int) -> None:
-        codes.append(code)
+    @returnsDeferred
+    async def run() -> None:
+        signals.start(reactor, wrapper.signalled)
+        try:
+            codes.append(await wrapper.run())
+        except Exception as error:
+            tell(f"internal error: {error!r}")
+            codes.append(1)
         # Requests that are under way fail now.
         lines.isEnding = True
-        late = Timer(_LONGEST_END, os._exit, [code])
+        late = Timer(_LONGEST_END, os._exit, codes)
         late.daemon = True
         late.start()
         reactor.stop()
-
-    def run() -> None:
-        signals.start(reactor, wrapper.signalled)
-        wrapper.run().addErrback(failed).addCallback(end)
-
-    def failed(failure: Failure) -> int:
-        tell(f"internal error: {failure.value!r}")
-        return 1
 
     reactor.callWhenRunning(run)
     reactor.run(installSignalHandlers=False)

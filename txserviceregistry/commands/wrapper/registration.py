@@ -1,4 +1,4 @@
-"""The registration of the wrapped command: when the tries at the start are over, its loss, and graceful shutdown."""
+"""The registration of the wrapped command: the tries at the start, its loss, and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -67,23 +67,17 @@ def tokenFileOf(serviceId: str, tell: Callable[[str], None]) -> Path | None:
 class State(Enum):
     """The states of a registration."""
 
-    NEW = "nothing was tried yet"
-    STARTING = "the tries at the start go on"
-    UNREGISTERED = "the tries at the start are over; others follow"
+    UNREGISTERED = "never registered, or lost; tries follow"
     REGISTERED = "the registry has the service"
     INTERRUPTED = "the registry does not have the service any more, or does not answer; the loss timer runs"
-    LOST = "interrupted for too long, or refused; other tries follow"
     ENDED = "abandoned or deregistered"
 
 
-# The states that may follow each state. Any other change is ignored.
+# The states that may follow each state. Any other change is ignored. To be UNREGISTERED again is a loss.
 _NEXT = {
-    State.NEW: {State.STARTING, State.ENDED},
-    State.STARTING: {State.REGISTERED, State.UNREGISTERED, State.ENDED},
     State.UNREGISTERED: {State.REGISTERED, State.ENDED},
     State.REGISTERED: {State.INTERRUPTED, State.ENDED},
-    State.INTERRUPTED: {State.REGISTERED, State.LOST, State.ENDED},
-    State.LOST: {State.REGISTERED, State.ENDED},
+    State.INTERRUPTED: {State.REGISTERED, State.UNREGISTERED, State.ENDED},
     State.ENDED: set(),
 }
 
@@ -91,12 +85,8 @@ _NEXT = {
 @attrs.define(eq=False, repr=False, slots=False)
 class WrapperRegistration:
     """
-    Registers a service, keeps it registered, and reports when that has failed.
-
-    :param lost: called with the reason when a registration is lost: the registry refuses the service, or it has not
-        been registered for an interval after its deadline.
-    :param check: says whether the service is healthy.
-    :ivar onRegistered: called each time that the registry has the service again.
+    Keeps a service registered, and calls *lost* with the reason when the registration is lost: the registry refuses the
+    service, or it has not been registered for an interval after its deadline.
     """
 
     _log = Logger()
@@ -108,9 +98,10 @@ class WrapperRegistration:
     _check: Callable[[], bool] | None = None
     _tokenFile: Path | None = None
     _random: Callable[[], float] = randomModule.random
+    # Called each time that the registry has the service again.
     onRegistered: Callable[[], object] = attrs.field(init=False, default=lambda: None)
     client: Client | None = attrs.field(init=False, default=None)
-    _state: State = attrs.field(init=False, default=State.NEW)
+    _state: State = attrs.field(init=False, default=State.UNREGISTERED)
     _service: RegisteredService | None = attrs.field(init=False, default=None)
     _failures: int = attrs.field(init=False, default=0)
     _starting: Waiters[None] = attrs.field(init=False, factory=Waiters)
@@ -146,7 +137,6 @@ class WrapperRegistration:
         would fail in the same way. The tries go on until :meth:`abandon` or :meth:`leave`.
         """
         started = self._starting.wait()
-        self._transition(State.STARTING)
         self._serve()
         return started
 
@@ -181,22 +171,20 @@ class WrapperRegistration:
             _cancel(self._retryTimer)
         if state is State.INTERRUPTED:
             self._startLossTimer()
-        elif state is State.LOST:
+        elif state is State.UNREGISTERED:
             self._lost(reason)
         elif state is State.REGISTERED:
             self._starting.fire(None)
             self.onRegistered()
-        elif state is State.UNREGISTERED:
-            self._starting.fire(Failure(NotRegistered(reason)))
 
     def _tryFailed(self, error: Exception) -> None:
         self._failures += 1
         reason = str(error) if isinstance(error, ServiceRegistryError) else type(error).__name__
         isRefused = isinstance(error, _REFUSALS)
         if isRefused or self._failures > self._options["retries"]:
-            self._transition(State.UNREGISTERED, reason)
+            self._starting.fire(Failure(NotRegistered(reason)))
         if isRefused:
-            self._transition(State.LOST, reason)
+            self._transition(State.UNREGISTERED, reason)
 
     def _stateChanged(self, service: RegisteredService, state: str) -> None:
         if service is not self._service:
@@ -215,7 +203,9 @@ class WrapperRegistration:
 
     def _lossTimedOut(self, wasHealthy: bool) -> None:
         if wasHealthy and self._isHealthy():
-            self._transition(State.LOST, "the registry did not answer, or did not accept the service, for too long")
+            self._transition(
+                State.UNREGISTERED, "the registry did not answer, or did not accept the service, for too long"
+            )
         else:
             # No heartbeat is sent while the check fails, so the registry gets all of the time again.
             self._startLossTimer()
@@ -230,7 +220,13 @@ class WrapperRegistration:
         try:
             client = self.client = self.client or self._connect()
         except InvalidSettings as error:
-            self._settingsFailed(error)
+            self._retryTimer = self._clock.callLater(_READ_AGAIN, self._serve)
+            # A caller that waits for the tries at the start gets the error.
+            if str(error) != self._problem and not self._starting:
+                text = "Registration failed for service {serviceId}: {reason} (retrying)"
+                self._log.warn(text, serviceId=options["id"], reason=str(error))
+            self._problem = str(error)
+            self._tryFailed(error)
             return
         service = self._service = RegisteredService(
             client,
@@ -245,16 +241,6 @@ class WrapperRegistration:
         service.onRegistrationFailure(self._tryFailed)
         service.onStateChange(lambda state: self._stateChanged(service, state))
         service.startService()
-
-    def _settingsFailed(self, error: InvalidSettings) -> None:
-        self._retryTimer = self._clock.callLater(_READ_AGAIN, self._serve)
-        # A caller that waits for the tries at the start gets the error.
-        isAwaited = len(self._starting) > 0
-        self._tryFailed(error)
-        if str(error) != self._problem and not isAwaited:
-            text = "Registration failed for service {serviceId}: {reason} (retrying)"
-            self._log.warn(text, serviceId=self._options["id"], reason=str(error))
-        self._problem = str(error)
 
 
 def _cancel(call: IDelayedCall | None) -> None:
@@ -271,7 +257,6 @@ class Drain:
     _options: Mapping[str, Any]
     _tell: Callable[[str], None]
     _draining: Deferred[None] | None = attrs.field(init=False, default=None)
-    _isStopped: bool = attrs.field(init=False, default=False)
 
     def __attrs_post_init__(self) -> None:
         self._registration.onRegistered = self._registered
@@ -307,7 +292,6 @@ class Drain:
         return self._draining
 
     def stop(self) -> None:
-        self._isStopped = True
         if self._draining is not None:
             self._draining.cancel()
 
@@ -316,15 +300,13 @@ class Drain:
         seconds: float = self._options["drain"]
         end = self._clock.seconds() + seconds
         try:
-            await Deferred.fromCoroutine(self._announce(seconds)).addTimeout(seconds, self._clock)
-        except (ServiceRegistryError, TimeoutError, CancelledError) as error:
-            if not self._isStopped:
+            try:
+                await Deferred.fromCoroutine(self._announce(seconds)).addTimeout(seconds, self._clock)
+            except (ServiceRegistryError, TimeoutError) as error:
                 self._tell(f"the service can't be drained: {error}")
-        try:
-            if not self._isStopped:
-                await deferLater(self._clock, max(0.0, end - self._clock.seconds()))
-                if self._options["deregister"]:
-                    await self._registration.leave()
+            await deferLater(self._clock, max(0.0, end - self._clock.seconds()))
+            if self._options["deregister"]:
+                await self._registration.leave()
         except CancelledError:
             pass  # it was stopped
 

@@ -48,7 +48,7 @@ class FollowTests(SynchronousTestCase):
         following = Deferred.fromCoroutine(
             followed(
                 client or self.fake.client(),
-                None if type is None else [type],
+                type,
                 since,
                 lambda: self.shown.append,
             )
