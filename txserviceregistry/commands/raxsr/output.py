@@ -113,12 +113,12 @@ class Output:
     def write(self, records: Sequence[_Record], *, isOne: bool = False) -> None:
         if self.format in ("table", "html"):
             self._writeTable(records, isOne)
-        elif self.format == "csv":
-            self._writeCSV(records)
-        elif self.format == "value":
+        elif self.format == "value" and isOne:
+            print(*self._plain(records[0]), sep="\n")
+        elif self.format in ("csv", "value"):
+            show = self.rows()
             for record in records:
-                texts = [column.plain(record[name]) for name, column in self.columns.items()]
-                print(*texts, sep="\n" if isOne else " ")
+                show(record)
         else:
             objects = [self._object(record) for record in records]
             found = objects[0] if isOne else objects
@@ -132,18 +132,21 @@ class Output:
 
     def rows(self) -> Callable[[_Record], None]:
         """Write what comes before the first of the records that come one by one; the result writes a record at once."""
+        writer = csv.writer(sys.stdout, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
 
         def writeLine(texts: Iterable[str]) -> None:
             padded = (text.ljust(column.width) for text, column in zip(texts, self.columns.values(), strict=True))
             print("  ".join(padded).rstrip(), flush=True)
 
-        def writeRecord(record: _Record) -> None:
+        def show(record: _Record) -> None:
             if self.format == "table":
                 writeLine(text.replace("\n", " ") for text in self._texts(record))
             elif self.format == "json":
                 print(json.dumps(self._object(record)))
             elif self.format == "csv":
-                self._writeCSV([record], hasNames=False)
+                writer.writerow(_harmless(column.flat(record[name])) for name, column in self.columns.items())
+            elif self.format == "value":
+                print(*self._plain(record))
             else:
                 self.write([record])
             sys.stdout.flush()
@@ -151,22 +154,18 @@ class Output:
         if self.format == "table":
             writeLine(column.heading for column in self.columns.values())
         elif self.format == "csv":
-            self._writeCSV([])
+            writer.writerow(self.columns)
             sys.stdout.flush()
-        return writeRecord
+        return show
 
     def _texts(self, record: _Record) -> list[str]:
         return [printable(column.human(record[name])) for name, column in self.columns.items()]
 
+    def _plain(self, record: _Record) -> list[str]:
+        return [column.plain(record[name]) for name, column in self.columns.items()]
+
     def _object(self, record: _Record) -> dict[str, Any]:
         return {name: column.machine(record[name]) for name, column in self.columns.items()}
-
-    def _writeCSV(self, records: Iterable[_Record], hasNames: bool = True) -> None:
-        writer = csv.writer(sys.stdout, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-        if hasNames:
-            writer.writerow(self.columns)
-        for record in records:
-            writer.writerow([_harmless(column.flat(record[name])) for name, column in self.columns.items()])
 
     def _writeTable(self, records: Sequence[_Record], isOne: bool) -> None:
         from prettytable import PrettyTable

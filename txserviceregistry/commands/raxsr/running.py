@@ -43,13 +43,14 @@ def withClient(
         settings = settingsOf(vars(options))
     except errors.InvalidSettings as error:
         raise UsageError(str(error)) if str(error).startswith("--") else error from None
-    shows = options.debug or options.verbose
+    # 1 is for the first line of each request and response, 2 for their bodies too.
+    detail = 2 if options.debug else options.verbose
 
-    def write(line: str, body: str) -> None:
-        for text in filter(None, (line, body)):
+    def write(*texts: str) -> None:
+        for level, text in enumerate(filter(None, texts), 1):
             if log is not None:
                 log(text)
-            if shows and (text is line or options.debug or options.verbose > 1):
+            if level <= detail:
                 print(text, file=sys.stderr, flush=True)
 
     useMonotonic(reactor)
@@ -57,7 +58,7 @@ def withClient(
     globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
 
     async def working() -> _T:
-        agent = RequestLoggingAgent(reactor, settings, write) if shows or log is not None else None
+        agent = RequestLoggingAgent(reactor, settings, write) if detail or log is not None else None
         try:
             async with Client(reactor=reactor, settings=settings, agent=agent) as client:
                 return await work(client)
@@ -92,7 +93,7 @@ def _withSources(error: Exception, settings: Settings, names: Mapping[str, str])
 class RequestLoggingAgent:
     """An agent like the client's own, which logs each request and each response, with secrets redacted."""
 
-    def __init__(self, reactor: Any, settings: Settings, write: Callable[[str, str], None]) -> None:
+    def __init__(self, reactor: Any, settings: Settings, write: Callable[[str, str], object]) -> None:
         self.pool = ConnectionPool(reactor, _MAX_CONNECTIONS)
         policy = tlsPolicy(settings.verify, settings.caFile, caSource=settings.sources.get("caFile"))
         self._agent = PooledAgent(reactor, policy, TIMEOUT / max(1, len(settings.baseUrls)), self.pool)
@@ -118,23 +119,18 @@ class RequestLoggingAgent:
 
     def _log(self, line: str, body: bytes) -> None:
         try:
-            text = json.dumps(self._withoutSecrets(json.loads(body)), ensure_ascii=False) if body else ""
+            text = json.dumps(json.loads(body, object_hook=self._withoutSecrets), ensure_ascii=False) if body else ""
         except (ValueError, RecursionError):
             text = body.decode("utf-8", "replace")
         texts = (line, text and f"{line[0]} {text}")
         self._write(*(escaped(redacted(each, self._secrets, _REDACTED)) for each in texts))
 
-    def _withoutSecrets(self, value: Any, secret: bool = False) -> Any:
-        """*value* with secrets redacted, which are remembered: they may follow in another place."""
-        if isinstance(value, dict):
+    def _withoutSecrets(self, members: dict[str, Any]) -> dict[str, Any]:
+        """An object of JSON with its secrets redacted, which are remembered: they may follow in another place."""
+        for name, value in members.items():
             # The Auth API's token is an object with more members than its id.
-            return {
-                name: self._withoutSecrets(member, name.lower() in _SECRET_MEMBERS or (secret and name == "id"))
-                for name, member in value.items()
-            }
-        if isinstance(value, list):
-            return [self._withoutSecrets(member) for member in value]
-        if secret and isinstance(value, str):
-            self._secrets |= encodings(value)
-            return _REDACTED
-        return value
+            holder, key = (value, "id") if isinstance(value, dict) else (members, name)
+            if name.lower() in _SECRET_MEMBERS and isinstance(holder.get(key), str):
+                self._secrets |= encodings(holder[key])
+                holder[key] = _REDACTED
+        return members

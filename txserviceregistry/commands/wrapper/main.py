@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from threading import Timer
@@ -31,7 +32,7 @@ from ..console import settingsOf, undecodable
 from ..twistd import Option, TableOptions, parseHeartbeatTimeout, parseServiceId
 from . import process
 from .checks import Checker, makeProbe
-from .registration import Drain, NotRegistered, WrapperRegistration, tokenFileOf
+from .registration import NotRegistered, WrapperRegistration, tokenFileOf
 
 _NAME = "service-registry-wrapper"
 
@@ -189,7 +190,8 @@ class Wrapper:
     _aborting: bool = attrs.field(init=False, default=False)
     _passedOn: set[int] = attrs.field(init=False, factory=set)
     _checker: Checker | None = attrs.field(init=False)
-    _leader: Client | None = attrs.field(init=False, default=None)
+    # Ends the lock and its client.
+    _exits: AsyncExitStack = attrs.field(init=False, factory=AsyncExitStack)
     _leadership: Held | None = attrs.field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
@@ -197,21 +199,18 @@ class Wrapper:
         if options["check"] is not None:
             probe = makeProbe(clock, options["check"], options["id"])
             self._checker = Checker(options, probe, clock, self._register)
-        registration = self._registration = WrapperRegistration(
+        self._registration = WrapperRegistration(
             clock, options, self._connect, self._lost, self._checker, self._tokenFile
         )
-        self._drain = None if options["drain"] is None else Drain(clock, registration, options, self._tell)
 
     @returnsDeferred
     async def run(self) -> int:
         """Register the service, start the command, and wait for its end; fires with the exit code."""
-        try:
-            return await self._run()
-        finally:
-            if self._leadership is not None:
-                await self._leadership.release()
-            if self._leader is not None:
-                await self._leader.close()
+        async with self._exits:
+            try:
+                return await self._run()
+            finally:
+                self._registration.abandon()
 
     async def _run(self) -> int:
         try:
@@ -220,36 +219,29 @@ class Wrapper:
             await self._holding
             self._held()
             if self._leadership is not None and not self._leadership.isValid:
-                self._registration.abandon()
                 return ABORTED
             child = self._child = self._start()
         except CancelledError:
-            self._registration.abandon()
             return 128 + self._interruption
         except process.CantStart as error:
             self._tell(str(error))
             await self._registration.leave()
             return error.exitCode
-        except NotRegistered as error:
-            self._tell(f"{error}. The command is not started (--abort-on-failure)")
-            self._registration.abandon()
-            return ABORTED
-        except ServiceRegistryError as error:
-            self._tell(f"{error}. The command is not started (--only-leader)")
+        except (NotRegistered, ServiceRegistryError) as error:
+            option = "--abort-on-failure" if isinstance(error, NotRegistered) else "--only-leader"
+            self._tell(f"{error}. The command is not started ({option})")
             return ABORTED
         if self._checker is not None:
             self._checker.start()
         status = await child.ended
-        for each in (self._drain, self._checker):
-            if each is not None:
-                each.stop()
+        self._registration.stopDraining()
+        if self._checker is not None:
+            self._checker.stop()
         if self._aborting:
             return ABORTED
         code = process.exitCode(status)
         if self._options["deregister"] and (code == 0 or code - 128 in self._passedOn):
             await self._registration.leave()
-        else:
-            self._registration.abandon()
         return code
 
     def signalled(self, number: int, typed: bool) -> None:
@@ -261,7 +253,7 @@ class Wrapper:
             if number in _ENDING and self._holding is not None:
                 self._interruption = number
                 self._holding.cancel()
-        elif number == signal.SIGTERM and self._drain is not None and (drained := self._drain.begin()) is not None:
+        elif number == signal.SIGTERM and (drained := self._registration.drain(self._tell)) is not None:
             drained.addCallback(lambda _: self._passOn(child, number, typed))
         else:
             self._passOn(child, number, typed)
@@ -279,9 +271,9 @@ class Wrapper:
     async def _hold(self) -> None:
         """Register the service before the command starts, as far as that is possible."""
         if self._options["only-leader"] is not None:
-            self._leader = self._connect()
-            lock = Lock(self._leader, self._options["only-leader"], LOCK_TIMEOUT)
-            self._leadership = await lock.acquire()
+            client = await self._exits.enter_async_context(self._connect())
+            lock = Lock(client, self._options["only-leader"], LOCK_TIMEOUT)
+            self._leadership = await self._exits.enter_async_context(await lock.acquire())
             # Another host may run the command soon.
             self._leadership.lost.addCallback(self._abort, "leadership", "--only-leader", _LOCK_GRACE)
         abort = self._options["abort-on-failure"]

@@ -27,6 +27,7 @@ from ...errors import (
     Unauthorized,
 )
 from ...heartbeats.heartbeater import REGISTERED, STOPPED
+from ...heartbeats.services import ServicesClient
 from ...registration import RegisteredService
 from ...settings import defaultDataDir
 from ...util.deferred import Backoff, Waiters, returnsDeferred
@@ -98,8 +99,6 @@ class WrapperRegistration:
     _check: Callable[[], bool] | None = None
     _tokenFile: Path | None = None
     _random: Callable[[], float] = randomModule.random
-    # Called each time that the registry has the service again.
-    onRegistered: Callable[[], object] = attrs.field(init=False, default=lambda: None)
     client: Client | None = attrs.field(init=False, default=None)
     _state: State = attrs.field(init=False, default=State.UNREGISTERED)
     _service: RegisteredService | None = attrs.field(init=False, default=None)
@@ -109,6 +108,7 @@ class WrapperRegistration:
     _retryTimer: IDelayedCall | None = attrs.field(init=False, default=None)
     # The last problem with the settings that was logged.
     _problem: str = attrs.field(init=False, default="")
+    _draining: Deferred[None] | None = attrs.field(init=False, default=None)
 
     @property
     def registered(self) -> bool:
@@ -175,7 +175,7 @@ class WrapperRegistration:
             self._lost(reason)
         elif state is State.REGISTERED:
             self._starting.fire(None)
-            self.onRegistered()
+            self._clearState()
 
     def _tryFailed(self, error: Exception) -> None:
         self._failures += 1
@@ -242,81 +242,68 @@ class WrapperRegistration:
         service.onStateChange(lambda state: self._stateChanged(service, state))
         service.startService()
 
+    # -- graceful shutdown
 
-def _cancel(call: IDelayedCall | None) -> None:
-    if call is not None and call.active():
-        call.cancel()
-
-
-@attrs.define(eq=False, repr=False)
-class Drain:
-    """Graceful shutdown: drains a service, once, while the command still serves. *tell* writes a line for the user."""
-
-    _clock: IReactorTime
-    _registration: WrapperRegistration
-    _options: Mapping[str, Any]
-    _tell: Callable[[str], None]
-    _draining: Deferred[None] | None = attrs.field(init=False, default=None)
-
-    def __attrs_post_init__(self) -> None:
-        self._registration.onRegistered = self._registered
+    def _states(self) -> ServicesClient | None:
+        """The requests for states of services, with ``--drain`` and a registry that has them."""
+        client = self.client if self._options["drain"] is not None else None
+        return client.services if client is not None and SERVICE_STATE in client.extensions else None
 
     @returnsDeferred
-    async def _registered(self) -> None:
-        """The service was registered: end the state that an earlier wrapper has set for it."""
-        client = self._client()
+    async def _clearState(self) -> None:
+        """End the state that an earlier wrapper has set for the service."""
+        services = self._states()
         try:
-            if client is not None and self._draining is None:
-                present = await client.services.getState(self._options["id"])
+            if services is not None and self._draining is None:
+                present = await services.getState(self._options["id"])
                 if present["reason"] == REASON:
-                    await client.services.clearState(self._options["id"])
+                    await services.clearState(self._options["id"])
         except ServiceRegistryError:
             pass  # it ends by itself
 
-    def _client(self) -> Client | None:
-        """A client of a registry that has states of services."""
-        client = self._registration.client
-        return client if client is not None and SERVICE_STATE in client.extensions else None
-
-    def begin(self) -> Deferred[None] | None:
+    def drain(self, tell: Callable[[str], None]) -> Deferred[None] | None:
         """
-        Begin to drain; fires when the command may end. ``None`` if it may end at once, because the service is not
-        registered, or is being drained already, which is cut short.
+        Drain the service, once, while the command still serves; fires when that may end. ``None`` if it may end at
+        once: the service is not registered, or is being drained already, which is cut short.
         """
         if self._draining is not None:
-            self.stop()
-            return None
-        if not self._registration.registered:
-            return None
-        self._draining = self._drain()
-        return self._draining
+            self._draining.cancel()
+        elif self._options["drain"] is not None and self.registered:
+            self._draining = self._drain(tell)
+            return self._draining
+        return None
 
-    def stop(self) -> None:
+    def stopDraining(self) -> None:
         if self._draining is not None:
             self._draining.cancel()
 
     @returnsDeferred
-    async def _drain(self) -> None:
+    async def _drain(self, tell: Callable[[str], None]) -> None:
         seconds: float = self._options["drain"]
         end = self._clock.seconds() + seconds
         try:
             try:
                 await Deferred.fromCoroutine(self._announce(seconds)).addTimeout(seconds, self._clock)
             except (ServiceRegistryError, TimeoutError) as error:
-                self._tell(f"the service can't be drained: {error}")
+                tell(f"the service can't be drained: {error}")
             await deferLater(self._clock, max(0.0, end - self._clock.seconds()))
             if self._options["deregister"]:
-                await self._registration.leave()
+                await self.leave()
         except CancelledError:
             pass  # it was stopped
 
     async def _announce(self, seconds: float) -> None:
         """Let clients find out that the service gets no new work."""
-        client, id = self._client(), self._options["id"]
-        if client is None:
-            await self._registration.leave()
+        services, id = self._states(), self._options["id"]
+        if services is None:
+            await self.leave()
             return
-        present = await client.services.getState(id)
+        present = await services.getState(id)
         if present["reason"] == REASON or (present["state"] == "up" and not present["reason"]):
             expiry = math.ceil(seconds) + self._options["interval"]
-            await client.services.setState(id, "drain", REASON, expiresIn=expiry)
+            await services.setState(id, "drain", REASON, expiresIn=expiry)
+
+
+def _cancel(call: IDelayedCall | None) -> None:
+    if call is not None and call.active():
+        call.cancel()

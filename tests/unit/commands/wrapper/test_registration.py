@@ -49,7 +49,7 @@ class RegistrationTests(SynchronousTestCase):
         return self.fake.client(apiKey=self.settings.apiKey)
 
     def registration(self, interval: int = 10, retries: int = 2, **options: Any) -> WrapperRegistration:
-        given = {"id": "web1", "interval": interval, "retries": retries, "tags": [], "metadata": {}}
+        given = {"id": "web1", "interval": interval, "retries": retries, "tags": [], "metadata": {}, "drain": None}
         registration = WrapperRegistration(
             self.fake.clock,
             {**given, **options.pop("spec", {})},
