@@ -47,6 +47,11 @@ def namespace(shown: str = "only values below this namespace, such as /productio
     return argument("--namespace", metavar="NAMESPACE", type=typeOf(parse), help=shown, **more)
 
 
+def prefixOf(namespace: str) -> str:
+    """The beginning of the keys below a namespace."""
+    return f"/{namespace.strip('/')}/" if namespace.strip("/") else "/"
+
+
 def problemOf(key: str, value: object, namespace: str | None = None) -> str | None:
     """Why these are not a configuration value and its key below a *namespace*; ``None`` if they are."""
     if not KEY.fullmatch(key):
@@ -303,8 +308,6 @@ def _parseJSON(text: str, path: str) -> Iterable[tuple[str, str, Any]]:
     try:
         # A tuple has all members of an object, also those that are there twice.
         value = json.loads(text, object_pairs_hook=tuple, parse_int=str, parse_float=str)
-    except json.JSONDecodeError as error:
-        raise CommandFailed(f"{path}, line {error.lineno}: {error.msg}") from None
     except (ValueError, RecursionError) as error:
         raise CommandFailed(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, tuple):

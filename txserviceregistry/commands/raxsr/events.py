@@ -55,13 +55,7 @@ def _ofType(type: str | None) -> dict[str, Any]:
     return {"type": type, "types": None if type is None else [type]}
 
 
-@command(
-    "events list",
-    "--type service.timeout --limit 10",
-    _TYPE,
-    columns=_COLUMNS,
-    paged="events",
-)
+@command("events list", "--type service.timeout --limit 10", _TYPE, columns=_COLUMNS, paged="events")
 async def listEvents(run: Run) -> Any:
     """
     Show events, the newest first.

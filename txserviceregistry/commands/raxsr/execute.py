@@ -15,10 +15,9 @@ from ...errors import LockHeld
 from ...util.fields import boundedNumber, parseDuration
 from ..console import CommandFailed, UsageError, printable, typeOf
 from .command import Run, argument, command, oneOf
-from .configuration import allValues, namespace
+from .configuration import allValues, namespace, prefixOf
 
 if TYPE_CHECKING:
-    from ...coordination import Held
     from .templates import Target, Template
 
 _NOT_EXECUTABLE = 126
@@ -69,7 +68,7 @@ def _program(run: Run) -> str:
 
 def environmentOf(namespace: str, values: Mapping[str, str], allowed: Collection[str] = ()) -> dict[str, str]:
     """The environment variables for the values of a namespace; those of *allowed* may decide which code runs."""
-    prefix = f"/{namespace.strip('/')}/" if namespace.strip("/") else "/"
+    prefix = prefixOf(namespace)
     environment: dict[str, str] = {}
     keys: dict[str, str] = {}
     for key, value in values.items():
@@ -174,50 +173,44 @@ def lock(run: Run) -> int:
     """
     parsed = run.parsed
     _program(run)
-
-    async def perform() -> int:
-        from ...coordination import Lock
-
-        try:
-            lock = Lock(run.client, parsed.id, parsed.timeout)
-        except ValueError as error:
-            raise UsageError(f"--timeout: {error}") from None
-        async with await lock.acquire(0 if parsed.nonblock else parsed.wait) as held:
-            return await _runHolding(run, held)
-
     try:
-        return run.ask(perform)
+        return run.ask(partial(_runHolding, run))
     except LockHeld as error:
         holder = f" by {error.holder}" if error.holder else ""
         raise CommandFailed(f'the lock "{parsed.id}" is held{holder}. The command was not run', _HELD) from None
 
 
-async def _runHolding(run: Run, held: Held) -> int:
+async def _runHolding(run: Run) -> int:
     from twisted.internet.defer import CancelledError
 
+    from ...coordination import Lock
     from ...util.deferred import waitFor
     from ..wrapper.process import exitCode, startChild
 
-    environment = {**os.environb, b"SERVICE_REGISTRY_FENCE": str(held.fence).encode()}
-    child = startChild(run.parsed.command, environment, frozenset())
-    child.reapInThread()
-    losses: list[str] = []
+    parsed, losses = run.parsed, []
+    try:
+        lock = Lock(run.client, parsed.id, parsed.timeout)
+    except ValueError as error:
+        raise UsageError(f"--timeout: {error}") from None
+    async with await lock.acquire(0 if parsed.nonblock else parsed.wait) as held:
+        environment = {**os.environb, b"SERVICE_REGISTRY_FENCE": str(held.fence).encode()}
+        child = startChild(parsed.command, environment, frozenset())
+        child.reapInThread()
 
-    def lost(reason: str) -> None:
-        losses.append(reason)
-        run.note(f'the lock "{run.parsed.id}" was lost: {reason}. The command is ended', always=True)
-        child.signal(signal.SIGTERM)
-        run.client.clock.callLater(run.parsed.timeout * _GRACE, child.signal, signal.SIGKILL)
-
-    held.lost.addCallback(lost)
-    while True:
-        try:
-            status = await waitFor(child.ended)
-        except CancelledError:
-            # A signal has reached raxsr. The lock is held until the command has ended.
+        def lost(reason: str) -> None:
+            losses.append(reason)
+            run.note(f'the lock "{parsed.id}" was lost: {reason}. The command is ended', always=True)
             child.signal(signal.SIGTERM)
-        else:
-            return 1 if losses else exitCode(status)
+            run.client.clock.callLater(parsed.timeout * _GRACE, child.signal, signal.SIGKILL)
+
+        held.lost.addCallback(lost)
+        while True:
+            try:
+                status = await waitFor(child.ended)
+                return 1 if losses else exitCode(status)
+            except CancelledError:
+                # A signal has reached raxsr. The lock is held until the command has ended.
+                child.signal(signal.SIGTERM)
 
 
 # -- template

@@ -156,11 +156,7 @@ def _leadingWords(words: Sequence[str]) -> list[str]:
 # -- commands about commands
 
 
-@command(
-    "help",
-    "services list",
-    argument("words", nargs="*", metavar="COMMAND", help="a command, or its first word"),
-)
+@command("help", "services list", argument("words", nargs="*", metavar="COMMAND", help="a command, or its first word"))
 def showHelp(run: Run) -> None:
     """Show all commands, or the help of one."""
     words = run.parsed.words

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import attrs
 from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from twisted.internet.defer import Deferred, TimeoutError, gatherResults
+from twisted.internet.defer import TimeoutError, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
@@ -29,6 +29,7 @@ from ...util.fields import isEnabled, takesWork, weightOf
 from ...util.files import replaceFile, replacement
 from ...util.logs import Logger, Outage
 from ..wrapper.process import runShell
+from .configuration import prefixOf
 
 _View = TypeVar("_View", Directory, ConfigurationWatcher)
 
@@ -93,14 +94,10 @@ class Views:
         """Grows with every change."""
         return sum(view.version for view in self._started())
 
-    @property
-    def areCurrent(self) -> bool:
-        """Whether all views that were asked for equal the registry."""
+    async def whenReady(self) -> bool:
+        """Wait until all views that were asked for are complete; whether none is stale."""
+        await gatherResults([view.whenReady() for view in self._started()])
         return not any(view.stale for view in self._started())
-
-    def whenReady(self) -> Deferred[Any]:
-        """Fires when all views that were asked for are complete."""
-        return gatherResults([view.whenReady() for view in self._started()])
 
     async def stop(self) -> None:
         for view in self._started():
@@ -127,7 +124,7 @@ class Views:
 
     def _values(self, namespace: str) -> dict[str, str]:
         """The values below a namespace, by the part of the key that is below it."""
-        prefix = f"/{namespace.strip('/')}/" if namespace.strip("/") else "/"
+        prefix = prefixOf(namespace)
         values = _current(self._watcher).items()
         return {key[len(prefix) :]: value for key, value in values if key.startswith(prefix)}
 
@@ -181,10 +178,9 @@ class Template:
             return "".join(parts)
         except (NotCurrent, TemplateFailed):
             raise
-        except TemplateSyntaxError as error:
-            raise TemplateFailed(f"{error.message} (line {error.lineno})") from None
         except TemplateError as error:
-            raise TemplateFailed(error.message or type(error).__name__) from None
+            line = f" (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
+            raise TemplateFailed(f"{error.message or type(error).__name__}{line}") from None
         except Exception as error:
             # A template is a program: it may divide by zero.
             raise TemplateFailed(f"{type(error).__name__}: {error}") from None
@@ -267,21 +263,14 @@ class Target:
             if self._check is not None:
                 await self._run(self._check.replace("{}", shlex.quote(new)))
             if self._reload is not None and like is not None and not os.path.lexists(self._old):
-                try:
-                    os.link(self.path, self._old)
-                except OSError:
-                    # Not every file system has links, and the file may be another user's.
-                    replaceFile(self._old, Path(self.path).read_bytes(), like=like)
+                replaceFile(self._old, Path(self.path).read_bytes(), like=like)
             self._isPending = self._reload is not None
             os.rename(new, self.path)
 
 
 @attrs.define(eq=False, repr=False, slots=False)
 class TemplateKeeper:
-    """
-    Renders templates: :meth:`run` each time something changes, or :meth:`once`. After a change, *quiet* seconds without
-    another one are awaited, but no more than *longest* seconds.
-    """
+    """Renders templates when nothing has changed for *quiet* seconds, and at the latest *longest* after a change."""
 
     _log: ClassVar[Logger] = Logger()
 
@@ -293,7 +282,7 @@ class TemplateKeeper:
     _random: Callable[[], float] = random.random
 
     async def once(self) -> None:
-        """Render each template once, as soon as all that it needs is known; raises :class:`TemplateFailed`."""
+        """Render each template once; :class:`TemplateFailed` if that fails."""
         try:
             for template in self._templates:
                 await self._update(template)
@@ -336,8 +325,7 @@ class TemplateKeeper:
                 text = template.render(self._views)
                 break
             except NotCurrent:
-                await self._views.whenReady()
-                if not self._views.areCurrent:
+                if not await self._views.whenReady():
                     await deferLater(self._clock, _STALE_RETRY)
         if await template.put(text):
             self._log.info("Template {name} rendered", name=template.path)

@@ -118,11 +118,7 @@ def startEnvironment() -> dict[bytes, bytes]:
 
 
 def startChild(
-    command: list[str],
-    environment: Mapping[bytes, bytes],
-    keepIgnored: frozenset[int],
-    *,
-    output: int | None = None,
+    command: list[str], environment: Mapping[bytes, bytes], keepIgnored: frozenset[int], *, output: int | None = None
 ) -> Child:
     """
     Start a process with our standard streams, terminal and folder, and with no signal blocked or ignored but those of

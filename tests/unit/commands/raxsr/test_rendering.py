@@ -28,7 +28,7 @@ class RenderingTests(TemplateCase):
                 return template.render(views)
             except NotCurrent:
                 self.fake.flush()
-                self.successResultOf(views.whenReady())
+                self.successResultOf(Deferred.fromCoroutine(views.whenReady()))
 
     def fails(self, text: str, **options: bool) -> str:
         """Why a template can't be rendered."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
 from collections.abc import Awaitable
@@ -83,25 +82,8 @@ class TargetTests(TemplateCase):
         self.assertEqual((self.file.read_text(), self.commands), ("two", ["reload", "reload"]))
         self.assertFalse(self.put(target, "two"))
 
-    def test_withoutLinks(self) -> None:
-        """The old file comes back also where it can't have a second link."""
-
-        def refuse(*arguments: object) -> None:
-            raise PermissionError(errno.EPERM, "Operation not permitted")
-
-        self.patch(os, "link", refuse)
-        self.file.write_text("one")
-        self.failing.add("reload")
-        self.refuses(self.target(reload="reload"), "two")
-        self.assertEqual((self.file.read_text(), self.files()), ("one", ["made"]))
-
-    def test_aFullDiskWithoutLinks(self) -> None:
+    def test_aFullDisk(self) -> None:
         """The old file stays whole if there is no space for the copy of it that a failed reload would need."""
-
-        def refuse(*arguments: object) -> None:
-            raise PermissionError(errno.EPERM, "Operation not permitted")
-
-        self.patch(os, "link", refuse)
         self.file.write_text("one" * 1000)
         _, most = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
