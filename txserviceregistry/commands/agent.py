@@ -1,8 +1,4 @@
-"""
-``twistd -n --pidfile= service-registry-agent``: registers a test service and sends its heartbeats.
-
-Without any configuration it also runs a registry in the same process.
-"""
+"""``twistd -n --pidfile= service-registry-agent``: registers a test service; runs a registry if there is none."""
 
 from __future__ import annotations
 
@@ -127,22 +123,17 @@ class AgentProcess(Service):
         say(f"Registering service {service.serviceId} …")
         await service.whenRegistered()
         say(f"Service {service.serviceId} is registered while this process runs.")
-        if registry is not None:
-            await self._sayConsole(client)
+        # The link is a secret: a terminal forgets it, a file keeps it.
+        if registry is not None and sys.__stdout__ is not None and sys.__stdout__.isatty():
+            try:
+                link = await client.account.createConsoleLink()
+                say(f"\nTo see it in a browser, open this link within {link['expires_in']} seconds:\n{link['href']}")
+                say("Later, log in there with the user name and the API key in the file of the credentials.\n")
+            except ServiceRegistryError as error:
+                self._log.warn("Cannot make a link to the web console: {error}", error=str(error))
         where = "" if options["data-dir"] is None else f"RAXSR_DATA_DIR='{options['data-dir']}' "
         say(f"To see it, paste into another shell:\n\n{_curlLines(settings)}\n\nor this, for the same in Python:\n")
         say(_PYTHON.format(where=where, python=sys.executable, serviceId=service.serviceId))
-
-    async def _sayConsole(self, client: Client) -> None:
-        # The link is a secret: a terminal forgets it, a file keeps it.
-        if sys.__stdout__ is not None and sys.__stdout__.isatty():
-            try:
-                link = await client.account.createConsoleLink()
-            except ServiceRegistryError as error:
-                self._log.warn("Cannot make a link to the web console: {error}", error=str(error))
-                return
-            say(f"\nTo see it in a browser, open this link within {link['expires_in']} seconds:\n{link['href']}")
-            say("Later, log in there with the user name and the API key in the file of the credentials.\n")
 
     def _failed(self, failure: Failure) -> None:
         if not self.running:

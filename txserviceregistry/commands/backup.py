@@ -117,26 +117,21 @@ def _copy(source: str, target: str) -> tuple[str, float | None]:
         with replacement(target, b"") as making:
             with closing(sqlitefile.openFile(source)) as connection:
                 connection.execute("VACUUM INTO ?", (making,))
-            contents = _verify(making)
+            sqlitefile.checkFile(making)
+            with closing(sqlitefile.openFile(making, sqlitefile.IMMUTABLE)) as copy:
+                (verdict,) = copy.execute("PRAGMA integrity_check(1)").fetchone()
+                if verdict != "ok":
+                    raise StoreRefused(f"the copy is damaged: {verdict}; the store may be damaged too")
+                contents = _counted(copy, _CONTENTS)
+                (last,) = copy.execute("SELECT value FROM meta WHERE name = 'last_position'").fetchone()
             sqlitefile.sync(making)
             os.replace(making, target)
         sqlitefile.sync(os.path.dirname(target))
-        return contents
+        return contents, eventids.secondsAt(last) if last else None
     except OSError as error:
         raise CommandFailed(f"can't copy {source} to {target} as user {os.geteuid()}: {error.strerror}") from None
     except sqlite3.Error as error:
         raise CommandFailed(f"can't copy {source} to {target}: {error}") from None
-
-
-def _verify(path: str) -> tuple[str, float | None]:
-    """Let SQLite read all of a copy."""
-    sqlitefile.checkFile(path)
-    with closing(sqlitefile.openFile(path, sqlitefile.IMMUTABLE)) as connection:
-        (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-        if verdict != "ok":
-            raise StoreRefused(f"the copy is damaged: {' '.join(verdict.split())}; the store may be damaged too")
-        (last,) = connection.execute("SELECT value FROM meta WHERE name = 'last_position'").fetchone()
-        return _counted(connection, _CONTENTS), eventids.secondsAt(last) if last else None
 
 
 def _counted(connection: sqlite3.Connection, kinds: Sequence[tuple[str, str]]) -> str:

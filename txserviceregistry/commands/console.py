@@ -16,6 +16,7 @@ import stat
 import sys
 import traceback
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
@@ -278,10 +279,8 @@ def show(text: str) -> None:
 
 def tell(line: str) -> None:
     """Write a line to stderr, escaped, if it can be written: there is an exit code too."""
-    try:
+    with suppress(OSError, ValueError):
         print(oneLine(line), file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        pass
 
 
 def whyNotWritten(error: OSError) -> str:

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -273,12 +274,10 @@ def say(text: str) -> None:
 
 
 def _print(text: str, stream: TextIO | None, end: str = "\n") -> None:
-    try:
+    # The process goes on if no reader is left, as with a pipe into `head`.
+    with suppress(OSError, ValueError):
         if stream is not None:
             print(text, file=stream, end=end, flush=True)
-    except (OSError, ValueError):
-        # No reader is left, as with a pipe into `head`. The process goes on.
-        pass
 
 
 def endProcess(reactor: Any, line: str) -> None:

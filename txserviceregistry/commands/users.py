@@ -108,9 +108,8 @@ def _parser() -> DataParser:
         if name == "add":
             action.add_argument("--tenant", metavar="ID", help="number of the tenant (default: an unused one)")
         if name in ("add", "update"):
-            default = {"required": True} if name == "update" else {"default": NAMES[0]}
-            shown = "read changes nothing" + ("" if name == "update" else f" (default: {NAMES[0]})")
-            action.add_argument("--role", choices=NAMES, help=shown, **default)
+            shown = f"read changes nothing (add: default {NAMES[0]})"
+            action.add_argument("--role", choices=NAMES, required=name == "update", default=NAMES[0], help=shown)
             for kind in KINDS:
                 prefix = typeOf(partial(checkPrefix, kind))
                 shown = f"limit changes to {_MATCHING[kind]}; repeatable"
