@@ -21,11 +21,10 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from txserviceregistry.registry.eventids import EventIds, position, positionOf
 from txserviceregistry.registry.model import NewService
 from txserviceregistry.registry.stores.sqlite import file as sqlitefile
 from txserviceregistry.registry.stores.sqlite.tables import Tables
-from txserviceregistry.registry.tokens import HeartbeatTokens
+from txserviceregistry.registry.uuids import EventIds, HeartbeatTokens, position, positionOf
 
 from .harness import Api, Figure, registry, run
 

@@ -24,7 +24,7 @@ from twisted.internet.threads import blockingCallFromThread, deferToThread
 from tests import CHEAP
 from txserviceregistry.commands import backup, users
 from txserviceregistry.commands.raxsr import running
-from txserviceregistry.registry.identity.identity import Identity
+from txserviceregistry.registry.identity import Identity
 
 reactor: Any = globalReactor
 _T = TypeVar("_T")

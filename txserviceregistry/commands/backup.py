@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from ..registry import eventids
+from ..registry import uuids
 from ..registry.datadir import HELD_BACK, DataDirectory, DataDirectoryError
 from ..registry.stores.interfaces import StoreRefused
 from ..registry.stores.sqlite import file as sqlitefile
@@ -127,7 +127,7 @@ def _copy(source: str, target: str) -> tuple[str, float | None]:
             sqlitefile.sync(making)
             os.replace(making, target)
         sqlitefile.sync(os.path.dirname(target))
-        return contents, eventids.secondsAt(last) if last else None
+        return contents, uuids.secondsAt(last) if last else None
     except OSError as error:
         raise CommandFailed(f"can't copy {source} to {target} as user {os.geteuid()}: {error.strerror}") from None
     except sqlite3.Error as error:

@@ -16,8 +16,7 @@ from twisted.python.usage import UsageError as WrongOptions
 
 from ..clock import useMonotonic
 from ..registry.datadir import DataDirectory, DataDirectoryError
-from ..registry.identity.apikeys import keyMatches, newKey
-from ..registry.identity.identity import Identity, InvalidUser, checkUser
+from ..registry.identity import Identity, InvalidUser, checkUser, keyMatches, newKey
 from ..registry.roles import KINDS, NAMES, Role, checkPrefix
 from ..registry.stores.interfaces import IStore, NoSuchObject, ObjectExists, StoreError, UserRecord
 from ..registry.stores.sqlite.store import SqliteStore

@@ -21,7 +21,7 @@ from .feed import EventFeed
 from .model import isLockScope, kindOf, tenantOf
 from .stores.interfaces import Expiration, IStoreListener, LimitExceeded, NoSuchObject, ObjectExists
 from .tasks import available
-from .tokens import HeartbeatTokens
+from .uuids import HeartbeatTokens
 
 _T = TypeVar("_T")
 

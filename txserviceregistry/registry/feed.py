@@ -9,13 +9,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
 from ..util.logs import Logger
-from .eventids import position, positionOf
 from .faults import badRequest
 from .limits import Places
 from .model import EVENT_TYPES, PLAIN_TYPES, Page
 from .stores.interfaces import StoreUnavailable
 from .streams import EventStreams
 from .tasks import Part, Turns, available, owned
+from .uuids import position, positionOf
 
 _HOUR = 3600.0
 

@@ -1,16 +1,22 @@
-"""How many objects an account may have, how many GETs it may make, and how many requests may be held."""
+"""
+How many objects an account may have, how many GETs it may make, how many requests may be held, and the order of work
+for unauthenticated clients.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Generic, TypeVar
 
 import attrs
 
 from .faults import Fault, systemFailure
+
+_T = TypeVar("_T")
 
 #: The pattern of paths that the rate limit counts: all of them.
 PATHS = "/.*"
@@ -21,6 +27,8 @@ RATE_HEADERS = ("X-Ratelimit-Path-Regex", "X-Ratelimit-Limit", "X-Ratelimit-Used
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 #: How many parts the window of the rate limit has.
 _PARTS = 96
+#: Of how many parties of one level a FairQueue remembers that they have been served.
+REMEMBERED_PARTIES = 10_000
 
 
 @attrs.frozen
@@ -38,11 +46,9 @@ class ResourceLimits:
 @attrs.define(eq=False)
 class RateLimiter:
     """
-    Counts the GETs of each account within a sliding window, in memory.
-
-    Only GETs count: the rate limit must never cause an expiration, and the resource limits bound what is written. A GET
-    that is refused does not count, so that the limit ends at the time of ``Retry-After``. A request is forgotten up to
-    one part of the window (15 minutes of a day) late.
+    Counts the GETs of each account within a sliding window. Only GETs count: the rate limit must never cause an
+    expiration. One that is refused does not count, so that the limit ends at the time of ``Retry-After``. A request is
+    forgotten up to one part of the window (15 minutes of a day) late.
     """
 
     _seconds: Callable[[], float]
@@ -107,10 +113,7 @@ class RateLimiter:
 
 @attrs.define(eq=False)
 class Places:
-    """
-    Places of one kind, of which *count* are taken: *most* for all, *mostOfTenant* for one tenant. Each takes one of
-    those *within* which they are, too.
-    """
+    """Places of one kind, of which *count* are taken. Each takes one of those *within* which they are, too."""
 
     _most: int
     _mostOfTenant: float = math.inf
@@ -133,3 +136,75 @@ class Places:
         self.count -= 1
         if self._within is not None:
             self._within.give(tenant)
+
+
+@attrs.frozen
+class Origin:
+    """The source of a request or a handshake."""
+
+    peer: str = "local sockets"  # the client's address
+    connection: int = 0  # what divides the work for one address
+    isKnown: bool = False  # whether a client at this address has authenticated recently
+
+
+class FairQueue(Generic[_T]):
+    """
+    A queue that serves parties in turn, however many items each of them has in it: many requests of one client do not
+    hold up those of others. Every other turn is for parties that were not served before.
+
+    An item's path names its party on each level, the outermost first: ``(address, connection)`` divides the turns
+    evenly between addresses, and those of an address evenly between its connections. All paths have the same length.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        # Of the last level.
+        self._items: deque[_T] = deque()
+        # Of the others: what the parties have in the queue that were served before, and the other ones, by their turns.
+        self._old: dict[Hashable, FairQueue[_T]] = {}
+        self._new: dict[Hashable, FairQueue[_T]] = {}
+        self._served: set[Hashable] = set()
+        self._isOldsTurn = False
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, path: Sequence[Hashable], item: _T) -> None:
+        self._count += 1
+        if not path:
+            self._items.append(item)
+            return
+        party = path[0]
+        isNew = party in self._new or (party not in self._old and party not in self._served)
+        (self._new if isNew else self._old).setdefault(party, FairQueue()).add(path[1:], item)
+
+    def pop(self) -> _T:
+        """Remove the item that is served next, which must be there."""
+        self._count -= 1
+        if self._items:
+            return self._items.popleft()
+        parties = self._old if not self._new or (self._old and self._isOldsTurn) else self._new
+        # Not one that becomes old by this turn.
+        self._isOldsTurn = parties is self._new and bool(self._old)
+        party = next(iter(parties))
+        queue = parties.pop(party)
+        item = queue.pop()
+        self._served.add(party)
+        if queue:
+            self._old[party] = queue
+        if not self._count or len(self._served) > REMEMBERED_PARTIES:
+            # With an empty queue there is no order to keep.
+            self._served.clear()
+        return item
+
+    def dropLast(self) -> _T:
+        """Remove the last item of the party that has most, if possible one that was served before."""
+        self._count -= 1
+        if self._items:
+            return self._items.pop()
+        parties = self._old or self._new
+        party = max(reversed(parties), key=lambda party: len(parties[party]))
+        item = parties[party].dropLast()
+        if not parties[party]:
+            del parties[party]
+        return item

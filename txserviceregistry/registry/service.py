@@ -37,8 +37,7 @@ from .http.requestlog import LogFile, RequestLog
 from .http.resource import ApiResource
 from .http.server import ApiSite
 from .http.statuspages import LOOPBACK, Health, statusPages
-from .identity.apikeys import SCRYPT_COST, newKey
-from .identity.identity import Identity, InvalidUser
+from .identity import SCRYPT_COST, Identity, InvalidUser, newKey
 from .limits import Places, RateLimiter, ResourceLimits
 from .stores.interfaces import ISharedStore, IStore, ObjectExists, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore

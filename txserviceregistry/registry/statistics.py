@@ -71,16 +71,3 @@ class StoreStatistics:
     isWritable: bool = True
     walBytes: int | None = None
     votes: Callable[[], int] | None = None
-
-
-@attrs.define
-class IdentityStatistics:
-    """
-    Authentications: new auth tokens, wrong users or API keys, checks that had to wait, and those that were refused
-    because too many waited.
-    """
-
-    issued: int = 0
-    failed: int = 0
-    waited: int = 0
-    overloaded: int = 0

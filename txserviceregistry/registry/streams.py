@@ -17,11 +17,11 @@ from twisted.internet.interfaces import IDelayedCall
 
 from ..util.deferred import SingleFlight
 from ..util.logs import Logger
-from .eventids import isMoment, momentAt, position, positionOf
 from .faults import Fault, systemFailure
 from .limits import Places
 from .stores.interfaces import EventRecord, ISharedStore, NoSuchObject, StoreUnavailable
 from .tasks import Part, Turns, available, owned
+from .uuids import isMoment, momentAt, position, positionOf
 
 #: Seconds from one ping to the next.
 PING = 15.0

@@ -39,7 +39,7 @@ from ..http.pool import readWhole
 from ..registry.core import Registry
 from ..registry.feed import EVENT_RETENTION
 from ..registry.http.resource import ApiResource
-from ..registry.identity.identity import Identity
+from ..registry.identity import Identity
 from ..registry.limits import RateLimiter, ResourceLimits
 from ..registry.roles import Role
 from ..registry.stores.memory import MemoryStore

@@ -7,7 +7,6 @@ import json
 from twisted.internet.defer import Deferred, gatherResults
 
 from tests.system.etcd.storecase import EtcdStoreCase, T
-from txserviceregistry.registry.eventids import position
 from txserviceregistry.registry.model import Precondition
 from txserviceregistry.registry.stores.etcd.gateway import put
 from txserviceregistry.registry.stores.etcd.objects import KEYS
@@ -18,6 +17,7 @@ from txserviceregistry.registry.stores.interfaces import (
     TokenRecord,
     ValueRecord,
 )
+from txserviceregistry.registry.uuids import position
 
 
 class HousekeepingTests(EtcdStoreCase):

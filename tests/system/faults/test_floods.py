@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 from tests.certificates import Holder
 from tests.system.processes import Child, reactor
 from txserviceregistry import Client
-from txserviceregistry.registry.identity.identity import Identity
+from txserviceregistry.registry.identity import Identity
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 
 from .attackcase import AttackCase, told

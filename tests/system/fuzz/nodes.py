@@ -23,7 +23,7 @@ from tests.unit.registry.wire import Connection, Reply, requestBytes
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.http.resource import ApiResource
 from txserviceregistry.registry.http.server import ApiSite
-from txserviceregistry.registry.identity.identity import Identity
+from txserviceregistry.registry.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.roles import Role
 from txserviceregistry.registry.stores.interfaces import IStore

@@ -15,7 +15,6 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.unit.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
-from txserviceregistry.registry.eventids import positionOf
 from txserviceregistry.registry.expiry import LiveServices
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.limits import ResourceLimits
@@ -23,6 +22,7 @@ from txserviceregistry.registry.model import NewService, ServiceChanges
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable, ValueRecord
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
+from txserviceregistry.registry.uuids import positionOf
 from txserviceregistry.util.deferred import returnsDeferred
 
 

@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.registry.fairness`.
+Tests for :mod:`txserviceregistry.registry.limits`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.fairness import FairQueue
+from txserviceregistry.registry.limits import FairQueue
 
 
 class FairQueueTests(SynchronousTestCase):

@@ -14,7 +14,7 @@ from tests import CHEAP
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.http.resource import ApiResource
 from txserviceregistry.registry.http.server import ApiSite
-from txserviceregistry.registry.identity.identity import Identity
+from txserviceregistry.registry.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.interfaces import IStore
 from txserviceregistry.registry.stores.memory import MemoryStore

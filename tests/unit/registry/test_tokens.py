@@ -9,7 +9,7 @@ import uuid
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.http import validation
-from txserviceregistry.registry.tokens import HeartbeatTokens
+from txserviceregistry.registry.uuids import HeartbeatTokens
 
 SECRET = b"s" * 32
 SERVICE = ("1234", "web1", "a56b7c00-f7c2-11e1-a0d7-8d4d1d0b7f2e")

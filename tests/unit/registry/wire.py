@@ -22,7 +22,7 @@ from txserviceregistry.registry.http.requestlog import LogFile, RequestLog
 from txserviceregistry.registry.http.resource import ApiResource
 from txserviceregistry.registry.http.server import ApiSite
 from txserviceregistry.registry.http.statuspages import Health
-from txserviceregistry.registry.identity.identity import Identity
+from txserviceregistry.registry.identity import Identity
 from txserviceregistry.registry.limits import Places, RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.memory import MemoryStore
 

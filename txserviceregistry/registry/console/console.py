@@ -33,7 +33,6 @@ from twisted.web.server import Request
 from ..._version import __version__
 from ...util.fields import HOST_KEYS, PORT_KEYS
 from ..core import Registry
-from ..eventids import position
 from ..faults import Fault, forbidden, pageNotFound, validationError
 from ..http.connections import ipOf, originOf, recognize
 from ..http.messages import API, EXTENSIONS, Response, header, parseBody
@@ -41,10 +40,11 @@ from ..http.operations import resolve
 from ..http.requestlog import RequestRecord
 from ..http.resource import ApiResource
 from ..http.statuspages import Health
-from ..identity.identity import Identity, InvalidCredentials, InvalidToken, StoreCache
+from ..identity import Identity, InvalidCredentials, InvalidToken, StoreCache
 from ..roles import Role
 from ..stores.interfaces import ISharedStore, IStore, NoSuchObject, TokenRecord, UserRecord
 from ..tasks import available
+from ..uuids import position
 
 #: How long a session lasts, and a link that begins one, in seconds.
 LIFETIME = 8 * 3600.0

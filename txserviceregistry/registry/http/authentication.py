@@ -17,7 +17,7 @@ import attrs
 from twisted.web.server import Request
 
 from ..faults import Fault, badRequest, forbidden
-from ..identity.identity import Identity, InvalidCredentials, InvalidToken, IssuedToken
+from ..identity import Identity, InvalidCredentials, InvalidToken, IssuedToken
 from ..stores.interfaces import UserRecord
 from .connections import originOf, recognize
 from .messages import API, AUTH, Response, baseUrl, parseBody

@@ -20,7 +20,7 @@ from twisted.web.server import Request
 
 from ...util.deferred import BoundedCache, cancelWith
 from ...util.logs import Logger
-from ..fairness import FairQueue, Origin
+from ..limits import FairQueue, Origin
 
 #: Seconds for which an address stays known after the last connection of an authenticated client.
 KNOWN_SECONDS = 86_400.0

@@ -13,11 +13,11 @@ from twisted.web.server import Request
 from zope.interface import implementer
 
 from ...util.deferred import Waiters
-from ..eventids import position
 from ..feed import EventFeed
 from ..limits import NO_HEADERS
 from ..stores.interfaces import StoreUnavailable
 from ..streams import Stream
+from ..uuids import position
 from . import validation
 from .messages import Response, header, write
 from .operations import Call

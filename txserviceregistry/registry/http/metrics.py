@@ -26,7 +26,8 @@ from prometheus_client.registry import Collector
 
 from ..._version import __version__
 from ..core import Registry
-from ..statistics import Histogram, IdentityStatistics
+from ..identity import IdentityStatistics
+from ..statistics import Histogram
 from ..stores.interfaces import IStore
 from .messages import Response
 from .server import ApiSite

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints, is_typedd
 from ... import types
 from ..._version import __version__
 from ...errors import FAULT_TYPES
-from ..identity.identity import TENANT
+from ..identity import TENANT
 from ..limits import PATHS, RATE_HEADERS
 from .authentication import CREDENTIALS
 from .messages import API, EXTENSIONS

@@ -15,8 +15,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from ...util.logs import Logger
 from ..core import Registry
 from ..faults import Fault, pageNotFound, requestTooLarge, systemFailure
-from ..identity.apikeys import Overloaded
-from ..identity.identity import Identity, isTenant
+from ..identity import Identity, Overloaded, isTenant
 from ..limits import RateLimiter, ResourceLimits
 from ..stores.interfaces import StoreUnavailable, UserRecord
 from .authentication import Authenticator, invalidToken

@@ -21,8 +21,8 @@ from twisted.web import server
 from twisted.web.http import HTTPChannel
 from twisted.web.http import Request as HTTPRequest
 
-from ..fairness import Origin
 from ..faults import badRequest, requestTooLarge
+from ..limits import Origin
 from .connections import AdmissionQueue, Client, ConnectionLimits, Connections, peerOf
 from .messages import faultResponse, inBytes, write
 from .operations import MAXIMUM_BODY, Target, early, originForm

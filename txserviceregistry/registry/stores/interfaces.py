@@ -187,7 +187,7 @@ def valuePayload(key: str, oldValue: str | None, newValue: str | None) -> dict[s
 
 @attrs.frozen(slots=True)
 class UserRecord:
-    """A user. *keyHash* is what :func:`~txserviceregistry.registry.identity.apikeys.hashKey` makes of the API key."""
+    """A user. *keyHash* is what :func:`~txserviceregistry.registry.identity.hashKey` makes of the API key."""
 
     name: str
     tenant: str

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.console.console import LIFETIME, LINK_LIFETIME, Sessions
-from txserviceregistry.registry.identity.identity import InvalidToken
+from txserviceregistry.registry.identity import InvalidToken
 from txserviceregistry.registry.roles import Role
 
 from ..wire import KEY, USER, Api, Connection, Reply, addConsole, fired, requestBytes

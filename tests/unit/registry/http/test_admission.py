@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.web.server import Request
 
 from txserviceregistry.registry.http.requestlog import GONE, STREAM
-from txserviceregistry.registry.identity.identity import InvalidToken
+from txserviceregistry.registry.identity import InvalidToken
 
 from ..wire import Connection, requestBytes
 from .test_connections import SERVICES, LimitsCase

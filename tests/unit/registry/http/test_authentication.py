@@ -11,7 +11,7 @@ import json
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import CHEAP
-from txserviceregistry.registry.identity.apikeys import hashKey
+from txserviceregistry.registry.identity import hashKey
 from txserviceregistry.registry.roles import Role
 
 from ..wire import KEY, USER, Api, Connection, Reply, fired, requestBytes

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from txserviceregistry.registry.eventids import position
 from txserviceregistry.registry.limits import ResourceLimits
+from txserviceregistry.registry.uuids import position
 
 from ..wire import Api, Connection, Reply, requestBytes
 from .test_resource import ApiCase

@@ -14,7 +14,6 @@ from zope.interface.verify import verifyObject
 
 from tests.unit.registry.stores.locksuite import NAME, LockSuite
 from tests.unit.registry.stores.statesuite import StateSuite
-from txserviceregistry.registry.eventids import position, positionOf
 from txserviceregistry.registry.model import PLAIN_TYPES, NewService, Precondition, ServiceChanges, lockScope
 from txserviceregistry.registry.roles import WRITE, Role
 from txserviceregistry.registry.stores.interfaces import (
@@ -33,6 +32,7 @@ from txserviceregistry.registry.stores.interfaces import (
     UserRecord,
     ValueRecord,
 )
+from txserviceregistry.registry.uuids import position, positionOf
 from txserviceregistry.util.deferred import returnsDeferred
 
 NOW = 1_700_000_000.5

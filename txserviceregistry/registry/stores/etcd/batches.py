@@ -22,8 +22,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from ....util.deferred import Waiters
-from ...eventids import EventIds, newTail, positionOf
 from ...model import PLAIN_TYPES, tenantOf
+from ...uuids import EventIds, newTail, positionOf
 from ..interfaces import LimitExceeded, StoreUnavailable
 from .gateway import Clause, Etcd, KeyValue, createdAt, deletion, jsonBytes, put, reading, readKept, unchanged
 

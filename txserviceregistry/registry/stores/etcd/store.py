@@ -46,8 +46,8 @@ from ....http.tls import tlsPolicy
 from ....util.deferred import PrioritySemaphore, returnsDeferred
 from ....util.files import Reloaded
 from ....util.logs import Logger
-from ...eventids import newTail
 from ...statistics import StoreStatistics
+from ...uuids import newTail
 from ..interfaces import ISharedStore, IStoreListener, StoreRefused, StoreUnavailable
 from . import DEFAULT_PREFIX, VERSION
 from .batches import Batches, TenantIds

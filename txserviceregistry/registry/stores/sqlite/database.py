@@ -15,7 +15,7 @@ from functools import cache
 from itertools import chain
 from typing import Any, TypeAlias
 
-from ... import eventids
+from ... import uuids
 from ..interfaces import NoSuchObject
 from .file import BUSY_SECONDS
 
@@ -69,7 +69,7 @@ class Database:
         self._execute = connection.execute
         self._executeMany = connection.executemany
         self._wallClock = wallClock
-        self._ids = eventids.EventIds(wallClock, self._meta("tail"))
+        self._ids = uuids.EventIds(wallClock, self._meta("tail"))
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

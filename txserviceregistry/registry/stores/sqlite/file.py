@@ -16,7 +16,7 @@ from urllib.parse import quote
 import attrs
 
 from ....util.files import replacement
-from ... import eventids
+from ... import uuids
 from ..interfaces import StoreRefused
 
 if sys.platform != "win32":  # where FakeRegistry runs too, whose store is in memory
@@ -201,7 +201,7 @@ def _migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         for statement in chain.from_iterable(migrations[version:]):
             connection.execute(statement)
-        constants = ("secret", secrets.token_bytes(32)), ("tail", eventids.newTail()), ("last_position", 0)
+        constants = ("secret", secrets.token_bytes(32)), ("tail", uuids.newTail()), ("last_position", 0)
         connection.executemany("INSERT OR IGNORE INTO meta (name, value) VALUES (?, ?)", constants)
         connection.execute(f"PRAGMA user_version = {len(migrations)}")
 

@@ -16,12 +16,12 @@ from twisted.trial.unittest import TestCase
 
 from tests.unit.registry.stores.storesuite import countServices, countValues
 from tests.unit.registry.stores.test_stores import HandReactor
-from txserviceregistry.registry.eventids import position
-from txserviceregistry.registry.identity.apikeys import keyMatches
+from txserviceregistry.registry.identity import keyMatches
 from txserviceregistry.registry.model import NewService, Precondition
 from txserviceregistry.registry.roles import WRITE
 from txserviceregistry.registry.stores.sqlite.file import MIGRATIONS, prepare
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
+from txserviceregistry.registry.uuids import position
 
 FIXTURE = os.path.join(os.path.dirname(__file__), "version1.sqlite.gz")
 #: When it was made.

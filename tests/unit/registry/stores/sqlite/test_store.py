@@ -20,7 +20,6 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.unit.registry.stores.storesuite import countServices, countValues
 from tests.unit.registry.stores.test_stores import HandReactor
-from txserviceregistry.registry.eventids import position, positionOf
 from txserviceregistry.registry.model import NewService, Precondition
 from txserviceregistry.registry.stores.interfaces import (
     Expiration,
@@ -39,6 +38,7 @@ from txserviceregistry.registry.stores.sqlite.file import (
 )
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 from txserviceregistry.registry.stores.sqlite.tables import Tables
+from txserviceregistry.registry.uuids import position, positionOf
 from txserviceregistry.util.deferred import returnsDeferred
 
 NOW = 1_700_000_000.0

@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.registry.identity.apikeys`: the hashes of keys. What checking a key costs is tested as
+Tests for :mod:`txserviceregistry.registry.identity`: the hashes of keys. What checking a key costs is tested as
 authentications show it, in :mod:`tests.unit.registry.identity.test_identity`.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import CHEAP
-from txserviceregistry.registry.identity.apikeys import hashKey, keyMatches
+from txserviceregistry.registry.identity import hashKey, keyMatches
 
 
 class KeyHashTests(SynchronousTestCase):

@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.registry.identity.identity`.
+Tests for :mod:`txserviceregistry.registry.identity`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import CHEAP
-from txserviceregistry.registry.fairness import Origin
-from txserviceregistry.registry.identity.apikeys import Overloaded
-from txserviceregistry.registry.identity.identity import Identity, InvalidCredentials, InvalidToken, InvalidUser
+from txserviceregistry.registry.identity import Identity, InvalidCredentials, InvalidToken, InvalidUser, Overloaded
+from txserviceregistry.registry.limits import Origin
 from txserviceregistry.registry.stores.interfaces import NoSuchObject, ObjectExists, StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.util import deferred
 
-from ..heldstore import HeldCall, HeldStore
+from .heldstore import HeldCall, HeldStore
 
 DAY = 86_400.0
 

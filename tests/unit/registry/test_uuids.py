@@ -8,7 +8,7 @@ import uuid
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.eventids import EventIds, newTail, position, positionOf
+from txserviceregistry.registry.uuids import EventIds, newTail, position, positionOf
 
 
 class PositionTests(SynchronousTestCase):
