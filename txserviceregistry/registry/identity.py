@@ -378,7 +378,6 @@ class Identity:
         self._forget()
 
     def _forget(self) -> None:
-        """Ask the store again for users and tokens, which have changed."""
         for known in (self._issued, self._users.results, self._tokens.results):
             known.clear()
 
@@ -417,8 +416,8 @@ class Identity:
 
     def userOf(self, token: str) -> Deferred[UserRecord]:
         """The user of an auth token; fails with InvalidToken, or StoreUnavailable if the token was not seen before."""
-        tokenHash = _tokenHash(token)
-        return self._asking.do(tokenHash, lambda: self._userOf(tokenHash))
+        known, tokenHash = self.knownUser(token), _tokenHash(token)
+        return succeed(known) if known is not None else self._asking.do(tokenHash, lambda: self._userOf(tokenHash))
 
     @returnsDeferred
     async def _userOf(self, tokenHash: str) -> UserRecord:
