@@ -1,8 +1,4 @@
-"""
-Client: the connection of an application to a service registry.
-
-``APIError`` and ``HeartBeater`` can be imported from here too, as from txServiceRegistry's ``client`` module.
-"""
+"""Client. ``APIError`` and ``HeartBeater`` are here too, as in txServiceRegistry's ``client`` module."""
 
 from __future__ import annotations
 
@@ -52,9 +48,7 @@ _MOST_WAITING = 1000
 
 class Client:
     """
-    A client of a service registry, with the credentials of one user.
-
-    ::
+    A client of a service registry, with the credentials of one user::
 
         client = Client("joe", "the key", baseUrl="https://registry.example.org/v1.0")
         service = await client.services.get("web1")
@@ -67,12 +61,10 @@ class Client:
     :ivar locks: :class:`~txserviceregistry.api.groups.LocksClient`.
     :ivar events: :class:`~txserviceregistry.api.events.EventsClient`.
     :ivar account: :class:`~txserviceregistry.api.groups.AccountClient`.
-    :ivar treq: treq's :class:`~treq.client.HTTPClient` over the same connections, for requests that this client has no
-        method for. Every URL gets the auth token: use it only for the registry.
-    :ivar clock: the reactor, or the clock that was given instead.
-    :ivar bootTime: returns the seconds since the machine was started, suspends included.
-    :ivar settings: the settings in use. The API key in them changes if its file has another one when the client
-        authenticates again.
+    :ivar treq: treq's :class:`~treq.client.HTTPClient` over the same connections, for other requests to the registry.
+        Every URL gets the auth token.
+    :ivar clock: the *reactor*; *bootTime* is the function that was given.
+    :ivar settings: the settings in use. The API key changes if its file has another one at the next authentication.
     """
 
     def __init__(
@@ -95,18 +87,17 @@ class Client:
         traceparent: Callable[[], str | None] | None = None,
     ) -> None:
         """
-        :param username: the user's name.
-        :param apiKey: the user's key.
-        :param region: the registry's region in the Auth API's catalog; it matters only if no *baseUrl* is set.
+        :param username: the user's name; *apiKey* is the user's key.
+        :param region: the registry's region in the Auth API's catalog, if no *baseUrl* is set.
         :param baseUrl: the registry's URL, without the tenant; or several URLs of one registry.
         :param agent: sends the requests; by default an agent with a connection pool of its own.
         :param authUrl: the Auth API's URL, or several; by default beside the registry, at ``/v2.0``.
         :param reactor: connects and keeps time; the global reactor if it is not given.
         :param timeout: seconds that a request may take in all.
-        :param maxConnections: the maximum number of requests to one server at a time; others wait. Heartbeats,
-            registrations and other requests for one service are counted by themselves, without up to six that have had
-            no response for 0.3 s. Requests that wait for events or locks are not counted.
-        :param cache: keeps the last pages of ``services.list``; one of its own by default, ``None`` for no cache.
+        :param maxConnections: the maximum number of requests to one server at a time. Requests for one service are
+            counted by themselves, without up to six that have had no response for 0.3 s. Requests that wait for events
+            or locks are not counted.
+        :param cache: keeps the last pages of ``services.list``; ``None`` for no cache.
         :param settings: the result of :func:`~txserviceregistry.settings.readSettings`, instead of the arguments above.
         :param random: returns numbers from 0 to 1; selects the first of several URLs.
         :param suspended: returns the seconds for which this machine has been suspended in all.
@@ -165,14 +156,13 @@ class Client:
         self.events = EventsClient(self._transport, suspends)
         self.account = AccountClient(self._transport)
         self.treq = HTTPClient(RetryingAuthAgent(lanes[Lane.ORDINARY], authenticator))
-        # Shared by the services that read the event feed through this client. It refers to the client, and is garbage
-        # with it.
+        # Shared by the services that read the event feed through this client.
         self.shared: dict[object, Any] = {}
         self._closing: Deferred[None] | None = None
 
     @classmethod
     def fromSettings(cls, reactor: Any = None) -> Client:
-        """A client with the settings of the environment, of INI files, or of the registry of this machine."""
+        """A client without arguments: with the settings of the environment, INI files, or this machine's registry."""
         return cls(reactor=reactor)
 
     def __repr__(self) -> str:
@@ -191,8 +181,8 @@ class Client:
     @returnsDeferred
     async def localAddress(self) -> str:
         """
-        The local address of a connection to the registry, which is opened if need be. Fails as any request does, and
-        with ``InvalidSettings`` if the client was given an agent that does not know it.
+        The local address of a connection to the registry, which is opened if need be. Fails with ``InvalidSettings`` if
+        the client was given an agent that does not know it.
         """
         find = getattr(self._addresses, "localAddress", None)
         if find is None:
@@ -209,9 +199,7 @@ class Client:
     def onLocalAddress(self, listener: Callable[[str], object]) -> Callable[[], None]:
         """
         Call *listener* with the new address whenever a connection to the registry has another local address than the
-        one before: the machine has moved to another network. An agent that was given may not know the address.
-
-        :return: a function that removes the listener.
+        one before: the machine has moved to another network. Returns a function that removes the listener.
         """
         watch = getattr(self._addresses, "onLocalAddress", lambda listener: lambda: None)
         end: Callable[[], None] = watch(lambda url, address: self._transport.isServer(url) and listener(address))
@@ -245,7 +233,7 @@ class Client:
             await pool.close()
 
     def _closeIdle(self) -> None:
-        """Close idle connections: they may be dead after a suspend, or lead to another program than the registry."""
+        # They may be dead after a suspend, or lead to another program than the registry.
         if self._pools:
             self._pools[0].closeCachedConnections()  # type: ignore[no-untyped-call] # Twisted has no types there
 

@@ -1,8 +1,5 @@
 """
-The exceptions of this library.
-
-Their texts say which request failed, why, and what to do. No text, ``repr`` or attribute contains a credential or a
-token.
+The exceptions of this library. Texts say what failed, why, and what to do. No text, ``repr`` or attribute has a secret.
 """
 
 from __future__ import annotations
@@ -103,11 +100,10 @@ class MalformedResponse(ServiceRegistryError):
 class ForeignResponse(MalformedResponse):
     """
     The response is an error (4xx) or a redirect, but not a fault of this API: a proxy, a gateway or another server sent
-    it. It says nothing about the registry and its objects, and the request may have been carried out or not. Heartbeats
-    and subscribers retry as in an outage.
+    it. The request may have been carried out or not. Heartbeats and subscribers retry as in an outage.
 
     :ivar status: the HTTP status code of the response to the *method* at the *url*.
-    :ivar doubt: a possible mistake in the URL; empty if the status does not suggest one.
+    :ivar doubt: a possible mistake in the URL, or empty.
     """
 
     status: int
@@ -175,7 +171,6 @@ class NoServiceAvailable(ServiceRegistryError):
     """
     No service with a tag is registered, or none of them could be reached.
 
-    :ivar tag: the tag.
     :ivar stale: the age of the list of services, in seconds; 0.0 if it is current, infinite if there is none.
     :ivar reasons: the error of each service that was tried, by its id and address.
     :ivar unusable: how many services with the tag are drained or disabled, or have no host and port.
@@ -210,7 +205,7 @@ class APIError(ServiceRegistryError):
     :ivar type: the fault's type, such as ``notFoundError``; empty if a 5xx is not a fault of the API.
     :ivar message: the registry's message; *details* has its details.
     :ivar txnId: the registry's id of the request, with which its operators find it in their logs.
-    :ivar doubt: a possible mistake in the URL; empty if the response does not suggest one.
+    :ivar doubt: a possible mistake in the URL, or empty.
     """
 
     status: int
@@ -240,7 +235,6 @@ class BadRequest(APIError):
 class ServiceExists(APIError):
     """A service with this id is registered (400)."""
 
-    # It is shown by create(), which does not wait, and by programs that do.
     advice = "After a restart, wait for the heartbeat timeout, as register() and the wrapper do; else use another id"
 
 
@@ -251,11 +245,7 @@ class LimitReached(APIError):
 
 
 class RateLimited(APIError):
-    """
-    The account has sent too many requests (400).
-
-    :ivar retryAfter: seconds until the registry accepts requests again, at most 3600; ``None`` if unknown.
-    """
+    """The account has sent too many requests (400). ``retryAfter``: see :class:`ServerError`."""
 
     retryAfter: float | None = None
     advice = "Send fewer requests, or ask the registry's operator to raise the limit"
@@ -281,8 +271,7 @@ class LockHeld(APIError):
     """
     Another client holds the lock (409).
 
-    :ivar holder: who, as far as the holder has said.
-    :ivar fence: the fence of its acquisition.
+    :ivar holder: the name that the holder has given, or empty; *fence* is the fence of its acquisition.
     :ivar secondsLeft: the time until the lock expires without further heartbeats; ``None`` if unknown.
     """
 
@@ -307,7 +296,7 @@ class ServerError(APIError):
     """
     The registry, or a gateway before it, is unavailable (any 5xx).
 
-    :ivar retryAfter: seconds after which it says to try again, at most 3600; ``None`` if it does not say.
+    :ivar retryAfter: seconds after which to try again, at most 3600; ``None`` if the response does not say.
     """
 
     retryAfter: float | None = None
@@ -338,8 +327,8 @@ def apiErrorFor(status: int, type: str) -> type[APIError]:
 
 def faultIn(value: object, status: int | None = None) -> dict[str, Any] | None:
     """
-    The fault of this API in a response's JSON, which may have come with an HTTP *status* of its own; ``None`` if it is
-    not one. An error of a proxy or a gateway is often JSON too, and may have a ``type`` (RFC 9457).
+    The fault of this API in a response's JSON, or ``None``. An error of a proxy or a gateway is often JSON too, and may
+    have a ``type`` (RFC 9457).
     """
     if not isinstance(value, dict) or not isinstance(value.get("message"), str):
         return None

@@ -38,16 +38,14 @@ __all__ = ["REGISTERED_AT", "RegisteredService"]
 #: The log line for the first registration after a start.
 REGISTERED_AT = "Service {serviceId} registered at {url}"
 
-# Seconds that leaving the registry may take: a process has five in all to end, and the listeners come after this.
+# Seconds that leaving the registry may take: a process has five in all to end.
 _LONGEST_LEAVE = 3.0
 _LEAVE_RETRY = 0.2
 
 
 class RegisteredService(Service):
     """
-    Keeps a service registered while it runs.
-
-    Add it to an application, and the application is in the registry until it stops::
+    Keeps a service registered while it runs::
 
         RegisteredService(Client.fromSettings(), "web1", 30, tags=["www"]).setServiceParent(application)
 
@@ -78,10 +76,10 @@ class RegisteredService(Service):
             is added: the local address of a connection to the registry, also when that changes.
         :param check: the health check: returns true, or a Deferred or coroutine of it, while the application is
             healthy. While it returns anything else, raises or takes too long, neither a heartbeat nor a registration is
-            sent. The log has the reason, which is the message of what it raised.
-        :param state: a file that keeps the last heartbeat token and updates of the service. With it an application that
-            was killed and is started again within the timeout continues the same service at once. It belongs to one
-            running process: another one with the same file runs without it until the first has ended.
+            sent. The log has the reason.
+        :param state: a file for the last heartbeat token and updates. With it an application that was killed and is
+            started again within the timeout continues the same service. It belongs to one running process: another one
+            runs without it until the first has ended.
         :param random: returns numbers from 0 to 1.
         :raises TypeError: if an argument has the wrong type.
         :raises ValueError: if the id or the timeout is not valid. The registry checks the rest: see
@@ -126,7 +124,7 @@ class RegisteredService(Service):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """A copy of the metadata that it should have, without a ``host`` that was determined automatically."""
+        """A copy of the metadata that it should have, without a ``host`` that was added automatically."""
         return dict(self._desired.fields["metadata"])
 
     @property
@@ -159,7 +157,7 @@ class RegisteredService(Service):
         return self._waiters.wait() if never is None else fail(never)
 
     def _whyNever(self) -> Failure | None:
-        """Why it will not be registered without another start; ``None`` if it is, or may be."""
+        """Why it will not be registered without another start; ``None`` if it may be."""
         isIdle = not self.running and self.parent is None
         return self._refusal or (Failure(NotRunning.of(self)) if isIdle else None)
 
@@ -169,16 +167,15 @@ class RegisteredService(Service):
 
             service.update(metadata={**service.metadata, "status": "draining"})
 
-        The change counts at once for each registration from now on. While the registry can't be reached, the client
-        retries.
+        The change counts for each registration from now on. While the registry can't be reached, the client retries.
 
         :param tags: the new tags, instead of all that there are; ``None`` leaves them as they are.
-        :param metadata: the new metadata in the same way. A ``host`` that was determined automatically stays, unless
-            there is one here.
+        :param metadata: the new metadata in the same way. A ``host`` that was added automatically stays, unless there
+            is one here.
         :return: fires with ``None`` when the registry has the change. Fails with ``BadRequest`` or ``Forbidden`` if the
             registry refuses it: then it is undone, together with other changes that waited. Fails as
-            :meth:`whenRegistered` does if this service is stopped before, or will not be registered without another
-            start; then the change counts for the next start. Cancelling it only ends the wait.
+            :meth:`whenRegistered` does if this service is not running any more; then the change counts for the next
+            start. Cancelling it only ends the wait.
         :raises TypeError: if a tag, or a key or value of the metadata, is not a string.
         """
         changes: dict[str, Any] = {} if tags is None else {"tags": checkedTags(tags)}
@@ -262,9 +259,8 @@ class RegisteredService(Service):
     async def _register(self) -> str:
         await waitFor(self._leaving)
         if self._wasRegistered:
-            # The registry has lost our service, so one that holds the id from now on is another client's. But if the
-            # registry has never accepted our token, that may be another service's, and the one that is there may be
-            # ours.
+            # The registry has lost our service: from now on another client's may hold the id. But if it never accepted
+            # our token, that may be another service's, and the one that is there may be ours.
             self._wasRegistered = False
             self._creator.mayExist = self._heartBeater is not None and self._heartBeater.hadNoToken
         try:

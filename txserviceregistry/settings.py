@@ -1,7 +1,6 @@
 """
-URLs and credentials from arguments, the environment, INI files and the registry of this machine.
-
-Each value is looked up by itself in that order. A file is read only when a value is needed that may be in it.
+Settings from arguments, the environment, INI files and the registry of this machine: each is looked up by itself, in
+that order. A file is read only when a value is needed that may be in it.
 """
 
 from __future__ import annotations
@@ -53,11 +52,9 @@ class Settings:
     :ivar region: selects a registry of a catalog with several.
     :ivar verify: whether TLS certificates are verified.
     :ivar caFile: a file with the certificates to trust, instead of those that the platform trusts.
-    :ivar sources: the source of each value, for messages, by the name of the argument of :func:`readSettings`. Settings
-        that differ only in their sources are equal.
+    :ivar sources: the source of each value, for messages, by the name of the argument of :func:`readSettings`.
     :ivar raxrcPath: the absolute path of the INI file that contains the key, if one does.
-    :ivar readAgain: reads the settings again, from the same places; ``None`` if they were not read, or came through a
-        pipe.
+    :ivar readAgain: reads the settings again; ``None`` if they were not read, or came through a pipe.
     """
 
     username: str
@@ -74,8 +71,8 @@ class Settings:
 
 def defaultDataDir(environ: Mapping[str, str] | None = None, home: Path | None = None) -> Path:
     """
-    The data directory of the registry of this machine: ``RAXSR_DATA_DIR``, else ``$XDG_STATE_HOME/txserviceregistry``,
-    else ``~/.local/state/txserviceregistry``; ``InvalidSettings`` if there is no home directory.
+    The data directory of the registry of this machine: ``RAXSR_DATA_DIR``, or ``txserviceregistry`` in
+    ``$XDG_STATE_HOME`` or ``~/.local/state``; ``InvalidSettings`` if there is no home directory.
     """
     found = _Lookup({}, environ, home).dataDir
     if found is None:
@@ -88,7 +85,7 @@ def defaultDataDir(environ: Mapping[str, str] | None = None, home: Path | None =
 
 def parseUrls(text: str | Iterable[str], source: str) -> tuple[str, ...]:
     """
-    The URLs in a *text*, separated by commas, or in a sequence, without a slash at the end and without a default port.
+    The URLs in a sequence, or in a text, separated by commas; without a slash at the end and without a default port.
     ``InvalidSettings``, with their *source*, if one can't be used. A URL with a password is not shown.
     """
     pieces = text.split(",") if isinstance(text, str) else list(text)
@@ -118,8 +115,6 @@ def _parseUrl(url: str, source: str) -> str:
 
 @attrs.frozen
 class _Setting:
-    """A value, which may be a secret, its source for messages, and the file that it comes from."""
-
     value: str = attrs.field(repr=False)
     source: str
     path: Path | None = None
@@ -215,7 +210,6 @@ class _Lookup:
         return _Setting(value, source) if value else None
 
     def read(self) -> Settings:
-        """See :func:`readSettings`."""
         base, auth = self._urls()
         user, key, region = self.get("username"), self.get("apiKey"), self.get("region")
         files = [file for file in (self._file, self._local) if file is not None]
@@ -280,12 +274,11 @@ def readSettings(
     home: Path | None = None,
 ) -> Settings:
     """
-    The settings of a client: these values, and what is found for those that are not given.
+    The :class:`Settings` of a client: these values, and what is found for those that are not given.
 
     The URLs of the registry on this machine are used only when nothing else names a URL of either kind. With a URL of
     the Auth API only, its catalog has the registry's. With a URL of the registry only, the Auth API is expected beside
-    it, at ``/v2.0``. Without both, the registry is :data:`DEFAULT_URL`. The other arguments are those of
-    :class:`Settings`.
+    it, at ``/v2.0``. Without both, the registry is :data:`DEFAULT_URL`.
 
     :param baseUrl: the registry's URL without the tenant; or several, in a sequence or separated by commas.
     :param authUrl: the Auth API's URL, or several.
@@ -294,13 +287,12 @@ def readSettings(
     :param home: the user's home directory; by default the one in the environment.
     :raises InvalidSettings: if a value or a file can't be used, or there are no credentials.
     """
-    urls = {
+    texts = {
         name: each if each is None or isinstance(each, str) else ",".join(each)
         for name, each in (("baseUrl", baseUrl), ("authUrl", authUrl))
     }
-    texts = {"username": username, "apiKey": apiKey, "region": region, "caFile": caFile}
-    explicit = {**texts, **urls, "verify": None if verify is None else str(verify)}
-    return _Lookup(explicit, environ, home, tls).read()
+    texts |= {"username": username, "apiKey": apiKey, "region": region, "caFile": caFile}
+    return _Lookup({**texts, "verify": None if verify is None else str(verify)}, environ, home, tls).read()
 
 
 def namesRegistry(environ: Mapping[str, str] | None = None, home: Path | None = None) -> bool:
