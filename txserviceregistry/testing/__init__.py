@@ -14,8 +14,7 @@ It is the real registry (its HTTP layer, its rules, a store in memory), reached 
             fake.advance(3600)
             self.assertEqual(self.successResultOf(client.services.get("web1"))["id"], "web1")
 
-A test can simulate everything that can go wrong between an application and a registry: see
-:meth:`FakeRegistry.failNext` and the methods after it. A scripted fault happens to the next request of any client.
+Faults that are scripted, as by :meth:`FakeRegistry.failNext`, happen to the next request of any client.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from .network import Network, Request, Send, afterwards, answer, apiFault, drop,
 
 __all__ = ["FakeRegistry", "Request"]
 
-# 2026-01-01: what the wall clock of a fake says at first. Any date would do, but ids made of it look familiar.
+# 2026-01-01: what the wall clock of a fake says at first.
 _EPOCH = 1767225600.0
 # Seconds that time moves at most in one step, so that what is due in between happens in its order.
 _STEP = 0.25
@@ -66,8 +65,7 @@ class FakeRegistry:
     :param eventRetention: seconds for which events are kept, 3600 or more.
     :ivar clock: the time of the clients. Move it with :meth:`advance`, which moves the registry's time too.
     :ivar requests: the requests of the clients so far, oldest first.
-    :ivar agent: the agent of the clients, for a Client that your test creates itself with ``url``, ``username`` and
-        ``apiKey``.
+    :ivar agent: for a Client that your test creates itself with ``url``, ``username`` and ``apiKey``.
     """
 
     username = "fake"
@@ -90,10 +88,7 @@ class FakeRegistry:
         self._begin()
 
     def client(self, **options: Any) -> Client:
-        """
-        A real :class:`~txserviceregistry.Client` of this registry, on this clock. The *options* are the Client's;
-        ``username`` and ``apiKey`` are the fake's own unless given.
-        """
+        """A real :class:`~txserviceregistry.Client` of this registry, on this clock, with other *options* of Client."""
         own = {"username": self.username, "apiKey": self.apiKey, "suspended": self.suspended, "bootTime": self.bootTime}
         return Client(baseUrl=self.url, agent=self.agent, reactor=self.clock, **{**own, **options})
 
@@ -109,8 +104,7 @@ class FakeRegistry:
             step = min([end, now + _STEP, *pending]) - now
             # A call that is due now takes a step of nothing; after it the time moves on.
             self.clock.advance(max(step, 0.0))
-            if not self._network.isPaused:
-                self._catchUp()
+            self._catchUp()
 
     def flush(self) -> None:
         """Let every response that is on its way arrive, without letting time go by."""
@@ -125,15 +119,15 @@ class FakeRegistry:
                 break
 
     def wallClock(self) -> float:
-        """The time of day, in seconds since the epoch, for the argument *wallClock* of ``EventsFeed``, for example."""
+        """The time of day, in seconds since the epoch: the argument *wallClock* of ``EventsFeed``."""
         return _EPOCH + self.clock.seconds() + self._slept
 
     def suspended(self) -> float:
-        """For how many seconds in all the machine of the clients was suspended: the Client's argument *suspended*."""
+        """Seconds for which the clients' machine was suspended in all: the Client's argument *suspended*."""
         return self._slept
 
     def bootTime(self) -> float:
-        """The clients' clock with the suspends of their machine: the Client's argument *bootTime*."""
+        """The clients' clock with the suspends: the Client's argument *bootTime*."""
         return self.clock.seconds() + self._slept
 
     def failNext(self, status: int, count: int = 1) -> None:
@@ -165,7 +159,7 @@ class FakeRegistry:
     def foreignTokenNext(self, count: int | None = 1) -> None:
         """
         The registry acts on the next *count* (``None``: all) registrations and heartbeats, but where it accepts one,
-        the response has a well-formed heartbeat token that this registry never issued.
+        the response has a heartbeat token that it never issued.
         """
 
         def givesToken(request: Request) -> bool:
@@ -206,8 +200,8 @@ class FakeRegistry:
         self, role: str, *, services: Sequence[str] = (), configuration: Sequence[str] = (), locks: Sequence[str] = ()
     ) -> None:
         """
-        Give the user of the clients the role ``"write"`` (as at first), which prefixes may limit, or ``"read"``, as
-        ``service-registry-users update`` does. It counts at once.
+        Give the clients' user the role ``"write"`` (as at first), which prefixes may limit, or ``"read"``. It counts at
+        once.
         """
         _now(self._identity.changeRole(self.username, Role(role, services, configuration, locks)))
 
@@ -230,23 +224,21 @@ class FakeRegistry:
 
     def resume(self) -> None:
         """Continue the registry's process: all the time that went by passes at once, then waiting requests arrive."""
+        self._network.isPaused = False
         self._catchUp()
         self._network.resume()
 
     def block(self, seconds: float) -> None:
         """Block the reactor of the application: what falls due meanwhile happens at once at the end."""
-        self._letPass(seconds)
+        self._catchUp(seconds, _STEP)
         self.clock.advance(seconds)
         self.flush()
 
     def suspend(self, seconds: float) -> None:
-        """
-        Suspend the machine of the clients: their clock stands still, as monotonic time does, and the responses that
-        their connections were waiting for are lost.
-        """
+        """Suspend the clients' machine: their clock stands still, and their connections lose the responses."""
         self._network.connections += 1
         self._slept += seconds
-        self._letPass(0.0)
+        self._catchUp(0.0, _STEP)
 
     def stop(self) -> None:
         """Stop the registry: connections are refused, until :meth:`start`."""
@@ -278,14 +270,10 @@ class FakeRegistry:
         self._store.unavailable = not available
 
     def _catchUp(self, ahead: float = 0.0, step: float = math.inf) -> None:
-        """Move the registry's time to that of the clients, or to some seconds *ahead* of it, in steps."""
+        """Move the registry's time to that of the clients, or to some seconds *ahead* of it, unless it is paused."""
         end = self.clock.seconds() + self._slept + ahead
-        while (left := end - self._registryClock.seconds()) > 0:
+        while not self._network.isPaused and (left := end - self._registryClock.seconds()) > 0:
             self._registryClock.advance(min(left, step))
-
-    def _letPass(self, seconds: float) -> None:
-        if not self._network.isPaused:
-            self._catchUp(seconds, _STEP)
 
     def _registryWallClock(self) -> float:
         return _EPOCH + self._registryClock.seconds()

@@ -1,4 +1,4 @@
-"""The connection between the clients of a fake registry and the registry, and the faults that requests meet."""
+"""The network between a fake registry and its clients, and the faults that requests meet."""
 
 from __future__ import annotations
 
@@ -42,10 +42,7 @@ _AUTH_TYPES = {
 
 @attrs.frozen
 class Request:
-    """
-    A request that a client of the fake has made, as it went out: before any fault that was scripted for it. The *path*
-    has the query. The *body* may hold a secret, and is not compared.
-    """
+    """A request of a client, before any scripted fault. The *path* has the query. The *body* is not compared."""
 
     method: str
     path: str
@@ -53,7 +50,7 @@ class Request:
 
 
 def never() -> Deferred[IResponse]:
-    """A response that never comes. A client that cancels it gets the same error as from Twisted's own agent."""
+    """No response. If the client cancels it, the error is that of Twisted's own agent."""
     return Deferred(lambda it: it.errback(ResponseNeverReceived([Failure(CancelledError())])))
 
 
@@ -77,7 +74,6 @@ def answer(
     contentType: str = "application/json; charset=UTF-8",
     headers: Mapping[str, str] = MappingProxyType({}),
 ) -> Fault:
-    """This response, from something in front of the registry."""
     fields = {"Content-Type": contentType, **headers}
     raw = Headers({name.encode("utf-8"): [value.encode("utf-8")] for name, value in fields.items()})
     return lambda send: succeed(WholeResponse(status, raw, body))
@@ -96,19 +92,19 @@ def apiFault(status: int, request: Request) -> Fault:
 
 @attrs.define
 class _Script:
-    """A fault that requests are to meet: how many are left (``None``: all), and which ones."""
+    """A fault, for how many more requests (``None``: all), and for which ones."""
 
     fault: Fault
     left: int | None
     when: Callable[[Request], bool]
 
 
+@attrs.define(eq=False, slots=False)
 class _Body(Protocol):
     """A body that comes bit by bit, until its connection is lost."""
 
-    def __init__(self, protocol: IProtocol, isLost: Callable[[], bool]) -> None:
-        self._protocol = protocol
-        self._isLost = isLost
+    _protocol: IProtocol
+    _isLost: Callable[[], bool]
 
     def connectionMade(self) -> None:
         self._protocol.makeConnection(self.transport)  # type: ignore[arg-type]  # a body has as little of a transport
@@ -125,22 +121,16 @@ class _Body(Protocol):
 @implementer(IAgent)
 @attrs.define(eq=False)
 class Network:
-    """
-    The agent of the clients, with everything that can happen to their requests.
-
-    :param arriving: called when a request arrives at the registry.
-    :ivar requests: the requests of the clients so far, oldest first.
-    :ivar registry: leads to the registry; ``None`` if connections are refused.
-    :ivar isPaused: whether the registry's process is stopped; requests wait meanwhile.
-    :ivar connections: counts how often all connections were lost.
-    """
+    """The agent of the clients, with everything that can happen to their requests."""
 
     _url: str
     _arriving: Callable[[], None]
     requests: list[Request] = attrs.field(factory=list)
+    # None if connections are refused.
     registry: RequestTraversalAgent | None = None
     isPartitioned: bool = False
     isPaused: bool = False
+    # How often all connections were lost.
     connections: int = 0
     scripts: list[_Script] = attrs.field(factory=list)
     _waiting: list[Callable[[], object]] = attrs.field(factory=list)
@@ -148,7 +138,7 @@ class Network:
     _addressListeners: Listeners[[str, str]] = attrs.field(factory=lambda: Listeners(Logger(), "local addresses"))
 
     def localAddress(self, url: str) -> str:
-        """The address of this machine, if there were a connection."""
+        """See ConnectionPool."""
         return self._address
 
     def onLocalAddress(self, listener: Callable[[str, str], object]) -> Callable[[], None]:
@@ -156,18 +146,14 @@ class Network:
         return self._addressListeners.add(listener)
 
     def move(self, address: str) -> None:
-        """Connections have another local address from now on."""
         self._address = address
         self._addressListeners.call(self._url, address)
 
     def flush(self) -> None:
-        """Deliver the registry's responses."""
         if self.registry is not None:
             self.registry.flush()
 
     def resume(self) -> None:
-        """Let the requests through that waited while the registry was paused."""
-        self.isPaused = False
         waiting, self._waiting = self._waiting, []
         for send in waiting:
             send()
@@ -194,18 +180,21 @@ class Network:
             response: Deferred[IResponse] = self.registry.request(method, uri, headers, bodyProducer)
             return response
 
-        fault = self._faultFor(request)
-        if self.isPaused and fault is None:
-            return self._later(send)
-        return self._unlessLost(send() if fault is None else fault(send))
-
-    def _faultFor(self, request: Request) -> Fault | None:
         script = next((script for script in self.scripts if script.left != 0 and script.when(request)), None)
-        if script is None:
-            return None
-        if script.left is not None:
-            script.left -= 1
-        return script.fault
+        if script is not None:
+            script.left = None if script.left is None else script.left - 1
+            return self._unlessLost(script.fault(send))
+        if not self.isPaused:
+            return self._unlessLost(send())
+        response = never()
+
+        def arrived(result: Any) -> None:
+            # The registry acts also on a request whose client has given up meanwhile.
+            if not response.called:
+                response.callback(result)
+
+        self._waiting.append(lambda: send().addBoth(arrived))
+        return self._unlessLost(response)
 
     def _unlessLost(self, response: Deferred[IResponse]) -> Deferred[IResponse]:
         """A response that is lost if it comes during a partition, or after its connection was lost."""
@@ -225,15 +214,4 @@ class Network:
             answer.callback(result)
 
         response.addBoth(relay)
-        return answer
-
-    def _later(self, send: Send) -> Deferred[IResponse]:
-        answer = never()
-
-        def arrived(result: Any) -> None:
-            # The registry acts also on a request whose client has given up meanwhile.
-            if not answer.called:
-                answer.callback(result)
-
-        self._waiting.append(lambda: send().addBoth(arrived))
         return answer
