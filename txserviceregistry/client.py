@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random as randomModule
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
-from types import EllipsisType, TracebackType
+from types import EllipsisType
 from typing import Any
 
 import attrs
@@ -46,7 +47,7 @@ _CHANGES = {
 _MOST_WAITING = 1000
 
 
-class Client:
+class Client(AbstractAsyncContextManager["Client"]):
     """
     A client of a service registry, with the credentials of one user::
 
@@ -214,12 +215,7 @@ class Client:
             self._closing = self._close()
         return waitFor(self._closing)
 
-    async def __aenter__(self) -> Client:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *details: object) -> None:
         await self.close()
 
     @returnsDeferred

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -41,24 +40,22 @@ __all__ = [
 ]
 
 #: The types of faults that the API has, with the status code of each.
-FAULT_TYPES: Mapping[str, int] = MappingProxyType(
-    {
-        "badRequest": 400,
-        "serviceWithThisIdExists": 400,
-        "invalidLimit": 400,
-        "limitReached": 400,
-        "rateLimitReached": 400,
-        "unauthorizedError": 401,
-        "forbiddenError": 403,
-        "notFoundError": 404,
-        "lockHeld": 409,
-        "preconditionFailed": 412,
-        "requestTooLargeError": 413,
-        "internalError": 500,
-        "notImplementedError": 501,
-        "systemFailureError": 503,
-    }
-)
+FAULT_TYPES: Mapping[str, int] = {
+    "badRequest": 400,
+    "serviceWithThisIdExists": 400,
+    "invalidLimit": 400,
+    "limitReached": 400,
+    "rateLimitReached": 400,
+    "unauthorizedError": 401,
+    "forbiddenError": 403,
+    "notFoundError": 404,
+    "lockHeld": 409,
+    "preconditionFailed": 412,
+    "requestTooLargeError": 413,
+    "internalError": 500,
+    "notImplementedError": 501,
+    "systemFailureError": 503,
+}
 
 # The most services that the text of a NoServiceAvailable names.
 _MOST_REASONS = 3

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.protocol import Protocol as BodyProtocol
-from twisted.internet.protocol import connectionDone
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.iweb import IResponse
 
@@ -88,10 +87,13 @@ class EventsClient(APIGroup):
         """
         return self._pages("/events", readEventPage, marker=marker)
 
-    def openStream(self, listener: StreamListener, types: str | None, lastId: str | None) -> EventStream:
+    def openStream(self, listener: Any, types: str | None, lastId: str | None) -> EventStream:
         """
         Open an event stream of these *types*, separated by commas, or those of version 1.0, after the event *lastId* or
         from now on: the registry's extension ``event-stream``.
+
+        :param listener: its methods are called: ``received()`` for every sign of life, ``happened(type, id, data)`` for
+            an event (*id* is ``None`` if it has none), and ``ended()`` unless :meth:`EventStream.close` was.
         """
         headers = {} if lastId is None else {"Last-Event-ID": lastId}
         requesting = self._transport.stream("/events/stream", {"types": types}, headers)
@@ -106,22 +108,12 @@ class EventsClient(APIGroup):
             stream.interrupt()
 
 
-class StreamListener(Protocol):
-    """Has its methods called for every sign of life, for an event, and at an end that was not its own."""
-
-    def received(self) -> None: ...
-
-    def happened(self, type: str, id: str | None, data: str) -> None: ...
-
-    def ended(self) -> None: ...
-
-
 @attrs.define(eq=False, repr=False, slots=False)
-class EventStream(BodyProtocol):
+class EventStream(Protocol):
     """One connection. It ends after a suspend of the machine, because it is most likely dead."""
 
     _requesting: Deferred[IResponse]
-    _listener: StreamListener | None
+    _listener: Any
     _suspends: SuspendWatch
     _onClosed: Callable[[EventStream], object]
     _response: Any = attrs.field(default=None, init=False)

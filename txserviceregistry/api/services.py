@@ -33,17 +33,16 @@ class ListCache:
     """The last page of each listing, for the time when the registry can't be reached. The oldest ones are dropped."""
 
     def __init__(self, maxBytes: int = 8 * 1024 * 1024) -> None:
-        self._left = maxBytes
+        self._maxBytes = maxBytes
         # As JSON, so that no caller changes the page of another, with the times when they came.
         self._pages: dict[str, tuple[bytes, float]] = {}
 
     def keep(self, key: str, page: bytes, now: float) -> None:
         """Keep the JSON of a page of the listing with this path and query."""
-        self._drop(key)
+        self._pages.pop(key, None)
         self._pages[key] = page, now
-        self._left -= len(page)
-        while self._left < 0:
-            self._drop(next(iter(self._pages)))
+        while sum(len(text) for text, _ in self._pages.values()) > self._maxBytes:
+            del self._pages[next(iter(self._pages))]
 
     def stale(self, key: str, now: float) -> Any:
         """The page, with its age in seconds as ``stale`` in its ``metadata``; ``None`` if there is none."""
@@ -53,10 +52,6 @@ class ListCache:
         page = json.loads(text)
         page["metadata"]["stale"] = max(0.0, now - since)
         return page
-
-    def _drop(self, key: str) -> None:
-        page, _ = self._pages.pop(key, (b"", 0.0))
-        self._left += len(page)
 
 
 class ServicesAPI(APIGroup):

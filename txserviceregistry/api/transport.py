@@ -103,18 +103,14 @@ class Transport:
         except ValueError:
             return fail()
         if self._traceparent is not None:
-            request.traceparent = self._currentTrace(self._traceparent)
+            try:
+                request.traceparent = validTraceparent(self._traceparent()) or ""
+            except Exception:
+                # It is the application's. Heartbeats must not depend on it.
+                self._tracing.failed(Failure())
+            else:
+                self._tracing.succeeded()
         return request.inTime(self._send(request, body))
-
-    def _currentTrace(self, traceparent: Callable[[], str | None]) -> str:
-        try:
-            current = traceparent()
-        except Exception:
-            # It is the application's. Heartbeats must not depend on it.
-            self._tracing.failed(Failure())
-            return ""
-        self._tracing.succeeded()
-        return validTraceparent(current) or ""
 
     async def require(self, extension: str) -> None:
         """Raise ``NotSupported`` unless the registry has an extension; ask it if no response has named it so far."""

@@ -285,7 +285,7 @@ class EventPoller:
             self._noPollUntil = clock.seconds() + POLL * (1.0 - 0.2 * random.random())
         return page
 
-    # -- the stream; for received, happened and ended see StreamListener
+    # -- the stream; for received, happened and ended see EventsClient.openStream
 
     @property
     def _isOpening(self) -> bool:

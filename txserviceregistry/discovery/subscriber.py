@@ -18,7 +18,7 @@ from ..errors import NotRunning, RateLimited, ServiceRegistryError
 from ..http.jsontransport import ClientClosed
 from ..util.deferred import Backoff, Waiters, waitFor
 from ..util.files import checkPath, replaceFile
-from ..util.logs import Listeners, Logger, Outage, WriteOutage
+from ..util.logs import Listeners, Logger, Outage, writeOutage
 from .poller import WATCHED, StaleCursor, pollerOf
 
 _T = TypeVar("_T")
@@ -130,7 +130,7 @@ class Subscriber(BackgroundService):
         self._backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, random)
         # The first failure is followed by a retry at once.
         self._outage = Outage(self._log, self._clock, self.outageBegins, self.outageEnds, after=2, what=self.what)
-        self._writeOutage = WriteOutage(self._path or "", self._log, self._clock, self.fileLoss)
+        self._writing = writeOutage(self._path or "", self._log, self._clock, self.fileLoss)
         # Called when a stop begins.
         self._stopListeners: Listeners[[]] = Listeners(self._log, "a stop")
 
@@ -195,9 +195,9 @@ class Subscriber(BackgroundService):
             checkPath(self._path)
             replaceFile(self._path, json.dumps(content))
         except OSError as error:
-            self._writeOutage.notWritten(error)
+            self._writing.failed(reason=error.strerror or type(error).__name__)
         else:
-            self._writeOutage.succeeded()
+            self._writing.succeeded()
 
     def _readFile(self, parse: Callable[[Any], _T]) -> _T | None:
         """The result of *parse* for the JSON in the file; ``None`` if there is no file, or *parse* raises an error."""

@@ -13,7 +13,7 @@ from weakref import WeakSet
 from twisted.internet.interfaces import IReactorTime
 
 from ..util.files import checkPath, lockFile, replaceFile
-from ..util.logs import Logger, Outage, WriteOutage
+from ..util.logs import Logger, Outage, writeOutage
 from .desired import DesiredState, wantsHost
 
 _SHARED = (
@@ -65,7 +65,7 @@ class StateFile:
         self._desired = desired
         self._sharing = Outage(log, clock, _SHARED, serviceId=desired.serviceId, path=path)
         loss = f"a restarted program can't continue service {desired.serviceId}"
-        self._writing = WriteOutage(path or "", log, clock, loss)
+        self._writing = writeOutage(path or "", log, clock, loss)
         # The arguments of the program, and the fields that nothing has changed since an earlier process.
         self._given: Mapping[str, Any] = desired.fields
         self._unchanged: frozenset[str] = frozenset()
@@ -148,7 +148,7 @@ class StateFile:
             }
             replaceFile(path, json.dumps(content))
         except OSError as error:
-            self._writing.notWritten(error)
+            self._writing.failed(reason=error.strerror or type(error).__name__)
         else:
             self._writing.succeeded()
 

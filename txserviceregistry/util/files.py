@@ -209,7 +209,7 @@ class Reloaded(Generic[_Text, _Made]):
         return self._made
 
     def suspect(self) -> None:
-        """Read the files again even if they seem unchanged: the value did not work."""
+        """Let the next use read the files even if they seem unchanged: the value did not work."""
         self._isSuspect = True
 
     def reload(self) -> None:

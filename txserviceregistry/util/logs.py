@@ -80,15 +80,10 @@ class Outage:
             self._log.info(self._ends, **{**self._values, **values, "seconds": seconds})
 
 
-class WriteOutage(Outage):
-    """A file can't be written; *loss* is the consequence, as a clause."""
-
-    def __init__(self, path: str, log: Logger, clock: IReactorTime, loss: str) -> None:
-        begins = "File {path} can't be written: {reason}. Until it can, {loss}"
-        super().__init__(log, clock, begins, "File {path} is written again", path=path, loss=loss)
-
-    def notWritten(self, error: OSError) -> None:
-        self.failed(reason=error.strerror or type(error).__name__)
+def writeOutage(path: str, log: Logger, clock: IReactorTime, loss: str) -> Outage:
+    """A file that can't be written, for a *reason*; *loss* is the consequence, as a clause."""
+    begins = "File {path} can't be written: {reason}. Until it can, {loss}"
+    return Outage(log, clock, begins, "File {path} is written again", path=path, loss=loss)
 
 
 @attrs.define(eq=False)
