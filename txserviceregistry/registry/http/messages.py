@@ -20,6 +20,8 @@ from .connections import ipOf
 #: The paths of the API and the Auth API.
 API = "/v1.0"
 AUTH = "/v2.0"
+#: The kinds of credentials, and the name of the API key in each. The key is the only password that there is.
+CREDENTIALS = {"RAX-KSKEY:apiKeyCredentials": "apiKey", "passwordCredentials": "password"}
 #: The extensions of the API that this registry has.
 EXTENSIONS = (
     "etag",

@@ -13,8 +13,7 @@ from ..._version import __version__
 from ...errors import FAULT_TYPES
 from ..identity import TENANT
 from ..limits import PATHS, RATE_HEADERS
-from .authentication import CREDENTIALS
-from .messages import API, EXTENSIONS
+from .messages import API, CREDENTIALS, EXTENSIONS
 from .operations import MAXIMUM_BODY, ROUTES, TOKENS, Operation
 from .validation import KEY, LIMIT, MAXIMUM_LIMIT, PATH_PARAMETERS, SERVICE_ID, TIME_UUID, Schema, matching, schemaOf
 

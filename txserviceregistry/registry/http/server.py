@@ -160,7 +160,7 @@ class ApiChannel(Client):
             self.endAfter(self.connections.limits.idleSeconds)
             return
         self.isWhole()
-        if self.isKnown or self.resource.authenticator.vouchesFor(request):
+        if self.isKnown or self.resource.vouchesFor(request):
             self.resource.answer(request)
         else:
             self.connections.requests.run(self.origin, partial(self._answer, request))

@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.registry.http.authentication`: tokens and credentials on requests. How tokens are
+Tests for :mod:`txserviceregistry.registry.http.resource`: tokens and credentials on requests. How tokens are
 issued is in test_resource.
 """
 
