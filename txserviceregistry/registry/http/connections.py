@@ -36,9 +36,6 @@ SWEEP_SECONDS = 1.0
 #: Seconds after which a connection that is being closed is cut, whether or not its last response has been read.
 CLOSE_SECONDS = 15.0
 
-# Connections are told apart by numbers: what remembers them keeps none of them alive.
-_numbers = count(1)
-
 
 @attrs.frozen
 class ConnectionLimits:
@@ -120,13 +117,13 @@ class Client(HTTPChannel):
     deadline = math.inf
     # Whether the client does not read what it is sent.
     isClogged = False
-    _isClosing = False
-    _number = 0
+    isClosing = False
+    # What remembers connections has their numbers, and keeps none of them alive.
+    number = 0
 
     @property
     def origin(self) -> Origin:
-        self._number = self._number or next(_numbers)
-        return self.connections.origin(self.peer, self._number)
+        return self.connections.origin(self.peer, self.number)
 
     @property
     def hasUnread(self) -> bool:
@@ -143,27 +140,11 @@ class Client(HTTPChannel):
     def endAfter(self, seconds: float) -> None:
         self.deadline = self.connections.clock.seconds() + seconds
 
-    def expire(self) -> None:
-        if self._isClosing:
-            self.evict()
-        else:
-            self.loseConnection()
-
     def loseConnection(self) -> None:
         """Close as soon as all that was sent has been read, or after a while."""
-        self._isClosing = True
+        self.isClosing = True
         self.endAfter(CLOSE_SECONDS)
         HTTPChannel.loseConnection(self)
-
-    def evict(self) -> None:
-        self.transport.abortConnection()
-
-    def endSoon(self) -> None:
-        """Close at once if there is no request, else with its response."""
-        if self.requests:
-            self.persistent = False
-        else:
-            self.loseConnection()
 
 
 class Connections:
@@ -171,9 +152,6 @@ class Connections:
     All connections of a registry. When there are too many, that of an unauthenticated client is closed that has waited
     longest for a request; if there is none, the known one that has, if at least half of all are known ones that wait;
     else the new one.
-
-    :ivar evictions: how many had to go since the start.
-    :ivar requests: the queue of requests from unauthenticated clients; *handshakes*: that of TLS handshakes.
     """
 
     _log = Logger()
@@ -182,10 +160,12 @@ class Connections:
         self.limits = limits
         self.clock = clock
         self.evictions = 0
+        # Of unauthenticated clients.
         self.requests = AdmissionQueue(clock)
         self.handshakes = AdmissionQueue(clock)
         # When an address was last known: during a flood from elsewhere a share of the queues is reserved for these.
         self._seen: BoundedCache[str, float] = BoundedCache()
+        self._numbers = count(1)
         self._members: set[Client] = set()
         self._ofPeer: Counter[str] = Counter()
         # Those that could be closed without harm to a request, of unauthenticated clients and of known ones, in the
@@ -196,9 +176,8 @@ class Connections:
         # The bytes of unfinished requests of unauthenticated clients, the oldest request first.
         self._kept: dict[Client, int] = {}
         self._allKept = 0
-        # When evictions were logged, and how many there have been since.
-        self._logged: float | None = None
-        self._evicted = 0
+        # When evictions were logged, and how many there had been then.
+        self._logged = -math.inf, 0
 
     @property
     def count(self) -> int:
@@ -206,6 +185,7 @@ class Connections:
 
     def opened(self, connection: Client) -> None:
         """There is a new one, from which nothing has come so far."""
+        connection.number = next(self._numbers)
         self._members.add(connection)
         self._ofPeer[connection.peer] += 1
         if self._sweeping is None:
@@ -238,27 +218,30 @@ class Connections:
         self._seen.put(peer, self.clock.seconds())
 
     def origin(self, peer: str, connection: int) -> Origin:
-        seen = self._seen.get(peer)
-        return Origin(peer, connection, seen is not None and self.clock.seconds() - seen < KNOWN_SECONDS)
+        return Origin(peer, connection, self.clock.seconds() - self._seen.get(peer, -math.inf) < KNOWN_SECONDS)
 
     def drain(self, seconds: float, endWaiting: Callable[[], None] = lambda: None) -> Deferred[None]:
         """
         Close all: idle ones now, the others with the response to their request, and whatever happens after so many
         *seconds*; *endWaiting* ends the waiting of requests. Fires when no connection is left.
         """
-        if not self.count:
+        if not self._members:
             endWaiting()
             return succeed(None)
         drained = self._drained
-        abort = self.clock.callLater(seconds, self._abort)
-        for connection in list(self._members):
-            connection.endSoon()
-        endWaiting()
-        return cancelWith(abort, drained)
 
-    def _abort(self) -> None:
+        def abort() -> None:
+            for connection in list(self._members):
+                connection.transport.abortConnection()
+
+        aborting = self.clock.callLater(seconds, abort)
         for connection in list(self._members):
-            connection.evict()
+            if connection.requests:
+                connection.persistent = False
+            else:
+                connection.loseConnection()
+        endWaiting()
+        return cancelWith(aborting, drained)
 
     def waits(self, connection: Client) -> None:
         self._waiting[connection.isKnown][connection] = None
@@ -271,8 +254,10 @@ class Connections:
         self._sweeping = self.clock.callLater(SWEEP_SECONDS, self._sweep)
         now = self.clock.seconds()
         for connection in [each for each in self._members if each.deadline <= now]:
-            if connection in self._members:  # closing another one may have closed it
-                connection.expire()
+            if connection.isClosing:
+                connection.transport.abortConnection()
+            elif connection in self._members:  # closing another one may have closed it
+                connection.loseConnection()
 
     def keeps(self, connection: Client, size: int) -> None:
         """Note the size of the unfinished request on the connection of an unauthenticated client."""
@@ -303,12 +288,11 @@ class Connections:
 
     def _evict(self, victim: Client, why: str, **figures: object) -> None:
         self.evictions += 1
-        self._evicted += 1
-        now = self.clock.seconds()
-        if self._logged is None or now - self._logged >= LOG_INTERVAL:
-            self._log.warn(why, evicted=self._evicted, **figures)
-            self._logged, self._evicted = now, 0
-        victim.evict()
+        now, (logged, before) = self.clock.seconds(), self._logged
+        if now - logged >= LOG_INTERVAL:
+            self._log.warn(why, evicted=self.evictions - before, **figures)
+            self._logged = now, self.evictions
+        victim.transport.abortConnection()
 
 
 class AdmissionQueue:
@@ -316,8 +300,6 @@ class AdmissionQueue:
     The queue of the work for unauthenticated clients. Only a slice of it is done in each turn of the reactor, so that
     clients that have shown a token are served in every turn. The order is fair: half of the turns are for known
     addresses, each half is divided between its addresses, and the share of an address between its connections.
-
-    :ivar waited: how many works had to wait since the start.
     """
 
     #: The length of a slice, in seconds.
@@ -339,8 +321,8 @@ class AdmissionQueue:
         self._next: IDelayedCall | None = None
         # When the pause ends at the latest.
         self._latest = 0.0
-        # How many were served recently, and how many of these have shown a token. At first all are expected to.
-        self._served = self._welcomed = float(self.RECENT)
+        # How many of those that were served recently have shown a token. At first all are expected to.
+        self._welcomed = float(self.RECENT)
         self.waited = 0
 
     def run(self, origin: Origin, work: Callable[[], None]) -> bool:
@@ -367,7 +349,6 @@ class AdmissionQueue:
             work()
         finally:
             took, self._began = self._clock.seconds() - self._began, None
-            self._served += 1 - self._served / self.RECENT
             self._welcomed -= self._welcomed / self.RECENT
             if took > 0:
                 before = self._spent
@@ -390,7 +371,7 @@ class AdmissionQueue:
     def _schedule(self, beginsPause: bool = False) -> None:
         now, delay = self._clock.seconds(), 0.0
         if self._spent >= self.SECONDS:
-            delay = self._spent * self.PAUSE * max(0.0, 1 - self._welcomed / self._served)
+            delay = self._spent * self.PAUSE * max(0.0, 1 - self._welcomed / self.RECENT)
         if beginsPause:
             self._latest = now + max(delay, self.LONGEST)
         if self._next is None:
@@ -408,15 +389,16 @@ class AdmissionQueue:
             self._schedule()
 
 
-def _clientOf(request: Request) -> Client | None:
+def _guest(request: Request) -> Client | None:
+    """The connection of a request whose client has not shown valid credentials."""
     # Requests to a plain Site have another channel; one that was finished meanwhile has none.
     channel = getattr(request, "channel", None)
-    return channel if isinstance(channel, Client) else None
+    return channel if isinstance(channel, Client) and not channel.isKnown else None
 
 
 def recognize(request: Request) -> None:
-    client = _clientOf(request)
-    if client is not None and not client.isKnown:
+    client = _guest(request)
+    if client is not None:
         client.isKnown = True
         client.connections.remember(client.peer)
         client.connections.requests.welcome()
@@ -424,8 +406,8 @@ def recognize(request: Request) -> None:
 
 
 def originOf(request: Request) -> Origin:
-    client = _clientOf(request)
-    return Origin() if client is None else client.origin
+    channel = getattr(request, "channel", None)
+    return channel.origin if isinstance(channel, Client) else Origin()
 
 
 async def inTurn(request: Request) -> None:
@@ -433,8 +415,8 @@ async def inTurn(request: Request) -> None:
     Wait for the turn of a request that had to wait for something else: the remaining work, and that for the requests
     behind it, is work for an unauthenticated client, unless its client has shown a token meanwhile.
     """
-    client = _clientOf(request)
-    if client is not None and not client.isKnown:
+    client = _guest(request)
+    if client is not None:
         turn: Deferred[None] = Deferred()
         client.connections.requests.enter(client.origin, partial(turn.callback, None))
         await turn
