@@ -1,9 +1,4 @@
-"""
-The operations of the API, each one method of one path below ``/v1.0/{tenant}``: their records, routing, and calls. The
-operations themselves are in :mod:`~txserviceregistry.registry.http.handlers`.
-
-Nothing redirects, and no slash is merged, because each slash in a configuration key counts.
-"""
+"""The operations of the API, each one method of one path below ``/v1.0/{tenant}``: records, routing, and calls."""
 
 from __future__ import annotations
 
@@ -15,7 +10,7 @@ from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode
 import attrs
 from twisted.web.server import Request
 
-from ..faults import Fault, badRequest
+from ..faults import badRequest
 from ..model import UNCONDITIONAL, Page, Precondition
 from ..stores.interfaces import UserRecord
 from .messages import API, AUTH, Response, baseUrl
@@ -27,7 +22,6 @@ MAXIMUM_BODY = 5_000
 #: The one resource of the Auth API.
 TOKENS = AUTH + "/tokens"
 
-_CONFIGURATION = "/configuration/"
 _MAY_END_IN_SLASH = ("/services/", "/events/", "/limits/")
 _URL = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -35,35 +29,23 @@ _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 @attrs.frozen
 class Operation:
-    """
-    One method of one path. Routing, the checks of queries and bodies, and ``/openapi.json`` come from these records.
-
-    :ivar path: below the tenant, with at most one placeholder.
-    :ivar success: the meaning of the response to a request that succeeds; *code* is its status, and *schema* the name
-        of its schema in ``/openapi.json``, ``None`` if it has no body.
-    :ivar query: the parameters of the query, in the order in which they are checked; *body*: the fields of the body, so
-        too, ``None`` if it takes no body; *headers*: those of the request that its handler looks at.
-    :ivar faults: the types of its faults, beside those that all operations have.
-    :ivar sends: the names of the response's headers, beside those that every response has.
-    :ivar maximumBody: a body of so many bytes is too large.
-    :ivar needsStore: whether it may wait for the store, and makes the account.
-    """
+    """One method of one path. Routing, checks of queries and bodies, and ``/openapi.json`` come from these records."""
 
     name: str
     handler: Callable[[Any, Call], Awaitable[Response]]
     method: str
-    path: str
+    path: str  # below the tenant, with at most one placeholder
     summary: str
-    success: str
-    code: int
-    schema: str | None = None
-    query: tuple[Parameter, ...] = ()
-    body: tuple[Field, ...] | None = None
-    faults: tuple[str, ...] = ()
-    headers: tuple[Parameter, ...] = ()
-    sends: tuple[str, ...] = ()
-    maximumBody: int = MAXIMUM_BODY
-    needsStore: bool = True
+    success: str  # the meaning of the response to a request that succeeds
+    code: int  # of that response
+    schema: str | None = None  # the name of its schema in /openapi.json, if it has a body
+    query: tuple[Parameter, ...] = ()  # in the order in which they are checked
+    body: tuple[Field, ...] | None = None  # as query; None if it takes no body
+    faults: tuple[str, ...] = ()  # types, beside those that all operations have
+    headers: tuple[Parameter, ...] = ()  # of the request
+    sends: tuple[str, ...] = ()  # names of headers, beside those that every response has
+    maximumBody: int = MAXIMUM_BODY  # a body of so many bytes is too large
+    needsStore: bool = True  # whether it may wait for the store, and makes the account
 
 
 #: All operations, by path and method.
@@ -76,11 +58,8 @@ _Handler = TypeVar("_Handler", bound=Callable[..., Awaitable[Response]])
 
 def operation(target: str, code: int, schema: str | None = None, **more: Any) -> Callable[[_Handler], _Handler]:
     """
-    The handler below answers this operation. The first sentence of its docstring is the operation's summary, the rest
-    says what success means.
-
-    :param target: method and path.
-    :param more: arguments of :class:`Operation`, as *code* and *schema* are.
+    The handler below answers this operation, *target* being its method and path; *more* are other attributes. The first
+    sentence of its docstring is the operation's summary, the rest says what success means.
     """
     method, path = target.split(" ")
     _, first, *rest = path.split("/")
@@ -97,32 +76,18 @@ def operation(target: str, code: int, schema: str | None = None, **more: Any) ->
 
 @attrs.frozen
 class Target:
-    """
-    The target of a request.
+    """The target of a request."""
 
-    :ivar path: decoded.
-    :ivar isApi: whether it is below ``/v1.0``, so that it needs a token even if there is no such resource.
-    :ivar tenant: empty if the path begins with a resource, which is then that of the user's own tenant.
-    :ivar operation: ``None`` if the path is not a resource, or does not take the method.
-    :ivar argument: the id, key or namespace in the path.
-    :ivar isTokens: whether it is :data:`TOKENS`.
-    """
-
-    path: str = ""
-    isApi: bool = False
-    tenant: str = ""
+    path: str = ""  # decoded
+    route: str = ""  # the path of its operation, or TOKENS; empty if it is neither
+    isApi: bool = False  # whether it is below /v1.0, so that it needs a token even if there is no such resource
+    tenant: str = ""  # empty if the path begins with a resource, which is then that of the user's own tenant
     operation: Operation | None = None
-    argument: str = ""
-    isTokens: bool = False
+    argument: str = ""  # the id, key or namespace in the path
 
     @property
     def maximumBody(self) -> int:
         return MAXIMUM_BODY if self.operation is None else self.operation.maximumBody
-
-    @property
-    def route(self) -> str:
-        """The path of its operation, or :data:`TOKENS`; empty if it is neither."""
-        return self.operation.path if self.operation is not None else TOKENS if self.isTokens else ""
 
     def note(self, record: RequestRecord) -> None:
         record.route, record.object = self.route, self.argument
@@ -141,46 +106,41 @@ def resolve(method: bytes, raw: bytes) -> Target:
         if tenant in _RESOURCES:
             tenant, slash, rest = "", "/", below
         operation, argument = match(method.decode("latin-1"), slash + rest)
-        return Target(path, True, tenant, operation, argument)
+        return Target(path, "" if operation is None else operation.path, True, tenant, operation, argument)
     isAuth = method == b"POST" and path.startswith(AUTH + "/")
-    return Target(path, isTokens=isAuth and path[len(AUTH) :].lstrip("/").removesuffix("/") == "tokens")
-
-
-def early(method: bytes, raw: bytes) -> Target:
-    """As :func:`resolve`, for a request that is not whole: a malformed path, which is refused later, names nothing."""
-    try:
-        return resolve(method, raw)
-    except Fault:
-        return Target()
+    isTokens = isAuth and path[len(AUTH) :].lstrip("/").removesuffix("/") == "tokens"
+    return Target(path, TOKENS if isTokens else "")
 
 
 def match(method: str, path: str) -> tuple[Operation | None, str]:
-    """The operation of a decoded path below the tenant, if there is one, and its argument."""
+    """
+    The operation of a decoded path below the tenant, if there is one, and its argument. Nothing redirects, and no slash
+    is merged, because each slash in a configuration key counts.
+    """
     if method == "HEAD":
         method = "GET"
     if path.endswith("/") and path.startswith(_MAY_END_IN_SLASH):
         path = path[:-1]
-    argument = ""
-    if path.startswith(_CONFIGURATION):
-        path, argument = _configuration(method, path[len(_CONFIGURATION) :])
-    else:
+    argument = path.removeprefix("/configuration/")
+    if argument == path:
+        argument = ""
         segments = path.split("/", 3)
         if len(segments) > 2 and segments[2] and _RESOURCES.get(segments[1]):
             argument, segments[2] = segments[2], _RESOURCES[segments[1]]
             path = "/".join(segments)
-    return ROUTES.get(path, {}).get(method), argument
-
-
-def _configuration(method: str, rest: str) -> tuple[str, str]:
-    if not rest:
-        return "/configuration", ""
-    if method != "GET" or not rest.endswith("/"):
+    elif not argument:
+        path = "/configuration"
+    elif method != "GET" or not argument.endswith("/"):
+        path = "/configuration/{configurationId}"
         # The slash that begins a qualified key may be left out, except where it is all that makes it one.
-        isQualified = "/" in rest and not rest.startswith("/")
-        return "/configuration/{configurationId}", "/" + rest if isQualified else rest
-    # One slash is all qualified keys; more of them do not name a namespace.
-    isName = rest.strip("/")
-    return "/configuration/{namespace}/", "/" + rest.removeprefix("/")[:-1] if isName else rest
+        if "/" in argument and not argument.startswith("/"):
+            argument = "/" + argument
+    else:
+        path = "/configuration/{namespace}/"
+        # One slash is all qualified keys; more of them do not name a namespace.
+        if argument.strip("/"):
+            argument = "/" + argument.removeprefix("/")[:-1]
+    return ROUTES.get(path, {}).get(method), argument
 
 
 def originForm(target: bytes) -> bytes:
@@ -212,21 +172,15 @@ def sentQuery(request: Request) -> list[tuple[str, str]]:
 
 @attrs.frozen(repr=False)
 class Call:
-    """
-    A request that has passed authentication, routing and the checks of its query.
-
-    :ivar argument: the id, key or namespace in its path, not checked so far; empty if it has none.
-    :ivar query: the values of the operation's parameters, by name.
-    :ivar authenticate: checks the token once more; raises a fault if it has ended.
-    """
+    """A request that has passed authentication, routing and the checks of its query."""
 
     record: RequestRecord
     user: UserRecord
     operation: Operation
-    argument: str
-    query: Mapping[str, Any]
+    argument: str  # the id, key or namespace in its path, not checked so far; empty if it has none
+    query: Mapping[str, Any]  # the values of the operation's parameters, by name
     body: Mapping[str, Any]
-    authenticate: Callable[[], Awaitable[UserRecord]]
+    authenticate: Callable[[], Awaitable[UserRecord]]  # checks the token once more; raises a fault if it has ended
 
     @property
     def tenant(self) -> str:
@@ -246,7 +200,12 @@ class Call:
 
     def precondition(self) -> Precondition:
         """The precondition of a write (RFC 9110, 13.1). ``W/``, which proxies that compress add, is ignored."""
-        match, noneMatch = self._header(b"If-Match"), self._header(b"If-None-Match")
+        headers = self.record.request.requestHeaders
+        # The lines of each are one list; any bytes may come in it.
+        match, noneMatch = (
+            None if lines is None else b", ".join(lines).decode("latin-1")
+            for lines in map(headers.getRawHeaders, (b"If-Match", b"If-None-Match"))
+        )
         if match is not None and noneMatch is not None:
             raise badRequest("'If-Match' and 'If-None-Match' headers can't be combined", "Send only one of them")
         if match is not None:
@@ -256,11 +215,6 @@ class Call:
             IF_NONE_MATCH.value(noneMatch)
             return Precondition(False)
         return UNCONDITIONAL
-
-    def _header(self, name: bytes) -> str | None:
-        # Its lines are one list; any bytes may come in it.
-        lines = self.record.request.requestHeaders.getRawHeaders(name)
-        return None if lines is None else b", ".join(lines).decode("latin-1")
 
     def url(self, path: str) -> str:
         """The absolute URL of *path* below the tenant. No id or key contains a character to escape."""

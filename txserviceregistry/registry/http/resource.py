@@ -30,7 +30,7 @@ from ..stores.interfaces import StoreUnavailable, UserRecord
 from .connections import inTurn, originOf, recognize
 from .handlers import Handlers
 from .messages import API, AUTH, CREDENTIALS, Response, baseUrl, faultResponse, parseBody, write
-from .operations import Call, Target, resolve, sentQuery
+from .operations import TOKENS, Call, Target, resolve, sentQuery
 from .requestlog import GONE, LOCK_WAITING, STREAM, WAITING, RequestLog, RequestRecord
 from .statuspages import Pages
 
@@ -155,7 +155,7 @@ class ApiResource(Resource):
 
     async def _outside(self, record: RequestRecord, target: Target) -> Response:
         request, path = record.request, target.path
-        if target.isTokens:
+        if target.route == TOKENS:
             return await self._issueToken(request)
         console = self.handlers.console
         if console is not None and console.serves(request, path):

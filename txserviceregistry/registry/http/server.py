@@ -21,11 +21,11 @@ from twisted.web import server
 from twisted.web.http import HTTPChannel
 from twisted.web.http import Request as HTTPRequest
 
-from ..faults import badRequest, requestTooLarge
+from ..faults import Fault, badRequest, requestTooLarge
 from ..limits import Origin
 from .connections import AdmissionQueue, Client, ConnectionLimits, Connections, peerOf
 from .messages import faultResponse, inBytes, write
-from .operations import MAXIMUM_BODY, Target, early, originForm
+from .operations import MAXIMUM_BODY, Target, originForm, resolve
 from .requestlog import newTxnId
 from .resource import ApiResource
 
@@ -195,7 +195,10 @@ class ApiChannel(Client):
         """The method, path and target of the request that is coming in; empty as far as it has not come."""
         # Twisted hands the first line of a request over with the last byte of its body, and keeps it here until then.
         method, path = getattr(self, "_command", b""), originForm(getattr(self, "_path", b"")).partition(b"?")[0]
-        return method, path, early(method, path)
+        try:
+            return method, path, resolve(method, path)
+        except Fault:  # it will be refused
+            return method, path, Target()
 
     def noticeRefusal(self, code: int, txnId: str) -> None:
         method, path, target = self.asked()
