@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints, is_typeddict
@@ -13,18 +12,12 @@ from ..._version import __version__
 from ...errors import FAULT_TYPES
 from ..identity import TENANT
 from ..limits import PATHS, RATE_HEADERS
-from .messages import API, CREDENTIALS, EXTENSIONS
+from .messages import API, CREDENTIALS, EXTENSIONS, inJSON
 from .operations import MAXIMUM_BODY, ROUTES, TOKENS, Operation
 from .validation import KEY, LIMIT, MAXIMUM_LIMIT, PATH_PARAMETERS, SERVICE_ID, TIME_UUID, Schema, matching, schemaOf
 
 #: The path of the document.
 PATH = "/openapi.json"
-
-# The faults that every operation can have.
-_ALWAYS = (
-    *("badRequest", "requestTooLargeError", "internalError", "systemFailureError"),
-    *("unauthorizedError", "forbiddenError", "notFoundError"),
-)
 
 _TEXT: Schema = {"type": "string"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
@@ -58,26 +51,17 @@ _HEADERS: Mapping[str, tuple[str, Schema]] = {
 _OPTIONAL = frozenset({*RATE_HEADERS, "ETag", "Retry-After"})
 
 
-def document(baseUrl: str) -> bytes:
-    """The description, ready to be sent; *baseUrl* is under which the client reached the registry."""
-    servers = json.dumps({"servers": [{"url": baseUrl}]})
-    return f"{servers[:-1]}, {_text()[1:]}".encode()
-
-
 @lru_cache(maxsize=1)
-def _text() -> str:
-    return json.dumps(_description(), ensure_ascii=False)
-
-
-def _description() -> Schema:
-    paths: dict[str, Schema] = {TOKENS: {"post": _authentication()}}
+def document() -> bytes:
+    """The description, ready to be sent."""
+    paths: Schema = {TOKENS: {"post": _authentication()}}
     for path, methods in ROUTES.items():
         names = ["tenant", *(part[1:-1] for part in path.split("/") if part.startswith("{"))]
         paths[f"{API}/{{tenant}}{path}"] = {
             "parameters": [_reference("parameters", name) for name in names],
             **{method.lower(): _described(operation) for method, operation in methods.items()},
         }
-    return {
+    description = {
         "openapi": "3.1.0",
         "info": {
             "title": "Service Registry API",
@@ -85,6 +69,7 @@ def _description() -> Schema:
             "description": "Services, which are kept registered by heartbeats, configuration values, and events. "
             f"Served by txserviceregistry {__version__}, with the extensions {', '.join(EXTENSIONS)}.",
         },
+        "servers": [{"url": "/"}],
         "security": [{"token": []}, {"bearer": []}, {"basic": []}],
         "paths": paths,
         "components": {
@@ -104,77 +89,84 @@ def _description() -> Schema:
             "schemas": _schemas(),
         },
     }
+    return inJSON(description).encode()
 
 
 # -- operations
 
 
 def _described(operation: Operation) -> Schema:
-    faults = [*_ALWAYS, *operation.faults]
-    headers = list(operation.sends)
+    faults = ["badRequest", "requestTooLargeError", "internalError", "systemFailureError", "unauthorizedError"]
+    faults += ["forbiddenError", "notFoundError", *operation.faults]
     if LIMIT in operation.query:
         faults.append("invalidLimit")
-    if operation.method == "GET":
-        faults.append("rateLimitReached")
-        headers += RATE_HEADERS
-    schema = None if operation.schema is None else _reference("schemas", operation.schema)
-    mediaType = "text/event-stream" if operation.schema == "EventStream" else "application/json"
+    isRead = operation.method == "GET"
+    headers = [*operation.sends, *RATE_HEADERS] if isRead else operation.sends
+    content = operation.schema and _content(
+        _reference("schemas", operation.schema),
+        "text/event-stream" if operation.schema == "EventStream" else "application/json",
+    )
     described: Schema = {
         "operationId": operation.name,
         "summary": operation.summary,
+        "parameters": [
+            {"name": each.name, "in": place, "description": each.summary, "schema": each.rule.schema}
+            for place, parameters in (("query", operation.query), ("header", operation.headers))
+            for each in parameters
+        ],
         "responses": {
-            str(operation.code): _response(operation.success, schema, headers, mediaType),
-            **_faults(faults, operation.maximumBody),
+            str(operation.code): _response(operation.success, content, headers),
+            **_faults([*faults, "rateLimitReached"] if isRead else faults, operation.maximumBody),
         },
     }
-    parameters = [("query", each) for each in operation.query] + [("header", each) for each in operation.headers]
-    if parameters:
-        described["parameters"] = [
-            {"name": each.name, "in": place, "description": each.summary, "schema": each.rule.schema}
-            for place, each in parameters
-        ]
     if operation.body is not None:
-        described["requestBody"] = _body(schemaOf(operation.body))
+        described["requestBody"] = {"required": True, "content": _content(schemaOf(operation.body))}
     return described
 
 
 def _authentication() -> Schema:
     """``POST /tokens``, whose faults have a form of their own."""
-    responses = {"200": _response("The token, when it expires, and the URLs of the account's API.", _access())}
-    responses.update(_faults(["requestTooLargeError", "internalError", "systemFailureError"], MAXIMUM_BODY))
-    for code, kind, text in (
-        (400, "badRequest", "The body has no valid credentials."),
-        (401, "unauthorized", "Wrong user name or API key."),
-    ):
-        fault = _object({kind: _object({"code": {"const": code}, "message": _TEXT})})
-        responses[str(code)] = _response(text, fault)
-    word = {**_TEXT, "minLength": 1}
+    number, word = matching(TENANT), {**_TEXT, "minLength": 1}
     kinds = {kind: _object({"username": word, key: word}) for kind, key in CREDENTIALS.items()}
     auth = {"type": "object", "properties": kinds, "anyOf": [{"required": [kind]} for kind in kinds]}
+    endpoint = _object({"tenantId": number, "publicURL": {**_TEXT, "format": "uri"}}, region=_TEXT)
+    entry = _object({"name": _TEXT, "type": _TEXT, "endpoints": _listOf(endpoint)})
+    expires = matching(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.000-06:00")
+    token = _object({"id": _TEXT, "expires": expires, "tenant": _object({"id": number, "name": number})})
+    user = _object({"id": _TEXT, "name": _TEXT, "roles": {"type": "array"}})
+    access = _object({"token": token, "user": user, "serviceCatalog": _listOf(entry)})
+    refusals = {
+        str(code): _response(text, _content(_object({kind: _object({"code": {"const": code}, "message": _TEXT})})))
+        for code, kind, text in (
+            (400, "badRequest", "The body has no valid credentials."),
+            (401, "unauthorized", "Wrong user name or API key."),
+        )
+    }
+    text = "The token, when it expires, and the URLs of the account's API."
     return {
         "operationId": "authenticate",
         "summary": "Get an auth token for a user's name and API key",
         "security": [],
-        "requestBody": _body(_object({"auth": auth})),
-        "responses": responses,
+        "requestBody": {"required": True, "content": _content(_object({"auth": auth}))},
+        "responses": {
+            "200": _response(text, _content(_object({"access": access}))),
+            **_faults(["requestTooLargeError", "internalError", "systemFailureError"], MAXIMUM_BODY),
+            **refusals,
+        },
     }
 
 
-def _body(schema: Schema) -> Schema:
-    return {"required": True, "content": {"application/json": {"schema": schema}}}
+def _content(schema: Schema, mediaType: str = "application/json") -> Schema:
+    return {mediaType: {"schema": schema}}
 
 
-def _response(
-    text: str, schema: Schema | None, headers: Sequence[str] = (), mediaType: str = "application/json"
-) -> Schema:
+def _response(text: str, content: Schema | str | None, headers: Iterable[str] = ()) -> Schema:
     names = ("X-Response-Id", "X-Service-Registry-Extensions", *headers)
-    response: Schema = {"description": text, "headers": {name: _reference("headers", name) for name in names}}
-    if schema is not None:
-        response["content"] = {mediaType: {"schema": schema}}
-    return response
+    response = {"description": text, "headers": {name: _reference("headers", name) for name in names}}
+    return {**response, "content": content} if content else response
 
 
-def _faults(types: Iterable[str], bodyLimit: int) -> dict[str, Schema]:
+def _faults(types: Iterable[str], bodyLimit: int) -> Schema:
     ofCode: dict[int, list[str]] = {}
     for type in types:
         ofCode.setdefault(FAULT_TYPES[type], []).append(type)
@@ -185,7 +177,7 @@ def _faults(types: Iterable[str], bodyLimit: int) -> dict[str, Schema]:
             headers = ["Retry-After"]
         text = f"The body has {bodyLimit} bytes or more." if code == 413 else " or ".join(found)
         schema = {"allOf": [_reference("schemas", "Fault"), {"properties": {"type": {"enum": found}}}]}
-        responses[str(code)] = _response(text, schema, headers)
+        responses[str(code)] = _response(text, _content(schema), headers)
     return responses
 
 
@@ -229,36 +221,44 @@ def _schemas() -> dict[str, Schema]:
     # Of lockHeld.
     lock = _object({"name": _TEXT, "holder": _TEXT, "fence": _COUNT, "seconds_left": _ofType(float)})
     faultCode = {"type": "integer", "enum": sorted(set(FAULT_TYPES.values()))}
-    event = _ofType(types.Event, id=token, payload={"type": "object"})
     # The client's cache adds "stale" to the metadata of a page, never a registry.
     metadata = _ofType(types.PageMetadata)
     del metadata["properties"]["stale"]
     targets = {"targets": _listOf(_TEXT, minItems=1, maxItems=1), "labels": _ofType(dict[str, str])}
-    pages = ("ConfigurationValue", "Event", "Lock", "Service", "ServiceState")
-    return {
-        "AcquiredLock": _ofType(types.AcquiredLock),
+    failed = _reference("schemas", "Fault")
+    outcomes = [
+        each
+        for kind in ("id", "lock")
+        for each in (_object({kind: _TEXT, "token": token}), _object({kind: _ofType(str | None), "fault": failed}))
+    ]
+    schemas = {
         "ConfigurationValue": _ofType(types.ConfigurationValue, id=KEY.rule.schema),
-        "ConsoleLink": _ofType(types.ConsoleLink),
-        "Event": {**event, "oneOf": _payloads()},
-        "EventStream": _TEXT,
-        "Fault": _ofType(types.FaultBody, type={**_TEXT, "enum": list(FAULT_TYPES)}, code=faultCode, lock=lock),
-        "HeartbeatOutcomes": _outcomes(token),
-        "HeartbeatToken": _ofType(types.HeartbeatToken, token=token),
-        "Limits": _ofType(types.Limits),
+        "Event": {**_ofType(types.Event, id=token, payload={"type": "object"}), "oneOf": _payloads()},
         "Lock": _ofType(types.Lock),
-        "PageMetadata": metadata,
-        "PrometheusTargets": _listOf(_object(targets)),
         "Service": _ofType(types.Service, id=SERVICE_ID.rule.schema, state={**_TEXT, "enum": ["drain", "out"]}),
         "ServiceState": _ofType(types.ServiceState),
-        **{
-            f"{name}Page": _object(
-                {
-                    "values": _listOf(_reference("schemas", name), maxItems=MAXIMUM_LIMIT),
-                    "metadata": _reference("schemas", "PageMetadata"),
-                }
-            )
-            for name in pages
-        },
+    }
+    pages = {
+        f"{name}Page": _object(
+            {
+                "values": _listOf(_reference("schemas", name), maxItems=MAXIMUM_LIMIT),
+                "metadata": _reference("schemas", "PageMetadata"),
+            }
+        )
+        for name in schemas
+    }
+    return {
+        **schemas,
+        **pages,
+        "AcquiredLock": _ofType(types.AcquiredLock),
+        "ConsoleLink": _ofType(types.ConsoleLink),
+        "EventStream": _TEXT,
+        "Fault": _ofType(types.FaultBody, type={**_TEXT, "enum": list(FAULT_TYPES)}, code=faultCode, lock=lock),
+        "HeartbeatOutcomes": _object({"values": _listOf({"oneOf": outcomes}, minItems=1)}),
+        "HeartbeatToken": _ofType(types.HeartbeatToken, token=token),
+        "Limits": _ofType(types.Limits),
+        "PageMetadata": metadata,
+        "PrometheusTargets": _listOf(_object(targets)),
     }
 
 
@@ -280,24 +280,3 @@ def _payloads() -> list[Schema]:
         ("configuration_value.remove",): {**_object(value), "not": {"required": ["new_value"]}},
     }
     return [{"properties": {"type": {"enum": list(names)}, "payload": each}} for names, each in found.items()]
-
-
-def _outcomes(token: Schema) -> Schema:
-    fault = _reference("schemas", "Fault")
-    outcomes = [
-        each
-        for kind in ("id", "lock")
-        for each in (_object({kind: _TEXT, "token": token}), _object({kind: _ofType(str | None), "fault": fault}))
-    ]
-    return _object({"values": _listOf({"oneOf": outcomes}, minItems=1)})
-
-
-def _access() -> Schema:
-    number = matching(TENANT)
-    endpoint = _object({"tenantId": number, "publicURL": {**_TEXT, "format": "uri"}}, region=_TEXT)
-    entry = _object({"name": _TEXT, "type": _TEXT, "endpoints": _listOf(endpoint)})
-    expires = matching(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.000-06:00")
-    token = _object({"id": _TEXT, "expires": expires, "tenant": _object({"id": number, "name": number})})
-    user = _object({"id": _TEXT, "name": _TEXT, "roles": {"type": "array"}})
-    access = {"token": token, "user": user, "serviceCatalog": _listOf(entry)}
-    return _object({"access": _object(access)})

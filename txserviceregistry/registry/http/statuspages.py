@@ -6,11 +6,12 @@ token, are outside ``/v1.0`` and ``/v2.0``, and take ``GET`` and ``HEAD``.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import TimeoutError
-from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import Request
 
 from ..._version import __version__, installCommand
@@ -20,7 +21,7 @@ from ..faults import NO_STORE, Fault, forbidden
 from ..stores.interfaces import IStore, StoreUnavailable
 from . import openapi
 from .connections import ipOf
-from .messages import Response, baseUrl
+from .messages import Response
 
 #: By path, the handlers of pages.
 Pages: TypeAlias = Mapping[str, Callable[[Request], Awaitable[Response]]]
@@ -73,15 +74,14 @@ class Health:
 
     @returnsDeferred
     async def _probe(self) -> None:
-        state = UNAVAILABLE
         try:
             await self._store.probe()
-            state = OK
-        except StoreUnavailable:
-            pass
-        except Exception:
-            self._log.failure("Internal error while probing the store")
-        self._find(state)
+        except Exception as error:
+            self._find(UNAVAILABLE)
+            if not isinstance(error, StoreUnavailable):
+                self._log.failure("Internal error while probing the store")
+        else:
+            self._find(OK)
 
     def _find(self, state: str) -> None:
         self._found = state, self._clock.seconds() + BELIEF
@@ -89,34 +89,30 @@ class Health:
 
 def statusPages(health: Health, makeMetrics: Callable[[], Callable[[], Response]], audience: str = LOOPBACK) -> Pages:
     """The pages of a registry. The *audience* may have the metrics, which are made when they are first asked for."""
-    metrics: list[Callable[[], Response]] = []
+    metrics = lru_cache(maxsize=1)(makeMetrics)
 
     async def getHealth(request: Request) -> Response:
         report = await health.report()
         return Response(200 if report["store"]["state"] == OK else 503, report, NO_STORE)
 
     async def getLife(request: Request) -> Response:
-        # That it responds is the news.
         return Response(200, {"state": "alive"}, NO_STORE)
 
     async def getDescription(request: Request) -> Response:
-        return Response(200, text=openapi.document(baseUrl(request)))
+        return Response(200, text=openapi.document())
 
     async def getMetrics(request: Request) -> Response:
-        if audience != ANYWHERE and not _isOnThisMachine(request.getClientAddress()):
+        address = request.getClientAddress()
+        host = ipOf(address)
+        isLocal = isinstance(address, UNIXAddress) if host is None else host.is_loopback
+        if audience != ANYWHERE and not isLocal:
             raise forbidden("Metrics are available only on the registry's machine (see its option --metrics)")
         try:
-            if not metrics:
-                metrics.append(makeMetrics())
+            page = metrics()
         except ImportError:
             details = f"Run {installCommand('metrics')} where the registry runs"
             raise Fault("notImplementedError", "prometheus_client is not installed", details)
-        return metrics[0]()
+        return page()
 
     pages = {"/health": getHealth, "/health/ready": getHealth, "/health/live": getLife, openapi.PATH: getDescription}
     return pages if audience == OFF else {**pages, "/metrics": getMetrics}
-
-
-def _isOnThisMachine(address: IAddress) -> bool:
-    host = ipOf(address)
-    return isinstance(address, UNIXAddress) if host is None else host.is_loopback
