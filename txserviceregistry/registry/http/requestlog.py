@@ -1,7 +1,4 @@
-"""
-The requests that are answered: each is counted, and added to the access log and, if it changes something, to the audit
-log. A line never has a token or a value, and of the URL only the path, because a query may contain anything.
-"""
+"""The requests that are answered: each is counted and added to the access log, each write to the audit log too."""
 
 from __future__ import annotations
 
@@ -61,27 +58,19 @@ def newTxnId() -> str:
 
 @attrs.define(repr=False)
 class RequestRecord:
-    """
-    A request that is being answered.
-
-    :ivar route: the path of its operation or page; empty if it is neither.
-    :ivar change: the name of its operation if the audit log has it, else empty.
-    :ivar object: the id, key or name of the object that the request is about; empty if it has none.
-    :ivar isLate: whether it had to wait for something; *isGone*: whether the client has hung up.
-    :ivar headers: headers of its response, whatever the response is.
-    """
+    """A request that is being answered."""
 
     request: Any
     txnId: str
     started: float
-    route: str = ""
-    change: str = ""
-    object: str = ""
+    route: str = ""  # the path of its operation or page; empty if it is neither
+    change: str = ""  # the name of its operation if the audit log has it
+    object: str = ""  # the id, key or name of the object that it is about, if it has one
     user: str = ""
     tenant: str = ""
-    isLate: bool = False
-    isGone: bool = False
-    headers: Mapping[str, str] = NO_HEADERS
+    isLate: bool = False  # it had to wait for something
+    isGone: bool = False  # the client has hung up
+    headers: Mapping[str, str] = NO_HEADERS  # of its response, whatever the response is
 
     @property
     def traceparent(self) -> str | None:
@@ -95,6 +84,8 @@ class RequestRecord:
 
 @attrs.define(eq=False, slots=False)
 class RequestLog:
+    """A line never has a token or a value, and of the URL only the path, because a query may contain anything."""
+
     accessLog: LogFile | None = None
     auditLog: LogFile | None = None
     _seconds: Callable[[], float] = time.monotonic
@@ -156,12 +147,9 @@ def lineOf(moment: float, fields: Mapping[str, Any]) -> str:
 
 class LogFile:
     """
-    Writes a log, a line of JSON for each request. Lines are gathered for a second and written by a thread of its own,
-    so that no request waits for a disk or a pipe. Lines that can't be written are lost. The file is opened for each
-    write, so it can be rotated by moving it away.
-
-    :param target: the path of a file, which is added to; or ``-`` for the standard output.
-    :ivar lost: how many lines could not be written.
+    Writes a log, a line of JSON for each request, to the path *target* or, if that is ``-``, the standard output. Lines
+    are gathered for a second and written by a thread of its own, so that no request waits for a disk or a pipe. Lines
+    that can't be written are *lost*. The file is opened for each write, so it can be rotated by moving it away.
     """
 
     _log = Logger()
@@ -177,15 +165,9 @@ class LogFile:
         # It keeps no process from ending, though writing to a pipe may never return.
         self._pool = DaemonThreadPool(0, 1, name="txserviceregistry log")
         self._pool.start()
-        self._outage = Outage(
-            self._log,
-            reactor,
-            "The {name} {target} can't be written: {reason}. Requests go on; its lines are lost",
-            "The {name} {target} can be written again; {lost} of its lines are lost",
-            level=LogLevel.error,
-            name=name,
-            target=target,
-        )
+        begins = "The {name} {target} can't be written: {reason}. Requests go on; its lines are lost"
+        ends = "The {name} {target} can be written again; {lost} of its lines are lost"
+        self._outage = Outage(self._log, reactor, begins, ends, level=LogLevel.error, name=name, target=target)
 
     def start(self) -> None:
         """Begin to write. A file that can't be opened is logged at once."""
@@ -234,7 +216,13 @@ class LogFile:
         # After half a line, whatever follows begins on a line of its own.
         data = b"\n" if self._isTorn and lines else b""
         data += "".join([lineOf(*line) + "\n" for line in lines]).encode("ascii")
-        file = 1 if self._target == STDOUT else _open(self._target)
+        file = 1
+        if self._target != STDOUT:
+            # Checked first: a file that is there then, and that another user can't replace, stays in its place.
+            exclusive = 0 if os.path.lexists(self._target) else os.O_EXCL
+            checkPath(self._target)
+            # Other users must not read the addresses of clients.
+            file = os.open(self._target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | exclusive, 0o600)
         try:
             while data:
                 written = os.write(file, data)
@@ -243,11 +231,3 @@ class LogFile:
         finally:
             if file != 1:
                 os.close(file)
-
-
-def _open(path: str) -> int:
-    # Checked first: a file that is there then, and that another user can't replace, stays in its place.
-    exclusive = 0 if os.path.lexists(path) else os.O_EXCL
-    checkPath(path)
-    # Other users must not read the addresses of clients.
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | exclusive, 0o600)
