@@ -31,16 +31,15 @@ _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X
 
 
 @implementer(IPushProducer)
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Outlet:
     """The connection of a stream. Data that its transport does not accept is kept here, up to a limit."""
 
     _request: Request
     _transport: Any
     _isClogged: bool = False
-    _held: list[bytes] = attrs.field(factory=list)
-    _size: int = 0
-    _drained: Waiters[None] | None = None
+    _held: bytearray = attrs.field(factory=bytearray)
+    _drained: Waiters[None] = attrs.field(factory=Waiters)
 
     def begin(self, head: Response, txnId: str) -> None:
         handle = getattr(self._transport, "socket", None)
@@ -54,23 +53,19 @@ class _Outlet:
     def end(self) -> None:
         """Finish the response. The kept data is left to the transport."""
         self._request.channel.unregisterProducer()
-        self._transport.write(b"".join(self._held))
+        self._transport.write(bytes(self._held))
         self._request.finish()
         self.stopProducing()
 
     def write(self, data: bytes) -> None:
-        if not self._isClogged:
-            self._send(data)
-            return
-        self._held.append(data)
-        self._size += len(data)
-        # The transport keeps 64 KiB.
-        if self._size > BUFFER - 64 * 1024:
-            self._held.clear()
-            self._transport.abortConnection()
-
-    def _send(self, data: bytes) -> None:
         transport = self._transport
+        if self._isClogged:
+            self._held += data
+            # The transport keeps 64 KiB.
+            if len(self._held) > BUFFER - 64 * 1024:
+                self._held.clear()
+                transport.abortConnection()
+            return
         # Plain TCP writes at once. (Wrappers, such as TLS, have the same names, and would send the data as it is.)
         # Twisted's way takes three times as long: it waits for the reactor to say that there is room.
         if isinstance(transport, Connection) and not transport.dataBuffer and not transport._tempDataLen:
@@ -82,25 +77,21 @@ class _Outlet:
         transport.write(data)
 
     def drained(self) -> Deferred[None]:
-        if not self._isClogged:
-            return succeed(None)
-        self._drained = self._drained or Waiters()
-        return self._drained.wait()
+        return self._drained.wait() if self._isClogged else succeed(None)
 
     def pauseProducing(self) -> None:
         self._isClogged = True
 
     def resumeProducing(self) -> None:
         self._isClogged = False
-        held, self._held, self._size = self._held, [], 0
+        held, self._held = self._held, bytearray()
         if held:
-            self._transport.write(b"".join(held))
+            self._transport.write(bytes(held))
         if not self._isClogged:
             self.stopProducing()
 
     def stopProducing(self) -> None:
-        if self._drained is not None:
-            self._drained.fire(None)
+        self._drained.fire(None)
 
 
 async def streamEvents(feed: EventFeed, call: Call) -> Response:
