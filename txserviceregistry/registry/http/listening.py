@@ -35,7 +35,7 @@ from zope.interface import implementer
 from ...http.tls import daysLeft, namesOf, whyNotNow
 from ...util.files import Reloaded
 from ...util.logs import Logger
-from .server import handshakingFactory
+from .server import HandshakingFactory
 
 #: A registry that starts warns so many days before its certificate expires.
 WARNING_DAYS = 14.0
@@ -129,7 +129,7 @@ class TLSEndpoint(TCP4ServerEndpoint):
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
         """Listen, and warn if clients will refuse the certificate or other users can read the key."""
         self._warn()
-        return super().listen(handshakingFactory(self, protocolFactory))  # type: ignore[no-any-return, no-untyped-call] # as above
+        return super().listen(HandshakingFactory(self, False, protocolFactory))  # type: ignore[no-any-return, no-untyped-call] # as above
 
     def _warn(self) -> None:
         wrong, days = whyNotNow(self.certificate), daysLeft(self.certificate)

@@ -1,7 +1,4 @@
-"""
-The site that serves the API to real connections: how they are accepted, how TLS handshakes go on, and how much time and
-memory requests may take while they come in.
-"""
+"""The site that serves the API: how connections are accepted, how TLS handshakes go on, how requests come in."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import attrs
-from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory, IReactorTime, ITransport
+from twisted.internet.interfaces import IAddress, IListeningPort, IReactorTime, ITransport
 from twisted.internet.protocol import connectionDone
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
@@ -24,7 +21,7 @@ from twisted.web.http import Request as HTTPRequest
 from ..faults import Fault, badRequest, requestTooLarge
 from ..limits import Origin
 from .connections import AdmissionQueue, Client, ConnectionLimits, Connections, peerOf
-from .messages import faultResponse, inBytes, write
+from .messages import faultResponse, inBytes
 from .operations import MAXIMUM_BODY, Target, originForm, resolve
 from .requestlog import newTxnId
 from .resource import ApiResource
@@ -98,13 +95,10 @@ class ApiRequest(server.Request):
         content.truncate()
         channel = self.channel
         channel.connections.keeps(channel, 0)
-        # The request line has not been handed over yet, and every client that frames a body speaks 1.1.
-        self.clientproto = b"HTTP/1.1"
         channel.endAfter(DISCARD_SECONDS)
-        txnId = newTxnId()
         channel.persistent = False
-        write(self, faultResponse(requestTooLarge(self._limit), txnId), txnId)
-        channel.noticeRefusal(413, txnId)
+        self.startedWriting = 1
+        channel.refuse(requestTooLarge(self._limit))
 
 
 # The states of a connection: a request is expected or coming in; it is there whole; nothing has come since its response
@@ -113,10 +107,7 @@ _State = Enum("_State", ("READING", "ANSWERING", "IDLE", "GONE"))
 
 
 class ApiChannel(Client):
-    """
-    A connection. Each request has to come in within a while, and each response has to be read. The requests of
-    unauthenticated clients may wait for their turn.
-    """
+    """A connection. Each request has to come in within a while, and each response has to be read."""
 
     maxHeaders = 100
     resource: ApiResource
@@ -200,9 +191,13 @@ class ApiChannel(Client):
         except Fault:  # it will be refused
             return method, path, Target()
 
-    def noticeRefusal(self, code: int, txnId: str) -> None:
+    def refuse(self, fault: Fault) -> None:
+        """Respond to what is not a request, or not a whole one."""
+        txnId = newTxnId()
+        # Every client that frames a body speaks 1.1.
+        self.transport.write(inBytes(faultResponse(fault, txnId), txnId, mustClose=True))
         method, path, target = self.asked()
-        self.resource.requestLog.refused(method, path, target.route, self.transport.getPeer(), code, txnId)
+        self.resource.requestLog.refused(method, path, target.route, self.transport.getPeer(), fault.code, txnId)
 
     def headerReceived(self, line: bytes) -> bool:
         try:
@@ -217,11 +212,8 @@ class ApiChannel(Client):
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         # Twisted's own response to invalid HTTP has neither an id nor a body.
-        txnId = newTxnId()
-        response = faultResponse(badRequest("Bad Request", "The request is not valid HTTP"), txnId)
-        self.transport.write(inBytes(response, txnId, mustClose=True))
+        self.refuse(badRequest("Bad Request", "The request is not valid HTTP"))
         self.loseConnection()
-        self.noticeRefusal(response.code, txnId)
 
 
 class ApiSite(server.Site):
@@ -312,12 +304,8 @@ class _Handshaking(TLSMemoryBIOProtocol):
             self._origin = attrs.evolve(self._origin, connection=_LATER)
 
 
-class _HandshakingFactory(TLSMemoryBIOFactory):
+class HandshakingFactory(TLSMemoryBIOFactory):
+    """Serves an ApiSite with TLS."""
+
     protocol = _Handshaking
     noisy = False
-
-
-def handshakingFactory(contextFactory: Any, factory: IProtocolFactory) -> IProtocolFactory:
-    """The factory that a TLS listener serves. Only handshakes of an ApiSite wait in a queue."""
-    make = _HandshakingFactory if isinstance(factory, ApiSite) else TLSMemoryBIOFactory
-    return make(contextFactory, False, factory)

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from tests.certificates import commonHolder
-from txserviceregistry.registry.http.server import handshakingFactory
+from txserviceregistry.registry.http.server import HandshakingFactory
 
 from ..wire import Api, parseReplies, requestBytes
 
@@ -116,7 +116,7 @@ class StreamTests(SynchronousTestCase):
         self.patch(TLSClient, "transportClass", _SocketTransport)
         api = Api()
         context = Slow(api)
-        client = TLSClient(handshakingFactory(context, api.site), "10.0.0.1")
+        client = TLSClient(HandshakingFactory(context, False, api.site), "10.0.0.1")
         client.begin()
         client.goOn()
         api.clock.pump([0.1] * 5)
@@ -132,7 +132,7 @@ class HandshakeTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.api = Api()
-        self.factory = handshakingFactory(Slow(self.api), self.api.site)
+        self.factory = HandshakingFactory(Slow(self.api), False, self.api.site)
         # So many that it is plain that no client shows a token.
         for _ in range(1000):
             self.api.site.connections.handshakes.spend(lambda: None)
