@@ -243,7 +243,7 @@ class RegistryService(Service):
         if self._consoleNames is not None:
             sessions = Sessions(store, clock=self._reactor, wallClock=self._wallClock)
             resource.handlers.console = Console(
-                *(resource, registry, store, identity, sessions, self.health, self._reactor),
+                *(resource, registry, store, identity, sessions, self.health),
                 wallClock=self._wallClock,
                 names=self._consoleNames,
             )

@@ -236,7 +236,7 @@ def addConsole(api: Api, names: Collection[str] = ()) -> None:
     sessions = Sessions(api.store, clock=api.clock, wallClock=api.wallClock.seconds)
     health = Health(api.store, api.clock)
     api.resource.handlers.console = Console(
-        *(api.resource, api.registry, api.store, api.identity, sessions, health, api.clock),
+        *(api.resource, api.registry, api.store, api.identity, sessions, health),
         wallClock=api.wallClock.seconds,
         names=names,
     )

@@ -1,26 +1,15 @@
-"""
-The console's requests: the files of the page, its sessions, and the API as the user of a session.
-
-Below ``/console/api`` a request needs both secrets of a session; everything of the API is there as below
-``/v1.0/{tenant}``, with the same rules and roles. Besides, there are a few requests that only the page needs.
-
-A page of another site can let a browser connect to this machine under a name of its own (DNS rebinding). So only names
-are served that cannot be such a one: those of the loopback, the address that the client has connected to, and those
-that the operator has listed.
-"""
+"""The console's requests: the files of the page, its sessions, and the API as the user of a session."""
 
 from __future__ import annotations
 
 import hashlib
 import ipaddress
 import json
-import math
 import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
-from functools import partial
 from importlib.resources import files
 from secrets import token_urlsafe
 from typing import Any, cast
@@ -51,6 +40,7 @@ LIFETIME = 8 * 3600.0
 LINK_LIFETIME = 60.0
 
 _ROOT = "/console"
+# Below it everything is there as below /v1.0/{tenant}, with the same rules and roles, and what only the page needs.
 _API = _ROOT + "/api"
 _COOKIE, _SECURE_COOKIE = "registry-console", "__Host-registry-console"
 #: The headers of all responses; the page may use nothing but its own scripts, styles and requests.
@@ -74,28 +64,21 @@ _MOST_SEEN = 60
 # The history of a value has at most so many changes, the newest ones. Events are read in pages of so many.
 _MOST_CHANGES = 100
 _EVENTS = 1000
-# Rates are those since the console was last looked at, if that is not longer ago.
-_RATE_SECONDS = 60.0
 
 
 @attrs.frozen
 class Session:
-    """A session: the secret in the cookie, the secret of the page, and when it ends, in seconds since the epoch."""
-
     user: UserRecord
-    expires: float
+    expires: float  # in seconds since the epoch
     cookie: str = attrs.field(repr=False)
-    secret: str = attrs.field(repr=False)
+    secret: str = attrs.field(repr=False)  # the page sends it in a header
 
 
 class Sessions:
     """
-    The sessions, and the links that begin one.
-
-    A session is two random secrets: the browser keeps one in a cookie, the page has the other and sends it in a header.
-    Both are needed, because a browser sends cookies to every port of a host. The store keeps a hash of both, made in
-    another way than those of auth tokens, so that sessions work on every node and after a restart, and end with the
-    user's API key. A session has the digest of its user's role, and ends when the role changes.
+    The sessions, and the links that begin one. A session needs two random secrets, because a browser sends cookies to
+    every port of a host. The store keeps a hash of both, so that sessions work on every node and after a restart, and
+    end with the user's API key. A session has the digest of its user's role, and ends when the role changes.
     """
 
     def __init__(self, store: IStore, *, clock: IReactorTime, wallClock: Callable[[], float] = time.time) -> None:
@@ -174,10 +157,6 @@ def _loadFiles() -> Mapping[str, Response]:
     return {**responses, "": responses["index.html"]}
 
 
-def _namesOf(hosts: Collection[str]) -> frozenset[str]:
-    return frozenset(_split(host)[0] for host in hosts)
-
-
 @attrs.define(eq=False)
 class Console:
     """Answers the requests of the console, which is served under these *names* too."""
@@ -188,13 +167,9 @@ class Console:
     _identity: Identity
     _sessions: Sessions
     _health: Health
-    _clock: IReactorTime
     _wallClock: Callable[[], float] = time.time
-    _names: frozenset[str] = attrs.field(converter=_namesOf, default=())
+    _names: Collection[str] = ()
     _files: Mapping[str, Response] = attrs.field(init=False, factory=_loadFiles)
-    # When heartbeats and requests were counted, how many there were, and how many per second before.
-    _counted: tuple[float, int, int] = attrs.field(init=False, default=(-math.inf, 0, 0))
-    _perSecond: tuple[float | None, float | None] = attrs.field(init=False, default=(None, None))
 
     async def makeLink(self, user: UserRecord, root: str) -> dict[str, Any]:
         """A link that opens the page as this user, once, as JSON; *root* is the registry's URL."""
@@ -202,7 +177,6 @@ class Console:
         return {"href": f"{root}{_ROOT}/#once={link}", "expires_in": int(LINK_LIFETIME)}
 
     def serves(self, request: Request, path: str) -> bool:
-        """Whether a request, of which *path* is the decoded path, is for the console."""
         if path == "/":
             return request.method in (b"GET", b"HEAD") and "text/html" in header(request, b"Accept")
         return path == _ROOT or path.startswith(_ROOT + "/")
@@ -234,12 +208,19 @@ class Console:
             return await handler(self, request, session)
         target = resolve(request.method, f"{API}/{user.tenant}".encode() + request.path.partition(b"/api")[2])
         target.note(record)
-        return await self._resource.operate(record, user, target, parseBody(request), partial(self._user, request))
+
+        async def authenticate() -> UserRecord:
+            return (await self._session(request)).user
+
+        return await self._resource.operate(record, user, target, parseBody(request), authenticate)
 
     def _checkOrigin(self, request: Request) -> None:
+        # A page of another site can let a browser connect to this machine under a name of its own (DNS rebinding). It
+        # has no names of the loopback, no address, and none that the operator has listed.
         host = header(request, b"Host")
         name, _ = _split(host)
-        if not (name in self._names or _isLoopback(name) or name == str(ipOf(request.getHost()))):
+        own = {_split(each)[0] for each in self._names}
+        if not (name in own or _isLoopback(name) or name == str(ipOf(request.getHost()))):
             raise forbidden(f"The console is not served under the name {name[:100]!r} (see --console-host)")
         origin = header(request, b"Origin")
         if not origin:
@@ -273,9 +254,6 @@ class Console:
                     return session
         raise _unauthorized(reason)
 
-    async def _user(self, request: Request) -> UserRecord:
-        return (await self._session(request)).user
-
     async def _logIn(self, request: Request) -> Response:
         body = parseBody(request)
         try:
@@ -287,8 +265,8 @@ class Console:
             raise _unauthorized("Username or api key is invalid")
         recognize(request)
         session = await self._sessions.begin(user)
-        described = {**_describe(session), "secret": session.secret}
-        return Response(200, described, _setCookie(request, session.cookie, int(LIFETIME)))
+        body = {**_describe(session), "secret": session.secret}
+        return Response(200, body, _setCookie(request, session.cookie, int(LIFETIME)))
 
     async def _logOut(self, request: Request, session: Session) -> Response:
         await self._sessions.end(session)
@@ -308,7 +286,6 @@ class Console:
 
     async def _getOverview(self, request: Request, session: Session) -> Response:
         registry, store = self._registry, cast(Any, self._store)
-        heartbeats, requests = self._rates()
         members = store.members if ISharedStore.providedBy(store) else []
         nodes = [
             {"name": name, "is_this": place == 0, "may_acknowledge": None if place else store.isValid}
@@ -317,23 +294,10 @@ class Console:
         figures = {
             "services": registry.counts().get(session.user.tenant, 0),
             "subscribers": registry.followers.count + registry.feed.streams.places.count,
-            "heartbeats_per_second": heartbeats,
-            "requests_per_second": requests,
+            "heartbeats": registry.engine.heartbeats,
+            "requests": sum(sum(each.codes.values()) for each in self._resource.requestLog.statistics.routes.values()),
         }
         return Response(200, {**await self._health.report(), "figures": figures, "nodes": nodes})
-
-    def _rates(self) -> tuple[float | None, float | None]:
-        routes = self._resource.requestLog.statistics.routes.values()
-        counted = (
-            self._clock.seconds(),
-            self._registry.engine.heartbeats,
-            sum(sum(one.codes.values()) for one in routes),
-        )
-        passed, heartbeats, requests = (now - before for now, before in zip(counted, self._counted, strict=True))
-        if passed >= 1:
-            self._perSecond = (None, None) if passed > _RATE_SECONDS else (heartbeats / passed, requests / passed)
-            self._counted = counted
-        return self._perSecond
 
     async def _getHistory(self, request: Request, session: Session) -> Response:
         """The newest changes of a value that the store still has, oldest first."""
@@ -408,10 +372,8 @@ def _cookieName(request: Request, *, isSecure: bool) -> str:
 
 
 def _cookies(request: Request) -> list[str]:
-    """
-    The session's cookie, among others of its name: any server of the host can set one, for more or fewer paths, and a
-    browser may have one from here, and another through a proxy with TLS.
-    """
+    """The session's cookie, among others of its name: any server of the host can set one, for more or fewer paths."""
+    # A browser may have one from here, and another through a proxy with TLS.
     names = {_cookieName(request, isSecure=isSecure) for isSecure in {True, request.isSecure()}}
     lines = request.requestHeaders.getRawHeaders(b"Cookie", [])
     pairs = (pair.strip().partition("=") for line in lines for pair in line.decode("latin-1").split(";"))

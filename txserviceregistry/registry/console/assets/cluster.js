@@ -8,6 +8,7 @@ const INTERVAL = 2000;
 
 export function clusterView(place, model) {
   let report = null;
+  let rates = {};
   let problem = "";
   let asked = -Infinity;
   let isAsking = false;
@@ -19,7 +20,9 @@ export function clusterView(place, model) {
   async function ask() {
     isAsking = true;
     try {
-      report = await request("GET", "/cluster");
+      const next = await request("GET", "/cluster");
+      rates = ratesBetween(report, next);
+      report = next;
       problem = "";
     } catch (error) {
       problem = error.message;
@@ -41,8 +44,8 @@ export function clusterView(place, model) {
     fill(cards,
       problem ? h("p.problem", { role: "alert" }, `Not current: ${problem}`) : null,
       h("section.figures", { "aria-label": "Figures" },
-        figure("Services", figures.services), figure("Heartbeats per second", figures.heartbeats_per_second),
-        figure("Subscribers", figures.subscribers), figure("Requests per second", figures.requests_per_second)),
+        figure("Services", figures.services), figure("Heartbeats per second", rates.heartbeats),
+        figure("Subscribers", figures.subscribers), figure("Requests per second", rates.requests)),
       h("section.card", {}, h("h2", {}, "This node"), h("dl", {},
         term("Version", version), term("Uptime", duration(uptime)),
         term("Store", [store.name, " ", h(`span.badge.${store.state === "ok" ? "up" : "out"}`, {}, store.state)]),
@@ -60,6 +63,14 @@ export function clusterView(place, model) {
     route() { show(); if (!isAsking) ask(); },
     tick() { if (!isAsking && !document.hidden && performance.now() - asked > INTERVAL) ask(); },
   };
+}
+
+/** Heartbeats and requests per second; none between reports of two nodes, or from before and after a restart. */
+function ratesBetween(before, now) {
+  const seconds = now.uptime - before?.uptime;
+  if (!(seconds > 0) || before.nodes[0]?.name !== now.nodes[0]?.name) return {};
+  const rate = (name) => (now.figures[name] - before.figures[name]) / seconds;
+  return { heartbeats: rate("heartbeats"), requests: rate("requests") };
 }
 
 function figure(title, value) {
