@@ -31,7 +31,7 @@ from .core import Registry
 from .datadir import DataDirectory, DataDirectoryError
 from .feed import EVENT_RETENTION
 from .http.connections import ConnectionLimits, availableFiles
-from .http.listening import TLSEndpoint, listenerOf, nearest, parseEndpoint
+from .http.listening import TLSEndpoint, listenerOf, parseEndpoint
 from .http.messages import Response
 from .http.requestlog import LogFile, RequestLog
 from .http.resource import ApiResource
@@ -307,7 +307,8 @@ class RegistryService(Service):
         listeners = [each for each in starmap(listenerOf, self._listening) if each is not None]
         self.urls = [listener.root + "/v1.0" for listener in listeners]
         if listeners:
-            best = nearest(listeners)
+            # On loopback no name has to be resolved, and no certificate trusted.
+            best = next((listener for listener in listeners if listener.isLocal), listeners[0])
             self._directory.keepUrls(best.root + "/v1.0", best.root + "/v2.0", best.ownAuthority)
 
     def _certificateChanged(self) -> None:

@@ -1,14 +1,11 @@
-"""
-The listeners of a registry: endpoint strings, and the certificate files of those with TLS. (Twisted's own parser of
-``ssl:`` strings repeats the errors of OpenSSL, and serves only the first certificate of a file.)
-"""
+"""The listeners of a registry: endpoint strings, and the certificate files of those with TLS."""
 
 from __future__ import annotations
 
 import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -61,10 +58,6 @@ class TLSEndpoint(TCP4ServerEndpoint):
     """
     Listens with TLS. The certificate and its key are read again when their files have changed. Open connections stay as
     they are. A session of an earlier certificate is not resumed, so its client sees the new one.
-
-    :param key: the file with the private key; *path*: the file with the certificate, and with intermediate ones.
-    :raises EndpointError: if these can't be used.
-    :ivar onChange: called when there is another certificate.
     """
 
     _log = Logger()
@@ -80,6 +73,7 @@ class TLSEndpoint(TCP4ServerEndpoint):
             f"TLS certificate {self.path}", [self._key, self.path], self._read, self._make, whyNot=self._whyNot
         )
         self._loaded.onChange = self._changed
+        self.reload = self._loaded.reload
 
     def _read(self) -> list[bytes]:
         texts = []
@@ -91,12 +85,30 @@ class TLSEndpoint(TCP4ServerEndpoint):
         return texts
 
     def _make(self, texts: list[bytes]) -> _Loaded:
-        own, *intermediates = _certificates(self.path, texts[1])
-        text, key = _privateKey(self._key, texts[0])
+        keyText, text = texts
+        if b"-----BEGIN CERTIFICATE-----" not in text:
+            raise EndpointError(f"no PEM certificate in certKey {self.path}")
+        if b"-----BEGIN CERTIFICATE-----" in text.rpartition(b"-----END CERTIFICATE-----")[2]:
+            raise EndpointError(f"incomplete certificate at the end of certKey {self.path}")
+        try:
+            own, *intermediates = x509.load_pem_x509_certificates(text)
+        except ValueError:
+            raise EndpointError(f"invalid certificate in certKey {self.path}")
+        # The certificate may stand before the key in the same file.
+        start = re.search(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----", keyText)
+        if start is None:
+            raise EndpointError(f"no PEM private key in privateKey {self._key}")
+        keyText = keyText[start.start() :]
+        try:
+            key = serialization.load_pem_private_key(keyText, password=None)
+        except TypeError:
+            raise EndpointError(f"the private key in {self._key} is encrypted; use one without a password")
+        except (ValueError, UnsupportedAlgorithm):
+            raise EndpointError(f"the private key in {self._key} is invalid or of an unsupported type")
         if key.public_key() != own.public_key():
             raise EndpointError(f"the private key in {self._key} does not match the certificate in {self.path}")
         options = CertificateOptions(
-            privateKey=load_privatekey(FILETYPE_PEM, text),
+            privateKey=load_privatekey(FILETYPE_PEM, keyText),
             certificate=X509.from_cryptography(own),
             extraCertChain=[X509.from_cryptography(each) for each in intermediates] or None,
             # A client that resumes its session needs no signature.
@@ -115,9 +127,6 @@ class TLSEndpoint(TCP4ServerEndpoint):
     @property
     def certificate(self) -> x509.Certificate:
         return self._loaded.current()[0]
-
-    def reload(self) -> None:
-        self._loaded.reload()
 
     def _changed(self) -> None:
         self._warn()
@@ -186,7 +195,7 @@ def parseEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
 
 
 def _tlsEndpoint(reactor: Any, description: str) -> TLSEndpoint:
-    # A backslash escapes a colon, an equals sign, or another one.
+    # Twisted's own parser repeats the errors of OpenSSL. A backslash escapes a colon, an equals sign, or another one.
     arguments: dict[str, str] = {}
     for part in re.findall(r"(?:[^\\:]|\\.)+", description)[1:]:
         name, equals, value = re.fullmatch(r"((?:[^\\=]|\\.)*)(=?)(.*)", part, re.DOTALL).groups()  # type: ignore[union-attr]  # it matches everything
@@ -201,31 +210,6 @@ def _tlsEndpoint(reactor: Any, description: str) -> TLSEndpoint:
     if not re.fullmatch("[0-9]{1,5}", port):
         raise EndpointError(f"invalid port {port!r}: not a number; example: {_EXAMPLE}")
     return TLSEndpoint(reactor, int(port), key, arguments.get("certKey", key), arguments.get("interface", ""))
-
-
-def _certificates(path: str, text: bytes) -> list[x509.Certificate]:
-    if b"-----BEGIN CERTIFICATE-----" not in text:
-        raise EndpointError(f"no PEM certificate in certKey {path}")
-    if b"-----BEGIN CERTIFICATE-----" in text.rpartition(b"-----END CERTIFICATE-----")[2]:
-        raise EndpointError(f"incomplete certificate at the end of certKey {path}")
-    try:
-        return x509.load_pem_x509_certificates(text)
-    except ValueError:
-        raise EndpointError(f"invalid certificate in certKey {path}")
-
-
-def _privateKey(path: str, text: bytes) -> tuple[bytes, Any]:
-    start = re.search(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----", text)
-    if start is None:
-        raise EndpointError(f"no PEM private key in privateKey {path}")
-    # The certificate may stand before it in the same file.
-    text = text[start.start() :]
-    try:
-        return text, serialization.load_pem_private_key(text, password=None)
-    except TypeError:
-        raise EndpointError(f"the private key in {path} is encrypted; use one without a password")
-    except (ValueError, UnsupportedAlgorithm):
-        raise EndpointError(f"the private key in {path} is invalid or of an unsupported type")
 
 
 @attrs.frozen
@@ -251,8 +235,3 @@ def listenerOf(endpoint: IStreamServerEndpoint, port: IListeningPort) -> Listene
     if ":" in host:
         host = f"[{host}]"
     return Listener(f"{'http' if isPlain else 'https'}://{host}:{address.port}", isLocal, ownAuthority)
-
-
-def nearest(listeners: Sequence[Listener]) -> Listener:
-    """The one for programs on this machine: no name has to be resolved, and no certificate trusted, on loopback."""
-    return next((listener for listener in listeners if listener.isLocal), listeners[0])

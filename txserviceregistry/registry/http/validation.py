@@ -1,7 +1,4 @@
-"""
-The rules for what clients send in bodies, paths, queries and headers: the reasons why a value breaks one, in the words
-of the API, and the JSON Schema (2020-12) of the values that follow it.
-"""
+"""The rules for what clients send: why a value breaks one, in the words of the API, and JSON Schemas of the others."""
 
 from __future__ import annotations
 
@@ -30,15 +27,10 @@ class Invalid(Exception):
 
 @attrs.frozen
 class Rule:
-    """
-    A rule for a value.
+    """A rule for a value."""
 
-    :ivar check: returns the value that a value stands for, or raises :class:`Invalid`.
-    :ivar schema: the values that follow the rule.
-    """
-
-    check: Callable[[Any], Any]
-    schema: Schema
+    check: Callable[[Any], Any]  # returns the value that a value stands for, or raises Invalid
+    schema: Schema  # the values that follow the rule
 
 
 def text(shortest: int, longest: int, pattern: str | None = None) -> Rule:
@@ -59,10 +51,7 @@ def text(shortest: int, longest: int, pattern: str | None = None) -> Rule:
 
 
 def number(least: int, greatest: int) -> Rule:
-    """
-    An integer, as ``30`` or ``30.0``, or as text that reads as one: ``"30"``, ``" 030"``, ``"3e1"``. No boolean. The
-    schema leaves the text out: no pattern can compare a number.
-    """
+    """An integer, as ``30`` or ``30.0``, or as text, which the schema leaves out: ``"30"``, ``" 030"``, ``"3e1"``."""
 
     def check(value: object) -> int:
         if isinstance(value, str) and _NUMBER.fullmatch(value):
@@ -207,17 +196,12 @@ _MARKER_PATTERN = r"[A-Za-z0-9\-:_./]{0,255}"
 
 @attrs.frozen
 class Field:
-    """
-    A field of a body.
-
-    :ivar default: makes the value of an absent field, or of ``null``.
-    :ivar isOptional: whether the field may be absent, and is ``None`` then.
-    """
+    """A field of a body."""
 
     name: str
     rule: Rule
-    default: Callable[[], Any] | None = None
-    isOptional: bool = False
+    default: Callable[[], Any] | None = None  # makes the value of an absent field, or of null
+    isOptional: bool = False  # it may be absent, and is None then
 
     @property
     def isRequired(self) -> bool:
@@ -237,14 +221,16 @@ class Field:
         except Invalid as reason:
             raise validationError(self.name, str(reason))
 
-    def schema(self) -> Schema:
-        schema = self.rule.schema
-        return schema if self.default is None else {**schema, "type": [schema["type"], "null"]}
-
 
 def schemaOf(fields: Sequence[Field]) -> Schema:
     """An object with these fields; more of them are ignored."""
-    schema: Schema = {"type": "object", "properties": {field.name: field.schema() for field in fields}}
+    properties = {
+        field.name: field.rule.schema
+        if field.default is None
+        else {**field.rule.schema, "type": [field.rule.schema["type"], "null"]}
+        for field in fields
+    }
+    schema: Schema = {"type": "object", "properties": properties}
     required = [field.name for field in fields if field.isRequired]
     return {**schema, "required": required} if required else schema
 
@@ -292,37 +278,27 @@ RELEASE_FIELDS = (
 
 @attrs.frozen
 class Parameter:
-    """
-    A parameter of a path or a query, or a header.
-
-    :ivar default: the value of an absent parameter; with *ignoresEmpty* of an empty one too.
-    :ivar refusal: makes the fault for a value that breaks the rule, from the value and the reason.
-    """
+    """A parameter of a path or a query, or a header."""
 
     name: str
     rule: Rule
     summary: str
     default: Any = None
-    refusal: Callable[[str, str], Fault] | None = None
-    ignoresEmpty: bool = False
+    refusal: Callable[[str, str], Fault] | None = None  # makes the fault for an invalid value, from it and the reason
+    ignoresEmpty: bool = False  # an empty one is an absent one
+    isSingle: bool = False  # two values are an invalid one
 
     def value(self, *given: str) -> Any:
         """Of several values the first counts. Raises the fault of one that breaks its rule."""
         if not given or (self.ignoresEmpty and not given[0]):
             return self.default
+        value = ",".join(given) if self.isSingle else given[0]
         try:
-            return self.rule.check(given[0])
+            return self.rule.check(value)
         except Invalid as reason:
             if self.refusal is not None:
-                raise self.refusal(given[0], str(reason))
+                raise self.refusal(value, str(reason))
             raise badParameter(self.name, str(reason))
-
-
-class _Limit(Parameter):
-    """The one parameter that may not be given twice: two numbers are not a number."""
-
-    def value(self, *given: str) -> Any:
-        return super().value(",".join(given)) if given else self.default
 
 
 SERVICE_ID = Parameter("serviceId", _SERVICE_ID, "The service's id.")
@@ -331,12 +307,13 @@ EXISTING_SERVICE_ID = attrs.evolve(SERVICE_ID, refusal=lambda value, reason: not
 KEY = Parameter("configurationId", _KEY, "A key. The slashes of a qualified one may come as they are.")
 PATH_PARAMETERS = (SERVICE_ID, KEY)
 
-LIMIT = _Limit(
+LIMIT = Parameter(
     "limit",
     Rule(_checkLimit, number(1, MAXIMUM_LIMIT).schema),
     f"The maximum number of values in the page (default: {DEFAULT_LIMIT}).",
     DEFAULT_LIMIT,
     refusal=lambda value, reason: Fault("invalidLimit", "Invalid limit", reason),
+    isSingle=True,
 )
 MARKER = Parameter(
     "marker",
