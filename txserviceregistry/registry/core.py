@@ -18,11 +18,11 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 
 from .. import types
-from ..util.deferred import SingleFlight, returnsDeferred
+from ..util.deferred import SingleFlight, cancel, returnsDeferred
 from ..util.logs import Logger
 from .engine import Cluster, Engine
 from .faults import NO_STORE, Fault, limitReached, notFound
-from .feed import EVENT_RETENTION, EventFeed
+from .feed import EVENT_RETENTION, EventFeed, EventStreams
 from .limits import Places, ResourceLimits
 from .locks import Locks
 from .model import UNCONDITIONAL, NewService, Page, Precondition, ServiceChanges, isLockScope, tenantOf
@@ -40,7 +40,6 @@ from .stores.interfaces import (
     StoreUnavailable,
     ValueRecord,
 )
-from .streams import EventStreams
 from .tasks import Part, TaskOwner, Turns, available, owned, serialized
 
 
@@ -125,9 +124,7 @@ class ServiceStates(Part):
 
     def stop(self) -> None:
         self._isStopped = True
-        call, self._looking = self._looking, None
-        if call is not None:
-            call.cancel()
+        cancel(self._looking)
 
     @owned
     async def set(self, tenant: str, id: str, state: str, reason: str = "", seconds: int | None = None) -> None:
@@ -151,7 +148,6 @@ class ServiceStates(Part):
         return Page.of([record.toJSON() for record in records], limit)
 
     def _look(self) -> None:
-        self._looking = None
         self._tasks.start(self._end())
 
     async def _end(self) -> None:
@@ -169,7 +165,7 @@ class ServiceStates(Part):
 
     def _lookAt(self, ends: int | None) -> None:
         """Look no later than when a record ends, in milliseconds since the epoch."""
-        if ends is not None and self._looking is not None:
+        if ends is not None and self._looking is not None and self._looking.active():
             wait = max(ends / 1000 - self._wallClock(), self.PAUSE)
             if self._clock.seconds() + wait < self._looking.getTime():
                 self._looking.reset(wait)

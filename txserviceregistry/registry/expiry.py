@@ -12,7 +12,7 @@ import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-from ..util.deferred import SingleFlight, returnsDeferred
+from ..util.deferred import SingleFlight, cancel, returnsDeferred
 from ..util.logs import Logger, Outage
 from .faults import Fault, systemFailure
 from .model import isLockScope, tenantOf
@@ -65,9 +65,7 @@ class StallTolerantClock:
         self._call = self._clock.callLater(self.TICK, self._tick)
 
     def stop(self) -> None:
-        call, self._call = self._call, None
-        if call is not None:
-            call.cancel()
+        cancel(self._call)
 
     def now(self) -> float:
         """The time in seconds, from an arbitrary start."""
@@ -188,9 +186,7 @@ class LiveServices(Part):
         self._isStopped = True
         self.time.stop()
         self._expiries.stop()
-        call, self._sweeping = self._sweeping, None
-        if call is not None:
-            call.cancel()
+        cancel(self._sweeping)
 
     async def _persist(self, expirations: Sequence[Expiration]) -> None:
         """Persist these and forget them; a :class:`Fault` if that can't be done."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from ..util.deferred import cancel
 from ..util.logs import Logger
 from .model import isLockScope, tenantOf
 
@@ -39,8 +40,7 @@ class ServiceLog:
 
     def stop(self) -> None:
         """Log the rest now, and leave nothing on the reactor."""
-        if self._writing is not None:
-            self._writing.cancel()
+        cancel(self._writing)
         self._write()
 
     def _write(self) -> None:

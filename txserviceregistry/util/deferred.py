@@ -45,12 +45,17 @@ def returnsDeferred(function: Callable[_P, Coroutine[Deferred[Any], Any, _T]]) -
     return asDeferred
 
 
+def cancel(call: IDelayedCall | None) -> None:
+    """Cancel a delayed call, if it is there and not over."""
+    if call is not None and call.active():
+        call.cancel()
+
+
 def cancelWith(call: IDelayedCall, work: Deferred[_T]) -> Deferred[_T]:
     """*work*, which cancels a delayed *call* when it is done."""
 
     def over(result: Any) -> Any:
-        if call.active():
-            call.cancel()
+        cancel(call)
         return result
 
     return work.addBoth(over)

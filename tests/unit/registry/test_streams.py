@@ -12,9 +12,9 @@ import attrs
 from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase
 
+from txserviceregistry.registry.feed import PAGE, PING
 from txserviceregistry.registry.http.connections import ConnectionLimits
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
-from txserviceregistry.registry.streams import PAGE, PING
 
 from .wire import Api, Connection, fired, requestBytes
 

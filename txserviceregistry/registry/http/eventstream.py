@@ -13,10 +13,9 @@ from twisted.web.server import Request
 from zope.interface import implementer
 
 from ...util.deferred import Waiters
-from ..feed import EventFeed
+from ..feed import EventFeed, Stream
 from ..limits import NO_HEADERS
 from ..stores.interfaces import StoreUnavailable
-from ..streams import Stream
 from ..uuids import position
 from . import validation
 from .messages import Response, header, write
