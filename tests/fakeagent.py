@@ -14,7 +14,7 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from txserviceregistry.errors import FAULT_TYPES
-from txserviceregistry.http.pool import BytesProducer, WholeResponse
+from txserviceregistry.http.messages import BytesProducer, WholeResponse
 
 TOKEN = "the-auth-token"
 API_KEY = "the-api-key"

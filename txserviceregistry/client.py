@@ -26,8 +26,7 @@ from .heartbeats.heartbeater import HeartBeater
 from .heartbeats.services import ServicesClient
 from .http.jsontransport import TIMEOUT, JSONTransport
 from .http.messages import Lane
-from .http.pool import ConnectionPool, PooledAgent
-from .http.queueing import QueueingAgent
+from .http.pool import ConnectionPool, PooledAgent, QueueingAgent
 from .http.tls import tlsPolicy
 from .settings import DEFAULT_REGION, Settings, parseUrls, readSettings
 from .util.deferred import returnsDeferred, waitFor
@@ -138,7 +137,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         lanes = {
             Lane.ORDINARY: QueueingAgent(agent, maxConnections, suspends),
             Lane.URGENT: urgent,
-            Lane.HEARTBEAT: QueueingAgent(agent, maxConnections, clock=reactor, sharing=urgent),
+            Lane.HEARTBEAT: QueueingAgent(agent, maxConnections, clock=reactor, slots=urgent.slots),
             Lane.WAITING: QueueingAgent(agent, _MOST_WAITING, suspends),
         }
         self._queues = list(lanes.values())

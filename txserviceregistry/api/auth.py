@@ -31,8 +31,7 @@ from ..errors import (
     faultIn,
 )
 from ..http.jsontransport import ClientClosed, JSONTransport
-from ..http.messages import Response
-from ..http.pool import BytesProducer, readWhole
+from ..http.messages import BytesProducer, Response, readWhole
 from ..util.deferred import Backoff, Waiters, returnsDeferred
 from ..util.fields import redacted
 from ..util.logs import Logger, Outage

@@ -31,8 +31,7 @@ from ..errors import (
     isUnknown,
 )
 from ..http.jsontransport import TIMEOUT, USER_AGENT, ClientClosed, JSONTransport
-from ..http.messages import NO_REGISTRY, Request, Response, pathOf, segment
-from ..http.pool import FixedHeaders, readWhole
+from ..http.messages import NO_REGISTRY, FixedHeaders, Request, Response, pathOf, readWhole, segment
 from ..util.deferred import Waiters, cancelWith, returnsDeferred
 from ..util.fields import parseRetryAfter, redacted, validTraceparent
 from ..util.logs import Logger, Outage

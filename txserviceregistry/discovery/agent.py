@@ -23,7 +23,8 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IAgentEndpointFactory, IBod
 from zope.interface import implementer
 
 from ..http.agent import endpointTo
-from ..http.pool import IDLE_TIMEOUT, BytesProducer, PooledAgent
+from ..http.messages import BytesProducer
+from ..http.pool import IDLE_TIMEOUT, PooledAgent
 from ..http.tls import tlsPolicy
 from ..util.deferred import returnsDeferred
 from .balancing import Balancer, Instance, TryNext, tryEach

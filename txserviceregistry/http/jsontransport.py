@@ -22,17 +22,18 @@ from .._version import __version__
 from ..errors import UNKNOWN_OUTCOME, ConnectionFailed, MalformedResponse, RequestTimedOut, ServiceRegistryError
 from ..util.deferred import cancelWith
 from .agent import ResolvingTimedOut, describeFailure, stageOf
-from .messages import NAME_SERVER, Lane, Request, Response, pathOf
-from .pool import (
+from .messages import (
+    NAME_SERVER,
     BytesProducer,
     FixedHeaders,
-    InsecureConnection,
+    Lane,
+    Request,
+    Response,
     ResponseTooLarge,
-    StaleConnection,
     WholeResponse,
-    originOf,
+    pathOf,
 )
-from .queueing import AgentClosed
+from .pool import AgentClosed, InsecureConnection, StaleConnection, originOf
 
 #: Seconds that a request may take, unless it says otherwise.
 TIMEOUT = 10.0
@@ -149,7 +150,7 @@ class JSONTransport:
     (:class:`Servers`). A request without a response is sent again only if it is repeatable. Each of several servers has
     a share of the request's time. After that the request is sent to the next server too, and the first response counts.
 
-    :param agent: a :class:`~txserviceregistry.http.queueing.QueueingAgent`, or an agent over one.
+    :param agent: a :class:`~txserviceregistry.http.pool.QueueingAgent`, or an agent over one.
     :param baseUrls: the URLs before the paths, without a slash at the end.
     :param lanes: sends the requests of these lanes, instead of the *agent*.
     :param name: the name of the server for error messages.

@@ -1,4 +1,4 @@
-"""Requests and responses as data: what the API asks for, and what came back."""
+"""Requests and responses, with their bodies, as data."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import json
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from enum import IntEnum
+from functools import cached_property
 from typing import Any, TypeVar
-from urllib.parse import quote, urlencode, urljoin
+from urllib.parse import quote, urlencode
 
 import attrs
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IConsumer, IDelayedCall, IProtocol, IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
+from twisted.web.iweb import IBodyProducer, IResponse
+from zope.interface import implementer
 
 from ..errors import MalformedResponse, RequestTimedOut
 from ..util.fields import LONGEST_INTERVAL, boundedNumber
@@ -27,6 +33,9 @@ WhenLate = Callable[[Failure], float]
 #: The advice for a host name that does not resolve in time, and for a response of another program.
 NAME_SERVER = "Check this machine's name server"
 NO_REGISTRY = "Check that this is the URL of a service registry"
+
+#: The most bytes of a response. The API's are much shorter; it bounds what a broken server can make a client hold.
+MAX_BODY = 16 * 1024 * 1024
 
 # The statuses of a server that serves something else.
 _NO_SUCH_PAGE = frozenset({404, 405, 501})
@@ -64,11 +73,8 @@ def pathOf(path: str, query: Mapping[str, object] | None) -> str:
 
 def encodeJSON(body: object) -> bytes:
     """A request's body."""
-    try:
-        return _encode(body).encode("utf-8")
-    except UnicodeEncodeError:
-        # Half a surrogate pair can't be UTF-8. As an escape it reaches the registry, which refuses it.
-        return json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
+    # Half a surrogate pair can't be UTF-8. As an escape it reaches the registry, which refuses it.
+    return _encode(body).encode("utf-8", "backslashreplace")
 
 
 @attrs.define(eq=False, on_setattr=attrs.setters.NO_OP)
@@ -76,39 +82,33 @@ class Request:
     """
     A request, with all its tries. Its time begins when it is made. ``ValueError`` if *timeout* or *wait* is not a
     number from 0 on, or *body* can't be JSON.
-
-    :ivar stage: returns its stage at a URL, for error messages.
-    :ivar timeout: seconds for all of it; *wait* is added.
-    :ivar isRepeatable: whether it may be sent again when its outcome is unknown; by default a GET, PUT or DELETE.
-    :ivar wait: seconds for which the server holds its response back; ``None`` if it does not.
-    :ivar isTraced: whether the caller finds out the outcome of a request that is not repeatable.
-    :ivar header: one more header, which may be a secret.
-    :ivar deadline: the end of the *timeout*, in seconds of the clock.
-    :ivar url: the URL of the last try.
-    :ivar leave: called at the deadline: later requests go to another server first.
     """
 
     method: str
     path: str
     _clock: IReactorTime
+    # Returns its stage at a URL, for error messages.
     stage: Callable[[str], str]
+    # Seconds for all of it, to which *wait* is added: those for which the server holds its response back.
     timeout: float
     body: bytes | None = attrs.field(default=None, converter=attrs.converters.optional(encodeJSON), repr=False)
-    isRepeatable: bool = attrs.field(alias="repeatable", kw_only=True)
+    # Whether it may be sent again when its outcome is unknown.
+    isRepeatable: bool = attrs.field(
+        alias="repeatable", kw_only=True, default=attrs.Factory(lambda self: self.method != "POST", takes_self=True)
+    )
     wait: float | None = None
     lane: Lane = Lane.ORDINARY
+    # Whether the caller finds out the outcome of a request that is not repeatable.
     isTraced: bool = False
     whenLate: WhenLate | None = None
+    # One more, which may be a secret.
     header: tuple[bytes, bytes] | None = attrs.field(default=None, repr=False)
     deadline: float = attrs.field(init=False)
     token: str = attrs.field(init=False, default="", repr=False)
+    # Of the last try, and how to let later requests go to another server first.
     url: str = attrs.field(init=False, default="")
     leave: Callable[[], object] = attrs.field(init=False, default=lambda: None)
     traceparent: str = attrs.field(init=False, default="")
-
-    @isRepeatable.default
-    def _isIdempotent(self) -> bool:
-        return self.method != "POST"
 
     def __attrs_post_init__(self) -> None:
         self.timeout = boundedNumber(self.timeout, 0.0, LONGEST_INTERVAL)
@@ -156,17 +156,127 @@ class Request:
         return Failure(RequestTimedOut(f"{self.asked} timed out after {self.timeout:g} s, {stage}. {advice}"))
 
 
+class ResponseTooLarge(Exception):
+    """The body of a response was longer than :data:`MAX_BODY`."""
+
+
+@implementer(IBodyProducer)
+class BytesProducer:
+    """A request's body that is in memory, and can be sent more than once."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.length = len(body)
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self.body)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """Everything is written at once."""
+
+    resumeProducing = stopProducing = pauseProducing
+
+
+class FixedHeaders(Headers):
+    """All headers of a request, Host among them, which are never changed."""
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The lines of a request."""
+        return b"".join(b"%b: %b\r\n" % (name, each) for name, values in self.getAllRawHeaders() for each in values)
+
+
+class _Nowhere:
+    """The transport of a body that has arrived already."""
+
+    def pauseProducing(self) -> None:
+        pass
+
+    resumeProducing = stopProducing = loseConnection = abortConnection = pauseProducing
+
+
+@implementer(IResponse)
+@attrs.define(eq=False, slots=False, repr=False)
+class WholeResponse:
+    """A response whose body is here."""
+
+    code: int
+    headers: Headers
+    body: bytes
+    version: Any = (b"HTTP", 1, 1)
+    phrase: bytes = b""
+    request: Any = None
+    previousResponse: Any = None
+
+    @property
+    def length(self) -> int:
+        return len(self.body)
+
+    def deliverBody(self, protocol: IProtocol) -> None:
+        """See IResponse. Can be done any number of times."""
+        protocol.makeConnection(_Nowhere())  # type: ignore[arg-type] # as little of a transport as a body's has
+        if self.body:
+            protocol.dataReceived(self.body)
+        protocol.connectionLost(Failure(ResponseDone("The body was here already")))
+
+    def setPreviousResponse(self, response: IResponse) -> None:
+        self.previousResponse = response
+
+
+class _Body(Protocol):
+    """Collects a body; cancelling :attr:`whole` ends the connection, which Twisted's ``readBody`` does not."""
+
+    transport: Any
+
+    def __init__(self, response: IResponse, abort: Callable[[], object] | None) -> None:
+        self._response = response
+        self._abort = abort
+        self._parts: list[bytes] = []
+        self._size = 0
+        self.whole: Deferred[WholeResponse] = Deferred(lambda _: self._end())
+
+    def _end(self) -> None:
+        (self._abort or self.transport.loseConnection)()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > MAX_BODY:
+            self._parts.clear()
+            if not self.whole.called:
+                self._end()
+                self.whole.errback(ResponseTooLarge(f"more than {MAX_BODY} bytes"))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self.whole.called:
+            return
+        # Without a length the end of the connection is the end of the body; whether it is whole, the JSON says.
+        if isinstance(reason.value, (ResponseDone, PotentialDataLoss)):
+            of, body = self._response, b"".join(self._parts)
+            self.whole.callback(
+                WholeResponse(of.code, of.headers, body, of.version, of.phrase, of.request, of.previousResponse)
+            )
+        else:
+            self.whole.errback(reason)
+
+
+def readWhole(response: IResponse, abort: Callable[[], object] | None = None) -> Deferred[WholeResponse]:
+    """The response with its body; *abort* ends the connection, instead of the transport that the body comes with."""
+    if isinstance(response, WholeResponse):
+        return succeed(response)
+    body = _Body(response, abort)
+    response.deliverBody(body)
+    return body.whole
+
+
 @attrs.define(eq=False, repr=False)
 class Response:
-    """
-    A response with its body, and the method and URL of its request.
-
-    :ivar json: the body's value; ``None`` if there is none, or the body of an error is not JSON.
-    :ivar leave: called when the body has the wrong shape: later requests go to another server first.
-    """
+    """A response with its body, and the method and URL of its request."""
 
     status: int
     headers: Headers
+    # None if there is no body, or that of an error is not JSON.
     json: Any = attrs.field(repr=False)
     body: bytes = attrs.field(repr=False)
     method: str
@@ -183,10 +293,6 @@ class Response:
         location = self.header("Location")
         if not 300 <= self.status < 400 or not location:
             return None
-        try:
-            location = urljoin(self.url, location)
-        except ValueError:
-            pass
         target = re.sub(r"[^!-~]", "?", location)
         return f"It redirects to {target}, which is not followed. Change the URL: {setting}"
 

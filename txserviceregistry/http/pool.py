@@ -1,42 +1,45 @@
-"""The HTTP connections of one client: bodies that are read whole, a pool, its errors, and an agent over it."""
+"""The HTTP connections of one client: a pool, its errors, an agent over it, and a queue before that."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache
 from typing import Any, cast
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, maybeDeferred, succeed
 from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.interfaces import (
-    IConsumer,
+    IDelayedCall,
     IHandshakeListener,
-    IProtocol,
+    IReactorTime,
     ISSLTransport,
     IStreamClientEndpoint,
     ITransport,
 )
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
-from twisted.web.client import URI, Agent, HTTPConnectionPool, ResponseDone, ResponseNeverReceived
+from twisted.web.client import URI, Agent, HTTPConnectionPool, ResponseNeverReceived
 from twisted.web.client import HTTP11ClientProtocol as _HTTP11  # type: ignore[attr-defined] # it is, but not by name
 from twisted.web.error import SchemeNotSupported
-from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IClientRequest, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
-from ..util.deferred import waitFor
+from ..clock import SuspendWatch
+from ..util.deferred import PrioritySemaphore, waitFor
 from ..util.fields import netloc
 from ..util.logs import Listeners, Logger
 from .agent import endpointTo
+from .messages import BytesProducer, FixedHeaders, WholeResponse, readWhole
 from .tls import describeTLS
 
-#: The most bytes of a response. The API's are much shorter; it bounds what a broken server can make a client hold.
-MAX_BODY = 16 * 1024 * 1024
+#: A request that has had no response for so many seconds may hang: urgent requests do not wait for its slot any longer.
+HANGING = 0.3
+#: The most urgent requests that may hang without a slot.
+MOST_BESIDE = 6
 
 #: Idle connections are closed after so many seconds: before common servers and balancers do it (60 s and more), because
 #: a request on a connection that the other side is closing gets no answer.
@@ -49,120 +52,6 @@ _MOST_SERVERS = 100
 _PLAIN = re.compile(rb"[!-~]+")
 
 
-class ResponseTooLarge(Exception):
-    """The body of a response was longer than :data:`MAX_BODY`."""
-
-
-@implementer(IBodyProducer)
-class BytesProducer:
-    """A request's body that is in memory, and can be sent more than once."""
-
-    def __init__(self, body: bytes) -> None:
-        self.body = body
-        self.length = len(body)
-
-    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        consumer.write(self.body)
-        return succeed(None)
-
-    def pauseProducing(self) -> None:
-        """Everything is written at once."""
-
-    resumeProducing = stopProducing = pauseProducing
-
-
-class FixedHeaders(Headers):
-    """All headers of a request, Host among them, which are never changed."""
-
-    @cached_property
-    def encoded(self) -> bytes:
-        """The lines of a request."""
-        return b"".join(b"%b: %b\r\n" % (name, each) for name, values in self.getAllRawHeaders() for each in values)
-
-
-class _Nowhere:
-    """The transport of a body that has arrived already."""
-
-    def pauseProducing(self) -> None:
-        pass
-
-    resumeProducing = stopProducing = loseConnection = abortConnection = pauseProducing
-
-
-@implementer(IResponse)
-@attrs.define(eq=False, slots=False, repr=False)
-class WholeResponse:
-    """A response whose body is here."""
-
-    code: int
-    headers: Headers
-    body: bytes
-    version: Any = (b"HTTP", 1, 1)
-    phrase: bytes = b""
-    request: Any = None
-    previousResponse: Any = None
-
-    @property
-    def length(self) -> int:
-        return len(self.body)
-
-    def deliverBody(self, protocol: IProtocol) -> None:
-        """Hand the whole body to *protocol*, at once. Can be done any number of times."""
-        protocol.makeConnection(_Nowhere())  # type: ignore[arg-type] # as little of a transport as a body's has
-        if self.body:
-            protocol.dataReceived(self.body)
-        protocol.connectionLost(Failure(ResponseDone("The body was here already")))
-
-    def setPreviousResponse(self, response: IResponse) -> None:
-        self.previousResponse = response
-
-
-class _Body(Protocol):
-    """Collects a body; cancelling :attr:`whole` ends the connection, which Twisted's ``readBody`` does not."""
-
-    transport: Any
-
-    def __init__(self, response: IResponse, abort: Callable[[], object] | None) -> None:
-        self._response = response
-        self._abort = abort
-        self._parts: list[bytes] = []
-        self._size = 0
-        self.whole: Deferred[WholeResponse] = Deferred(lambda _: self._end())
-
-    def _end(self) -> None:
-        (self._abort or self.transport.loseConnection)()
-
-    def dataReceived(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._size += len(data)
-        if self._size > MAX_BODY:
-            self._parts.clear()
-            if not self.whole.called:
-                self._end()
-                self.whole.errback(ResponseTooLarge(f"more than {MAX_BODY} bytes"))
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self.whole.called:
-            return
-        # Without a length the end of the connection is the end of the body; whether it is whole, the JSON says.
-        if isinstance(reason.value, (ResponseDone, PotentialDataLoss)):
-            of, body = self._response, b"".join(self._parts)
-            self.whole.callback(
-                WholeResponse(of.code, of.headers, body, of.version, of.phrase, of.request, of.previousResponse)
-            )
-        else:
-            self.whole.errback(reason)
-
-
-def readWhole(response: IResponse, abort: Callable[[], object] | None = None) -> Deferred[WholeResponse]:
-    """The response with its body; *abort* ends the connection, instead of the transport that the body comes with."""
-    if isinstance(response, WholeResponse):
-        return succeed(response)
-    body = _Body(response, abort)
-    response.deliverBody(body)
-    return body.whole
-
-
 class StaleConnection(ResponseNeverReceived):
     """No byte of a response came, on a connection that was idle before: most likely the server had closed it."""
 
@@ -171,20 +60,19 @@ class InsecureConnection(Exception):
     """The TLS handshake failed, so nothing was sent. The text says why, and what to do."""
 
 
+class AgentClosed(Exception):
+    """The agent was closed before the request was done."""
+
+
 @implementer(IHandshakeListener)
 class _Connection(_HTTP11):
-    """
-    One connection. Its responses come with their bodies, unless they are streamed, and a request that fails does so
-    when the socket is closed (*lost*).
-    """
+    """One connection. A request that fails does so when the socket is closed (*lost*)."""
 
     def __init__(self, clock: Any, quiescentCallback: Callable[[Any], None], streams: bool) -> None:
         super().__init__(quiescentCallback)  # type: ignore[no-untyped-call] # Twisted has no types there
         self._clock = clock
         self._streams = streams
-        self._used = False
-        self._isTLS = False
-        self._isSecure = False
+        self._used = self._isTLS = self._isSecure = False
         self.lost: Deferred[None] = Deferred()
 
     def connectionMade(self) -> None:
@@ -197,8 +85,7 @@ class _Connection(_HTTP11):
 
     def request(self, request: Any) -> Deferred[IResponse]:
         reused, self._used = self._used, True
-        read: Any = self._streamed if self._streams else partial(readWhole, abort=self.cutOff)
-        answered: Deferred[Any] = super().request(request).addCallback(read)
+        answered: Deferred[Any] = super().request(request).addCallback(self._answered)
         if self._isTLS:
             # In the next turn of the reactor. The receiver of the response may stop the reactor, which closes all
             # connections, and Twisted's TLS fails when that happens while it delivers data.
@@ -206,8 +93,10 @@ class _Connection(_HTTP11):
         answered.addErrback(self._failed, reused)
         return answered
 
-    def _streamed(self, response: Any) -> Any:
-        """A response whose body is read by the caller, who may *abort* it."""
+    def _answered(self, response: Any) -> Any:
+        if not self._streams:
+            return readWhole(response, self.cutOff)
+        # The caller reads the body.
         response.abort = self.cutOff
         return response
 
@@ -231,8 +120,7 @@ class _Connection(_HTTP11):
 
     def cutOff(self) -> None:
         """Close it at once."""
-        transport: Any = self.transport
-        transport.abortConnection()
+        cast(Any, self.transport).abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)  # type: ignore[no-untyped-call] # Twisted has no types there
@@ -241,9 +129,8 @@ class _Connection(_HTTP11):
 
 class ConnectionPool(HTTPConnectionPool):
     """
-    Persistent connections, at *most* so many idle ones to a server, whose responses come with their bodies. A request
-    fails with :class:`StaleConnection` if the server had closed the idle connection: the caller decides whether it is
-    sent again. A pool that *streams* has responses without their bodies, with an ``abort`` that closes the connection.
+    Persistent connections, at *most* so many idle ones to a server, whose responses come with their bodies. If it
+    *streams*, they come without, and with an ``abort`` that closes the connection.
     """
 
     retryAutomatically = False
@@ -274,16 +161,16 @@ class ConnectionPool(HTTPConnectionPool):
         return factory
 
     def _newConnection(self, key: Hashable, endpoint: IStreamClientEndpoint) -> Deferred[Any]:
-        return super()._newConnection(key, endpoint).addCallback(self._connected, key)
+        def connected(connection: Any) -> Any:
+            address = str(connection.transport.getHost().host)
+            if self._addresses.get(key) != address:
+                self._addresses[key] = address
+                scheme, host, port = cast("tuple[bytes, bytes, int]", key)
+                url = f"{scheme.decode('ascii')}://{netloc(host.decode('ascii'), port)}/"
+                self._addressListeners.call(url, address)
+            return connection
 
-    def _connected(self, connection: Any, key: Hashable) -> Any:
-        address = str(connection.transport.getHost().host)
-        if self._addresses.get(key) != address:
-            self._addresses[key] = address
-            scheme, host, port = cast("tuple[bytes, bytes, int]", key)
-            url = f"{scheme.decode('ascii')}://{netloc(host.decode('ascii'), port)}/"
-            self._addressListeners.call(url, address)
-        return connection
+        return super()._newConnection(key, endpoint).addCallback(connected)
 
     def localAddress(self, url: str) -> str | None:
         """The local address of the last connection to the server of this *url*, if there has been one."""
@@ -311,10 +198,7 @@ def originOf(url: str) -> tuple[bytes, bytes, int]:
 @implementer(IClientRequest)
 @attrs.define(eq=False, repr=False)
 class _Request:
-    """
-    A request whose body is in memory, which is written with its headers at once. Twisted's own is made for bodies that
-    are produced bit by bit, and costs several times as much.
-    """
+    """A request that is written with its body at once. Twisted's own costs several times as much."""
 
     method: bytes
     absoluteURI: bytes
@@ -340,9 +224,8 @@ class _Request:
 @implementer(IAgent, IAgentEndpointFactory)
 class PooledAgent:
     """
-    An agent for ``http`` and ``https``. It sends the requests of this library with the least work: their headers are
-    valid, their bodies are in memory, and the endpoints of their servers are kept. Twisted's agent sends all others
-    over the same pool. Connecting has *timeout* seconds.
+    An agent for ``http`` and ``https``; connecting has *timeout* seconds. It sends the requests of this library, whose
+    headers are valid and whose bodies are in memory, with the least work. Twisted's agent sends all others.
     """
 
     def __init__(self, reactor: Any, policy: IPolicyForHTTPS, timeout: float, pool: HTTPConnectionPool) -> None:
@@ -351,7 +234,10 @@ class PooledAgent:
         self._timeout = timeout
         self._pool = pool
         self._agent = Agent.usingEndpointFactory(reactor, self, pool)
-        self._targetOf = lru_cache(maxsize=_MOST_SERVERS)(self._find)
+        # The pool's key for a server, and its endpoint.
+        self._targetOf = lru_cache(maxsize=_MOST_SERVERS)(
+            lambda origin: (originOf(origin.decode("ascii")), self.endpointForURI(URI.fromBytes(origin)))
+        )
 
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
@@ -378,10 +264,6 @@ class PooledAgent:
             return cast(Any, connection).request(request)  # type: ignore[no-any-return] # Twisted has no types there
         return connecting.addCallback(lambda connection: connection.request(request))
 
-    def _find(self, origin: bytes) -> tuple[tuple[bytes, bytes, int], IStreamClientEndpoint]:
-        """The pool's key for a server, and its endpoint."""
-        return originOf(origin.decode("ascii")), self.endpointForURI(URI.fromBytes(origin))
-
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         """See IAgentEndpointFactory."""
         if uri.scheme not in (b"http", b"https"):
@@ -390,3 +272,117 @@ class PooledAgent:
         if uri.scheme == b"http":
             return endpoint
         return wrapClientTLS(self._policy.creatorForNetloc(uri.host, uri.port), endpoint)
+
+
+class _Slots(PrioritySemaphore):
+    """The slots for requests to one server. Some that hang need none: *besides* says how many more."""
+
+    besides = MOST_BESIDE
+
+
+class _Job:
+    """One request through a :class:`QueueingAgent`. It waits for a slot, then for the response."""
+
+    def __init__(self, slots: _Slots, clock: IReactorTime | None, send: Callable[[], Deferred[IResponse]]) -> None:
+        self._slots = slots
+        self._clock = clock
+        self._send = send
+        self._hasSlot = self._hasEnded = False
+        self._patience: IDelayedCall | None = None
+        self.result: Deferred[IResponse] = Deferred(lambda _: self.end(CancelledError()))
+        self._work: Deferred[Any] = slots.take(0.0)
+        self._work.addCallbacks(self._start, lambda _: None)
+
+    def _start(self, _: None) -> None:
+        self._hasSlot = True
+        if self._clock is not None:
+            self._patience = self._clock.callLater(HANGING, self._mayHang)
+        self._work = maybeDeferred(self._send)
+        self._work.addBoth(self._arrived)
+
+    def _mayHang(self) -> None:
+        if self._slots.besides:
+            self._slots.besides -= 1
+            self._hasSlot = False
+            self._slots.give()
+
+    def _arrived(self, result: Any) -> Deferred[None] | None:
+        if not isinstance(result, (WholeResponse, Failure)):
+            return readWhole(result).addBoth(self._arrived)
+        # The connection is closed, or can be used again: that may be later than the end of a cancelled request.
+        if self._patience is not None and self._patience.active():
+            self._patience.cancel()
+        if self._hasSlot:
+            self._slots.give()
+        else:
+            self._slots.besides += 1
+        if not self._hasEnded:
+            self.result.callback(result)
+        return None
+
+    def end(self, why: Exception) -> None:
+        """Fail now."""
+        if not self._hasEnded:
+            self._hasEnded = True
+            self._work.cancel()
+            # A cancelled result fails by itself.
+            if not isinstance(why, CancelledError):
+                self.result.errback(why)
+
+    def resumed(self, stoodStill: float) -> None:
+        """Fail, because the machine was suspended: the connection is most likely dead."""
+        self.end(StaleConnection([]))  # type: ignore[no-untyped-call] # Twisted has no types there
+
+
+@implementer(IAgent)
+@attrs.define(eq=False, slots=False, repr=False)
+class QueueingAgent:
+    """
+    Bounds the requests to one server at once. A request holds its slot from connecting to the last byte of the body,
+    and its response comes whole. Cancelling it at any stage closes its connection and frees its slot.
+
+    :param most: the most requests at once, for each scheme, host and port.
+    :param suspends: fails requests with ``StaleConnection`` when the machine was suspended.
+    :param clock: given if the requests are urgent: those that have had no response for :data:`HANGING` seconds need no
+        slot, up to :data:`MOST_BESIDE` of them.
+    :ivar slots: by server; another agent may share them.
+    """
+
+    _agent: IAgent
+    _most: int = 2
+    _suspends: SuspendWatch | None = None
+    _clock: IReactorTime | None = attrs.field(default=None, kw_only=True)
+    slots: dict[bytes, _Slots] = attrs.field(factory=dict, kw_only=True)
+    _jobs: dict[_Job, None] = attrs.field(factory=dict, init=False)
+    _isClosed: bool = attrs.field(default=False, init=False)
+
+    def request(
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
+    ) -> Deferred[IResponse]:
+        """See IAgent. Fires with a ``WholeResponse``; fails with ``ResponseTooLarge`` or :class:`AgentClosed` too."""
+        if self._isClosed:
+            return fail(AgentClosed())
+        # scheme://host:port
+        key = b"/".join(uri.split(b"/", 3)[:3])
+        slots = self.slots.get(key) or self.slots.setdefault(key, _Slots(self._most))
+        job = _Job(slots, self._clock, lambda: self._agent.request(method, uri, headers, bodyProducer))
+        if job.result.called:
+            return job.result
+        self._jobs[job] = None
+        if self._suspends is not None:
+            self._suspends.add(job.resumed)
+
+        def over(result: Any) -> Any:
+            del self._jobs[job]
+            if self._suspends is not None:
+                self._suspends.discard(job.resumed)
+            return result
+
+        return job.result.addBoth(over)
+
+    def close(self) -> None:
+        """End all requests, and accept no others: they fail with :class:`AgentClosed`."""
+        self._isClosed = True
+        # The waiting first: a slot that becomes free must not start one of them.
+        for job in reversed(list(self._jobs)):
+            job.end(AgentClosed())

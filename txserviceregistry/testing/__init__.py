@@ -34,7 +34,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IAgent, IResponse
 
 from ..client import Client
-from ..http.pool import readWhole
+from ..http.messages import readWhole
 from ..registry.core import Registry
 from ..registry.feed import EVENT_RETENTION
 from ..registry.http.resource import ApiResource

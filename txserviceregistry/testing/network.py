@@ -20,7 +20,7 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from ..errors import FAULT_TYPES
-from ..http.pool import BytesProducer, WholeResponse
+from ..http.messages import BytesProducer, WholeResponse
 from ..util.logs import Listeners, Logger
 
 #: Sends a request to the registry; fires with its response.

@@ -13,7 +13,7 @@ from tests.system.etcd.relay import Relay
 from tests.system.ports import freePorts
 from tests.system.processes import Child, ProcessTestCase, reactor
 from txserviceregistry.discovery import Directory, RegistryAgent
-from txserviceregistry.http.pool import BytesProducer
+from txserviceregistry.http.messages import BytesProducer
 
 SERVER = [sys.executable, "-S", "-E", os.path.join(os.path.dirname(__file__), "slowserver.py")]
 USERS = 8

@@ -17,7 +17,7 @@ from tests.system.etcd.etcds import newPrefix, sharedEtcd, startEtcd
 from tests.system.faults.proxy import Proxy
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK, EtcdCase
 from txserviceregistry.http.jsontransport import JSONTransport
-from txserviceregistry.http.queueing import QueueingAgent
+from txserviceregistry.http.pool import QueueingAgent
 from txserviceregistry.http.tls import tlsPolicy
 from txserviceregistry.registry.stores.etcd.gateway import (
     Etcd,

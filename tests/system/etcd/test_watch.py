@@ -8,8 +8,7 @@ from twisted.web.client import Agent
 from tests.system.etcd.etcds import newPrefix, sharedEtcd
 from tests.unit.registry.stores.etcd.test_watch import WatchCase
 from txserviceregistry.http.jsontransport import JSONTransport
-from txserviceregistry.http.pool import ConnectionPool
-from txserviceregistry.http.queueing import QueueingAgent
+from txserviceregistry.http.pool import ConnectionPool, QueueingAgent
 from txserviceregistry.registry.stores.etcd.gateway import Etcd, encode, put
 
 

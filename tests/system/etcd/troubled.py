@@ -14,7 +14,8 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from txserviceregistry.http.pool import BytesProducer, ConnectionPool, PooledAgent
+from txserviceregistry.http.messages import BytesProducer
+from txserviceregistry.http.pool import ConnectionPool, PooledAgent
 
 
 def _nothing(body: bytes) -> bool:

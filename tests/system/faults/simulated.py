@@ -22,7 +22,7 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from txserviceregistry import Client, RegisteredService
-from txserviceregistry.http.pool import WholeResponse
+from txserviceregistry.http.messages import WholeResponse
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.testing import FakeRegistry
 

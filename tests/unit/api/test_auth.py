@@ -27,7 +27,7 @@ from txserviceregistry.errors import (
     ServerError,
 )
 from txserviceregistry.http.jsontransport import JSONTransport
-from txserviceregistry.http.queueing import AgentClosed
+from txserviceregistry.http.pool import AgentClosed
 
 from ...fakeagent import API_KEY, TOKEN, FakeAgent, access, answer, authFault
 

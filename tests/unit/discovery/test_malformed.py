@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.http.pool import WholeResponse
+from txserviceregistry.http.messages import WholeResponse
 
 from ..api.test_shapes import JUNK, MISSING, changed, places
 from .test_directoryproperty import World, changes

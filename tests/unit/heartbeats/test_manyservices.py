@@ -14,7 +14,7 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from txserviceregistry import Client, RegisteredService
-from txserviceregistry.http.queueing import MOST_BESIDE
+from txserviceregistry.http.pool import MOST_BESIDE
 from txserviceregistry.testing import FakeRegistry
 
 from ...fakeagent import asOfAPlainRegistry

@@ -21,7 +21,8 @@ from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from txserviceregistry.http.agent import ATTEMPT_DELAY, endpointTo
-from txserviceregistry.http.pool import BytesProducer, ConnectionPool, FixedHeaders, PooledAgent
+from txserviceregistry.http.messages import BytesProducer, FixedHeaders
+from txserviceregistry.http.pool import ConnectionPool, PooledAgent
 
 from ...loopback import LoopbackTestCase
 

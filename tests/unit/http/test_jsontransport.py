@@ -16,9 +16,8 @@ from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
 from txserviceregistry.errors import ConnectionFailed, MalformedResponse, RequestTimedOut
 from txserviceregistry.http.jsontransport import ClientClosed, JSONTransport
-from txserviceregistry.http.messages import segment
-from txserviceregistry.http.pool import ResponseTooLarge, StaleConnection
-from txserviceregistry.http.queueing import AgentClosed
+from txserviceregistry.http.messages import ResponseTooLarge, segment
+from txserviceregistry.http.pool import AgentClosed, StaleConnection
 
 from ...fakeagent import FakeAgent, answer
 

@@ -20,9 +20,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import Agent, ResponseFailed, ResponseNeverReceived, readBody
 
 from tests.unit.garbage import collectOnlyNew
-from txserviceregistry.http import pool
-from txserviceregistry.http.pool import BytesProducer, ConnectionPool, ResponseTooLarge, StaleConnection
-from txserviceregistry.http.queueing import HANGING, MOST_BESIDE, AgentClosed, QueueingAgent
+from txserviceregistry.http import messages
+from txserviceregistry.http.messages import BytesProducer, ResponseTooLarge
+from txserviceregistry.http.pool import (
+    HANGING,
+    MOST_BESIDE,
+    AgentClosed,
+    ConnectionPool,
+    QueueingAgent,
+    StaleConnection,
+)
 
 from ...fakeagent import FakeAgent, answer
 from ...loopback import Call, LoopbackTestCase, Server
@@ -91,8 +98,8 @@ class ConnectionTests(LoopbackTestCase):
             def request(self, *args: Any) -> Any:
                 return inner.request(*args)
 
-        original = pool._Body.connectionMade
-        self.patch(pool._Body, "connectionMade", lambda body: (seen.append(body), original(body))[1])
+        original = messages._Body.connectionMade
+        self.patch(messages._Body, "connectionMade", lambda body: (seen.append(body), original(body))[1])
         stalled = QueueingAgent(Watching()).request(b"GET", server.url.encode())
         await self.until(lambda: seen)
         stalled.cancel()
@@ -136,7 +143,7 @@ class ConnectionTests(LoopbackTestCase):
 
     async def test_tooLargeBodiesAreRefused(self) -> None:
         """A body longer than any answer of the API ends the request, announced or not, and the connection."""
-        self.patch(pool, "MAX_BODY", 10)
+        self.patch(messages, "MAX_BODY", 10)
 
         def handler(call: Call) -> None:
             if call.path == "/announced":
@@ -306,7 +313,7 @@ class QueueTests(SynchronousTestCase):
 
     def test_twoAgentsShareTheirSlots(self) -> None:
         """Requests through either wait for each other."""
-        other = QueueingAgent(self.inner, 2, sharing=self.agent)
+        other = QueueingAgent(self.inner, 2, slots=self.agent.slots)
         for number, agent in enumerate((self.agent, other, self.agent, other)):
             agent.request(b"GET", f"http://a/{number}".encode())
         self.assertEqual(len(self.inner.asked), 2)

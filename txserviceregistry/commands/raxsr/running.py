@@ -20,7 +20,8 @@ from ... import errors
 from ...client import Client
 from ...clock import useMonotonic
 from ...http.jsontransport import TIMEOUT
-from ...http.pool import BytesProducer, ConnectionPool, PooledAgent, WholeResponse
+from ...http.messages import BytesProducer, WholeResponse
+from ...http.pool import ConnectionPool, PooledAgent
 from ...http.tls import tlsPolicy
 from ...settings import Settings
 from ...util.fields import encodings, escaped, redacted

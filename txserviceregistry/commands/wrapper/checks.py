@@ -16,8 +16,7 @@ from twisted.web.http_headers import Headers
 from ..._version import __version__
 from ...heartbeats.attempts import HealthCheck, HealthCheckFailed
 from ...http.agent import describeFailure, endpointTo, stageOf
-from ...http.pool import PooledAgent
-from ...http.queueing import QueueingAgent
+from ...http.pool import PooledAgent, QueueingAgent
 from ...http.tls import tlsPolicy
 from ...util.deferred import returnsDeferred
 from .process import runShell, startEnvironment

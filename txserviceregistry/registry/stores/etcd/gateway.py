@@ -22,7 +22,7 @@ from twisted.internet.task import deferLater
 
 from ....errors import ServiceRegistryError
 from ....http.jsontransport import JSONTransport
-from ....http.pool import ResponseTooLarge
+from ....http.messages import ResponseTooLarge
 from ....util.deferred import PrioritySemaphore, SingleFlight, returnsDeferred
 from ....util.files import Reloaded
 from ....util.logs import Logger

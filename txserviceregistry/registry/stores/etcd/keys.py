@@ -13,7 +13,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 from zope.interface import implementer
 
-from ....http.pool import BytesProducer
+from ....http.messages import BytesProducer
 from ....util.deferred import returnsDeferred
 from ....util.logs import Logger
 from ...model import isLockScope, tenantOf

@@ -40,8 +40,7 @@ from zope.interface import implementer
 
 from ....clock import bootTime
 from ....http.jsontransport import JSONTransport
-from ....http.pool import ConnectionPool, PooledAgent
-from ....http.queueing import QueueingAgent
+from ....http.pool import ConnectionPool, PooledAgent, QueueingAgent
 from ....http.tls import tlsPolicy
 from ....util.deferred import PrioritySemaphore, returnsDeferred
 from ....util.files import Reloaded

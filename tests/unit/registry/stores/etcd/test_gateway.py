@@ -21,8 +21,7 @@ from twisted.web.iweb import IAgent, IPolicyForHTTPS
 from tests.loopback import Call, LoopbackTestCase
 from txserviceregistry.http.jsontransport import JSONTransport
 from txserviceregistry.http.messages import Request
-from txserviceregistry.http.pool import ConnectionPool
-from txserviceregistry.http.queueing import QueueingAgent
+from txserviceregistry.http.pool import ConnectionPool, QueueingAgent
 from txserviceregistry.registry.stores.etcd.gateway import (
     PAUSE,
     QUEUE,
