@@ -1,10 +1,4 @@
-"""
-Connecting to a host by name or address, and why it failed.
-
-Twisted resolves host names in the reactor's thread pool. An application that keeps these threads busy would delay every
-connection to a host name, and so heartbeats. So names are resolved in threads of our own, and the last known addresses
-are used while a lookup is slow or fails.
-"""
+"""Connecting to a host by name or address, and why it failed."""
 
 from __future__ import annotations
 
@@ -107,7 +101,11 @@ class HostName:
         if not self._lookups or now - self._began >= _LONGEST_LOOKUP:
             self._lookups += 1
             self._began = now
-            self._resolver().resolveHostName(self, self._host, portNumber=self._port)
+            resolver: IHostnameResolver = self._reactor.nameResolver
+            if type(resolver) is GAIResolver:
+                # Not in the reactor's threads, which an application may keep busy: that would delay heartbeats.
+                resolver = GAIResolver(self._reactor, lambda: _threadsOf(os.getpid()), _getaddrinfo)  # type: ignore[arg-type] # it takes what it is given
+            resolver.resolveHostName(self, self._host, portNumber=self._port)
         left = self._began + PATIENCE - now
         if not self._lookups or (self._known and left <= 0):
             return succeed(self._known)
@@ -115,13 +113,6 @@ class HostName:
         if self._known:
             cancelWith(self._reactor.callLater(left, self._waiting.fire, None, [waiter]), waiter)
         return waiter.addCallback(lambda _: self._known)
-
-    def _resolver(self) -> IHostnameResolver:
-        """The resolver that the application has installed, or the system's in threads of our own."""
-        installed: IHostnameResolver = self._reactor.nameResolver
-        if type(installed) is not GAIResolver:
-            return installed
-        return GAIResolver(self._reactor, lambda: _threadsOf(os.getpid()), _getaddrinfo)  # type: ignore[arg-type] # it takes what it is given
 
     def resolutionBegan(self, resolution: IHostResolution) -> None:
         """See IResolutionReceiver."""
@@ -198,10 +189,7 @@ class _NamedHost:
 
 
 def endpointTo(reactor: Any, host: str, port: int, timeout: float) -> IStreamClientEndpoint:
-    """
-    The endpoint of a host, by its name or address. There are *timeout* seconds to find the addresses of a name, and to
-    connect to each of them.
-    """
+    """The endpoint of a host. *timeout* seconds are for finding the addresses of a name, and connecting to each."""
     try:
         kind = TCP4ClientEndpoint if ip_address(host).version == 4 else TCP6ClientEndpoint
     except ValueError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random as randomModule
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
@@ -59,11 +60,9 @@ _EARLIEST_RETURN, _RETURN_SPREAD = 20.0, 60.0
 
 class Servers:
     """
-    The servers of one service, by their numbers, as one client sees them. The client draws its first server, and the
-    order of the others, so that the clients of a server that fails spread over the others. It stays with a server that
-    works. After a while a repeatable request tries the first server again.
-
-    :ivar current: the server that is asked first.
+    The servers of one service, by their numbers, as one client sees them. It draws its first server and the order of
+    the others, so that the clients of a server that fails spread, and stays with a server that works (*current*). After
+    a while a repeatable request tries the first server again.
     """
 
     def __init__(self, count: int, clock: IReactorTime, random: Callable[[], float] = randomModule.random) -> None:
@@ -73,7 +72,7 @@ class Servers:
         self._ring = [left.pop(int(random() * len(left)) % len(left)) for _ in range(count)]
         self.current = self._ring[0] if count else 0
         self._shunnedUntil = [0.0] * count
-        self._returnAt: float | None = None
+        self._returnAt = math.inf
 
     def __len__(self) -> int:
         return len(self._ring)
@@ -84,7 +83,7 @@ class Servers:
             return self._ring
         now = self._clock.seconds()
         first = self.current
-        if mayTry and self._returnAt is not None and now >= self._returnAt:
+        if mayTry and now >= self._returnAt:
             # Only one request tries.
             self._drawReturn()
             first = self._ring[0]
@@ -97,34 +96,30 @@ class Servers:
         """There was a response."""
         self._shunnedUntil[number] = 0.0
         if self.current != number:
-            self._stayWith(number)
+            self.current = number
+            self._drawReturn()
 
     def failed(self, number: int) -> None:
         """There was no response, or the server is unavailable."""
         self._shunnedUntil[number] = self._clock.seconds() + _PENALTY
         if number == self.current:
-            self._stayWith(self.order(mayTry=False)[1 % len(self._ring)])
-
-    def _stayWith(self, number: int) -> None:
-        self.current = number
-        self._returnAt = None
-        if number != self._ring[0]:
+            self.current = self.order(mayTry=False)[1 % len(self._ring)]
             self._drawReturn()
 
     def _drawReturn(self) -> None:
-        self._returnAt = self._clock.seconds() + _EARLIEST_RETURN + _RETURN_SPREAD * self._random()
+        delay = _EARLIEST_RETURN + _RETURN_SPREAD * self._random()
+        self._returnAt = math.inf if self.current == self._ring[0] else self._clock.seconds() + delay
 
 
 class ClientClosed(ConnectionFailed):
     """The client was closed before the request was done."""
 
 
+@attrs.define
 class _Away(Exception):
     """The server is unavailable."""
 
-    def __init__(self, response: Response) -> None:
-        super().__init__()
-        self.response = response
+    response: Response
 
 
 def _headers(base: str, hasBody: bool, token: str, traceparent: str, more: tuple[bytes, bytes] | None) -> FixedHeaders:
@@ -146,18 +141,14 @@ class JSONTransport:
     """
     JSON over HTTP to one server, or to several that are one service.
 
-    When a server is unreachable or unavailable, requests go to the next one, and stay with one that works
-    (:class:`Servers`). A request without a response is sent again only if it is repeatable. Each of several servers has
-    a share of the request's time. After that the request is sent to the next server too, and the first response counts.
+    When a server is unreachable or unavailable, requests go to the next one. A request without a response is sent again
+    only if it is repeatable. Each of several servers has a share of the request's time. After that the request is sent
+    to the next server too, and the first response counts.
 
-    :param agent: a :class:`~txserviceregistry.http.pool.QueueingAgent`, or an agent over one.
+    :param agent: a :class:`~txserviceregistry.http.pool.QueueingAgent`, or an agent over one; *lanes* has others.
     :param baseUrls: the URLs before the paths, without a slash at the end.
-    :param lanes: sends the requests of these lanes, instead of the *agent*.
-    :param name: the name of the server for error messages.
-    :param isFault: takes the status, the headers and the JSON of a response that is an error, and returns whether it is
-        the server's own. If not, it is a gateway's, and the request goes to the next server.
-    :param onForeign: called after a response that is not the server's own. Another program may have its address now:
-        idle connections are best closed, so that the next request looks up the name.
+    :param isFault: whether the status, the headers and the JSON of an error are the server's own, not a gateway's.
+    :param onForeign: called after a response that is not the server's own: another program may have its address now.
     """
 
     _agent: IAgent
@@ -203,10 +194,8 @@ class JSONTransport:
         **options: Any,
     ) -> Deferred[Response]:
         """
-        Send a request. *path*, which is encoded, is below the base URL; *options* are of the ``Request``.
-
-        :return: fires with the ``Response``, of any status. Fails with ``ConnectionFailed``, ``RequestTimedOut``, or
-            ``MalformedResponse`` for a 2xx without JSON and a truncated response.
+        Send a request. *path*, which is encoded, is below the base URL; *options* are of the ``Request``. Fires with
+        the ``Response``, of any status. Fails with ``ConnectionFailed``, ``RequestTimedOut``, or ``MalformedResponse``.
         """
         seconds = self._timeout if timeout is None else timeout
         request = Request(method, pathOf(path, query), self.clock, self._stageAt, seconds, **options)
@@ -225,11 +214,7 @@ class JSONTransport:
             return away.response
 
     async def ask(self, request: Request, server: int, left: int) -> Response:
-        """
-        The response of a *server*, or :class:`_Away`. The request is sent again over a stale connection.
-
-        :param left: how many servers are left, this one included.
-        """
+        """The response of one of the *left* servers, or :class:`_Away`; sent again over a stale connection."""
         request.leave = leave = partial(self.servers.failed, server)
         request.url = url = self._baseUrls[server] + request.path
         for attempt in range(1, _MOST_STALE + 1):
@@ -242,7 +227,14 @@ class JSONTransport:
                 if not isinstance(error, StaleConnection) or not request.isRepeatable or attempt == _MOST_STALE:
                     raise self._explained(error, request) from error
         status, headers = answer.code, answer.headers
-        value = self._valueOf(answer, request, url)
+        try:
+            value = json.loads(answer.body) if answer.body else None
+        except (ValueError, RecursionError):
+            value = None
+            if status < 300:
+                self._onForeign()
+                wrong = f"{request.method} {url} returned {status}, but the body is not JSON"
+                raise MalformedResponse(f"{wrong}. Check that this is the URL of {self._name}") from None
         isForeign = status >= 300 and not self._isFault(status, headers, value)
         response = Response(status, headers, value, answer.body, request.method, url, leave)
         if isForeign:
@@ -267,16 +259,6 @@ class JSONTransport:
             late = self.lateInItsShare
             sent.addTimeout(max(0.0, share), self.clock, lambda _, timeout: Failure(late(request)))
         return sent
-
-    def _valueOf(self, answer: WholeResponse, request: Request, url: str) -> Any:
-        try:
-            return json.loads(answer.body) if answer.body else None
-        except (ValueError, RecursionError):
-            if answer.code >= 300:
-                return None
-            self._onForeign()
-            wrong = f"{request.method} {url} returned {answer.code}, but the body is not JSON"
-            raise MalformedResponse(f"{wrong}. Check that this is the URL of {self._name}")
 
     def giveUp(self) -> None:
         """A caller did not wait for the server that is asked first: the next request goes to another."""
@@ -310,10 +292,8 @@ class JSONTransport:
 
 class _Tries:
     """
-    The tries of one request at one server after the other. One that is late in its share of the time runs on beside the
-    next: to cancel it would close its connection.
-
-    :ivar result: fires with the first response.
+    The tries of one request at one server after the other; *result* fires with the first response. One that is late in
+    its share of the time runs on beside the next: to cancel it would close its connection.
     """
 
     def __init__(self, transport: JSONTransport, request: Request, order: Sequence[int]) -> None:
