@@ -40,18 +40,14 @@ def wantsHost(metadata: Mapping[str, str] | None) -> bool:
 
 @attrs.frozen
 class DesiredStates:
-    """
-    The desired states of one client's services: how updates are sent, how many at once, and how to wait while the
-    client is open.
-
-    :ivar byId: the states that updates through the client change.
-    """
+    """The desired states of one client's services: how updates are sent, how many at once, and how to wait."""
 
     put: Callable[[str, Mapping[str, Any]], Deferred[Any]]
     turns: PrioritySemaphore
     pause: Callable[[float], Deferred[None]]
     clock: IReactorTime
     random: Callable[[], float] = randomModule.random
+    # The states that updates through the client change.
     byId: WeakValueDictionary[str, DesiredState] = attrs.field(factory=WeakValueDictionary, init=False)
 
 
@@ -59,15 +55,9 @@ class DesiredState:
     """
     The fields that one service should have, and what is known of those that it has in the registry.
 
-    An update changes the desired fields at once, and a registration from then on sends them. They stay unless the
-    registry refuses them. If the registry may have other fields (after an update without a response, or requests that
-    were under way together), a service that is :meth:`open` is updated until it has the desired ones.
-
-    :ivar fields: ``heartbeat_timeout``, ``tags`` and ``metadata``. Replaced, never changed.
-    :ivar host: the address that was determined automatically. It is sent with a *metadata* that :func:`wantsHost`, and
-        never becomes part of it.
-    :ivar onChange: called when *fields* has changed.
-    :ivar isRegistered: whether the registry has the service.
+    An update changes the desired fields at once, and a registration from then on sends them, unless the registry
+    refuses them. If the registry may have other fields (after an update without a response, or requests that were under
+    way together), a service that is :meth:`open` is updated until it has the desired ones.
     """
 
     _log = Logger()
@@ -80,16 +70,19 @@ class DesiredState:
         # As the registry returns them.
         tags, metadata = given.get("tags") or [], given.get("metadata") or {}
         tags = list(tags) if isinstance(tags, tuple) else tags
+        # Replaced, never changed.
         self.fields: Mapping[str, Any] = {"heartbeat_timeout": heartbeatTimeout, "tags": tags, "metadata": metadata}
+        # Was determined automatically. It is sent with metadata that want it, and never becomes part of them.
         self.host: str | None = None
-        self.onChange: Callable[[], object] | None = None
+        # Called when the fields have changed.
+        self.onChange: Callable[[], object] = lambda: None
         self._states = states
         # What the registry accepted last, to fall back on.
         self._accepted: Mapping[str, Any] = self.fields
         self.isRegistered = False
         # All fields that the registry may have together; empty if they are not known.
         self._possible: Sequence[Mapping[str, Any]] = ()
-        # The fields of the last registration, as desired and as sent, and the Deferreds that wait for them.
+        # The fields of the last registration, as desired and as sent, and the Deferreds that wait for it.
         self._posted: tuple[Mapping[str, Any], Mapping[str, Any], tuple[Deferred[None], ...]] = self.fields, {}, ()
         # The fields that were sent last.
         self._sent: list[Mapping[str, Any]] = []
@@ -142,8 +135,7 @@ class DesiredState:
         if not changes:
             return
         self.fields = {**self.fields, **changes}
-        if self.onChange is not None:
-            self.onChange()
+        self.onChange()
 
     def _takeBack(self, refused: Mapping[str, Any]) -> bool:
         """Undo the changes that the registry has *refused*; whether that changes anything."""
@@ -208,10 +200,7 @@ class DesiredState:
         self._sent = [*self._sent[1 - _MOST_SENT :], sent]
 
     def isOurs(self, found: Mapping[str, Any]) -> bool:
-        """
-        Whether a service may be our own, created without a response: no heartbeat was ever sent for it, and each field
-        is as one of the last registrations and updates sent it.
-        """
+        """Whether it may be our own, created without a response: without a heartbeat, and with fields that we sent."""
         return found["last_seen"] is None and all(
             any(name in sent and sent[name] == found[name] for sent in self._sent) for name in _FIELDS
         )
@@ -251,10 +240,7 @@ class DesiredState:
             self._converge()
 
     def set(self, changes: Mapping[str, Any]) -> Deferred[None]:
-        """
-        Desire other values for some fields. Fires when the registry has them; fails with ``BadRequest`` or
-        ``Forbidden`` if it refuses them, and with the reason of :meth:`close`.
-        """
+        """Desire other values. Fires when the registry has them; fails with its refusal or the reason of the close."""
         self.change(changes)
         if self.isRegistered and not self.isDirty and not self._underWay:
             return succeed(None)
@@ -263,10 +249,7 @@ class DesiredState:
         return waiter
 
     def _converge(self, state: str = "") -> None:
-        """
-        Update the service if the registry may have something else than what is desired, as long as there is a
-        HeartBeater that would register it again.
-        """
+        """Update the service if the registry may have other fields, and a HeartBeater would register it again."""
         heartBeater = self.heartBeater
         mayWork = heartBeater is not None and heartBeater.running and heartBeater.registersAgain and self.isRegistered
         worker = self._worker
@@ -308,10 +291,7 @@ class DesiredState:
             outage.succeeded()
 
     async def push(self) -> None:
-        """
-        Update the service once. A change that the registry refuses is undone, and the Deferreds that wait for it fail;
-        an error is raised only if there is nothing to undo.
-        """
+        """Update the service once. What the registry refuses is undone; without that, it raises the error."""
         turns = self._states.turns
         await turns.take(float("inf"))
         try:

@@ -1,7 +1,4 @@
-"""
-``client.services``: register, heartbeat, find, change and remove services. A registration over a network that loses
-responses has to find out whether the service that holds the id is its own.
-"""
+"""``client.services``: register, heartbeat, find, change and remove services."""
 
 from __future__ import annotations
 
@@ -42,18 +39,16 @@ class ServiceCreator:
 
     A creation whose response was lost may have had its effect. Then a service of our own holds the id, and would
     expire, because its token is lost too. So the client looks for it, removes it, and creates it again.
-
-    :param deadline: when it has to be created, in seconds of the clock. By default each request has a part of the
-        heartbeat timeout, as suits a registration that is retried until it succeeds.
-    :ivar mayExist: whether the registry may hold a service that this has created.
-    :ivar underWay: the creation under way, which runs on when its caller is cancelled: its outcome becomes known.
     """
 
     _services: ServicesAPI
     _desired: DesiredState
     _clock: IReactorTime
+    # Without it, each request has a part of the heartbeat timeout, as a registration that is retried has.
     _deadline: float | None = None
+    # Whether the registry may hold a service that this has created.
     mayExist: bool = attrs.field(default=False, init=False)
+    # The creation under way. It runs on when its caller is cancelled, so that its outcome becomes known.
     underWay: Deferred[str] | None = attrs.field(default=None, init=False)
 
     @property
@@ -93,8 +88,15 @@ class ServiceCreator:
         if self.mayExist:
             await self._removeOrphan()
         while True:
+            fields = self._desired.begin(isFirst=not self.mayExist)
+            self.underWay = self._services.createOnce(
+                self._desired.serviceId, fields["heartbeat_timeout"], fields, timeout=self._timeout
+            ).addBoth(self._created)
+            token = waitFor(self.underWay)
+            # Its caller may have been cancelled.
+            self.underWay.addErrback(lambda _: None)
             try:
-                return await self._createOnce()
+                return await token
             except BadRequest as error:
                 # An update that the registry refuses does not end the registration.
                 if not self._desired.refusedRegistration(error):
@@ -115,16 +117,6 @@ class ServiceCreator:
         except (NotFound, *UNKNOWN_OUTCOME):
             # Most likely it is gone now. If not, the creation is refused, and this is repeated.
             pass
-
-    async def _createOnce(self) -> str:
-        fields = self._desired.begin(isFirst=not self.mayExist)
-        self.underWay = self._services.createOnce(
-            self._desired.serviceId, fields["heartbeat_timeout"], fields, timeout=self._timeout
-        ).addBoth(self._created)
-        token = waitFor(self.underWay)
-        # Its caller may have been cancelled.
-        self.underWay.addErrback(lambda _: None)
-        return await token
 
     def _created(self, result: Any) -> Any:
         self.underWay = None

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from io import FileIO
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -34,8 +35,8 @@ os.register_at_fork(after_in_child=_leaveThemToTheParent)
 
 def claimed(path: str) -> FileIO | None:
     """
-    Claim a file, until the result is closed or the process ends, by a lock on another one beside it. ``None`` if there
-    is another claim, in this process or in another one; ``OSError`` if the lock file can't be created.
+    Claim a file by a lock on another one beside it, until the result is closed or the process ends. ``None`` if there
+    is another claim; ``OSError`` if the lock file can't be created.
     """
     # Not another .token: web1.token may be an id of the wrapper too.
     beside = f"{path}.claim"
@@ -47,8 +48,7 @@ def claimed(path: str) -> FileIO | None:
         claim.close()
         return None
     except OSError:
-        # A file system without locks.
-        pass
+        pass  # a file system without locks
     _claims.add(claim)
     return claim
 
@@ -56,8 +56,7 @@ def claimed(path: str) -> FileIO | None:
 class StateFile:
     """
     Keeps the heartbeat token and the updates of one service in a file, if there is one, from :meth:`open` to
-    :meth:`close`. While another process has the file, or it can't be written, the service runs without it, and the log
-    says so once.
+    :meth:`close`. While another process has the file, or it can't be written, the service runs without it.
     """
 
     def __init__(self, path: str | None, desired: DesiredState, log: Logger, clock: IReactorTime) -> None:
@@ -69,8 +68,8 @@ class StateFile:
         # The arguments of the program, and the fields that nothing has changed since an earlier process.
         self._given: Mapping[str, Any] = desired.fields
         self._unchanged: frozenset[str] = frozenset()
-        self._token: str | None = None
-        self._provenToken: str | None = None
+        # The next token, and the last one that the registry accepted.
+        self._tokens: tuple[str | None, str | None] = None, None
         self._claim: FileIO | None = None
         self._isOpen = False
 
@@ -94,8 +93,14 @@ class StateFile:
         Adopt the updates that an earlier process left, except of fields whose arguments have changed since. Returns the
         heartbeat tokens that it left, the best one first.
         """
-        kept = self._load()
-        if kept and self._desired.fields is self._given:
+        kept: Any = None
+        # If it can't be claimed, that is logged when there is a token to keep.
+        with suppress(OSError, ValueError, RecursionError):
+            path = self._usable()
+            kept = None if path is None else json.loads(Path(path).read_bytes())
+        if not isinstance(kept, dict) or kept.get("id") != self._desired.serviceId:
+            return []
+        if self._desired.fields is self._given:
             given, updated = (kept[name] if isinstance(kept.get(name), dict) else {} for name in ("given", "updated"))
             same = {name for name, value in self._given.items() if given.get(name) == value}
             self._unchanged = frozenset(same - updated.keys())
@@ -103,19 +108,6 @@ class StateFile:
             self._desired.change({name: value for name, value in changes.items() if name in same})
         tokens = [token for token in (kept.get("token"), kept.get("provenToken")) if isinstance(token, str)]
         return list(dict.fromkeys(tokens))
-
-    def _load(self) -> dict[str, Any]:
-        """The content; empty if it is of another service or the file can't be read."""
-        try:
-            # If it can't be claimed, that is logged when there is a token to keep.
-            path = self._usable()
-            if path is None:
-                return {}
-            with open(path, encoding="utf-8") as file:
-                kept = json.load(file)
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return kept if isinstance(kept, dict) and kept.get("id") == self._desired.serviceId else {}
 
     def adopt(self, found: Mapping[str, Any]) -> None:
         """Adopt the updates that the service has in the registry, of fields that this program did not change."""
@@ -129,8 +121,7 @@ class StateFile:
 
     def keep(self, token: str, proven: str | None = None) -> None:
         """Write the next token, and the last one that the registry accepted."""
-        self._token = token
-        self._provenToken = proven
+        self._tokens = token, proven
         self.save()
 
     def save(self) -> None:
@@ -141,10 +132,10 @@ class StateFile:
             fields, given = self._desired.fields, self._given
             content = {
                 "id": self._desired.serviceId,
-                "token": self._token,
+                "token": self._tokens[0],
                 "given": given,
                 "updated": {name: value for name, value in fields.items() if value != given[name]},
-                "provenToken": self._provenToken,
+                "provenToken": self._tokens[1],
             }
             replaceFile(path, json.dumps(content))
         except OSError as error:
@@ -153,7 +144,7 @@ class StateFile:
             self._writing.succeeded()
 
     def forgetToken(self) -> None:
-        self._token = self._provenToken = None
+        self._tokens = None, None
         if self.path is not None and self._claim is not None and not self._claim.closed:
             # If it can't be removed: the token of a service that has ended does no harm.
             with suppress(OSError):
