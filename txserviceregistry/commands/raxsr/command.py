@@ -63,9 +63,7 @@ class Command:
     A command. Its help is the docstring of *work*: a coroutine function that returns the result to show, or a function
     that does everything, and returns the exit code (``None``: 0). *work* is called with the :class:`Run`.
 
-    :ivar example: the arguments of an example, for the help.
-    :ivar idOf: the meaning of its ID, for the help; empty if it has none.
-    :ivar kind: the kind of object that the ID names, for the error when it does not exist.
+    :ivar idOf: the meaning of its ID, for the help; *kind* is the kind of object, for the error when it does not exist.
     :ivar columns: the columns of its result; none if the result is a line for the user.
     :ivar alone: the column that ``-f value`` shows if none are chosen.
     :ivar paged: the name of the objects in its list, if that has pages: for ``--limit``, ``--all`` and ``--marker``.

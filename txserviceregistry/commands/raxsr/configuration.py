@@ -56,7 +56,7 @@ def problemOf(key: str, value: object, namespace: str | None = None) -> str | No
     """Why these are not a configuration value and its key below a *namespace*; ``None`` if they are."""
     if not KEY.fullmatch(key):
         return f"not a configuration key: {KEY_RULE}"
-    if namespace is not None and not key.startswith(f"/{namespace.strip('/')}/"):
+    if namespace is not None and not key.startswith(prefixOf(namespace)):
         return f"not below {namespace}"
     if not isinstance(value, str):
         return "the value is not a string"
@@ -245,10 +245,7 @@ def readText(path: str) -> str:
 
 
 def writeText(path: str, text: str) -> None:
-    """
-    Write a file. A new one has mode 0600; one that exists keeps its mode, and its content if the new one can't be
-    written, as on a full disk. A device stays what it is.
-    """
+    """Write a file. A new one has mode 0600; one that exists keeps its mode, and after an error its content."""
     # This brings Twisted, which help does not need.
     from ...util.files import replaceFile
 
@@ -280,15 +277,12 @@ def formatValues(values: Mapping[str, str], format: str) -> str:
 
 
 def parseValues(text: str, format: str, path: str, namespace: str | None, *, root: bool = True) -> dict[str, str]:
-    """
-    The values of a file by their keys. *namespace* gets the keys without a leading slash, and all others have to be
-    below it. Without it, keys without a slash are allowed only at the *root*.
-    """
+    """The values of a file by their keys. Those without a leading slash are put below *namespace*, or at the *root*."""
     members = _parseJSON(text, path) if format == "json" else _parseYAML(text, path)
     values: dict[str, str] = {}
     problems = []
     for where, key, value in members:
-        qualified = key if namespace is None or key.startswith("/") else f"/{namespace.strip('/')}/{key}"
+        qualified = key if namespace is None or key.startswith("/") else f"{prefixOf(namespace)}{key}"
         problem = problemOf(qualified, value, namespace)
         if problem is None and not root and not qualified.startswith("/"):
             problem = "not in a namespace: give --namespace, or --root to set it at the top"

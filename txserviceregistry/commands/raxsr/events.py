@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import attrs
 
@@ -42,12 +42,8 @@ _MONTH = 30 * 24 * _HOUR
 # To the beginning of the terminal, and clear what is below.
 _HOME = "\x1b[H\x1b[J"
 
-_TYPE = argument(
-    "--type",
-    choices=get_args(EventType),
-    metavar="TYPE",
-    help=f"only events of this type: {', '.join(get_args(EventType))}",
-)
+_TYPES = get_args(EventType)
+_TYPE = argument("--type", choices=_TYPES, metavar="TYPE", help=f"only events of this type: {', '.join(_TYPES)}")
 
 
 def _ofType(type: str | None) -> dict[str, Any]:
@@ -212,31 +208,27 @@ async def _watch(
 
     # A directory would retry what is wrong with the settings.
     await run.client.account.getLimits()
+    isDrawn = run.output.format == "table" and sys.stdout.isatty()
+    output, drawn = attrs.evolve(run.output, note=lambda text: None), None
     changes: DeferredQueue[_Record] = DeferredQueue()
-    source.onChange(lambda *change: changes.put(recordOf(*change)))
+    if not isDrawn:
+        source.onChange(lambda *change: changes.put(recordOf(*change)))
     source.startService()
     try:
-        if run.output.format == "table" and sys.stdout.isatty():
-            await _draw(run, source, records)
-        show = run.output.rows()
+        while isDrawn:
+            stale = f"not current for {source.stale:.0f} s\n" if source.stale else ""
+            if drawn != (source.version, stale):
+                drawn = source.version, stale
+                sys.stdout.write(_HOME)
+                output.write([{"change": "", **record} for record in records()])
+                sys.stdout.write(stale)
+                sys.stdout.flush()
+            await run.client.pause(_REDRAW)
+        show = output.rows()
         while True:
             show(await changes.get())
     finally:
         await source.stopService()
-
-
-async def _draw(run: Run, source: Any, records: Callable[[], Sequence[_Record]]) -> NoReturn:
-    """Draw a table whenever it changes, on a terminal that is cleared before."""
-    output, drawn = attrs.evolve(run.output, note=lambda text: None), None
-    while True:
-        stale = f"not current for {source.stale:.0f} s\n" if source.stale else ""
-        if drawn != (source.version, stale):
-            drawn = source.version, stale
-            sys.stdout.write(_HOME)
-            output.write([{"change": "", **record} for record in records()])
-            sys.stdout.write(stale)
-            sys.stdout.flush()
-        await run.client.pause(_REDRAW)
 
 
 @command("services watch", "--tag www", TAG, columns={**_CHANGE, **SERVICE_COLUMNS}, shows="stream")

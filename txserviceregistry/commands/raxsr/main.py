@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -104,12 +105,9 @@ def _commonParser() -> Parser:
 def _logFile(path: str) -> Callable[[str], None]:
     """Open a file, or make it with mode 0600; the result appends a line with the time."""
 
-    def private(name: str, flags: int) -> int:
-        return os.open(name, flags, 0o600)
-
     try:
         # Buffered by lines, so that other commands can append to it meanwhile.
-        file = open(path, "a", 1, encoding="utf-8", opener=private)  # noqa: SIM115  # it lasts as long as the process
+        file = open(path, "a", 1, encoding="utf-8", opener=partial(os.open, mode=0o600))  # noqa: SIM115  # it lasts as long as the process
     except OSError as error:
         raise CommandFailed(f"can't write the log file {path}: {error.strerror}") from None
     failures: list[OSError] = []

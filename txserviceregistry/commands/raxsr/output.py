@@ -32,15 +32,13 @@ _MODULES = {"table": "prettytable", "html": "prettytable", "yaml": "yaml"}
 @attrs.frozen
 class Column:
     """
-    A column of a result: what is made of its values.
+    A column of a result.
 
     :ivar width: its least width in a table whose rows come one by one.
     :ivar isExtra: whether it is shown only if it is chosen.
     :ivar wraps: whether a table may break it into several lines. Ids are never broken, so they can be copied.
-    :ivar machine: for JSON and YAML.
-    :ivar flat: one text, as the command line reads it.
-    :ivar plain: the text for ``-f value``.
-    :ivar human: the text for people.
+    :ivar machine: makes of a value what JSON and YAML have, *flat* one text that the command line reads, *plain* that
+        of ``-f value``, and *human* that for people.
     """
 
     heading: str = ""
@@ -92,18 +90,14 @@ def columns(names: str, **headings: str | Column) -> dict[str, Column]:
 
 @attrs.frozen
 class Output:
-    """
-    Writes records to the standard output. An ``ImportError`` if what the format needs is not installed.
-
-    :ivar isWhole: whether a table has all columns, however narrow the terminal is.
-    :ivar note: takes a text for the user.
-    :ivar width: the width of tables; 0 for any, ``None`` for the terminal's.
-    """
+    """Writes records to the standard output. An ``ImportError`` if what the format needs is not installed."""
 
     columns: Mapping[str, Column]
     format: str = "table"
+    # Whether a table has all columns, however narrow the terminal is.
     isWhole: bool = False
     note: Callable[[str], None] = lambda text: None
+    # The width of tables; 0 for any, None for the terminal's.
     width: int | None = None
 
     def __attrs_post_init__(self) -> None:

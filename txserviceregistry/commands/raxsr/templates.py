@@ -35,8 +35,6 @@ _View = TypeVar("_View", Directory, ConfigurationWatcher)
 
 # Characters without a meaning in the syntax of configuration files: names, addresses, numbers and URLs.
 _WORD = re.compile(r"[A-Za-z0-9._:/@%+\-\[\]]+")
-# The most characters of a text. Nested loops could fill the memory.
-_LONGEST_TEXT = 16 << 20
 # Seconds between two tries after a failure.
 _SHORTEST_RETRY = 1.0
 _LONGEST_RETRY = 60.0
@@ -169,13 +167,7 @@ class Template:
     def render(self, views: Views) -> str:
         """The text now; raises NotCurrent or TemplateFailed."""
         try:
-            parts, left = [], _LONGEST_TEXT
-            for part in self._environment.get_template(self._name).generate(views.functions):
-                left -= len(part)
-                if left < 0:
-                    raise TemplateFailed(f"the text is longer than {_LONGEST_TEXT >> 20} MiB. Check the loops")
-                parts.append(part)
-            return "".join(parts)
+            return self._environment.get_template(self._name).render(views.functions)
         except (NotCurrent, TemplateFailed):
             raise
         except TemplateError as error:

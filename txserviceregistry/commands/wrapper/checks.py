@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -47,9 +48,13 @@ def makeProbe(reactor: Any, text: str, serviceId: str = "") -> Probe:
         parts = urlsplit(text)
         if parts.hostname and parts.username is None and parts.port != 0:
             if scheme in ("http", "https"):
-                return _networkProbe(reactor, parts, _request(reactor, parts))
+                url = parts._replace(path=parts.path or "/", fragment="").geturl().encode("ascii")
+                pool = HTTPConnectionPool(reactor, persistent=False)
+                agent = QueueingAgent(PooledAgent(reactor, tlsPolicy(verify=False), _CONNECT_TIMEOUT, pool))
+                return _networkProbe(reactor, parts, partial(_get, agent, url))
             if scheme == "tcp" and parts.port and not parts.path:
-                return _networkProbe(reactor, parts, _connection(reactor, parts.hostname, parts.port))
+                endpoint = endpointTo(reactor, parts.hostname, parts.port, _CONNECT_TIMEOUT)
+                return _networkProbe(reactor, parts, partial(_connect, endpoint))
     except ValueError:
         pass  # an invalid port, or another character than ASCII
     forms = "tcp:PORT, tcp:HOST:PORT, exec:COMMAND, http://HOST:PORT/PATH or https://HOST:PORT/PATH"
@@ -76,29 +81,16 @@ def _networkProbe(reactor: Any, parts: SplitResult, attempt: Callable[[], Awaita
     return probe
 
 
-def _connection(reactor: Any, host: str, port: int) -> Callable[[], Awaitable[None]]:
-    endpoint = endpointTo(reactor, host, port, _CONNECT_TIMEOUT)
-
-    async def attempt() -> None:
-        connection: Any = await endpoint.connect(Factory.forProtocol(Protocol))
-        connection.transport.loseConnection()
-
-    return attempt
+async def _connect(endpoint: Any) -> None:
+    connection = await endpoint.connect(Factory.forProtocol(Protocol))
+    connection.transport.loseConnection()
 
 
-def _request(reactor: Any, parts: SplitResult) -> Callable[[], Awaitable[None]]:
-    url = parts._replace(path=parts.path or "/", fragment="").geturl().encode("ascii")
-    pool = HTTPConnectionPool(reactor, persistent=False)
-    agent = QueueingAgent(PooledAgent(reactor, tlsPolicy(verify=False), _CONNECT_TIMEOUT, pool))
-    headers = Headers({"User-Agent": [f"service-registry-wrapper/{__version__}"]})
-
-    async def attempt() -> None:
-        # This fires when the body is complete and the connection closed.
-        response = await agent.request(b"GET", url, headers)
-        if not 200 <= response.code < 400:
-            raise HealthCheckFailed(f"HTTP status {response.code}")
-
-    return attempt
+async def _get(agent: QueueingAgent, url: bytes) -> None:
+    # This fires when the body is complete and the connection closed.
+    response = await agent.request(b"GET", url, Headers({"User-Agent": [f"service-registry-wrapper/{__version__}"]}))
+    if not 200 <= response.code < 400:
+        raise HealthCheckFailed(f"HTTP status {response.code}")
 
 
 def _commandProbe(command: str, serviceId: str) -> Probe:
@@ -118,9 +110,8 @@ def _commandProbe(command: str, serviceId: str) -> Probe:
 
 class Checker(HealthCheck):
     """
-    Checks regularly, as the options say. *passed* is called when the check passes for the first time.
-
-    :ivar passing: whether the check passes: the last ``--rise`` checks succeeded, and since then not ``--fall`` failed.
+    Checks regularly, and calls *passed* when the check passes for the first time. It is *passing* when the last
+    ``--rise`` checks succeeded, until the last ``--fall`` checks failed.
     """
 
     def __init__(self, options: Mapping[str, Any], probe: Probe, clock: Any, passed: Callable[[], object]) -> None:

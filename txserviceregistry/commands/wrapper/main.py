@@ -82,11 +82,7 @@ _RISE = "How many checks in a row must succeed until the health check passes."
 _FALL = "How many checks in a row must fail until the health check fails."
 
 
-def _seconds(text: str) -> float:
-    seconds = parseDuration(text, most="1d")
-    if not seconds:
-        raise ValueError(f"{text!r} is not more than 0 seconds")
-    return seconds
+_seconds = partial(parseDuration, least="0.001s", most="1d")
 
 
 def _check(text: str) -> str:
@@ -128,7 +124,6 @@ class Options(TableOptions):
     def __init__(self) -> None:
         super().__init__()
         self.command: list[str] = []
-        self.warnings: list[str] = []
 
     def opt_heartbeat_timeout(self, seconds: str) -> None:
         """Another name of --interval."""
@@ -136,7 +131,7 @@ class Options(TableOptions):
 
     def opt_session_metadata(self, text: str) -> None:
         """Ignored: services have no sessions any more."""
-        self.warnings.append("--session-metadata is ignored, because services have no sessions: use --metadata")
+        tell("--session-metadata is ignored, because services have no sessions: use --metadata")
 
     def opt_version(self) -> None:
         """Show the version."""
@@ -356,8 +351,6 @@ def _run() -> int:
         options.parseOptions()
     except usage.UsageError as error:
         raise console.UsageError(f"{error} (see: {_NAME} --help)") from None
-    for warning in options.warnings:
-        tell(warning)
     signals = process.Signals()
 
     from twisted.internet import reactor as installed

@@ -1,7 +1,4 @@
-"""
-The wrapped command as a process: how it is started and reaped. Signals are passed on to it, and its notifications to
-the service manager.
-"""
+"""Processes: how they are started and reaped, and what passes between the wrapped command and its surroundings."""
 
 from __future__ import annotations
 
@@ -36,7 +33,6 @@ _LONGEST_OUTPUT = 180
 _LONGEST_TAIL = 4096
 # The processes that were started, by their ids.
 _children: dict[int, Child] = {}
-
 
 # All signals but those that can't be caught, report a fault or limit of this process, or stop a process group that
 # reads or writes in the background.
@@ -123,8 +119,6 @@ def startChild(
     """
     Start a process with our standard streams, terminal and folder, and with no signal blocked or ignored but those of
     *keepIgnored*. With an open file for both outputs it has no input, and a process group of its own.
-
-    :raises CantStart: if it can't be started.
     """
     path = findProgram(command[0])
     defaults = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP} - keepIgnored
@@ -219,9 +213,7 @@ async def runShell(command: str, environment: Mapping[bytes, bytes], *, inThread
 class Signals:
     """
     Receives the signals of this process, from before its start on. Only ``sigwaitinfo`` gets the origin of a signal, so
-    the signals are blocked, and a thread waits for them.
-
-    :ivar kept: the signals that stay ignored, as SIGHUP under ``nohup``.
+    the signals are blocked, and a thread waits for them. Those *kept* stay ignored, as SIGHUP under ``nohup``.
     """
 
     def __init__(self) -> None:

@@ -15,17 +15,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from ... import errors
 from ...api.transport import SERVICE_STATE
 from ...client import Client
-from ...errors import (
-    AuthenticationFailed,
-    BadRequest,
-    Forbidden,
-    InvalidSettings,
-    LimitReached,
-    ServiceRegistryError,
-    Unauthorized,
-)
 from ...heartbeats.heartbeater import REGISTERED, STOPPED
 from ...heartbeats.services import ServicesClient
 from ...registration import RegisteredService
@@ -38,7 +30,10 @@ from ...util.logs import Logger
 REASON = "service-registry-wrapper"
 
 # Another try soon after one of these fails in the same way.
-_REFUSALS = (AuthenticationFailed, BadRequest, Forbidden, InvalidSettings, LimitReached, Unauthorized)
+_REFUSALS = (
+    *(errors.AuthenticationFailed, errors.BadRequest, errors.Forbidden),
+    *(errors.InvalidSettings, errors.LimitReached, errors.Unauthorized),
+)
 # Seconds between two readings of settings that are wrong, or do not exist yet.
 _READ_AGAIN = 5.0
 # Seconds to the next try for a service that the registry refuses: its next version may accept it, and the user's next
@@ -58,7 +53,7 @@ def tokenFileOf(serviceId: str, tell: Callable[[str], None]) -> Path | None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         checkPath(folder)
         return folder / f"{serviceId}.token"
-    except InvalidSettings:
+    except errors.InvalidSettings:
         tell("No place for the heartbeat token: this user has no home directory. Set RAXSR_DATA_DIR")
     except OSError as error:
         tell(f"{error.filename or defaultDataDir()}: {error.strerror}. A restart can't continue the same service")
@@ -126,7 +121,7 @@ class WrapperRegistration:
                     self.client = self._connect()
                 await self.client.account.getLimits()
                 return
-            except ServiceRegistryError as error:
+            except errors.ServiceRegistryError as error:
                 if isinstance(error, _REFUSALS) or backoff.failures >= self._options["retries"]:
                     raise NotRegistered(str(error))
             await deferLater(self._clock, backoff.next())
@@ -179,7 +174,7 @@ class WrapperRegistration:
 
     def _tryFailed(self, error: Exception) -> None:
         self._failures += 1
-        reason = str(error) if isinstance(error, ServiceRegistryError) else type(error).__name__
+        reason = str(error) if isinstance(error, errors.ServiceRegistryError) else type(error).__name__
         isRefused = isinstance(error, _REFUSALS)
         if isRefused or self._failures > self._options["retries"]:
             self._starting.fire(Failure(NotRegistered(reason)))
@@ -219,7 +214,7 @@ class WrapperRegistration:
         options = self._options
         try:
             client = self.client = self.client or self._connect()
-        except InvalidSettings as error:
+        except errors.InvalidSettings as error:
             self._retryTimer = self._clock.callLater(_READ_AGAIN, self._serve)
             # A caller that waits for the tries at the start gets the error.
             if str(error) != self._problem and not self._starting:
@@ -228,15 +223,9 @@ class WrapperRegistration:
             self._problem = str(error)
             self._tryFailed(error)
             return
+        fields = (options[name] for name in ("id", "interval", "tags", "metadata"))
         service = self._service = RegisteredService(
-            client,
-            options["id"],
-            options["interval"],
-            options["tags"],
-            options["metadata"],
-            check=self._check,
-            state=self._tokenFile,
-            random=self._random,
+            client, *fields, check=self._check, state=self._tokenFile, random=self._random
         )
         service.onRegistrationFailure(self._tryFailed)
         service.onStateChange(lambda state: self._stateChanged(service, state))
@@ -258,7 +247,7 @@ class WrapperRegistration:
                 present = await services.getState(self._options["id"])
                 if present["reason"] == REASON:
                     await services.clearState(self._options["id"])
-        except ServiceRegistryError:
+        except errors.ServiceRegistryError:
             pass  # it ends by itself
 
     def drain(self, tell: Callable[[str], None]) -> Deferred[None] | None:
@@ -284,7 +273,7 @@ class WrapperRegistration:
         try:
             try:
                 await Deferred.fromCoroutine(self._announce(seconds)).addTimeout(seconds, self._clock)
-            except (ServiceRegistryError, TimeoutError) as error:
+            except (errors.ServiceRegistryError, TimeoutError) as error:
                 tell(f"the service can't be drained: {error}")
             await deferLater(self._clock, max(0.0, end - self._clock.seconds()))
             if self._options["deregister"]:

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import Client
+from txserviceregistry.commands import console
 from txserviceregistry.commands.wrapper.main import Options, Wrapper
 from txserviceregistry.commands.wrapper.process import CantStart, Child
 from txserviceregistry.errors import InvalidSettings
@@ -118,12 +119,14 @@ class WrapperOrderTests(WrapperCase):
         """The command line of Rackspace's wrapper works unchanged."""
         words = ["-i", "original", "-t", "api,www", "-m", "port=8000,host=h", "--heartbeat-timeout", "21"]
         words += ["--session-metadata", "a=b", "--username", "joe", "--api-key", "secret"]
+        warnings: list[str] = []
+        self.patch(console, "tell", warnings.append)
         code = self.wrapper(*words, "--abort-on-failure")
         service = self.successResultOf(self.other.services.get("original"))
         self.assertEqual((service["tags"], service["metadata"]), (["api", "www"], {"port": "8000", "host": "h"}))
         self.assertEqual(service["heartbeat_timeout"], 21)
         self.assertEqual((self.options["username"], self.options["api-key"]), ("joe", "secret"))
-        [warning] = self.options.warnings
+        [warning] = warnings
         self.assertIn("--session-metadata is ignored", warning)
         self.ended(code, 0)
 

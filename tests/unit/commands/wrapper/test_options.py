@@ -43,7 +43,7 @@ class OptionsTests(TestCase):
             (["--id=web1", "--metadata=caf\udce9", *command], "the value of --metadata is not text in"),
             (["--id=web1", "--check=udp:8000", *command], "udp:8000"),
             (["--id=web1", "--check=exec: ", *command], "exec:COMMAND"),
-            (["--id=web1", "--check-interval=0", *command], "more than 0"),
+            (["--id=web1", "--check-interval=0", *command], "from 0.001s to 1d"),
             (["--id=web1", "--rise=0", *command], "--rise: '0' is not a whole number from 1"),
             (["--id=web1", "--no-such-option", *command], "no-such-option"),
         ]
