@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -17,15 +17,13 @@ from ..console import CommandFailed
 from .command import Run, argument, command
 from .configuration import COLUMNS as VALUE_COLUMNS
 from .configuration import namespace
-from .output import Column, columns
+from .output import Column, Record, columns
 from .services import COLUMNS as SERVICE_COLUMNS
 from .services import TAG
 
 if TYPE_CHECKING:
     from ...client import Client
     from ...types import Event
-
-_Record = Mapping[str, Any]
 
 _COLUMNS = columns("id timestamp type payload", id=Column("Event ID", width=36), type=Column("Event Type", width=26))
 _CHANGE = {"change": Column("Change", width=7)}
@@ -201,7 +199,7 @@ async def rollback(run: Run) -> str:
 
 
 async def _watch(
-    run: Run, source: Any, recordOf: Callable[..., _Record], records: Callable[[], Sequence[_Record]]
+    run: Run, source: Any, recordOf: Callable[..., Record], records: Callable[[], Sequence[Record]]
 ) -> None:
     """Show a directory or watcher: *records* returns all records, *recordOf* one from the arguments of a listener."""
     from twisted.internet.defer import DeferredQueue
@@ -210,7 +208,7 @@ async def _watch(
     await run.client.account.getLimits()
     isDrawn = run.output.format == "table" and sys.stdout.isatty()
     output, drawn = attrs.evolve(run.output, note=lambda text: None), None
-    changes: DeferredQueue[_Record] = DeferredQueue()
+    changes: DeferredQueue[Record] = DeferredQueue()
     if not isDrawn:
         source.onChange(lambda *change: changes.put(recordOf(*change)))
     source.startService()
@@ -263,7 +261,7 @@ async def watchConfiguration(run: Run) -> None:
 
     watcher = ConfigurationWatcher(run.client, run.parsed.namespace)
 
-    def recordOf(change: Any) -> _Record:
+    def recordOf(change: Any) -> Record:
         return {"change": "remove" if change.new is None else "set", "id": change.key, "value": change.new}
 
     await _watch(run, watcher, recordOf, lambda: [{"id": key, "value": watcher[key]} for key in watcher])

@@ -20,7 +20,7 @@ from ..console import printable
 #: The formats of ``-f``, without one for shells, whose output would run a ``$(…)`` in a value.
 FORMATS = ("csv", "html", "json", "table", "value", "yaml")
 
-_Record = Mapping[str, Any]
+Record = Mapping[str, Any]
 # The least width of a column that is fitted to the terminal.
 _NARROWEST = 12
 # The first characters of a formula in a spreadsheet, which skips white space.
@@ -104,7 +104,7 @@ class Output:
         if self.format in _MODULES:
             importlib.import_module(_MODULES[self.format])
 
-    def write(self, records: Sequence[_Record], *, isOne: bool = False) -> None:
+    def write(self, records: Sequence[Record], *, isOne: bool = False) -> None:
         if self.format in ("table", "html"):
             self._writeTable(records, isOne)
         elif self.format == "value" and isOne:
@@ -124,7 +124,7 @@ class Output:
 
                 yaml.safe_dump(found, sys.stdout, default_flow_style=False, sort_keys=False)
 
-    def rows(self) -> Callable[[_Record], None]:
+    def rows(self) -> Callable[[Record], None]:
         """Write what comes before the first of the records that come one by one; the result writes a record at once."""
         writer = csv.writer(sys.stdout, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
 
@@ -132,7 +132,7 @@ class Output:
             padded = (text.ljust(column.width) for text, column in zip(texts, self.columns.values(), strict=True))
             print("  ".join(padded).rstrip(), flush=True)
 
-        def show(record: _Record) -> None:
+        def show(record: Record) -> None:
             if self.format == "table":
                 writeLine(text.replace("\n", " ") for text in self._texts(record))
             elif self.format == "json":
@@ -152,16 +152,16 @@ class Output:
             sys.stdout.flush()
         return show
 
-    def _texts(self, record: _Record) -> list[str]:
+    def _texts(self, record: Record) -> list[str]:
         return [printable(column.human(record[name])) for name, column in self.columns.items()]
 
-    def _plain(self, record: _Record) -> list[str]:
+    def _plain(self, record: Record) -> list[str]:
         return [column.plain(record[name]) for name, column in self.columns.items()]
 
-    def _object(self, record: _Record) -> dict[str, Any]:
+    def _object(self, record: Record) -> dict[str, Any]:
         return {name: column.machine(record[name]) for name, column in self.columns.items()}
 
-    def _writeTable(self, records: Sequence[_Record], isOne: bool) -> None:
+    def _writeTable(self, records: Sequence[Record], isOne: bool) -> None:
         from prettytable import PrettyTable
 
         headings, lines = [column.heading for column in self.columns.values()], [self._texts(each) for each in records]

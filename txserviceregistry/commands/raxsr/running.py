@@ -72,9 +72,8 @@ def withClient(
     except (errors.ConnectionFailed, errors.RequestTimedOut, errors.MalformedResponse, errors.APIError) as error:
         if isinstance(error, errors.APIError) and not error.doubt:
             raise
-        urls = {"baseUrl": settings.baseUrls, "authUrl": settings.authUrls}
-        names = {name: f"the URL {', '.join(each)}" for name, each in urls.items()}
-        raise _withSources(error, settings, names) from None
+        urls = (("baseUrl", settings.baseUrls), ("authUrl", settings.authUrls))
+        raise _withSources(error, settings, {name: f"the URL {', '.join(each)}" for name, each in urls}) from None
     except errors.AuthenticationFailed as error:
         raise _withSources(error, settings, {"username": "the username", "apiKey": "the API key"}) from None
 

@@ -141,11 +141,8 @@ async def remove(run: Run) -> str:
 
 _BELONGS = "The state belongs to the ID. It survives restarts of the service, and may be set before it is registered."
 _DRAIN = f"Drain a service: it gets no new work, and existing connections go on.\n\n{_BELONGS}"
-_OUT = f"""\
-Take a service out of use: it receives no traffic.
-
-Clients send it nothing new, and Prometheus does not scrape it.
-{_BELONGS}"""
+_NOTHING_NEW = "Clients send it nothing new, and Prometheus does not scrape it."
+_OUT = f"Take a service out of use: it receives no traffic.\n\n{_NOTHING_NEW}\n{_BELONGS}"
 
 
 def _declareState(state: str, done: str, example: str, help: str) -> None:

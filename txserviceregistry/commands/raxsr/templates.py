@@ -147,10 +147,7 @@ def word(value: object) -> str:
 
 
 class Template:
-    """
-    A template in a file, which is read again when it has changed, and can include files in its folder. *put* takes each
-    text, and returns whether it is another one than before.
-    """
+    """A template in a file, for :meth:`Target.put`. It is read again when it has changed, and can include others."""
 
     def __init__(self, path: str, put: Callable[[str], Awaitable[bool]]) -> None:
         self.path, self.put = path, put

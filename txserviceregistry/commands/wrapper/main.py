@@ -55,8 +55,7 @@ _LONGEST_END = 1.0
 # The signals that end the wrapper before the command has started.
 _ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP})
 
-_OURS = "txserviceregistry."
-_HEARTBEATS = f"{_OURS}heartbeats."
+_HEARTBEATS = "txserviceregistry.heartbeats."
 _HEALTH_CHECKS = f"{_HEARTBEATS}attempts.HealthCheck"
 
 _EXAMPLE = """
@@ -331,7 +330,7 @@ class LogLines:
         if not (
             self.isEnding
             or event.get("log_format") == REGISTERED_AT
-            or level < (LogLevel.info if namespace.startswith(_OURS) else LogLevel.warn)
+            or level < (LogLevel.info if namespace.startswith("txserviceregistry.") else LogLevel.warn)
             # The wrapper tells itself why the tries at the start have failed.
             or (self.isStarting and level >= LogLevel.warn and namespace.startswith(_HEARTBEATS))
             # The Checker has logged the reason before.

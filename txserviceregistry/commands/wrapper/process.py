@@ -246,10 +246,7 @@ def stopUntilContinued() -> None:
 
 @implementer(IReadDescriptor)
 class NotificationRelay:
-    """
-    Passes on the notifications of the processes of this user, and of root: systemd takes those of the main process
-    only, which is the wrapper. ``NOTIFY_SOCKET`` in the command's *environment* is replaced.
-    """
+    """Passes on the notifications of this user's and root's processes: systemd takes only those of the main process."""
 
     def __init__(self, reactor: Any, environment: MutableMapping[bytes, bytes]) -> None:
         name = f"service-registry-wrapper-{secrets.token_hex(8)}"

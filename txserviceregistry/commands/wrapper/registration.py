@@ -117,8 +117,7 @@ class WrapperRegistration:
         backoff = Backoff(0.1, self._options["interval"] / 2, self._random)
         while True:
             try:
-                if self.client is None:
-                    self.client = self._connect()
+                self.client = self.client or self._connect()
                 await self.client.account.getLimits()
                 return
             except errors.ServiceRegistryError as error:
@@ -127,10 +126,7 @@ class WrapperRegistration:
             await deferLater(self._clock, backoff.next())
 
     def begin(self) -> Deferred[None]:
-        """
-        Begin to register. Fails with :class:`NotRegistered` after the tries at the start, or at once if another try
-        would fail in the same way. The tries go on until :meth:`abandon` or :meth:`leave`.
-        """
+        """Register until :meth:`abandon` or :meth:`leave`. :class:`NotRegistered` after the tries at the start."""
         started = self._starting.wait()
         self._serve()
         return started
