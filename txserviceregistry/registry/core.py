@@ -1,9 +1,6 @@
 """
-The rules of the API: what may be done to services, their states and configuration values, and what follows from it.
-
-A :class:`Registry` knows neither HTTP nor how a store keeps things. It decides; the store makes each decision atomic
-and durable; the deadlines are here, in memory. Values that come in have been validated by
-:mod:`~txserviceregistry.registry.http.validation`.
+The rules of the API: what may be done to services, their states and configuration values, and what follows from it. A
+store makes each decision atomic and durable; the deadlines are here, in memory. Arguments have been validated.
 """
 
 from __future__ import annotations
@@ -102,10 +99,7 @@ def _refused(key: str, position: int | None) -> Fault:
 
 @attrs.define(eq=False, slots=False)
 class ServiceStates(Part):
-    """
-    The states of all tenants' services: an operator's word that one gets no new work (``drain``), or no traffic at all
-    (``out``). Each tenant may have a *maximum* of records.
-    """
+    """The states of all tenants' services, as operators set them; each tenant may have a *maximum* of records."""
 
     #: Seconds from one look at what has ended to the next, at most: the wall clock may be set, and other registries
     #: make records too. And at least: many states may end one after the other.
@@ -173,17 +167,12 @@ class ServiceStates(Part):
 
 class Registry(Part):
     """
-    The rules, for all tenants of one registry.
+    The rules, for all tenants of one registry, over a *store* that is open. Requests that wait for events or locks have
+    the places *followers*.
 
     Every method fails with a :class:`.Fault` where a rule is broken, and with the fault 503 while the store is
     unavailable. Cancelling a Deferred ends the waiting only: what the store was asked to change is seen through, so
     that deadlines and store agree. A service is hidden from its deadline on; its expiration is persisted soon after.
-    Every change names the *incarnation* of the service that it is about, and makes an event.
-
-    :param store: is open, and stays open until the registry has stopped.
-    :param clock: the reactor; its seconds should be monotonic (:mod:`txserviceregistry.clock`).
-    :param followers: places for requests that wait for events or locks; *streams*: for event streams.
-    :ivar heartbeat: :meth:`Engine.heartbeat`; of a service, the scope is the tenant. Also *heartbeats*, *lastSeen*.
     """
 
     def __init__(

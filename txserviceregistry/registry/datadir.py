@@ -9,7 +9,7 @@ import configparser
 import io
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..util.files import UnsafePath, checkPath, lockFile, replaceFile
@@ -48,7 +48,7 @@ class DataDirectory:
     def make(self) -> None:
         """Create the directory if it does not exist, for its owner only, and :meth:`checkOwners`."""
         self.checkOwners()
-        with self._writing():
+        with _reported(f"write to the data directory {self.path}"):
             try:
                 self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             except FileExistsError:
@@ -57,11 +57,8 @@ class DataDirectory:
         self.checkOwners()
 
     def checkOwners(self) -> None:
-        """
-        Check, for root, that no other user controls the directory, or the one to which the store's file is a symbolic
-        link: root would follow the links that this user puts there.
-        """
-        with self._writing():
+        """Check, for root, that no other user controls the directory, or the one that the store is linked to."""
+        with _reported(f"write to the data directory {self.path}"):
             try:
                 checkPath(self.path)
                 if self.storePath.is_symlink():
@@ -119,7 +116,7 @@ class DataDirectory:
         return False
 
     def _takeLock(self) -> int:
-        with self._writing():
+        with _reported(f"write to the data directory {self.path}"):
             lock = os.open(self._lockPath, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             lockFile(lock)
@@ -172,10 +169,7 @@ class DataDirectory:
         self._change({("credentials", "username"): name, ("credentials", "api_key"): key})
 
     def keepUrls(self, url: str, authUrl: str, certificate: bytes | None = None) -> None:
-        """
-        Write the URLs of the API and the Auth API, with the self-signed certificate (PEM) that clients have to trust if
-        there is one. A ``ca_file`` that was written for an earlier one is removed.
-        """
+        """Write the URLs of the API and the Auth API, and the certificate (PEM) that clients have to trust, if any."""
         own, caFile = str(self._certificatePath.absolute()), ("ssl", "ca_file")
         settings: dict[tuple[str, str], str | None] = {("api", "url"): url, ("auth_api", "url"): authUrl}
         if certificate is not None:
@@ -212,6 +206,3 @@ class DataDirectory:
     def _replace(self, path: Path, text: str) -> None:
         with _reported(f"write {path}"):
             replaceFile(path, text, isDurable=True)
-
-    def _writing(self) -> AbstractContextManager[None]:
-        return _reported(f"write to the data directory {self.path}")

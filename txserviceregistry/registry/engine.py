@@ -1,7 +1,4 @@
-"""
-The common part of services and locks: registrations that last while their heartbeats arrive. Each has an id in a scope
-(:mod:`~txserviceregistry.registry.model`).
-"""
+"""The common part of services and locks: registrations that last while their heartbeats arrive, each in a scope."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""
-The rules of locks. To the engine a lock is a registration in the scope of its tenant's locks, which lasts as long as
-it is held.
-"""
+"""The rules of locks. To the engine a lock that is held is a registration in the scope of its tenant's locks."""
 
 from __future__ import annotations
 
@@ -65,11 +62,7 @@ class _Queue:
 
 @attrs.define(eq=False, slots=False)
 class Locks(Part):
-    """
-    The locks of all tenants; each may have a *maximum* of them. *acquisitions*: how many were acquired.
-
-    After the restore of a backup there are a least fence, and seconds after the start in which locks are held back.
-    """
+    """The locks of all tenants; each may have a *maximum*. They are *heldBack* for some seconds after the start."""
 
     _engine: Engine
     _places: Places
@@ -90,8 +83,7 @@ class Locks(Part):
     ) -> dict[str, Any]:
         """
         Acquire a lock, after *wait* seconds at most, in the order of the requests; with the nonce of the present
-        holder, it is a heartbeat. Returns token and fence. *check* raises a fault if the one who waits may not acquire
-        it any more. Other faults: ``lockHeld``, ``limitReached``; 503 if too many wait, or locks are held back.
+        holder, it is a heartbeat. Returns token and fence. *check* raises a fault if the user may not acquire it now.
         """
         left = self._heldBackUntil - self._clock.seconds()
         if left > 0:
@@ -209,8 +201,8 @@ class Locks(Part):
     @serialized(lambda tenant, name, *_, **__: (lockScope(tenant), name))
     async def release(self, tenant: str, name: str, token: str | None, isNow: bool = False) -> None:
         """
-        Release a lock; the fault 404 if it is not held, or the token is not one of this acquisition. Without a token it
-        ends by force: heartbeats are refused, and it is free when the timeout has passed, or at once if *isNow*.
+        Release a lock. Without a token it ends by force: heartbeats are refused, and it is free when the timeout has
+        passed, or at once if *isNow*.
         """
         scope = lockScope(tenant)
         state = await self._engine.stateOf(scope, name)

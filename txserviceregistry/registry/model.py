@@ -44,15 +44,10 @@ class NewLock:
 
 @attrs.frozen
 class Precondition:
-    """
-    The condition of a write of a configuration value, whose *position* is that of its last change in the feed.
+    """The condition of a write of a configuration value, whose *position* is that of its last change in the feed."""
 
-    :ivar exists: whether the value must be there; ``None`` where that does not matter.
-    :ivar positions: the positions of which it must have one, in decimal; ``None`` for any.
-    """
-
-    exists: bool | None = None
-    positions: frozenset[str] | None = None
+    exists: bool | None = None  # whether the value must be there; None where that does not matter
+    positions: frozenset[str] | None = None  # it must have one of these, in decimal
 
     def allows(self, position: int | None) -> bool:
         """Whether the value with this *position*, which is ``None`` if there is no value, may be written."""
@@ -67,9 +62,7 @@ UNCONDITIONAL = Precondition()
 
 @attrs.frozen
 class Page:
-    """
-    A part of a collection: values as in the API's JSON, and the id that the next page begins at; ``None`` for the last.
-    """
+    """A part of a collection: values as in the API's JSON, and the id that the next page begins at, if there is one."""
 
     values: Sequence[Mapping[str, Any]]
     nextMarker: str | None

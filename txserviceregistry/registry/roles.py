@@ -1,6 +1,6 @@
 """
-Roles: what a user may change. Every user reads everything of the tenant. Prefixes limit the role ``write``: with one or
-more of them, the user changes only objects that match one.
+Roles: what a user may change. Every user reads everything of the tenant. With one or more prefixes, a user of the role
+``write`` changes only objects that match one.
 """
 
 from __future__ import annotations
@@ -35,10 +35,7 @@ def checkPrefix(kind: str, prefix: str) -> str:
 
 @attrs.frozen
 class Role:
-    """
-    The permissions of a user, with beginnings of service ids, configuration keys (those below them match too, and the
-    empty one matches all), and beginnings of the names of locks.
-    """
+    """What a user may change, as prefixes: those of keys match a key and what is below it, and an empty one all."""
 
     name: str = attrs.field(default="write", validator=attrs.validators.in_(NAMES))
     services: tuple[str, ...] = attrs.field(default=(), converter=tuple[str, ...])

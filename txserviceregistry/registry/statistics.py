@@ -1,12 +1,9 @@
-"""
-The counts of a registry: plain numbers, because each heartbeat is counted.
-:mod:`txserviceregistry.registry.http.metrics` makes metrics of them when it is asked.
-"""
+"""The counts of a registry: plain numbers, of which ``registry.http.metrics`` makes metrics when it is asked."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 
 import attrs
@@ -20,10 +17,7 @@ COMMIT_OPERATIONS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.
 
 @attrs.define
 class Histogram:
-    """
-    How many values of which size there were: *counts* by bucket, whose upper bounds are included; above the last one
-    there is one more bucket. *total* is the sum of all values.
-    """
+    """How many values of which size there were: *counts* by bucket, whose upper bounds are included, and their sum."""
 
     bounds: tuple[float, ...] = REQUEST_SECONDS
     counts: list[int] = attrs.field(init=False)
@@ -44,17 +38,9 @@ class RouteStatistics:
     codes: Counter[int] = attrs.field(factory=Counter)
     seconds: Histogram = attrs.field(factory=Histogram)
 
-
-@attrs.define
-class RequestStatistics:
-    """The requests that got a response, by method and route; paths that clients make up have one name here."""
-
-    routes: defaultdict[tuple[bytes, str], RouteStatistics] = attrs.field(factory=lambda: defaultdict(RouteStatistics))
-
-    def add(self, method: bytes, route: str, code: int, seconds: float) -> None:
-        statistics = self.routes[method, route]
-        statistics.codes[code] += 1
-        statistics.seconds.add(seconds)
+    def add(self, code: int, seconds: float) -> None:
+        self.codes[code] += 1
+        self.seconds.add(seconds)
 
 
 @attrs.define

@@ -133,10 +133,7 @@ _O = TypeVar("_O", bound=Part)
 def serialized(
     key: Callable[..., Hashable],
 ) -> Callable[[Callable[Concatenate[_O, _P], _Steps[_T]]], Callable[Concatenate[_O, _P], Deferred[_T]]]:
-    """
-    Let a coroutine method of a part return a Deferred; the coroutine belongs to the part's TaskOwner. Calls wait for
-    each other if *key* returns the same for their arguments.
-    """
+    """Let the part's TaskOwner own a coroutine method. Calls with the same *key* wait for each other."""
 
     def decorate(method: Callable[Concatenate[_O, _P], _Steps[_T]]) -> Callable[Concatenate[_O, _P], Deferred[_T]]:
         @wraps(method)

@@ -295,7 +295,7 @@ class Console:
             "services": registry.counts().get(session.user.tenant, 0),
             "subscribers": registry.followers.count + registry.feed.streams.places.count,
             "heartbeats": registry.engine.heartbeats,
-            "requests": sum(sum(each.codes.values()) for each in self._resource.requestLog.statistics.routes.values()),
+            "requests": sum(sum(each.codes.values()) for each in self._resource.requestLog.routes.values()),
         }
         return Response(200, {**await self._health.report(), "figures": figures, "nodes": nodes})
 

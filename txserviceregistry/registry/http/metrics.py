@@ -79,7 +79,7 @@ class Metrics(Collector):
         registry, store, identity, log = self._registry, self._store.statistics, self._identity, self._site.requestLog
         connections = self._site.connections
         services, engine, stalls = registry.counts(), registry.engine, registry.engine.time
-        routes = {(method.decode(), route): one for (method, route), one in sorted(log.statistics.routes.items())}
+        routes = {(method.decode(), route): one for (method, route), one in sorted(log.routes.items())}
         requests = {(*key, str(code)): n for key, one in routes.items() for code, n in sorted(one.codes.items())}
         seconds = {key: one.seconds for key, one in routes.items()}
         largest = sorted(services.items(), key=lambda item: (-item[1], item[0]))[:MOST_TENANTS]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from ...util.fields import validTraceparent
 from ...util.files import checkPath
 from ...util.logs import Logger, Outage
 from ..limits import NO_HEADERS
-from ..statistics import RequestStatistics
+from ..statistics import RouteStatistics
 
 #: The route of all paths that are no resource.
 OTHER = "other"
@@ -90,7 +91,10 @@ class RequestLog:
     auditLog: LogFile | None = None
     _seconds: Callable[[], float] = time.monotonic
     _wallClock: Callable[[], float] = time.time
-    statistics: RequestStatistics = attrs.field(init=False, factory=RequestStatistics)
+    # By method and route (one for all paths that clients make up).
+    routes: dict[tuple[bytes, str], RouteStatistics] = attrs.field(
+        init=False, factory=partial(defaultdict, RouteStatistics)
+    )
 
     def begin(self, request: Request) -> RequestRecord:
         return RequestRecord(request, newTxnId(), self._seconds())
@@ -117,7 +121,7 @@ class RequestLog:
     def _add(self, record: RequestRecord, code: int, method: bytes, path: bytes, client: IAddress) -> None:
         seconds = self._seconds() - record.started
         counted = method if record.route or method in _METHODS else b"other"
-        self.statistics.add(counted, record.route or OTHER, code, seconds)
+        self.routes[counted, record.route or OTHER].add(code, seconds)
         if self.accessLog is not None:
             fields: dict[str, Any] = {
                 "client": getattr(client, "host", None),

@@ -102,7 +102,7 @@ class PageTests(ConsoleCase):
                 self.ask("GET", f"/console/api/nothing{number}")
                 self.ask("GET", f"/console/nothing{number}")
             self.browser.logIn()
-        routes = {route for _, route in self.api.requestLog.statistics.routes}
+        routes = {route for _, route in self.api.requestLog.routes}
         self.assertEqual(routes, {"/console", "/console/api", "other"})
 
     def test_whatIsNotThere(self) -> None:

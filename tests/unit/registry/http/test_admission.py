@@ -201,7 +201,7 @@ class QueueTests(LimitsCase):
         asked.errback(InvalidToken())
         guest.transport.loseConnection()
         self.later()
-        self.assertEqual(self.api.requestLog.statistics.routes[(b"GET", STREAM)].codes, {GONE: 1})
+        self.assertEqual(self.api.requestLog.routes[(b"GET", STREAM)].codes, {GONE: 1})
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_aWholeRequestIsNotClosedUpon(self) -> None:

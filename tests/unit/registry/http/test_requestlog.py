@@ -56,7 +56,7 @@ class RequestLogTests(SynchronousTestCase):
         self.api = Api(accessLog=self.log, auditLog=self.audit)  # type: ignore[arg-type]  # all that is asked of one
 
     def counts(self) -> dict[tuple[bytes, str], dict[int, int]]:
-        return {key: one.codes for key, one in self.api.requestLog.statistics.routes.items()}
+        return {key: one.codes for key, one in self.api.requestLog.routes.items()}
 
     def last(self) -> dict[str, Any]:
         return self.log.entries[-1]
@@ -113,7 +113,7 @@ class RequestLogTests(SynchronousTestCase):
         connection.send(requestBytes("GET", "/v1.0/1234/events?wait=5", headers=headers))
         self.api.advance(5)
         self.assertEqual(len(connection.replies()), 1)
-        statistics = self.api.requestLog.statistics.routes[(b"GET", WAITING)]
+        statistics = self.api.requestLog.routes[(b"GET", WAITING)]
         self.assertEqual((statistics.codes, statistics.seconds.total), ({200: 1}, 5.0))
         self.assertEqual(statistics.seconds.counts[statistics.seconds.bounds.index(5.0)], 1)
 

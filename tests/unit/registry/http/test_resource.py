@@ -868,7 +868,7 @@ class ErrorTests(ApiCase):
         registry = api.registry
         left = registry.followers.count, registry.feed.streams.places.count, api.site.connections.count - others
         self.assertEqual((left, self.flushLoggedErrors()), ((0, 0, 0), []), operation.name)
-        gone = sum(one.codes[GONE] for one in api.requestLog.statistics.routes.values())
+        gone = sum(one.codes[GONE] for one in api.requestLog.routes.values())
         self.assertEqual(gone, int(isHeld), operation.name)
         return isHeld
 
