@@ -14,6 +14,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -21,7 +22,6 @@ from typing import Any
 import attrs
 from twisted.internet import reactor as globalReactor
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
-from twisted.internet.interfaces import IReactorProcess
 from twisted.internet.task import deferLater
 
 from tests import ROOT
@@ -60,6 +60,7 @@ _IN_PROCESS = re.compile(
     r"(raxsr (services|account|events list|configuration (set|list|history|import))|service-registry-users)\b"
     r"[^|$;&<>*]*"
 )
+_NEEDS_NO_SHELL = re.compile(r"""([\w\s./:,=@%+#-]|'[^']*')*""")
 _SCRIPTS = {"raxsr": raxsr, "service-registry-users": users}
 # So that tables stay as they are shown.
 _FOUR_DIGITS = range(2000, 10_000)
@@ -155,13 +156,14 @@ class PageTestCase(ProcessTestCase):
 
     def shell(self, command: str) -> Child:
         """Start a command."""
-        child = Child()
-        shell = ["/bin/sh", "-c", command]
-        IReactorProcess(reactor).spawnProcess(
-            child, shell[0], shell, env={**self.environment(), "COLUMNS": "200"}, path=self.home
-        )
-        self.children.append(child)
-        return child
+        words = shlex.split(command, comments=True) if _NEEDS_NO_SHELL.fullmatch(command) else []
+        words = list(dropwhile(("exec", "env").__contains__, words))
+        settings = list(takewhile(lambda word: "=" in word, words))
+        program = words[len(settings) :]
+        if program and os.path.exists(os.path.join(os.path.dirname(sys.executable), program[0])):
+            given = dict(word.split("=", 1) for word in settings)
+            return self.spawn(*program, environment={"COLUMNS": "200", **given})
+        return self.spawn("/bin/sh", "-c", command, environment={"COLUMNS": "200"})
 
     async def stay(self, command: str) -> None:
         """Start a command that goes on, unless it is there already, and wait until it does what it is there for."""

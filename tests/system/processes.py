@@ -26,6 +26,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from tests.inprocess import withoutSettings
+from tests.system import forked
 from txserviceregistry import Client
 from txserviceregistry.settings import readSettings
 from txserviceregistry.util.deferred import returnsDeferred, waitFor
@@ -185,9 +186,13 @@ class ProcessTestCase(TestCase):
         if program == "twistd" and "COVERAGE_PROCESS_START" in os.environ:
             command[:1] = [sys.executable, os.path.join(os.path.dirname(__file__), "coveredtwistd.py")]
         child = child or Child()
-        IReactorProcess(reactor).spawnProcess(
-            child, command[0], command, env=self.environment(environment), path=self.home, usePTY=usePTY
-        )
+        complete = self.environment(environment)
+        if not usePTY and forked.isPossible(command, complete):
+            forked.ForkedProcess(child, command, complete, self.home)
+        else:
+            IReactorProcess(reactor).spawnProcess(
+                child, command[0], command, env=complete, path=self.home, usePTY=usePTY
+            )
         self.children.append(child)
         return child
 
