@@ -323,10 +323,7 @@ def apiErrorFor(status: int, type: str) -> type[APIError]:
 
 
 def faultIn(value: object, status: int | None = None) -> dict[str, Any] | None:
-    """
-    The fault of this API in a response's JSON, or ``None``. An error of a proxy or a gateway is often JSON too, and may
-    have a ``type`` (RFC 9457).
-    """
+    """The fault of this API in a response's JSON. Errors of proxies may be JSON too, with a ``type`` (RFC 9457)."""
     if not isinstance(value, dict) or not isinstance(value.get("message"), str):
         return None
     type, code = value.get("type"), value.get("code")

@@ -219,8 +219,8 @@ class RegisteredService(Service):
 
     def abandon(self) -> None:
         """
-        Stop sending heartbeats, and leave the service in the registry until it expires, as if the application had been
-        killed. The state file keeps the token. A registration that is under way is cancelled, but may have its effect.
+        Stop, and leave the service in the registry until it expires, as if the application had been killed. The state
+        file keeps the token. A registration that is under way is cancelled, but may have its effect.
         """
         Service.stopService(self)
         heartBeater, self._heartBeater = self._heartBeater, None

@@ -9,6 +9,7 @@ import configparser
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
@@ -174,7 +175,10 @@ class _Lookup:
         for name in ("RAXSR_RAXRC", "RAXSR_DATA_DIR"):
             if self._environ.get(name):
                 self._environ[name] = os.path.abspath(self._environ[name])
-        home = home or _homeIn(self._environ)
+        if home is None:
+            # Neither HOME nor a passwd entry exists in a container that runs as a bare user id.
+            with suppress(RuntimeError):
+                home = Path(self._environ["HOME"]) if self._environ.get("HOME") else Path.home()
         self._home = home and home.absolute()
         self._tls = tls
         self._sources: dict[str, str] = {}
@@ -227,6 +231,9 @@ class _Lookup:
         # The certificate of this machine's registry is not valid for any other.
         isLocal = all(self.get(name, local=False) is None for name in ("baseUrl", "authUrl"))
         ca = self.get("caFile", local=isLocal) if self._tls else None
+        verify, states = self.get("verify") if self._tls else None, configparser.ConfigParser.BOOLEAN_STATES
+        if verify is not None and verify.value.lower() not in states:
+            raise InvalidSettings(f"{verify.source}: invalid value {verify.value!r}. Use true or false")
         # Reading from a pipe a second time could take forever.
         isOnce = any(os.path.exists(file.path) and not os.path.isfile(file.path) for file in files)
         return Settings(
@@ -235,7 +242,7 @@ class _Lookup:
             baseUrls=base,
             authUrls=auth,
             region=DEFAULT_REGION if region is None else region.value,
-            verify=_boolean(self.get("verify")) if self._tls else True,
+            verify=verify is None or states[verify.value.lower()],
             caFile=None if ca is None else ca.value,
             sources=self._sources,
             raxrcPath=key.path,
@@ -301,14 +308,6 @@ def namesRegistry(environ: Mapping[str, str] | None = None, home: Path | None = 
     return any(found.get(name, local=False) for name in ("baseUrl", "authUrl", "username", "apiKey"))
 
 
-def _homeIn(environ: Mapping[str, str]) -> Path | None:
-    try:
-        return Path(environ["HOME"]) if environ.get("HOME") else Path.home()
-    except RuntimeError:
-        # Neither HOME nor a passwd entry, as in a container that runs as a bare user id.
-        return None
-
-
 def _whyNotLocal(local: _IniFile, user: _Setting | None, urls: Iterable[str]) -> str:
     """Why the API key of this machine's registry is not for this user there, to end a message; empty if it is."""
     owner = local.get("username")
@@ -326,12 +325,3 @@ def _isLoopback(host: str | None) -> bool:
         return host == "localhost" or ip_address(host or "").is_loopback
     except ValueError:
         return False
-
-
-def _boolean(setting: _Setting | None) -> bool:
-    if setting is None:
-        return True
-    found = configparser.ConfigParser.BOOLEAN_STATES.get(setting.value.lower())
-    if found is None:
-        raise InvalidSettings(f"{setting.source}: invalid value {setting.value!r}. Use true or false")
-    return found

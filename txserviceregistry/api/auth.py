@@ -48,12 +48,11 @@ _SHORTEST_RETRY = 5.0
 _CHECK_CREDENTIALS = "Check the username and the API key, and that they belong to this registry"
 # The faults of the Auth API by name, with the status code of each. That of a 5xx does not matter.
 _FAULTS = {"badRequest": 400, "unauthorized": 401, "forbidden": 403, "userDisabled": 403, "itemNotFound": 404}
-_REGISTRY_TYPE = "rax:service-registry"
 
 
 @attrs.frozen
 class Credentials:
-    """A user, and the user's key, a secret."""
+    """A user and the API key, a secret."""
 
     username: str
     apiKey: str = attrs.field(repr=False)
@@ -71,13 +70,12 @@ class Session:
     def registryUrls(self) -> dict[str, str]:
         """The URLs of the service registries in the catalog, without the tenant, by region."""
         urls = {}
-        for entry in objectsIn(self.catalog):
-            if entry.get("type") == _REGISTRY_TYPE:
-                for endpoint in objectsIn(entry.get("endpoints")):
-                    url, region = endpoint.get("publicURL"), endpoint.get("region")
-                    if isinstance(url, str) and url.strip("/"):
-                        name = region if isinstance(region, str) else ""
-                        urls[name] = url.rstrip("/").removesuffix(f"/{self.tenantId}")
+        entries = (entry for entry in objectsIn(self.catalog) if entry.get("type") == "rax:service-registry")
+        for endpoint in (each for entry in entries for each in objectsIn(entry.get("endpoints"))):
+            url, region = endpoint.get("publicURL"), endpoint.get("region")
+            if isinstance(url, str) and url.strip("/"):
+                name = region if isinstance(region, str) else ""
+                urls[name] = url.rstrip("/").removesuffix(f"/{self.tenantId}")
         return urls
 
 
@@ -287,10 +285,7 @@ class KeystoneAuthenticator:
 @implementer(IAgent)
 @attrs.frozen(eq=False, repr=False)
 class RetryingAuthAgent:
-    """
-    An agent that puts the auth token on requests. If the registry refuses it, the request is sent again with a new one.
-    A proxy's 401 is the response.
-    """
+    """An agent that adds the auth token, and sends a request again with a new one if the registry refuses it."""
 
     _agent: IAgent
     _authenticator: KeystoneAuthenticator
@@ -299,7 +294,6 @@ class RetryingAuthAgent:
     async def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> IResponse:
-        """See IAgent."""
         body = bodyProducer
         if body is not None and not isinstance(body, BytesProducer):
             # Bodies of treq are files, which are closed after the first request.

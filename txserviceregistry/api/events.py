@@ -79,12 +79,7 @@ class EventsClient(APIGroup):
         return await self._transport.adapted(names, ask)
 
     def iterate(self, marker: str | None = None) -> AsyncIterator[Event]:
-        """
-        The events from *marker* to the current end of the feed, page by page as they are needed::
-
-            async for event in client.events.iterate():
-                print(event["type"], event["payload"])
-        """
+        """The events from *marker* to the end of the feed, page by page as in ``client.services.iterate``."""
         return self._pages("/events", readEventPage, marker=marker)
 
     def openStream(self, listener: Any, types: str | None, lastId: str | None) -> EventStream:
@@ -93,7 +88,7 @@ class EventsClient(APIGroup):
         from now on: the registry's extension ``event-stream``.
 
         :param listener: its methods are called: ``received()`` for every sign of life, ``happened(type, id, data)`` for
-            an event (*id* is ``None`` if it has none), and ``ended()`` unless :meth:`EventStream.close` was.
+            an event (*id* is ``None`` if it has none), and ``ended()`` unless ``close()`` of the stream was.
         """
         headers = {} if lastId is None else {"Last-Event-ID": lastId}
         requesting = self._transport.stream("/events/stream", {"types": types}, headers)
@@ -144,7 +139,6 @@ class EventStream(Protocol):
             self._abort()
 
     def interrupt(self) -> None:
-        """End it."""
         listener = self._listener
         self.close()
         if listener is not None:

@@ -88,12 +88,7 @@ class ConfigurationClient(APIGroup):
         return await self._get(_namespacePath(namespace), readConfigurationPage, query=query)
 
     async def iterate(self, namespace: str | None = None) -> AsyncIterator[ConfigurationValue]:
-        """
-        All values, or all below a *namespace*, page by page as they are needed::
-
-            async for value in client.configuration.iterate("/production"):
-                print(value["id"], value["value"])
-        """
+        """All values, or all below a *namespace*, page by page as in ``client.services.iterate``."""
         path = "/configuration" if namespace is None else _namespacePath(namespace)
         async for value in self._pages(path, readConfigurationPage):
             yield value
@@ -230,12 +225,7 @@ class LocksClient(APIGroup):
         return await self._get("/locks", readLockPage, query={"marker": marker, "limit": limit})
 
     async def iterate(self, marker: str | None = None) -> AsyncIterator[Lock]:
-        """
-        The locks that are held, from the name *marker* on, page by page as they are needed::
-
-            async for lock in client.locks.iterate():
-                print(lock["name"], lock["holder"])
-        """
+        """The locks that are held, from the name *marker* on, page by page as in ``client.services.iterate``."""
         await self._transport.require(LOCKS)
         async for lock in self._pages("/locks", readLockPage, marker=marker):
             yield lock

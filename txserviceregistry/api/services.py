@@ -171,8 +171,6 @@ class ServicesAPI(APIGroup):
         await self._transport.request("DELETE", _path(id), timeout=timeout, lane=Lane.URGENT)
         return True
 
-    # -- states
-
     @returnsDeferred
     async def setState(self, id: str, state: str, reason: str = "", *, expiresIn: int | None = None) -> None:
         """

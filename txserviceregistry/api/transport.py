@@ -121,10 +121,7 @@ class Transport:
     async def adapted(
         self, names: Collection[str], send: Callable[[float], Awaitable[_T]], timeout: float | None = None
     ) -> _T:
-        """
-        Send a request that depends on the extensions *names*. If its response is the first to name one of them, send it
-        again, in the rest of the time: a client's first request has the same result as later ones.
-        """
+        """Send a request, and again if its response is the first to name an extension that its result depends on."""
         known, seconds = self.extensions, self.timeout if timeout is None else timeout
         began = self._clock.seconds()
         result = await send(seconds)
@@ -133,10 +130,7 @@ class Transport:
         return await send(max(0.0, began + seconds - self._clock.seconds()))
 
     async def write(self, method: str, path: str, condition: tuple[str, str], body: object = None) -> Response:
-        """
-        Send a write with the header *condition*. If its outcome is unknown, it is repeated once. Raises
-        ``OutcomeUnknown`` if the condition may not hold because of the first try.
-        """
+        """Send a write with a condition, again if its outcome is unknown; ``OutcomeUnknown`` if the first may count."""
         await self.require(ETAG)
         name, value = condition
         options: Any = {"body": body, "header": (name.encode("ascii"), value.encode("ascii"))}

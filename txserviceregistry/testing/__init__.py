@@ -4,15 +4,11 @@ FakeRegistry: a whole registry in memory, for the test suites of applications th
 It is the real registry (its HTTP layer, its rules, a store in memory), reached without a socket, on a
 :class:`~twisted.internet.task.Clock` that only the test moves::
 
-    class MyTests(SynchronousTestCase):
-        def test_isRegistered(self):
-            fake = FakeRegistry()
-            client = fake.client()
-            service = RegisteredService(client, "web1", 30)
-            service.startService()
-            self.successResultOf(service.whenRegistered())
-            fake.advance(3600)
-            self.assertEqual(self.successResultOf(client.services.get("web1"))["id"], "web1")
+    fake = FakeRegistry()
+    service = RegisteredService(fake.client(), "web1", 30)
+    service.startService()
+    fake.advance(3600)
+    self.assertEqual(service.state, "registered")
 
 Faults that are scripted, as by :meth:`FakeRegistry.failNext`, happen to the next request of any client.
 """
@@ -146,9 +142,7 @@ class FakeRegistry:
     ) -> None:
         """
         The next *count* requests (``None``: all, until :meth:`answerNormally`) that *when* accepts get exactly this
-        response, and do not reach the registry. A proxy that refuses bodies over 8 KiB::
-
-            fake.answerNext(413, count=None, when=lambda request: len(request.body) > 8192)
+        response, and do not reach the registry.
         """
         self._network.script(answer(status, body, contentType, headers), count, when)
 

@@ -101,7 +101,7 @@ class _Script:
 
 @attrs.define(eq=False, slots=False)
 class _Body(Protocol):
-    """A body that comes bit by bit, until its connection is lost."""
+    """An event stream, until its connection is lost."""
 
     _protocol: IProtocol
     _isLost: Callable[[], bool]
@@ -138,11 +138,9 @@ class Network:
     _addressListeners: Listeners[[str, str]] = attrs.field(factory=lambda: Listeners(Logger(), "local addresses"))
 
     def localAddress(self, url: str) -> str:
-        """See ConnectionPool."""
         return self._address
 
     def onLocalAddress(self, listener: Callable[[str, str], object]) -> Callable[[], None]:
-        """See ConnectionPool."""
         return self._addressListeners.add(listener)
 
     def move(self, address: str) -> None:
@@ -165,7 +163,6 @@ class Network:
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> Deferred[IResponse]:
-        """See IAgent."""
         path = uri.split(b"://", 1)[-1].partition(b"/")[2]
         body = bodyProducer.body if isinstance(bodyProducer, BytesProducer) else b""
         request = Request(method.decode("ascii"), "/" + path.decode("ascii"), body)

@@ -84,7 +84,6 @@ class Waiters(Generic[_T]):
     _waiting: dict[Deferred[_T], None] = attrs.field(factory=dict, init=False)
 
     def wait(self) -> Deferred[_T]:
-        """Another one, which fires at the next :meth:`fire`."""
         waiter: Deferred[_T] = Deferred(self._cancelled)
         self._waiting[waiter] = None
         return waiter
@@ -112,10 +111,7 @@ class Waiters(Generic[_T]):
 
 
 class PrioritySemaphore:
-    """
-    Up to *most* requests at a time; of the others, the one with the nearest deadline is next. Otherwise ten thousand
-    would time out while they wait for each other, and would be retried together.
-    """
+    """Up to *most* requests at a time; of the others, which may be thousands, the next has the nearest deadline."""
 
     def __init__(self, most: int = 100) -> None:
         self._free = most
@@ -252,10 +248,7 @@ def delayBefore(delay: float, left: float, shortest: float = SHORTEST_TRY) -> fl
 
 
 def runOnAfter(patience: float) -> float:
-    """
-    Seconds for which a late try runs on beside the next one. To cancel it would close its connection, and the next try
-    would need a new handshake in even less time.
-    """
+    """Seconds for which a late try runs on beside the next one, which would else need a connection of its own."""
     return max(0.0, _RUN - patience)
 
 
@@ -266,7 +259,6 @@ class LateTries:
         self._running: dict[Deferred[Any], None] = {}
 
     def add(self, work: Deferred[Any]) -> None:
-        """Add a late try, whose owner handles its failures."""
         self._running[work] = None
         work.addBoth(self._over, work)
         if len(self._running) > _MOST_LATE:
@@ -277,6 +269,5 @@ class LateTries:
         return result
 
     def end(self) -> None:
-        running, self._running = self._running, {}
-        for work in running:
+        for work in tuple(self._running):
             work.cancel()

@@ -38,8 +38,6 @@ ID_RULE = "3 to 65 characters of a-z A-Z 0-9 _ - ."
 KEY_RULE = "3 to 170 characters of a-z A-Z 0-9 _ - ., after namespaces of 3 to 50 if any, as in /production/web/workers"
 
 _HIGHEST_PORT = 65535
-_HIGHEST_WEIGHT = 1000
-_DEFAULT_WEIGHT = 100
 
 _PIECE = re.compile(r"(?:\\[\\,]|[^,])+")
 _ESCAPE = re.compile(r"\\([\\,])")
@@ -65,7 +63,6 @@ LONGEST_RETRY_AFTER = 3600.0
 
 
 def checkedId(serviceId: Any) -> str:
-    """The id of a service, or ``TypeError`` or ``ValueError``."""
     wrong = f"serviceId is {serviceId!r}, but a service's id is a string of {ID_RULE}"
     if not isinstance(serviceId, str):
         raise TypeError(wrong)
@@ -75,7 +72,6 @@ def checkedId(serviceId: Any) -> str:
 
 
 def checkedTimeout(heartbeatTimeout: Any) -> int:
-    """A heartbeat timeout, in seconds, or ``TypeError`` or ``ValueError``."""
     wrong = f"heartbeatTimeout is {heartbeatTimeout!r}, but it has to be a whole number of seconds from 3 to 120"
     if not isinstance(heartbeatTimeout, (int, float)):
         raise TypeError(wrong)
@@ -134,24 +130,20 @@ def _first(metadata: Mapping[str, str], keys: tuple[str, ...]) -> str:
 
 
 def netloc(host: str, port: int) -> str:
-    """An address as in a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def isEnabled(metadata: Mapping[str, str]) -> bool:
-    """Whether a service's metadata do not have ``status=disabled``."""
     return metadata.get("status") != "disabled"
 
 
 def weightOf(metadata: Mapping[str, str]) -> int:
-    """The weight of a service, from 0 to 1000."""
+    """The weight of a service, from 0 to 1000; 100 by default."""
     text = metadata.get("weight", "")
-    isValid = re.fullmatch("[0-9]{1,4}", text) and int(text) <= _HIGHEST_WEIGHT
-    return int(text) if isValid else _DEFAULT_WEIGHT
+    return int(text) if re.fullmatch("[0-9]{1,4}", text) and int(text) <= 1000 else 100
 
 
 def takesWork(service: Service) -> bool:
-    """Whether new work may go to a service."""
     metadata = service["metadata"]
     return service.get("state", "up") == "up" and isEnabled(metadata) and weightOf(metadata) > 0
 
@@ -180,7 +172,6 @@ def _pieces(text: str) -> list[str]:
 
 
 def formatTags(tags: Iterable[str]) -> str:
-    """The text that :func:`parseTags` reads as *tags*."""
     return ",".join(tag.replace("\\", "\\\\").replace(",", "\\,") for tag in tags)
 
 
@@ -190,7 +181,6 @@ def formatMetadata(metadata: Mapping[str, str]) -> str:
 
 
 def parseCount(text: str, least: int = 0, most: int = 2**31 - 1) -> int:
-    """A whole number from *least* to *most*, in digits, or ``ValueError``."""
     if not re.fullmatch("[0-9]{1,16}", text) or not least <= int(text) <= most:
         raise ValueError(f"{text!r} is not a whole number from {least} to {most}")
     return int(text)
@@ -249,7 +239,6 @@ def parseRetryAfter(text: str | None) -> float | None:
 
 
 def validTraceparent(text: object) -> str | None:
-    """The W3C header ``traceparent``; ``None`` if it is not valid."""
     return text if isinstance(text, str) and _TRACEPARENT.fullmatch(text) else None
 
 

@@ -19,8 +19,6 @@ from .logs import Logger
 
 #: Seconds between two reads of files that have not changed, while they can't be used or after a failed handshake.
 RETRY_SECONDS = 1.0
-# As many as Linux follows.
-_MOST_LINKS = 40
 _ROOT = 0
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -146,7 +144,7 @@ def _places(path: str) -> Iterator[tuple[str, os.stat_result]]:
             here = place
             continue
         links += 1
-        if links > _MOST_LINKS:
+        if links > 40:  # as many as Linux follows
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
         target = os.readlink(place)
         if target.startswith(os.sep):

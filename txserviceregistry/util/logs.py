@@ -23,7 +23,6 @@ class Logger(_Logger):
         return cast(Logger, super().__get__(instance, owner))
 
     def emit(self, level: LogLevel, format: str | None = None, **kwargs: object) -> None:
-        """See :class:`twisted.logger.Logger`."""
         values = {name: escaped(value) if isinstance(value, str) else value for name, value in kwargs.items()}
         super().emit(level, format, **values)
 
@@ -109,14 +108,12 @@ class Listeners(Generic[_P]):
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Callable[_P, object]]:
-        """The present listeners, except those that end before their turn."""
         for key in tuple(self._entries):
             listener = self._entries.get(key)
             if listener is not None:
                 yield listener
 
     def call(self, *args: _P.args, **kwargs: _P.kwargs) -> None:
-        """Call all of them. The error of one is logged, and the others are called all the same."""
         for listener in self:
             try:
                 listener(*args, **kwargs)
