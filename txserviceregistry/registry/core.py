@@ -6,8 +6,9 @@ store makes each decision atomic and durable; the deadlines are here, in memory.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
@@ -22,7 +23,7 @@ from .faults import NO_STORE, Fault, limitReached, notFound
 from .feed import EVENT_RETENTION, EventFeed, EventStreams
 from .limits import Places, ResourceLimits
 from .locks import Locks
-from .model import UNCONDITIONAL, NewService, Page, Precondition, ServiceChanges, isLockScope, tenantOf
+from .model import UNCONDITIONAL, NewService, Page, Precondition, ServiceChanges
 from .servicelog import ServiceLog
 from .stores.interfaces import (
     UP,
@@ -38,6 +39,8 @@ from .stores.interfaces import (
     ValueRecord,
 )
 from .tasks import Part, TaskOwner, Turns, available, owned, serialized
+
+_T = TypeVar("_T")
 
 
 @attrs.define(eq=False, slots=False)
@@ -67,10 +70,8 @@ class Configuration(Part):
     async def set(self, tenant: str, key: str, value: str, precondition: Precondition = UNCONDITIONAL) -> int:
         """Set a value; returns the position of its last change. Faults: ``preconditionFailed``, ``limitReached``."""
         setting = self._store.setValue(tenant, key, value, self._maximum, precondition)
-        try:
-            position: int = await available(setting, full=limitReached("configuration_value", self._maximum))
-        except PreconditionFailed as refusal:
-            raise _refused(key, refusal.position)
+        full = limitReached("configuration_value", self._maximum)
+        position: int = await _allowed(key, available(setting, full=full))
         self._feed.notify((tenant,), "configuration_value.update")
         return position
 
@@ -78,23 +79,24 @@ class Configuration(Part):
     async def remove(self, tenant: str, key: str, precondition: Precondition = UNCONDITIONAL) -> None:
         """Remove a value; the faults ``preconditionFailed``, and 404 if it is not there."""
         removing = self._store.removeValue(tenant, key, precondition)
-        try:
-            await available(removing, missing=notFound("ConfigurationValue", key))
-        except PreconditionFailed as refusal:
-            raise _refused(key, refusal.position)
+        await _allowed(key, available(removing, missing=notFound("ConfigurationValue", key)))
         self._feed.notify((tenant,), "configuration_value.remove")
+
+
+async def _allowed(key: str, change: Awaitable[_T]) -> _T:
+    try:
+        return await change
+    except PreconditionFailed as refusal:
+        position = refusal.position
+    found = "does not exist" if position is None else f"has the tag {etagAt(position)}"
+    headers = NO_STORE if position is None else {"ETag": etagAt(position), **NO_STORE}
+    details = f'Object "ConfigurationValue" with key "{key}" {found}'
+    raise Fault("preconditionFailed", "precondition failed", details, headers)
 
 
 def etagAt(position: int) -> str:
     """The tag of a value, as HTTP has it, which says which change of it was the last one."""
     return f'"{position}"'
-
-
-def _refused(key: str, position: int | None) -> Fault:
-    found = "does not exist" if position is None else f"has the tag {etagAt(position)}"
-    headers = NO_STORE if position is None else {"ETag": etagAt(position), **NO_STORE}
-    details = f'Object "ConfigurationValue" with key "{key}" {found}'
-    return Fault("preconditionFailed", "precondition failed", details, headers)
 
 
 @attrs.define(eq=False, slots=False)
@@ -167,12 +169,11 @@ class ServiceStates(Part):
 
 class Registry(Part):
     """
-    The rules, for all tenants of one registry, over a *store* that is open. Requests that wait for events or locks have
-    the places *followers*.
+    The rules, for all tenants of one registry, over a *store* that is open.
 
     Every method fails with a :class:`.Fault` where a rule is broken, and with the fault 503 while the store is
     unavailable. Cancelling a Deferred ends the waiting only: what the store was asked to change is seen through, so
-    that deadlines and store agree. A service is hidden from its deadline on; its expiration is persisted soon after.
+    that deadlines and store agree. A service is hidden from its deadline on.
     """
 
     def __init__(
@@ -199,6 +200,7 @@ class Registry(Part):
         kind = Cluster if ISharedStore.providedBy(store) else Engine
         self.engine = engine = kind(*common, self.feed)
         self.heartbeat, self.heartbeats, self.lastSeen = engine.heartbeat, engine.takeHeartbeats, engine.lastSeen
+        self.counts = engine.counts
         self.locks = Locks(*common, engine, self.followers, limits.lock, fenceFrom, locksHeldBack)
         self.configuration = Configuration(*common, self.feed, limits.configurationValue)
         self.states = ServiceStates(*common, self.feed, limits.service)
@@ -226,11 +228,6 @@ class Registry(Part):
     def endWaiting(self) -> None:
         self.feed.endWaiting()
         self.locks.endWaiting()
-
-    def counts(self, *, ofLocks: bool = False) -> dict[str, int]:
-        """How many services are registered, or locks held, by tenant."""
-        counts = self.engine.count()
-        return {tenantOf(scope): count for scope, count in counts.items() if isLockScope(scope) == ofLocks}
 
     def pause(self) -> Deferred[None]:
         """Fires in another turn of the reactor, between the parts of long work."""

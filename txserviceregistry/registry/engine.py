@@ -53,10 +53,7 @@ class Engine(LiveServices):
         self.begin([*await self._store.allServices(), *await self._store.allLocks()])
 
     async def create(self, scope: str, id: str, create: Callable[[], Awaitable[Any]]) -> Any:
-        """
-        The record of a new registration, which *create* makes in the store: it is called again when something that has
-        expired was in its way. Raises what the store raises.
-        """
+        """The new record that *create* makes: it is called again when something that has expired was in its way."""
         type = "lock.acquire" if isLockScope(scope) else "service.join"
         while True:
             try:
@@ -113,17 +110,11 @@ class Engine(LiveServices):
         return {id: states[id].lastSeen for id in ids if id in states}
 
     def heartbeat(self, scope: str, id: str, token: str) -> Deferred[str]:
-        """
-        Take a heartbeat, with any token that was given out for this incarnation: the registration has a full timeout
-        from now on. Fires with the next token; the fault 404 if the registration is not there, or the token is not its.
-        """
+        """Take a heartbeat, with any token of this incarnation. Fires with the next one; the fault 404 for others."""
         return self.takeHeartbeats(scope, [(id, token)]).addCallback(_only)
 
     def takeHeartbeats(self, scope: str, heartbeats: Iterable[tuple[str, str]]) -> Deferred[Sequence[str | Fault]]:
-        """
-        Take many heartbeats, ids and tokens, at the same moment. Fires with the outcome of each, as :meth:`heartbeat`:
-        at once, unless other registries share the store.
-        """
+        """As :meth:`heartbeat`, for many ids and tokens. It fires at once, unless other registries share the store."""
         lastSeen, now = millisecondsUp(self._wallClock()), self.now()
         states, following, isLock = self.ofTenant(scope), self.tokens.following(), isLockScope(scope)
         closed: Container[str] = self._store.closed(scope) if self.isShared else ()

@@ -28,15 +28,12 @@ NOWHERE = float("-inf")
 
 class StallTolerantClock:
     """
-    The time by which deadlines are measured: monotonic, in seconds, advancing by at most one second between two turns
-    of the reactor.
+    The time by which deadlines are measured: monotonic, in seconds.
 
     A registry that was stopped, starved of CPU or suspended received no heartbeats, and must not expire services for
     it. So a turn that comes late is a *stall*: the time stands still for its length, and goes on once the input that
-    waited in the sockets has had a turn to be read. Only when turn after turn comes late does the time go on
-    regardless, a second at a time.
-
-    *onTick* is called at every tick, except the one that finds a stall: the input that waited is read first.
+    waited in the sockets has had a turn to be read: *onTick* is not called before. Only when turn after turn comes late
+    does the time go on regardless, a second at a time.
     """
 
     #: Seconds between two ticks.
@@ -138,11 +135,9 @@ _NONE: Mapping[str, ServiceState] = {}
 class LiveServices(Part):
     """
     The state of all services. A service is *active* until its deadline, then *expired* until the store has persisted
-    the expiration, and is forgotten then. Expirations are persisted in groups, each in its own turn of the reactor.
-
-    The state of a service belongs to one *incarnation* of it. If the store may have something else, because a change
-    had no good response, the service is *unsure*. It is reconciled by reading it, so that no service stays in
-    the store without a deadline and none stays in memory alone.
+    the expiration, and is forgotten then. If the store may have another incarnation or none, because a change had no
+    good response, the service is *unsure*. It is reconciled by reading it, so that no service stays in the store
+    without a deadline and none stays in memory alone.
 
     In a cluster (*isShared*) other registries take heartbeats too, so that a deadline which has passed proves nothing.
     There a service stays active until it is forgotten.
@@ -172,7 +167,7 @@ class LiveServices(Part):
         self._unsure: set[tuple[str, str]] = set()
         self._sweeping: IDelayedCall | None = None
         self._persisting: SingleFlight[None, None] = SingleFlight()
-        self._expiries = ExpiryLog(self._clock, lambda: self.total)
+        self._expiries = ExpiryLog(self._clock, self._population)
         self._outage = Outage(self._log, self._clock, "Cannot persist expirations ({count} pending); retrying")
 
     def begin(self, services: Iterable[ServiceSummary]) -> None:
@@ -230,21 +225,17 @@ class LiveServices(Part):
             state._queued = NOWHERE
         self.requeue(state)
 
-    def count(self) -> dict[str, int]:
-        """How many are active, by tenant. Some may have passed their deadline since the last collection."""
-        return {tenant: len(states) for tenant, states in self._active.items()}
+    def counts(self, *, ofLocks: bool = False) -> dict[str, int]:
+        """How many services are registered, or locks held, by tenant, as of the last collection."""
+        scopes = self._active.items()
+        return {tenantOf(scope): len(states) for scope, states in scopes if isLockScope(scope) == ofLocks}
 
-    @property
-    def total(self) -> int:
-        """How many services are known, active or expired."""
+    def _population(self) -> int:
         scopes = (*self._active.items(), *self._expired.items())
         return sum(len(states) for scope, states in scopes if not isLockScope(scope))
 
     def collect(self, most: int | None = None) -> bool:
-        """
-        Find active services whose deadline has passed, of *most* that are due. None is found twice, unless it was given
-        to :meth:`requeue` meanwhile. Returns whether there may be more.
-        """
+        """Find active services whose deadline has passed, in *most* looks. Returns whether there may be more."""
         now, queue, found, looks = self.now(), self._queue, list[ServiceState](), 0
         while queue and queue[0][0] <= now and looks != most and not self._isSuspended:
             looks += 1

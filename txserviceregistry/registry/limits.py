@@ -149,10 +149,8 @@ class Origin:
 
 class FairQueue(Generic[_T]):
     """
-    A queue that serves parties in turn, however many items each of them has in it: many requests of one client do not
-    hold up those of others. Every other turn is for parties that were not served before.
-
-    An item's path names its party on each level, the outermost first: ``(address, connection)`` divides the turns
+    A queue that serves parties in turn, however many items each of them has in it. Every other turn is for parties that
+    were not served before. An item's path names its party on each level: ``(address, connection)`` divides the turns
     evenly between addresses, and those of an address evenly between its connections. All paths have the same length.
     """
 

@@ -52,9 +52,6 @@ class _Queue:
         self.waiters.append(waiter)
         return waiter
 
-    def isNext(self, waiter: _Waiter) -> bool:
-        return self.isDue and self.waiters[:1] == [waiter]
-
     def proceed(self) -> None:
         if self.isDue and self.waiters:
             self.waiters[0].wake()
@@ -124,7 +121,7 @@ class Locks(Part):
 
     async def _waitForTurn(self, tenant: str, queue: _Queue, waiter: _Waiter, latest: float) -> bool:
         """Returns whether it is the waiter's turn; ``False`` if its time is over, or it was replaced."""
-        while not queue.isNext(waiter):
+        while not (queue.isDue and queue.waiters[:1] == [waiter]):
             if waiter.isReplaced:
                 return False
             if self._isEnded:

@@ -1,6 +1,4 @@
-"""
-The registry as a service: everything that a registry is made of, started and stopped in its order.
-"""
+"""The registry as a service: everything that a registry is made of, started and stopped in its order."""
 
 from __future__ import annotations
 
@@ -198,26 +196,19 @@ class RegistryService(Service):
         threads = DaemonThreadPool(0, 1, name="API key")
         threads.start()
         self._endings.append(("the thread for API keys", threads.stop))
-        identity = Identity(
-            store,
-            clock=self._reactor,
-            wallClock=self._wallClock,
-            tokenLifetime=self._tokenLifetime,
-            hasher=partial(deferToThreadPool, self._reactor, threads),
-            cost=self._keyCost,
-        )
+        clocks: dict[str, Any] = {"clock": self._reactor, "wallClock": self._wallClock}
+        hasher = partial(deferToThreadPool, self._reactor, threads)
+        identity = Identity(store, **clocks, tokenLifetime=self._tokenLifetime, hasher=hasher, cost=self._keyCost)
         await self._untilAvailable(store, partial(self._makeFirstUser, identity, isNew=isNew))
         self.hasCredentials = self._directory.credentials() is not None
         connectionLimits = self._possibleLimits()
         held = Places(connectionLimits.held)
-        followers = Places(connectionLimits.followers, connectionLimits.followersPerTenant, held)
         registry = Registry(
             store,
-            clock=self._reactor,
-            wallClock=self._wallClock,
+            **clocks,
             limits=self._limits,
             eventRetention=self._eventRetention,
-            followers=followers,
+            followers=Places(connectionLimits.followers, connectionLimits.followersPerTenant, held),
             streams=Places(connectionLimits.streams, connectionLimits.streamsPerTenant, held),
             fenceFrom=self._fenceFrom,
             locksHeldBack=max(self._locksHeldBack, self._directory.heldBack(self._wallClock())),
@@ -241,7 +232,7 @@ class RegistryService(Service):
         self.health = Health(store, self._reactor)
         resource.pages = statusPages(self.health, makeMetrics, self._metrics)
         if self._consoleNames is not None:
-            sessions = Sessions(store, clock=self._reactor, wallClock=self._wallClock)
+            sessions = Sessions(store, **clocks)
             resource.handlers.console = Console(
                 *(resource, registry, store, identity, sessions, self.health),
                 wallClock=self._wallClock,

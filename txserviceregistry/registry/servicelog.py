@@ -88,11 +88,9 @@ class ExpiryLog:
         self._new = []
         self._services.add(*services)
         self._locks.add(*locks)
-        if services:
-            self._warn(len(services))
-
-    def _warn(self, new: int) -> None:
-        now = self._clock.seconds()
+        if not services:
+            return
+        now, new = self._clock.seconds(), len(services)
         if now - self._began >= self.WINDOW:
             self._began, self._count, self._before = now, 0, self._population() + new
             # The number at which the next warning is due.

@@ -45,15 +45,12 @@ class RouteStatistics:
 
 @attrs.define
 class StoreStatistics:
-    """
-    The work of a store, in seconds with waiting; how many operations shared commits; whether it could be read the last
-    time; and what returns how many services this node has put to the vote.
-    """
+    """The work of a store, in seconds with waiting."""
 
     reads: Histogram = attrs.field(factory=Histogram)
     writes: Histogram = attrs.field(factory=Histogram)
-    commits: Histogram = attrs.field(factory=lambda: Histogram(COMMIT_OPERATIONS))
+    commits: Histogram = attrs.field(factory=lambda: Histogram(COMMIT_OPERATIONS))  # by operations
     isReadable: bool = True
     isWritable: bool = True
     walBytes: int | None = None
-    votes: Callable[[], int] | None = None
+    votes: Callable[[], int] | None = None  # how many services this node has put to the vote

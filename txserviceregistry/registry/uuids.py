@@ -93,11 +93,9 @@ class EventIds:
 
 class HeartbeatTokens:
     """
-    Makes and checks heartbeat tokens. They contain a MAC, so that none has to be remembered.
-
-    A token is the text of a version-1 UUID. Its 62 free bits (clock sequence and node) are a MAC of tenant, service
-    id and incarnation; so it is valid for one incarnation of one service, and any token ever given out for that is as
-    good as the last one. Its time makes it new each time, and is not checked: steps of the clock do not matter.
+    Makes and checks heartbeat tokens, of which none is remembered. The 62 free bits of a token (clock sequence and
+    node) are a MAC of tenant, service id and incarnation; any token ever given out for an incarnation is as good as the
+    last one. Its time makes it new each time, and is not checked: steps of the clock do not matter.
     """
 
     def __init__(self, secret: bytes, wallClock: Callable[[], float]) -> None:
