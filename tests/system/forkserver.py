@@ -101,7 +101,8 @@ def become(streams: list[int], command: list[str], environment: dict[str, str], 
     sys.path[1:1] = environment.get("PYTHONPATH", "").split(":")
     if command[1:2] == ["-m"]:
         sys.argv, sys.path[0] = command[2:], folder
-        sys.modules.pop(command[2], None)
+        if not hasattr(sys.modules.get(command[2]), "__path__"):
+            sys.modules.pop(command[2], None)
         runpy.run_module(command[2], run_name="__main__", alter_sys=True)
     else:
         isScript = not os.path.basename(command[0]).startswith("python")
