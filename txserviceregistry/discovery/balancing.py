@@ -198,38 +198,11 @@ def strategyNamed(name: str, random: Callable[[], float] = randomModule.random) 
     return STRATEGIES[name](random)
 
 
-@attrs.define(eq=False)
-class Ejections:
-    """Instances that have failed lately: each is ejected for a second, after the next failure for two, then four."""
-
-    _clock: IReactorTime
-    # The number of failures in a row, and the end of the ejection.
-    _failures: dict[Key, tuple[int, float]] = attrs.field(factory=dict, init=False)
-
-    def failed(self, instance: Instance) -> None:
-        now, (count, end) = self._clock.seconds(), self._failures.get(instance.key, (0, 0.0))
-        # Failures during an ejection have the same cause.
-        if now >= end:
-            seconds = min(_FIRST_EJECTION * 2.0 ** min(count, 62), _LONGEST_EJECTION)
-            self._failures[instance.key] = (count + 1, now + seconds)
-
-    def succeeded(self, instance: Instance) -> None:
-        self._failures.pop(instance.key, None)
-
-    def ejected(self) -> frozenset[Key]:
-        now = self._clock.seconds()
-        return frozenset(key for key, (_, end) in self._failures.items() if end > now)
-
-    def endOf(self, instance: Instance) -> float:
-        return self._failures.get(instance.key, (0, 0.0))[1]
-
-    def keepOnly(self, keys: Collection[Key]) -> None:
-        """Forget the failures of all other instances: one that comes back begins anew."""
-        self._failures = {key: failures for key, failures in self._failures.items() if key in keys}
-
-
 class Balancer:
-    """Picks among the services of a tag that take work, the nearest first, and ejected ones if there are no others."""
+    """
+    Picks among the services of a tag that take work, the nearest first, and ejected ones if there are no others. One
+    that can't be connected to is ejected for a second, after the next failure for two, then four, up to a minute.
+    """
 
     _log = Logger()
 
@@ -250,8 +223,9 @@ class Balancer:
         self._near = {area: near[area] for area in _AREAS if area in near} if near else {}
         if len(self._near) != len(near or ()):
             raise ValueError(f"near takes {' and '.join(_AREAS)} only, not {', '.join(near or ())}")
-        self.ejections = Ejections(clock)
         self._source = suspects or directory
+        # Of instances that failed last, the number of failures in a row, and the end of the ejection.
+        self._failures: dict[Key, tuple[int, float]] = {}
         # The services and the ejected instances that the rest is made of.
         self._services: Sequence[Service] | None = None
         self._ejected: frozenset[Key] | None = None
@@ -275,14 +249,27 @@ class Balancer:
         left = [[one for one in tier if one.key not in tried] for tier in self._tiers]
         for healthy in filter(None, map(self._healthy, left)):
             return self.strategy.pick(healthy)
-        return min(chain.from_iterable(left), key=self.ejections.endOf, default=None)
+        return min(chain(*left), key=lambda one: self._failures.get(one.key, (0, 0.0))[1], default=None)
+
+    def failed(self, instance: Instance) -> None:
+        """*instance* could not be connected to."""
+        now, (count, end) = self.clock.seconds(), self._failures.get(instance.key, (0, 0.0))
+        # Failures during an ejection have the same cause.
+        if now >= end:
+            seconds = min(_FIRST_EJECTION * 2.0 ** min(count, 62), _LONGEST_EJECTION)
+            self._failures[instance.key] = (count + 1, now + seconds)
+
+    def succeeded(self, instance: Instance) -> None:
+        """*instance* could be connected to."""
+        self._failures.pop(instance.key, None)
 
     def unavailable(self, reasons: Mapping[str, BaseException] | None = None) -> NoServiceAvailable:
         """The error for a tag without an instance, or without one that could be reached."""
         return NoServiceAvailable(self.tag, self.directory.stale, reasons or {}, self.unusable)
 
     def _refresh(self) -> None:
-        services, ejected = self._source.forTag(self.tag), self.ejections.ejected()
+        services, now = self._source.forTag(self.tag), self.clock.seconds()
+        ejected = frozenset(key for key, (_, end) in self._failures.items() if end > now)
         if services is not self._services:
             self._services = services
             self._readAll(services)
@@ -315,7 +302,8 @@ class Balancer:
                 tiers[len(near) - [*near, False].index(False)].append(instance)
         self._tiers = [tier for tier in tiers if tier]
         self.unusable = len(services) - sum(map(len, tiers))
-        self.ejections.keepOnly({instance.key for _, instance in self._read.values() if instance is not None})
+        keys = {instance.key for _, instance in self._read.values() if instance is not None}
+        self._failures = {key: failures for key, failures in self._failures.items() if key in keys}
 
 
 @attrs.define(eq=False, slots=False)
@@ -355,14 +343,14 @@ def tryEach(
             ended = partial(balancer.strategy.ended, instance)
             try:
                 outcome = await attempt(instance, ended)
-                balancer.ejections.succeeded(instance)
+                balancer.succeeded(instance)
                 return outcome
             except BaseException as error:
                 ended()
                 if isCancelled or not isinstance(error, TryNext):
                     raise
                 if not error.wasReached:
-                    balancer.ejections.failed(instance)
+                    balancer.failed(instance)
                 last = error
                 reasons[str(instance)] = error.error
         raise last.error if last is not None and last.wasReached else balancer.unavailable(reasons)

@@ -13,11 +13,11 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.discovery.balancing import Balancer, Ejections, Instance, TryNext, tryEach
+from txserviceregistry.discovery.balancing import Balancer, Instance, TryNext, tryEach
 from txserviceregistry.errors import NoServiceAvailable
 from txserviceregistry.types import Service
 
-from .standin import FakeDirectory, instance, numbers, service
+from .standin import FakeDirectory, numbers, service
 
 
 class BalancingTestCase(SynchronousTestCase):
@@ -116,7 +116,7 @@ class PickTests(BalancingTestCase):
         balancer = self.balancer(service("far"), service("same", zone="a"), near={"zone": "a"})
         near = balancer.pick()
         assert near is not None
-        balancer.ejections.failed(near)
+        balancer.failed(near)
         self.assertEqual(self.picks(balancer, 1), ["far"])
         self.clock.advance(1)
         self.assertEqual(self.picks(balancer, 1), ["same"])
@@ -131,41 +131,45 @@ class PickTests(BalancingTestCase):
 class EjectionTests(BalancingTestCase):
     """Ejections."""
 
+    def failing(self, balancer: Balancer) -> float:
+        """Let the only instance but one fail; how long it is ejected."""
+        [failing] = [one for one in (balancer.pick(), balancer.pick()) if one is not None and one.id == "aaa"]
+        balancer.failed(failing)
+        began = self.clock.seconds()
+        while "aaa" not in self.picks(balancer, 2):
+            self.clock.advance(0.5)
+        return self.clock.seconds() - began
+
     def test_growingEjections(self) -> None:
         """After a failure an instance is ejected for a second, then two, four, and so on, a minute at most."""
-        ejections, one = Ejections(self.clock), instance("aaa")
-        lengths = []
-        for _ in range(8):
-            ejections.failed(one)
-            began = self.clock.seconds()
-            while one.key in ejections.ejected():
-                self.clock.advance(0.5)
-            lengths.append(self.clock.seconds() - began)
-        self.assertEqual(lengths, [1, 2, 4, 8, 16, 32, 60, 60])
-        ejections.succeeded(one)
-        ejections.failed(one)
-        self.clock.advance(1)
-        self.assertEqual(ejections.ejected(), frozenset())
+        balancer = self.balancer(service("aaa"), service("bbb"))
+        self.assertEqual([self.failing(balancer) for _ in range(8)], [1, 2, 4, 8, 16, 32, 60, 60])
+        first = balancer.pick({("bbb", "h", 80)})
+        assert first is not None
+        balancer.succeeded(first)
+        self.assertEqual(self.failing(balancer), 1)
 
     def test_failuresTogetherAreOne(self) -> None:
         """Ten connections that are refused at the same time are one failure, not ten in a row."""
-        ejections, one = Ejections(self.clock), instance("aaa")
+        balancer = self.balancer(service("aaa"), service("bbb"))
+        first = balancer.pick()
+        assert first is not None
         for _ in range(10):
-            ejections.failed(one)
+            balancer.failed(first)
         self.clock.advance(1)
-        self.assertEqual(ejections.ejected(), frozenset())
+        self.assertIn("aaa", self.picks(balancer, 2))
 
     def test_comesBack(self) -> None:
         """The others are picked meanwhile; then it is picked again, and a success ends the row of failures."""
         balancer = self.balancer(service("aaa"), service("bbb"))
         first = balancer.pick()
         assert first is not None
-        balancer.ejections.failed(first)
+        balancer.failed(first)
         self.assertEqual(self.picks(balancer, 2), ["bbb", "bbb"])
         self.clock.advance(1)
         self.assertEqual(self.picks(balancer, 2), ["aaa", "bbb"])
-        balancer.ejections.succeeded(first)
-        balancer.ejections.failed(first)
+        balancer.succeeded(first)
+        balancer.failed(first)
         self.clock.advance(1)
         self.assertIn("aaa", self.picks(balancer, 2))
 
@@ -175,7 +179,7 @@ class EjectionTests(BalancingTestCase):
         for _ in range(2):
             picked = balancer.pick()
             assert picked is not None
-            balancer.ejections.failed(picked)
+            balancer.failed(picked)
             self.clock.advance(0.1)
         self.assertEqual(self.picks(balancer, 2), ["aaa", "aaa"])
 
@@ -184,7 +188,7 @@ class EjectionTests(BalancingTestCase):
         balancer = self.balancer(service("aaa", 1), service("bbb"))
         first = balancer.pick()
         assert first is not None
-        balancer.ejections.failed(first)
+        balancer.failed(first)
         self.directory.put(service("aaa", 2))
         self.assertEqual(sorted(self.picks(balancer, 2)), ["aaa", "bbb"])
         self.directory.put(service("aaa", 1))

@@ -19,7 +19,7 @@ from twisted.web.server import Request, Site
 from tests import CHEAP
 from txserviceregistry import Client
 from txserviceregistry.discovery import RegisteredEndpoint, RegistryAgent
-from txserviceregistry.discovery.balancing import Ejections
+from txserviceregistry.discovery.balancing import Balancer
 from txserviceregistry.discovery.directory import Directory
 from txserviceregistry.discovery.endpoints import RegisteredPort
 from txserviceregistry.registry.service import RegistryService
@@ -102,7 +102,7 @@ class DrainTests(TestCase):
         request fails, not one connection is refused, and every instance has answered before and after.
         """
         refused: list[object] = []
-        self.patch(Ejections, "failed", lambda ejections, instance: refused.append(instance))
+        self.patch(Balancer, "failed", lambda balancer, instance: refused.append(instance))
         client = await self.registry()
         instances = [Instance(client, id) for id in ("web1", "web2", "web3")]
         for instance in instances:

@@ -218,5 +218,5 @@ class SuspectsTests(SynchronousTestCase):
         picked = [balancer.pick() for _ in range(4)]
         self.assertEqual([one and one.id for one in picked], ["a0", "a1", "a2", "a3"])
         assert picked[1] is not None
-        balancer.ejections.failed(picked[1])
+        balancer.failed(picked[1])
         self.assertEqual({one.id for one in (balancer.pick() for _ in range(6)) if one}, {"a0", "a2", "a3"})
