@@ -28,8 +28,7 @@ _LONGEST_WAIT = 60
 # Seconds between two tries while the registry is unreachable; the first one is made at once. Soon after an outage all
 # wait at the registry again, so that a release hands over at once. A server that refuses requests gets more time.
 _SHORTEST_RETRY, _LONGEST_RETRY, _LONGEST_REFUSAL = 0.2, 0.5, 5.0
-# Seconds between two requests that the registry refuses although it should wait.
-_SHORTEST_POLL = 1.0
+_SHORTEST_POLL = 1.0  # seconds between two requests that the registry refuses although it should wait
 # Seconds that a release may take. A lock that could not be released expires.
 _LONGEST_RELEASE = 3.0
 _REQUESTS_FAIL = "Lock {name} can't be requested: {reason} (retrying)"

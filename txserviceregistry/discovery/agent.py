@@ -31,8 +31,7 @@ from .balancing import Balancer, Instance, TryNext, tryEach
 from .directory import THRESHOLD, Directory, Suspects
 from .endpoints import CONNECT_TIMEOUT, checkedConnectTimeout, whenLost
 
-# Idle connections to one instance that are kept.
-_KEPT_CONNECTIONS = 8
+_KEPT_CONNECTIONS = 8  # idle connections to one instance that are kept
 
 # RFC 9110, section 9.2.2: doing it twice has the same effect as doing it once.
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))

@@ -27,10 +27,8 @@ from .directory import Directory, Suspects
 
 _T = TypeVar("_T")
 
-# The metadata by which instances can be near, the widest area first.
-_AREAS = ("region", "zone")
-# Seconds of an instance's first ejection, and of the longest one.
-_FIRST_EJECTION, _LONGEST_EJECTION = 1.0, 60.0
+_AREAS = ("region", "zone")  # the metadata by which instances can be near, the widest area first
+_FIRST_EJECTION, _LONGEST_EJECTION = 1.0, 60.0  # seconds of an instance's first ejection, and of the longest one
 
 #: Identifies an instance: a service that is registered again with another address is another instance.
 Key = tuple[str, str, int]
@@ -229,8 +227,7 @@ class Balancer:
         # The services and the ejected instances that the rest is made of.
         self._services: Sequence[Service] | None = None
         self._ejected: frozenset[Key] | None = None
-        # By id, each service and its instance.
-        self._read: dict[str, tuple[Service, Instance | None]] = {}
+        self._read: dict[str, tuple[Service, Instance | None]] = {}  # by id, each service and its instance
         # The instances that may be picked, the nearest first; and the healthy ones that are nearest.
         self._tiers: list[list[Instance]] = []
         self._first: list[Instance] = []

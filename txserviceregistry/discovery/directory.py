@@ -16,7 +16,7 @@ from ..api.transport import EVENT_TYPES
 from ..client import Client
 from ..types import Event, Service
 from ..util.deferred import returnsDeferred
-from ..util.fields import boundedNumber
+from ..util.fields import LONGEST_INTERVAL, boundedNumber
 from ..util.logs import Listeners, Logger
 from .mirror import BLIND_REFRESH, REFRESH, Mirror
 
@@ -85,8 +85,9 @@ class Directory(Mirror[Service]):
         """
         if tag is not None and not isinstance(tag, str):
             raise TypeError(f"tag is {tag!r}, but it has to be a string: a Directory has one tag, or all services")
-        super().__init__(client, refresh, path, random, wallClock)
+        super().__init__(client, path, random, wallClock)
         self.tag = tag
+        self._refresh = None if refresh is None else boundedNumber(refresh, 0.0, LONGEST_INTERVAL)
         self._ofTag: dict[str, dict[str, Service]] = {}
         # The results of forTag: as long as no service of the tag changes, it returns the same object.
         self._given: dict[str, tuple[Service, ...]] = {}
@@ -123,7 +124,9 @@ class Directory(Mirror[Service]):
         """
         return self._listen(listener, settle)
 
-    def _defaultRefresh(self) -> float:
+    def _refreshInterval(self) -> float:
+        if self._refresh is not None:
+            return self._refresh
         return REFRESH if EVENT_TYPES in self._client.extensions else BLIND_REFRESH
 
     @returnsDeferred

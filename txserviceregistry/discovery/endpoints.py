@@ -63,8 +63,7 @@ _CLIENT_KEYS = ("tag", "strategy", "timeout", "region", "zone", "panicThreshold"
 _SERVER_KEYS = ("id", "tags", "metadata", "heartbeatTimeout", "endpoint")
 _log = Logger()
 
-#: The default of the seconds for each instance to accept a connection.
-CONNECT_TIMEOUT = 5.0
+CONNECT_TIMEOUT = 5.0  # the default of the seconds for each instance to accept a connection
 
 
 def checkedConnectTimeout(timeout: object) -> float:
@@ -196,8 +195,7 @@ class Shared:
                 pass
 
 
-# Those that are not closed yet.
-_open: list[Shared] = []
+_open: list[Shared] = []  # those that are not closed yet
 
 
 def share(reactor: Any, user: object) -> Shared:

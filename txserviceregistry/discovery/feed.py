@@ -20,8 +20,7 @@ from ..util.logs import Listeners
 from .poller import PLAIN, WATCHED, Cursor, Page, StaleCursor, markerAt, ticksOf, timeOf
 from .subscriber import BackgroundTask, Items, Subscriber
 
-# Seconds that a listener may still take when the feed is stopped.
-_GRACE = 3.0
+_GRACE = 3.0  # seconds that a listener may still take when the feed is stopped
 
 # Without a marker the feed shows its last hour, in seconds.
 SHOWN = 3600.0
@@ -29,23 +28,19 @@ SHOWN = 3600.0
 # before its end: the first tolerates the largest difference of clocks, the others are for young accounts.
 _MOMENTS = (1800.0, 60.0, 0.0)
 
-# Seconds between two writes of the file while nothing happens.
-_SAVE_INTERVAL = 300.0
+_SAVE_INTERVAL = 300.0  # seconds between two writes of the file while nothing happens
 
-#: For how long the protocol promises to keep events, in seconds.
-RETENTION = 30 * 86_400.0
+RETENTION = 30 * 86_400.0  # for how long the protocol promises to keep events, in seconds
 
 
 @attrs.frozen
 class Progress:
     """How far a subscriber has come in the event feed."""
 
-    # The place at which the next page begins.
-    cursor: Cursor = attrs.Factory(Cursor)
+    cursor: Cursor = attrs.Factory(Cursor)  # the place at which the next page begins
     # When the feed was last known to have nothing newer, in seconds since the epoch; None within a page.
     quietAt: float | None = None
-    # The id of the latest event that may have been delivered before.
-    repeatedTo: str | None = None
+    repeatedTo: str | None = None  # the id of the latest event that may have been delivered before
 
     def delivered(self, event: Event) -> Progress:
         """All listeners have finished with *event*."""
@@ -149,8 +144,7 @@ class EventsFeed(Subscriber):
         """
         self._types = frozenset(types)
         super().__init__(client, path, random, wallClock, self._types)
-        # When the file was written, by the wall clock.
-        self._savedAt = -math.inf
+        self._savedAt = -math.inf  # when the file was written, by the wall clock
         # None until the end of the feed, where new events come, is known.
         self._progress = None if marker is None else Progress(Cursor(marker, isInclusive=True))
         self._listeners: Listeners[[FeedEvent]] = Listeners(self._log, "events")

@@ -25,8 +25,7 @@ from .subscriber import BackgroundTask, Items, Subscriber
 
 _T = TypeVar("_T")
 
-# A listing takes at most this part of the time, however large it is.
-_LISTING_SHARE = 0.01
+_LISTING_SHARE = 0.01  # a listing takes at most this part of the time, however large it is
 # Each interval between listings is shorter by up to this part, so that clients that start together spread out.
 _JITTER = 0.2
 #: Seconds after which everything is listed again, for safety.
@@ -35,8 +34,7 @@ REFRESH = 600.0
 #: stream: nothing else would show then that the registry has lost its data.
 BLIND_REFRESH = 60.0
 
-# Seconds between two writes of the file, at least.
-_SAVE_INTERVAL = 5.0
+_SAVE_INTERVAL = 5.0  # seconds between two writes of the file, at least
 _FILE_VERSION = 1
 
 
@@ -95,18 +93,14 @@ class Mirror(Subscriber, Generic[_T]):
     def __init__(
         self,
         client: Client,
-        refresh: float | None,
         path: str | os.PathLike[str] | None,
         random: Callable[[], float],
         wallClock: Callable[[], float],
     ) -> None:
         super().__init__(client, path, random, wallClock)
-        #: Grows with every change.
-        self.version = 0
-        self._refresh = None if refresh is None else boundedNumber(refresh, 0.0, LONGEST_INTERVAL)
+        self.version = 0  # grows with every change
         self._items: dict[str, _T] = {}
-        # The place in the feed up to which events were applied.
-        self._cursor: Cursor | None = None
+        self._cursor: Cursor | None = None  # the place in the feed up to which events were applied
         self._nextListing = 0.0
         # When the copy was last known to equal the registry; by the clock, which a file's age may lie before.
         self._currentAt: float | None = None
@@ -117,7 +111,7 @@ class Mirror(Subscriber, Generic[_T]):
         # Called after each stop, when there are no more changes.
         self._ends: Listeners[[]] = Listeners(self._log, "a stop")
 
-    def _defaultRefresh(self) -> float:
+    def _refreshInterval(self) -> float:
         """Seconds after which everything is listed again; infinity if every change has an event."""
         return math.inf
 
@@ -252,7 +246,7 @@ class Mirror(Subscriber, Generic[_T]):
         self._cursor = await run.wait(poller.readToEnd(cursor, events))
         merged = {key: self._merge(items.get(key), its) for key, its in self._byKey(events).items()}
         now = self._clock.seconds()
-        refresh = self._defaultRefresh() if self._refresh is None else self._refresh
+        refresh = self._refreshInterval()
         if not self._cursor.seen:
             refresh = min(refresh, REFRESH if poller.isLive else BLIND_REFRESH)
         self._nextListing = now + max(refresh, (now - began) / _LISTING_SHARE) * (1.0 - _JITTER * self._random())
@@ -349,7 +343,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         :param random: returns numbers from 0 to 1.
         :param wallClock: seconds since the epoch.
         """
-        super().__init__(client, None, path, random, wallClock)
+        super().__init__(client, path, random, wallClock)
         self.namespace = None if namespace is None else _normal(namespace)
 
     def __getitem__(self, key: str) -> str:

@@ -21,26 +21,19 @@ from ..types import Event, EventType, PlainEventType
 from ..util.deferred import Backoff, Waiters, returnsDeferred
 from ..util.logs import Listeners, Logger
 
-# Seconds for which the registry is asked to hold its response back.
-_WAIT = 30
-#: Seconds between two requests to a registry that can't wait.
-POLL = 5.0
-# Seconds to the next request if the registry could wait, but did not: it is probably stopping.
-_EARLY = 1.0
-#: The largest page that there is.
-PAGE = 1000
+_WAIT = 30  # seconds for which the registry is asked to hold its response back
+POLL = 5.0  # seconds between two requests to a registry that can't wait
+_EARLY = 1.0  # seconds to the next request if the registry could wait, but did not: it is probably stopping
+PAGE = 1000  # the largest page that there is
 #: The types of events that subscribers share; locks may have many events, which few subscribers want.
 WATCHED: frozenset[str] = frozenset(type for type in get_args(EventType) if not type.startswith("lock."))
-#: The types of events of version 1.0.
-PLAIN: frozenset[str] = frozenset(get_args(PlainEventType))
+PLAIN: frozenset[str] = frozenset(get_args(PlainEventType))  # the types of events of version 1.0
 
 # A request that waits may fail this way where others succeed: at a proxy, or at a registry without capacity to wait.
 _MAYBE_OF_WAITING = (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError)
 
-#: Seconds to the first ping of a new stream.
-FIRST_PING = 5.0
-#: Seconds without a byte after which a stream is dead; pings come every 15 s.
-SILENCE = 35.0
+FIRST_PING = 5.0  # seconds to the first ping of a new stream
+SILENCE = 35.0  # seconds without a byte after which a stream is dead; pings come every 15 s
 #: Seconds until a stream is tried again that could not be opened; and at first, where one could be opened before.
 RETRY = 600.0
 _PAUSE = 1.0
@@ -70,8 +63,7 @@ class Page:
     events: Sequence[Event]
     # Whether the feed no longer has the place of the cursor, so that events before these may be missing.
     isStale: bool = False
-    # Whether there may be more.
-    isFull: bool = False
+    isFull: bool = False  # whether there may be more
 
     @property
     def isQuiet(self) -> bool:
@@ -87,8 +79,7 @@ class Cursor:
     marker: str | None = None
     # Whether that event is known to be one of this feed. Then the next page has to begin with it.
     seen: bool = False
-    # Whether that event is to be read, too.
-    isInclusive: bool = False
+    isInclusive: bool = False  # whether that event is to be read, too
     # How often the registry had said that events may be missing, when this was the end; None where that doesn't matter.
     resets: int | None = attrs.field(default=None, eq=False)
 
@@ -134,8 +125,7 @@ class EventPoller:
     _log = Logger()
 
     def __init__(self, client: Client, types: Collection[str] = WATCHED) -> None:
-        #: When the last valid response came, by the client's clock.
-        self.respondedAt: float | None = None
+        self.respondedAt: float | None = None  # when the last valid response came, by the client's clock
         self._client = client
         self._wanted = sorted(types)
         self._users = 0
@@ -258,9 +248,13 @@ class EventPoller:
         if values and ticksOf(values[0]["id"]) < ticksOf(cursor.marker):
             # Otherwise the same page, sent again and again, would count as new events each time.
             raise MalformedResponse("A page of events begins before the marker that it was requested with")
-        self.respondedAt = self._client.clock.seconds()
-        if self._users and EVENT_STREAM in self._client.extensions:
-            self._openStream()
+        now = self.respondedAt = self._client.clock.seconds()
+        canStream = self._users and EVENT_STREAM in self._client.extensions
+        if canStream and self._stream is None and now >= self._notBefore:
+            self._timer = self._client.clock.callLater(FIRST_PING, self.ended)
+            stream = self._client.events.openStream(self, ",".join(self._wanted), self._lastId)
+            if stream.isOpen:
+                self._stream = stream
         return cursor.page(values)
 
     async def _nextPage(self, cursor: Cursor) -> Page:
@@ -291,15 +285,6 @@ class EventPoller:
     def _isOpening(self) -> bool:
         """Whether there will most likely be a stream in a moment."""
         return self._stream is not None and self._end is None and not self._isBlocked
-
-    def _openStream(self) -> None:
-        """Open a stream, if it is time for that. The registry has just responded."""
-        if self._stream is not None or self._client.clock.seconds() < self._notBefore:
-            return
-        self._timer = self._client.clock.callLater(FIRST_PING, self.ended)
-        stream = self._client.events.openStream(self, ",".join(self._wanted), self._lastId)
-        if stream.isOpen:
-            self._stream = stream
 
     def received(self) -> None:
         if self.isLive and self._timer is not None:

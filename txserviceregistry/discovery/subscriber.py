@@ -25,8 +25,7 @@ _T = TypeVar("_T")
 
 # Seconds between two attempts to reach a registry that is unreachable; the first one is made at once.
 _SHORTEST_RETRY, _LONGEST_RETRY = 0.5, 10.0
-# Characters of an error in the log.
-_LONGEST_REASON = 150
+_LONGEST_REASON = 150  # characters of an error in the log
 
 
 class BackgroundTask:
@@ -74,19 +73,62 @@ class BackgroundTask:
 
 
 class BackgroundService(Service):
-    """A service with one task."""
+    """A service that makes one step after the other, and retries what fails."""
 
+    _log = Logger()
     _task: BackgroundTask | None = None
 
-    def _load(self) -> None:
-        """Prepare the task. May call listeners."""
+    def __init__(self, client: Client, backoff: Backoff, outage: Outage) -> None:
+        self._client = client
+        self._clock = client.clock
+        self._backoff = backoff
+        self._outage = outage
 
-    async def _run(self, run: BackgroundTask) -> None:
+    def _load(self) -> None:
+        """Prepare the first step. May call listeners."""
+
+    async def _step(self, run: BackgroundTask) -> None:
+        """What is repeated; raises StaleCursor if the event feed no longer has the position."""
         raise NotImplementedError
+
+    def _positionLost(self) -> None:
+        """The event feed no longer has the position. May call listeners."""
+
+    def _interrupted(self) -> None:
+        """A step has failed, or it was stopped."""
 
     def _failed(self, failure: Failure) -> None:
-        """The task has ended with an error."""
-        raise NotImplementedError
+        self._log.failure("{what} failed unexpectedly", failure, what=type(self).__name__)
+
+    async def _run(self, run: BackgroundTask) -> None:
+        try:
+            while not run.isStopping:
+                longer = 0.0
+                try:
+                    await self._step(run)
+                    self._succeeded()
+                    continue
+                except ClientClosed:
+                    return
+                except CancelledError:
+                    # Not every cancellation is a stop: a client that is closed cancels its requests.
+                    pass
+                except StaleCursor:
+                    self._positionLost()
+                except ServiceRegistryError as error:
+                    if isinstance(error, RateLimited):
+                        longer = error.retryAfter or _LONGEST_RETRY
+                    self._outage.failed(reason=str(error))
+                except Exception as error:
+                    # A defect of this library must not end it.
+                    self._outage.failed(Failure(), reason=str(error))
+                if not run.isStopping:
+                    self._interrupted()
+                    await run.wait(self._client.pause(max(self._backoff.next(), longer)))
+        except ClientClosed:
+            pass
+        finally:
+            self._interrupted()
 
     def startService(self) -> None:
         """Begin. Never fails."""
@@ -101,11 +143,15 @@ class BackgroundService(Service):
         Service.stopService(self)
         return succeed(None) if self._task is None else self._task.stop()
 
+    def _succeeded(self) -> None:
+        """The registry has responded: an outage is over."""
+        self._backoff.reset()
+        self._outage.succeeded()
+
 
 class Subscriber(BackgroundService):
-    """A service that reads the event feed, step by step, and retries what fails."""
+    """A service that reads the event feed."""
 
-    _log = Logger()
     # For the log: what it has; the lines when it fails and succeeds again, see Outage; the consequence of a file that
     # can't be written, as a clause.
     what = ""
@@ -121,29 +167,15 @@ class Subscriber(BackgroundService):
         wallClock: Callable[[], float],
         types: Collection[str] = WATCHED,
     ) -> None:
-        self._client = client
-        self._clock = client.clock
+        # The first failure is followed by a retry at once.
+        outage = Outage(self._log, client.clock, self.outageBegins, self.outageEnds, after=2, what=self.what)
+        super().__init__(client, Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, random), outage)
         self._random = random
         self._wallClock = wallClock
         self._path = None if path is None else os.fspath(path)
         self._poller = pollerOf(client, types)
-        self._backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, random)
-        # The first failure is followed by a retry at once.
-        self._outage = Outage(self._log, self._clock, self.outageBegins, self.outageEnds, after=2, what=self.what)
         self._writing = writeOutage(self._path or "", self._log, self._clock, self.fileLoss)
-        # Called when a stop begins.
-        self._stopListeners: Listeners[[]] = Listeners(self._log, "a stop")
-
-    async def _step(self, run: BackgroundTask) -> None:
-        """The next request and its consequences; raises StaleCursor if the feed no longer has the position."""
-        raise NotImplementedError
-
-    def _positionLost(self) -> None:
-        """The feed no longer has the position. May call listeners."""
-        raise NotImplementedError
-
-    def _interrupted(self) -> None:
-        """A step has failed, or it was stopped."""
+        self._stopListeners: Listeners[[]] = Listeners(self._log, "a stop")  # called when a stop begins
 
     def stopService(self) -> Deferred[None]:
         """Fires when nothing of it is left on the reactor."""
@@ -151,42 +183,9 @@ class Subscriber(BackgroundService):
         self._stopListeners.call()
         return stopped
 
-    def _failed(self, failure: Failure) -> None:
-        self._log.failure("Updates of the {what} ended", failure, what=self.what)
-
     async def _run(self, run: BackgroundTask) -> None:
-        try:
-            with self._poller.used():
-                while not run.isStopping:
-                    longer = 0.0
-                    try:
-                        await self._step(run)
-                        self._succeeded()
-                        continue
-                    except CancelledError:
-                        # Not every cancellation is a stop: a client that is closed cancels its requests.
-                        pass
-                    except StaleCursor:
-                        self._positionLost()
-                    except ServiceRegistryError as error:
-                        if isinstance(error, RateLimited):
-                            longer = error.retryAfter or _LONGEST_RETRY
-                        self._outage.failed(reason=str(error))
-                    except Exception as error:
-                        # A defect of this library must not end it.
-                        self._outage.failed(Failure(), reason=str(error))
-                    if not run.isStopping:
-                        self._interrupted()
-                        await run.wait(self._client.pause(max(self._backoff.next(), longer)))
-        except ClientClosed:
-            pass
-        finally:
-            self._interrupted()
-
-    def _succeeded(self) -> None:
-        """The registry has responded: an outage is over."""
-        self._backoff.reset()
-        self._outage.succeeded()
+        with self._poller.used():
+            await super()._run(run)
 
     def _writeFile(self, content: Any) -> None:
         if self._path is None:

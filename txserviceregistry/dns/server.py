@@ -22,16 +22,12 @@ from ..discovery.directory import THRESHOLD, Suspects
 from ..types import Service as ServiceRecord
 from .zone import LARGEST_TCP, Query, Zone, readQuery
 
-#: Answers a second to the clients of one network, over UDP.
-ANSWERS_PER_SECOND = 20
+ANSWERS_PER_SECOND = 20  # answers a second to the clients of one network, over UDP
 #: Connections over TCP. For another one, the one that has been idle longest is closed.
 CONNECTIONS = 500
-#: Seconds in which a connection has to bring a query.
-IDLE = 10.0
-#: So many networks in a second have counts of their own.
-NETWORKS = 50_000
-#: Seconds of work on changes, after which queries are answered first.
-SLICE = 0.003
+IDLE = 10.0  # seconds in which a connection has to bring a query
+NETWORKS = 50_000  # so many networks in a second have counts of their own
+SLICE = 0.003  # seconds of work on changes, after which queries are answered first
 
 
 class View(MultiService):
@@ -62,10 +58,14 @@ class View(MultiService):
 
     def startService(self) -> None:
         MultiService.startService(self)
-        self._directory.whenReady().addCallback(self._listed)
+
+        def listed(_: None) -> None:
+            self._isListed = True
+            self._schedule()
+
+        self._directory.whenReady().addCallback(listed)
 
     def stopService(self) -> Deferred[None]:
-        """Fires when nothing is left on the reactor."""
         if self._call is not None:
             self._call.cancel()
             self._call = None
@@ -77,10 +77,6 @@ class View(MultiService):
         if query.rcode != NOERROR:
             return query.empty(query.rcode)
         return self.zone.response(query, size) if self._isReady else query.empty(SERVFAIL)
-
-    def _listed(self, _: None) -> None:
-        self._isListed = True
-        self._schedule()
 
     def _changed(self, kind: str, service: ServiceRecord) -> None:
         self._changes[service["id"]] = None if kind in ("remove", "timeout") else service
@@ -118,35 +114,28 @@ class UdpServer(DatagramProtocol):
         self._view = view
         self._clock = clock
         self._second = 0
-        self._counts: dict[str | bytes, int] = {}
+        self._counts: dict[str | bytes | None, int] = {}
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         query = readQuery(datagram)
         if query is None:
             return
-        if self._isTooMuch(networkOf(addr[0])):
-            response = query.truncated() if query.rcode == NOERROR else b""
-        else:
+        network, second = networkOf(addr[0]), int(self._clock.seconds())
+        if second != self._second:
+            self._second = second
+            self._counts.clear()
+        count = self._counts.get(network, 0)
+        if network is None or (count < ANSWERS_PER_SECOND and (count or len(self._counts) < NETWORKS)):
             response = self._view.respond(query, query.size)
+            self._counts[network] = count + 1
+        else:
+            response = query.truncated() if query.rcode == NOERROR else b""
         try:
             if response:
                 self.transport.write(response, addr)  # type: ignore[union-attr]  # there is one as long as this is called
         except OSError:
             # A forged source, such as port 0.
             pass
-
-    def _isTooMuch(self, network: str | bytes | None) -> bool:
-        if network is None:
-            return False
-        second = int(self._clock.seconds())
-        if second != self._second:
-            self._second = second
-            self._counts.clear()
-        count = self._counts.get(network, 0)
-        if count >= ANSWERS_PER_SECOND or (not count and len(self._counts) >= NETWORKS):
-            return True
-        self._counts[network] = count + 1
-        return False
 
 
 @implementer(IPushProducer)

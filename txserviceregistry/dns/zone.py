@@ -30,10 +30,13 @@ _QUESTION_END = struct.Struct(">HH")
 # Of a record, behind its name: type, class, the parts of the TTL as EDNS uses it, and the length of the data.
 _RECORD = struct.Struct(">HHBBHH")
 _LONGEST_NAME = 255
+LONGEST_LABEL = 63  # the longest label, in bytes
+# Characters of a label that are escaped. A hyphen before a hyphen is escaped because two of them begin an escape.
+_ESCAPED = re.compile(rb"[^a-z0-9_-]|-(?=-)")
+_HASH_LENGTH = 10
 _OPCODE = 0x7800
 _DO = 0x8000
-# Payloads of so many bytes are seldom fragmented.
-_OWN_SIZE = 1232
+_OWN_SIZE = 1232  # payloads of so many bytes are seldom fragmented
 
 
 @attrs.define(eq=False)
@@ -72,7 +75,7 @@ def readQuery(data: bytes) -> Query | None:
     try:
         end = HEADER.size
         while length := data[end]:
-            if length > 63:
+            if length > LONGEST_LABEL:
                 raise ValueError("a compressed name, or a label of another kind")
             end += length + 1
         end += 1
@@ -157,14 +160,6 @@ def pointer(position: int) -> bytes:
     return struct.pack(">H", 0xC000 | position)
 
 
-#: The longest label, in bytes.
-LONGEST_LABEL = 63
-
-# Characters of a label that are escaped. A hyphen before a hyphen is escaped because two of them begin an escape.
-_ESCAPED = re.compile(rb"[^a-z0-9_-]|-(?=-)")
-_HASH_LENGTH = 10
-
-
 def encodeLabel(text: str) -> bytes:
     """A tag or an id as a label, with escapes such as ``--2e``; one of over 63 bytes is cut, and ends in a hash."""
     raw = text.encode(errors="surrogatepass")
@@ -193,8 +188,7 @@ _ALWAYS = frozenset({b"", _SERVICES, _TCP, _IDS, _ADDRESSES})
 _REFUSED_TYPES = frozenset({ANY, AXFR, IXFR})
 # Answers of these types are kept. There are 65,536 types to ask for.
 _KEPT = frozenset({A, AAAA, SRV})
-# More SRV records than fit into any message leave no room for addresses.
-_MOST_WITH_ADDRESSES = 4000
+_MOST_WITH_ADDRESSES = 4000  # more SRV records than fit into any message leave no room for addresses
 # Names of the zone are compressed: what follows them is the domain in the question.
 _OWNER = pointer(HEADER.size)
 _NOTHING: Given = {}
@@ -293,16 +287,13 @@ class Zone:
         answer = answers[type] if type in answers else self._build(relative, type)
         if answer is not None:
             return answer.response(query, size)
-        return self._negative(query, relative)
-
-    def _negative(self, query: Query, relative: bytes) -> bytes:
         position = 0
         while position < len(relative):
             position += relative[position] + 1
         if position != len(relative):
             # The domain is the end of a longer label.
             return query.empty(REFUSED)
-        if not relative and query.type == SOA:
+        if not relative and type == SOA:
             return Answer([self._soa(_OWNER)]).response(query, query.size)
         exists = relative in _ALWAYS or bool(self._nodeOf(relative))
         return query.empty(NOERROR if exists else NXDOMAIN, AA, self._soa(pointer(HEADER.size + len(relative))))

@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.coordination.election`.
+Elections, in :mod:`txserviceregistry.coordination.contenders`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.coordination.partitioner`.
+Partitioners, which share items, in :mod:`txserviceregistry.coordination.contenders`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import testing
 from txserviceregistry.coordination import Assignment, Lock, Partitioner
-from txserviceregistry.coordination.partitioner import planFor
+from txserviceregistry.coordination.contenders import planFor
 from txserviceregistry.errors import ConnectionFailed
 from txserviceregistry.testing import FakeRegistry
 

@@ -1,7 +1,4 @@
-"""
-Partitioner: a set of items, such as queues, that is shared by the members of a group. Each member has a lock, by which
-the others know it, and a lock for each item that it owns.
-"""
+"""Services that compete for locks: elections, and partitioners, whose members each own a part of a set of items."""
 
 from __future__ import annotations
 
@@ -11,28 +8,235 @@ import re
 import uuid
 from collections.abc import Callable, Collection, Iterable
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, DeferredLock, DeferredSemaphore, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults, maybeDeferred
 
 from ..client import Client
-from ..discovery.feed import FeedEvent
+from ..discovery.feed import EventsFeed, FeedEvent
 from ..discovery.mirror import Settling
-from ..discovery.subscriber import BackgroundTask
+from ..discovery.subscriber import BackgroundService, BackgroundTask
 from ..errors import LockHeld, ServiceRegistryError
 from ..http.jsontransport import ClientClosed
-from ..util.deferred import returnsDeferred
-from ..util.logs import Listeners
-from .election import Contender, Tenure
+from ..util.deferred import Backoff, cancelWith, returnsDeferred
+from ..util.logs import Listeners, Logger, Outage
 from .lock import Held, Lock
 
-# Seconds after which what has failed is tried again; events cause all other tries.
-_RETRY = 5.0
-# Locks that are acquired at once.
-_AT_ONCE = 20
+# Seconds until a process that has held a lock competes again, so that others are first; and longer while it keeps
+# failing.
+_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+
+_RETRY = 5.0  # seconds after which what has failed is tried again; events cause all other tries
+_AT_ONCE = 20  # locks that are acquired at once
 # An item whose name a lock can't have is named by a hash.
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,160}")
 _DISAGREE = "Members of {group} have other items than this one ({members}); items do not move until all have the same"
+
+_Self = TypeVar("_Self", bound="Tenure")
+
+
+class Tenure:
+    """The time for which a lock is held."""
+
+    def __init__(self, held: Held) -> None:
+        #: The fencing token: it is larger than that of every earlier holder.
+        self.fence = held.fence
+        self._held = held
+        self._ending: Deferred[None] = Deferred()
+
+    @property
+    def isValid(self) -> bool:
+        """Whether no other process can have it now; see :attr:`Held.isValid`."""
+        return self._held.isValid
+
+    async def run(self: _Self, work: Callable[[_Self], Any], *, isLasting: bool = False) -> None:
+        """Do the work, which is cancelled at the end; if this *isLasting*, wait for the end. Then release the lock."""
+        lost = self._held.lost.addCallback(lambda _: self.end())
+        working = maybeDeferred(work, self)
+
+        def cancelSoon(_: None) -> None:
+            # Not now: the work may have called end(), and a coroutine that is running can't be cancelled.
+            cancelWith(self._held.clock.callLater(0, working.cancel), working)
+
+        self._ending.addCallback(cancelSoon)
+        try:
+            await working
+            if isLasting:
+                await self._ending
+        except CancelledError:
+            if not self._ending.called:
+                raise
+        finally:
+            lost.addErrback(lambda _: None).cancel()
+            await self._held.release()
+
+    def end(self) -> None:
+        """End it: cancel the work. The lock is released when the work has ended."""
+        if not self._ending.called:
+            self._ending.callback(None)
+
+
+class Contender(BackgroundService):
+    """A service that acquires a lock, uses it, and competes for it again, until it is stopped."""
+
+    _log = Logger()
+    # For the log, when the lock can't be acquired.
+    impossible = ""
+
+    def __init__(self, client: Client, lock: Lock, name: str, random: Callable[[], float]) -> None:
+        outage = Outage(self._log, client.clock, self.impossible, name=name)
+        super().__init__(client, Backoff(_PAUSE, _LONGEST_PAUSE, random), outage)
+        self._lock = lock
+        self._name = name
+        self._random = random
+
+    async def _hold(self, run: BackgroundTask, held: Held) -> bool:
+        """Use the lock, and release it; returns whether nothing has failed."""
+        raise NotImplementedError
+
+    def _happened(self, event: FeedEvent | None) -> None:
+        """An event of a lock; ``None`` at the start and after a gap, when the locks are to be read."""
+        raise NotImplementedError
+
+    async def _run(self, run: BackgroundTask) -> None:
+        feed = LockFeed(self._client)
+        feed.onEvent(self._happened)
+        feed.onGap(lambda: self._happened(None))
+        feed.startService()
+        try:
+            await super()._run(run)
+        finally:
+            await feed.stopService()
+
+    async def _step(self, run: BackgroundTask) -> None:
+        held = await run.wait(self._lock.acquire())
+        self._outage.succeeded()
+        if await self._hold(run, held):
+            self._backoff.reset()
+            self._backoff.next()
+        await run.wait(self._client.pause(max(_PAUSE / 2, self._backoff.next())))
+
+    def _succeeded(self) -> None:
+        """It is the use of the lock that may have failed."""
+
+
+class LockFeed(EventsFeed):
+    """The events of locks from now on, with a gap at the start."""
+
+    what = "locks"
+    outageBegins = "Events of locks are unreachable (retrying): {reason}"
+    outageEnds = None
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(client, types=("lock.acquire", "lock.expire", "lock.release"))
+
+    async def _step(self, run: BackgroundTask) -> None:
+        isBeginning = self._progress is None
+        await super()._step(run)
+        if isBeginning:
+            self._gapListeners.call()
+
+
+class Leadership(Tenure):
+    """The time for which this process leads."""
+
+    def stepDown(self) -> None:
+        """Give the leadership up: ``lead`` is cancelled, and when it has ended, another process can lead."""
+        self.end()
+
+
+class Election(Contender):
+    """
+    Competes for a leadership, and leads when it has won it::
+
+        async def lead(leadership):
+            while True:
+                await doTheWork(leadership.fence)
+
+        Election(client, "/billing/leader", lead).setServiceParent(application)
+
+    At most one process leads at a time. When this one may no longer be the leader, ``lead`` is cancelled, and this
+    process competes again only after it has ended. A stop ends ``lead`` too, then releases the leadership.
+    """
+
+    impossible = "Election {name} failed (retrying): {reason}"
+
+    def __init__(
+        self,
+        client: Client,
+        name: str,
+        lead: Callable[[Leadership], Any],
+        *,
+        timeout: int = 15,
+        holder: str | None = None,
+        random: Callable[[], float] = randomModule.random,
+    ) -> None:
+        """
+        :param client: sends the requests. The caller closes it, after this service has stopped.
+        :param name: the name of a lock, which is a configuration key.
+        :param lead: called with a :class:`Leadership` when this process leads. Returns a Deferred or a coroutine, which
+            lasts for as long as the process wants to lead. When it fails, that is logged, and another process leads.
+        :param timeout: seconds, 3 to 120, after which another process leads when this one was killed.
+        :param holder: the name of this process, for people; by default the host's name and the process id.
+        :param random: returns numbers from 0 to 1.
+        :raises ValueError: if *timeout* is not valid.
+        """
+        super().__init__(client, Lock(client, name, timeout, holder, random=random), name, random)
+        self._lead = lead
+        #: The ``holder`` of the leader, as far as is known; ``None`` if there is none.
+        self.leader: str | None = None
+        # The fence of the last leader that is known: what is about earlier ones comes too late.
+        self._fence = 0
+        self._listeners: Listeners[[str | None]] = Listeners(self._log, f"the leader of {name}")
+        self._leadership: Leadership | None = None
+
+    @property
+    def isLeading(self) -> bool:
+        """Whether this process leads now; see :attr:`Held.isValid`."""
+        return self._leadership is not None and self._leadership.isValid
+
+    def onChange(self, listener: Callable[[str | None], object]) -> Callable[[], None]:
+        """Call *listener* with the :attr:`leader` whenever it changes; returns a function that removes it."""
+        return self._listeners.add(listener)
+
+    def stopService(self) -> Deferred[None]:
+        """Fires when ``lead`` has ended, and the leadership is released."""
+        stopped = super().stopService()
+        if self._leadership is not None:
+            self._leadership.end()
+        return stopped
+
+    async def _hold(self, run: BackgroundTask, held: Held) -> bool:
+        self._leadership = leadership = Leadership(held)
+        self._log.info("This process leads {name}, fence {fence}", name=self._name, fence=held.fence)
+        self._setLeader(self._lock.holder, held.fence)
+        try:
+            await leadership.run(self._lead)
+            return True
+        except Exception:
+            self._log.failure("Leading {name} failed; another process may lead", name=self._name)
+            return False
+        finally:
+            self._leadership = None
+            self._log.info("This process does not lead {name} any more", name=self._name)
+            self._setLeader(None, held.fence)
+
+    def _setLeader(self, leader: str | None, fence: int) -> None:
+        if fence >= self._fence:
+            self._fence = fence
+            if leader != self.leader:
+                self.leader = leader
+                self._listeners.call(leader)
+
+    def _happened(self, event: FeedEvent | None) -> None:
+        if event is None:
+            self._client.locks.get(self._name).addCallbacks(
+                lambda lock: self._setLeader(lock["holder"], lock["fence"]),
+                lambda failure: failure.trap(ServiceRegistryError),
+            ).addErrback(self._failed)
+        elif event["payload"]["name"] == self._name:
+            lock = event["payload"]
+            self._setLeader(lock["holder"] if event["type"] == "lock.acquire" else None, lock["fence"])
 
 
 def _digest(*parts: str) -> bytes:
@@ -111,7 +315,7 @@ class Partitioner(Contender):
         self._retrying = Settling(client.clock, _RETRY, self._retry)
         self._places = DeferredSemaphore(_AT_ONCE)
         self._failures: Listeners[[str | None]] = Listeners(self._log, f"errors of {group}")
-        self._listing = DeferredLock()
+        self._listing = DeferredSemaphore(1)
         self._mustList = False  # the last listing has failed
         #: Why items do not move at the moment; ``None`` if they do.
         self.error: str | None = None
@@ -129,18 +333,18 @@ class Partitioner(Contender):
         """Call *listener* with :attr:`error` whenever it changes; returns a function that removes it."""
         return self._failures.add(listener)
 
-    async def _run(self, task: BackgroundTask) -> None:
+    async def _run(self, run: BackgroundTask) -> None:
         try:
-            await super()._run(task)
+            await super()._run(run)
         finally:
             self._settling.drop()
             self._retrying.drop()
             self._follow(set())
             await gatherResults(list(self._working.values()))
 
-    async def _hold(self, task: BackgroundTask, held: Held) -> bool:
+    async def _hold(self, run: BackgroundTask, held: Held) -> bool:
         async with held:
-            await task.wait(held.lost)
+            await run.wait(held.lost)
         return True
 
     def _happened(self, event: FeedEvent | None) -> None:
@@ -150,7 +354,6 @@ class Partitioner(Contender):
             self._work(self._locks[event["payload"]["name"]])
 
     def _settled(self, _: object) -> None:
-        """No member has come or gone for a while."""
         self._listing.run(self._list).addErrback(self._failed)
 
     @returnsDeferred
