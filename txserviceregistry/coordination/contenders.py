@@ -22,8 +22,7 @@ from ..util.deferred import Backoff, cancelWith, returnsDeferred
 from ..util.logs import Listeners, Logger, Outage
 from .lock import Held, Lock
 
-# Seconds until a process that has held a lock competes again, so that others are first; and longer while it keeps
-# failing.
+# Seconds until a process that has held a lock competes again, so that others are first; longer while it keeps failing.
 _PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 
 _RETRY = 5.0  # seconds after which what has failed is tried again; events cause all other tries
@@ -117,7 +116,7 @@ class Contender(BackgroundService):
         await run.wait(self._client.pause(max(_PAUSE / 2, self._backoff.next())))
 
     def _succeeded(self) -> None:
-        """It is the use of the lock that may have failed."""
+        """What counts is the use of the lock."""
 
 
 class LockFeed(EventsFeed):

@@ -315,12 +315,9 @@ def tryEach(
     balancer: Balancer, attempt: Callable[[Instance, Callable[[], None]], Awaitable[_T]], timeout: float
 ) -> Deferred[_T]:
     """
-    Try one instance after another, each at most once, until one works; fires with what *attempt* returned. Fails with
-    what it raised, with the last reason if that instance had been reached, and with NoServiceAvailable.
-
-    :param attempt: tries one instance; raises :class:`TryNext` if another one may be tried. When it succeeds, it has
-        the second argument called at the end of the use of the instance.
-    :param timeout: seconds to wait for the directory's first listing.
+    Let *attempt* try one instance after another, each at most once, as long as it raises :class:`TryNext`; fires or
+    fails with its outcome, or with NoServiceAvailable. When it succeeds, it has its second argument called at the end
+    of the use of the instance. The *timeout* is for the directory's first listing.
     """
 
     isCancelled = False

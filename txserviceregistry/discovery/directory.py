@@ -52,10 +52,9 @@ class Directory(Mirror[Service]):
         directory.setServiceParent(application)
         directory.forTag("www")
 
-    A change of a service is seen within milliseconds (within :data:`~txserviceregistry.discovery.poller.POLL` seconds
-    if the registry can't wait for events). Without the registry's extension ``event-types``, an *update* of a service's
-    tags, metadata or timeout has no event. It is seen when all services are listed again: after *refresh* seconds, or
-    after a hundred times as long as the listing takes, if that is longer.
+    A change of a service is seen within milliseconds, or within 5 seconds if the registry can't wait for events.
+    Without the registry's extension ``event-types``, an *update* of a service has no event. It is seen when all are
+    listed again: after *refresh* seconds, or after a hundred times as long as the listing takes, if that is longer.
 
     While the registry is unreachable the directory keeps its services, and :attr:`stale` says for how long. Do not
     change the services that it returns.
@@ -196,13 +195,10 @@ def checkedThreshold(threshold: object) -> float:
 
 class Suspects:
     """
-    The services of a directory, and the suspects among those that have expired: when a larger part of a tag's instances
-    than the threshold, three at least, expires within one heartbeat timeout, they stay in use: most likely, they are
-    only cut off from the registry (Envoy calls this panic mode). A suspect that is registered again is an ordinary
-    service. When enough have returned, the other suspects of the tag are dropped.
+    The services of a directory, and suspects: services that stay in use although they have expired. When a larger part
+    of a tag's instances than the threshold expires within one heartbeat timeout, they are most likely only cut off from
+    the registry (Envoy calls this panic mode). Made before the directory starts; ends when nothing refers to it.
     """
-
-    # It is made before the directory starts, and ends when there is no reference to it.
 
     _log = Logger()
 

@@ -70,10 +70,8 @@ class Progress:
         return now - self.quietAt > (SHOWN / 2 if self.cursor.marker is None else RETENTION)
 
     def isGap(self, page: Page, now: float) -> bool:
-        """
-        Whether a page that was read at the cursor shows that events may be missing. They are not if the last event is
-        too old to be kept, and was the last one not long ago, because everything newer is kept.
-        """
+        """Whether a page that was read at the cursor shows that events may be missing."""
+        # None is if the last event is too old to be kept, and was the last one not long ago: newer ones are kept.
         isQuiet = self.quietAt is not None and abs(now - self.quietAt) <= SHOWN / 2
         return page.isStale and not (isQuiet and now - timeOf(self.cursor.marker) >= SHOWN)
 

@@ -39,10 +39,7 @@ _FILE_VERSION = 1
 
 
 class Settling:
-    """
-    Collects changes, and calls a listener with a list of them when there was none for *settle* seconds, at most four
-    times as long after the first one. Raises ValueError if *settle* is not valid.
-    """
+    """Calls a listener with changes when *settle* seconds had none, at most four times as long after the first."""
 
     _log = Logger()
 
@@ -81,10 +78,7 @@ class Settling:
 
 
 class Mirror(Subscriber, Generic[_T]):
-    """
-    The copy, which equals a full listing whenever nothing is changing: the place in the feed is taken before everything
-    is listed, and the events from there to its end are applied to the listing before anything shows it.
-    """
+    """The copy, which equals a full listing whenever nothing is changing."""
 
     outageBegins = "The {what} are stale (retrying): {reason}"
     outageEnds = "The {what} are current again after {seconds:.0f} s"
@@ -232,7 +226,7 @@ class Mirror(Subscriber, Generic[_T]):
             self._currentAt = max(moment for moment in known if moment is not None)
 
     async def _listAll(self, run: BackgroundTask, cursor: Cursor | None) -> None:
-        """List everything, and make the copy equal to it. Events were applied up to the *cursor*, if that is known."""
+        """List everything, and apply the events since then. Events were applied up to the *cursor*, if there is one."""
         poller = self._poller
         missed: list[Event] = []
         if cursor is None:

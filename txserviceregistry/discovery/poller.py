@@ -117,10 +117,7 @@ def markerAt(seconds: float) -> str:
 
 
 class EventPoller:
-    """
-    Reads the event feed for all subscribers of one client. They share one event stream. Where the registry has none, or
-    it can't be opened, each has a request of its own that waits, or a request every few seconds.
-    """
+    """Reads the event feed for the subscribers of one client: by one stream, or by requests of each that may wait."""
 
     _log = Logger()
 
@@ -166,9 +163,9 @@ class EventPoller:
     @returnsDeferred
     async def after(self, cursor: Cursor, onQuiet: Callable[[], None] = lambda: None) -> Page:
         """
-        The next events after a place, as soon as there are any. *onQuiet* is called whenever the registry has responded
-        that there is nothing newer yet. Fails with StaleCursor if the registry refuses the marker, or says that events
-        may be missing and the cursor can't show it, and otherwise as ``client.events.list`` does.
+        The next events after a place, as soon as there are any. *onQuiet* is called whenever there is nothing newer.
+        Fails with StaleCursor if the registry refuses the marker, or says that events may be missing and the cursor
+        can't show it, and otherwise as ``client.events.list`` does.
         """
         resets = self._resets if cursor.resets is None else cursor.resets
         marker = (cursor.marker or "").lower()
