@@ -42,9 +42,6 @@ _CHANGES = {
     "raxrcPath": "file for the API key",
 }
 
-# The most requests at once that wait for events or locks.
-_MOST_WAITING = 1000
-
 
 class Client(AbstractAsyncContextManager["Client"]):
     """
@@ -138,7 +135,7 @@ class Client(AbstractAsyncContextManager["Client"]):
             Lane.ORDINARY: QueueingAgent(agent, maxConnections, suspends),
             Lane.URGENT: urgent,
             Lane.HEARTBEAT: QueueingAgent(agent, maxConnections, clock=reactor, slots=urgent.slots),
-            Lane.WAITING: QueueingAgent(agent, _MOST_WAITING, suspends),
+            Lane.WAITING: QueueingAgent(agent, 1000, suspends),
         }
         self._queues = list(lanes.values())
         common: Any = {"timeout": timeout, "random": random, "onForeign": self._closeIdle}

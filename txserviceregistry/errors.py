@@ -57,9 +57,6 @@ FAULT_TYPES: Mapping[str, int] = {
     "systemFailureError": 503,
 }
 
-# The most services that the text of a NoServiceAvailable names.
-_MOST_REASONS = 3
-
 
 class ServiceRegistryError(Exception):
     """The base class. ``str()`` is a line in which text from servers and files is escaped; attributes are exact."""
@@ -185,8 +182,8 @@ class NoServiceAvailable(ServiceRegistryError):
         result, why = "is registered", ""
         if self.reasons:
             tried = [f"{where}: {str(each) or type(each).__name__}" for where, each in self.reasons.items()]
-            more = [f"{len(tried) - _MOST_REASONS} more"] if len(tried) > _MOST_REASONS else []
-            result, why = "could be reached", ": " + "; ".join(tried[:_MOST_REASONS] + more)
+            more = [f"{len(tried) - 3} more"] if len(tried) > 3 else []
+            result, why = "could be reached", ": " + "; ".join(tried[:3] + more)
         elif self.unusable:
             why = f": all {self.unusable} are drained or disabled, or have no host and port in their metadata"
             result = "can be used"

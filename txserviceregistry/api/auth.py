@@ -111,9 +111,8 @@ def isAuthFault(status: int, headers: Headers, value: object) -> bool:
 @attrs.define(eq=False, repr=False, slots=False)
 class KeystoneAuthenticator:
     """
-    Gets tokens from the Auth API. Requests near the end of a token's lifetime renew it; meanwhile, and while the Auth
-    API is unreachable, the old one stays in use. *lookUp* is called before each authentication, because a registry
-    delays its responses to wrong keys. Its ``InvalidSettings`` is reported when the last known ones are refused.
+    Gets tokens from the Auth API, and renews them near the end of their lifetimes. *lookUp* is called before each
+    authentication, because a registry delays its responses to wrong keys.
     """
 
     _log: ClassVar[Logger] = Logger()

@@ -144,7 +144,7 @@ class HeartBeater:
         return self.nextToken is not None and self.deadline > self._clock.seconds()
 
     def onStateChange(self, listener: Callable[[str], None]) -> None:
-        """Call *listener* with the new :attr:`state` whenever it changes. Errors of a listener are logged."""
+        """Call *listener* with the new ``state`` whenever it changes. Errors of a listener are logged."""
         if self._listeners is None:
             self._listeners = Listeners(self._log, f"the state of service {self.serviceId}")
         self._listeners.add(listener)

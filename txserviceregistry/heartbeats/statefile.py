@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from fcntl import LOCK_EX, LOCK_NB, flock
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from weakref import WeakSet
 
 from twisted.internet.interfaces import IReactorTime
 
-from ..util.files import checkPath, lockFile, replaceFile
+from ..util.files import checkPath, replaceFile
 from ..util.logs import Logger, Outage, writeOutage
 from .desired import DesiredState, wantsHost
 
@@ -43,7 +44,7 @@ def claimed(path: str) -> FileIO | None:
     checkPath(beside)
     claim = FileIO(beside, "a", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o600))
     try:
-        lockFile(claim.fileno())
+        flock(claim.fileno(), LOCK_EX | LOCK_NB)
     except BlockingIOError:
         claim.close()
         return None

@@ -10,9 +10,10 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
-from ..util.files import UnsafePath, checkPath, lockFile, replaceFile
+from ..util.files import UnsafePath, checkPath, replaceFile
 from .stores.sqlite import file as sqlitefile
 
 #: Seconds after the restore of a backup in which no lock can be acquired: the longest timeout of a lock, which a client
@@ -108,7 +109,7 @@ class DataDirectory:
         except OSError:
             return False
         try:
-            lockFile(lock)
+            flock(lock, LOCK_EX | LOCK_NB)
         except OSError:
             return True
         finally:
@@ -119,7 +120,7 @@ class DataDirectory:
         with _reported(f"write to the data directory {self.path}"):
             lock = os.open(self._lockPath, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            lockFile(lock)
+            flock(lock, LOCK_EX | LOCK_NB)
         except OSError:
             os.close(lock)
             raise DataDirectoryError(

@@ -289,8 +289,7 @@ def _now(done: Deferred[Any]) -> Any:
     """The result of a Deferred that has fired already, as all do here."""
     results: list[Any] = []
     done.addBoth(results.append)
-    if not results:
-        raise AssertionError("The registry in memory has not responded at once")
-    if isinstance(results[0], Failure):
-        results[0].raiseException()
-    return results[0]
+    (result,) = results
+    if isinstance(result, Failure):
+        result.raiseException()
+    return result

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole, or locked; paths that are safe for root; values from files that may change."""
+"""Files that are replaced as a whole; paths that are safe for root; values from files that may change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from fcntl import LOCK_EX, LOCK_NB, flock
 from typing import ClassVar, Generic, TypeVar
 
 import attrs
@@ -32,11 +31,6 @@ def absolutePath(path: str) -> str:
     if expanded.startswith("~"):
         raise ValueError(f"{path!r} can't be used: {path.partition(os.sep)[0]} has no home directory here")
     return os.path.abspath(expanded)
-
-
-def lockFile(descriptor: int) -> None:
-    """Lock an open file until it is closed. ``BlockingIOError`` if another descriptor has the lock."""
-    flock(descriptor, LOCK_EX | LOCK_NB)
 
 
 def replaceFile(
