@@ -143,10 +143,8 @@ class ServiceStates(Part):
         records = await available(self._store.listStates(tenant, marker, limit + 1))
         return Page.of([record.toJSON() for record in records], limit)
 
-    def _look(self) -> None:
-        self._tasks.start(self._end())
-
-    async def _end(self) -> None:
+    @owned
+    async def _look(self) -> None:
         next: int | None = None
         try:
             tenants, next = await self._store.endStates()

@@ -1,7 +1,4 @@
-"""
-The data directory of a registry, which one registry uses at a time, and the ``raxrc`` in it, from which the programs on
-this machine take URLs and credentials.
-"""
+"""The data directory of a registry, and the ``raxrc`` in it, with URLs and credentials for programs on this machine."""
 
 from __future__ import annotations
 
@@ -110,11 +107,11 @@ class DataDirectory:
             return False
         try:
             flock(lock, LOCK_EX | LOCK_NB)
+            return False
         except OSError:
             return True
         finally:
             os.close(lock)
-        return False
 
     def _takeLock(self) -> int:
         with _reported(f"write to the data directory {self.path}"):
@@ -148,14 +145,13 @@ class DataDirectory:
             if not text:
                 self._replace(self._restoredPath, f"{now}")
             left = HELD_BACK - max(0.0, now - float(text or now))
-            if left > 0:
-                return left
-            self._restoredPath.unlink()
+            if left <= 0:
+                self._restoredPath.unlink()
+            return max(0.0, left)
         except FileNotFoundError:
-            pass
+            return 0.0
         except (OSError, ValueError) as error:
             raise DataDirectoryError(f"can't read or remove {self._restoredPath}: {error}")
-        return 0.0
 
     # -- the raxrc. What is written leaves the rest as it is.
 

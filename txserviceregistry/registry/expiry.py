@@ -83,24 +83,21 @@ class StallTolerantClock:
             self._lateTicks += 1
             self._stalledFor += gap - self.TICK
         elif self._lateTicks:
-            self._endStall()
+            self._log.warn(
+                "Registry stalled for {seconds:.1f} s (stopped, suspended or starved of CPU); "
+                "all heartbeat deadlines extended by that time",
+                seconds=self._stalledFor,
+                stalls=self._lateTicks,
+            )
+            self.stalls += 1
+            self.stalledSeconds += self._stalledFor
+            self._lateTicks, self._stalledFor = 0, 0.0
         standsStill = isLate and self._lateTicks == 1
         if not standsStill:
             self._advance(gap)
         self._ticked, self._time = seconds, self._latest
         if not standsStill:
             self._onTick()
-
-    def _endStall(self) -> None:
-        self._log.warn(
-            "Registry stalled for {seconds:.1f} s (stopped, suspended or starved of CPU); "
-            "all heartbeat deadlines extended by that time",
-            seconds=self._stalledFor,
-            stalls=self._lateTicks,
-        )
-        self.stalls += 1
-        self.stalledSeconds += self._stalledFor
-        self._lateTicks, self._stalledFor = 0, 0.0
 
 
 @attrs.define(eq=False, weakref_slot=False)

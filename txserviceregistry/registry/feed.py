@@ -423,11 +423,9 @@ class EventFeed(Part):
         self.streams.endAll(isForGood=True)
         self._turns.stop()
 
-    def _drop(self) -> None:
+    @owned
+    async def _drop(self) -> None:
         self._dropping = self._clock.callLater(_HOUR, self._drop)
-        self._tasks.start(self._dropOld())
-
-    async def _dropOld(self) -> None:
         try:
             oldest = self._wallClock() - self._retention
             dropped = await self._store.dropEvents(positionOf(oldest))

@@ -208,7 +208,8 @@ class Locks(Part):
             record = await self._engine.applied(state, forcing, None)
             self._engine.track(record.summary(tenant))
             return
-        if token is not None and self._engine.tokens.next(scope, name, state.incarnation, token) is None:
+        tokens = self._engine.tokens
+        if token is not None and tokens.following()(tokens.proof(*state.name), token) is None:
             raise notFound("HeartbeatMarker", token)
         releasing = self._store.releaseLock(tenant, name, state.incarnation, token is None)
         await self._engine.applied(state, releasing, "lock.release", isEnd=True)

@@ -28,8 +28,8 @@ class TaskOwner:
     _log = Logger()
 
     def __init__(self) -> None:
-        # The waiting tasks of each busy key.
-        self._queues: dict[Hashable, deque[Callable[[], _Steps[None]]]] = {}
+        # The waiting tasks of each busy key, with the Deferreds for their outcomes.
+        self._queues: dict[Hashable, deque[tuple[Callable[[], _Steps[Any]], Deferred[Any]]]] = {}
         self._idle: Waiters[None] = Waiters()
 
     def start(self, steps: _Steps[_T]) -> Deferred[_T]:
@@ -40,7 +40,7 @@ class TaskOwner:
         """:meth:`start` a coroutine when all that were given before under the same *key* have ended."""
         waiter: Deferred[_T] = Deferred()
         isFree = key not in self._queues
-        self._queues.setdefault(key, deque()).append(lambda: self._finish(steps(), waiter))
+        self._queues.setdefault(key, deque()).append((steps, waiter))
         if isFree:
             Deferred.fromCoroutine(self._workThrough(key))
         return waiter
@@ -55,23 +55,21 @@ class TaskOwner:
         queue = self._queues[key]
         # A loop, because a chain of Deferreds that fire each other overflows the stack when hundreds wait.
         while queue:
-            await queue.popleft()()
+            steps, waiter = queue.popleft()
+            try:
+                result = await steps()
+            except (Fault, StoreUnavailable) as error:
+                # Its traceback is not needed, and would be a cycle: from here it leads to `waiter`.
+                waiter.errback(Failure(error.with_traceback(None)))
+            except Exception:
+                if waiter.called:
+                    self._log.failure("A task whose caller has stopped waiting failed", Failure())
+                waiter.errback(Failure())
+            else:
+                waiter.callback(result)
         del self._queues[key]
         if not self._queues:
             self._idle.fire(None)
-
-    async def _finish(self, steps: _Steps[_T], waiter: Deferred[_T]) -> None:
-        try:
-            result = await steps
-        except (Fault, StoreUnavailable) as error:
-            # Its traceback is not needed, and would be a cycle: from here it leads to `waiter`.
-            waiter.errback(Failure(error.with_traceback(None)))
-        except Exception:
-            if waiter.called:
-                self._log.failure("A task whose caller has stopped waiting failed", Failure())
-            waiter.errback(Failure())
-        else:
-            waiter.callback(result)
 
 
 class Turns:

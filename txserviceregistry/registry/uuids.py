@@ -111,10 +111,6 @@ class HeartbeatTokens:
         """A token that is the same each time; no other is as old."""
         return uuidAt(position(incarnation), self.proof(tenant, id, incarnation))
 
-    def next(self, tenant: str, id: str, incarnation: str, presented: str) -> str | None:
-        """The token in the response to a single heartbeat; see :meth:`following`."""
-        return self.following()(self.proof(tenant, id, incarnation), presented)
-
     def following(self) -> Callable[[str, str], str | None]:
         """
         For heartbeats at the same moment: a function that takes a service's :meth:`proof` and a token, and returns the

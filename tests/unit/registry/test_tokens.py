@@ -25,7 +25,7 @@ class HeartbeatTokensTests(SynchronousTestCase):
 
     def following(self, presented: str, service: tuple[str, str, str] = SERVICE) -> str | None:
         """The token after *presented*."""
-        return self.tokens.next(*service, presented)
+        return self.tokens.following()(self.tokens.proof(*service), presented)
 
     def test_isAVersionOneUUID(self) -> None:
         """A token is what the API says it is, and its time is now."""
@@ -55,7 +55,7 @@ class HeartbeatTokensTests(SynchronousTestCase):
         self.now += 86_400
         again = HeartbeatTokens(SECRET, lambda: self.now)
         for token in (first, second):
-            self.assertIsNotNone(again.next(*SERVICE, token))
+            self.assertIsNotNone(again.following()(again.proof(*SERVICE), token))
 
     def test_thoseOfOneMoment(self) -> None:
         """Heartbeats that come together are answered as each alone would be, also where the clock has stepped back."""
@@ -104,7 +104,7 @@ class HeartbeatTokensTests(SynchronousTestCase):
         """A character moved from one field to the next makes another service."""
         first = self.tokens.first("12", "3web", "x")
         for other in (("123", "web", "x"), ("1", "23web", "x"), ("12", "3we", "bx")):
-            self.assertIsNone(self.tokens.next(*other, first))
+            self.assertIsNone(self.following(first, other))
 
     def test_endOfTime(self) -> None:
         """A token whose time is the last that a UUID can hold is answered, not an error; so is a clock beyond it."""
