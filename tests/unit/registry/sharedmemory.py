@@ -17,8 +17,8 @@ from twisted.python.components import proxyForInterface
 from zope.interface import implementer
 
 from txserviceregistry.registry.model import ServiceChanges, isLockScope, lockScope, tenantOf
-from txserviceregistry.registry.stores.etcd.node import Evidence, INodeKeys, Joined, Node
-from txserviceregistry.registry.stores.etcd.votes import Registration, Status
+from txserviceregistry.registry.stores.etcd.node import INodeKeys, Joined, Node
+from txserviceregistry.registry.stores.etcd.votes import Evidence, Registration, Status
 from txserviceregistry.registry.stores.interfaces import (
     Expiration,
     ISharedStore,

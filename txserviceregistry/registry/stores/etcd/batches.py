@@ -1,11 +1,9 @@
 """
 A tenant's changes and their events in etcd: made in groups, each one transaction, guarded by the tenant's clock.
 
-The clock is a key that every change of the tenant's objects sets. It holds the position of the tenant's last event, so
-that event ids grow strictly whichever node makes them, and how many objects there are. A group whose guard fails has
-lost to another node's group: it is worked out again over what is there now. So that nodes do not starve each other,
-all changes that wait together go together, and nodes that make changes of one tenant take turns. The events of a group
-share keys.
+The clock is a key that every change of the tenant's objects sets, so that event ids grow strictly whichever node makes
+them. A group whose guard fails has lost to another node's group: it is worked out again over what is there now. So that
+nodes do not starve each other, changes that wait go together, and nodes that make changes of one tenant take turns.
 """
 
 from __future__ import annotations
@@ -48,22 +46,16 @@ _EVENT = {"timestamp": int, "type": str, "payload": dict}
 
 @attrs.define
 class TenantClock:
-    """
-    The position of a tenant's last event, how many objects of each kind it has, and its greatest fence so far;
-    *modified* is the revision that set it, 0 if there is none.
-    """
-
-    last: int = 0
-    services: int = 0
+    last: int = 0  # the position of the tenant's last event
+    services: int = 0  # how many it has, as of the others
     values: int = 0
     locks: int = 0
     states: int = 0
-    fence: int = 0
-    modified: int = 0
+    fence: int = 0  # its greatest so far
+    modified: int = 0  # the revision that set the clock; 0 if there is none
 
     @classmethod
     def of(cls, found: KeyValue | None) -> TenantClock:
-        """The clock as it is kept; a new one if there is none."""
         if found is None:
             return cls()
         kept = readKept(found.key, found.value, _CLOCK)
@@ -76,8 +68,8 @@ class TenantClock:
 
 class TenantIds:
     """
-    The tenants' event ids. Each tenant has positions of its own, and a tail of its own, made of the registry's *tail*,
-    so that no two events of different tenants have the same id.
+    The tenants' event ids. Each tenant has a tail of its own, made of the registry's *tail*, so that no two events of
+    different tenants have the same id.
     """
 
     def __init__(self, wallClock: Callable[[], float]) -> None:
@@ -104,18 +96,15 @@ class Disproved(Exception):
 
 @attrs.define(eq=False)
 class Transaction:
-    """
-    The tenant's objects as they are, and the changes that a group is about to make to them and to the tenant's *clock*.
-
-    :ivar found: the keys that were read, ``None`` for those that are not there.
-    :ivar assumed: the keys that changes have looked at and that were not read, which are likely not there.
-    :ivar made: the revision at which the group was made; 0 before that.
-    """
+    """The tenant's objects as they are, and the changes that a group is about to make to them and to its *clock*."""
 
     clock: TenantClock
+    # The keys that were read, None for those that are not there.
     found: Mapping[str, KeyValue | None]
     _wallClock: Callable[[], float]
+    # The keys that changes have looked at and that were not read, which are likely not there.
     assumed: set[str] = attrs.Factory(set)
+    # The revision at which the group was made; 0 before that.
     made: int = 0
     guards: dict[str, Clause] = attrs.Factory(dict)
     _changes: dict[str, bytes | None] = attrs.Factory(dict)
@@ -129,15 +118,14 @@ class Transaction:
             self.assumed.update(keys)
             raise Postponed(keys)
 
-    def look(self, key: str) -> KeyValue | None:
-        """A key as it was before the group."""
+    def _look(self, key: str) -> KeyValue | None:
         if key not in self.found:
             self.assumed.add(key)
         return self.found.get(key)
 
     def get(self, key: str) -> bytes | None:
         """The value of a key; ``None`` if it is not there, or was not read: then the group fails if it is there."""
-        found = self.look(key)
+        found = self._look(key)
         return self._changes.get(key, None if found is None else found.value)
 
     def guard(self, key: str, revision: int | None = None, isCreation: bool = False) -> None:
@@ -145,7 +133,7 @@ class Transaction:
         Let the group fail if this key, which changes without the clock, is not as it was found. Fails with
         :class:`Disproved` if it was not found as last changed (or as created) by this *revision*, 0 for a missing one.
         """
-        kept = self.look(key)
+        kept = self._look(key)
         found = 0 if kept is None else kept.created if isCreation else kept.modified
         if revision is not None and (revision != found or key in self._changes):
             raise Disproved(key)
@@ -159,7 +147,7 @@ class Transaction:
         self._size += len(value)
 
     def delete(self, key: str) -> None:
-        """Delete a key; that it is not there is no error."""
+        """Delete a key, whether or not it is there."""
         self._changes[key] = None
 
     def count(self, kind: str, change: int, maximum: float = inf) -> None:
@@ -194,7 +182,7 @@ class Transaction:
             return error
 
     def changes(self) -> list[Clause]:
-        """The changes without the events, as etcd takes them."""
+        """Without the events, as etcd takes them."""
         return [deletion(key) if value is None else put(key, value) for key, value in self._changes.items()]
 
     def events(self, prefix: str, tenant: str, by: str) -> dict[str, bytes]:
@@ -219,7 +207,7 @@ def lastPosition(found: KeyValue) -> int:
 
 
 def eventsIn(found: KeyValue) -> tuple[str, list[dict[str, Any]]]:
-    """The group that added the events in a key, and these in their order: position, timestamp, type, payload."""
+    """The group that added the events in a key, and the events in their order."""
     kept = readKept(found.key, found.value, {})
     if "events" in kept:
         return kept.get("by", ""), list(kept["events"])
@@ -236,18 +224,12 @@ class _Step(Generic[_T]):
 
 @attrs.define(eq=False)
 class _Tenant:
-    """
-    The changes of a tenant.
-
-    :ivar isBusy: whether some are *waiting*, or a group is under way.
-    :ivar clock: the tenant's clock, if it is known.
-    :ivar recent: the processes that make groups, in the order of their last ones; *committed* fires at each group.
-    """
-
     name: str
     waiting: deque[_Step[Any]] = attrs.Factory(deque)
+    # Whether changes are waiting, or a group is under way.
     isBusy: bool = False
     clock: TenantClock | None = None
+    # The processes that make groups, in the order of their last ones; and what fires at each group.
     recent: dict[str, None] = attrs.Factory(dict)
     committed: Waiters[None] = attrs.Factory(Waiters)
 
@@ -282,12 +264,9 @@ class Batches:
 
     def do(self, tenant: str, act: Callable[[Transaction], _T]) -> Deferred[_T]:
         """
-        Make a change of a tenant's objects; fires with what *act* has returned when it is kept. The tenant may be given
-        by one of its scopes.
-
-        :param act: makes the change in a transaction, three keys at the most, beside those that all changes of a kind
-            share. It may be called again, over another transaction. The change fails with the exception that it raises;
-            other changes of the group do not.
+        Make a change of a tenant's objects; fires with what *act* has returned when it is kept. *act* changes three
+        keys at the most, and may be called again, over another transaction. If it raises an exception, the change fails
+        with it; other changes of the group do not.
         """
         step, of = _Step(act, self._clock.seconds()), self._of(tenantOf(tenant))
         of.waiting.append(step)
@@ -308,11 +287,10 @@ class Batches:
             tenant.clock = None
 
     def clockChanged(self, tenant: str, now: KeyValue) -> None:
-        """A tenant's clock was set."""
         self._of(tenant).learn(TenantClock.of(now))
 
     def eventsAdded(self, tenant: str, now: KeyValue) -> Collection[str]:
-        """A key with a tenant's events was added; returns their types."""
+        """A key with events was added; returns their types."""
         by, events = eventsIn(now)
         process = by.partition(".")[0]
         if process not in ("", self.process):
@@ -330,7 +308,6 @@ class Batches:
         return self._tenants.setdefault(tenant, _Tenant(tenant))
 
     async def _work(self, tenant: _Tenant) -> None:
-        """Make groups until no change waits."""
         while tenant.waiting:
             await self._untilTurn(tenant)
             late = StoreUnavailable("etcd is overloaded, or other nodes change the same tenant all the time")
@@ -375,7 +352,7 @@ class Batches:
                     del tenant.recent[each]
 
     async def _group(self, tenant: _Tenant, steps: Sequence[_Step[Any]]) -> list[Any]:
-        """Make changes in one transaction; returns their outcomes, which may be exceptions."""
+        """Make changes in one transaction; the outcomes may be exceptions."""
         clockKey = f"{self._prefix}clocks/{tenant.name}"
         known, found, keys = tenant.clock, dict[str, KeyValue | None](), set[str]()
 

@@ -1,7 +1,4 @@
-"""
-etcd as a JSON API over HTTP, through its own v3 gateway (API reference of 3.4 and 3.5, ``rpc.proto``, ``kv.proto``). A
-leader's failure or a dropped connection costs a second try that callers do not notice.
-"""
+"""etcd as a JSON API over HTTP, through its own v3 gateway (API reference of 3.4 and 3.5, ``rpc.proto``)."""
 
 from __future__ import annotations
 
@@ -97,11 +94,11 @@ class KeyValue:
 
 @attrs.frozen
 class Txn:
-    """The outcome of a transaction: whether its conditions held, etcd's revision then, and the result of each read."""
+    """The outcome of a transaction."""
 
-    succeeded: bool
-    revision: int
-    found: Sequence[list[KeyValue]]
+    succeeded: bool  # whether its conditions held
+    revision: int  # etcd's then
+    found: Sequence[list[KeyValue]]  # the result of each read
 
     @property
     def byKey(self) -> Mapping[str, KeyValue]:
@@ -139,10 +136,7 @@ class Unreadable(StoreUnavailable):
 
 
 def readKept(key: str, value: bytes, fields: Fields, newest: float = VERSION) -> dict[str, Any]:
-    """
-    The value of a key: a JSON object with these *fields*, and a version up to the *newest* one. Others are logged, each
-    once, and raise :class:`Unreadable`.
-    """
+    """A key's JSON object with these *fields*, of a version up to the *newest*. Others raise :class:`Unreadable`."""
     try:
         kept: dict[str, Any] = json.loads(value)
         wrong = [name for name, kind in fields.items() if not isinstance(kept[name], kind)]
@@ -157,7 +151,7 @@ def readKept(key: str, value: bytes, fields: Fields, newest: float = VERSION) ->
 
 @contextmanager
 def understood(key: str) -> Iterator[None]:
-    """Log and skip a key that no registry has written, so that the node still reads the others."""
+    """Log and skip a key that no registry has written."""
     try:
         yield
     except Unreadable:
@@ -214,25 +208,13 @@ def reading(key: str, end: str | None = None, limit: int = 0, revision: int = 0)
 
 @attrs.define
 class User:
-    """A user of etcd's, whose password may be in a file that changes; *token* is what etcd has given for it."""
-
     name: str
-    _password: str | Reloaded[str, str] = attrs.field(repr=False)
+    password: Reloaded[str, str] = attrs.field(repr=False)
     token: str | None = attrs.field(default=None, repr=False)
-
-    def passwords(self) -> Iterator[str]:
-        """The password, and after it was refused the one that has taken its place, if there is one."""
-        if isinstance(self._password, str):
-            yield self._password
-            return
-        yield (refused := self._password.current())
-        self._password.suspect()
-        if self._password.current() != refused:
-            yield self._password.current()
 
     @property
     def header(self) -> tuple[bytes, bytes] | None:
-        """The name and value of the authorization header; ``None`` until etcd has issued a token."""
+        """The authorization header; ``None`` until etcd has issued a token."""
         return None if self.token is None else (b"Authorization", self.token.encode("utf-8"))
 
 
@@ -242,14 +224,12 @@ class Etcd:
     A cluster of etcd.
 
     Every method may fail with :class:`StoreUnavailable`, when the cluster has given no answer for :data:`PATIENCE`
-    seconds, and with :class:`EtcdError` when it refuses. A request may be sent twice.
+    seconds, and with :class:`EtcdError` when it refuses. A request may be sent twice. A try's time begins with its
+    turn, so that what is asked by many at once is never taken for a member that hangs. Urgent requests are next.
 
-    :param user: in whose name requests are sent; ``None`` where etcd asks for no user.
     :param gate: called before anything is asked; raises :class:`StoreUnavailable` if nothing may be.
     :param onContact: called with when a request was sent that a majority of the members has answered.
-    :param turns: for as many requests at once as there are connections. A try's time begins with its turn, so that what
-        is asked by many at once is never taken for a member that hangs. Urgent requests have the next turn.
-    :ivar statistics: counts the transactions: those that change something as writes, the others as reads.
+    :param turns: for as many requests at once as there are connections.
     """
 
     _transport: JSONTransport
@@ -271,39 +251,45 @@ class Etcd:
         patience: float = PATIENCE,
         isUrgent: bool = False,
     ) -> Txn:
-        """
-        A transaction. It may be sent twice: a change makes sure, with *compare*, that the second time fails, and takes
-        a failure for what it may be, the first time's success.
-        """
+        """A transaction. *compare* makes sure that a change fails if it is sent twice."""
         body = {"compare": compare, "success": success, "failure": failure}
         isWrite = any("request_range" not in each for each in (*success, *failure))
         asked = self._clock.seconds()
+        outcome: Txn | StoreUnavailable
         try:
-            done: Txn = await self._ask(_TXN, body, Txn.of, patience, isUrgent)
+            outcome = await self._ask(_TXN, body, Txn.of, patience, isUrgent)
         except StoreUnavailable as error:
-            self._count(isWrite, asked, isinstance(error, EtcdError) and error.code in _OF_WHAT_WAS_ASKED)
-            raise
-        self._count(isWrite, asked, True)
-        return done
+            outcome = error
+        seconds = max(0.0, self._clock.seconds() - asked)
+        works = isinstance(outcome, Txn) or (isinstance(outcome, EtcdError) and outcome.code in _OF_WHAT_WAS_ASKED)
+        if isWrite:
+            self.statistics.writes.add(seconds)
+            self.statistics.isWritable = works
+        else:
+            self.statistics.reads.add(seconds)
+            self.statistics.isReadable = works
+        if isinstance(outcome, StoreUnavailable):
+            raise outcome
+        return outcome
 
     @returnsDeferred
     async def range(
         self, key: str, end: str | None = None, limit: int = 0, *, revision: int = 0
     ) -> tuple[list[KeyValue], int]:
-        """See :func:`reading`. Fires with the keys in their order and the revision at which they were so."""
+        """See :func:`reading`. Fires with the keys in their order, and the revision."""
         done = await self.txn((), [reading(key, end, limit, revision)])
         return done.found[0], done.revision
 
     @returnsDeferred
     async def all(self, begin: str, end: str | None = None, *, revision: int = 0) -> list[KeyValue]:
-        """All keys that begin with *begin* (or up to *end*), as they were at a *revision* (0: now)."""
+        """All keys that begin with *begin*, or those up to *end*, as they were at a *revision* (0: now)."""
         pages = self.pages(begin, endOf(begin) if end is None else end, revision=revision)
         return [each async for found, _ in pages for each in found]
 
     async def pages(
         self, begin: str, end: str, size: int = PAGE, revision: int = 0
     ) -> AsyncIterator[tuple[list[KeyValue], int]]:
-        """The same, up to *size* keys at a time, all as they were at one revision, with that revision."""
+        """The same, up to *size* keys at a time, with the revision, which is the same for all."""
         while True:
             try:
                 found, now = await self.range(begin, end, size, revision=revision)
@@ -320,7 +306,6 @@ class Etcd:
 
     @returnsDeferred
     async def get(self, key: str) -> KeyValue | None:
-        """One key; ``None`` if it is not there."""
         found, _ = await self.range(key)
         return found[0] if found else None
 
@@ -344,7 +329,7 @@ class Etcd:
 
     @returnsDeferred
     async def revoke(self, lease: int, *, patience: float = PATIENCE) -> None:
-        """End a lease, and the keys that go with it. One that is not there is no error."""
+        """End a lease, if it is there, and the keys that go with it."""
         await self._askOnce(NOT_FOUND, "lease/revoke", {"ID": str(lease)}, patience=patience)
 
     @returnsDeferred
@@ -360,15 +345,6 @@ class Etcd:
         await self._askOnce(_OUT_OF_RANGE, "kv/compaction", {"revision": str(revision)})
 
     # -- inside
-
-    def _count(self, isWrite: bool, asked: float, works: bool) -> None:
-        seconds = max(0.0, self._clock.seconds() - asked)
-        if isWrite:
-            self.statistics.writes.add(seconds)
-            self.statistics.isWritable = works
-        else:
-            self.statistics.reads.add(seconds)
-            self.statistics.isReadable = works
 
     async def _ask(
         self,
@@ -462,7 +438,8 @@ class Etcd:
     async def _authenticate(self) -> None:
         user = self._user
         assert user is not None
-        for password in user.passwords():
+        refused = None
+        while (password := user.password.current()) != refused:
             body = {"name": user.name, "password": password}
             response = await self._transport.request("POST", "/v3/auth/authenticate", body=body, repeatable=True)
             if response.status >= 500:
@@ -470,6 +447,8 @@ class Etcd:
             if response.status == 200:
                 user.token = response.read(_readToken)
                 return
+            refused = password
+            user.password.suspect()
         raise StoreUnavailable(f"etcd refuses the user {user.name!r}: check the user name and the password")
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import connectionDone
+from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
@@ -34,38 +35,32 @@ from .gateway import (
     readKept,
     understood,
 )
-from .node import Evidence, INodeKeys, Joined, Node
+from .node import INodeKeys, Joined, Node
 from .objects import Part
 from .registrations import Registrations
 from .services import EtcdLocks, EtcdServices
-from .votes import Registration, Status
-
-# No group of changes of one revision is this large; it bounds what a broken server can make us hold.
-_LONGEST_LINE = 64 * 1024 * 1024
+from .votes import Evidence, Registration, Status
 
 
-class _Lines(Protocol):
+class _Lines(LineOnlyReceiver):
     """The lines of a body that never ends. *ended* fails when it ends all the same; cancelling it ends the body."""
+
+    delimiter = b"\n"
+    # No group of changes of one revision is this large; it bounds what a broken server can make us hold.
+    MAX_LENGTH = 64 * 1024 * 1024
 
     def __init__(self, onLine: Callable[[bytes], None]) -> None:
         self._onLine = onLine
-        self._line = bytearray()
         self.ended: Deferred[None] = Deferred(lambda _: self._close())
 
     def _close(self) -> None:
         if self.transport is not None:
             self.transport.loseConnection()
 
-    def dataReceived(self, data: bytes) -> None:
-        *lines, rest = data.split(b"\n")
+    def lineReceived(self, line: bytes) -> None:
         try:
-            for line in lines:
-                whole, self._line = bytes(self._line + line), bytearray()
-                if whole.strip() and not self.ended.called:
-                    self._onLine(whole)
-            self._line += rest
-            if len(self._line) > _LONGEST_LINE:
-                raise ValueError("a line has no end")
+            if line.strip() and not self.ended.called:
+                self._onLine(line)
         except Exception as error:
             self.fail(error)
 
@@ -83,12 +78,8 @@ async def watch(
     agent: IAgent, user: User | None, url: str, prefix: str, revision: int, onChange: Callable[[KeyValue, bool], None]
 ) -> None:
     """
-    Watch the changes below a prefix from a revision on, in their order, until that fails or is cancelled: a request
-    whose answer never ends, JSON with a line per group of changes. It may go deaf silently: its owner ends a watch that
-    does not show a key that changes regularly.
-
-    :param agent: does the request in the name of *user*; it must hand over the body as it comes.
-    :param onChange: called with each changed key, and whether the revision has deleted it: then it has no value.
+    Watch the changes below a prefix from a revision on, in their order, until that fails or is cancelled. It may go
+    deaf silently. *onChange* is called with each changed key, and whether it was deleted: then it has no value.
     """
     create = {"key": encode(prefix), "range_end": encode(endOf(prefix)), "start_revision": str(revision)}
     headers = Headers({b"Content-Type": [b"application/json"]})
@@ -119,13 +110,7 @@ _REPLACED = "etcd has another registry's data now, or none: restart this node"
 @implementer(INodeKeys)
 @attrs.define(eq=False, repr=False)
 class NodeKeys(Part):
-    """
-    A node's key, and what it reads and watches. Its *etcd* may be asked while others are refused.
-
-    :param agent: sends the request of a watch, in the name of *user*, to one of the *urls* after the other.
-    :ivar node: the owner of the keys. It, *secret*, the registry's, and *listener*, which is notified of changes, are
-        set before the first use.
-    """
+    """A node's key, and what it reads and watches. Its *etcd* may be asked while others are refused."""
 
     _log = Logger()
     _agent: IAgent
@@ -133,14 +118,13 @@ class NodeKeys(Part):
     _urls: Sequence[str]
     _services: EtcdServices
     _locks: EtcdLocks
+    # These are set before the first use.
     node: Node = attrs.field(init=False)
     secret: str = attrs.field(init=False)
     listener: IStoreListener = attrs.field(init=False)
     _lease: int = attrs.field(default=0, init=False)
     _watching: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
     _loads: int = attrs.field(default=0, init=False)
-
-    # -- the node's key
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}nodes/{name}"
@@ -188,8 +172,6 @@ class NodeKeys(Part):
         self._stopWatching()
         if name:
             await self._etcd.revoke(self._lease, patience=0)
-
-    # -- services and locks
 
     def _kind(self, registration: Registration) -> Registrations:
         return self._locks if isLockScope(registration[0]) else self._services
@@ -251,25 +233,22 @@ class NodeKeys(Part):
             return None
 
     def _changed(self, now: KeyValue, isDeleted: bool) -> None:
-        with understood(now.key):
-            self._take(now, isDeleted)
-
-    def _take(self, now: KeyValue, isDeleted: bool) -> None:
         kind, _, rest = now.key[len(self._prefix) :].partition("/")
         registrations = self._locks if kind in ("locks", "seen-locks") else self._services
-        if kind in ("services", "locks"):
-            (registrations.recordDeleted if isDeleted else registrations.recordChanged)(now)
-        elif kind in ("seen", "seen-locks"):
-            registrations.seenChanged(now)
-        elif kind == "nodes" and now.lease:
-            self.node.statusChanged(rest, self._statusOf(now))
-        elif kind == "nodes":
-            self.node.nodeGone(rest)
-        elif kind == "joins":
-            self.node.joins = now.modified if now.created else 0
-        elif kind == "clocks" and not isDeleted:
-            self._batches.clockChanged(rest, now)
-        elif kind in ("events", "moreevents") and not isDeleted:
-            tenant = rest.partition("/")[0]
-            for type in self._batches.eventsAdded(tenant, now):
-                self.listener.eventAdded(tenant, type)
+        with understood(now.key):
+            if kind in ("services", "locks"):
+                (registrations.recordDeleted if isDeleted else registrations.recordChanged)(now)
+            elif kind in ("seen", "seen-locks"):
+                registrations.seenChanged(now)
+            elif kind == "nodes" and now.lease:
+                self.node.statusChanged(rest, self._statusOf(now))
+            elif kind == "nodes":
+                self.node.nodeGone(rest)
+            elif kind == "joins":
+                self.node.joins = now.modified if now.created else 0
+            elif kind == "clocks" and not isDeleted:
+                self._batches.clockChanged(rest, now)
+            elif kind in ("events", "moreevents") and not isDeleted:
+                tenant = rest.partition("/")[0]
+                for type in self._batches.eventsAdded(tenant, now):
+                    self.listener.eventAdded(tenant, type)

@@ -21,11 +21,10 @@ from zope.interface import Interface
 from ....util.deferred import Waiters
 from ....util.logs import Logger, Outage
 from ..interfaces import IStoreListener, NoSuchObject, StoreUnavailable
-from .votes import Registration, Status, Votes
+from .votes import Evidence, Registration, Status, Votes
 
 #: A node's votes list at most this number of registrations, divided by the number of nodes plus one. So its status,
-#: with the answers to all other votes, fits into one request to etcd (1.5 MB; a registration has 19 bytes, an answer
-#: 15).
+#: with the answers to all other votes, fits into one request to etcd (1.5 MB).
 LISTED = 60_000
 #: Seconds that a node's key outlives the node, unless etcd grants more.
 PRESENCE = 5
@@ -44,28 +43,16 @@ PAUSE = 0.2
 
 @attrs.frozen
 class Joined:
-    """A node has become a member: the create revision of its key, and the seconds that etcd granted for its lease."""
+    """A node has become a member."""
 
-    created: int
-    lifetime: float
-
-
-@attrs.frozen
-class Evidence:
-    """
-    A node's notes from the opening of a vote: the revisions of the registration's last touch and of the last join of a
-    node, and when the deadline passed, in milliseconds since the epoch.
-    """
-
-    seen: int
-    joins: int
-    timestamp: int
+    created: int  # the create revision of its key
+    lifetime: float  # the seconds that etcd granted for its lease
 
 
 class INodeKeys(Interface):
     """
-    A node's work in etcd. Every Deferred may fail with :class:`StoreUnavailable`: the outcome is unknown then. The name
-    is the node's, and *created* the create revision of its key.
+    The work in etcd of a node with this *name*, and the key that was *created* by this revision. Every Deferred may
+    fail with :class:`StoreUnavailable`: the outcome is unknown then. Those of `bool` fire with whether it was done.
     """
 
     def join(name: str, seconds: int, status: Status) -> Deferred[Joined]:
@@ -75,19 +62,16 @@ class INodeKeys(Interface):
         """Read everything, as it is at one revision, into the node and the registrations, and watch from there on."""
 
     def renew(name: str) -> Deferred[bool]:
-        """Keep the node's lease alive; fires with whether it exists."""
+        """Keep the node's lease alive, if it exists."""
 
     def publish(name: str, created: int, status: Status) -> Deferred[bool]:
-        """Write the status, if the node's key is there; fires with whether it is."""
+        """Write the status, if the node's key is there."""
 
     def touch(registration: Registration) -> Deferred[bool]:
-        """Write the registration's ``seen``, if its record exists; fires with whether it does."""
+        """Write the registration's ``seen``, if its record exists."""
 
     def expire(name: str, created: int, registration: Registration, evidence: Evidence) -> Deferred[bool]:
-        """
-        Delete the record and add its event, if all is as noted; fires with whether it was. Fails with
-        :class:`NoSuchObject` if the registration has ended before.
-        """
+        """Delete the record and add its event, if all is as noted; :class:`NoSuchObject` if it has ended before."""
 
     def seen(registration: Registration) -> int:
         """The revision of the registration's last touch that the watch has shown; 0 for none."""
@@ -98,60 +82,46 @@ class INodeKeys(Interface):
 
 @attrs.define(eq=False)
 class _Session:
-    """
-    One membership; times are on CLOCK_BOOTTIME.
-
-    :ivar validUntil: when the node stops to acknowledge heartbeats; 0 before everything has been read.
-    :ivar renewed: when the last renewal began.
-    :ivar shown: when the watch showed the node's own status last; *read*: when everything was read last.
-    :ivar isSuspended: whether the registrations know that the node is not valid.
-    """
+    """One membership; times are on CLOCK_BOOTTIME."""
 
     name: str
     joined: Joined
-    votes: Votes[Evidence]
-    renewed: float
-    validUntil: float = 0.0
-    shown: float = 0.0
-    read: float = -DEAF
+    votes: Votes
+    renewed: float  # when the last renewal began
+    validUntil: float = 0.0  # when the node stops to acknowledge heartbeats; 0 before everything has been read
+    shown: float = 0.0  # when the watch showed the node's own status last
+    read: float = -DEAF  # when everything was read last
     isReading: bool = False
-    isSuspended: bool = False
+    isSuspended: bool = False  # whether the registrations know that the node is not valid
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class Node:
-    """
-    See the module.
-
-    :param seconds: the time on CLOCK_BOOTTIME, which counts on while the machine sleeps.
-    :ivar joins: the revision of the last join of any node.
-    """
+    """See the module. *seconds* is the time on CLOCK_BOOTTIME, which counts on while the machine sleeps."""
 
     _log = Logger()
+    _keys: INodeKeys
+    _clock: IReactorTime
+    _seconds: Callable[[], float]
+    _registrations: IStoreListener = attrs.field(init=False)
+    #: The revision of the last join of any node.
+    joins: int = attrs.field(default=0, init=False)
+    _session: _Session | None = attrs.field(default=None, init=False)
+    _touching: Counter[Registration] = attrs.field(factory=Counter, init=False)
+    _opening: dict[Registration, Waiters[None]] = attrs.field(factory=dict, init=False)
+    _background: set[Deferred[Any]] = attrs.field(factory=set, init=False)
+    _outage: Outage = attrs.field(init=False)
 
-    _registrations: IStoreListener
-
-    def __init__(self, keys: INodeKeys, clock: IReactorTime, seconds: Callable[[], float]) -> None:
-        self.joins = 0
-        self._keys = keys
-        self._clock = clock
-        self._seconds = seconds
-        self._session: _Session | None = None
-        self._touching: Counter[Registration] = Counter()
-        self._opening: dict[Registration, Waiters[None]] = {}
-        self._background: set[Deferred[Any]] = set()
-        self._outage = Outage(
-            self._log,
-            clock,
-            "Not a valid member of the cluster; heartbeats are refused (retrying): {reason}",
-            "Valid member of the cluster again after {seconds:.1f} s",
-        )
+    def __attrs_post_init__(self) -> None:
+        began = "Not a valid member of the cluster; heartbeats are refused (retrying): {reason}"
+        self._outage = Outage(self._log, self._clock, began, "Valid member of the cluster again after {seconds:.1f} s")
 
     # -- membership
 
     def start(self, registrations: IStoreListener) -> Deferred[None]:
         """
-        Join the cluster, and stay a member: after each loss the node joins again under a new name. Fires when it has
-        joined for the first time and has read everything; fails with `CancelledError` if it is stopped before that.
+        Join the cluster, and stay a member, under a new name after each loss. Fires when it has joined for the first
+        time and has read everything; fails with `CancelledError` if it is stopped before that.
         """
         self._registrations = registrations
         return self._owned(self._retried(self._join))
@@ -167,7 +137,6 @@ class Node:
             await self._keys.leave(name)
 
     async def _retried(self, steps: Callable[[], Awaitable[None]]) -> None:
-        """Repeat some steps until they succeed."""
         while True:
             try:
                 return await steps()
@@ -183,7 +152,7 @@ class Node:
     async def _join(self) -> None:
         name, sent = secrets.token_hex(8), self._seconds()
         joined = await self._keys.join(name, PRESENCE, Status(0))
-        votes: Votes[Evidence] = Votes(
+        votes = Votes(
             name,
             self._secondsLeft,
             self._registrations.leaveTo,
@@ -256,29 +225,28 @@ class Node:
 
     @property
     def name(self) -> str:
-        """The name under which the node is a member now; empty if it is not."""
+        """Empty while the node is not a member."""
         return "" if self._session is None else self._session.name
 
     @property
-    def votes(self) -> Votes[Evidence] | None:
+    def votes(self) -> Votes | None:
         return None if self._session is None else self._session.votes
 
     @property
     def members(self) -> Sequence[str]:
-        """The names of all members, the own one first; none while it is not a member."""
+        """The own name first; none while the node is not a member."""
         session = self._session
         return [] if session is None else [session.name, *sorted(session.votes.members)]
 
     @property
     def isValid(self) -> bool:
-        """Whether the node may acknowledge heartbeats now."""
         session = self._session
         return session is not None and self._seconds() < session.validUntil
 
     # -- what the watch shows
 
     def statusChanged(self, name: str, status: Status | None) -> None:
-        """A node's key was written. The status is ``None`` if it cannot be read."""
+        """The *status* is ``None`` if it cannot be read."""
         session = self._session
         if session is None:
             return
@@ -290,7 +258,7 @@ class Node:
             session.votes.observe(name, status)
 
     def nodeGone(self, name: str) -> None:
-        """A node's key was deleted, or has ended with its lease."""
+        """A node's key was deleted, maybe with its lease."""
         session = self._session
         if session is None:
             return
@@ -379,7 +347,6 @@ class Node:
     # -- heartbeats
 
     def closed(self, tenant: str) -> Mapping[str, Any]:
-        """The incarnations of a tenant's services whose heartbeats have to go through :meth:`admit`."""
         session = self._session
         return {} if session is None else session.votes.closed(tenant)
 

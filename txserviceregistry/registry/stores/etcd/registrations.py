@@ -13,9 +13,8 @@ from ...model import tenantOf
 from ..interfaces import IStoreListener, NoSuchObject, ServiceSummary
 from .batches import Disproved, Transaction
 from .gateway import KeyValue, Unreadable, createdAt, putGreater, reading, understood
-from .node import Evidence
 from .objects import Part
-from .votes import Registration
+from .votes import Evidence, Registration
 
 #: Seconds between two writes of the time of a service's heartbeats.
 _SEEN_INTERVAL = 300.0

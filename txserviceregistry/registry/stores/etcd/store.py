@@ -33,6 +33,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
 from twisted.internet.task import deferLater
 from twisted.web.iweb import IAgent, IPolicyForHTTPS
@@ -68,8 +69,7 @@ _PACE = 1.0
 
 async def openLayout(etcd: Etcd, prefix: str) -> Mapping[str, Any]:
     """
-    Make sure that the data in etcd has this version; returns the registry's secret and the tail of its event ids. Fails
-    with :class:`StoreRefused` if it has an unknown version, or nodes of version 1 are running.
+    Make sure that the data in etcd has this version; returns the registry's secret and the tail of its event ids.
 
     Version 1 kept services alive by leases, and its keys with leases end by themselves. Its nodes can't share etcd with
     nodes of this version: those that start afterwards refuse the data.
@@ -99,14 +99,8 @@ async def openLayout(etcd: Etcd, prefix: str) -> Mapping[str, Any]:
 @implementer(ISharedStore)
 class EtcdStore:
     """
-    See the module.
-
-    :param urls: of etcd's members, without a path.
-    :param prefix: the beginning of all keys, with a slash at its end.
-    :param credentials: name and password of a user of etcd's, or the file that has the password.
-    :param policy: whom to trust behind an ``https`` URL, and who to be there.
-    :param agent: does the requests, instead of connections of its own; it must hand over bodies as they come.
-    :param wallClock: seconds since the epoch; *seconds*: those that count on while the machine sleeps.
+    See the module. *urls* are those of etcd's members, without a path, and *credentials* name and password of a user of
+    etcd's. An *agent* must hand over bodies as they come.
     """
 
     name = "etcd"
@@ -117,7 +111,7 @@ class EtcdStore:
         urls: Sequence[str],
         *,
         prefix: str = DEFAULT_PREFIX,
-        credentials: tuple[str, str | Reloaded[str, str]] | None = None,
+        credentials: tuple[str, Reloaded[str, str]] | None = None,
         policy: IPolicyForHTTPS | None = None,
         agent: IAgent | None = None,
         wallClock: Callable[[], float] = time.time,
@@ -138,15 +132,8 @@ class EtcdStore:
         self._wallClock = wallClock
         # This one asks whether or not the store is open and etcd is there: so it finds out.
         self._asking = Etcd(transport, reactor, user=user, onContact=self._contact)
-        self._etcd = Etcd(
-            transport,
-            reactor,
-            user=user,
-            gate=self._check,
-            onContact=self._contact,
-            statistics=self.statistics,
-            turns=PrioritySemaphore(_CONNECTIONS),
-        )
+        turns = PrioritySemaphore(_CONNECTIONS)
+        self._etcd = attrs.evolve(self._asking, gate=self._check, statistics=self.statistics, turns=turns)
         self._ids = TenantIds(wallClock)
         self._batches = Batches(self._etcd, reactor, wallClock, prefix, secrets.token_hex(8))
         part = (self._etcd, self._batches, prefix, self._ids, reactor, wallClock)
@@ -159,7 +146,6 @@ class EtcdStore:
         self._keys = NodeKeys(self._asking, *part[1:], watching, user, urls, self._services, self._locks)
         self._node = self._keys.node = Node(self._keys, reactor, seconds)
         self._isOpen = False
-        self._secret = b""
         # When a request was sent that etcd has answered, by the reactor's clock; counts from the join on.
         self._contacted = math.inf
         # Writes the times of heartbeats.
@@ -199,13 +185,10 @@ class EtcdStore:
         self.recordLastSeen = self._services.noteSeen
         self.tick, self.closed = self._node.tick, self._node.closed
 
-    # -- opening and closing
-
     @returnsDeferred
     async def open(self) -> None:
         meta = await openLayout(self._asking, self._prefix)
         self._keys.secret = meta["secret"]
-        self._secret = bytes.fromhex(meta["secret"])
         self._ids.tail = meta["tail"]
         self.isNew = await self._asking.get(self._users.guard) is None
         self._isOpen = True
@@ -232,8 +215,6 @@ class EtcdStore:
         if self._reactor.seconds() - self._contacted > _GIVE_UP:
             raise StoreUnavailable("etcd can't be reached")
 
-    # -- the registries that share the store
-
     def join(self, listener: IStoreListener) -> Deferred[None]:
         self._services.listener = self._locks.listener = self._keys.listener = listener
         self._contacted = self._reactor.seconds()
@@ -251,8 +232,6 @@ class EtcdStore:
     async def admit(self, tenant: str, incarnation: str) -> bool:
         return await self._node.admit((tenant, incarnation))
 
-    # -- the registry itself
-
     @returnsDeferred
     async def probe(self) -> None:
         probe = f"{self._prefix}probe"
@@ -261,7 +240,7 @@ class EtcdStore:
     @returnsDeferred
     async def secret(self) -> bytes:
         self._check()
-        return self._secret
+        return bytes.fromhex(self._keys.secret)
 
     @returnsDeferred
     async def account(self, tenant: str) -> int:

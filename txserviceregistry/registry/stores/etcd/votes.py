@@ -1,17 +1,17 @@
 """
-Expiration by vote: which registrations a node may still acknowledge from memory, and which ones expire.
+Expiration by vote: one node's part of the protocol, without input, output or time.
 
-A service expires when every node has voted that it received no heartbeat for one timeout. This is one node's part of
-that protocol, without input, output or time. A node publishes its open votes and its answers to the votes of others as
-its :class:`Status`. A vote *closes* a registration on a node, from the moment at which that node has found the deadline
-passed until the vote ends: a heartbeat may be acknowledged only after a touch, a write that makes the expiration fail.
+A service expires when every node has voted that it received no heartbeat for one timeout. A node publishes its open
+votes and its answers to the votes of others as its :class:`Status`. A vote *closes* a registration on a node, from the
+moment at which that node has found the deadline passed until the vote ends: a heartbeat may be acknowledged only after
+a touch, a write that makes the expiration fail.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import groupby
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import attrs
 
@@ -22,26 +22,28 @@ Registration = tuple[str, str]
 #: The node that opened the vote, and the vote's number there.
 VoteId = tuple[str, int]
 
-_E = TypeVar("_E")
 
-_NONE: Mapping[str, set[VoteId]] = {}
+@attrs.frozen
+class Evidence:
+    """A node's notes from the opening of a vote."""
+
+    seen: int  # the revision of the registration's last touch
+    joins: int  # the revision of the last join of a node
+    timestamp: int  # when the deadline passed, in milliseconds since the epoch
 
 
 @attrs.frozen
 class Status:
-    """
-    The published part of a node's state; *serial* grows.
-
-    :ivar votes: the node's open votes by number, each with its registrations in a fixed order.
-    :ivar answers: to the open votes of others: the seconds left of the registrations that have some, by their place.
-    """
+    """The published part of a node's state; *serial* grows."""
 
     serial: int
+    # The node's open votes by number, each with its registrations in a fixed order.
     votes: Mapping[int, Sequence[Registration]] = attrs.Factory(dict)
+    # To the open votes of others: the seconds left of the registrations that have some, by their place.
     answers: Mapping[VoteId, Mapping[int, float]] = attrs.Factory(dict)
 
     def toJSON(self, positionOf: Callable[[Registration], int]) -> dict[str, Any]:
-        """As JSON data. *positionOf* returns the feed position in an incarnation, which names it within its tenant."""
+        """*positionOf* returns the feed position in an incarnation, which names it within its tenant."""
         votes = {
             number: [
                 [tenant, [positionOf(each) for each in group]]
@@ -57,7 +59,7 @@ class Status:
 
     @classmethod
     def of(cls, kept: Any, incarnationAt: Callable[[str, int], str]) -> Status:
-        """The status with this JSON data; *incarnationAt* is the reverse of *positionOf*. May raise `ValueError`."""
+        """The reverse; may raise `ValueError`."""
         try:
             votes = {
                 int(number): [
@@ -76,10 +78,10 @@ class Status:
 
 
 @attrs.define(eq=False)
-class _Vote(Generic[_E]):
-    """A vote that this node has opened: its registrations, with what was noted of each when it began."""
+class _Vote:
+    """A vote that this node has opened."""
 
-    items: dict[Registration, _E]
+    items: dict[Registration, Evidence]
     answers: dict[str, Mapping[int, float]] = attrs.Factory(dict)
     # Registrations whose transaction is under way; None until all members have answered.
     undecided: set[Registration] | None = None
@@ -95,28 +97,25 @@ class _Question:
 
 
 @attrs.define(eq=False, slots=False)
-class Votes(Generic[_E]):
-    """
-    One node's votes, its answers, and the registrations that they close.
+class Votes:
+    """One node's votes, its answers, and the registrations that they close."""
 
-    :param node: the name of this node, which no other node has or had.
-    :param secondsLeft: until a registration's deadline as this node knows it; 0 or less if it has passed or the
-        registration is unknown, and the full timeout while a touch is under way.
-    :param onAlive: called with a registration of an own vote, and the seconds left at a node with a later heartbeat.
-    :param onOpen: called with a registration that no vote closes any more.
-    :param onExpired: called with the number of an own vote, a registration without a heartbeat anywhere, and what was
-        noted of it. The caller deletes the record, and calls :meth:`decided` when the outcome is known.
-    :ivar isChanged: whether the status differs from the last one that :meth:`status` returned.
-    """
-
+    # The name of this node, which no other node has or had.
     _node: str
+    # Until a registration's deadline as this node knows it; 0 or less if it has passed or the registration is unknown,
+    # and the full timeout while a touch is under way.
     _secondsLeft: Callable[[Registration], float]
+    # Called with a registration of an own vote, and the seconds left at a node with a later heartbeat.
     _onAlive: Callable[[Registration, float], None]
+    # Called with a registration that no vote closes any more.
     _onOpen: Callable[[Registration], None]
-    _onExpired: Callable[[int, Registration, _E], object]
+    # Called with the number of an own vote, and a registration without a heartbeat anywhere. The caller deletes the
+    # record, and calls decided() when the outcome is known.
+    _onExpired: Callable[[int, Registration, Evidence], object]
+    # Whether the status differs from the last one that status() returned.
     isChanged: bool = True
     _closed: dict[str, dict[str, set[VoteId]]] = attrs.Factory(dict)
-    _own: dict[int, _Vote[_E]] = attrs.Factory(dict)
+    _own: dict[int, _Vote] = attrs.Factory(dict)
     _questions: dict[VoteId, _Question] = attrs.Factory(dict)
     # The last serial of each other member; -1 before the first.
     members: dict[str, int] = attrs.Factory(dict)
@@ -127,10 +126,10 @@ class Votes(Generic[_E]):
 
     def closed(self, tenant: str) -> Mapping[str, Collection[VoteId]]:
         """A tenant's closed incarnations, with the votes that close each."""
-        return self._closed.get(tenant, _NONE)
+        return self._closed.get(tenant, {})
 
     def closing(self, registration: Registration) -> frozenset[VoteId]:
-        """The votes that close a registration now: to be handed to :meth:`touched` after a touch."""
+        """The votes that close a registration now, for :meth:`touched` after a touch."""
         tenant, incarnation = registration
         return frozenset(self.closed(tenant).get(incarnation, ()))
 
@@ -143,11 +142,10 @@ class Votes(Generic[_E]):
 
     @property
     def listed(self) -> int:
-        """How many registrations the own votes hold."""
         return sum(len(vote.items) for vote in self._own.values())
 
-    def open(self, registrations: Mapping[Registration, _E]) -> None:
-        """Open a vote about registrations whose deadline has passed, each with what is noted of it."""
+    def open(self, registrations: Mapping[Registration, Evidence]) -> None:
+        """Open a vote about registrations whose deadline has passed."""
         self._number += 1
         self._own[self._number] = _Vote(dict(registrations))
         for each in registrations:
@@ -159,7 +157,6 @@ class Votes(Generic[_E]):
         return any(registration in vote.items for vote in self._own.values())
 
     def decided(self, number: int, registration: Registration) -> None:
-        """The outcome of a registration's transaction is known."""
         vote = self._own.get(number)
         if vote is not None and vote.undecided is not None:
             vote.undecided.discard(registration)
@@ -217,7 +214,6 @@ class Votes(Generic[_E]):
             self._drop(id)
 
     def status(self) -> Status:
-        """The next status to publish."""
         self._serial += 1
         self.isChanged = False
         answers = {id: each.answer for id, each in self._questions.items() if each.answer is not None}
@@ -226,7 +222,7 @@ class Votes(Generic[_E]):
     # -- inside
 
     def _settle(self) -> None:
-        """Decide the votes that all members have answered."""
+        """Decide the own votes that all members have answered."""
         for number, vote in list(self._own.items()):
             if vote.undecided is not None or not self.members.keys() <= vote.answers.keys():
                 continue

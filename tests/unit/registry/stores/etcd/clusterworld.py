@@ -23,8 +23,8 @@ from zope.interface import implementer
 
 from txserviceregistry.registry.engine import ADMISSION
 from txserviceregistry.registry.expiry import StallTolerantClock
-from txserviceregistry.registry.stores.etcd.node import Evidence, INodeKeys, Joined, Node
-from txserviceregistry.registry.stores.etcd.votes import Registration, Status
+from txserviceregistry.registry.stores.etcd.node import INodeKeys, Joined, Node
+from txserviceregistry.registry.stores.etcd.votes import Evidence, Registration, Status
 from txserviceregistry.registry.stores.interfaces import IStoreListener, NoSuchObject, StoreUnavailable
 from txserviceregistry.util.deferred import waitFor
 

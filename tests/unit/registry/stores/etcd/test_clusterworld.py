@@ -20,8 +20,8 @@ from twisted.internet.defer import Deferred, FirstError, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.stores.etcd import node as membership
-from txserviceregistry.registry.stores.etcd.node import Evidence, Node
-from txserviceregistry.registry.stores.etcd.votes import Registration, Status, Votes
+from txserviceregistry.registry.stores.etcd.node import Node
+from txserviceregistry.registry.stores.etcd.votes import Evidence, Registration, Status, Votes
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 
 from .clusterworld import Process, SimulatedNode, Violation, World, run
@@ -241,7 +241,7 @@ class ScheduleTests(SynchronousTestCase):
 
         giveUp = Votes.giveUp
 
-        def giveUpAll(votes: Votes[Evidence]) -> None:
+        def giveUpAll(votes: Votes) -> None:
             giveUp(votes)
             for number, registrations in votes.status().votes.items():
                 for registration in registrations:
@@ -265,7 +265,7 @@ class ScheduleTests(SynchronousTestCase):
         self.assertEqual(self.lateStatus().violations, [])
         observe, serials = Votes.observe, itertools.count(1_000_000)
 
-        def observeAny(votes: Votes[Evidence], name: str, status: Status) -> None:
+        def observeAny(votes: Votes, name: str, status: Status) -> None:
             observe(votes, name, attrs.evolve(status, serial=next(serials)))
 
         self.patch(Votes, "observe", observeAny)
@@ -321,7 +321,7 @@ class ScheduleTests(SynchronousTestCase):
         self.patch(Process, "timeout", Process.secondsLeft)
         touched = Votes.touched
 
-        def touchedForAll(votes: Votes[Evidence], registration: Registration, closing: object) -> bool:
+        def touchedForAll(votes: Votes, registration: Registration, closing: object) -> bool:
             return touched(votes, registration, votes.closing(registration))
 
         self.patch(Votes, "touched", touchedForAll)

@@ -64,7 +64,11 @@ class EtcdCase(LoopbackTestCase):
         pool = ConnectionPool(reactor, 8)
         self.addCleanup(pool.close)
         agent: IAgent = QueueingAgent(Agent(reactor, policy or BrowserLikePolicyForHTTPS(), pool=pool), 8)
-        user = None if credentials is None else User(*credentials)
+        user = None
+        if credentials is not None:
+            name, password = credentials
+            constant = Reloaded("Password", [], lambda: str(password), str)
+            user = User(name, password if isinstance(password, Reloaded) else constant)
         transport = JSONTransport(agent, CLOCK, urls, timeout=timeout, name="etcd", random=lambda: 0.0)
         return Etcd(transport, clock, user=user, **options)
 
