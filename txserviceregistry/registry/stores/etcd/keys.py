@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
@@ -173,7 +174,7 @@ class NodeKeys(Part):
         if name:
             await self._etcd.revoke(self._lease, patience=0)
 
-    def _kind(self, registration: Registration) -> Registrations:
+    def _kind(self, registration: Registration) -> Registrations[Any]:
         return self._locks if isLockScope(registration[0]) else self._services
 
     @returnsDeferred

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import attrs
 
 from ....util.deferred import Gathering
 from ...model import tenantOf
-from ..interfaces import IStoreListener, NoSuchObject, ServiceSummary
+from ..interfaces import IStoreListener, LockRecord, NoSuchObject, ServiceRecord, ServiceSummary
 from .batches import Disproved, Transaction
 from .gateway import KeyValue, Unreadable, createdAt, putGreater, reading, understood
 from .objects import Part
 from .votes import Evidence, Registration
+
+_R = TypeVar("_R", ServiceRecord, LockRecord)
 
 #: Seconds between two writes of the time of a service's heartbeats.
 _SEEN_INTERVAL = 300.0
@@ -48,17 +50,14 @@ class Known:
 
 
 @attrs.define(eq=False)
-class Registrations(Part):
+class Registrations(Part, Generic[_R]):
     """
     The registrations of one kind, by their scope and id. Responses and the watch come in any order: what is older never
     replaces what is newer.
-
-    :cvar touches: the name of the keys with the times of heartbeats.
-    :cvar expiration: the type of the event.
     """
 
-    touches: ClassVar[str]
-    expiration: ClassVar[str]
+    touches: ClassVar[str]  # the name of the keys with the times of heartbeats
+    expiration: ClassVar[str]  # the type of the event
     listener: IStoreListener = attrs.field(init=False)
     _known: dict[tuple[str, str], Known] = attrs.field(factory=dict, init=False)
     _byIncarnation: dict[Registration, Known] = attrs.field(factory=dict, init=False)
@@ -76,7 +75,7 @@ class Registrations(Part):
         self._touching = Gathering(self._clock, _GROUP, self._touch)
         self._reading = Gathering(self._clock, READS, self._read)
 
-    def _record(self, tenant: str, id: str, kept: Mapping[str, Any]) -> Any:
+    def _record(self, tenant: str, id: str, kept: Mapping[str, Any]) -> _R:
         raise NotImplementedError
 
     def _seenKey(self, tenant: str, id: str) -> str:
@@ -85,7 +84,7 @@ class Registrations(Part):
     def _incarnation(self, tenant: str, kept: Mapping[str, Any]) -> str:
         return self._ids.of(tenant).idAt(kept["position"])
 
-    def _recordOf(self, found: KeyValue) -> Any:
+    def _recordOf(self, found: KeyValue) -> _R:
         return self._record(*self._nameOf(found.key), self._kept(found.key, found.value))
 
     # -- what is known
@@ -105,11 +104,10 @@ class Registrations(Part):
         return known
 
     def _keepFound(self, found: KeyValue) -> Known | None:
-        kept = self._kept(found.key, found.value)
-        return self._keep(*self._nameOf(found.key), kept, found.created, found.modified)
+        name = self._nameOf(found.key)
+        return self._keep(*name, self._kept(found.key, found.value), found.created, found.modified)
 
     def _made(self, tenant: str, id: str, kept: Mapping[str, Any], revision: int) -> None:
-        """Take over a record that was made here."""
         incarnation = self._incarnation(tenant, kept)
         if revision <= self._shown and (tenant, incarnation) not in self._byIncarnation:
             # The watch has shown it already, and its end elsewhere: what the caller takes over now ends again.
@@ -151,8 +149,9 @@ class Registrations(Part):
                 self.seenChanged(each)
         return [known.summary for known in self._byIncarnation.values()]
 
+    # -- what the watch shows
+
     def recordChanged(self, now: KeyValue) -> None:
-        """The watch shows a record."""
         self._shown = now.modified
         before = self._known.get(self._nameOf(now.key))
         try:
@@ -166,7 +165,6 @@ class Registrations(Part):
             self.listener.appeared(known.summary)
 
     def recordDeleted(self, now: KeyValue) -> None:
-        """The watch shows that a record is gone."""
         self._shown = now.modified
         self._ended = max(self._ended, now.modified)
         known = self._known.get(self._nameOf(now.key))
@@ -182,7 +180,7 @@ class Registrations(Part):
             self.listener.vanished(known.tenant, known.id, known.incarnation)
 
     def seenChanged(self, now: KeyValue) -> None:
-        """The watch shows the time of a heartbeat, or that it was deleted."""
+        """The time of a heartbeat, or that it was deleted."""
         known = self._known.get(self._nameOf(now.key))
         # One of an earlier incarnation may be shown after this one was created here.
         if known is not None and known.created <= now.modified:
@@ -194,7 +192,6 @@ class Registrations(Part):
                 self.listener.renew((known.tenant, known.incarnation))
 
     def touchedAt(self, registration: Registration) -> int:
-        """The revision of a registration's last touch that the watch has shown; 0 for none."""
         known = self._byIncarnation.get(registration)
         return 0 if known is None else known.touched
 
@@ -203,13 +200,13 @@ class Registrations(Part):
     async def _find(self, tenant: str, id: str, *further: str) -> Sequence[KeyValue]:
         """Read a record and the *further* keys that exist, at a revision that includes every known end."""
         while True:
-            (record, *others), revision = await self._reading.do((self.key(tenant, id), *further))
+            found, revision = await self._reading.do((self.key(tenant, id), *further))
             if revision >= self._ended:
                 break
-        if not record:
+        if not found[0]:
             raise NoSuchObject(id)
-        self._keepFound(record[0])
-        return [*record, *(each for found in others for each in found)]
+        self._keepFound(found[0][0])
+        return [each for kept in found for each in kept]
 
     async def _read(
         self, reads: Sequence[tuple[str, ...]]
@@ -238,31 +235,27 @@ class Registrations(Part):
         timestamp: int | None = None,
         guards: Sequence[tuple[str, int, bool]] = (),
         **changes: Any,
-    ) -> Any:
-        """
-        End a registration, with some *changes* in its event; returns its record. Fails with :class:`Disproved` if a key
-        of the *guards* (see :meth:`Transaction.guard`) was changed.
-        """
+    ) -> _R:
+        """End a registration, with some *changes* in its event, if the *guards* allow it; returns its record."""
 
-        def end(transaction: Transaction) -> tuple[Any, Transaction]:
+        def end(transaction: Transaction) -> tuple[_R, Transaction]:
             transaction.need(self.key(tenant, id), *(key for key, _, _ in guards))
             kept = self._recordIn(transaction, tenant, id, incarnation)
             for guard in guards:
                 transaction.guard(*guard)
-            record = self._record(tenant, id, {**kept, **changes})
+            ended = self._record(tenant, id, {**kept, **changes})
             transaction.delete(self.key(tenant, id))
             transaction.delete(self._seenKey(tenant, id))
             transaction.count(self.kind, -1)
-            transaction.addEvent(type, record.payload(), timestamp)
-            return record, transaction
+            transaction.addEvent(type, ended.payload(), timestamp)
+            return ended, transaction
 
-        record, transaction = await self._batches.do(tenant, end)
+        ended, transaction = await self._batches.do(tenant, end)
         self._ended = max(self._ended, transaction.made)
         self._drop(self._byIncarnation.get((tenant, incarnation)), transaction.made)
-        return record
+        return ended
 
     async def expireByVote(self, nodeKey: str, created: int, registration: Registration, evidence: Evidence) -> bool:
-        """See :meth:`INodeKeys.expire`."""
         known = self._byIncarnation.get(registration)
         if known is None:
             raise NoSuchObject(registration)
@@ -287,7 +280,7 @@ class Registrations(Part):
     # -- touches, and the time of heartbeats
 
     async def touch(self, registration: Registration) -> bool:
-        """See :meth:`INodeKeys.touch`. Touches of one reactor turn share transactions."""
+        """Touches of one reactor turn share transactions."""
         known = self._byIncarnation.get(registration)
         return known is not None and await self._touching.do(known)
 
@@ -306,7 +299,6 @@ class Registrations(Part):
         return {each: (await self._touch([each]))[each] for each in group}
 
     def noteSeen(self, tenant: str, id: str, incarnation: str, seen: int) -> None:
-        """Note the time of a heartbeat, which is written now and then."""
         known = self._byIncarnation.get((tenant, incarnation))
         if known is not None and known.id == id:
             known.seen = seen
@@ -316,7 +308,7 @@ class Registrations(Part):
                 self._seenDue[known] = None
 
     async def writeSeen(self) -> None:
-        """Write some of the times that are due. Called once a second."""
+        """Write some of the times that are due."""
         group = list(islice(self._seenDue, _GROUP))
         for each in group:
             del self._seenDue[each]

@@ -16,7 +16,7 @@ from .registrations import NEVER, Registrations
 
 
 @attrs.define(eq=False)
-class EtcdServices(Registrations):
+class EtcdServices(Registrations[ServiceRecord]):
     kind = "services"
     touches = "seen"
     expiration = "service.timeout"
@@ -49,8 +49,7 @@ class EtcdServices(Registrations):
 
     async def get(self, tenant: str, id: str, states: bool = False) -> ServiceRecord:
         found, *others = await self._find(tenant, id, *([self._states.key(tenant, id)] if states else []))
-        record: ServiceRecord = self._recordOf(found)
-        return attrs.evolve(record, state=self._states.shown(others).get(id))
+        return attrs.evolve(self._recordOf(found), state=self._states.shown(others).get(id))
 
     async def list(
         self,
@@ -105,8 +104,7 @@ class EtcdServices(Registrations):
         return self._record(tenant, id, kept)
 
     async def remove(self, tenant: str, id: str, incarnation: str) -> ServiceRecord:
-        service: ServiceRecord = await self._endNow(tenant, id, incarnation, "service.remove")
-        return service
+        return await self._endNow(tenant, id, incarnation, "service.remove")
 
 
 def _kept(position: int, timeout: int, tags: Collection[str], metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -126,7 +124,7 @@ _LOCK: Fields = {
 
 
 @attrs.define(eq=False)
-class EtcdLocks(Registrations):
+class EtcdLocks(Registrations[LockRecord]):
     """Locks are the registrations of the scopes of their tenants' locks."""
 
     kind = "locks"
@@ -164,12 +162,11 @@ class EtcdLocks(Registrations):
 
     async def get(self, tenant: str, name: str) -> LockRecord:
         (found,) = await self._find(lockScope(tenant), name)
-        record: LockRecord = self._recordOf(found)
-        return record
+        return self._recordOf(found)
 
     async def list(self, tenant: str, marker: str | None, count: int, hidden: Collection[str]) -> list[LockRecord]:
         def read(found: KeyValue) -> LockRecord | None:
-            record: LockRecord = self._recordOf(found)
+            record = self._recordOf(found)
             return None if record.incarnation in hidden else record
 
         return await self._page(tenant, marker, count, read)
