@@ -19,7 +19,7 @@ from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import react
 
 from tests.system.etcd.etcds import sharedEtcd
-from txserviceregistry.registry.stores.etcd.gateway import endOf
+from txserviceregistry.registry.stores.etcd.keyvalues import endOf
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 

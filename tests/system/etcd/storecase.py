@@ -17,7 +17,7 @@ from tests.system.etcd.relay import Relay
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK, EtcdCase
 from tests.unit.registry.stores.sharedsuite import Listener
 from txserviceregistry.registry.model import NewService
-from txserviceregistry.registry.stores.etcd.gateway import KeyValue, endOf, put
+from txserviceregistry.registry.stores.etcd.keyvalues import KeyValue, endOf, put
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import (
     ServiceRecord,

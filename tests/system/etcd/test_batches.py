@@ -14,7 +14,8 @@ from tests.system.etcd.etcds import newPrefix, sharedEtcd
 from tests.system.faults.proxy import Proxy
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK, EtcdCase
 from txserviceregistry.registry.stores.etcd.batches import GROUP, Batches, TenantIds, Transaction, eventsIn
-from txserviceregistry.registry.stores.etcd.gateway import Etcd, endOf, put
+from txserviceregistry.registry.stores.etcd.gateway import Etcd
+from txserviceregistry.registry.stores.etcd.keyvalues import endOf, put
 from txserviceregistry.registry.stores.etcd.objects import EtcdEvents
 from txserviceregistry.registry.stores.interfaces import LimitExceeded, StoreUnavailable
 from txserviceregistry.registry.uuids import position

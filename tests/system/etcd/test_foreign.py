@@ -12,7 +12,7 @@ from twisted.logger import LogLevel, capturedLogs
 from tests.system.etcd.etcds import startEtcd
 from tests.system.etcd.storecase import EtcdStoreCase, T
 from txserviceregistry.registry.model import NewLock
-from txserviceregistry.registry.stores.etcd.gateway import deletion, endOf, jsonBytes, put
+from txserviceregistry.registry.stores.etcd.keyvalues import deletion, endOf, jsonBytes, put
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import (
     NoSuchObject,

@@ -19,16 +19,8 @@ from tests.unit.registry.stores.etcd.test_gateway import CLOCK, EtcdCase
 from txserviceregistry.http.jsontransport import JSONTransport
 from txserviceregistry.http.pool import QueueingAgent
 from txserviceregistry.http.tls import tlsPolicy
-from txserviceregistry.registry.stores.etcd.gateway import (
-    Etcd,
-    EtcdError,
-    User,
-    deletion,
-    newLease,
-    put,
-    reading,
-    unchanged,
-)
+from txserviceregistry.registry.stores.etcd.gateway import Etcd, EtcdError, User
+from txserviceregistry.registry.stores.etcd.keyvalues import deletion, newLease, put, reading, unchanged
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.util.files import Reloaded
 

@@ -12,7 +12,7 @@ from twisted.logger import capturedLogs
 from tests.system.etcd.etcds import sharedEtcd
 from tests.system.etcd.storecase import EtcdStoreCase, T
 from tests.system.etcd.troubled import TroubledAgent
-from txserviceregistry.registry.stores.etcd.gateway import newLease, put
+from txserviceregistry.registry.stores.etcd.keyvalues import newLease, put
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import (
     StoreRefused,

@@ -9,7 +9,7 @@ from twisted.internet.task import deferLater
 from tests.system.etcd.storecase import EtcdStoreCase, T
 from tests.system.etcd.troubled import TroubledAgent
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK
-from txserviceregistry.registry.stores.etcd.gateway import encode, put
+from txserviceregistry.registry.stores.etcd.keyvalues import encode, put
 from txserviceregistry.registry.stores.etcd.node import DEAF, PRESENCE, SAFETY
 from txserviceregistry.registry.stores.interfaces import (
     NoSuchObject,

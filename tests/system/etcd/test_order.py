@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.system.etcd.storecase import EtcdStoreCase, T
 from tests.system.etcd.troubled import TroubledAgent
 from txserviceregistry.registry.model import ServiceChanges
-from txserviceregistry.registry.stores.etcd.gateway import encode
+from txserviceregistry.registry.stores.etcd.keyvalues import encode
 
 
 class OrderTests(EtcdStoreCase):

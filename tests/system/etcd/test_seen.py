@@ -11,7 +11,7 @@ from tests.unit.registry.stores.etcd.test_gateway import CLOCK
 from tests.unit.registry.stores.sharedsuite import Listener
 from txserviceregistry.registry.model import NewService, ServiceChanges
 from txserviceregistry.registry.stores.etcd.batches import Batches, TenantIds
-from txserviceregistry.registry.stores.etcd.gateway import KeyValue, encode
+from txserviceregistry.registry.stores.etcd.keyvalues import KeyValue, encode
 from txserviceregistry.registry.stores.etcd.objects import EtcdStates
 from txserviceregistry.registry.stores.etcd.services import EtcdServices
 from txserviceregistry.registry.stores.etcd.store import EtcdStore

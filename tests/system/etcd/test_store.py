@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from tests.system.etcd.storecase import EtcdStoreCase, T
 from txserviceregistry.registry.model import Precondition
-from txserviceregistry.registry.stores.etcd.gateway import put
+from txserviceregistry.registry.stores.etcd.keyvalues import put
 from txserviceregistry.registry.stores.etcd.objects import KEYS
 from txserviceregistry.registry.stores.interfaces import (
     NoSuchObject,

@@ -6,7 +6,7 @@ from tests.system.etcd.storecase import EtcdStoreCase
 from tests.upgrades import files
 from tests.upgrades.content import NOW, shown
 from txserviceregistry.registry.model import NewService
-from txserviceregistry.registry.stores.etcd.gateway import put
+from txserviceregistry.registry.stores.etcd.keyvalues import put
 
 
 class UpgradeTests(EtcdStoreCase):

@@ -9,7 +9,7 @@ from twisted.internet.defer import gatherResults
 from tests.system.etcd.storecase import EtcdStoreCase, T
 from tests.system.etcd.troubled import TroubledAgent
 from txserviceregistry.registry.model import ServiceChanges
-from txserviceregistry.registry.stores.etcd.gateway import encode, endOf
+from txserviceregistry.registry.stores.etcd.keyvalues import encode, endOf
 
 
 class VoteTests(EtcdStoreCase):

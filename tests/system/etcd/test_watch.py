@@ -9,7 +9,8 @@ from tests.system.etcd.etcds import newPrefix, sharedEtcd
 from tests.unit.registry.stores.etcd.test_watch import WatchCase
 from txserviceregistry.http.jsontransport import JSONTransport
 from txserviceregistry.http.pool import ConnectionPool, QueueingAgent
-from txserviceregistry.registry.stores.etcd.gateway import Etcd, encode, put
+from txserviceregistry.registry.stores.etcd.gateway import Etcd
+from txserviceregistry.registry.stores.etcd.keyvalues import encode, put
 
 
 class WatchTests(WatchCase):

@@ -29,7 +29,7 @@ from tests.fakeagent import answer
 from tests.system.etcd.etcds import newPrefix, sharedEtcd
 from tests.system.fuzz.nodes import Backing, Turns
 from txserviceregistry.http.messages import BytesProducer
-from txserviceregistry.registry.stores.etcd.gateway import endOf
+from txserviceregistry.registry.stores.etcd.keyvalues import endOf
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import IStore
 

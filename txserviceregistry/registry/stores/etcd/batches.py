@@ -23,7 +23,8 @@ from ....util.deferred import Waiters
 from ...model import PLAIN_TYPES, tenantOf
 from ...uuids import EventIds, newTail, positionOf
 from ..interfaces import LimitExceeded, StoreUnavailable
-from .gateway import Clause, Etcd, KeyValue, createdAt, deletion, jsonBytes, put, reading, readKept, unchanged
+from .gateway import Etcd
+from .keyvalues import Clause, KeyValue, createdAt, deletion, jsonBytes, put, reading, readKept, unchanged
 
 _T = TypeVar("_T")
 
@@ -78,7 +79,6 @@ class TenantIds:
         self._ids: dict[str, EventIds] = {}
 
     def of(self, tenant: str) -> EventIds:
-        """The event ids of one tenant, which may be given by one of its scopes."""
         tenant = tenantOf(tenant)
         if tenant not in self._ids:
             drawn = int.from_bytes(blake2b(f"{self.tail} {tenant}".encode(), digest_size=8).digest(), "big")
@@ -182,7 +182,6 @@ class Transaction:
             return error
 
     def changes(self) -> list[Clause]:
-        """Without the events, as etcd takes them."""
         return [deletion(key) if value is None else put(key, value) for key, value in self._changes.items()]
 
     def events(self, prefix: str, tenant: str, by: str) -> dict[str, bytes]:
@@ -236,13 +235,6 @@ class _Tenant:
     def learn(self, clock: TenantClock) -> None:
         if self.clock is None or self.clock.modified < clock.modified:
             self.clock = clock
-
-    def before(self, process: str) -> list[str]:
-        """The processes that are expected to make a group before this one: by name, beginning after the last one."""
-        order = sorted({*self.recent, process})
-        at = order.index(next(reversed(self.recent), process)) + 1
-        ring = order[at:] + order[:at]
-        return ring[: ring.index(process)]
 
 
 @attrs.define(eq=False)
@@ -340,9 +332,15 @@ class Batches:
             self._idle.fire(None)
 
     async def _untilTurn(self, tenant: _Tenant) -> None:
-        """Let the processes go first that are between the last one and this one: of groups at once all but one fail."""
+        """Let the processes go first that are, by name, between the last one and this one: else all but one fail."""
         begun = self._clock.seconds()
-        while before := tenant.before(self.process):
+        while True:
+            order = sorted({*tenant.recent, self.process})
+            last = order.index(next(reversed(tenant.recent), self.process)) + 1
+            ring = order[last:] + order[:last]
+            before = ring[: ring.index(self.process)]
+            if not before:
+                return
             left = begun + self._turn * len(before) - self._clock.seconds()
             try:
                 await tenant.committed.wait().addTimeout(max(0.0, left), self._clock)
@@ -352,7 +350,6 @@ class Batches:
                     del tenant.recent[each]
 
     async def _group(self, tenant: _Tenant, steps: Sequence[_Step[Any]]) -> list[Any]:
-        """Make changes in one transaction; the outcomes may be exceptions."""
         clockKey = f"{self._prefix}clocks/{tenant.name}"
         known, found, keys = tenant.clock, dict[str, KeyValue | None](), set[str]()
 

@@ -1,31 +1,30 @@
-"""etcd as a JSON API over HTTP, through its own v3 gateway (API reference of 3.4 and 3.5, ``rpc.proto``)."""
+"""Requests to etcd, and the watch of changes: its v3 gateway for JSON over HTTP (``rpc.proto`` of 3.4 and 3.5)."""
 
 from __future__ import annotations
 
 import json
-import secrets
 import sys
-from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
-from types import UnionType
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
 
 import attrs
-from twisted.internet.defer import TimeoutError
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import connectionDone
 from twisted.internet.task import deferLater
+from twisted.protocols.basic import LineOnlyReceiver
+from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IResponse
 
 from ....errors import ServiceRegistryError
 from ....http.jsontransport import JSONTransport
-from ....http.messages import ResponseTooLarge
+from ....http.messages import BytesProducer, ResponseTooLarge
 from ....util.deferred import PrioritySemaphore, SingleFlight, returnsDeferred
 from ....util.files import Reloaded
-from ....util.logs import Logger
 from ...statistics import StoreStatistics
 from ..interfaces import StoreUnavailable
-from . import VERSION
+from .keyvalues import Clause, KeyValue, Txn, encode, endOf, jsonBytes, put, reading, unchanged
 
 #: Seconds that each member has for a response: a leader's failure leaves requests hanging.
 TRY = 1.0
@@ -49,13 +48,6 @@ _OF_WHAT_WAS_ASKED = frozenset({NOT_FOUND, _FAILED_PRECONDITION, _OUT_OF_RANGE})
 _OLD_TOKEN = "revision of auth store is old"
 _TXN = "kv/txn"
 
-#: A condition or an operation of a transaction, as etcd takes it.
-Clause: TypeAlias = dict[str, Any]
-#: The fields that a value must have.
-Fields: TypeAlias = Mapping[str, type | UnionType]
-
-_log = Logger()
-
 
 class EtcdError(StoreUnavailable):
     """etcd refused, for a reason that may pass; *code* is one of gRPC."""
@@ -70,142 +62,6 @@ class TooLarge(EtcdError):
     """The result of a read has more bytes than a response may have."""
 
 
-@attrs.frozen
-class KeyValue:
-    """A key with its value, the revisions that created it and changed it last, and its lease (0: none)."""
-
-    key: str
-    value: bytes
-    created: int
-    modified: int
-    lease: int
-
-    @classmethod
-    def of(cls, found: Mapping[str, Any]) -> KeyValue:
-        """A key as etcd writes it, without fields that are zero or empty."""
-        return cls(
-            b64decode(found["key"]).decode("utf-8", "surrogatepass"),
-            b64decode(found.get("value", "")),
-            int(found.get("create_revision", 0)),
-            int(found.get("mod_revision", 0)),
-            int(found.get("lease", 0)),
-        )
-
-
-@attrs.frozen
-class Txn:
-    """The outcome of a transaction."""
-
-    succeeded: bool  # whether its conditions held
-    revision: int  # etcd's then
-    found: Sequence[list[KeyValue]]  # the result of each read
-
-    @property
-    def byKey(self) -> Mapping[str, KeyValue]:
-        return {each.key: each for kept in self.found for each in kept}
-
-    @classmethod
-    def of(cls, answer: Any) -> Txn:
-        reads = (response.get("response_range", {}) for response in answer.get("responses", ()))
-        found = [[KeyValue.of(each) for each in read.get("kvs", ())] for read in reads]
-        return cls(bool(answer.get("succeeded")), int(answer["header"]["revision"]), found)
-
-
-def newLease() -> int:
-    return secrets.randbits(62) | 1
-
-
-def encode(text: str | bytes) -> str:
-    """A key or a value as it travels."""
-    # A user may have any name, half of a surrogate pair included.
-    return b64encode(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text).decode("ascii")
-
-
-def jsonBytes(value: object) -> bytes:
-    """JSON without spaces, as values are kept."""
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
-
-
-def endOf(prefix: str) -> str:
-    """The end of the range of all keys that begin with *prefix*."""
-    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
-
-
-class Unreadable(StoreUnavailable):
-    """A key has a value that neither this release nor an earlier one has written."""
-
-
-def readKept(key: str, value: bytes, fields: Fields, newest: float = VERSION) -> dict[str, Any]:
-    """A key's JSON object with these *fields*, of a version up to the *newest*. Others raise :class:`Unreadable`."""
-    try:
-        kept: dict[str, Any] = json.loads(value)
-        wrong = [name for name, kind in fields.items() if not isinstance(kept[name], kind)]
-        if wrong or kept.get("v", 0) > newest:
-            raise ValueError(f"unexpected {wrong[0]}" if wrong else f"version {kept['v']} is of a newer release")
-        return kept
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        reason = f"the value of key {key!r} in etcd is damaged or of a newer release ({error})"
-        logOnce(f"Requests receive 503: {reason}; restore it from a backup")
-        raise Unreadable(reason) from None
-
-
-@contextmanager
-def understood(key: str) -> Iterator[None]:
-    """Log and skip a key that no registry has written."""
-    try:
-        yield
-    except Unreadable:
-        pass
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        logOnce(f"Ignored key {key!r} in etcd: no registry has written its value ({error!r})")
-
-
-@lru_cache(maxsize=1000)
-def logOnce(text: str) -> None:
-    _log.error("{text}", text=text)
-
-
-# etcd parses JSON slowly, so fields with their default values are left out.
-
-
-def _keys(key: str, end: str | None) -> Clause:
-    return {"key": encode(key)} if end is None else {"key": encode(key), "range_end": encode(end)}
-
-
-def unchanged(key: str, revision: int) -> Clause:
-    """A condition: the key was changed last by this *revision* (0: it does not exist)."""
-    return {"key": encode(key), "target": "MOD", **({"mod_revision": str(revision)} if revision else {})}
-
-
-def createdAt(key: str, revision: int, end: str | None = None) -> Clause:
-    """A condition: the key, and every key up to *end*, was created by this *revision* (0: it does not exist)."""
-    return {**_keys(key, end), "target": "CREATE", **({"create_revision": str(revision)} if revision else {})}
-
-
-def put(key: str, value: bytes, lease: int = 0) -> Clause:
-    """An operation: set a key."""
-    kept = {"key": encode(key), "value": encode(value)}
-    return {"request_put": {**kept, "lease": str(lease)} if lease else kept}
-
-
-def putGreater(key: str, value: bytes) -> Clause:
-    """An operation: set a key, unless its value is greater, which is written again then."""
-    isGreater = {"key": encode(key), "target": "VALUE", "result": "GREATER", "value": encode(value)}
-    again = {"request_put": {"key": encode(key), "ignore_value": True}}
-    return {"request_txn": {"compare": [isGreater], "success": [again], "failure": [put(key, value)]}}
-
-
-def deletion(key: str, end: str | None = None) -> Clause:
-    """An operation: delete a key, or all from it up to *end*."""
-    return {"request_delete_range": _keys(key, end)}
-
-
-def reading(key: str, end: str | None = None, limit: int = 0, revision: int = 0) -> Clause:
-    """An operation: read a key, or up to *limit* (0: all) from it up to *end*, as they were at a *revision*."""
-    bounds = {name: str(value) for name, value in (("limit", limit), ("revision", revision)) if value}
-    return {"request_range": {**_keys(key, end), **bounds}}
-
-
 @attrs.define
 class User:
     name: str
@@ -214,7 +70,6 @@ class User:
 
     @property
     def header(self) -> tuple[bytes, bytes] | None:
-        """The authorization header; ``None`` until etcd has issued a token."""
         return None if self.token is None else (b"Authorization", self.token.encode("utf-8"))
 
 
@@ -276,7 +131,7 @@ class Etcd:
     async def range(
         self, key: str, end: str | None = None, limit: int = 0, *, revision: int = 0
     ) -> tuple[list[KeyValue], int]:
-        """See :func:`reading`. Fires with the keys in their order, and the revision."""
+        """Fires with the keys in their order, and the revision."""
         done = await self.txn((), [reading(key, end, limit, revision)])
         return done.found[0], done.revision
 
@@ -311,7 +166,7 @@ class Etcd:
 
     @returnsDeferred
     async def create(self, key: str, value: bytes) -> KeyValue:
-        """Set a key, if it is not there; fires with the key as it is then."""
+        """Set a key, if it is not there; fires with what it is then."""
         done = await self.txn([unchanged(key, 0)], [put(key, value), reading(key)], [reading(key)])
         return next(kept for kept in done.found if kept)[0]
 
@@ -341,7 +196,6 @@ class Etcd:
 
     @returnsDeferred
     async def compact(self, revision: int) -> None:
-        """Forget how things were before *revision*."""
         await self._askOnce(_OUT_OF_RANGE, "kv/compaction", {"revision": str(revision)})
 
     # -- inside
@@ -461,3 +315,65 @@ def _readToken(value: Any) -> str:
     if not isinstance(token, str) or not token.isascii() or not token.isprintable():
         raise ValueError("it holds no token")
     return token
+
+
+class _Lines(LineOnlyReceiver):
+    """The lines of a body that never ends. *ended* fails when it ends all the same; cancelling it ends the body."""
+
+    delimiter = b"\n"
+    # No group of changes of one revision is this large; it bounds what a broken server can make us hold.
+    MAX_LENGTH = 64 * 1024 * 1024
+
+    def __init__(self, onLine: Callable[[bytes], None]) -> None:
+        self._onLine = onLine
+        self.ended: Deferred[None] = Deferred(lambda _: self._close())
+
+    def _close(self) -> None:
+        if self.transport is not None:
+            self.transport.loseConnection()
+
+    def lineReceived(self, line: bytes) -> None:
+        try:
+            if line.strip() and not self.ended.called:
+                self._onLine(line)
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        self.connectionLost(Failure(error))
+        self._close()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if not self.ended.called:
+            self.ended.errback(reason)
+
+
+@returnsDeferred
+async def watch(
+    agent: IAgent, user: User | None, url: str, prefix: str, revision: int, onChange: Callable[[KeyValue, bool], None]
+) -> None:
+    """
+    Watch the changes below a prefix from a revision on, in their order, until that fails or is cancelled. It may go
+    deaf silently. *onChange* is called with each changed key, and whether it was deleted: then it has no value.
+    """
+    create = {"key": encode(prefix), "range_end": encode(endOf(prefix)), "start_revision": str(revision)}
+    headers = Headers({b"Content-Type": [b"application/json"]})
+    if user is not None and user.header is not None:
+        headers.addRawHeader(*user.header)
+    body = BytesProducer(jsonBytes({"create_request": create}))
+    response: IResponse = await agent.request(b"POST", f"{url}/v3/watch".encode("ascii"), headers, body)
+
+    def read(line: bytes) -> None:
+        result = json.loads(line)["result"]
+        if result.get("canceled"):
+            # The answer stays open all the same.
+            raise ValueError(result.get("cancel_reason") or f"canceled or compacted: {result}")
+        for event in result.get("events", ()):
+            if not lines.ended.called:
+                onChange(KeyValue.of(event["kv"]), event.get("type") == "DELETE")
+
+    lines = _Lines(read)
+    response.deliverBody(lines)
+    if response.code != 200:
+        lines.fail(ValueError(f"it was refused with {response.code}"))
+    await lines.ended

@@ -97,15 +97,12 @@ class _Session:
 
 @attrs.define(eq=False, repr=False, slots=False)
 class Node:
-    """See the module. *seconds* is the time on CLOCK_BOOTTIME, which counts on while the machine sleeps."""
-
     _log = Logger()
     _keys: INodeKeys
     _clock: IReactorTime
-    _seconds: Callable[[], float]
+    _seconds: Callable[[], float]  # the time on CLOCK_BOOTTIME, which counts on while the machine sleeps
     _registrations: IStoreListener = attrs.field(init=False)
-    #: The revision of the last join of any node.
-    joins: int = attrs.field(default=0, init=False)
+    joins: int = attrs.field(default=0, init=False)  # the revision of the last join of any node
     _session: _Session | None = attrs.field(default=None, init=False)
     _touching: Counter[Registration] = attrs.field(factory=Counter, init=False)
     _opening: dict[Registration, Waiters[None]] = attrs.field(factory=dict, init=False)
@@ -276,7 +273,6 @@ class Node:
                 session.votes.leave(name)
 
     def watchEnded(self) -> None:
-        """Changes may have been missed: everything is read again."""
         session = self._session
         if session is not None and not session.isReading:
             self._inBackground(self._read(session))
@@ -387,8 +383,6 @@ class Node:
         for each in registrations:
             if each in self._opening:
                 self._opening.pop(each).fire(None)
-
-    # -- inside
 
     def _owned(self, work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
         """Start some work, which ends with :meth:`stop`."""

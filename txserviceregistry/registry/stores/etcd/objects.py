@@ -30,8 +30,8 @@ from ..interfaces import (
     valuePayload,
 )
 from .batches import Batches, TenantClock, TenantIds, Transaction, eventsIn, lastPosition
-from .gateway import (
-    Etcd,
+from .gateway import Etcd
+from .keyvalues import (
     Fields,
     KeyValue,
     Unreadable,
@@ -55,8 +55,6 @@ _TOKEN = {"user": str, "tenant": str, "expires": float | int, "revision": int}
 
 @attrs.define(eq=False)
 class Part:
-    """A part of the store; *prefix* is that of all keys, and *wallClock* returns seconds since the epoch."""
-
     kind: ClassVar[str] = ""  # the name of its objects' keys, before the tenant and the id
     fields: ClassVar[Fields] = {}  # what the value of each has
     _etcd: Etcd
@@ -74,7 +72,6 @@ class Part:
         return f"{self._prefix}{self.kind}/{tenantOf(tenant)}/{id}"
 
     def _nameOf(self, key: str) -> tuple[str, str]:
-        """The tenant and the id in a key."""
         _, tenant, id = key[len(self._prefix) :].split("/", 2)
         return tenant, id
 
@@ -99,7 +96,7 @@ class EtcdEvents(Part):
     _compactTo: int = 0
 
     def _prefixes(self, tenant: str) -> tuple[str, str]:
-        """Of the keys of the tenant's events: plain ones, and others."""
+        """Of plain events, and of others."""
         return f"{self._prefix}events/{tenant}/", f"{self._prefix}moreevents/{tenant}/"
 
     async def list(self, tenant: str, position: int, count: int, types: Collection[str] | None) -> list[EventRecord]:
@@ -243,7 +240,7 @@ class EtcdStates(Part):
         return StateRecord(id, kept["state"], kept["reason"], kept["ends"]), kept["unused"]
 
     def _visible(self, key: str, value: bytes | None) -> StateRecord | None:
-        """The record, unless it is over."""
+        """``None`` if it is over."""
         record = self._read(key, value)[0].at(self._milliseconds())
         return None if record.isDefault else record
 
@@ -252,7 +249,6 @@ class EtcdStates(Part):
         transaction.put(key, jsonBytes(kept))
 
     def shown(self, found: Collection[KeyValue]) -> Mapping[str, StateRecord]:
-        """The records that are not over, by their ids."""
         records = (self._visible(each.key, each.value) for each in found)
         return {record.id: record for record in records if record is not None}
 
@@ -350,8 +346,7 @@ class EtcdStates(Part):
 class EtcdUsers(Part):
     """
     A token names the revision in which its user got the key. With another key, or without the user, that is another
-    revision: all tokens of a user end in the moment of one write, however many there are. Each goes with a lease, so
-    that none stays indefinitely.
+    revision: all tokens of a user end in the moment of one write. Each goes with a lease.
     """
 
     fields = {"tenant": str, "key": str}

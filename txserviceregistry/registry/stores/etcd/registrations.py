@@ -12,7 +12,7 @@ from ....util.deferred import Gathering
 from ...model import tenantOf
 from ..interfaces import IStoreListener, LockRecord, NoSuchObject, ServiceRecord, ServiceSummary
 from .batches import Disproved, Transaction
-from .gateway import KeyValue, Unreadable, createdAt, putGreater, reading, understood
+from .keyvalues import KeyValue, Unreadable, createdAt, putGreater, reading, understood
 from .objects import Part
 from .votes import Evidence, Registration
 
@@ -123,11 +123,6 @@ class Registrations(Part, Generic[_R]):
             known.ended = ended
             if ended <= self._shown and self._known.get((known.tenant, known.id)) is known:
                 del self._known[known.tenant, known.id]
-
-    def _end(self, registration: Registration, revision: int) -> None:
-        """A registration has ended here."""
-        self._ended = max(self._ended, revision)
-        self._drop(self._byIncarnation.get(registration), revision)
 
     def load(self, records: Collection[KeyValue], seen: Collection[KeyValue], revision: int) -> list[ServiceSummary]:
         """These are all records and times that there are, at that revision. Returns the registrations."""

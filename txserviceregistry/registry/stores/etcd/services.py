@@ -10,7 +10,8 @@ import attrs
 from ...model import NewLock, NewService, ServiceChanges, lockScope
 from ..interfaces import LockRecord, LockTaken, ObjectExists, ServiceRecord, StateRecord
 from .batches import Transaction
-from .gateway import PAGE, Fields, KeyValue, endOf, jsonBytes
+from .gateway import PAGE
+from .keyvalues import Fields, KeyValue, endOf, jsonBytes
 from .objects import EtcdStates
 from .registrations import NEVER, Registrations
 

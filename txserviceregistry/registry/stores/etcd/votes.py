@@ -79,8 +79,6 @@ class Status:
 
 @attrs.define(eq=False)
 class _Vote:
-    """A vote that this node has opened."""
-
     items: dict[Registration, Evidence]
     answers: dict[str, Mapping[int, float]] = attrs.Factory(dict)
     # Registrations whose transaction is under way; None until all members have answered.
@@ -218,8 +216,6 @@ class Votes:
         self.isChanged = False
         answers = {id: each.answer for id, each in self._questions.items() if each.answer is not None}
         return Status(self._serial, {number: list(vote.items) for number, vote in self._own.items()}, answers)
-
-    # -- inside
 
     def _settle(self) -> None:
         """Decide the own votes that all members have answered."""

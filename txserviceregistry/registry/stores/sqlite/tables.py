@@ -67,21 +67,12 @@ class Tables(Services):
         return _value(*self._found(key, f"{_VALUES} WHERE tenant = ? AND key = ?", tenant, key))
 
     def listValues(self, tenant: str, marker: str | None, count: int, namespace: str | None) -> list[ValueRecord]:
-        start = marker or ""
-        if namespace is None:
-            rows = self._execute(
-                f"{_VALUES} WHERE tenant = ? AND key >= ? ORDER BY key LIMIT ?", (tenant, start, count)
-            )
-        else:
-            # "0" is the character after "/": together they hold what begins with the namespace and a slash.
-            prefix = namespace.rstrip("/")
-            rows = self._execute(
-                f"{_VALUES} WHERE tenant = ?1 AND key = ?2 AND key >= ?3"
-                f" UNION ALL {_VALUES}"
-                " WHERE tenant = ?1 AND key >= max(?3, ?4) AND key < ?5 ORDER BY key LIMIT ?6",
-                (tenant, namespace, start, prefix + "/", prefix + "0", count),
-            )
-        return [_value(*row) for row in rows]
+        sql, bounds = f"{_VALUES} WHERE tenant = ? AND key >= ?", [tenant, max(marker or "", namespace or "")]
+        if namespace is not None:
+            # "0" is the character after "/".
+            sql += " AND key < ? AND (key = ? OR key >= ?)"
+            bounds += [namespace.rstrip("/") + "0", namespace, namespace.rstrip("/") + "/"]
+        return [_value(*row) for row in self._execute(f"{sql} ORDER BY key LIMIT ?", (*bounds, count))]
 
     def setValues(self, sets: Sequence[tuple[str, str, str, int, Precondition]]) -> list[int | StoreError]:
         """Set values, one after the other. *sets* are the arguments of :meth:`IStore.setValue`."""

@@ -19,7 +19,7 @@ from txserviceregistry.registry.stores.etcd.batches import (
     Batches,
     TenantClock,
 )
-from txserviceregistry.registry.stores.etcd.gateway import KeyValue, Txn, encode
+from txserviceregistry.registry.stores.etcd.keyvalues import KeyValue, Txn, encode
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 
 T = "7"

@@ -22,15 +22,8 @@ from tests.loopback import Call, LoopbackTestCase
 from txserviceregistry.http.jsontransport import JSONTransport
 from txserviceregistry.http.messages import Request
 from txserviceregistry.http.pool import ConnectionPool, QueueingAgent
-from txserviceregistry.registry.stores.etcd.gateway import (
-    PAUSE,
-    QUEUE,
-    Etcd,
-    EtcdError,
-    User,
-    put,
-    reading,
-)
+from txserviceregistry.registry.stores.etcd.gateway import PAUSE, QUEUE, Etcd, EtcdError, User
+from txserviceregistry.registry.stores.etcd.keyvalues import put, reading
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.util.deferred import PrioritySemaphore
 from txserviceregistry.util.files import Reloaded

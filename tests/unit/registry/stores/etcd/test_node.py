@@ -14,7 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.stores.etcd.gateway import jsonBytes
+from txserviceregistry.registry.stores.etcd.keyvalues import jsonBytes
 from txserviceregistry.registry.stores.etcd.node import DEAF, LISTED, Joined, Node
 from txserviceregistry.registry.stores.etcd.votes import Status
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable

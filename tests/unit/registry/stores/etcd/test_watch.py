@@ -16,8 +16,8 @@ from twisted.web.client import BrowserLikePolicyForHTTPS
 
 from tests.loopback import Call, LoopbackTestCase, Server
 from txserviceregistry.http.pool import ConnectionPool, PooledAgent
-from txserviceregistry.registry.stores.etcd.gateway import KeyValue, encode
-from txserviceregistry.registry.stores.etcd.keys import watch
+from txserviceregistry.registry.stores.etcd.gateway import watch
+from txserviceregistry.registry.stores.etcd.keyvalues import KeyValue, encode
 
 HEAD = b"HTTP/1.1 200 X\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 
