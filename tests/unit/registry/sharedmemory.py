@@ -17,7 +17,7 @@ from twisted.python.components import proxyForInterface
 from zope.interface import implementer
 
 from txserviceregistry.registry.model import ServiceChanges, isLockScope, lockScope, tenantOf
-from txserviceregistry.registry.stores.etcd.node import INodeKeys, Joined, Node
+from txserviceregistry.registry.stores.etcd.node import INodeKeys, Node
 from txserviceregistry.registry.stores.etcd.votes import Evidence, Registration, Status
 from txserviceregistry.registry.stores.interfaces import (
     Expiration,
@@ -115,14 +115,14 @@ class MemoryKeys:
         self._shared = shared
         self._store = store
 
-    def join(self, name: str, seconds: int, status: Status) -> Deferred[Joined]:
-        def join() -> Joined:
+    def join(self, name: str, seconds: int, status: Status) -> Deferred[tuple[int, float]]:
+        def join() -> tuple[int, float]:
             shared = self._shared
             created = shared.joins = shared.next()
             shared.members[name] = _Member(created, seconds, shared.clock.seconds() + seconds, status)
             shared.watchLease(name)
             shared.tell(lambda store: self._joined(store, name, created))
-            return Joined(created, seconds)
+            return created, seconds
 
         return self._store.reached(lambda: succeed(join()))
 

@@ -1,7 +1,4 @@
-"""
-The store that keeps everything in memory, for tests and for throw-away use: the tables of the SQLite store, without a
-file and without threads. Every Deferred that it returns has fired already.
-"""
+"""The store that keeps everything in memory: the tables of the SQLite store, without a file and without threads."""
 
 from __future__ import annotations
 
@@ -27,11 +24,8 @@ _T = TypeVar("_T")
 @implementer(IOwnStore)
 class MemoryStore(TableStore):
     """
-    See the module. Its content lasts as long as the object: it may be closed and opened again.
-
-    :param wallClock: seconds since 1970.
-    :ivar unavailable: while it is true, every operation except ``close`` fails with :class:`StoreUnavailable`, and
-        nothing changes.
+    See the module. Every Deferred that it returns has fired already. Its content lasts as long as the object. While it
+    is *unavailable*, every operation except ``close`` fails with :class:`StoreUnavailable`.
     """
 
     name = "memory"

@@ -41,22 +41,17 @@ DEAF = 2.0
 PAUSE = 0.2
 
 
-@attrs.frozen
-class Joined:
-    """A node has become a member."""
-
-    created: int  # the create revision of its key
-    lifetime: float  # the seconds that etcd granted for its lease
-
-
 class INodeKeys(Interface):
     """
     The work in etcd of a node with this *name*, and the key that was *created* by this revision. Every Deferred may
     fail with :class:`StoreUnavailable`: the outcome is unknown then. Those of `bool` fire with whether it was done.
     """
 
-    def join(name: str, seconds: int, status: Status) -> Deferred[Joined]:
-        """Write the node's key with a lease of its own, and ``joins``, in one transaction."""
+    def join(name: str, seconds: int, status: Status) -> Deferred[tuple[int, float]]:
+        """
+        Write the node's key with a lease of its own, and ``joins``, in one transaction. Fires with the create revision
+        of the key, and the seconds that etcd granted for the lease.
+        """
 
     def load() -> Deferred[None]:
         """Read everything, as it is at one revision, into the node and the registrations, and watch from there on."""
@@ -85,7 +80,8 @@ class _Session:
     """One membership; times are on CLOCK_BOOTTIME."""
 
     name: str
-    joined: Joined
+    created: int
+    lifetime: float
     votes: Votes
     renewed: float  # when the last renewal began
     validUntil: float = 0.0  # when the node stops to acknowledge heartbeats; 0 before everything has been read
@@ -148,7 +144,7 @@ class Node:
 
     async def _join(self) -> None:
         name, sent = secrets.token_hex(8), self._seconds()
-        joined = await self._keys.join(name, PRESENCE, Status(0))
+        created, lifetime = await self._keys.join(name, PRESENCE, Status(0))
         votes = Votes(
             name,
             self._secondsLeft,
@@ -157,12 +153,12 @@ class Node:
             lambda *vote: self._inBackground(self._expire(session, *vote)),
         )
         # The watch delivers to it from now on, but it acknowledges nothing before everything has been read.
-        self._session = session = _Session(name, joined, votes, renewed=sent)
+        self._session = session = _Session(name, created, lifetime, votes, renewed=sent)
         self._inBackground(self._write(session))
         await self._read(session)
         if self._session is not session:
             raise StoreUnavailable("this node's key was gone before everything was read")
-        session.validUntil = sent + joined.lifetime - SAFETY
+        session.validUntil = sent + lifetime - SAFETY
         self._outage.succeeded()
 
     async def _read(self, session: _Session) -> None:
@@ -197,7 +193,7 @@ class Node:
                     if not await self._keys.renew(session.name):
                         return self._lose(session, "the lease of this node's key has ended")
                 if (isRenewal or session.votes.isChanged) and not await self._keys.publish(
-                    session.name, session.joined.created, session.votes.status()
+                    session.name, session.created, session.votes.status()
                 ):
                     return self._lose(session, "this node's key is gone")
             except StoreUnavailable:
@@ -209,7 +205,7 @@ class Node:
                     session.votes.giveUp()
                     self._registrations.renewAll()
                     self._outage.succeeded()
-                session.validUntil = max(session.validUntil, now + session.joined.lifetime - SAFETY)
+                session.validUntil = max(session.validUntil, now + session.lifetime - SAFETY)
 
     def _lose(self, session: _Session, reason: str) -> None:
         if self._session is session:
@@ -250,7 +246,7 @@ class Node:
         if name == session.name:
             session.shown = self._seconds()
         elif status is None:
-            session.votes.join(name)
+            session.votes.members.setdefault(name, -1)
         else:
             session.votes.observe(name, status)
 
@@ -312,7 +308,7 @@ class Node:
     async def _expire(self, session: _Session, number: int, registration: Registration, evidence: Evidence) -> None:
         hasExpired = False
         try:
-            hasExpired = await self._keys.expire(session.name, session.joined.created, registration, evidence)
+            hasExpired = await self._keys.expire(session.name, session.created, registration, evidence)
         except NoSuchObject:
             self._registrations.ended(registration)
         except CancelledError:

@@ -354,9 +354,6 @@ class EtcdUsers(Part):
     def _at(self, name: str) -> str:
         return f"{self._prefix}users/{name}"
 
-    def _token(self, tokenHash: str) -> str:
-        return f"{self._prefix}tokens/{tokenHash}"
-
     @property
     def guard(self) -> str:
         """The key that each new user changes, so that no two are given the same tenant."""
@@ -408,7 +405,7 @@ class EtcdUsers(Part):
     async def all(self) -> list[UserRecord]:
         users: list[UserRecord] = []
         for each in await self._etcd.all(self._at("")):
-            # A registry starts, and its other users are shown, without one that is damaged.
+            # One that is damaged keeps neither a registry from its start nor the others from being shown.
             with suppress(Unreadable):
                 users.append(self._user(each))
         return users
@@ -418,10 +415,10 @@ class EtcdUsers(Part):
         lease = newLease()
         await self._etcd.grant(lease, max(1, math.ceil(token.expires - self._wallClock())))
         kept = {"v": 1, "user": token.user, "tenant": token.tenant, "expires": token.expires, "revision": revision}
-        await self._etcd.txn((), [put(self._token(token.tokenHash), jsonBytes(kept), lease)])
+        await self._etcd.txn((), [put(f"{self._prefix}tokens/{token.tokenHash}", jsonBytes(kept), lease)])
 
     async def getToken(self, tokenHash: str) -> tuple[TokenRecord, UserRecord]:
-        found = await self._etcd.get(self._token(tokenHash))
+        found = await self._etcd.get(f"{self._prefix}tokens/{tokenHash}")
         if found is None:
             raise NoSuchObject("token")
         kept = readKept(found.key, found.value, _TOKEN)
@@ -432,7 +429,7 @@ class EtcdUsers(Part):
         return TokenRecord(tokenHash, kept["user"], kept["tenant"], kept["expires"]), self._user(user)
 
     async def removeToken(self, tokenHash: str) -> bool:
-        key = self._token(tokenHash)
+        key = f"{self._prefix}tokens/{tokenHash}"
         return not (await self._etcd.txn([unchanged(key, 0)], (), [deletion(key)])).succeeded
 
     def _user(self, found: KeyValue) -> UserRecord:

@@ -69,7 +69,7 @@ from .keyvalues import (
     unchanged,
     understood,
 )
-from .node import INodeKeys, Joined, Node
+from .node import INodeKeys, Node
 from .objects import EtcdEvents, EtcdStates, EtcdUsers, EtcdValues, Part
 from .registrations import Registrations
 from .services import EtcdLocks, EtcdServices
@@ -149,7 +149,7 @@ class NodeKeys(Part):
         return position
 
     @returnsDeferred
-    async def join(self, name: str, seconds: int, status: Status) -> Joined:
+    async def join(self, name: str, seconds: int, status: Status) -> tuple[int, float]:
         meta = await self._etcd.get(f"{self._prefix}meta")
         if meta is None or readKept(meta.key, meta.value, {"secret": str})["secret"] != self.secret:
             # Nodes with different secrets would refuse each other's tokens, and give the same event different ids.
@@ -161,7 +161,7 @@ class NodeKeys(Part):
         done = await self._etcd.txn([createdAt(self._key(name), 0)], changes, patience=0)
         if not done.succeeded:
             raise StoreUnavailable("etcd: the name of a new node is taken")
-        return Joined(done.revision, granted)
+        return done.revision, granted
 
     def renew(self, name: str) -> Deferred[bool]:
         return self._etcd.keepAlive(self._lease)

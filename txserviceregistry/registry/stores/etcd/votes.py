@@ -115,7 +115,7 @@ class Votes:
     _closed: dict[str, dict[str, set[VoteId]]] = attrs.Factory(dict)
     _own: dict[int, _Vote] = attrs.Factory(dict)
     _questions: dict[VoteId, _Question] = attrs.Factory(dict)
-    # The last serial of each other member; -1 before the first.
+    # The last serial of each other member; -1 before the first that can be read.
     members: dict[str, int] = attrs.Factory(dict)
     _number: int = 0
     _serial: int = 0
@@ -199,10 +199,6 @@ class Votes:
                         question.alive.add(question.registrations[place])
                         self._reopen(question.registrations[place], id)
         self._settle()
-
-    def join(self, node: str) -> None:
-        """Another node has become a member, whether or not its status can be read."""
-        self.members.setdefault(node, -1)
 
     def leave(self, node: str) -> None:
         """The key of another member is gone: own votes are given up, because it may have received heartbeats."""

@@ -23,7 +23,7 @@ from zope.interface import implementer
 
 from txserviceregistry.registry.engine import ADMISSION
 from txserviceregistry.registry.expiry import StallTolerantClock
-from txserviceregistry.registry.stores.etcd.node import INodeKeys, Joined, Node
+from txserviceregistry.registry.stores.etcd.node import INodeKeys, Node
 from txserviceregistry.registry.stores.etcd.votes import Evidence, Registration, Status
 from txserviceregistry.registry.stores.interfaces import IStoreListener, NoSuchObject, StoreUnavailable
 from txserviceregistry.util.deferred import waitFor
@@ -377,12 +377,12 @@ class Process:
 
     # -- INodeKeys
 
-    def join(self, name: str, seconds: int, status: Status) -> Deferred[Joined]:
+    def join(self, name: str, seconds: int, status: Status) -> Deferred[tuple[int, float]]:
         """See :meth:`INodeKeys.join`."""
 
-        def apply() -> Joined:
+        def apply() -> tuple[int, float]:
             self.world.grant(name, seconds)
-            return Joined(self.world.commit({("nodes", name): status, ("joins", ""): None}, lease=name), seconds)
+            return self.world.commit({("nodes", name): status, ("joins", ""): None}, lease=name), seconds
 
         return self.ask(apply)
 

@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.stores.etcd.keyvalues import jsonBytes
-from txserviceregistry.registry.stores.etcd.node import DEAF, LISTED, Joined, Node
+from txserviceregistry.registry.stores.etcd.node import DEAF, LISTED, Node
 from txserviceregistry.registry.stores.etcd.votes import Status
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 
@@ -28,7 +28,7 @@ class StopTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.keys = Mock()
-        self.keys.join.return_value = succeed(Joined(1, 5.0))
+        self.keys.join.return_value = succeed((1, 5.0))
         for name in ("load", "leave", "renew", "publish"):
             getattr(self.keys, name).side_effect = lambda *_: succeed(True)
         self.touched: Deferred[bool] = Deferred()
@@ -64,7 +64,7 @@ class StopTests(SynchronousTestCase):
         for name in ("join", "load"):
             for wait in waits:
                 clock, keys = Clock(), Mock()
-                keys.join.side_effect = lambda *_: succeed(Joined(1, 5.0))
+                keys.join.side_effect = lambda *_: succeed((1, 5.0))
                 keys.leave.side_effect = lambda _: succeed(None)
                 getattr(keys, name).side_effect = lambda *_, wait=wait: wait()
                 node = Node(keys, clock, clock.seconds)
@@ -90,7 +90,7 @@ class WatchTests(SynchronousTestCase):
     def test_everythingIsReadNowAndThen(self) -> None:
         """Not as fast as etcd responds; the first time at once."""
         clock, keys, loads = Clock(), Mock(), list[float]()
-        keys.join.side_effect = lambda *_: succeed(Joined(1, 5.0))
+        keys.join.side_effect = lambda *_: succeed((1, 5.0))
         for name in ("leave", "renew", "publish"):
             getattr(keys, name).side_effect = lambda *_: succeed(True)
         node = Node(keys, clock, clock.seconds)
@@ -120,7 +120,7 @@ class StatusTests(SynchronousTestCase):
             alive = [("1", str(10**18 + place)) for place in range(LISTED)]
             for number in range(count):
                 keys, registrations = Mock(), Mock()
-                keys.join.side_effect = lambda *_: succeed(Joined(1, 5.0))
+                keys.join.side_effect = lambda *_: succeed((1, 5.0))
                 keys.load.side_effect = lambda: succeed(None)
                 keys.publish.side_effect = lambda *_: succeed(True)
                 keys.renew.side_effect = lambda *_: succeed(True)
