@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from .._version import __version__
 from ..util.deferred import DaemonThreadPool, Waiters, returnsDeferred
 from ..util.logs import Logger, Outage
-from .console.console import Console, Sessions
+from .console.console import Console
 from .core import Registry
 from .datadir import DataDirectory, DataDirectoryError
 from .feed import EVENT_RETENTION
@@ -232,9 +232,8 @@ class RegistryService(Service):
         self.health = Health(store, self._reactor)
         resource.pages = statusPages(self.health, makeMetrics, self._metrics)
         if self._consoleNames is not None:
-            sessions = Sessions(store, **clocks)
             resource.handlers.console = Console(
-                *(resource, registry, store, identity, sessions, self.health),
+                *(resource, registry, store, identity, self.health, self._reactor),
                 wallClock=self._wallClock,
                 names=self._consoleNames,
             )

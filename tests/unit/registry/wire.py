@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
 
 from tests import CHEAP
-from txserviceregistry.registry.console.console import Console, Sessions
+from txserviceregistry.registry.console.console import Console
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.http.connections import ConnectionLimits
 from txserviceregistry.registry.http.operations import ROUTES
@@ -231,12 +231,11 @@ def fired(deferred: Deferred[Any]) -> Any:
     return results[0]
 
 
-def addConsole(api: Api, names: Collection[str] = ()) -> None:
-    """Let it serve the console, under these *names* too."""
-    sessions = Sessions(api.store, clock=api.clock, wallClock=api.wallClock.seconds)
+def addConsole(api: Api, names: Collection[str] = (), store: Any = None) -> None:
+    """Let it serve a new console, under these *names* too."""
     health = Health(api.store, api.clock)
     api.resource.handlers.console = Console(
-        *(api.resource, api.registry, api.store, api.identity, sessions, health),
+        *(api.resource, api.registry, store or api.store, api.identity, health, api.clock),
         wallClock=api.wallClock.seconds,
         names=names,
     )

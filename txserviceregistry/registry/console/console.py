@@ -74,66 +74,6 @@ class Session:
     secret: str = attrs.field(repr=False)  # the page sends it in a header
 
 
-class Sessions:
-    """
-    The sessions, and the links that begin one. A session needs two random secrets, because a browser sends cookies to
-    every port of a host. The store keeps a hash of both, so that sessions work on every node and after a restart, and
-    end with the user's API key. A session has the digest of its user's role, and ends when the role changes.
-    """
-
-    def __init__(self, store: IStore, *, clock: IReactorTime, wallClock: Callable[[], float] = time.time) -> None:
-        self._store = store
-        self._wallClock = wallClock
-        self._records: StoreCache[tuple[TokenRecord, UserRecord]] = StoreCache(store.getToken, clock)
-
-    async def begin(self, user: UserRecord) -> Session:
-        cookie, secret = f"{token_urlsafe(32)}.{_roleDigest(user.role)}", token_urlsafe(32)
-        return Session(user, await self._add(_hash("session", cookie, secret), user, LIFETIME), cookie, secret)
-
-    async def find(self, cookie: str, secret: str) -> Session:
-        """The session with these secrets; raises InvalidToken if there is none, or it has ended."""
-        record, user = await self._get(_hash("session", cookie, secret))
-        if cookie.rpartition(".")[2] != _roleDigest(user.role):
-            raise InvalidToken()
-        return Session(user, record.expires, cookie, secret)
-
-    async def end(self, session: Session) -> None:
-        await self._remove(_hash("session", session.cookie, session.secret))
-
-    async def issueLink(self, user: UserRecord) -> str:
-        """A secret that begins one session within a minute."""
-        link = token_urlsafe(32)
-        await self._add(_hash("link", link), user, LINK_LIFETIME)
-        return link
-
-    async def redeem(self, link: str) -> UserRecord:
-        """The user to whom a link was issued; it is spent. Raises InvalidToken if it is unknown, spent or too old."""
-        _, user = await self._get(_hash("link", link))
-        # Of several requests at the same time, on any node, one removes it.
-        if not await self._remove(_hash("link", link)):
-            raise InvalidToken()
-        return user
-
-    async def _add(self, tokenHash: str, user: UserRecord, seconds: float) -> float:
-        expires = float(int(self._wallClock() + seconds))
-        await self._store.addToken(TokenRecord(tokenHash, user.name, user.tenant, expires))
-        return expires
-
-    async def _get(self, tokenHash: str) -> tuple[TokenRecord, UserRecord]:
-        try:
-            found = self._records.recent(tokenHash) or await self._records.get(tokenHash)
-        except NoSuchObject:
-            raise InvalidToken()
-        if found[0].expires <= self._wallClock():
-            raise InvalidToken()
-        return found
-
-    async def _remove(self, tokenHash: str) -> bool:
-        removed = await self._store.removeToken(tokenHash)
-        self._records.forget(tokenHash)
-        return removed
-
-
 def _hash(purpose: str, *secrets: str) -> str:
     text = json.dumps(secrets).encode("ascii")
     # The person makes it another function than the hash of auth tokens, and one for each purpose.
@@ -157,23 +97,35 @@ def _loadFiles() -> Mapping[str, Response]:
     return {**responses, "": responses["index.html"]}
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Console:
-    """Answers the requests of the console, which is served under these *names* too."""
+    """
+    Answers the requests of the console, which is served under these *names* too.
+
+    A session needs two random secrets, because a browser sends cookies to every port of a host. The store keeps a hash
+    of both, so that sessions work on every node and after a restart, and end with the user's API key. A session has the
+    digest of its user's role, and ends when the role changes.
+    """
 
     _resource: ApiResource
     _registry: Registry
     _store: IStore
     _identity: Identity
-    _sessions: Sessions
     _health: Health
+    _clock: IReactorTime
     _wallClock: Callable[[], float] = time.time
     _names: Collection[str] = ()
     _files: Mapping[str, Response] = attrs.field(init=False, factory=_loadFiles)
+    # Of sessions, and of links that begin one.
+    _records: StoreCache[tuple[TokenRecord, UserRecord]] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._records = StoreCache(self._store.getToken, self._clock)
 
     async def makeLink(self, user: UserRecord, root: str) -> dict[str, Any]:
         """A link that opens the page as this user, once, as JSON; *root* is the registry's URL."""
-        link = await self._sessions.issueLink(user)
+        link = token_urlsafe(32)
+        await self._add(_hash("link", link), user, LINK_LIFETIME)
         return {"href": f"{root}{_ROOT}/#once={link}", "expires_in": int(LINK_LIFETIME)}
 
     def serves(self, request: Request, path: str) -> bool:
@@ -191,7 +143,7 @@ class Console:
         except Fault:
             if path == _API + "/login":
                 with suppress(Fault, InvalidToken):  # a link is spent, though it is refused
-                    await self._sessions.redeem(_text(parseBody(request), "once"))
+                    await self._redeem(_text(parseBody(request), "once"))
             raise
         if not path.startswith(_API + "/"):
             return self._page(request, path)
@@ -238,38 +190,66 @@ class Console:
                 return response
         raise pageNotFound()
 
-    # -- sessions
+    # -- sessions and links
+
+    async def _add(self, tokenHash: str, user: UserRecord, seconds: float) -> float:
+        expires = float(int(self._wallClock() + seconds))
+        await self._store.addToken(TokenRecord(tokenHash, user.name, user.tenant, expires))
+        return expires
+
+    async def _get(self, tokenHash: str) -> tuple[TokenRecord, UserRecord]:
+        """Raises InvalidToken if there is no such session or link, or it has ended."""
+        try:
+            found = self._records.recent(tokenHash) or await self._records.get(tokenHash)
+        except NoSuchObject:
+            raise InvalidToken()
+        if found[0].expires <= self._wallClock():
+            raise InvalidToken()
+        return found
+
+    async def _remove(self, tokenHash: str) -> bool:
+        removed = await self._store.removeToken(tokenHash)
+        self._records.forget(tokenHash)
+        return removed
+
+    async def _redeem(self, link: str) -> UserRecord:
+        """The user to whom a link was issued; it is spent."""
+        _, user = await self._get(_hash("link", link))
+        # Of several requests at the same time, on any node, one removes it.
+        if not await self._remove(_hash("link", link)):
+            raise InvalidToken()
+        return user
 
     async def _session(self, request: Request) -> Session:
         secret = header(request, _SECRET)
         reason = "There is no session; log in"
         for cookie in _cookies(request):
             if cookie and secret and (cookie + secret).isascii():
-                try:
-                    session = await self._sessions.find(cookie, secret)
-                except InvalidToken:
-                    reason = "The session has ended; log in again"
-                else:
-                    recognize(request)
-                    return session
+                reason = "The session has ended; log in again"
+                with suppress(InvalidToken):
+                    record, user = await self._get(_hash("session", cookie, secret))
+                    if cookie.rpartition(".")[2] == _roleDigest(user.role):
+                        recognize(request)
+                        return Session(user, record.expires, cookie, secret)
         raise _unauthorized(reason)
 
     async def _logIn(self, request: Request) -> Response:
         body = parseBody(request)
         try:
             if "once" in body:
-                user = await self._sessions.redeem(_text(body, "once"))
+                user = await self._redeem(_text(body, "once"))
             else:
                 user = await self._identity.verify(_text(body, "user"), _text(body, "key"), originOf(request))
         except (InvalidCredentials, InvalidToken):
             raise _unauthorized("Username or api key is invalid")
         recognize(request)
-        session = await self._sessions.begin(user)
-        body = {**_describe(session), "secret": session.secret}
-        return Response(200, body, _setCookie(request, session.cookie, int(LIFETIME)))
+        cookie, secret = f"{token_urlsafe(32)}.{_roleDigest(user.role)}", token_urlsafe(32)
+        expires = await self._add(_hash("session", cookie, secret), user, LIFETIME)
+        body = {**_describe(Session(user, expires, cookie, secret)), "secret": secret}
+        return Response(200, body, _setCookie(request, cookie, int(LIFETIME)))
 
     async def _logOut(self, request: Request, session: Session) -> Response:
-        await self._sessions.end(session)
+        await self._remove(_hash("session", session.cookie, session.secret))
         return Response(204, headers=_setCookie(request, "", 0))
 
     async def _getSession(self, request: Request, session: Session) -> Response:

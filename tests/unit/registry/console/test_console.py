@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.console.console import LIFETIME, LINK_LIFETIME, Sessions
-from txserviceregistry.registry.identity import InvalidToken
+from txserviceregistry.registry.console.console import LIFETIME, LINK_LIFETIME
 from txserviceregistry.registry.roles import Role
 
 from ..wire import KEY, USER, Api, Connection, Reply, addConsole, fired, requestBytes
@@ -267,17 +266,18 @@ class LinkTests(ConsoleCase):
 
     def test_twoNodes(self) -> None:
         """Two nodes that are sent the same link at the same time begin one session."""
-        user = fired(self.api.store.getUser(USER))
-        nodes = [Sessions(self.api.held, clock=self.api.clock, wallClock=self.api.wallClock.seconds) for _ in range(2)]  # type: ignore[arg-type]  # passes all on
-        link = fired(Deferred.fromCoroutine(nodes[0].issueLink(user)))
+        link = self.link()
         held = self.api.held.hold("getToken", acts=True)
-        results: list[Any] = []
-        for node in nodes:
-            Deferred.fromCoroutine(node.redeem(link)).addBoth(results.append)
+        connections = [Connection(self.api) for _ in range(2)]
+        body = json.dumps({"once": link}).encode()
+        for connection in connections:
+            addConsole(self.api, store=self.api.held)
+            connection.send(requestBytes("POST", "/console/api/login", body, {"Host": HOST, "Origin": ORIGIN}))
+        self.assertEqual(len(held), 2)
         for call in held:
             call.release()
-        self.assertEqual(results[0], user)
-        results[1].trap(InvalidToken)
+        self.api.advance(1)
+        self.assertEqual([reply.code for each in connections for reply in each.replies()], [200, 401])
 
     def test_spentWhenRefused(self) -> None:
         """A link that came from a page of another site is spent."""
