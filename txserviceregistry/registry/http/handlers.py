@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -13,13 +12,14 @@ from twisted.internet.defer import CancelledError
 from ...util.fields import Unusable, isEnabled, netloc, readAddress
 from ..core import Registry, etagAt
 from ..faults import NO_STORE, Fault, pageNotFound, validationError
-from ..limits import RateLimiter, ResourceLimits
+from ..limits import NO_HEADERS, RateLimiter, ResourceLimits
 from ..model import NewLock, NewService, lockScope
 from ..roles import CONFIGURATION, LOCKS, SERVICES
-from ..stores.interfaces import UP
+from ..stores.interfaces import UP, StoreUnavailable
+from ..streams import Stream
+from ..uuids import position
 from . import validation as rules
-from .eventstream import streamEvents
-from .messages import Response, baseUrl, faultBody, inJSON
+from .messages import Outlet, Response, baseUrl, faultBody, header, inJSON
 from .operations import Call, operation
 from .requestlog import LOCK_WAITING, STREAM, WAITING
 
@@ -32,6 +32,7 @@ _TAGGED = ("ETag", "Cache-Control")
 _CONDITIONS = (rules.IF_MATCH, rules.IF_NONE_MATCH)
 _PAGE = (rules.LIMIT, rules.MARKER)
 _KEY_PAGE = (rules.LIMIT, rules.KEY_MARKER)
+_STREAM_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 @attrs.define(eq=False)
@@ -266,13 +267,52 @@ class Handlers:
         # The original never filled it in here.
         body["metadata"]["marker"] = None
         if call.query["types"] is None:
-            body["values"] = [_asInVersion1(event) for event in page.values]
+            body["values"] = [
+                {**event, "payload": {name: value for name, value in event["payload"].items() if name != "state"}}
+                if "state" in event["payload"]
+                else event
+                for event in page.values
+            ]
         return Response(200, body)
 
     @operation(f"GET {STREAM}", 200, "EventStream", query=(rules.EVENT_MARKER, rules.TAG, rules.EVENT_TYPES_WANTED))
     async def streamEvents(self, call: Call) -> Response:
         """Get events as they happen (the extension event-stream). Server-sent events until the connection ends."""
-        return await streamEvents(self._registry.feed, call)
+        record, query, feed = call.record, call.query, self._registry.feed
+        request, streams, marker = record.request, feed.streams, query["marker"]
+        lastId = header(request, b"Last-Event-ID").strip()
+        head = Response(200, headers={**_STREAM_HEADERS, **record.headers}, isStream=True)
+        if marker is not None and not lastId:
+            await feed.checkMarker(call.tenant, marker.lower())
+        if request.method == b"HEAD":
+            request.channel.persistent = False
+            return head
+        outlet = Outlet(request, request.channel.transport)
+
+        def end() -> None:
+            streams.close(stream)
+            if request.startedWriting:
+                outlet.end()
+
+        stream = Stream(
+            call.tenant, rules.eventTypes(query), query["tag"], outlet.write, outlet.drained, call.authenticate, end
+        )
+        streams.open(stream)
+        try:
+            isComplete = await streams.locate(stream, None if marker is None else position(marker), lastId)
+            if record.isGone:
+                raise CancelledError()
+            if stream.isOver:
+                raise StoreUnavailable("all event streams were closed")
+            outlet.begin(head, record.txnId)
+        except BaseException:
+            if not stream.isOver:
+                streams.close(stream)
+            raise
+        record.headers = NO_HEADERS
+        request.notifyFinish().addErrback(lambda _: streams.close(stream))
+        streams.begin(stream, isComplete)
+        return head
 
     # -- locks
 
@@ -366,10 +406,3 @@ def _wait(call: Call, route: str) -> None:
 
 def _tagged(position: int) -> dict[str, str]:
     return {"ETag": etagAt(position), **NO_STORE}
-
-
-def _asInVersion1(event: Mapping[str, Any]) -> Mapping[str, Any]:
-    payload = event["payload"]
-    if "state" not in payload:
-        return event
-    return {**event, "payload": {name: value for name, value in payload.items() if name != "state"}}

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import attrs
-from twisted.web import server
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.tcp import Connection
 
 # By name, because every look into this module costs a detour that Twisted makes for names that it deprecates.
 from twisted.web.http import NO_CONTENT, RESPONSES, datetimeToString
+from twisted.web.server import Request
+from zope.interface import implementer
 
+from ...util.deferred import Waiters
 from ..faults import Fault, Headers, badRequest, invalidBody
 from .connections import ipOf
 
@@ -44,6 +50,12 @@ _JSON_LINES = _LINES + b"Content-Type: application/json; charset=UTF-8\r\n"
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
 
+#: Bytes that are kept for a client that reads its event stream too slowly. With more it is disconnected.
+BUFFER = 256 * 1024
+#: Milliseconds after which a connection counts as lost whose peer does not acknowledge what was sent.
+_UNACKNOWLEDGED = 45_000
+
+
 @attrs.frozen(repr=False)
 class Response:
     """
@@ -71,7 +83,7 @@ def faultResponse(fault: Fault, txnId: str) -> Response:
     return Response(fault.code, faultBody(fault, txnId), fault.headers)
 
 
-def write(request: server.Request, response: Response, txnId: str) -> None:
+def write(request: Request, response: Response, txnId: str) -> None:
     # In one piece. Twisted's own way cleans the headers and puts them in order one by one.
     channel, version = request.channel, request.clientproto
     mustClose = not channel.persistent and version == b"HTTP/1.1"
@@ -107,12 +119,76 @@ def inBytes(
     return b"".join(parts)
 
 
-def header(request: server.Request, name: bytes) -> str:
+@implementer(IPushProducer)
+@attrs.define(eq=False, repr=False)
+class Outlet:
+    """The connection of an event stream. Data that its transport does not accept is kept here, up to a limit."""
+
+    _request: Request
+    _transport: Any
+    _isClogged: bool = False
+    _held: bytearray = attrs.field(factory=bytearray)
+    _drained: Waiters[None] = attrs.field(factory=Waiters)
+
+    def begin(self, head: Response, txnId: str) -> None:
+        handle = getattr(self._transport, "socket", None)
+        if handle is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED)
+        self._request.channel.persistent = False
+        write(self._request, head, txnId)
+        # Not by the request: another attribute of it takes a kilobyte.
+        self._request.channel.registerProducer(self, True)
+
+    def end(self) -> None:
+        """Finish the response. The kept data is left to the transport."""
+        self._request.channel.unregisterProducer()
+        self._transport.write(bytes(self._held))
+        self._request.finish()
+        self.stopProducing()
+
+    def write(self, data: bytes) -> None:
+        transport = self._transport
+        if self._isClogged:
+            self._held += data
+            # The transport keeps 64 KiB.
+            if len(self._held) > BUFFER - 64 * 1024:
+                self._held.clear()
+                transport.abortConnection()
+            return
+        # Plain TCP writes at once. (Wrappers, such as TLS, have the same names, and would send the data as it is.)
+        # Twisted's way takes three times as long: it waits for the reactor to say that there is room.
+        if isinstance(transport, Connection) and not transport.dataBuffer and not transport._tempDataLen:
+            sent = transport.writeSomeData(data)
+            if sent == len(data):
+                return
+            if isinstance(sent, int):
+                data = data[sent:]
+        transport.write(data)
+
+    def drained(self) -> Deferred[None]:
+        return self._drained.wait() if self._isClogged else succeed(None)
+
+    def pauseProducing(self) -> None:
+        self._isClogged = True
+
+    def resumeProducing(self) -> None:
+        self._isClogged = False
+        held, self._held = self._held, bytearray()
+        if held:
+            self._transport.write(bytes(held))
+        if not self._isClogged:
+            self.stopProducing()
+
+    def stopProducing(self) -> None:
+        self._drained.fire(None)
+
+
+def header(request: Request, name: bytes) -> str:
     """The first header with this name; empty if there is none. Any bytes may come in it."""
     return (request.requestHeaders.getRawHeaders(name) or [b""])[0].decode("latin-1")
 
 
-def baseUrl(request: server.Request) -> str:
+def baseUrl(request: Request) -> str:
     """The URL under which the client reached this registry, from its ``Host`` header or the local address."""
     host = header(request, b"Host")
     if not _HOST.fullmatch(host):
@@ -129,7 +205,7 @@ def _refuseConstant(name: str) -> None:
 _PARSER = json.JSONDecoder(parse_constant=_refuseConstant)
 
 
-def parseBody(request: server.Request) -> dict[str, Any]:
+def parseBody(request: Request) -> dict[str, Any]:
     """The JSON object that a request brings, empty if it has no body; or the fault for what is not a JSON object."""
     content: Any = request.content
     content.seek(0)
