@@ -411,10 +411,7 @@ def originOf(request: Request) -> Origin:
 
 
 async def inTurn(request: Request) -> None:
-    """
-    Wait for the turn of a request that had to wait for something else: the remaining work, and that for the requests
-    behind it, is work for an unauthenticated client, unless its client has shown a token meanwhile.
-    """
+    """Wait for the turn of a request that has waited for something else, unless its client has shown a token."""
     client = _guest(request)
     if client is not None:
         turn: Deferred[None] = Deferred()

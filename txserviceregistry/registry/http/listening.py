@@ -173,10 +173,7 @@ class TLSEndpoint(TCP4ServerEndpoint):
 
 
 def parseEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
-    """
-    :param description: an endpoint string, such as ``tcp:8880:interface=127.0.0.1``.
-    :raises Exception: if it can't be used: EndpointError, or what the parsers of Twisted and of plugins raise.
-    """
+    """Raises EndpointError for an invalid endpoint string, or what the parsers of Twisted and of plugins raise."""
     if description.startswith("ssl:"):
         return _tlsEndpoint(reactor, description)
     if description.startswith(("tcp:", "tcp6:")) and ":backlog=" not in description:

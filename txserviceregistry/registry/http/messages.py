@@ -49,7 +49,6 @@ _LINES = b"Date: %%b\r\nX-Response-Id: %%b\r\nX-Service-Registry-Extensions: %b\
 _JSON_LINES = _LINES + b"Content-Type: application/json; charset=UTF-8\r\n"
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
-
 #: Bytes that are kept for a client that reads its event stream too slowly. With more it is disconnected.
 BUFFER = 256 * 1024
 #: Milliseconds after which a connection counts as lost whose peer does not acknowledge what was sent.
@@ -58,20 +57,13 @@ _UNACKNOWLEDGED = 45_000
 
 @attrs.frozen(repr=False)
 class Response:
-    """
-    The response to a request.
-
-    :ivar body: sent as JSON.
-    :ivar headers: more headers, by name; several values are lines of their own.
-    :ivar text: sent instead of a body, as it is: JSON already, unless the headers name its ``Content-Type``.
-    :ivar isStream: whether what follows the head has no length and no end before that of the connection.
-    """
+    """The response to a request."""
 
     code: int
-    body: Mapping[str, Any] | None = None
-    headers: Headers = attrs.field(factory=dict)
-    text: bytes | None = None
-    isStream: bool = False
+    body: Mapping[str, Any] | None = None  # sent as JSON
+    headers: Headers = attrs.field(factory=dict)  # more of them; several values are lines of their own
+    text: bytes | None = None  # sent instead of a body; JSON, unless the headers name its Content-Type
+    isStream: bool = False  # what follows the head has no length, and ends with the connection
 
 
 def faultBody(fault: Fault, txnId: str) -> dict[str, Any]:

@@ -1,8 +1,4 @@
-"""
-Metrics: what a registry counts, in the words of Prometheus, translated at the moment that it is asked for.
-
-Needs prometheus_client, which the extra ``metrics`` brings: only the page of metrics imports this module.
-"""
+"""Metrics, in the words of Prometheus. Needs the extra ``metrics``: only their page imports this module."""
 
 from __future__ import annotations
 

@@ -1,11 +1,4 @@
-"""
-The API as a resource: the way of a request through authentication and the checks to its handler, and of its response
-back.
-
-A request shows a token in ``X-Auth-Token`` or as ``Authorization: Bearer``, or a user's name and API key as
-``Authorization: Basic``. Browsers remember Basic credentials for a host and send them for pages on all of its ports, so
-that these are not accepted from pages of another origin, and pages are never asked for them.
-"""
+"""The API as a resource: the way of a request through authentication and checks to its handler, and of its response."""
 
 from __future__ import annotations
 
@@ -71,7 +64,7 @@ class ApiResource(Resource):
         self.handlers = Handlers(registry, rateLimiter, limits)
 
     def render(self, request: Request) -> int:
-        """Answer a request, for a plain Site: the response is sent from here, now or later."""
+        """Answer a request, for a plain Site."""
         self.answer(request)
         return NOT_DONE_YET
 
@@ -196,11 +189,7 @@ class ApiResource(Resource):
     # -- authentication
 
     async def userOf(self, request: Request) -> UserRecord:
-        """
-        The user who sends a request, or the fault 401, or 403 for credentials that a page of another origin sends.
-
-        :raises Overloaded: if too many API keys are waiting to be checked.
-        """
+        """The user who sends a request; raises the fault 401 or 403, or Overloaded if too many API keys wait."""
         token, basic = _shown(request)
         if basic is not None:
             if _isForeign(request):
@@ -269,7 +258,7 @@ def _pair(basic: str) -> tuple[str, str]:
 
 
 def _isForeign(request: Request) -> bool:
-    """Whether a page of another origin sends a request."""
+    """Whether a page of another origin sends a request: browsers send Basic credentials to all ports of a host."""
     headers = request.requestHeaders
     sites = headers.getRawHeaders(b"Sec-Fetch-Site")
     if sites is not None:

@@ -243,7 +243,6 @@ class ApiSite(server.Site):
         return channel
 
     def acceptableProtocols(self) -> list[bytes]:
-        """HTTP/1.1 is what the API's framing is about."""
         return [b"http/1.1"]
 
     def pace(self, port: IListeningPort) -> None:
@@ -259,10 +258,7 @@ class ApiSite(server.Site):
 
 
 class _Handshaking(TLSMemoryBIOProtocol):
-    """
-    A TLS connection. The steps of its handshake may wait: the server signs each one, which with a key of 4,096 bits
-    takes as long as some thirty requests.
-    """
+    """A TLS connection. The steps of its handshake may wait: with a key of 4,096 bits one takes as long as 30 requests."""
 
     transport: Any
     _queue: AdmissionQueue

@@ -1,7 +1,4 @@
-"""
-The pages beside the API, for operators and monitoring: health, metrics and the description of the API. They need no
-token, are outside ``/v1.0`` and ``/v2.0``, and take ``GET`` and ``HEAD``.
-"""
+"""The pages beside the API, for operators and monitoring, which need no token: health, metrics, the description."""
 
 from __future__ import annotations
 
@@ -42,10 +39,7 @@ PATIENCE = 2.0
 
 
 class Health:
-    """
-    Whether the store, which is open, can be read and written. One probe finds that out for all requests, and is
-    believed for a second, so that the page can't wear out a disk. The uptime counts from now.
-    """
+    """Whether the store can be read and written. A probe counts for a second, to spare the disk."""
 
     _log = Logger()
 
