@@ -16,8 +16,8 @@ from twisted.python.failure import Failure
 from ..clock import useMonotonic
 from ..registry.http.connections import ConnectionLimits, raiseFileLimit
 from ..registry.http.listening import EndpointError, parseEndpoint
+from ..registry.http.pages import ANYWHERE, LOOPBACK, OFF, SILENT
 from ..registry.http.requestlog import STDOUT
-from ..registry.http.statuspages import ANYWHERE, LOOPBACK, OFF, SILENT
 from ..registry.limits import ResourceLimits
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import defaultDataDir

@@ -31,10 +31,10 @@ from .feed import EVENT_RETENTION
 from .http.connections import ConnectionLimits, availableFiles
 from .http.listening import TLSEndpoint, listenerOf, parseEndpoint
 from .http.messages import Response
+from .http.pages import LOOPBACK, Health, statusPages
 from .http.requestlog import LogFile, RequestLog
 from .http.resource import ApiResource
 from .http.server import ApiSite
-from .http.statuspages import LOOPBACK, Health, statusPages
 from .identity import SCRYPT_COST, Identity, InvalidUser, newKey
 from .limits import Places, RateLimiter, ResourceLimits
 from .stores.interfaces import ISharedStore, IStore, ObjectExists, StoreRefused, StoreUnavailable

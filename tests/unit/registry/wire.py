@@ -18,10 +18,10 @@ from txserviceregistry.registry.console.console import Console
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.http.connections import ConnectionLimits
 from txserviceregistry.registry.http.operations import ROUTES
+from txserviceregistry.registry.http.pages import Health
 from txserviceregistry.registry.http.requestlog import LogFile, RequestLog
 from txserviceregistry.registry.http.resource import ApiResource
 from txserviceregistry.registry.http.server import ApiSite
-from txserviceregistry.registry.http.statuspages import Health
 from txserviceregistry.registry.identity import Identity
 from txserviceregistry.registry.limits import Places, RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.memory import MemoryStore

@@ -26,9 +26,9 @@ from ..faults import Fault, forbidden, pageNotFound, validationError
 from ..http.connections import ipOf, originOf, recognize
 from ..http.messages import API, EXTENSIONS, Response, header, parseBody
 from ..http.operations import resolve
+from ..http.pages import Health
 from ..http.requestlog import RequestRecord
 from ..http.resource import ApiResource
-from ..http.statuspages import Health
 from ..identity import Identity, InvalidCredentials, InvalidToken, StoreCache
 from ..roles import Role
 from ..stores.interfaces import ISharedStore, IStore, NoSuchObject, TokenRecord, UserRecord
@@ -223,7 +223,12 @@ class Console:
     async def _session(self, request: Request) -> Session:
         secret = header(request, _SECRET)
         reason = "There is no session; log in"
-        for cookie in _cookies(request):
+        # Any server of the host can set a cookie of this name, for more or fewer paths, and a browser may have one from
+        # here, and another through a proxy with TLS.
+        names = {_cookieName(request, isSecure=isSecure) for isSecure in {True, request.isSecure()}}
+        lines = request.requestHeaders.getRawHeaders(b"Cookie", [])
+        pairs = [pair.strip().partition("=") for line in lines for pair in line.decode("latin-1").split(";")]
+        for cookie in [value for name, _, value in pairs if name in names][:_MOST_COOKIES]:
             if cookie and secret and (cookie + secret).isascii():
                 reason = "The session has ended; log in again"
                 with suppress(InvalidToken):
@@ -349,15 +354,6 @@ def _cookieName(request: Request, *, isSecure: bool) -> str:
     # Browsers send a cookie to every port of a host, and another registry can be at each.
     _, port = _split(header(request, b"Host"))
     return (_SECURE_COOKIE if isSecure else _COOKIE) + (port and f"-{port}")
-
-
-def _cookies(request: Request) -> list[str]:
-    """The session's cookie, among others of its name: any server of the host can set one, for more or fewer paths."""
-    # A browser may have one from here, and another through a proxy with TLS.
-    names = {_cookieName(request, isSecure=isSecure) for isSecure in {True, request.isSecure()}}
-    lines = request.requestHeaders.getRawHeaders(b"Cookie", [])
-    pairs = (pair.strip().partition("=") for line in lines for pair in line.decode("latin-1").split(";"))
-    return [value for name, _, value in pairs if name in names][:_MOST_COOKIES]
 
 
 def _setCookie(request: Request, value: str, seconds: int) -> dict[str, str]:

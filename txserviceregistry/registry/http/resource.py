@@ -24,8 +24,8 @@ from .connections import inTurn, originOf, recognize
 from .handlers import Handlers
 from .messages import API, AUTH, CREDENTIALS, Response, baseUrl, faultResponse, parseBody, write
 from .operations import TOKENS, Call, Target, resolve, sentQuery
+from .pages import Pages
 from .requestlog import GONE, LOCK_WAITING, STREAM, WAITING, RequestLog, RequestRecord
-from .statuspages import Pages
 
 # The methods that the rate limit counts.
 _COUNTED = frozenset({b"GET", b"HEAD"})

@@ -258,7 +258,7 @@ class ApiSite(server.Site):
 
 
 class _Handshaking(TLSMemoryBIOProtocol):
-    """A TLS connection. The steps of its handshake may wait: with a key of 4,096 bits one takes as long as 30 requests."""
+    """A TLS connection. Steps of its handshake may wait: with a key of 4,096 bits one takes as long as 30 requests."""
 
     transport: Any
     _queue: AdmissionQueue

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.unit.registry.heldstore import HeldStore
 from txserviceregistry._version import __version__
-from txserviceregistry.registry.http.statuspages import OK, SILENT, UNAVAILABLE, Health
+from txserviceregistry.registry.http.pages import OK, SILENT, UNAVAILABLE, Health
 from txserviceregistry.registry.stores.memory import MemoryStore
 
 

@@ -16,12 +16,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.unit.registry.http.test_statuspages import metricsOf
 from tests.unit.registry.wire import KEY, OPERATIONS, USER, Api
 from txserviceregistry.registry.faults import Fault
-from txserviceregistry.registry.http import openapi, validation
+from txserviceregistry.registry.http import pages, validation
 from txserviceregistry.registry.http.messages import API, EXTENSIONS
-from txserviceregistry.registry.http.statuspages import Health, statusPages
+from txserviceregistry.registry.http.pages import Health, statusPages
 from txserviceregistry.registry.model import EVENT_TYPES
 
-DOCUMENT: dict[str, Any] = json.loads(openapi.document())
+DOCUMENT: dict[str, Any] = json.loads(pages.document())
 # The fields of each body, and what reads its schema. Entries of a batch are checked one by one.
 BODIES = [
     (operation.body, Draft202012Validator(validation.schemaOf(operation.body)))
@@ -135,7 +135,7 @@ class DocumentTests(SynchronousTestCase):
 
     def test_unknownTypes(self) -> None:
         """A type without an equivalent in JSON is an error."""
-        self.assertRaises(TypeError, openapi._ofType, bytes)
+        self.assertRaises(TypeError, pages._ofType, bytes)
 
 
 class ServedTests(SynchronousTestCase):

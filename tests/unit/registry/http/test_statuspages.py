@@ -17,7 +17,7 @@ from tests.certificates import commonHolder
 from tests.unit.registry.wire import KEY, USER, Api, Connection, Reply, requestBytes
 from txserviceregistry._version import __version__
 from txserviceregistry.registry.http.messages import Response
-from txserviceregistry.registry.http.statuspages import ANYWHERE, LOOPBACK, OFF, Health, statusPages
+from txserviceregistry.registry.http.pages import ANYWHERE, LOOPBACK, OFF, Health, statusPages
 
 DOCUMENTATION = ROOT / "docs" / "metrics.rst"
 
