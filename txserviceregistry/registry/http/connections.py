@@ -221,10 +221,7 @@ class Connections:
         return Origin(peer, connection, self.clock.seconds() - self._seen.get(peer, -math.inf) < KNOWN_SECONDS)
 
     def drain(self, seconds: float, endWaiting: Callable[[], None] = lambda: None) -> Deferred[None]:
-        """
-        Close all: idle ones now, the others with the response to their request, and whatever happens after so many
-        *seconds*; *endWaiting* ends the waiting of requests. Fires when no connection is left.
-        """
+        """Close idle connections now, the others with their response, all after so many *seconds*; fires when done."""
         if not self._members:
             endWaiting()
             return succeed(None)
@@ -254,9 +251,11 @@ class Connections:
         self._sweeping = self.clock.callLater(SWEEP_SECONDS, self._sweep)
         now = self.clock.seconds()
         for connection in [each for each in self._members if each.deadline <= now]:
+            if connection not in self._members:
+                continue  # closing another one has closed it
             if connection.isClosing:
                 connection.transport.abortConnection()
-            elif connection in self._members:  # closing another one may have closed it
+            else:
                 connection.loseConnection()
 
     def keeps(self, connection: Client, size: int) -> None:

@@ -113,10 +113,8 @@ def resolve(method: bytes, raw: bytes) -> Target:
 
 
 def match(method: str, path: str) -> tuple[Operation | None, str]:
-    """
-    The operation of a decoded path below the tenant, if there is one, and its argument. Nothing redirects, and no slash
-    is merged, because each slash in a configuration key counts.
-    """
+    """The operation of a decoded path below the tenant, if there is one, and its argument."""
+    # Nothing redirects, and no slash is merged, because each slash in a configuration key counts.
     if method == "HEAD":
         method = "GET"
     if path.endswith("/") and path.startswith(_MAY_END_IN_SLASH):

@@ -150,11 +150,10 @@ def lineOf(moment: float, fields: Mapping[str, Any]) -> str:
 
 
 class LogFile:
-    """
-    Writes a log, a line of JSON for each request, to the path *target* or, if that is ``-``, the standard output. Lines
-    are gathered for a second and written by a thread of its own, so that no request waits for a disk or a pipe. Lines
-    that can't be written are *lost*. The file is opened for each write, so it can be rotated by moving it away.
-    """
+    """Writes lines of JSON to a path or, if *target* is ``-``, the standard output. Those that it can't are *lost*."""
+
+    # A thread writes what has gathered in a second, so that no request waits for a disk or a pipe. The file is opened
+    # for each write, so that it can be rotated by moving it away.
 
     _log = Logger()
 

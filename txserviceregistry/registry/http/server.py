@@ -301,7 +301,5 @@ class _Handshaking(TLSMemoryBIOProtocol):
 
 
 class HandshakingFactory(TLSMemoryBIOFactory):
-    """Serves an ApiSite with TLS."""
-
     protocol = _Handshaking
     noisy = False
