@@ -233,9 +233,7 @@ class RegistryService(Service):
         resource.pages = statusPages(self.health, makeMetrics, self._metrics)
         if self._consoleNames is not None:
             resource.handlers.console = Console(
-                *(resource, registry, store, identity, self.health, self._reactor),
-                wallClock=self._wallClock,
-                names=self._consoleNames,
+                resource, registry, store, identity, self.health, names=self._consoleNames, **clocks
             )
         self._endings.append(("the connections", lambda: site.connections.drain(DRAIN_SECONDS, registry.endWaiting)))
         self._endings.append(("the authentications", identity.stop))

@@ -12,11 +12,11 @@ from twisted.internet.defer import CancelledError
 from ...util.fields import Unusable, isEnabled, netloc, readAddress
 from ..core import Registry, etagAt
 from ..faults import NO_STORE, Fault, pageNotFound, validationError
+from ..feed import Stream
 from ..limits import NO_HEADERS, RateLimiter, ResourceLimits
 from ..model import NewLock, NewService, lockScope
 from ..roles import CONFIGURATION, LOCKS, SERVICES
 from ..stores.interfaces import UP, StoreUnavailable
-from ..streams import Stream
 from ..uuids import position
 from . import validation as rules
 from .messages import Outlet, Response, baseUrl, faultBody, header, inJSON
