@@ -31,7 +31,7 @@ _NOT_FORKED = ("service-registry-wrapper",)
 
 def isPossible(command: Sequence[str], environment: Mapping[str, str]) -> bool:
     """Whether a command is a program in Python that a fork can become."""
-    if "COVERAGE_PROCESS_START" in os.environ or not hasattr(os, "pidfd_open"):
+    if not hasattr(os, "pidfd_open"):
         return False
     given = {name for name in environment if name.startswith(_READ_AT_START)} - {"PYTHONPATH"}
     if any(environment[name] != os.environ.get(name) for name in given):
@@ -58,7 +58,9 @@ def _server() -> socket.socket:
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * forkserver.PACKET)
     with theirs:
         command = [sys.executable, forkserver.__file__, str(theirs.fileno())]
-        subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        # The forks' coverage is measured, each by itself.
+        environment = {name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_START"}
+        subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()])
     return ours
 
 

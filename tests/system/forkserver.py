@@ -98,6 +98,9 @@ def become(streams: list[int], command: list[str], environment: dict[str, str], 
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
+    if "COVERAGE_PROCESS_START" in environment:
+        coverage = import_module("coverage")
+        coverage.process_startup()
     sys.path[1:1] = environment.get("PYTHONPATH", "").split(":")
     if command[1:2] == ["-m"]:
         sys.argv, sys.path[0] = command[2:], folder
