@@ -59,8 +59,9 @@ class Client(AbstractAsyncContextManager["Client"]):
     :ivar events: :class:`~txserviceregistry.api.events.EventsClient`.
     :ivar account: :class:`~txserviceregistry.api.groups.AccountClient`.
     :ivar treq: treq's :class:`~treq.client.HTTPClient` over the same connections, for other requests to the registry.
-        Every URL gets the auth token.
-    :ivar clock: the *reactor*; *bootTime* is the function that was given.
+        Every URL gets the auth token: use it only for the registry.
+    :ivar clock: the *reactor*.
+    :ivar bootTime: returns the seconds since the machine was started, suspends included.
     :ivar settings: the settings in use. The API key changes if its file has another one at the next authentication.
     """
 
@@ -84,17 +85,18 @@ class Client(AbstractAsyncContextManager["Client"]):
         traceparent: Callable[[], str | None] | None = None,
     ) -> None:
         """
-        :param username: the user's name; *apiKey* is the user's key.
+        :param username: the user's name.
+        :param apiKey: the user's key.
         :param region: the registry's region in the Auth API's catalog, if no *baseUrl* is set.
         :param baseUrl: the registry's URL, without the tenant; or several URLs of one registry.
         :param agent: sends the requests; by default an agent with a connection pool of its own.
         :param authUrl: the Auth API's URL, or several; by default beside the registry, at ``/v2.0``.
         :param reactor: connects and keeps time; the global reactor if it is not given.
         :param timeout: seconds that a request may take in all.
-        :param maxConnections: the maximum number of requests to one server at a time. Requests for one service are
-            counted by themselves, without up to six that have had no response for 0.3 s. Requests that wait for events
-            or locks are not counted.
-        :param cache: keeps the last pages of ``services.list``; ``None`` for no cache.
+        :param maxConnections: the maximum number of requests to one server at a time; others wait. Heartbeats,
+            registrations and other requests for one service are counted by themselves, without up to six that have had
+            no response for 0.3 s. Requests that wait for events or locks are not counted.
+        :param cache: keeps the last pages of ``services.list``; one of its own by default, ``None`` for no cache.
         :param settings: the result of :func:`~txserviceregistry.settings.readSettings`, instead of the arguments above.
         :param random: returns numbers from 0 to 1; selects the first of several URLs.
         :param suspended: returns the seconds for which this machine has been suspended in all.
@@ -178,8 +180,8 @@ class Client(AbstractAsyncContextManager["Client"]):
     @returnsDeferred
     async def localAddress(self) -> str:
         """
-        The local address of a connection to the registry, which is opened if need be. Fails with ``InvalidSettings`` if
-        the client was given an agent that does not know it.
+        The local address of a connection to the registry, which is opened if need be. Fails as any request does, and
+        with ``InvalidSettings`` if the client was given an agent that does not know it.
         """
         find = getattr(self._addresses, "localAddress", None)
         if find is None:

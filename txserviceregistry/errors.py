@@ -94,7 +94,8 @@ class MalformedResponse(ServiceRegistryError):
 class ForeignResponse(MalformedResponse):
     """
     The response is an error (4xx) or a redirect, but not a fault of this API: a proxy, a gateway or another server sent
-    it. The request may have been carried out or not. Heartbeats and subscribers retry as in an outage.
+    it. It says nothing about the registry and its objects, and the request may have been carried out or not. Heartbeats
+    and subscribers retry as in an outage.
 
     :ivar status: the HTTP status code of the response to the *method* at the *url*.
     :ivar doubt: a possible mistake in the URL, or empty.
@@ -265,7 +266,8 @@ class LockHeld(APIError):
     """
     Another client holds the lock (409).
 
-    :ivar holder: the name that the holder has given, or empty; *fence* is the fence of its acquisition.
+    :ivar holder: the name that the holder has given, or empty.
+    :ivar fence: the fence of its acquisition.
     :ivar secondsLeft: the time until the lock expires without further heartbeats; ``None`` if unknown.
     """
 

@@ -76,7 +76,7 @@ class RegisteredService(Service):
             is added: the local address of a connection to the registry, also when that changes.
         :param check: the health check: returns true, or a Deferred or coroutine of it, while the application is
             healthy. While it returns anything else, raises or takes too long, neither a heartbeat nor a registration is
-            sent. The log has the reason.
+            sent. The log has the reason, which is the message of what it raised.
         :param state: a file for the last heartbeat token and updates. With it an application that was killed and is
             started again within the timeout continues the same service. It belongs to one running process: another one
             runs without it until the first has ended.
@@ -174,8 +174,8 @@ class RegisteredService(Service):
             is one here.
         :return: fires with ``None`` when the registry has the change. Fails with ``BadRequest`` or ``Forbidden`` if the
             registry refuses it: then it is undone, together with other changes that waited. Fails as
-            :meth:`whenRegistered` does if this service is not running any more; then the change counts for the next
-            start. Cancelling it only ends the wait.
+            :meth:`whenRegistered` does if this service is stopped before, or will not be registered without another
+            start; then the change counts for the next start. Cancelling it only ends the wait.
         :raises TypeError: if a tag, or a key or value of the metadata, is not a string.
         """
         changes: dict[str, Any] = {} if tags is None else {"tags": checkedTags(tags)}

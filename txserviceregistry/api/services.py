@@ -33,16 +33,18 @@ class ListCache:
     """The last page of each listing, for the time when the registry can't be reached. The oldest ones are dropped."""
 
     def __init__(self, maxBytes: int = 8 * 1024 * 1024) -> None:
-        self._maxBytes = maxBytes
+        self._left = maxBytes
         # As JSON, so that no caller changes the page of another, with the times when they came.
         self._pages: dict[str, tuple[bytes, float]] = {}
 
     def keep(self, key: str, page: bytes, now: float) -> None:
         """Keep the JSON of a page of the listing with this path and query."""
-        self._pages.pop(key, None)
+        earlier, _ = self._pages.pop(key, (b"", 0.0))
         self._pages[key] = page, now
-        while sum(len(text) for text, _ in self._pages.values()) > self._maxBytes:
-            del self._pages[next(iter(self._pages))]
+        self._left += len(earlier) - len(page)
+        while self._left < 0:
+            oldest, _ = self._pages.pop(next(iter(self._pages)))
+            self._left += len(oldest)
 
     def stale(self, key: str, now: float) -> Any:
         """The page, with its age in seconds as ``stale`` in its ``metadata``; ``None`` if there is none."""

@@ -73,10 +73,10 @@ class Transport:
     isClosed: bool = attrs.field(default=False, init=False)
     # Known after the first authentication.
     _tenant: str = attrs.field(default="", init=False)
-    _json: JSONTransport | None = attrs.field(default=None, init=False)
     _pauses: Waiters[None] = attrs.field(factory=Waiters, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._json = self._servers(())
         failed = "The function traceparent failed: requests are sent without the header"
         self._tracing = Outage(Logger(), self._clock, failed)
 
@@ -157,10 +157,9 @@ class Transport:
         for isRetry in (False, True):
             session = await self._authenticator.session()
             request.token = session.token
-            registry = self._json
-            if registry is None or self._tenant != session.tenantId:
-                registry = self._adopt(session)
-            response = await registry.send(request)
+            if self._tenant != session.tenantId:
+                self._adopt(session)
+            response = await self._json.send(request)
             if response.status != 401 or isRetry:
                 break
             if not refusesToken(response.headers, response.json):
@@ -197,30 +196,28 @@ class Transport:
             self._authenticator.suspect(session.token)
         raise ConnectionFailed(f"GET {url} returned {response.code}, and not an event stream")
 
-    def _adopt(self, session: Session) -> JSONTransport:
+    def _adopt(self, session: Session) -> None:
         try:
             bases = [f"{base}/{segment(session.tenantId)}" for base in self._basesFor(session)]
         except InvalidSettings:
             # The next authentication may bring a catalog that names a registry.
             self._authenticator.invalidate(session.token)
             raise
-        self._tenant = session.tenantId
-        self._json = registry = self._servers(bases)
-        return registry
+        self._tenant, self._json = session.tenantId, self._servers(bases)
 
     @property
     def servers(self) -> int:
         """The number of the registry's URLs; 0 before the first session."""
-        return 0 if self._json is None else len(self._json.servers)
+        return len(self._json.servers)
 
     def isServer(self, url: str) -> bool:
         """Whether a server of the registry has this URL's scheme, host and port."""
-        return self._json is not None and self._json.isServer(url)
+        return self._json.isServer(url)
 
     @property
     def baseUrl(self) -> str:
         """The tenant's URL that worked last; empty before the first session."""
-        return "" if self._json is None else self._json.baseUrl
+        return self._json.baseUrl if self._tenant else ""
 
     def pause(self, seconds: float) -> Deferred[None]:
         """Wait. Fails with :class:`ClientClosed` when this transport is closed before."""

@@ -9,10 +9,7 @@ from typing import Any
 
 
 def lazyNames(package: str, **homes: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """
-    A package's ``__getattr__`` and ``__dir__``, which import its public names when they are first used. *homes* has the
-    module of each. Assign them below ``if not TYPE_CHECKING``, so that type checkers report names that do not exist.
-    """
+    """A package's ``__getattr__`` and ``__dir__``, which import its names from their modules when they are used."""
     module = sys.modules[package]
 
     def find(name: str) -> Any:

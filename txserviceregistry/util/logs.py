@@ -28,10 +28,7 @@ class Logger(_Logger):
 
 
 class Outage:
-    """
-    Something that can fail for a while: one line is logged when that begins, after so many failures in a row, and one
-    when it ends, with the same values and ``{seconds}`` from the first failure.
-    """
+    """Something that can fail for a while: it logs a line *after* so many failures, and one when that ends."""
 
     def __init__(
         self,
