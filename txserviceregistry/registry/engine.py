@@ -143,9 +143,6 @@ class Engine(LiveServices):
 
     def _otherwise(self, scope: str, id: str, token: str) -> Any:
         """The outcome of a heartbeat that can't be acknowledged from memory, or a Deferred of it."""
-        return self._refusal(scope, id, token)
-
-    def _refusal(self, scope: str, id: str, token: str) -> Fault:
         state = self.active(scope, id)
         isOther = state is not None and state.proof != REFUSED
         return notFound("HeartbeatMarker", token) if isOther else notFound(kindOf(scope), id)
@@ -215,7 +212,8 @@ class Cluster(Engine):
                         self._acknowledge(state, self.now(), lastSeen, isLock=isLockScope(scope))
                         return nextToken
                 elif hasLooked:
-                    return self._refusal(scope, id, token)
+                    refusal: Fault = super()._otherwise(scope, id, token)
+                    return refusal
                 await self._look(scope, id)
                 hasLooked = True
         except Fault as fault:

@@ -104,10 +104,7 @@ class _Tail:
 
 @attrs.define(eq=False, slots=False)
 class EventStreams(Part):
-    """
-    Each new event of a tenant is read once and serialised once, and then written to every stream that wants it, a few
-    in each turn of the reactor.
-    """
+    """Each new event is read and serialised once for all streams, and written to a few in each turn of the reactor."""
 
     _log = Logger()
 
@@ -326,7 +323,6 @@ class EventFeed(Part):
         self._dropping = self._clock.callLater(60.0, self._drop)
 
     def stop(self) -> None:
-        self.endWaiting()
         cancel(self._dropping)
 
     @owned

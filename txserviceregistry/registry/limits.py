@@ -1,7 +1,4 @@
-"""
-How many objects an account may have, how many GETs it may make, how many requests may be held, and the order of work
-for unauthenticated clients.
-"""
+"""Limits of objects, GETs and held requests, and a fair order of work for unauthenticated clients."""
 
 from __future__ import annotations
 
