@@ -184,9 +184,11 @@ class Output:
         if width:
             texts = {heading: [line[index] for line in lines] for index, heading in enumerate(headings)}
             optional = [] if isOne or self.isWhole else [heading for heading in _OPTIONAL if heading in headings]
-            table.max_width = _fittedWidths(texts, wraps, optional, width)
-            omitted = [heading for heading in headings if heading not in table.max_width]
-            headings = list(table.max_width)
+            widths = _fittedWidths(texts, wraps, optional, width)
+            omitted = [heading for heading in headings if heading not in widths]
+            headings = list(widths)
+            for heading in headings:
+                table.max_width[heading] = widths[heading]
             if omitted:
                 narrow = f"the terminal is too narrow for {', '.join(omitted)}"
                 self.note(f"{narrow}: choose columns with -c, or use -f json")

@@ -121,6 +121,9 @@ def startChild(
     *keepIgnored*. With an open file for both outputs it has no input, and a process group of its own.
     """
     path = findProgram(command[0])
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+        # The system would not keep the wait status.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     defaults = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP} - keepIgnored
     if str(os.getpid()).encode() in [environment.get(name) for name in _OWN_PID]:
         return _forked(path, command, environment, defaults)
@@ -219,8 +222,6 @@ class Signals:
     def __init__(self) -> None:
         self.kept = frozenset({signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else ())
         self._taken = (_FORWARDABLE | {signal.SIGCHLD}) - self.kept
-        # If it were ignored, the system would not keep the wait statuses of children.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         # Threads inherit this, so it comes before the first thread.
         signal.pthread_sigmask(signal.SIG_SETMASK, self._taken)
