@@ -81,22 +81,18 @@ class Attempts:
     _clock: IReactorTime
     _stalls: StallWatch
     backoff: Backoff
-    _timer: IDelayedCall | None = attrs.field(default=None, init=False)
+    timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _work: Deferred[Any] | None = attrs.field(default=None, init=False)
-    # The turn that the current try has.
-    _turn: PrioritySemaphore | None = attrs.field(default=None, init=False)
+    # The turn that the current try has. It is given back when what the try waits for next is over.
+    turn: PrioritySemaphore | None = attrs.field(default=None, init=False)
     # Most services never have these, and there can be thousands.
     _late: LateTries | None = attrs.field(default=None, init=False)
     _outage: Outage | None = attrs.field(default=None, init=False)
 
     @property
-    def isScheduled(self) -> bool:
-        return self._timer is not None
-
-    @property
     def isIdle(self) -> bool:
         """Whether there is neither a current try nor a next one."""
-        return self._timer is None and self._work is None
+        return self.timer is None and self._work is None
 
     def later(self, delay: float, begin: Callable[[], None]) -> None:
         """Begin the next try after so many seconds."""
@@ -104,22 +100,11 @@ class Attempts:
         due = self._clock.seconds() + delay
 
         def isDue() -> None:
-            self._timer = None
+            self.timer = None
             self._stalls.wasDue(due)
             begin()
 
-        self._timer = self._clock.callLater(delay, isDue)
-
-    def takeTurn(
-        self, turns: PrioritySemaphore, deadline: float, then: Callable[[], None], broken: Callable[[Failure], None]
-    ) -> None:
-        """Wait for a turn, and call *then*. It is given back when what the try waits for next is over."""
-
-        def taken(result: object, isCurrent: bool) -> None:
-            self._turn = turns
-            then()
-
-        self.wait(lambda late: turns.take(deadline), taken, broken)
+        self.timer = self._clock.callLater(delay, isDue)
 
     def wait(
         self,
@@ -190,13 +175,13 @@ class Attempts:
         self.backoff.reset()
 
     def giveTurn(self) -> None:
-        turn, self._turn = self._turn, None
+        turn, self.turn = self.turn, None
         if turn is not None:
             turn.give()
 
     def end(self) -> None:
         """End the current try, or the wait for it, and those that are late."""
-        timer, self._timer = self._timer, None
+        timer, self.timer = self.timer, None
         if timer is not None:
             timer.cancel()
         work, self._work = self._work, None

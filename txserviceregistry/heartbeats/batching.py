@@ -75,10 +75,6 @@ class Schedule:
         service.batchDue, service.batchSlot = due, slot
         slot.append(service)
 
-    def clear(self) -> None:
-        self._slots.clear()
-        self._numbers.clear()
-
     @property
     def next(self) -> float | None:
         """When the first heartbeat is due; ``None`` if there is none."""
@@ -200,7 +196,6 @@ class HeartbeatBatcher:
 
     def _resumed(self, stoodStill: float) -> None:
         """The machine was suspended: all heartbeats are due, and requests under way wait on broken connections."""
-        self._schedule.clear()
         self._notBefore = 0.0
         now = self._clock.seconds()
         for service in self._services:
@@ -211,7 +206,7 @@ class HeartbeatBatcher:
 
     def _stop(self) -> None:
         self._suspends.discard(self._resumed)
-        self._schedule.clear()
+        self._schedule = Schedule()
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()

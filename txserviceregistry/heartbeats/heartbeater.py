@@ -266,7 +266,7 @@ class HeartBeater:
         self.deadline -= stoodStill
         self._attempts.backoff.reset()
         # A registration that is under way goes on.
-        if self.nextToken is not None or self._attempts.isScheduled:
+        if self.nextToken is not None or self._attempts.timer is not None:
             self._beginTry()
 
     def _try(self) -> None:
@@ -288,10 +288,15 @@ class HeartBeater:
 
     def _takeTurn(self) -> None:
         """Wait until few enough ask the registry. The service that needs a response first is first."""
+        turns, deadline, send = self._context.turns, self.deadline, self._heartbeat
         if self.nextToken is None:
-            self._attempts.takeTurn(self._context.registrations, self._orphanUntil, self._registerOnce, self._broken)
-        else:
-            self._attempts.takeTurn(self._context.turns, self.deadline, self._heartbeat, self._broken)
+            turns, deadline, send = self._context.registrations, self._orphanUntil, self._registerOnce
+
+        def taken(result: object, isCurrent: bool) -> None:
+            self._attempts.turn = turns
+            send()
+
+        self._attempts.wait(lambda late: turns.take(deadline), taken, self._broken)
 
     def _registerOnce(self) -> None:
         sent, register = self._clock.seconds(), self._register

@@ -102,21 +102,15 @@ class _Connection(_HTTP11):
 
     def _failed(self, reason: Failure, reused: bool) -> Deferred[Failure]:
         self.cutOff()
-        problem = self._explained(reason.value, reused) or reason
-        return waitFor(self.lost).addCallback(lambda _: problem)
-
-    def _explained(self, error: Any, reused: bool) -> Failure | None:
+        problem, error = reason, cast(Any, reason.value)
         reasons = [inner.value for inner in getattr(error, "reasons", ())]
         if self._isTLS and not self._isSecure:
             # No byte of a request is sent before the end of the handshake.
-            texts = (describeTLS(inner, inHandshake=True) for inner in reasons)
-            text = next(filter(None, texts), None)
-            return None if text is None else Failure(InsecureConnection(text))
-        isCancelled = any(isinstance(inner, CancelledError) for inner in reasons)
-        if not reused or isCancelled or type(error) is not ResponseNeverReceived:
-            return None
-        stale = StaleConnection(error.reasons)  # type: ignore[no-untyped-call] # Twisted has no types there
-        return Failure(stale)
+            text = next(filter(None, (describeTLS(inner, inHandshake=True) for inner in reasons)), None)
+            problem = reason if text is None else Failure(InsecureConnection(text))
+        elif reused and type(error) is ResponseNeverReceived and CancelledError not in map(type, reasons):
+            problem = Failure(StaleConnection(error.reasons))  # type: ignore[no-untyped-call] # Twisted has no types there
+        return waitFor(self.lost).addCallback(lambda _: problem)
 
     def cutOff(self) -> None:
         """Close it at once."""
