@@ -31,7 +31,6 @@ from .messages import (
     Request,
     Response,
     ResponseTooLarge,
-    WholeResponse,
     pathOf,
 )
 from .pool import AgentClosed, InsecureConnection, StaleConnection, originOf
@@ -209,17 +208,21 @@ class JSONTransport:
         if len(order) > 1:
             return await _Tries(self, request, order).result
         try:
-            return await self.ask(request, order[0], 1)
+            return await self.ask(request, order[0])
         except _Away as away:
             return away.response
 
-    async def ask(self, request: Request, server: int, left: int) -> Response:
-        """The response of one of the *left* servers, or :class:`_Away`; sent again over a stale connection."""
+    async def ask(self, request: Request, server: int) -> Response:
+        """The response of a *server*, or :class:`_Away`. The request is sent again over a stale connection."""
+        base, body = self._baseUrls[server], request.body
         request.leave = leave = partial(self.servers.failed, server)
-        request.url = url = self._baseUrls[server] + request.path
+        request.url = url = base + request.path
+        agent, producer = self._agents[request.lane], None if body is None else BytesProducer(body)
+        headers = self._headers(base, body is not None, request.token, request.traceparent, request.header)
         for attempt in range(1, _MOST_STALE + 1):
             try:
-                answer = await self._attempt(request, server, url, left)
+                sent: Any = agent.request(request.method.encode("ascii"), url.encode("ascii"), headers, producer)
+                answer = await sent
                 break
             except (CancelledError, ServiceRegistryError):
                 raise
@@ -244,21 +247,6 @@ class JSONTransport:
         self.servers.worked(server)
         self._wasAnswered = True
         return response
-
-    def _attempt(self, request: Request, server: int, url: str, left: int) -> Deferred[WholeResponse]:
-        base, body, wait = self._baseUrls[server], request.body, request.wait
-        sent: Deferred[Any] = self._agents[request.lane].request(
-            request.method.encode("ascii"),
-            url.encode("ascii"),
-            self._headers(base, body is not None, request.token, request.traceparent, request.header),
-            None if body is None else BytesProducer(body),
-        )
-        if left > 1 and (request.isTraced or (request.isRepeatable and wait is not None)):
-            # No server can be asked to wait for a shorter time than the others.
-            share = (wait or 0.0) + shareOf(request.deadline - (wait or 0.0) - self.clock.seconds(), left)
-            late = self.lateInItsShare
-            sent.addTimeout(max(0.0, share), self.clock, lambda _, timeout: Failure(late(request)))
-        return sent
 
     def giveUp(self) -> None:
         """A caller did not wait for the server that is asked first: the next request goes to another."""
@@ -312,11 +300,18 @@ class _Tries:
     def _next(self) -> None:
         transport, request, left = self._transport, self._request, len(self._order)
         server = self._order.pop(0)
-        trying = Deferred.fromCoroutine(transport.ask(request, server, left))
+        trying = Deferred.fromCoroutine(transport.ask(request, server))
         self._running.append(trying)
-        if left > 1 and not self._isFinal and not trying.called:
-            share = shareOf(request.deadline - transport.clock.seconds(), left)
-            cancelWith(transport.clock.callLater(max(0.0, share), self._late, server), trying)
+        if left > 1 and not trying.called:
+            # No server can be asked to wait for a shorter time than the others.
+            wait = request.wait or 0.0
+            seconds = request.deadline - wait - transport.clock.seconds()
+            share = max(0.0, wait + max(seconds / left, min(seconds / 2, _SHORTEST_SHARE)))
+            if not self._isFinal:
+                cancelWith(transport.clock.callLater(share, self._late, server), trying)
+            elif request.isTraced or request.isRepeatable:
+                late = transport.lateInItsShare
+                trying.addTimeout(share, transport.clock, lambda _, timeout: Failure(late(request)))
         arguments = (trying, server)
         trying.addCallbacks(self._succeeded, self._failed, callbackArgs=arguments, errbackArgs=arguments)
 
@@ -360,8 +355,3 @@ class _Tries:
         running, self._running = self._running, []
         for trying in running:
             trying.cancel()
-
-
-def shareOf(left: float, serversLeft: int) -> float:
-    """The part of the seconds that are *left* after which the request goes to the next of several servers."""
-    return left if serversLeft == 1 else max(left / serversLeft, min(left / 2, _SHORTEST_SHARE))
