@@ -297,7 +297,7 @@ class RegisteredService(Service):
             found = await self._client.services.get(self.serviceId)
             self._file.adopt(found)
             self._desired.resumed(found)
-            while self._desired.isDirty:
+            while self._desired.missing():
                 await self._desired.push()
             self._log.info("Service {serviceId} continued with the token of its state file", serviceId=self.serviceId)
             return token

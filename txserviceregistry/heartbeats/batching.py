@@ -156,11 +156,7 @@ class HeartbeatBatcher:
     @property
     def isOffered(self) -> bool:
         """Whether services can join. If not even one heartbeat was accepted, one service at a time tries again."""
-        return self._isOffered() and (self._most > 0 or (not self._isHeld and not self._services))
-
-    @property
-    def _isHeld(self) -> bool:
-        return self._clock.seconds() < self._heldUntil
+        return self._isOffered() and (self._most > 0 or not (self._services or self._clock.seconds() < self._heldUntil))
 
     @property
     def _isReduced(self) -> bool:
@@ -274,7 +270,7 @@ class HeartbeatBatcher:
 
     def _succeeded(self, count: int) -> None:
         self._accepted = max(self._accepted, count)
-        if not self._isHeld:
+        if self._clock.seconds() >= self._heldUntil:
             self._most = max(self._most, min(self.MOST, 4 * count))
         self._backoff.reset()
         self._notBefore = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random as randomModule
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-from weakref import ReferenceType, WeakValueDictionary, ref
+from weakref import WeakValueDictionary, ref
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -29,6 +29,10 @@ _SHORTEST_RETRY = 0.1
 
 _UPDATE_FAILED = "Update of service {serviceId} failed: {reason} (retrying)"
 _UPDATED = "Service {serviceId} updated after {seconds:.1f} s"
+
+
+def _nothing() -> None:
+    """Stands for a callback that there is not."""
 
 
 def wantsHost(metadata: Mapping[str, str] | None) -> bool:
@@ -75,7 +79,7 @@ class DesiredState:
         # Was determined automatically. It is sent with metadata that want it, and never becomes part of them.
         self.host: str | None = None
         # Called when the fields have changed.
-        self.onChange: Callable[[], object] = lambda: None
+        self.onChange: Callable[[], object] = _nothing
         self._states = states
         # What the registry accepted last, to fall back on.
         self._accepted: Mapping[str, Any] = self.fields
@@ -88,7 +92,8 @@ class DesiredState:
         self._sent: list[Mapping[str, Any]] = []
         # How many updates are under way; and how many have begun, and registrations have had their effect.
         self._underWay = self._writes = 0
-        self._reference: ReferenceType[HeartBeater] | None = None
+        # Sends the service's heartbeats, from :meth:`open` on.
+        self.heartBeater: Callable[[], HeartBeater | None] = _nothing
         # Updates the service until the registry has the desired fields.
         self._worker: Deferred[None] | None = None
         self._waiters: Waiters[None] = Waiters()
@@ -98,23 +103,13 @@ class DesiredState:
         """The desired heartbeat timeout, in seconds."""
         return int(self.fields["heartbeat_timeout"])
 
-    @property
-    def isDirty(self) -> bool:
-        """Whether the registry may have other fields."""
-        return bool(self._missing())
-
-    def _missing(self) -> dict[str, Any]:
+    def missing(self) -> dict[str, Any]:
         """The desired fields of which the registry may have other values."""
         return {
             name: value
             for name, value in self._wire().items()
             if not self._possible or any(fields[name] != value for fields in self._possible)
         }
-
-    @property
-    def heartBeater(self) -> HeartBeater | None:
-        """Sends the service's heartbeats, from :meth:`open` on."""
-        return None if self._reference is None else self._reference()
 
     # -- the fields
 
@@ -209,13 +204,13 @@ class DesiredState:
 
     def open(self, heartBeater: HeartBeater) -> None:
         """Let updates through the client change this state. Only a weak reference to *heartBeater* is kept."""
-        self._reference = ref(heartBeater)
+        self.heartBeater = ref(heartBeater)
         self._states.byId[self.serviceId] = self
         heartBeater.onStateChange(self._converge)
 
     def close(self, reason: Failure) -> None:
         """The service is not registered any more; updates that wait fail with *reason*."""
-        self._reference = None
+        self.heartBeater = _nothing
         self._possible = ()
         self.isRegistered = False
         if self._states.byId.get(self.serviceId) is self:
@@ -242,7 +237,7 @@ class DesiredState:
     def set(self, changes: Mapping[str, Any]) -> Deferred[None]:
         """Desire other values. Fires when the registry has them; fails with its refusal or the reason of the close."""
         self.change(changes)
-        if self.isRegistered and not self.isDirty and not self._underWay:
+        if self.isRegistered and not self.missing() and not self._underWay:
             return succeed(None)
         waiter = self._waiters.wait()
         self._converge()
@@ -250,13 +245,13 @@ class DesiredState:
 
     def _converge(self, state: str = "") -> None:
         """Update the service if the registry may have other fields, and a HeartBeater would register it again."""
-        heartBeater = self.heartBeater
+        heartBeater = self.heartBeater()
         mayWork = heartBeater is not None and heartBeater.running and heartBeater.registersAgain and self.isRegistered
         worker = self._worker
         if not mayWork and worker is not None:
             self._worker = None
             worker.cancel()
-        elif mayWork and worker is None and self.isDirty and not self._underWay:
+        elif mayWork and worker is None and self.missing() and not self._underWay:
             # Its first steps may fire a Deferred whose owner closes this, or changes it again.
             self._worker = beginning = succeed(None)
             worker = self._work()
@@ -276,18 +271,19 @@ class DesiredState:
     async def _work(self) -> None:
         backoff = Backoff(_SHORTEST_RETRY, LONGEST_DELAY, self._states.random)
         outage = Outage(self._log, self._states.clock, _UPDATE_FAILED, _UPDATED, after=2, serviceId=self.serviceId)
-        while self.isRegistered and self.isDirty and not self._underWay:
+        while self.isRegistered and self.missing() and not self._underWay:
             try:
                 await self.push()
             except NotFound:
                 # Its heartbeat will get a 404 too. Then the desired fields are registered.
                 self.isRegistered = False
-                if self.heartBeater is not None:
-                    self.heartBeater.sendNow()
+                heartBeater = self.heartBeater()
+                if heartBeater is not None:
+                    heartBeater.sendNow()
             except ServiceRegistryError as error:
                 outage.failed(reason=str(error))
                 await self._states.pause(backoff.next())
-        if not self.isDirty:
+        if not self.missing():
             outage.succeeded()
 
     async def push(self) -> None:
@@ -296,7 +292,7 @@ class DesiredState:
         await turns.take(float("inf"))
         try:
             fields, covered = self.fields, tuple(self._waiters)
-            changes = self._missing()
+            changes = self.missing()
             isCertain = await self._put(changes, changes)
         except APIError as error:
             if not self._undo(error, fields, covered):
@@ -343,7 +339,7 @@ class DesiredState:
     def _mayHave(self, possible: Sequence[Mapping[str, Any]]) -> None:
         """Note what the registry may have. Heartbeats are sent for the shortest of the timeouts."""
         self._possible = possible
-        heartBeater = self.heartBeater
+        heartBeater = self.heartBeater()
         if heartBeater is not None and possible:
             shortest = min(fields["heartbeat_timeout"] for fields in possible)
             if shortest != heartBeater.heartbeatTimeout:

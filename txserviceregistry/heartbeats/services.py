@@ -219,7 +219,7 @@ class ServicesClient(ServicesAPI):
 
         @returnsDeferred
         async def again() -> str:
-            heartBeater = desired.heartBeater
+            heartBeater = desired.heartBeater()
             if heartBeater is not None and heartBeater.hadNoToken:
                 creation.mayExist = True
             token = await creation.create()
