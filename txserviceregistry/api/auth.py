@@ -175,7 +175,7 @@ class KeystoneAuthenticator:
         if self._session is None and self._working is not None:
             # The next request begins another authentication, at another server. The first token counts.
             self._working = None
-            self._transport.giveUp()
+            self._transport.servers.failed(self._transport.servers.current)
 
     def _authenticate(self) -> None:
         if self._working is None:

@@ -82,17 +82,12 @@ class Attempts:
     _stalls: StallWatch
     backoff: Backoff
     timer: IDelayedCall | None = attrs.field(default=None, init=False)
-    _work: Deferred[Any] | None = attrs.field(default=None, init=False)
+    work: Deferred[Any] | None = attrs.field(default=None, init=False)
     # The turn that the current try has. It is given back when what the try waits for next is over.
     turn: PrioritySemaphore | None = attrs.field(default=None, init=False)
     # Most services never have these, and there can be thousands.
     _late: LateTries | None = attrs.field(default=None, init=False)
     _outage: Outage | None = attrs.field(default=None, init=False)
-
-    @property
-    def isIdle(self) -> bool:
-        """Whether there is neither a current try nor a next one."""
-        return self.timer is None and self._work is None
 
     def later(self, delay: float, begin: Callable[[], None]) -> None:
         """Begin the next try after so many seconds."""
@@ -135,24 +130,24 @@ class Attempts:
 
         def over(result: Any) -> None:
             # The turn goes to another service, and what that one calls may end this try.
-            if self._work is work:
+            if self.work is work:
                 self.giveTurn()
-            isCurrent = self._work is work
+            isCurrent = self.work is work
             if isCurrent:
-                self._work = None
+                self.work = None
             if isCurrent or isLate:
                 then(result, isCurrent)
 
         # What begins may end the try: a health check, for example, may stop the application.
-        self._work = _BEGINNING
+        self.work = _BEGINNING
         try:
             work = begin(late)
         finally:
-            isBeginning = self._work is _BEGINNING
+            isBeginning = self.work is _BEGINNING
             if isBeginning:
-                self._work = None
+                self.work = None
         if isBeginning:
-            self._work = work
+            self.work = work
             work.addBoth(over).addErrback(broken)
         else:
             work.addErrback(lambda _: None).cancel()
@@ -184,7 +179,7 @@ class Attempts:
         timer, self.timer = self.timer, None
         if timer is not None:
             timer.cancel()
-        work, self._work = self._work, None
+        work, self.work = self.work, None
         if work is not None:
             work.cancel()
         self.giveTurn()

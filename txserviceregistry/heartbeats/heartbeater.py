@@ -394,7 +394,7 @@ class HeartBeater:
     def _broken(self, failure: Failure) -> None:
         text = "Heartbeats for {what} {serviceId} failed unexpectedly (retrying)"
         self._log.failure(text, failure, what=self.what, serviceId=self.serviceId)
-        if self._makesTries and self._attempts.isIdle:
+        if self._makesTries and self._attempts.timer is None and self._attempts.work is None:
             self._attempts.giveTurn()
             self._retry(self._attempts.backoff.next())
 

@@ -68,6 +68,11 @@ class ServiceCreator:
         for attempt in range(3):
             try:
                 return await self._removeAndCreate()
+            except CancelledError:
+                # A registration that is retried lets it run on, and finds out its outcome.
+                if self._deadline is not None:
+                    self.abandon()
+                raise
             except ServiceExists:
                 # A creation of our own has just had its effect, or another client holds the id: looking shows which.
                 if attempt == 2 or not self.mayExist:
@@ -186,15 +191,8 @@ class ServicesClient(ServicesAPI):
         """
         timeout = self.timeout if timeout is None else boundedNumber(timeout, 0.0, LONGEST_INTERVAL)
         desired = DesiredState(self.desired, id, heartbeatTimeout, payload)
-        return self._created(desired, await self._create(desired, timeout), None)
-
-    async def _create(self, desired: DesiredState, timeout: float) -> str:
-        creator = ServiceCreator(self, desired, self._clock, self._clock.seconds() + timeout)
-        try:
-            return await creator.create()
-        except CancelledError:
-            creator.abandon()
-            raise
+        token = await ServiceCreator(self, desired, self._clock, self._clock.seconds() + timeout).create()
+        return self._created(desired, token, None)
 
     @returnsDeferred
     async def register(
@@ -230,7 +228,8 @@ class ServicesClient(ServicesAPI):
         expiry = self._clock.seconds() + heartbeatTimeout + _EXPIRY_MARGIN
         while True:
             try:
-                return self._created(desired, await self._create(desired, self.timeout), again)
+                first = ServiceCreator(self, desired, self._clock, self._clock.seconds() + self.timeout)
+                return self._created(desired, await first.create(), again)
             except ServiceExists:
                 left = expiry - self._clock.seconds()
                 if left <= 0:

@@ -248,10 +248,6 @@ class JSONTransport:
         self._wasAnswered = True
         return response
 
-    def giveUp(self) -> None:
-        """A caller did not wait for the server that is asked first: the next request goes to another."""
-        self.servers.failed(self.servers.current)
-
     def lateInItsShare(self, request: Request) -> RequestTimedOut:
         stage = stageOf(self.clock, request.url)
         why = f", {stage}. {NAME_SERVER}" if stage else ": the server hangs"

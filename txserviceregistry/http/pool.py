@@ -45,9 +45,6 @@ MOST_BESIDE = 6
 #: a request on a connection that the other side is closing gets no answer.
 IDLE_TIMEOUT = 45.0
 
-# The most servers whose endpoints are kept: more than any registry has.
-_MOST_SERVERS = 100
-
 # A URI that can be sent without escapes.
 _PLAIN = re.compile(rb"[!-~]+")
 
@@ -229,7 +226,7 @@ class PooledAgent:
         self._pool = pool
         self._agent = Agent.usingEndpointFactory(reactor, self, pool)
         # The pool's key for a server, and its endpoint.
-        self._targetOf = lru_cache(maxsize=_MOST_SERVERS)(
+        self._targetOf = lru_cache(maxsize=100)(
             lambda origin: (originOf(origin.decode("ascii")), self.endpointForURI(URI.fromBytes(origin)))
         )
 

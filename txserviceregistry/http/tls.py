@@ -70,10 +70,6 @@ _HANDSHAKE = {
     ),
 }
 
-# The files with the certificates to trust, and with the client certificate.
-_TrustFiles = Reloaded[Any, Any]
-_OwnFiles = Reloaded[list[bytes], PrivateCertificate]
-
 
 def namesOf(certificate: x509.Certificate) -> list[str]:
     """The host names and IP addresses of a certificate, as in verification."""
@@ -121,12 +117,6 @@ class CertificateRefused(TLSError):
         return self._text
 
 
-class _Connection(Connection):
-    """A TLS connection, with the host for which its certificate must be valid."""
-
-    host = ""
-
-
 @implementer(IOpenSSLClientConnectionCreator)
 @attrs.frozen
 class _Connections:
@@ -135,8 +125,8 @@ class _Connections:
     _host: str
     _context: Callable[[], Any]
 
-    def clientConnectionForTLS(self, tlsProtocol: Any) -> Connection:
-        connection = _Connection(self._context(), None)
+    def clientConnectionForTLS(self, tlsProtocol: Any) -> Any:
+        connection: Any = Connection(self._context(), None)
         connection.host = self._host
         if not _isAddress(self._host):
             connection.set_tlsext_host_name(self._host.encode("ascii"))
@@ -153,9 +143,9 @@ class TLSPolicy:
 
     # Not Twisted's optionsForClientTLS: its errors do not say which certificate is invalid, and some releases (such as
     # 26.10) accept one without host names for any host.
-    _trust: _TrustFiles | None
+    _trust: Reloaded[Any, Any] | None
     _caFile: str | None = None
-    _own: _OwnFiles | None = None
+    _own: Reloaded[list[bytes], PrivateCertificate] | None = None
     _context: Any = None
     _madeOf: tuple[Any, PrivateCertificate | None] | None = None
 
@@ -235,7 +225,7 @@ def _read(path: str, name: str) -> bytes:
         raise InvalidSettings(f"{name} can't be read: {error.strerror}")
 
 
-def _trustIn(caFile: str, source: str | None) -> _TrustFiles:
+def _trustIn(caFile: str, source: str | None) -> Reloaded[Any, Any]:
     path = absolutePath(caFile)
     name = f"{source}: the CA file {caFile}" if source else f"The CA file {caFile}"
     return Reloaded(
@@ -259,7 +249,7 @@ def _certificatesIn(text: bytes, name: str) -> list[Certificate]:
     return certificates
 
 
-def _systemTrust() -> _TrustFiles:
+def _systemTrust() -> Reloaded[Any, Any]:
     """The certificates that the platform trusts. OpenSSL reads them when a context is made; here are their stamps."""
     found = ssl.get_default_verify_paths()
     directories = (found.capath or found.openssl_capath or "").split(os.pathsep)
@@ -279,7 +269,7 @@ def _systemTrust() -> _TrustFiles:
     return Reloaded("CA certificates of the system", paths, lambda: [stampOf(path) for path in paths], make)
 
 
-def _ownFiles(certFile: str, keyFile: str) -> _OwnFiles:
+def _ownFiles(certFile: str, keyFile: str) -> Reloaded[list[bytes], PrivateCertificate]:
     names = {absolutePath(each): each for each in (certFile, keyFile)}
 
     def make(texts: list[bytes]) -> PrivateCertificate:
