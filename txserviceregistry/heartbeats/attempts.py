@@ -279,9 +279,7 @@ def _reasonIn(result: Any) -> str | None:
         elif result:
             return None
         else:
-            # The repr of a builtin value is short: False, None, 0, '', [].
-            type_ = type(result)
-            text = f"returned {result!r}" if type_.__module__ == "builtins" else f"returned a false {type_.__name__}"
+            text = f"returned {result!r}"
     except Exception as error:
         # Of the application's own __bool__ or __str__.
         text = type(result.value).__name__ if isinstance(result, Failure) else describeFailure(error)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import random as randomModule
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from operator import attrgetter
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import attrs
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -17,7 +17,6 @@ from twisted.python.failure import Failure
 from ..clock import SuspendWatch
 from ..errors import BadRequest, Forbidden, ForeignResponse, NotFound, ServiceRegistryError, isUnknown
 from ..http.jsontransport import ClientClosed
-from ..http.messages import WhenLate
 from ..util.deferred import LONGEST_DELAY, Backoff, LateTries, patienceFor, runOnAfter
 from ..util.logs import Logger, Outage
 from .attempts import StallWatch
@@ -29,9 +28,6 @@ _FAILED = "Heartbeats failed for {names}: {reason} (retrying)"
 _SUCCEED_AGAIN = "Heartbeats for {names} succeed again after {seconds:.1f} s"
 _REFUSED = "A batch of {count} heartbeats was refused, smaller ones are sent: {reason}"
 _ACCEPTED = "A batch of {count} heartbeats is accepted again"
-
-_Entries = Sequence[Mapping[str, str]]
-_Tokens = Sequence[str | None]
 
 
 def isRefusal(error: object) -> bool:
@@ -110,8 +106,7 @@ class HeartbeatBatcher:
     is not an outage: batches begin again with one heartbeat, and grow until one fails. If that is the first one, all
     services send single heartbeats. Larger batches are tried after :data:`HOLD` seconds.
 
-    :param send: sends heartbeats, the entries of a batch. It is late after so many seconds, and calls the third
-        argument then. Fires with a token for each, or ``None`` for one that was refused.
+    :param send: ``services.heartbeats``.
     :param isOffered: whether the registry accepts batches.
     """
 
@@ -126,7 +121,7 @@ class HeartbeatBatcher:
 
     _log: ClassVar[Logger] = Logger()
 
-    _send: Callable[[_Entries, float, WhenLate], Deferred[_Tokens]]
+    _send: Callable[..., Deferred[Any]]
     _isOffered: Callable[[], bool]
     _clock: IReactorTime
     _random: Callable[[], float] = randomModule.random
@@ -137,7 +132,7 @@ class HeartbeatBatcher:
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _timerDue: float = attrs.field(default=0.0, init=False)
     # When each request under way was sent, without those that are late.
-    _underWay: dict[Deferred[_Tokens], float] = attrs.field(factory=dict, init=False)
+    _underWay: dict[Deferred[Any], float] = attrs.field(factory=dict, init=False)
     _late: LateTries = attrs.field(factory=LateTries, init=False)
     # After a failure, nothing is sent before this time.
     _notBefore: float = attrs.field(default=0.0, init=False)
@@ -253,7 +248,7 @@ class HeartbeatBatcher:
                 self._late.add(request)
             return more
 
-        def over(result: _Tokens | Failure) -> None:
+        def over(result: Any) -> None:
             isCurrent = self._underWay.pop(request, None) is not None
             if isCurrent:
                 self._stalls.wasDue(sent + timeout)
@@ -264,7 +259,7 @@ class HeartbeatBatcher:
                 self._failed(result, services)
             self._setTimer()
 
-        request = maybeDeferred(self._send, entries, timeout, late)
+        request = maybeDeferred(self._send, entries, timeout=timeout, whenLate=late)
         self._underWay[request] = sent
         request.addBoth(over).addErrback(self._broken)
 
@@ -280,9 +275,10 @@ class HeartbeatBatcher:
             self._refusals.succeeded(count=count)
 
     def _answered(
-        self, services: Sequence[HeartBeater], entries: _Entries, tokens: _Tokens, sent: float, isCurrent: bool
+        self, services: list[HeartBeater], entries: list[Any], outcomes: list[Any], sent: float, isCurrent: bool
     ) -> None:
-        for service, entry, token in zip(services, entries, tokens, strict=True):
+        for service, entry, outcome in zip(services, entries, outcomes, strict=True):
+            token = outcome.get("token")
             # One that has left meanwhile, or joined again, is not concerned; nor is one without a response so far that
             # was answered by another try. The next try reports refusals.
             isLate = not isCurrent and service.batchSlot is not None and service.nextToken == entry["token"]

@@ -31,10 +31,6 @@ _UPDATE_FAILED = "Update of service {serviceId} failed: {reason} (retrying)"
 _UPDATED = "Service {serviceId} updated after {seconds:.1f} s"
 
 
-def _nothing() -> None:
-    """Stands for a callback that there is not."""
-
-
 def wantsHost(metadata: Mapping[str, str] | None) -> bool:
     """Whether *metadata* has a port and no address, so that the address is determined automatically."""
     if not metadata:
@@ -65,6 +61,10 @@ class DesiredState:
     """
 
     _log = Logger()
+    # Called when the fields have changed.
+    onChange: Callable[[], object] = staticmethod(lambda: None)
+    # Returns the one that sends the service's heartbeats, from :meth:`open` on.
+    heartBeater: Callable[[], HeartBeater | None] = staticmethod(lambda: None)
 
     def __init__(
         self, states: DesiredStates, serviceId: str, heartbeatTimeout: int, payload: Mapping[str, Any] | None = None
@@ -78,8 +78,6 @@ class DesiredState:
         self.fields: Mapping[str, Any] = {"heartbeat_timeout": heartbeatTimeout, "tags": tags, "metadata": metadata}
         # Was determined automatically. It is sent with metadata that want it, and never becomes part of them.
         self.host: str | None = None
-        # Called when the fields have changed.
-        self.onChange: Callable[[], object] = _nothing
         self._states = states
         # What the registry accepted last, to fall back on.
         self._accepted: Mapping[str, Any] = self.fields
@@ -92,8 +90,6 @@ class DesiredState:
         self._sent: list[Mapping[str, Any]] = []
         # How many updates are under way; and how many have begun, and registrations have had their effect.
         self._underWay = self._writes = 0
-        # Sends the service's heartbeats, from :meth:`open` on.
-        self.heartBeater: Callable[[], HeartBeater | None] = _nothing
         # Updates the service until the registry has the desired fields.
         self._worker: Deferred[None] | None = None
         self._waiters: Waiters[None] = Waiters()
@@ -210,7 +206,7 @@ class DesiredState:
 
     def close(self, reason: Failure) -> None:
         """The service is not registered any more; updates that wait fail with *reason*."""
-        self.heartBeater = _nothing
+        self.heartBeater = lambda: None
         self._possible = ()
         self.isRegistered = False
         if self._states.byId.get(self.serviceId) is self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakSet
 
@@ -16,7 +16,6 @@ from ..api.transport import HEARTBEATS, Transport
 from ..clock import SuspendWatch
 from ..errors import UNKNOWN_OUTCOME, BadRequest, NotFound, ServiceExists, isUnknown
 from ..http.jsontransport import ClientClosed
-from ..http.messages import WhenLate
 from ..types import HeartbeatToken
 from ..util.deferred import PrioritySemaphore, returnsDeferred, waitFor
 from ..util.fields import LONGEST_INTERVAL, boundedNumber
@@ -140,9 +139,6 @@ class ServicesClient(ServicesAPI):
     Every method returns a Deferred, which fails with a :class:`~txserviceregistry.errors.ServiceRegistryError`: an
     ``APIError`` such as ``NotFound`` or ``BadRequest`` when the registry refuses, else ``ConnectionFailed``,
     ``RequestTimedOut``, ``MalformedResponse`` or ``AuthenticationFailed``.
-
-    :ivar context: shared by all HeartBeaters of the client.
-    :ivar desired: the desired states of the services that the client registered.
     """
 
     def __init__(
@@ -163,7 +159,7 @@ class ServicesClient(ServicesAPI):
             # one under way keeps the connections busy.
             registrations=PrioritySemaphore(2 * connections),
             batcher=HeartbeatBatcher(
-                self._sendBatch, lambda: HEARTBEATS in transport.extensions, clock, stalls=stalls, suspends=suspends
+                self.heartbeats, lambda: HEARTBEATS in transport.extensions, clock, stalls=stalls, suspends=suspends
             ),
         )
         self.desired = DesiredStates(self.updateOnce, self.context.registrations, transport.pause, clock)
@@ -266,12 +262,6 @@ class ServicesClient(ServicesAPI):
     def adopt(self, heartBeater: HeartBeater) -> None:
         """Stop this one too when the client is closed."""
         self._heartBeaters.add(heartBeater)
-
-    def _sendBatch(
-        self, heartbeats: Sequence[Mapping[str, str]], timeout: float, whenLate: WhenLate
-    ) -> Deferred[Sequence[str | None]]:
-        sent: Deferred[Any] = self.heartbeats(heartbeats, timeout=timeout, whenLate=whenLate)
-        return sent.addCallback(lambda outcomes: [outcome.get("token") for outcome in outcomes])
 
     def _created(
         self, desired: DesiredState, token: str, register: Callable[[], Deferred[str]] | None

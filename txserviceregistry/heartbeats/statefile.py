@@ -155,6 +155,5 @@ class StateFile:
         self._isOpen = False
 
     def release(self) -> None:
-        claim, self._claim = self._claim, None
-        if claim is not None:
-            claim.close()
+        if self._claim is not None:
+            self._claim.close()

@@ -111,10 +111,9 @@ class CertificateRefused(TLSError):
     def __init__(self, text: str) -> None:
         # In the form of OpenSSL's own errors, which Twisted inspects.
         super().__init__([("certificate", "", text)])
-        self._text = text
 
     def __str__(self) -> str:
-        return self._text
+        return str(self.args[0][0][2])
 
 
 @implementer(IOpenSSLClientConnectionCreator)

@@ -8,6 +8,7 @@ import gc
 import random
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 from weakref import ref
 
 from twisted.internet.defer import Deferred
@@ -92,9 +93,7 @@ class BatcherTests(SynchronousTestCase):
         watches = {"stalls": StallWatch(self.clock), "suspends": SuspendWatch(self.clock, lambda: 0.0)}
         return HeartbeatBatcher(self.send, lambda: self.isOffered, self.clock, lambda: 0.0, **watches)
 
-    def send(
-        self, entries: Sequence[Mapping[str, str]], timeout: float, whenLate: WhenLate
-    ) -> Deferred[Sequence[str | None]]:
+    def send(self, entries: Sequence[Mapping[str, str]], timeout: float, whenLate: WhenLate) -> Deferred[Any]:
         if self.isBroken:
             raise ZeroDivisionError
         beats = [(entry["id"], entry["token"]) for entry in entries]
@@ -103,7 +102,7 @@ class BatcherTests(SynchronousTestCase):
         self.requests.append((beats, timeout, answer))
         if self.answersAtOnce:
             answer.callback([f"{id}'s next" for id, _ in beats])
-        return answer
+        return answer.addCallback(lambda tokens: [{} if token is None else {"token": token} for token in tokens])
 
     def service(self, name: str, interval: float = 10.0, due: float = 0.0, timeout: float = 15.0) -> Service:
         service = Service(self.clock, name, interval, timeout)

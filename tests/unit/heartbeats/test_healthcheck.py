@@ -261,7 +261,7 @@ class HealthCheckTests(SynchronousTestCase):
             (None, "returned None"),
             ("", "returned ''"),
             ({}, "returned {}"),
-            (Unhealthy(), "returned a false Unhealthy"),
+            (Unhealthy(), "returned <tests.unit.heartbeats.test_healthcheck.Unhealthy object"),
             (Ambiguous(), "ValueError: ambiguous"),
             (lambda: Deferred(), "timed out after 2 s"),
         ]
