@@ -23,21 +23,18 @@ from ..util.deferred import Backoff, Waiters, returnsDeferred, waitFor
 from ..util.fields import LONGEST_INTERVAL, boundedNumber, checkedTimeout
 from ..util.logs import Logger, Outage
 
-# The longest time that the registry holds back its response to a request for a lock, in seconds.
-_LONGEST_WAIT = 60
+_LONGEST_WAIT = 60  # seconds for which the registry holds back its response to a request for a lock, at most
 # Seconds between two tries while the registry is unreachable; the first one is made at once. Soon after an outage all
 # wait at the registry again, so that a release hands over at once. A server that refuses requests gets more time.
 _SHORTEST_RETRY, _LONGEST_RETRY, _LONGEST_REFUSAL = 0.2, 0.5, 5.0
 _SHORTEST_POLL = 1.0  # seconds between two requests that the registry refuses although it should wait
-# Seconds that a release may take. A lock that could not be released expires.
-_LONGEST_RELEASE = 3.0
+_LONGEST_RELEASE = 3.0  # seconds that a release may take; a lock that could not be released expires
 _REQUESTS_FAIL = "Lock {name} can't be requested: {reason} (retrying)"
 _REQUESTS_SUCCEED = "Lock {name} can be requested again after {seconds:.1f} s"
 
 # A holder relies on its lock for this part of the timeout, counted from the sending of a request that was answered.
 _RELIABLE = 0.9
-# An interval is this part of that time, so that several heartbeats in a row may be lost.
-_INTERVAL = 0.45
+_INTERVAL = 0.45  # an interval is this part of that time, so that several heartbeats in a row may be lost
 
 
 class LockHeartBeater(HeartBeater):

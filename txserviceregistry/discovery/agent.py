@@ -35,8 +35,7 @@ _KEPT_CONNECTIONS = 8  # idle connections to one instance that are kept
 
 # RFC 9110, section 9.2.2: doing it twice has the same effect as doing it once.
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
-# A body of at most so many bytes is kept, so that it can be sent again where that is safe.
-_KEPT_BODY = 64 * 1024
+_KEPT_BODY = 64 * 1024  # a body of at most so many bytes is kept, so that it can be sent again where that is safe
 
 #: The schemes of a tag, and what each of them is at an instance.
 SCHEMES = {b"registry": b"http", b"registrys": b"https"}

@@ -118,6 +118,24 @@ class PartitionerTests(PartitionerCase):
         self.successResultOf(stops[-1])
         self.assertEqual(partitioner.owned, frozenset())
 
+    def test_workThatIsDoneWhenItIsCancelled(self) -> None:
+        """Work that ends in order when it is cancelled releases its item as well."""
+
+        async def assigned(assignment: Assignment) -> None:
+            try:
+                await Deferred()
+            except CancelledError:
+                pass
+
+        partitioner = Partitioner(self.client, GROUP, ITEMS, assigned)
+        partitioner.startService()
+        self.passes(10)
+        self.assertEqual(partitioner.owned, frozenset(ITEMS))
+        stopped = partitioner.stopService()
+        self.passes(1)
+        self.successResultOf(stopped)
+        self.assertEqual(partitioner.owned, frozenset())
+
     def test_oneMemberOwnsAll(self) -> None:
         """A single member owns every item, after the time to settle."""
         member = self.join()

@@ -126,6 +126,38 @@ class StreamTests(DirectoryTestCase):
         )
         self.assertEqual(self.requests(began).count("stream"), 1)
 
+    def test_aSlowListener(self) -> None:
+        """Events that the stream brings while a listener is busy come afterwards, each once and in order."""
+        feed = EventsFeed(self.client, wallClock=self.fake.wallClock)
+        busy: list[Deferred[None]] = []
+        seen: list[str] = []
+
+        async def listen(event: Any) -> None:
+            seen.append(event["payload"]["new_value"])
+            busy.append(Deferred())
+            await busy[-1]
+
+        feed.onEvent(listen)
+        feed.startService()
+        self.fake.advance(1)
+        for number in range(6):
+            self.successResultOf(self.other.configuration.set("key", str(number)))
+            self.fake.flush()
+            if number in (1, 4):
+                busy[-1].callback(None)
+                self.fake.flush()
+        while len(seen) < 6:
+            busy[-1].callback(None)
+            self.fake.flush()
+        busy[-1].callback(None)
+        self.successResultOf(self.other.configuration.set("key", "6"))
+        self.fake.flush()
+        self.assertEqual(seen, [str(number) for number in range(7)])
+        busy[-1].callback(None)
+        self.fake.advance(30)
+        self.assertEqual(len(seen), 7)
+        self.successResultOf(feed.stopService())
+
     def test_noPing(self) -> None:
         """A stream without a ping, as behind a proxy that collects responses, is given up until ten minutes later."""
         proxy = _Collecting(self.fake.agent)
