@@ -217,6 +217,7 @@ class _Watching:
     phrase = b"OK"
     request = previousResponse = None
     length = UNKNOWN_LENGTH
+    disconnecting = False
 
     def __init__(self, host: str, body: bytes, report: Callable[..., None], all_: set[_Watching]) -> None:
         self.headers = Headers()
@@ -263,6 +264,7 @@ class _Watching:
 
     def loseConnection(self) -> None:
         """The protocol wants no more."""
+        self.disconnecting = True
         self.end()
         self._report(self._lost)
 
