@@ -20,7 +20,7 @@ from txserviceregistry.http.jsontransport import JSONTransport
 from txserviceregistry.http.pool import QueueingAgent
 from txserviceregistry.http.tls import tlsPolicy
 from txserviceregistry.registry.stores.etcd.gateway import Etcd, EtcdError, User
-from txserviceregistry.registry.stores.etcd.keyvalues import deletion, newLease, put, reading, unchanged
+from txserviceregistry.registry.stores.etcd.keyvalues import deletion, put, reading, unchanged
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.util.files import Reloaded
 
@@ -50,8 +50,8 @@ class GatewayTests(EtcdCase):
     async def test_leases(self) -> None:
         """Of many that are kept alive at once, some of them gone, each has its own result."""
         etcd = self.etcd(sharedEtcd())
-        leases = [newLease() for _ in range(14)]
-        await gatherResults([etcd.grant(lease, 60) for lease in leases[::2]])
+        granted = await gatherResults([etcd.grant(60) for _ in range(7)])
+        leases = [each for lease, _ in granted for each in (lease, lease ^ 2)]
         kept = await gatherResults([etcd.keepAlive(lease) for lease in leases])
         self.assertEqual(kept, [True, False] * 7)
 
@@ -121,8 +121,8 @@ class LostAnswerTests(EtcdCase):
         """What is there already, or is gone already, is the first try's work."""
         etcd = self.lossy()
         for _ in range(4):
-            lease = newLease()
-            self.assertEqual(await etcd.grant(lease, 60), 60)
+            lease, seconds = await etcd.grant(60)
+            self.assertEqual(seconds, 60)
             self.assertTrue(await self.kept(etcd, lease))
             await etcd.revoke(lease)
             self.assertFalse(await self.kept(etcd, lease))

@@ -12,7 +12,7 @@ from twisted.logger import capturedLogs
 from tests.system.etcd.etcds import sharedEtcd
 from tests.system.etcd.storecase import EtcdStoreCase, T
 from tests.system.etcd.troubled import TroubledAgent
-from txserviceregistry.registry.stores.etcd.keyvalues import newLease, put
+from txserviceregistry.registry.stores.etcd.keyvalues import put
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import (
     StoreRefused,
@@ -27,8 +27,7 @@ class UpgradeTests(EtcdStoreCase):
     async def setUp(self) -> None:
         super().setUp()
         self.meta: dict[str, Any] = {"v": 1, "secret": "ab" * 32, "tail": "8000-0123456789ab"}
-        self.lease = newLease()
-        await self.asked.grant(self.lease, 60)
+        self.lease, _ = await self.asked.grant(60)
         self.addCleanup(self.asked.revoke, self.lease)
         position_ = 0x1EE000000000000
         service = {"v": 1, "position": position_, "timeout": 30, "tags": ["a"], "metadata": {}, "lease": self.lease}
@@ -81,8 +80,7 @@ class UpgradeTests(EtcdStoreCase):
 
     async def test_notWhileANodeOfVersion1IsRunning(self) -> None:
         """That is said in one line, and nothing has changed; when the node's key has ended, it is converted."""
-        lease = newLease()
-        await self.asked.grant(lease, 60)
+        lease, _ = await self.asked.grant(60)
         await self.asked.txn((), [put(f"{self.prefix}nodes/old", b'{"v": 1}', lease)])
         text = await self.refuses(StoreRefused, self.store())
         for part in ("1 node(s)", "earlier release", self.prefix, "stop them first"):

@@ -26,12 +26,12 @@ class NodeTests(EtcdStoreCase):
         heartbeats; when it is gone, each service has a full timeout.
         """
         odd = (b"12", b'{"v": 2}', b'{"v": 1, "serial": null}', b"not JSON")
-        await self.asked.grant(1, 60)
+        lease, _ = await self.asked.grant(60)
         for number, said in enumerate(odd):
-            await self.asked.txn((), [put(f"{self.prefix}nodes/early{number}", said, 1)])
+            await self.asked.txn((), [put(f"{self.prefix}nodes/early{number}", said, lease)])
         a, b = await self.store(), await self.store()
         for number, said in enumerate(odd):
-            await self.asked.txn((), [put(f"{self.prefix}nodes/late{number}", said, 1)])
+            await self.asked.txn((), [put(f"{self.prefix}nodes/late{number}", said, lease)])
         made = await self.created(b, a)
         self.passDeadline(made, a, b)
         await self.until(lambda: all(made.incarnation in each.closed(T) for each in (a, b)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
@@ -171,16 +172,16 @@ class Etcd:
         return next(kept for kept in done.found if kept)[0]
 
     @returnsDeferred
-    async def grant(self, lease: int, seconds: int) -> int:
-        """Create a lease; fires with the seconds that etcd granted, which may be more."""
+    async def grant(self, seconds: int) -> tuple[int, int]:
+        """Create a lease; fires with its id, and the seconds that etcd granted, which may be more."""
+        lease, granted = secrets.randbits(62) | 1, seconds
         try:
-            granted: int = await self._ask("lease/grant", {"ID": str(lease), "TTL": str(seconds)}, _readTTL)
+            granted = await self._ask("lease/grant", {"ID": str(lease), "TTL": str(seconds)}, _readTTL)
         except EtcdError as error:
             # Ids are random: an existing one is the first attempt's.
             if "already exists" not in str(error):
                 raise
-            return seconds
-        return max(seconds, granted)
+        return lease, max(seconds, granted)
 
     @returnsDeferred
     async def revoke(self, lease: int, *, patience: float = PATIENCE) -> None:

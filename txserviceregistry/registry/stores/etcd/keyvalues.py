@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import secrets
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from types import UnionType
 from typing import Any, TypeAlias
 
 import attrs
@@ -19,8 +17,6 @@ from . import VERSION
 
 #: A condition or an operation of a transaction, as etcd takes it.
 Clause: TypeAlias = dict[str, Any]
-#: The fields that a value must have.
-Fields: TypeAlias = Mapping[str, type | UnionType]
 
 _log = Logger()
 
@@ -63,10 +59,6 @@ class Txn:
         return cls(bool(answer.get("succeeded")), int(answer["header"]["revision"]), found)
 
 
-def newLease() -> int:
-    return secrets.randbits(62) | 1
-
-
 def encode(text: str | bytes) -> str:
     # A user may have any name, half of a surrogate pair included.
     return b64encode(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text).decode("ascii")
@@ -85,7 +77,7 @@ class Unreadable(StoreUnavailable):
     """A key has a value that neither this release nor an earlier one has written."""
 
 
-def readKept(key: str, value: bytes, fields: Fields, newest: float = VERSION) -> dict[str, Any]:
+def readKept(key: str, value: bytes, fields: Mapping[str, Any], newest: float = VERSION) -> dict[str, Any]:
     """A key's JSON object with these *fields*, of a version up to the *newest*. Others raise :class:`Unreadable`."""
     try:
         kept: dict[str, Any] = json.loads(value)

@@ -31,20 +31,7 @@ from ..interfaces import (
 )
 from .batches import Batches, TenantClock, TenantIds, Transaction, eventsIn, lastPosition
 from .gateway import Etcd
-from .keyvalues import (
-    Fields,
-    KeyValue,
-    Unreadable,
-    deletion,
-    endOf,
-    jsonBytes,
-    newLease,
-    put,
-    reading,
-    readKept,
-    unchanged,
-    understood,
-)
+from .keyvalues import KeyValue, Unreadable, deletion, endOf, jsonBytes, put, reading, readKept, unchanged, understood
 
 _T = TypeVar("_T")
 
@@ -56,7 +43,7 @@ _TOKEN = {"user": str, "tenant": str, "expires": float | int, "revision": int}
 @attrs.define(eq=False)
 class Part:
     kind: ClassVar[str] = ""  # the name of its objects' keys, before the tenant and the id
-    fields: ClassVar[Fields] = {}  # what the value of each has
+    fields: ClassVar[Mapping[str, Any]] = {}  # what the value of each has
     _etcd: Etcd
     _batches: Batches
     _prefix: str
@@ -412,8 +399,7 @@ class EtcdUsers(Part):
 
     async def addToken(self, token: TokenRecord) -> None:
         revision = self._keyed(await self._etcd.get(self._at(token.user)))
-        lease = newLease()
-        await self._etcd.grant(lease, max(1, math.ceil(token.expires - self._wallClock())))
+        lease, _ = await self._etcd.grant(max(1, math.ceil(token.expires - self._wallClock())))
         kept = {"v": 1, "user": token.user, "tenant": token.tenant, "expires": token.expires, "revision": revision}
         await self._etcd.txn((), [put(f"{self._prefix}tokens/{token.tokenHash}", jsonBytes(kept), lease)])
 

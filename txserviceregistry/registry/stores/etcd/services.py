@@ -11,7 +11,7 @@ from ...model import NewLock, NewService, ServiceChanges, lockScope
 from ..interfaces import LockRecord, LockTaken, ObjectExists, ServiceRecord, StateRecord
 from .batches import Transaction
 from .gateway import PAGE
-from .keyvalues import Fields, KeyValue, endOf, jsonBytes
+from .keyvalues import KeyValue, endOf, jsonBytes
 from .objects import EtcdStates
 from .registrations import NEVER, Registrations
 
@@ -113,7 +113,7 @@ def _kept(position: int, timeout: int, tags: Collection[str], metadata: Mapping[
 
 
 # The fields of a lock's record, without its position.
-_LOCK: Fields = {
+_LOCK: Mapping[str, Any] = {
     "timeout": int,
     "holder": str,
     "nonce": str | None,

@@ -62,7 +62,6 @@ from .keyvalues import (
     endOf,
     jsonBytes,
     logOnce,
-    newLease,
     put,
     reading,
     readKept,
@@ -155,8 +154,7 @@ class NodeKeys(Part):
             # Nodes with different secrets would refuse each other's tokens, and give the same event different ids.
             logOnce(_REPLACED)
             raise StoreUnavailable(_REPLACED)
-        self._lease = newLease()
-        granted = await self._etcd.grant(self._lease, seconds)
+        self._lease, granted = await self._etcd.grant(seconds)
         changes = [self._put(name, status), put(f"{self._prefix}joins", b"1")]
         done = await self._etcd.txn([createdAt(self._key(name), 0)], changes, patience=0)
         if not done.succeeded:

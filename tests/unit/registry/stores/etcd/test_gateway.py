@@ -204,7 +204,7 @@ class TurnsTests(SynchronousTestCase):
 
     def test_thePressingOnesFirst(self) -> None:
         """What others wait for, such as heartbeats, overtakes everything; the rest keeps its order."""
-        works = [self.etcd.get("/a"), self.etcd.get("/b"), self.etcd.revoke(1), self.etcd.grant(2, 30)]
+        works = [self.etcd.get("/a"), self.etcd.get("/b"), self.etcd.revoke(1), self.etcd.grant(30)]
         works += [self.etcd.get("/c"), self.etcd.txn((), (), isUrgent=True)]
         self.assertEqual([path for path, _ in self.asked], ["kv/txn", "kv/txn"])
         order = [self.answer() for _ in range(4)]
@@ -232,7 +232,7 @@ class TurnsTests(SynchronousTestCase):
         busy = [self.etcd.get("/a"), self.etcd.get("/b")]
         waiting = [self.etcd.get("/c"), self.etcd.get("/d")]
         self.clock.advance(1)
-        last = self.etcd.grant(1, 30)
+        last = self.etcd.grant(30)
         waiting[1].cancel()
         self.failureResultOf(waiting[1], CancelledError)
         self.clock.advance(QUEUE - 1)
