@@ -55,19 +55,7 @@ from ..interfaces import ISharedStore, IStoreListener, StoreRefused, StoreUnavai
 from . import DEFAULT_PREFIX, VERSION
 from .batches import Batches, TenantIds
 from .gateway import NOT_FOUND, PAGE, TRY, Etcd, EtcdError, User, watch
-from .keyvalues import (
-    Clause,
-    KeyValue,
-    createdAt,
-    endOf,
-    jsonBytes,
-    logOnce,
-    put,
-    reading,
-    readKept,
-    unchanged,
-    understood,
-)
+from .keyvalues import KeyValue, createdAt, endOf, jsonBytes, logOnce, put, reading, readKept, unchanged, understood
 from .node import INodeKeys, Node
 from .objects import EtcdEvents, EtcdStates, EtcdUsers, EtcdValues, Part
 from .registrations import Registrations
@@ -138,14 +126,14 @@ class NodeKeys(Part):
     def _key(self, name: str) -> str:
         return f"{self._prefix}nodes/{name}"
 
-    def _put(self, name: str, status: Status) -> Clause:
-        return put(self._key(name), jsonBytes(status.toJSON(self._positionOf)), self._lease)
+    def _value(self, status: Status) -> bytes:
+        def positionOf(registration: Registration) -> int:
+            tenant, incarnation = registration
+            position = self._ids.of(tenant).owned(incarnation)
+            assert position is not None, incarnation
+            return position
 
-    def _positionOf(self, registration: Registration) -> int:
-        tenant, incarnation = registration
-        position = self._ids.of(tenant).owned(incarnation)
-        assert position is not None, incarnation
-        return position
+        return jsonBytes(status.toJSON(positionOf))
 
     @returnsDeferred
     async def join(self, name: str, seconds: int, status: Status) -> tuple[int, float]:
@@ -155,7 +143,7 @@ class NodeKeys(Part):
             logOnce(_REPLACED)
             raise StoreUnavailable(_REPLACED)
         self._lease, granted = await self._etcd.grant(seconds)
-        changes = [self._put(name, status), put(f"{self._prefix}joins", b"1")]
+        changes = [put(self._key(name), self._value(status), self._lease), put(f"{self._prefix}joins", b"1")]
         done = await self._etcd.txn([createdAt(self._key(name), 0)], changes, patience=0)
         if not done.succeeded:
             raise StoreUnavailable("etcd: the name of a new node is taken")
@@ -166,9 +154,9 @@ class NodeKeys(Part):
 
     @returnsDeferred
     async def publish(self, name: str, created: int, status: Status) -> bool:
-        condition = createdAt(self._key(name), created)
+        write = put(self._key(name), self._value(status), self._lease)
         try:
-            return (await self._etcd.txn([condition], [self._put(name, status)], patience=0)).succeeded
+            return (await self._etcd.txn([createdAt(self._key(name), created)], [write], patience=0)).succeeded
         except EtcdError as error:
             if error.code == NOT_FOUND:
                 # Its lease has ended, and the key with it.
