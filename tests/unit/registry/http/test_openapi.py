@@ -13,7 +13,7 @@ from jsonschema_rs import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.unit.registry.http.test_statuspages import metricsOf
+from tests.unit.registry.http.test_pages import metricsOf
 from tests.unit.registry.wire import KEY, OPERATIONS, USER, Api
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.http import pages, validation
