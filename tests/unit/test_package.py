@@ -55,6 +55,14 @@ class DistributionTests(SynchronousTestCase):
             for path in filter(Path.is_file, ROOT.glob(pattern)):
                 self.assertNotRegex(path.read_text(), wrong, str(path))
 
+    def test_hasEachPackage(self) -> None:
+        """Every package of the sources is installed, and no other is named."""
+        setup = ConfigParser()
+        setup.read(ROOT / "setup.cfg")
+        named = {name for name in setup["options"]["packages"].split() if name.startswith("txserviceregistry")}
+        found = {path.parent.relative_to(ROOT) for path in ROOT.glob("txserviceregistry/**/__init__.py")}
+        self.assertEqual(named, {".".join(path.parts) for path in found})
+
     def test_aCloneComesFirst(self) -> None:
         """Until there is a release, pages and messages that name the distribution say first how to install a clone."""
         pages = {path.name: path.read_text() for path in [*ROOT.glob("*.rst"), *ROOT.glob("docs/**/*.rst")]}
