@@ -51,10 +51,7 @@ class Known:
 
 @attrs.define(eq=False)
 class Registrations(Part, Generic[_R]):
-    """
-    The registrations of one kind, by their scope and id. Responses and the watch come in any order: what is older never
-    replaces what is newer.
-    """
+    """The registrations of one kind. Responses and the watch come in any order: the older replaces no newer one."""
 
     touches: ClassVar[str]  # the name of the keys with the times of heartbeats
     expiration: ClassVar[str]  # the type of the event
@@ -107,13 +104,14 @@ class Registrations(Part, Generic[_R]):
         name = self._nameOf(found.key)
         return self._keep(*name, self._kept(found.key, found.value), found.created, found.modified)
 
-    def _made(self, tenant: str, id: str, kept: Mapping[str, Any], revision: int) -> None:
+    def _made(self, tenant: str, id: str, kept: Mapping[str, Any], revision: int) -> _R:
         incarnation = self._incarnation(tenant, kept)
         if revision <= self._shown and (tenant, incarnation) not in self._byIncarnation:
             # The watch has shown it already, and its end elsewhere: what the caller takes over now ends again.
             self._clock.callLater(0, self.listener.vanished, tenant, id, incarnation)
         else:
             self._keep(tenant, id, kept, revision, revision)
+        return self._record(tenant, id, kept)
 
     def _drop(self, known: Known | None, ended: int = 0) -> None:
         """Forget a registration; keep only that it has *ended* by a revision that the watch has not shown yet."""
@@ -190,8 +188,6 @@ class Registrations(Part, Generic[_R]):
         known = self._byIncarnation.get(registration)
         return 0 if known is None else known.touched
 
-    # -- reading
-
     async def _find(self, tenant: str, id: str, *further: str) -> Sequence[KeyValue]:
         """Read a record and the *further* keys that exist, at a revision that includes every known end."""
         while True:
@@ -218,8 +214,6 @@ class Registrations(Part, Generic[_R]):
         if kept is None or self._incarnation(tenant, kept) != incarnation:
             raise NoSuchObject(id)
         return kept
-
-    # -- ends
 
     async def _endNow(
         self,
@@ -275,7 +269,6 @@ class Registrations(Part, Generic[_R]):
     # -- touches, and the time of heartbeats
 
     async def touch(self, registration: Registration) -> bool:
-        """Touches of one reactor turn share transactions."""
         known = self._byIncarnation.get(registration)
         return known is not None and await self._touching.do(known)
 

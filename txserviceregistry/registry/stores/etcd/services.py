@@ -24,11 +24,11 @@ class EtcdServices(Registrations[ServiceRecord]):
     fields = {"position": int, "timeout": int, "tags": list, "metadata": dict}
     _states: EtcdStates
 
-    def _record(self, tenant: str, id: str, kept: Mapping[str, Any], state: StateRecord | None = None) -> ServiceRecord:
+    def _record(self, tenant: str, id: str, kept: Mapping[str, Any]) -> ServiceRecord:
         incarnation = self._incarnation(tenant, kept)
         known = self._byIncarnation.get((tenant, incarnation))
         seen = None if known is None else known.seen
-        return ServiceRecord(id, incarnation, kept["timeout"], tuple(kept["tags"]), kept["metadata"], seen, state)
+        return ServiceRecord(id, incarnation, kept["timeout"], tuple(kept["tags"]), kept["metadata"], seen)
 
     async def create(self, tenant: str, service: NewService, maximum: int) -> ServiceRecord:
         id, key = service.id, self.key(tenant, service.id)
@@ -44,9 +44,7 @@ class EtcdServices(Registrations[ServiceRecord]):
             return kept, state, transaction
 
         kept, state, transaction = await self._batches.do(tenant, create)
-        made = self._record(tenant, id, kept, state)
-        self._made(tenant, id, kept, transaction.made)
-        return made
+        return attrs.evolve(self._made(tenant, id, kept, transaction.made), state=state)
 
     async def get(self, tenant: str, id: str, states: bool = False) -> ServiceRecord:
         found, *others = await self._find(tenant, id, *([self._states.key(tenant, id)] if states else []))
@@ -112,18 +110,6 @@ def _kept(position: int, timeout: int, tags: Collection[str], metadata: Mapping[
     return {"v": 1, "position": position, "timeout": timeout, "tags": tags, "metadata": metadata}
 
 
-# The fields of a lock's record, without its position.
-_LOCK: Mapping[str, Any] = {
-    "timeout": int,
-    "holder": str,
-    "nonce": str | None,
-    "metadata": dict,
-    "fence": int,
-    "acquired": int,
-    "isForced": bool,
-}
-
-
 @attrs.define(eq=False)
 class EtcdLocks(Registrations[LockRecord]):
     """Locks are the registrations of the scopes of their tenants' locks."""
@@ -131,15 +117,24 @@ class EtcdLocks(Registrations[LockRecord]):
     kind = "locks"
     touches = "seen-locks"
     expiration = "lock.expire"
-    fields = {"position": int, **_LOCK}
+    fields = {
+        "position": int,
+        "timeout": int,
+        "holder": str,
+        "nonce": str | None,
+        "metadata": dict,
+        "fence": int,
+        "acquired": int,
+        "isForced": bool,
+    }
 
     def _nameOf(self, key: str) -> tuple[str, str]:
         tenant, name = super()._nameOf(key)
         return lockScope(tenant), name
 
     def _record(self, tenant: str, id: str, kept: Mapping[str, Any]) -> LockRecord:
-        incarnation = self._incarnation(tenant, kept)
-        return LockRecord(name=id, incarnation=incarnation, **{field: kept[field] for field in _LOCK})
+        fields = {name: kept[name] for name in self.fields if name != "position"}
+        return LockRecord(name=id, incarnation=self._incarnation(tenant, kept), **fields)
 
     async def acquire(self, tenant: str, lock: NewLock, maximum: int, now: int, fence: int) -> LockRecord:
         scope = lockScope(tenant)
@@ -152,14 +147,13 @@ class EtcdLocks(Registrations[LockRecord]):
             transaction.count("locks", 1, maximum)
             clock.fence = max(clock.fence + 1, fence)
             record = LockRecord.of(lock, "", clock.fence, now)
-            fields = attrs.asdict(record, filter=attrs.filters.include(*_LOCK))
+            fields = attrs.asdict(record, filter=attrs.filters.include(*self.fields))
             kept = {"v": 1, "position": transaction.addEvent("lock.acquire", record.shown()), **fields}
             transaction.put(key, jsonBytes(kept))
             return kept, transaction
 
         kept, transaction = await self._batches.do(scope, acquire)
-        self._made(scope, lock.name, kept, transaction.made)
-        return self._record(scope, lock.name, kept)
+        return self._made(scope, lock.name, kept, transaction.made)
 
     async def get(self, tenant: str, name: str) -> LockRecord:
         (found,) = await self._find(lockScope(tenant), name)
