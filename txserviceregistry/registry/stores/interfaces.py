@@ -340,13 +340,11 @@ class IStore(Interface):
     def lastEvent(tenant: str) -> Deferred[str | None]:
         """The id of the newest event of *tenant*, of any type, even if it was dropped; ``None`` if there is none."""
 
-    def hasEvent(tenant: str, id: str) -> Deferred[bool]:
-        """Whether the feed of *tenant* has this very event."""
-
+    def hasEvent(tenant: str, id: str) -> Deferred[bool]: ...
     def dropEvents(before: int) -> Deferred[int]:
         """Drop the events before this position, of all tenants; fires with how many there were."""
 
-    # -- users. With another key, or without the user, all of the user's auth tokens end.
+    # -- users. With another key, or without the user, all of the user's auth tokens end. Tokens that ended are dropped.
 
     def addUser(name: str, keyHash: str, tenant: str | None, role: Role = WRITE) -> Deferred[UserRecord]:
         """
@@ -359,9 +357,7 @@ class IStore(Interface):
     def removeUser(name: str) -> Deferred[None]: ...
     def getUser(name: str) -> Deferred[UserRecord]: ...
     def listUsers() -> Deferred[list[UserRecord]]: ...
-    def addToken(token: TokenRecord) -> Deferred[None]:
-        """Add an auth token, and drop those that have ended."""
-
+    def addToken(token: TokenRecord) -> Deferred[None]: ...
     def getToken(tokenHash: str) -> Deferred[tuple[TokenRecord, UserRecord]]:
         """An auth token, and its user at the same moment."""
 

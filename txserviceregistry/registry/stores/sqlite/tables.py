@@ -229,9 +229,8 @@ class Tables(Services):
     # -- locks
 
     def acquireLock(self, tenant: str, lock: NewLock, maximum: int, now: int, fence: int) -> LockRecord:
-        held = self._findLock(tenant, lock.name)
-        if held is not None:
-            raise LockTaken(held)
+        with suppress(NoSuchObject):
+            raise LockTaken(self.getLock(tenant, lock.name))
         count, last = self._one("SELECT locks, last_fence FROM tenants WHERE tenant = ?", tenant) or (0, 0)
         if count >= maximum:
             raise LimitExceeded(maximum)
@@ -257,13 +256,9 @@ class Tables(Services):
         new = NewLock(name, timeout, asText(holder), nonce, json.loads(metadata))
         return attrs.evolve(LockRecord.of(new, self._ids.idAt(position), fence, acquired), isForced=bool(isForced))
 
-    def _findLock(self, tenant: str, name: str) -> LockRecord | None:
-        row = self._one(f"{_LOCKS} WHERE tenant = ? AND name = ?", tenant, name)
-        return None if row is None else self._lock(row)
-
     def getLock(self, tenant: str, name: str, incarnation: str | None = None) -> LockRecord:
-        record = self._findLock(tenant, name)
-        if record is None or incarnation not in (None, record.incarnation):
+        record = self._lock(self._found(name, f"{_LOCKS} WHERE tenant = ? AND name = ?", tenant, name))
+        if incarnation not in (None, record.incarnation):
             raise NoSuchObject(name)
         return record
 
