@@ -253,7 +253,7 @@ class IStore(Interface):
     change was lost, its outcome has been found out). Lists are sorted by code point, begin *at* ``marker``, and have up
     to ``count`` entries without the incarnations in ``hidden``. An operation that names an object, or an incarnation of
     it, fails with :class:`NoSuchObject` if there is none; one that adds an object fails with :class:`ObjectExists` if
-    there is one, and with :class:`LimitExceeded` if the tenant has ``maximum`` already. Every change has its event.
+    there is one, and with :class:`LimitExceeded` if the tenant has ``maximum`` already.
     """
 
     name: str = Attribute("The name of the store on the command line: ``memory``, ``sqlite``, …")
@@ -274,7 +274,7 @@ class IStore(Interface):
     def account(tenant: str) -> Deferred[int]:
         """When the tenant's account was created: now, by the store's time, if it is new."""
 
-    # -- services, with their states at the same moment if *states* are asked for
+    # -- services, with their states at the same moment if *states* are asked for. Each change has its event.
 
     def createService(tenant: str, service: NewService, maximum: int) -> Deferred[ServiceRecord]: ...
     def getService(tenant: str, id: str, states: bool = False) -> Deferred[ServiceRecord]: ...
@@ -297,7 +297,7 @@ class IStore(Interface):
         """End the records whose end has come. Fires with the tenants concerned, and when the next record ends."""
 
     def dropStates(before: int) -> Deferred[Collection[str]]:
-        """Drop the records of ids for which a call *before* found no service. Fires with the tenants concerned."""
+        """Drop the records of ids found without a service since *before*. Fires with the tenants concerned."""
 
     # -- locks
 
