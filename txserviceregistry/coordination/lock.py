@@ -277,7 +277,8 @@ class Lock:
                     delay = max(delay, told)
                 else:
                     # A registry without locks after its start says for how long; a proxy may say anything.
-                    delay = min(told or delay, _LONGEST_REFUSAL if isinstance(error, ServerError) else _LONGEST_RETRY)
+                    delay = max(told, _SHORTEST_RETRY) if told else delay
+                    delay = min(delay, _LONGEST_REFUSAL if isinstance(error, ServerError) else _LONGEST_RETRY)
             await self._client.pause(min(delay, max(0.0, end - clock.seconds())))
         outage.succeeded()
         heartBeater = LockHeartBeater(self._client, self.name, self.timeout, acquired["token"], sent)

@@ -104,7 +104,7 @@ class HeartbeatBatcher:
 
     When batches fail, which may be because of their size, one service sends a single heartbeat. If that is accepted, it
     is not an outage: batches begin again with one heartbeat, and grow until one fails. If that is the first one, all
-    services send single heartbeats. Larger batches are tried after :data:`HOLD` seconds.
+    services send single heartbeats. Larger batches are tried after :data:`HOLD` seconds, whatever else fails meanwhile.
 
     :param send: ``services.heartbeats``.
     :param isOffered: whether the registry accepts batches.
@@ -138,7 +138,8 @@ class HeartbeatBatcher:
     _notBefore: float = attrs.field(default=0.0, init=False)
     # The service that sends a single heartbeat while batches fail.
     _alone: HeartBeater | None = attrs.field(default=None, init=False)
-    # No larger batches are sent until then.
+    # The most heartbeats in a batch until then.
+    _held: int = attrs.field(default=MOST, init=False)
     _heldUntil: float = attrs.field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -162,7 +163,7 @@ class HeartbeatBatcher:
         if service is self._alone:
             self._alone = None
             self._accepted, self._most = 0, 1
-            self._heldUntil = self._notBefore = 0.0
+            self._notBefore = 0.0
         if not self._services:
             self._suspends.add(self._resumed)
         self._services[service] = None
@@ -265,8 +266,8 @@ class HeartbeatBatcher:
 
     def _succeeded(self, count: int) -> None:
         self._accepted = max(self._accepted, count)
-        if self._clock.seconds() >= self._heldUntil:
-            self._most = max(self._most, min(self.MOST, 4 * count))
+        limit = self._held if self._clock.seconds() < self._heldUntil else self.MOST
+        self._most = max(self._most, min(limit, 4 * count))
         self._backoff.reset()
         self._notBefore = 0.0
         self._alone = None
@@ -308,7 +309,7 @@ class HeartbeatBatcher:
             # Smaller ones are sent at once.
             self._most = self._accepted or min(count - 1, 1)
             if self._most == self._accepted:
-                self._heldUntil = moment + self.HOLD
+                self._held, self._heldUntil = self._most, moment + self.HOLD
             self._refusals.failed(count=count, reason=reason)
             if not self._most:
                 self._dismiss(list(self._services))
@@ -316,7 +317,8 @@ class HeartbeatBatcher:
         else:
             delay = self._backoff.next()
             moment = self._notBefore = moment + min(service.retryDelay(delay) for service in waiting)
-            isSingle = mayBeSize and self._alone is None
+            # One that has lost its registration does not show whether single heartbeats are accepted.
+            isSingle = mayBeSize and (self._alone is None or self._alone.nextToken is None)
             # A service that sends single heartbeats reports an outage itself.
             if self._backoff.failures > 1 and not (isSingle and count == 1):
                 self._outage.failed(names=_named(waiting), reason=reason)

@@ -241,7 +241,7 @@ class LockTests(CoordinationTestCase):
             asked.extend([self.fake.clock.seconds()] if isLock else [])
             return isLock
 
-        for told, seconds in (("2", 2.0), ("120", 5.0)):
+        for told, seconds in (("2", 2.0), ("120", 5.0), ("0.001", 0.2)):
             asked.clear()
             self.fake.answerNext(503, headers={"Retry-After": told}, count=None, when=when)
             waiting = self.lock.acquire()

@@ -333,6 +333,27 @@ class BatcherTests(SynchronousTestCase):
         self.through(1000, ForeignResponse(413), 2 * HeartbeatBatcher.HOLD, services)
         self.assertGreater(self.sizes()[-1], 16)
 
+    def test_aSizeIsHeldWhateverElseFails(self) -> None:
+        """After an outage batches grow again, but to the size that is known to pass only."""
+        services = [self.service(f"s{number}", due=1, interval=9.9, timeout=15) for number in range(40)]
+        self.through(5, ForeignResponse(413), 12, services)
+        self.through(0, RequestTimedOut("late"), 20)
+        self.assertEqual(sum(service.dismissals for service in services), 2)
+        self.requests.clear()
+        self.through(5, ForeignResponse(413), 40, services)
+        self.assertEqual(max(self.sizes()), 4)
+        self.assertGreater(min(service.deadline for service in services), self.clock.seconds())
+
+    def test_oneThatIsNotRegisteredAnyMoreIsNoTest(self) -> None:
+        """The service that is to send a single heartbeat may be gone, and unable to register: another one does it."""
+        services = [self.service(f"s{number}", due=1, interval=9.9, timeout=15) for number in range(40)]
+        self.through(5, ForeignResponse(413), 2)
+        [gone] = [service for service in services if service.dismissals]
+        gone.nextToken = None
+        self.through(5, ForeignResponse(413), 10, [service for service in services if service is not gone])
+        self.assertEqual(sum(service.dismissals for service in services), 2)
+        self.assertTrue(all(service.beats for service in services if not service.dismissals))
+
     def test_whereNoBatchIsAcceptedAllSendSingleHeartbeats(self) -> None:
         """
         When a batch is refused, one service is dismissed, and the others wait as in an outage. When it comes back, its
