@@ -28,7 +28,7 @@ from ...util.deferred import Backoff, Waiters
 from ...util.fields import isEnabled, takesWork, weightOf
 from ...util.files import replaceFile, replacement
 from ...util.logs import Logger, Outage
-from ..wrapper.process import runShell
+from ..wrapper.process import CantStart, runShell
 from .configuration import prefixOf
 
 _View = TypeVar("_View", Directory, ConfigurationWatcher)
@@ -40,6 +40,8 @@ _SHORTEST_RETRY = 1.0
 _LONGEST_RETRY = 60.0
 # Seconds until the next look at views that are stale.
 _STALE_RETRY = 0.5
+# The most characters of a text. Nested loops could fill the memory.
+_LONGEST_TEXT = 16 << 20
 # Seconds after which a check or a reload is killed.
 _COMMAND_SECONDS = 60.0
 
@@ -164,7 +166,13 @@ class Template:
     def render(self, views: Views) -> str:
         """The text now; raises NotCurrent or TemplateFailed."""
         try:
-            return self._environment.get_template(self._name).render(views.functions)
+            parts, left = [], _LONGEST_TEXT
+            for part in self._environment.get_template(self._name).generate(views.functions):
+                left -= len(part)
+                if left < 0:
+                    raise TemplateFailed(f"the text is longer than {_LONGEST_TEXT >> 20} MiB. Check the loops")
+                parts.append(part)
+            return "".join(parts)
         except (NotCurrent, TemplateFailed):
             raise
         except TemplateError as error:
@@ -185,6 +193,8 @@ async def runCommand(command: str) -> None:
         problem = await running.addTimeout(_COMMAND_SECONDS, reactor)
     except TimeoutError:
         raise TemplateFailed(f"{command!r} did not end within {_COMMAND_SECONDS:.0f} s") from None
+    except CantStart as error:
+        raise TemplateFailed(f"{command!r} failed: {error}") from None
     if problem is not None:
         raise TemplateFailed(f"{command!r} failed with {problem}")
 
@@ -252,7 +262,7 @@ class Target:
             if self._check is not None:
                 await self._run(self._check.replace("{}", shlex.quote(new)))
             if self._reload is not None and like is not None and not os.path.lexists(self._old):
-                replaceFile(self._old, Path(self.path).read_bytes(), like=like)
+                replaceFile(self._old, Path(self.path).read_bytes(), isDurable=True, like=like)
             self._isPending = self._reload is not None
             os.rename(new, self.path)
 

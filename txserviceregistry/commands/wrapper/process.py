@@ -85,11 +85,9 @@ class Child:
         """Send it a signal, if it has not ended."""
         if self.ended.called:
             return
-        try:
+        # It runs as another user, as a setuid program does; or a thread has just reaped it.
+        with suppress(PermissionError, ProcessLookupError):
             os.kill(self.pid, number)
-        except PermissionError:
-            # It runs as another user, as a setuid program does.
-            pass
 
 
 def findProgram(word: str) -> str:
@@ -118,20 +116,20 @@ def startChild(
 ) -> Child:
     """
     Start a process with our standard streams, terminal and folder, and with no signal blocked or ignored but those of
-    *keepIgnored*. With an open file for both outputs it has no input, and a process group of its own.
+    *keepIgnored*. With an open file for both outputs it has no input and no terminal: it has a session of its own.
     """
     path = findProgram(command[0])
     if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
         # The system would not keep the wait status.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     defaults = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP} - keepIgnored
-    if str(os.getpid()).encode() in [environment.get(name) for name in _OWN_PID]:
+    if output is None and str(os.getpid()).encode() in [environment.get(name) for name in _OWN_PID]:
         return _forked(path, command, environment, defaults)
     apart: dict[str, Any] = {}
     if output is not None:
         nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
         streams = [(os.POSIX_SPAWN_DUP2, output, stream) for stream in (1, 2)]
-        apart = {"file_actions": [nothing, *streams], "setpgroup": 0}
+        apart = {"file_actions": [nothing, *streams], "setsid": True}
     try:
         return Child(os.posix_spawn(path, command, environment, setsigmask=(), setsigdef=defaults, **apart))
     except OSError as error:
@@ -187,8 +185,9 @@ def exitCode(status: int) -> int:
 @returnsDeferred
 async def runShell(command: str, environment: Mapping[bytes, bytes], *, inThread: bool = False) -> str | None:
     """
-    Run a shell command in a process group of its own, which is killed when this is cancelled. Fires with ``None``, or
-    with the reason why it has failed and the end of its output. *inThread* is for :meth:`Child.reapInThread`.
+    Run a shell command in a session of its own, which has no terminal; its process group is killed when this is
+    cancelled. Fires with ``None``, or with the reason why it has failed and the end of its output. *inThread* is for
+    :meth:`Child.reapInThread`.
     """
     # Not a pipe, which a process that the command leaves behind would keep open.
     with tempfile.TemporaryFile() as output:

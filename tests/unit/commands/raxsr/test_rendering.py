@@ -48,6 +48,11 @@ class RenderingTests(TemplateCase):
         self.assertEqual(self.render("{% set s = services('www')[0] %}{{ s.metadata.zone }} {{ s.tags }}"), "a ['www']")
         self.assertEqual(self.render("{{ services()|map(attribute='id')|join(',') }}"), "db1,web1,web2")
 
+    def test_aTextWithoutEnd(self) -> None:
+        """Loops that write more than any configuration file has are an error."""
+        text = "{% for i in range(1000) %}{{ 'x' * 100000 }}{% endfor %}"
+        self.assertIn("the text is longer than 16 MiB", self.fails(text))
+
     def test_servicesThatCantReceiveConnections(self) -> None:
         """Services that are disabled, have weight 0 or no address are left out, unless all are asked for."""
         self.create("web1")

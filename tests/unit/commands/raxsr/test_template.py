@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from unittest import mock
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.threads import deferToThread
 
 from tests.unit.commands.raxsr.raxsrcase import RaxsrTestCase
-from txserviceregistry.commands.raxsr.templates import runCommand
+from txserviceregistry.commands.raxsr.templates import TemplateFailed, runCommand
 
 SERVERS = "{% for s in services('www') %}\nserver {{ s.address }};\n{% endfor %}\n"
 
@@ -66,6 +67,22 @@ class TemplateTests(RaxsrTestCase):
             self.assertEqual(await deferToThread(open.read), "")
         await self.assertFailure(running, CancelledError)
         self.assertFalse(self.file.exists())
+
+    async def test_aTerminal(self) -> None:
+        """A command has a session of its own: one that asks for a password fails, instead of being stopped."""
+        await runCommand("""test "$(cut -d ' ' -f 6 /proc/$$/stat)" = $$""")
+
+    async def test_aServiceManager(self) -> None:
+        """Variables for raxsr's own process do not change how commands run: their output is for an error."""
+        self.patch(os, "environb", {**os.environb, b"WATCHDOG_PID": b"%d" % os.getpid()})
+        failure = await self.assertFailure(Deferred.fromCoroutine(runCommand("echo bad; exit 3")), TemplateFailed)
+        self.assertIn("failed with exit code 3: bad", str(failure))
+
+    async def test_tooManyProcesses(self) -> None:
+        """A command that can't be started now is a failure that is retried."""
+        with mock.patch("os.posix_spawn", side_effect=BlockingIOError(11, "Resource temporarily unavailable")):
+            failure = await self.assertFailure(Deferred.fromCoroutine(runCommand("true")), TemplateFailed)
+        self.assertEqual(str(failure), "'true' failed: can't run /bin/sh: Resource temporarily unavailable")
 
     async def test_dryRun(self) -> None:
         """It shows the difference, and changes nothing."""
