@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Generic, ParamSpec, cast
 
@@ -28,7 +29,10 @@ class Logger(_Logger):
 
 
 class Outage:
-    """Something that can fail for a while: it logs a line *after* so many failures, and one when that ends."""
+    """
+    Something that can fail for a while: it logs a line *after* so many failures, and one when that ends. An outage that
+    begins sooner than *calm* seconds after another one ends only when nothing has failed for as long.
+    """
 
     def __init__(
         self,
@@ -39,6 +43,7 @@ class Outage:
         *,
         level: LogLevel = LogLevel.warn,
         after: int = 1,
+        calm: float = 0.0,
         **values: object,
     ) -> None:
         self._log = log
@@ -47,21 +52,26 @@ class Outage:
         self._ends = ends
         self._level = level
         self._after = after
+        self._calm = calm
         self._values = values
         self.isOn = False
         self._failures = 0
         self._began = 0.0
+        self._isCalm = True
+        # The last failure of all, and the end of the last outage.
+        self._failed = self._ended = -math.inf
 
     def failed(self, failure: Failure | None = None, *, isCertain: bool = False, **values: object) -> None:
         """It failed. An unexpected *failure*, logged with its traceback, or a certain one begins an outage at once."""
+        self._failed = now = self._clock.seconds()
         if self.isOn:
             return
         self._failures += 1
         if self._failures == 1:
-            self._began = self._clock.seconds()
+            self._began = now
         if self._failures < self._after and failure is None and not isCertain:
             return
-        self.isOn = True
+        self.isOn, self._isCalm = True, now - self._ended >= self._calm
         self._values = {**self._values, **values}
         if failure is None:
             self._log.emit(self._level, self._begins, **self._values)
@@ -69,11 +79,15 @@ class Outage:
             self._log.failure(self._begins, failure, self._level, **self._values)
 
     def succeeded(self, **values: object) -> None:
+        now = self._clock.seconds()
+        if self.isOn and not self._isCalm and now - self._failed < self._calm:
+            return
         wasOn, self.isOn = self.isOn, False
         self._failures = 0
+        if wasOn:
+            self._ended = now
         if wasOn and self._ends is not None:
-            seconds = self._clock.seconds() - self._began
-            self._log.info(self._ends, **{**self._values, **values, "seconds": seconds})
+            self._log.info(self._ends, **{**self._values, **values, "seconds": now - self._began})
 
 
 def writeOutage(path: str, log: Logger, clock: IReactorTime, loss: str) -> Outage:

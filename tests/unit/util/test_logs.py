@@ -156,3 +156,24 @@ class OutageTests(SynchronousTestCase):
         self.assertEqual(self.events[0]["log_failure"].type, KeyError)
         self.assertEqual(self.logged(), ["It failed: a defect"])
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+
+    def test_whatFailsNowAndThen(self) -> None:
+        """An outage soon after another one ends when nothing has failed for some time."""
+        outage = self.outage(calm=60)
+        outage.failed(reason="full")
+        outage.succeeded()
+        self.assertEqual(self.logged(), ["It failed: full", "It works after 0 s"])
+        self.clock.advance(59)
+        outage.failed(reason="full")
+        self.assertEqual(self.logged(), ["It failed: full"])
+        for _ in range(3):
+            self.clock.advance(59)
+            outage.succeeded()
+            outage.failed(reason="full")
+        self.clock.advance(60)
+        outage.succeeded()
+        self.assertEqual(self.logged(), ["It works after 237 s"])
+        self.clock.advance(60)
+        outage.failed(reason="full")
+        outage.succeeded()
+        self.assertEqual(self.logged(), ["It failed: full", "It works after 0 s"])

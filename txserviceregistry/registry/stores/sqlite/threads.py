@@ -33,6 +33,9 @@ from .tables import Tables, Together
 _T = TypeVar("_T")
 _C = TypeVar("_C")
 
+#: How long nothing may have failed before the log has the end of an outage that came back within that time. Outages
+#: follow each other on a disk that has room for small changes only, and with a file that is damaged in part.
+_CALM_SECONDS = 60.0
 #: How long the first job of a group of writes waits at most while each turn of the reactor brings more of them.
 _GATHERING_SECONDS = 0.01
 #: How old the last check of the files may be when something is written to them: a check costs some microseconds.
@@ -92,7 +95,7 @@ class Worker(ABC):
         self._isClosed = False
         self._idle: Waiters[None] = Waiters()
         texts = "Cannot {verb} the store: {cause}", "Can {verb} the store again"
-        self._outage = Outage(self._log, reactor, *texts, level=LogLevel.error, verb=self._verb)
+        self._outage = Outage(self._log, reactor, *texts, level=LogLevel.error, calm=_CALM_SECONDS, verb=self._verb)
         # Used in the thread only.
         self._tables: Tables | None = None
 

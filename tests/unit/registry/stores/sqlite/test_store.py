@@ -452,6 +452,33 @@ class SqliteStoreTests(SqliteCase):
         ]
         self.assertEqual(lines, expected)
 
+    async def test_troubleThatComesAndGoesIsNotLoggedEachTime(self):
+        """What fails and succeeds in turn is logged once, until a minute has passed without a failure."""
+        texts: list[str] = []
+
+        def observe(event: Any) -> None:
+            if str(event.get("log_namespace")).startswith("txserviceregistry.registry.stores"):
+                texts.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        store = await self.opened()
+        self.elsewhere().execute("ALTER TABLE configuration_values RENAME TO away")
+        for number in range(5):
+            await self.raises(StoreUnavailable, store.setValue("1", "key", "v", 10))
+            await self.raises(StoreUnavailable, store.getValue("1", "key"))
+            await store.account(str(number))
+            await store.secret()
+            self.reactor.advance(1)
+        self.elsewhere().execute("ALTER TABLE away RENAME TO configuration_values")
+        for seconds in (50, 10, 10):
+            self.reactor.advance(seconds)
+            await store.setValue("1", "key", "v", 10)
+            await store.getValue("1", "key")
+        written = [text for text in texts if "write" in text]
+        self.assertEqual(["again" in text for text in written], [False, True, False, True])
+        self.assertEqual(len(texts), 8, texts)
+
     async def test_troubleOfOneOperationIsItsOwn(self):
         """A table that can't be written fails those that need it; the others of the group are kept."""
         store = await self.opened()
