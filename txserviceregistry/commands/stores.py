@@ -96,8 +96,10 @@ def etcdStore(values: Mapping[str, Any], reactor: Any) -> EtcdFactory:
             path = absolutePath(file)
             password = Reloaded(f"Password file {file}", [path], partial(_passwordIn, path), str)
         policy = tlsPolicy(caFile=ca, certFile=cert, keyFile=key)
-    except (InvalidSettings, ValueError) as error:
+    except InvalidSettings as error:
         raise usage.UsageError(str(error)) from None
+    except ValueError as error:
+        raise usage.UsageError(f"--etcd-password-file: {error}") from None
     # It takes a seventh of the start of a registry, most of which have another store.
     from ..registry.stores.etcd.store import EtcdStore
 

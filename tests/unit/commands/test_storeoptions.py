@@ -58,7 +58,8 @@ class EtcdOptionsTests(SynchronousTestCase):
 
     def test_filesThatAreNone(self) -> None:
         """What can't be read, or holds nothing, is named; a password never is."""
-        self.assertIn("/nowhere can't be read", self.refused(user="joe", **{"password-file": "/nowhere"}))
+        said = self.refused(user="joe", **{"password-file": "/nowhere"})
+        self.assertIn("--etcd-password-file: /nowhere can't be read", said)
         for content in (b"", b"\n", b"\xff\xfe"):
             path = self.file(content)
             self.assertIn(path, self.refused(user="joe", **{"password-file": path}))

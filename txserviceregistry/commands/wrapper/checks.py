@@ -42,10 +42,9 @@ def makeProbe(reactor: Any, text: str, serviceId: str = "") -> Probe:
     scheme = scheme.lower()
     if scheme == "exec" and rest.strip():
         return _commandProbe(rest, serviceId)
-    if scheme == "tcp":
-        text = f"tcp://{rest if ':' in rest else f'127.0.0.1:{rest}'}"
+    address = rest if ":" in rest else f"127.0.0.1:{rest}"
     try:
-        parts = urlsplit(text)
+        parts = urlsplit(f"tcp://{address}" if scheme == "tcp" else text)
         if parts.hostname and parts.username is None and parts.port != 0:
             if scheme in ("http", "https"):
                 url = parts._replace(path=parts.path or "/", fragment="").geturl().encode("ascii")
