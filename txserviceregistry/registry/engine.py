@@ -283,10 +283,6 @@ class Cluster(Engine):
         super().suspend()
         self._feed.lose()
 
-    def renewAll(self) -> None:
-        self._due.clear()
-        super().renewAll()
-
     def secondsLeft(self, registration: tuple[str, str]) -> float:
         state = self.registered(registration)
         return -1.0 if state is None else state.deadline - self.now()
