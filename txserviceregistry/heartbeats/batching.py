@@ -164,6 +164,7 @@ class HeartbeatBatcher:
             self._alone = None
             self._accepted, self._most = 0, 1
             self._notBefore = 0.0
+            self._backoff.reset()
         if not self._services:
             self._suspends.add(self._resumed)
         self._services[service] = None
