@@ -148,11 +148,14 @@ def _restore(directory: DataDirectory, file: str) -> None:
         directory.open()
         path = Path(os.path.realpath(directory.storePath))
         making = path.with_name(f"{path.name}.restored")
-        ending.callback(making.unlink, missing_ok=True)
         try:
             if path.exists():
                 # It may be another directory's registry that uses it.
                 ending.callback(os.close, sqlitefile.claimFile(str(path)))
+            # What a killed restore has left: SQLite would take its log for that of the new copy.
+            for each in _withEndings(making):
+                each.unlink(missing_ok=True)
+            ending.callback(making.unlink, missing_ok=True)
             contents, end = _copy(file, str(making))
             # As the next start does, but before the other store is gone.
             sqlitefile.prepare(str(making))
@@ -203,6 +206,10 @@ def _raiseFences(copy: str, path: str) -> int | None:
         return fence
 
 
+def _withEndings(path: Path) -> list[Path]:
+    return [path.with_name(path.name + ending) for ending in _ENDINGS]
+
+
 def _replaceStore(path: Path, copy: Path) -> Path | None:
     """
     Put a copy in the place of a store that no program uses. If an OSError ends that, a registry refuses to start, or
@@ -210,8 +217,7 @@ def _replaceStore(path: Path, copy: Path) -> Path | None:
 
     :return: the new folder beside *path* with the files that were there; ``None`` if there were none.
     """
-    there = [path.with_name(path.name + ending) for ending in _ENDINGS]
-    there = [each for each in there if os.path.lexists(each)]
+    there = [each for each in _withEndings(path) if os.path.lexists(each)]
     folder = None
     if there:
         moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.inprocess import Ended, runScript, withoutSettings
 from tests.unit.commands.test_users import ANY_PORT, UsersCase, reactor
 from txserviceregistry.commands.backup import main
 from txserviceregistry.registry.service import RegistryService
+from txserviceregistry.registry.stores.sqlite.file import connect
 
 
 class BackupCase(UsersCase):
@@ -222,6 +224,21 @@ class RestoreTests(BackupCase):
         ended = await self.restore()
         self.assertIn("Lost: unknown, because the replaced store can't be read", ended.out)
         await self.registry()
+
+    async def test_afterAKilledRestore(self) -> None:
+        """The log that a restore has left when it was killed does not become part of what is restored now."""
+        await self.stopped()
+        await self.backup(str(self.file))
+        making = Path(f"{self.store}.restored")
+        shutil.copy(self.file, making)
+        with closing(connect(str(making))) as killed:
+            killed.execute("DELETE FROM configuration_values")
+            log = Path(f"{making}-wal").read_bytes()
+        Path(f"{making}-wal").write_bytes(log)
+        await self.restore()
+        with closing(sqlite3.connect(self.store)) as restored:
+            self.assertEqual(restored.execute("SELECT count(*) FROM configuration_values").fetchone(), (1,))
+        self.assertEqual([name for name in os.listdir(self.dataDir) if ".restored" in name], [])
 
     async def test_whatIsNotABackup(self) -> None:
         """A file that is missing, damaged or something else changes nothing."""
