@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
@@ -172,27 +173,37 @@ class Output:
             headings, wraps = ["Field", "Value"], ["Value"] if wraps else []
         table = PrettyTable(headings)
         table.align, table.break_on_hyphens = "l", False
-        table.add_rows(lines)
         if self.format == "html":
+            table.add_rows(lines)
             print(table.get_html_string())
             return
         for name, column in self.columns.items():
             # A time is a number in the registry, but a text for programs.
             if records and not isOne and all(isinstance(column.machine(each[name]), int) for each in records):
                 table.align[column.heading] = "r"
+        shown = headings
         width = _terminalWidth() if self.width is None else self.width
         if width:
             texts = {heading: [line[index] for line in lines] for index, heading in enumerate(headings)}
             optional = [] if isOne or self.isWhole else [heading for heading in _OPTIONAL if heading in headings]
             widths = _fittedWidths(texts, wraps, optional, width)
-            omitted = [heading for heading in headings if heading not in widths]
-            headings = list(widths)
-            for heading in headings:
+            shown, omitted = list(widths), [heading for heading in headings if heading not in widths]
+            for heading in shown:
                 table.max_width[heading] = widths[heading]
+            lines = [[_broken(*each, widths) for each in zip(headings, line, strict=True)] for line in lines]
             if omitted:
                 narrow = f"the terminal is too narrow for {', '.join(omitted)}"
                 self.note(f"{narrow}: choose columns with -c, or use -f json")
-        print(table.get_string(fields=headings))
+        table.add_rows(lines)
+        print(table.get_string(fields=shown))
+
+
+def _broken(heading: str, text: str, widths: Mapping[str, int]) -> str:
+    """The text, with long words broken as prettytable breaks them, which needs a second for 20,000 characters."""
+    width = widths.get(heading, len(text))
+    if all(len(word) <= width for word in text.split()):
+        return text
+    return "\n".join("\n".join(textwrap.wrap(line, width, break_on_hyphens=False)) for line in text.split("\n"))
 
 
 def _harmless(cell: Any) -> Any:
@@ -230,7 +241,7 @@ def _fittedWidths(
     for heading in optional:
         if fits([*kept, heading], whole):
             kept.append(heading)
-    widths = {heading: present[heading] for heading in columns if heading in kept}
+    widths = {heading: min(present[heading], max(width, least[heading])) for heading in columns if heading in kept}
     # Between words if that is enough, else within them; always the widest column.
     for bound in (whole, least):
         while not fits(widths, widths) and (wide := [each for each in widths if widths[each] > bound[each]]):

@@ -63,6 +63,11 @@ class TableTests(SynchronousTestCase):
         self.assertEqual("".join(lines).count("x"), 200)
         self.assertTrue(any("/some/long/key" in line for line in lines))
 
+    def test_anEndlessWord(self) -> None:
+        """The time that a table takes grows with a word's length, and not with its square, which were minutes here."""
+        lines = self.table([{"id": "key", "value": "x" * 500_000}], 60, VALUES)
+        self.assertEqual({len(line) for line in lines}, {60})
+
     def test_lineEndsStay(self) -> None:
         """What has several lines has them in a narrow table too, the empty ones included."""
         lines = self.table([{"id": "key", "value": "one\n\ntwo " + "three " * 20}], 40, VALUES)
