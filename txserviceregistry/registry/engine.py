@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping, Sequence
+from functools import partial
+from math import inf
 from typing import Any, TypeVar
 
 import attrs
@@ -11,7 +13,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
 from zope.interface import implementer
 
-from ..util.deferred import SingleFlight, returnsDeferred
+from ..util.deferred import PrioritySemaphore, SingleFlight, returnsDeferred
 from .expiry import REFUSED, LiveServices, ServiceState, readSummary
 from .faults import Fault, notFound, systemFailure
 from .feed import EventFeed
@@ -22,9 +24,10 @@ from .uuids import HeartbeatTokens
 
 _T = TypeVar("_T")
 
-#: How many registrations may be looked up in a shared store at once because they are unknown: clients that make up ids
-#: and tokens must not keep the store from its work.
-_LOOKS = 400
+#: How many registrations are looked up in a shared store at once because a heartbeat named an unknown one, and how many
+#: may wait for that: clients that make up ids and tokens must not keep the store from its work.
+_LOOKS = 4
+_WAITING = 400
 
 #: Seconds that a registration waits for a service with its id, or in its place in the account, that may have expired;
 #: and from one look to the next.
@@ -170,6 +173,7 @@ class Cluster(Engine):
     isShared = True
     _due: deque[ServiceState] = attrs.field(init=False, factory=deque)
     _looking: SingleFlight[tuple[str, str], None] = attrs.field(init=False, factory=SingleFlight)
+    _looks: PrioritySemaphore = attrs.field(init=False, factory=partial(PrioritySemaphore, _LOOKS))
 
     async def _begin(self) -> None:
         self.begin(())
@@ -228,18 +232,21 @@ class Cluster(Engine):
 
     async def _look(self, scope: str, id: str) -> None:
         """Look a registration up in the store; the fault 503 if it is unavailable, or too many are being looked up."""
-        if len(self._looking) >= _LOOKS:
+        if len(self._looking) >= _WAITING:
             raise systemFailure("Too many unknown services are being looked up")
         await available(self._looking.do((scope, id), lambda: self._lookUp(scope, id)))
 
     @returnsDeferred
     async def _lookUp(self, scope: str, id: str) -> None:
+        await self._looks.take(inf)
         known = self.active(scope, id)
         try:
             self.track(await readSummary(self._store, scope, id))
         except NoSuchObject:
             if known is not None:
                 self.forget(*known.name)
+        finally:
+            self._looks.give()
 
     async def _untilDecided(self, scope: str, id: str | None) -> bool:
         end = self._clock.seconds() + _PATIENCE

@@ -217,7 +217,6 @@ class _Watching:
     phrase = b"OK"
     request = previousResponse = None
     length = UNKNOWN_LENGTH
-    disconnecting = False
 
     def __init__(self, host: str, body: bytes, report: Callable[..., None], all_: set[_Watching]) -> None:
         self.headers = Headers()
@@ -264,7 +263,6 @@ class _Watching:
 
     def loseConnection(self) -> None:
         """The protocol wants no more."""
-        self.disconnecting = True
         self.end()
         self._report(self._lost)
 

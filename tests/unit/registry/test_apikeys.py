@@ -1,6 +1,6 @@
 """
 Tests for :mod:`txserviceregistry.registry.identity`: the hashes of keys. What checking a key costs is tested as
-authentications show it, in :mod:`tests.unit.registry.identity.test_identity`.
+authentications show it, in :mod:`tests.unit.registry.test_identity`.
 """
 
 from __future__ import annotations

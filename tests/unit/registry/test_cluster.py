@@ -369,13 +369,13 @@ class ClusterTests(ClusterCase):
         self.assertEqual(self.b.engine.waiting, 0)
         self.assertEqual(self.fault(self.b.heartbeat(T, "another", token))[0], 503)
 
-    def test_unknownTokensAreLookedUpInBounds(self) -> None:
-        """Made-up ids and tokens cause a bounded number of reads of the store at a time, and are refused beyond."""
+    def test_unknownTokensAreLookedUpAFewAtATime(self) -> None:
+        """Made-up ids and tokens cause a few reads of the store at a time, and are refused beyond."""
         token = self.create(self.a)
         asked: list[Deferred[Any]] = []
         self.stores[1].getService = lambda tenant, id: asked.append(Deferred()) or asked[-1]  # type: ignore[method-assign]  # a store that takes its time
         beats = [self.b.heartbeat(T, f"made-up{number}", token) for number in range(500)]
-        self.assertLessEqual(len(asked), 400)
+        self.assertLessEqual(len(asked), 4)
         refused = [beat for beat in beats if beat.called]
         self.assertEqual(len(refused), 100)
         self.assertEqual({self.fault(beat)[0] for beat in refused}, {503})

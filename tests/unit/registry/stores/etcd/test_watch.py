@@ -5,6 +5,7 @@ Watches of etcd, against servers that say what etcd can't be made to say when a 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable
 from random import Random
 from typing import Any
@@ -16,7 +17,7 @@ from twisted.web.client import BrowserLikePolicyForHTTPS
 
 from tests.loopback import Call, LoopbackTestCase, Server
 from txserviceregistry.http.pool import ConnectionPool, PooledAgent
-from txserviceregistry.registry.stores.etcd.gateway import watch
+from txserviceregistry.registry.stores.etcd.gateway import _Lines, watch
 from txserviceregistry.registry.stores.etcd.keyvalues import KeyValue, encode
 
 HEAD = b"HTTP/1.1 200 X\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -126,6 +127,17 @@ class WatchTests(WatchCase):
             await self.until(lambda: len(self.changes) == 51)
             self.assertEqual(len(self.changes[0][0].value), 1_500_000)
             self.assertEqual({now.value for now, _ in self.changes[1:]}, {"é\n".encode()})
+
+    def test_longLinesTakeTimeOnce(self) -> None:
+        """A line has all changes since an outage, and comes in small parts."""
+        lines: list[bytes] = []
+        receiver = _Lines(lines.append)
+        began = time.process_time()
+        for _ in range(4096):
+            receiver.dataReceived(b"x" * 1024)
+        receiver.dataReceived(b"\n")
+        self.assertEqual([len(line) for line in lines], [2**22])
+        self.assertLess(time.process_time() - began, 2)
 
     async def test_canceledIsTheEnd(self) -> None:
         """A watch that etcd has canceled is over, with its reason, though the answer stays open."""
