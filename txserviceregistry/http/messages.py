@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from enum import IntEnum
 from functools import cached_property
 from typing import Any, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urljoin
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
@@ -293,6 +294,9 @@ class Response:
         location = self.header("Location")
         if not 300 <= self.status < 400 or not location:
             return None
+        with suppress(ValueError):
+            # A setting is an absolute URL.
+            location = urljoin(self.url, location)
         target = re.sub(r"[^!-~]", "?", location)
         return f"It redirects to {target}, which is not followed. Change the URL: {setting}"
 

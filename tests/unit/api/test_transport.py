@@ -326,7 +326,7 @@ class TransportTests(SynchronousTestCase):
         """A redirect is not followed; the error says where it leads, and which setting to change."""
         for location, shown in (
             ("https://elsewhere/v1.0", "https://elsewhere/v1.0"),
-            ("/other", "/other"),
+            ("/other", "http://registry:8880/other"),
             ("https://else\x1bwhere", "https://else?where"),
             ("http://[elsewhere", "http://[elsewhere"),
         ):
