@@ -207,7 +207,8 @@ async def _watch(
     # A directory would retry what is wrong with the settings.
     await run.client.account.getLimits()
     isDrawn = run.output.format == "table" and sys.stdout.isatty()
-    output, drawn = attrs.evolve(run.output, note=lambda text: None), None
+    # What a table leaves out stands above it.
+    output, drawn = attrs.evolve(run.output, note=print), None
     changes: DeferredQueue[Record] = DeferredQueue()
     if not isDrawn:
         source.onChange(lambda *change: changes.put(recordOf(*change)))

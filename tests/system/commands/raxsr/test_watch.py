@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.system.commands.raxsr.raxsrcase import RaxsrProcessTestCase
+from tests.system.commands.raxsr.raxsrcase import RAXSR, RaxsrProcessTestCase
 
 
 class WatchTests(RaxsrProcessTestCase):
@@ -20,7 +20,9 @@ class WatchTests(RaxsrProcessTestCase):
         services = self.started("services", "watch", "--tag", tag, "-f", "json")
         values = self.started("configuration", "watch", "--namespace", f"/{self.prefix}", "-f", "value")
         live = self.spawn("raxsr", "services", "watch", "--tag", tag, "-c", "id", "-c", "tags", usePTY=True)
-        for child in (services, live):
+        script = f"stty cols 60 && exec {RAXSR} services watch --tag {tag}"
+        narrow = self.spawn("/bin/sh", "-c", script, usePTY=True)
+        for child in (services, live, narrow):
             await child.says(f"{self.prefix}-1")
         await values.says("old")
         await client.services.update(f"{self.prefix}-1", {"tags": [tag, "another"]})
@@ -44,3 +46,4 @@ class WatchTests(RaxsrProcessTestCase):
         *_, last = live.output.split("\x1b[H\x1b[J")
         self.assertIn("| Service ID", last)
         self.assertIn(f"{tag}, another", last)
+        self.assertIn("the terminal is too narrow for Heartbeat Timeout", narrow.output)
