@@ -164,8 +164,8 @@ def _restore(directory: DataDirectory, file: str) -> None:
             if fence is not None:
                 directory.holdBack()
             replaced = _replaceStore(path, making)
-        except OSError as error:
-            raise CommandFailed(f"can't replace {path}: {error.strerror}") from None
+        except (OSError, sqlite3.Error) as error:
+            raise CommandFailed(f"can't replace {path}: {getattr(error, 'strerror', None) or error}") from None
     until = "" if end is None else f", whose last event is of {time.strftime('%F %T UTC', time.gmtime(end))}"
     print(escaped(f"Restored {path} from {file}{until}: {contents}."))
     if replaced is not None:
@@ -203,6 +203,8 @@ def _raiseFences(copy: str, path: str) -> int | None:
             return None
         fence = max(fence, int(time.time() * 1000))
         connection.execute("UPDATE tenants SET last_fence = ?", (fence,))
+        # The end of the connection does that too, but without an error.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return fence
 
 

@@ -13,6 +13,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tests import CHEAP
 from tests.inprocess import Ended, runScript, withoutSettings
@@ -239,6 +240,18 @@ class RestoreTests(BackupCase):
         with closing(sqlite3.connect(self.store)) as restored:
             self.assertEqual(restored.execute("SELECT count(*) FROM configuration_values").fetchone(), (1,))
         self.assertEqual([name for name in os.listdir(self.dataDir) if ".restored" in name], [])
+
+    async def test_aFullDisk(self) -> None:
+        """A copy that can't be prepared replaces nothing, and the error has one line."""
+        await self.stopped()
+        await self.backup(str(self.file))
+        before = self.files()
+        for step in ("prepare", "connect"):
+            full = sqlite3.OperationalError("database or disk is full")
+            with mock.patch(f"txserviceregistry.registry.stores.sqlite.file.{step}", side_effect=full):
+                error = (await self.restore(code=1)).err
+            self.assertIn(f"can't replace {self.store}: database or disk is full", error)
+        self.assertEqual(self.files(), before)
 
     async def test_whatIsNotABackup(self) -> None:
         """A file that is missing, damaged or something else changes nothing."""
