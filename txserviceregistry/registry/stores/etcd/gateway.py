@@ -112,22 +112,22 @@ class Etcd:
         body = {"compare": compare, "success": success, "failure": failure}
         isWrite = any("request_range" not in each for each in (*success, *failure))
         asked = self._clock.seconds()
-        outcome: Txn | StoreUnavailable
         try:
-            outcome = await self._ask(_TXN, body, Txn.of, patience, isUrgent)
+            done: Txn = await self._ask(_TXN, body, Txn.of, patience, isUrgent)
         except StoreUnavailable as error:
-            outcome = error
+            self._count(isWrite, asked, isinstance(error, EtcdError) and error.code in _OF_WHAT_WAS_ASKED)
+            raise
+        self._count(isWrite, asked, True)
+        return done
+
+    def _count(self, isWrite: bool, asked: float, works: bool) -> None:
         seconds = max(0.0, self._clock.seconds() - asked)
-        works = isinstance(outcome, Txn) or (isinstance(outcome, EtcdError) and outcome.code in _OF_WHAT_WAS_ASKED)
         if isWrite:
             self.statistics.writes.add(seconds)
             self.statistics.isWritable = works
         else:
             self.statistics.reads.add(seconds)
             self.statistics.isReadable = works
-        if isinstance(outcome, StoreUnavailable):
-            raise outcome
-        return outcome
 
     @returnsDeferred
     async def range(

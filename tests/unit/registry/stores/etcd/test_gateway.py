@@ -4,7 +4,9 @@ etcd as a JSON API, over servers that play a cluster in trouble.
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,6 +142,20 @@ class TroubleTests(EtcdCase):
             clock.advance(PAUSE)
         self.assertIn("no leader", await refused)
         self.assertEqual(len(server.calls), 1 + 6)
+
+    def test_refusalsLeaveNothingForTheCollector(self) -> None:
+        """While etcd is away, thousands of requests a second may be refused, and Python's collector runs rarely."""
+
+        def refuse() -> None:
+            raise StoreUnavailable("etcd can't be reached")
+
+        gc.disable()
+        self.addCleanup(gc.enable)
+        refused: list[weakref.ref[Exception]] = []
+        asked = self.etcd(self.unusedUrl(), gate=refuse).txn((), [put("/a", b"")])
+        asked.addErrback(lambda failure: refused.append(weakref.ref(failure.value)))
+        del asked
+        self.assertEqual([each() for each in refused], [None])
 
     async def test_whatEtcdRefusesIsNotTriedAgain(self) -> None:
         """An error of ours, or one that says how things are, comes back with its code."""
