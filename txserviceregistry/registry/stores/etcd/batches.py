@@ -256,9 +256,9 @@ class Batches:
 
     def do(self, tenant: str, act: Callable[[Transaction], _T]) -> Deferred[_T]:
         """
-        Make a change of a tenant's objects; fires with what *act* has returned when it is kept. *act* changes three
-        keys at the most, and may be called again, over another transaction. If it raises an exception, the change fails
-        with it; other changes of the group do not.
+        Make a change of a tenant's objects; fires with what *act* has returned when it is kept. *act* needs three keys
+        at the most, beside those that all changes of a kind share, and may be called again, over another transaction.
+        If it raises an exception, the change fails with it; other changes of the group do not.
         """
         step, of = _Step(act, self._clock.seconds()), self._of(tenantOf(tenant))
         of.waiting.append(step)

@@ -254,7 +254,7 @@ class NodeKeys(Part):
 class EtcdStore:
     """
     See the module. *urls* are those of etcd's members, without a path, and *credentials* name and password of a user of
-    etcd's. An *agent* must hand over bodies as they come.
+    etcd's. The *prefix* ends with a slash. An *agent* must hand over bodies as they come.
     """
 
     name = "etcd"
