@@ -25,7 +25,7 @@ from .uuids import HeartbeatTokens
 _T = TypeVar("_T")
 
 #: How many registrations are looked up in a shared store at once because a heartbeat named an unknown one, and how many
-#: may wait for that: clients that make up ids and tokens must not keep the store from its work.
+#: look-ups may be open: clients that make up ids and tokens must not keep the store from its work.
 _LOOKS = 4
 _WAITING = 400
 
@@ -218,7 +218,7 @@ class Cluster(Engine):
                 elif hasLooked:
                     refusal: Fault = super()._otherwise(scope, id, token)
                     return refusal
-                await self._look(scope, id)
+                await self._look(scope, id, self._lookUpInTurn)
                 hasLooked = True
         except Fault as fault:
             return fault
@@ -227,24 +227,29 @@ class Cluster(Engine):
 
     async def stateOf(self, scope: str, id: str) -> ServiceState:
         # Another registry may have created it a moment ago.
-        await self._look(scope, id)
+        await self._look(scope, id, self._lookUp)
         return await super().stateOf(scope, id)
 
-    async def _look(self, scope: str, id: str) -> None:
+    async def _look(self, scope: str, id: str, lookUp: Callable[[str, str], Deferred[None]]) -> None:
         """Look a registration up in the store; the fault 503 if it is unavailable, or too many are being looked up."""
         if len(self._looking) >= _WAITING:
             raise systemFailure("Too many unknown services are being looked up")
-        await available(self._looking.do((scope, id), lambda: self._lookUp(scope, id)))
+        await available(self._looking.do((scope, id), lambda: lookUp(scope, id)))
 
     @returnsDeferred
     async def _lookUp(self, scope: str, id: str) -> None:
-        await self._looks.take(inf)
         known = self.active(scope, id)
         try:
             self.track(await readSummary(self._store, scope, id))
         except NoSuchObject:
             if known is not None:
                 self.forget(*known.name)
+
+    @returnsDeferred
+    async def _lookUpInTurn(self, scope: str, id: str) -> None:
+        await self._looks.take(inf)
+        try:
+            await self._lookUp(scope, id)
         finally:
             self._looks.give()
 

@@ -369,6 +369,16 @@ class ClusterTests(ClusterCase):
         self.assertEqual(self.b.engine.waiting, 0)
         self.assertEqual(self.fault(self.b.heartbeat(T, "another", token))[0], 503)
 
+    def test_otherRequestsReadTheStoreAtOnce(self) -> None:
+        """Requests about services, unlike heartbeats with made-up tokens, do not wait for each other's reads."""
+        asked: list[Deferred[Any]] = []
+        self.stores[1].getService = lambda tenant, id: asked.append(Deferred()) or asked[-1]  # type: ignore[method-assign]  # a store that takes its time
+        removals = [self.b.remove(T, f"web{number}") for number in range(20)]
+        self.assertEqual(len(asked), 20)
+        for each in asked:
+            each.errback(NoSuchObject("none"))
+        self.assertEqual({self.fault(each)[0] for each in removals}, {404})
+
     def test_unknownTokensAreLookedUpAFewAtATime(self) -> None:
         """Made-up ids and tokens cause a few reads of the store at a time, and are refused beyond."""
         token = self.create(self.a)
