@@ -33,8 +33,8 @@ def isPossible(command: Sequence[str], environment: Mapping[str, str]) -> bool:
     """Whether a command is a program in Python that a fork can become."""
     if not hasattr(os, "pidfd_open"):
         return False
-    given = {name for name in environment if name.startswith(_READ_AT_START)} - {"PYTHONPATH"}
-    if any(environment[name] != os.environ.get(name) for name in given):
+    read = {name for name in (*environment, *os.environ) if name.startswith(_READ_AT_START)} - {"PYTHONPATH"}
+    if any(environment.get(name) != os.environ.get(name) for name in read):
         return False
     folder, name = os.path.split(command[0])
     if folder != os.path.dirname(sys.executable):

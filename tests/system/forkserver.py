@@ -101,7 +101,7 @@ def become(streams: list[int], command: list[str], environment: dict[str, str], 
     if "COVERAGE_PROCESS_START" in environment:
         coverage = import_module("coverage")
         coverage.process_startup()
-    sys.path[1:1] = environment.get("PYTHONPATH", "").split(":")
+    sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(":"))
     if command[1:2] == ["-m"]:
         sys.argv, sys.path[0] = command[2:], folder
         if not hasattr(sys.modules.get(command[2]), "__path__"):
