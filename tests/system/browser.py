@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -80,6 +81,13 @@ class _Shared:
 _shared: _Shared | None = None
 
 
+def needsBrowser() -> None:
+    """Skip the test that calls this where there is no browser: before it starts any program."""
+    needs("chromium")
+    if find_spec("playwright") is None:
+        raise SkipTest(SENTENCE)
+
+
 def browsing(walk: Callable[[Browser], _T]) -> Deferred[_T]:
     """
     Have a function drive the browser; what it opened is closed afterwards.
@@ -88,11 +96,7 @@ def browsing(walk: Callable[[Browser], _T]) -> Deferred[_T]:
     :return: fires with what it returns. The test is skipped where there is no browser.
     """
     global _shared
-    needs("chromium")
-    try:
-        import playwright  # noqa: F401  # whether it is there
-    except ImportError:
-        raise SkipTest(SENTENCE)
+    needsBrowser()
     if _shared is None:
         _shared = _Shared()
     return _shared.run(walk)

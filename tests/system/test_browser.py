@@ -13,7 +13,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from tests import CHEAP
-from tests.system.browser import OTHER_NAME, browsing
+from tests.system.browser import OTHER_NAME, browsing, needsBrowser
 from tests.system.ports import freePorts
 from tests.system.processes import reactor
 from txserviceregistry.registry.service import RegistryService
@@ -83,6 +83,7 @@ class RememberedCredentialsTests(TestCase):
         The browser sends the credentials with what such a page asks of a server on the registry's port. A registry
         there refuses it, and accepts the same request of a page of its own.
         """
+        needsBrowser()
         self.dataDir = Path(self.mktemp()).absolute()
         port, other = freePorts(2)
         await (await self.registry(port)).stopService()

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorProcess
 from twisted.internet.threads import blockingCallFromThread
 
 from tests.needs import needs, nodeModule
-from tests.system.browser import browsing
+from tests.system.browser import browsing, needsBrowser
 from tests.system.ports import freePorts
 from tests.system.processes import Child, ProcessTestCase, reactor
 from txserviceregistry.settings import readSettings
@@ -130,7 +130,8 @@ class RealClientsTests(ProcessTestCase):
         A page gets events through nginx, which adds the token and does not collect them. After a restart of nginx
         EventSource goes on where it was.
         """
-        needs("nginx", "chromium")
+        needs("nginx")
+        needsBrowser()
         await self.begin()
         config = NGINX.format(port=self.front, registry=self.port, token=self.token)
         with open(os.path.join(self.home, "nginx.conf"), "w") as file:

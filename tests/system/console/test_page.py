@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tests.system.browser import Watched, browsing
+from tests.system.browser import Watched, browsing, needsBrowser
 from tests.system.ports import freePorts
 from tests.system.processes import Child, ProcessTestCase
 
@@ -70,6 +70,7 @@ class ConsoleTestCase(ProcessTestCase):
     """A registry, and pages of its console."""
 
     async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
+        needsBrowser()
         super().setUp()
         (self.port,) = freePorts(1)
         self.registry = await self.start()
