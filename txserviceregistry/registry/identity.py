@@ -3,7 +3,7 @@ Users, API keys and auth tokens.
 
 The store holds the scrypt hash of an API key and the BLAKE2b hash of an auth token. Results of the store are cached for
 a second: a key or a token that another process has replaced or ended is refused within that second, and a new role
-counts. While the store is unavailable, those that were seen before are accepted.
+counts. While the store is unavailable, those that were seen before are accepted, and new tokens are kept in memory.
 
 A valid key is checked with scrypt once in ten minutes. A key of an unknown user is not checked, but the response takes
 as long. The response to each further wrong key for one name is delayed longer. Checks run one at a time, so that a
@@ -21,25 +21,21 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import attrs
 from twisted.internet import threads
-from twisted.internet.defer import Deferred, TimeoutError, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from ..util.deferred import BoundedCache, SingleFlight, Waiters, returnsDeferred
 from .limits import FairQueue, Origin
 from .roles import WRITE, Role
-from .stores.interfaces import IStore, NoSuchObject, StoreUnavailable, TokenRecord, UserRecord
+from .storecache import StoreCache
+from .stores.interfaces import ISharedStore, IStore, NoSuchObject, StoreUnavailable, TokenRecord, UserRecord
 
 _T = TypeVar("_T")
 
-#: How long a result of the store is used without asking again, in seconds.
-MAX_AGE = 1.0
-#: When the store does not answer within so many seconds, its last result is used: a disk that hangs must not cost a
-#: service with a heartbeat timeout of three seconds its registration.
-PATIENCE = 0.1
 #: A user who authenticates again gets the same token as long as this part of its lifetime is left: one old client
 #: authenticates before every request, and neither tokens nor writes may pile up.
 _YOUNG = 0.9
@@ -265,55 +261,6 @@ async def _found(result: Awaitable[_T]) -> _T | None:
         return None
 
 
-@attrs.define(eq=False, repr=False)
-class StoreCache(Generic[_T]):
-    """Results of the store, by key."""
-
-    _read: Callable[[str], Deferred[_T]]
-    _clock: IReactorTime
-    # With the time at which the store was asked.
-    results: BoundedCache[str, tuple[_T, float]] = attrs.field(init=False, factory=BoundedCache)
-    _reading: SingleFlight[str, _T] = attrs.field(init=False, factory=SingleFlight)
-
-    def recent(self, key: str) -> _T | None:
-        """A result of the store that is at most a second old, without asking it."""
-        result = self.results.get(key)
-        return result[0] if result is not None and 0 <= self._clock.seconds() - result[1] < MAX_AGE else None
-
-    def last(self, key: str) -> _T | None:
-        """The last result of the store, however old, without asking it."""
-        result = self.results.get(key)
-        return None if result is None else result[0]
-
-    async def get(self, key: str) -> _T:
-        """The result of the store now; while it fails or takes long, the last one."""
-        last = self.last(key)
-        reading = self._reading.do(key, lambda: self._ask(key))
-        if last is None:
-            return await reading
-        try:
-            return await reading.addTimeout(PATIENCE, self._clock)
-        except (StoreUnavailable, TimeoutError):
-            return last
-
-    @returnsDeferred
-    async def _ask(self, key: str) -> _T:
-        asked = self._clock.seconds()
-        try:
-            value = await self._read(key)
-        except NoSuchObject:
-            self.forget(key)
-            raise
-        if key not in self.results or self.results[key][1] < asked:
-            # Else it was written while it was being read, and the result may be older.
-            self.results.put(key, (value, asked))
-        return value
-
-    def forget(self, key: str) -> None:
-        """Ask the store the next time."""
-        self.results.pop(key, None)
-
-
 @attrs.define(eq=False, repr=False, slots=False)
 class Identity:
     """Users, API keys and auth tokens. Methods that name a user may fail with :class:`NoSuchObject`."""
@@ -329,11 +276,13 @@ class Identity:
     _issuing: SingleFlight[str, IssuedToken] = attrs.field(init=False, factory=SingleFlight)
     # A thousand requests that have waited for the same event have one token, and send it in the same moment.
     _asking: SingleFlight[str, UserRecord] = attrs.field(init=False, factory=SingleFlight)
+    # Tokens that the store could not take, by hash, with the hash of the API key: heartbeats need no disk.
+    _unstored: BoundedCache[str, tuple[TokenRecord, str]] = attrs.field(init=False, factory=BoundedCache)
 
     def __attrs_post_init__(self) -> None:
         self._keys = KeyChecks(self._clock, self._hasher, self._cost, self.statistics)
         self._users = StoreCache(self._store.getUser, self._clock)
-        self._tokens = StoreCache(self._store.getToken, self._clock)
+        self._tokens = StoreCache(self._getToken, self._clock)
         self.stop, self.listUsers = self._keys.stop, self._store.listUsers
 
     @returnsDeferred
@@ -378,7 +327,7 @@ class Identity:
         self._forget()
 
     def _forget(self) -> None:
-        for known in (self._issued, self._users.results, self._tokens.results):
+        for known in (self._issued, self._unstored, self._users.results, self._tokens.results):
             known.clear()
 
     async def verify(self, username: str, apiKey: str, origin: Origin = Origin()) -> UserRecord:  # noqa: B008 (it is immutable)
@@ -438,8 +387,15 @@ class Identity:
         expires = float(int(self._wallClock() + self._tokenLifetime))
         issued = IssuedToken(id=token, expires=expires, tenant=user.tenant, user=user.name)
         record = TokenRecord(_tokenHash(token), user.name, user.tenant, expires)
-        await self._store.addToken(record)
-        stored = await _found(self._store.getUser(user.name))
+        getUser = self._store.getUser
+        try:
+            await self._store.addToken(record)
+        except StoreUnavailable:
+            if ISharedStore.providedBy(self._store):
+                raise
+            self._unstored.put(record.tokenHash, (record, user.keyHash))
+            getUser = self._users.get
+        stored = await _found(getUser(user.name))
         if stored is None or stored.keyHash != user.keyHash:
             # Its key was changed after it was checked, and before there was a token to end with it.
             await self._store.removeToken(record.tokenHash)
@@ -448,3 +404,13 @@ class Identity:
         self._issued.put(user.name, issued)
         self.statistics.issued += 1
         return issued
+
+    @returnsDeferred
+    async def _getToken(self, tokenHash: str) -> tuple[TokenRecord, UserRecord]:
+        if tokenHash not in self._unstored:
+            return await self._store.getToken(tokenHash)
+        record, keyHash = self._unstored[tokenHash]
+        user = await self._store.getUser(record.user)
+        if user.keyHash != keyHash:
+            raise NoSuchObject("token")
+        return record, user

@@ -704,6 +704,30 @@ class TokenTests(IdentityCase):
         self.advance(DAY)
         self.assertRefused(self.token)
 
+    def test_endsWhileTheStoreCantBeWritten(self) -> None:
+        """
+        A user whose token ends while no token can be stored gets one that is in memory only, and ends with the key.
+        """
+        self.store.breakDown("addToken", StoreUnavailable("disk full"))
+        self.advance(DAY)
+        self.assertRefused(self.token)
+        token = self.authenticate().id
+        self.assertEqual(self.authenticate().id, token)
+        self.advance(5)
+        self.assertCounts(token)
+        # Nothing can be read either.
+        self.memory.unavailable = True
+        self.advance(5)
+        self.assertCounts(token)
+        self.advance(DAY)
+        self.assertRefused(token)
+        token = self.authenticate().id
+        self.assertCounts(token)
+        self.memory.unavailable = False
+        self.successResultOf(self.newIdentity().rotate("joe"))
+        self.advance(1)
+        self.assertRefused(token)
+
     def test_storeHangs(self) -> None:
         """
         A store that does not answer holds up a token that was seen before for a tenth of a second, no longer.

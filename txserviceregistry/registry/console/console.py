@@ -29,8 +29,9 @@ from ..http.operations import resolve
 from ..http.pages import Health
 from ..http.requestlog import RequestRecord
 from ..http.resource import ApiResource
-from ..identity import Identity, InvalidCredentials, InvalidToken, StoreCache
+from ..identity import Identity, InvalidCredentials, InvalidToken
 from ..roles import Role
+from ..storecache import StoreCache
 from ..stores.interfaces import ISharedStore, IStore, NoSuchObject, TokenRecord, UserRecord
 from ..tasks import available
 from ..uuids import position
