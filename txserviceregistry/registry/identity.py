@@ -387,7 +387,7 @@ class Identity:
         expires = float(int(self._wallClock() + self._tokenLifetime))
         issued = IssuedToken(id=token, expires=expires, tenant=user.tenant, user=user.name)
         record = TokenRecord(_tokenHash(token), user.name, user.tenant, expires)
-        getUser = self._store.getUser
+        getUser: Callable[[str], Awaitable[UserRecord]] = self._store.getUser
         try:
             await self._store.addToken(record)
         except StoreUnavailable:
