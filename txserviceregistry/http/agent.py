@@ -176,9 +176,12 @@ class _NamedHost:
             return Failure(ResolvingTimedOut(self._host, timeout))
 
         def connect(addresses: Sequence[IAddress]) -> Deferred[IProtocol]:
+            if not addresses:
+                raise DNSLookupError(f"no results for hostname lookup: {self._host}")
             reactor = _Resolved(self._reactor, addresses)
+            # Twisted refuses some names that have addresses, such as my_app. At this point any name will do.
             endpoint = HostnameEndpoint(
-                reactor, self._host, self._port, timeout=self._timeout, attemptDelay=ATTEMPT_DELAY
+                reactor, "localhost", self._port, timeout=self._timeout, attemptDelay=ATTEMPT_DELAY
             )
             return endpoint.connect(protocolFactory)
 

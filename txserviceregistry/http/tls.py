@@ -20,7 +20,6 @@ from OpenSSL.SSL import Error as TLSError
 from service_identity import CertificateError as UnreadableNames
 from service_identity import VerificationError
 from service_identity.cryptography import verify_certificate_hostname, verify_certificate_ip_address
-from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.error import ConnectionClosed, VerifyError
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.ssl import (
@@ -34,6 +33,7 @@ from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
 from ..errors import InvalidSettings
+from ..util.fields import isAddress
 from ..util.files import Reloaded, absolutePath, stampOf
 
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
@@ -127,7 +127,7 @@ class _Connections:
     def clientConnectionForTLS(self, tlsProtocol: Any) -> Any:
         connection: Any = Connection(self._context(), None)
         connection.host = self._host
-        if not _isAddress(self._host):
+        if not isAddress(self._host):
             connection.set_tlsext_host_name(self._host.encode("ascii"))
         return connection
 
@@ -182,7 +182,7 @@ class TLSPolicy:
                 end = "" if problem is None else f" (the previous content of the file is in use: {problem})"
                 raise CertificateRefused(_refused(seen, error, depth, self._caFile) + end)
             if depth == 0:
-                (verify_certificate_ip_address if _isAddress(host) else verify_certificate_hostname)(seen, host)
+                (verify_certificate_ip_address if isAddress(host) else verify_certificate_hostname)(seen, host)
         except CertificateRefused:
             raise
         except (VerificationError, UnreadableNames):
@@ -190,10 +190,6 @@ class TLSPolicy:
         except Exception as unreadable:
             raise CertificateRefused(f"its certificate can't be read: {unreadable}. Replace it")
         return True
-
-
-def _isAddress(host: str) -> bool:
-    return isIPAddress(host) or isIPv6Address(host)
 
 
 def tlsPolicy(

@@ -13,6 +13,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import quote
 
@@ -110,12 +111,19 @@ class Unusable(ValueError):
     """A service has no valid address."""
 
 
+def isAddress(host: str) -> bool:
+    try:
+        return bool(ip_address(host))
+    except ValueError:
+        return False
+
+
 def readAddress(metadata: Mapping[str, str]) -> tuple[str, int]:
     """A service's host, without brackets, and its port; or :class:`Unusable`."""
     host, port = (_first(metadata, keys) for keys in (HOST_KEYS, PORT_KEYS))
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-    if not HOST.fullmatch(host):
+    if not HOST.fullmatch(host) or (":" in host and not isAddress(host)):
         raise Unusable(f"{host!r} in its metadata is not a host")
     if not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= _HIGHEST_PORT:
         raise Unusable(f"{port!r} in its metadata is not a port from 1 to {_HIGHEST_PORT}")

@@ -60,6 +60,7 @@ class InstanceTests(SynchronousTestCase):
             ("no 'port'", {"host": "a", "port": ""}),
             ("'http://a' in its metadata is not a host", {"host": "http://a", "port": "80"}),
             ("'a b' in its metadata is not a host", {"host": "a b", "port": "80"}),
+            ("'a:b' in its metadata is not a host", {"host": "a:b", "port": "80"}),
             ("'bücher.example' in its metadata is not a host", {"host": "bücher.example", "port": "80"}),
             ("'0' in its metadata is not a port", {"host": "a", "port": "0"}),
             ("'65536' in its metadata is not a port", {"host": "a", "port": "65536"}),

@@ -14,6 +14,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
+from twisted.internet.error import DNSLookupError
 from twisted.internet.interfaces import IAddress, IHostnameResolver
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
@@ -67,8 +68,8 @@ class SlowNamesTestCase(SynchronousTestCase):
         globalLogPublisher.addObserver(observe)
         self.addCleanup(globalLogPublisher.removeObserver, observe)
 
-    def connect(self, timeout: float = 5.0) -> Deferred[Any]:
-        return endpointTo(self.reactor, "name", 80, timeout).connect(Factory.forProtocol(Protocol))
+    def connect(self, timeout: float = 5.0, name: str = "name") -> Deferred[Any]:
+        return endpointTo(self.reactor, name, 80, timeout).connect(Factory.forProtocol(Protocol))
 
     @property
     def tried(self) -> list[str]:
@@ -152,6 +153,12 @@ class UnknownTests(SlowNamesTestCase):
         self.names.answer(ONE)
         self.assertEqual(self.tried, ["192.0.2.1"] * 2)
 
+    def test_namesThatAreNoDomainNames(self) -> None:
+        """A name with an underscore, as containers have, is one like any other if it has an address."""
+        self.connect(name="my_app")
+        self.names.answer(ONE)
+        self.assertEqual(self.tried, ["192.0.2.1"])
+
     def test_takesTooLong(self) -> None:
         """Connecting fails after the timeout, and the error names the stage."""
         connecting = self.connect(timeout=3)
@@ -220,6 +227,8 @@ class ThreadTests(TestCase):
         """Invalid names have no address, like names that do not exist."""
         for name in ("a" * 70 + ".test", ".test", "a..test"):
             self.assertEqual(list(await hostName(reactor, name, 80).resolve()), [])
+            with self.assertRaises(DNSLookupError):
+                await endpointTo(reactor, name, 80, 5.0).connect(Factory.forProtocol(Protocol))
 
     async def test_aLookupThatIsImpossible(self) -> None:
         """A lookup that fails in any other way, because too many files are open for example, finds no address."""
