@@ -245,10 +245,10 @@ class HealthCheck:
 
         def stop(outcome: Deferred[str | None]) -> None:
             outcome.errback(CancelledError())
-            checked.cancel()
+            self._cancel(checked)
 
         def tooLate() -> None:
-            checked.cancel()
+            self._cancel(checked)
             if not outcome.called:
                 outcome.callback(timedOut)
 
@@ -268,6 +268,13 @@ class HealthCheck:
         checked = self._running = maybeDeferred(self._check)
         checked.addBoth(ended)
         return outcome
+
+    def _cancel(self, checked: Deferred[Any]) -> None:
+        try:
+            checked.cancel()
+        except BaseException:
+            # Of the application's own canceller.
+            self._log.failure("Service {id}: the {name} can't be cancelled", id=self._serviceId, name=self._name)
 
 
 def _reasonIn(result: Any) -> str | None:

@@ -179,6 +179,29 @@ class HealthCheckTests(SynchronousTestCase):
         self.assertEqual((len(self.calls), len(self.services.sent)), (2, 1))
         self.assertTrue(heartBeater.healthy)
 
+    def test_aCheckThatCanNotBeCancelled(self) -> None:
+        """An error of its canceller is logged. When it passes, heartbeats are sent; the service can be stopped."""
+
+        def fails(check: Deferred[bool]) -> None:
+            raise RuntimeError("can't be cancelled")
+
+        hanging: list[Deferred[bool]] = []
+
+        def hang() -> Deferred[bool]:
+            hanging.append(Deferred(fails))
+            return hanging[-1]
+
+        self.result = hang
+        heartBeater = self.heartBeater(30)
+        self.pass_(100)
+        self.assertEqual((len(self.calls), self.services.sent), (1, []))
+        hanging[0].callback(True)
+        self.pass_(1)
+        self.assertEqual(len(self.calls), 2)
+        heartBeater.stop()
+        self.assertEqual((heartBeater.state, self.clock.getDelayedCalls()), ("stopped", []))
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
+
     def test_coroutinesAndDeferreds(self) -> None:
         """A check may be a coroutine function, or return a Deferred that fires later."""
 
