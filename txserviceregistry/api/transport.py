@@ -104,7 +104,7 @@ class Transport:
         if self._traceparent is not None:
             try:
                 request.traceparent = validTraceparent(self._traceparent()) or ""
-            except Exception:
+            except BaseException:
                 # It is the application's. Heartbeats must not depend on it.
                 self._tracing.failed(Failure())
             else:

@@ -212,7 +212,10 @@ class Election(Contender):
         try:
             await leadership.run(self._lead)
             return True
-        except Exception:
+        except GeneratorExit:
+            raise
+        except BaseException:
+            # Such as asyncio's CancelledError, which is not an Exception.
             self._log.failure("Leading {name} failed; another process may lead", name=self._name)
             return False
         finally:
@@ -322,6 +325,8 @@ class Partitioner(Contender):
         self._plan: set[str] = set()
         self._owned: dict[str, Assignment] = {}
         self._working: dict[str, Deferred[None]] = {}
+        # Those whose work has failed, until the next retry.
+        self._resting: set[str] = set()
 
     @property
     def owned(self) -> frozenset[str]:
@@ -339,6 +344,7 @@ class Partitioner(Contender):
             self._settling.drop()
             self._retrying.drop()
             self._follow(set())
+            self._resting.clear()
             await gatherResults(list(self._working.values()))
 
     async def _hold(self, run: BackgroundTask, held: Held) -> bool:
@@ -398,7 +404,7 @@ class Partitioner(Contender):
     def _work(self, item: str) -> None:
         """Acquire an item that belongs to this member, unless that is under way."""
         working = self._working
-        if item not in self._plan or item in working:
+        if item not in self._plan or item in working or item in self._resting:
             return
         done = working[item] = Deferred()
 
@@ -424,14 +430,19 @@ class Partitioner(Contender):
             self._owned[item] = assignment = Assignment(item, held)
             try:
                 await assignment.run(self._assigned, isLasting=True)
-            except Exception:
+            except GeneratorExit:
+                raise
+            except BaseException:
                 self._log.failure("Assignment of {item} failed; it is retried", item=item)
+                # The event of its release must not assign it at once.
+                self._resting.add(item)
                 self._retryLater()
                 return
             finally:
                 del self._owned[item]
 
     def _retry(self, _: object) -> None:
+        self._resting.clear()
         # Members are listed after they have settled only: a registry that has just lost its data shows few of them.
         if self._mustList:
             self._settled(None)

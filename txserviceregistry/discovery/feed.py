@@ -274,7 +274,10 @@ class EventsFeed(Subscriber):
             except CancelledError:
                 if run.isStopping:
                     raise
-            except Exception:
+            except GeneratorExit:
+                raise
+            except BaseException:
+                # Such as asyncio's CancelledError, which is not an Exception.
                 self._log.failure("Listener to events failed at {type} {id}", type=event["type"], id=event["id"])
             finally:
                 self._delivering = None

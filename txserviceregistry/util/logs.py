@@ -128,5 +128,6 @@ class Listeners(Generic[_P]):
         for listener in self:
             try:
                 listener(*args, **kwargs)
-            except Exception:
+            except BaseException:
+                # As Deferreds have it. The caller goes on, whatever a listener raises.
                 self._log.failure("Listener to {what} failed", what=self._what)

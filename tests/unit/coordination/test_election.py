@@ -4,6 +4,7 @@ Elections, in :mod:`txserviceregistry.coordination.contenders`.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -159,6 +160,10 @@ class ElectionTests(CoordinationTestCase):
         self.assertEqual(self.leading(), [False, False])
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
         self.fake.advance(2)
+        self.assertEqual(self.leading(), [False, True])
+        self.second.work[1].errback(asyncio.CancelledError())
+        self.fake.advance(3)
+        self.assertEqual(len(self.flushLoggedErrors(asyncio.CancelledError)), 1)
         self.assertEqual(self.leading(), [False, True])
 
     def test_startsAgain(self) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.logger import capturedLogs, formatEvent
 
 from txserviceregistry.discovery import poller
@@ -49,7 +50,7 @@ class FeedTests(FeedTestCase):
     def test_throughFaults(self) -> None:
         """Whatever fails meanwhile, each event comes once."""
         self.feed()
-        for fail in (
+        for failing in (
             lambda: self.fake.failNext(503, 2),
             lambda: self.fake.truncateNext(2),
             lambda: self.fake.garbageNext(2),
@@ -59,7 +60,7 @@ class FeedTests(FeedTestCase):
             self.fake.restart,
         ):
             self.happen(2)
-            fail()
+            failing()
             self.fake.advance(40)
             self.happen(1)
             self.fake.advance(20)
@@ -83,6 +84,14 @@ class FeedTests(FeedTestCase):
         self.happen(2)
         self.assertEqual(self.numbers(), [1, 2])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
+    def test_aListenerThatAsyncioCancels(self) -> None:
+        """An error that is no Exception does not stop the feed either."""
+        feed = self.feed(listener=lambda event: fail(asyncio.CancelledError()))
+        feed.onEvent(self.delivered.append)
+        self.happen(2)
+        self.assertEqual(self.numbers(), [1, 2])
+        self.assertEqual(len(self.flushLoggedErrors(asyncio.CancelledError)), 2)
 
     def test_waitsForListeners(self) -> None:
         """The next event comes when all listeners have finished with the last one, coroutines included."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -48,14 +49,19 @@ class ListenersTests(SynchronousTestCase):
 
     def test_oneThatFails(self) -> None:
         """What a listener raises is logged, and the others are called all the same."""
+
+        def cancelled(text: str) -> None:
+            raise asyncio.CancelledError
+
         self.listeners.add(lambda text: self.fail("no umbrella"))
+        self.listeners.add(cancelled)
         self.listeners.add(self.heard.append)
         with capturedLogs() as events:
             self.listeners.call("rain")
         self.assertEqual(self.heard, ["rain"])
-        self.assertEqual([formatEvent(event) for event in events], ["Listener to the weather failed"])
+        self.assertEqual([formatEvent(event) for event in events], ["Listener to the weather failed"] * 2)
         self.assertIn("no umbrella", events[0]["log_failure"].getErrorMessage())
-        self.assertEqual(len(self.flushLoggedErrors(self.failureException)), 1)
+        self.assertEqual(len(self.flushLoggedErrors(self.failureException, asyncio.CancelledError)), 2)
 
     def test_endsAnother(self) -> None:
         """One that another one ends is not called, not even for the same event."""
