@@ -47,7 +47,7 @@ END_SECONDS = 2.0
 # How many bytes of a path are logged, and how many characters of an id or key: all of one that is valid.
 _LONGEST_PATH = 2_000
 _LONGEST_OBJECT = 500
-# Any text can be a method. These are counted under their names where the route is OTHER.
+# Any text can be a method. These are counted under their names.
 _METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"})
 _TOO_SLOW = "writing is too slow"
 
@@ -120,7 +120,7 @@ class RequestLog:
 
     def _add(self, record: RequestRecord, code: int, method: bytes, path: bytes, client: IAddress) -> None:
         seconds = self._seconds() - record.started
-        counted = method if record.route or method in _METHODS else b"other"
+        counted = method if method in _METHODS else b"other"
         self.routes[counted, record.route or OTHER].add(code, seconds)
         if self.accessLog is not None:
             fields: dict[str, Any] = {

@@ -94,14 +94,17 @@ class PageTests(ConsoleCase):
                 waiting += re.findall(r'from "\./([\w.]+)"', reply.raw.decode())
         self.assertIn("services.js", seen)
 
-    def test_pathsThatClientsMakeUp(self) -> None:
-        """However many paths are made up, with a session or without one, they are counted in a few places."""
+    def test_whatClientsMakeUp(self) -> None:
+        """However many paths and methods are made up, with or without a session, they are counted in a few places."""
         for _ in range(2):
             for number in range(20):
                 self.ask("GET", f"/console/api/nothing{number}")
                 self.ask("GET", f"/console/nothing{number}")
+                self.ask(f"METHOD{number}", "/console/")
+                self.ask(f"METHOD{number}", "/console/api/session")
             self.browser.logIn()
-        routes = {route for _, route in self.api.requestLog.routes}
+        methods, routes = map(set, zip(*self.api.requestLog.routes, strict=True))
+        self.assertEqual(methods, {b"GET", b"POST", b"other"})
         self.assertEqual(routes, {"/console", "/console/api", "other"})
 
     def test_whatIsNotThere(self) -> None:
