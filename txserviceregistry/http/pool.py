@@ -299,7 +299,7 @@ class _Job:
 
     def _arrived(self, result: Any) -> Deferred[None] | None:
         if not isinstance(result, (WholeResponse, Failure)):
-            return readWhole(result).addBoth(self._arrived)
+            return readWhole(result, getattr(result, "abort", None)).addBoth(self._arrived)
         # The connection is closed, or can be used again: that may be later than the end of a cancelled request.
         if self._patience is not None and self._patience.active():
             self._patience.cancel()

@@ -11,13 +11,12 @@ from urllib.parse import SplitResult, urlsplit
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
-from twisted.web.client import HTTPConnectionPool
 from twisted.web.http_headers import Headers
 
 from ..._version import __version__
 from ...heartbeats.attempts import HealthCheck, HealthCheckFailed
 from ...http.agent import describeFailure, endpointTo, stageOf
-from ...http.pool import PooledAgent, QueueingAgent
+from ...http.pool import ConnectionPool, InsecureConnection, PooledAgent, QueueingAgent
 from ...http.tls import tlsPolicy
 from ...util.deferred import returnsDeferred
 from .process import runShell, startEnvironment
@@ -48,7 +47,7 @@ def makeProbe(reactor: Any, text: str, serviceId: str = "") -> Probe:
         if parts.hostname and parts.username is None and parts.port != 0:
             if scheme in ("http", "https"):
                 url = parts._replace(path=parts.path or "/", fragment="").geturl().encode("ascii")
-                pool = HTTPConnectionPool(reactor, persistent=False)
+                pool = ConnectionPool(reactor, 0, streams=True)
                 agent = QueueingAgent(PooledAgent(reactor, tlsPolicy(verify=False), _CONNECT_TIMEOUT, pool))
                 return _networkProbe(reactor, parts, partial(_get, agent, url))
             if scheme == "tcp" and parts.port and not parts.path:
@@ -74,7 +73,8 @@ def _networkProbe(reactor: Any, parts: SplitResult, attempt: Callable[[], Awaita
                 raise
             raise HealthCheckFailed(stage)
         except Exception as error:
-            raise HealthCheckFailed(describeFailure(error))
+            isTold = isinstance(error, InsecureConnection)
+            raise HealthCheckFailed(str(error) if isTold else describeFailure(error))
         return True
 
     return probe

@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet import reactor as globalReactor
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, fail, succeed
 from twisted.internet.interfaces import IReactorTCP
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
+from twisted.internet.tcp import Client
 from twisted.logger import formatEvent, globalLogPublisher
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
+from tests.certificates import commonHolder
+from tests.loopback import Call, LoopbackTestCase
 from txserviceregistry.commands.wrapper.checks import Checker, makeProbe
 from txserviceregistry.heartbeats.attempts import HealthCheckFailed
 
@@ -140,7 +143,7 @@ class CheckerTests(SynchronousTestCase):
             self.assertEqual((self.clock.getDelayedCalls(), self.lines), ([], []))
 
 
-class ProbeTests(TestCase):
+class ProbeTests(LoopbackTestCase):
     """Probes of a real port."""
 
     def listen(self, factory: Any) -> int:
@@ -170,6 +173,24 @@ class ProbeTests(TestCase):
         self.assertEqual(await self.reasonFor(f"http://127.0.0.1:{web}/health"), "HTTP status 404")
         self.assertEqual(await self.reasonFor(f"http://127.0.0.1:{closing}/"), "the connection was closed")
         self.assertEqual(await self.reasonFor(f"tcp:{web}"), "")
+        early = "the connection was closed during the TLS handshake. Check the port"
+        self.assertEqual(await self.reasonFor(f"https://127.0.0.1:{closing}/"), early)
+
+    async def test_aResponseThatStalls(self) -> None:
+        """A check that took too long leaves no connection, although the server does not end it."""
+
+        def stall(call: Call) -> None:
+            call.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+            call.connection.transport.pauseProducing()
+
+        for context in (None, commonHolder().options()):
+            server = self.serve(stall, context)
+            checking = makeProbe(reactor, server.url)()
+            await self.until(lambda server=server: server.calls)
+            checking.addTimeout(0.1, reactor)
+            with self.assertRaises((CancelledError, TimeoutError)):
+                await checking
+            await self.until(lambda: not any(isinstance(each, Client) for each in reactor.getReaders()))
 
 
 class _Closing(Protocol):
