@@ -19,7 +19,6 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from ..client import Client
-from ..clock import useMonotonic
 from ..errors import InvalidSettings, ServiceRegistryError
 from ..registration import RegisteredService
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
@@ -28,7 +27,7 @@ from ..util.deferred import returnsDeferred
 from ..util.fields import parseMetadata, parseTags
 from ..util.logs import Logger
 from .registry import parsedEndpoint, sayWhere
-from .twistd import Option, TwistdOptions, endProcess, onHangup, parseHeartbeatTimeout, parseServiceId, say
+from .twistd import Option, TwistdOptions, endProcess, onHangup, parseHeartbeatTimeout, parseServiceId, prepare, say
 
 _ID_CHARACTERS = re.compile(r"[^A-Za-z0-9_.\-]+")
 _LONGEST_ID = 65
@@ -99,7 +98,7 @@ class AgentProcess(Service):
         dummy = _Dummy()  # type: ignore[no-untyped-call] # Twisted has no types there
         if registry is not None:
             registry.startService()
-            self._endings += [registry.stopService, onHangup(self._reactor, registry.reloadCertificates)]
+            self._endings += [onHangup(self._reactor, registry.reloadCertificates), registry.stopService]
             await registry.whenListening()
             sayWhere(registry)
         settings, metadata = options.settings(), dict(options["metadata"] or {})
@@ -195,7 +194,7 @@ END
 def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
-    useMonotonic(reactor)
+    prepare(reactor)
     try:
         ownRegistry = not namesRegistry() and not RegistryService.runsOver(options["data-dir"])
         if not ownRegistry:

@@ -14,7 +14,6 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 
 from ..client import Client
-from ..clock import useMonotonic
 from ..discovery import Directory
 from ..discovery.directory import THRESHOLD
 from ..errors import InvalidSettings
@@ -22,7 +21,7 @@ from ..settings import readSettings
 from ..util.deferred import returnsDeferred
 from ..util.fields import boundedNumber, netloc, parseDuration
 from ..util.files import absolutePath
-from .twistd import Option, TwistdOptions, say
+from .twistd import Option, TwistdOptions, prepare, say
 
 _MISSING = "dnspython is missing: pip install 'twisted-service-registry[dns]'"
 _LISTENER = re.compile(r"(udp|tcp):([0-9]{1,5})(?::interface=((?:\\:|[0-9A-Za-z.])+))?")
@@ -143,7 +142,7 @@ def makeService(options: Options) -> IService:
         settings = readSettings()
     except InvalidSettings as error:
         raise SystemExit(f"twistd service-registry-dns: {error}") from None
-    useMonotonic(reactor)
+    prepare(reactor)
     client = Client(reactor=reactor, settings=settings)
     directory, zone = Directory(client, path=options["cache"]), Zone(options["domain"], int(options["ttl"]))
     view = View(directory, zone, client.clock, options["panic-threshold"], settle)

@@ -7,13 +7,11 @@ from typing import Any
 
 import attrs
 from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import ILogObserver
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
-from ..clock import useMonotonic
 from ..registry.http.connections import ConnectionLimits, raiseFileLimit
 from ..registry.http.listening import EndpointError, parseEndpoint
 from ..registry.http.pages import ANYWHERE, LOOPBACK, OFF, SILENT
@@ -21,10 +19,22 @@ from ..registry.http.requestlog import STDOUT
 from ..registry.limits import ResourceLimits
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import defaultDataDir
+from ..util.deferred import returnsDeferred
 from ..util.fields import parseCount, parseDuration, parseRate
 from ..util.files import absolutePath
 from .stores import ETCD, ETCD_OPTIONS, EtcdFactory, checkStore, etcdStore
-from .twistd import Notifier, Option, TwistdOptions, collectSeldom, endProcess, jsonObserver, oneOf, onHangup, say
+from .twistd import (
+    Notifier,
+    Option,
+    TwistdOptions,
+    collectSeldom,
+    endProcess,
+    jsonObserver,
+    oneOf,
+    onHangup,
+    prepare,
+    say,
+)
 
 # Tokens end in whole seconds. A feed without a marker shows the last hour.
 _TOKEN_LIFETIME = partial(parseDuration, least="1s", most="3650d")
@@ -145,12 +155,14 @@ class RegistryProcess(Service):
         self.registry.startService()
         self.registry.whenListening().addCallbacks(self._listening, self._failed)
 
-    def stopService(self) -> Deferred[None]:
+    @returnsDeferred
+    async def stopService(self) -> None:
         Service.stopService(self)
         self._notifier.send(b"STOPPING=1")
         self._notifier.stop()
+        await self.registry.stopService()
+        # A terminal that is closed before does not cut that short.
         self._endHangup()
-        return self.registry.stopService()
 
     def _reload(self) -> None:
         self.registry.reloadCertificates()
@@ -176,7 +188,7 @@ class RegistryProcess(Service):
 def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
-    useMonotonic(reactor)
+    prepare(reactor)
     collectSeldom()
     rateLimit, rateWindow = options["rate-limit"]
     connectionLimits = ConnectionLimits(

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import attrs
+from twisted.internet.error import ReactorNotRunning
 from twisted.internet.task import LoopingCall
 from twisted.logger import FileLogObserver, LogEvent, LogLevel, formatEvent
 from twisted.python import usage
 from twisted.python.logfile import LogFile
 
 from .._version import __version__
+from ..clock import useMonotonic
 from ..errors import InvalidSettings
 from ..registry.http.requestlog import timeText
 from ..util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID, escaped
@@ -323,7 +325,19 @@ def jsonObserver(twistd: Mapping[str, Any] | None) -> FileLogObserver:
     return FileLogObserver(LogFile.fromFullPath(name or "twistd.log"), jsonLine)
 
 
-# -- garbage, signals, and the service manager
+# -- the reactor, garbage, signals, and the service manager
+
+
+def prepare(reactor: Any) -> None:
+    """Let *reactor* count monotonic time, and end once, however many signals come meanwhile."""
+    useMonotonic(reactor)
+    stop = reactor.stop
+
+    def stopOnce() -> None:
+        with suppress(ReactorNotRunning):
+            stop()
+
+    reactor.stop = stopOnce
 
 
 def collectSeldom() -> None:

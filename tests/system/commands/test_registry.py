@@ -153,6 +153,23 @@ class RegistryProcessTests(ProcessTestCase):
         events = (await client.events.list(limit=1000))["values"]
         self.assertEqual([event["type"] for event in events], ["service.join"])
 
+    async def test_signalsWhileItStops(self) -> None:
+        """Further signals, and a terminal that is closed, neither cut the stop short nor leave a traceback."""
+        # A pipe without a reader, for which the stop waits.
+        pipe = self.mktemp()
+        os.mkfifo(pipe)
+        registry = self.registry("--listen", ANY_PORT, "--audit-log", os.path.abspath(pipe))
+        await registry.says("Credentials")
+        # Two in the same turn of the reactor.
+        for name in ("STOP", "TERM", "INT", "CONT"):
+            registry.kill(name)
+        await registry.says("The registry stops")
+        registry.kill("TERM")
+        registry.kill("HUP")
+        await registry.ended
+        self.assertIn("The registry has stopped", registry.output)
+        self.assertNotIn("Traceback", registry.output)
+
     async def test_whatPreventsAStartIsOneLine(self) -> None:
         """A port in use, a second registry over the same folder, a file that is not a database, a wrong option."""
         taken = socket.socket()

@@ -72,7 +72,7 @@ class AgentTests(TestCase):
         environ = {**withoutSettings(), "HOME": self.home, "RAXSR_DATA_DIR": self.dataDir}
         for patch in (
             mock.patch.object(sys, "__stdout__", self.stdout),
-            mock.patch.object(agent, "useMonotonic"),
+            mock.patch.object(agent, "prepare"),
             mock.patch.object(agent, "endProcess", lambda _, line: self.fail(line)),
             mock.patch.dict(os.environ, environ, clear=True),
         ):
