@@ -395,15 +395,22 @@ class Identity:
                 raise
             self._unstored.put(record.tokenHash, (record, user.keyHash))
             getUser = self._users.get
-        stored = await _found(getUser(user.name))
-        if stored is None or stored.keyHash != user.keyHash:
-            # Its key was changed after it was checked, and before there was a token to end with it.
-            await self._store.removeToken(record.tokenHash)
-            raise InvalidCredentials()
+        stored = await self.confirm(record, user, getUser)
         self._tokens.results.put(record.tokenHash, ((record, stored), self._clock.seconds()))
         self._issued.put(user.name, issued)
         self.statistics.issued += 1
         return issued
+
+    async def confirm(
+        self, record: TokenRecord, user: UserRecord, getUser: Callable[[str], Awaitable[UserRecord]] | None = None
+    ) -> UserRecord:
+        """Remove a new token if the user's key has changed, and raise InvalidCredentials; else the user as stored."""
+        stored = await _found((getUser or self._store.getUser)(user.name))
+        if stored is None or stored.keyHash != user.keyHash:
+            # Its key was changed after it was checked, and before there was a token to end with it.
+            await self._store.removeToken(record.tokenHash)
+            raise InvalidCredentials()
+        return stored
 
     @returnsDeferred
     async def _getToken(self, tokenHash: str) -> tuple[TokenRecord, UserRecord]:

@@ -195,7 +195,12 @@ class Console:
 
     async def _add(self, tokenHash: str, user: UserRecord, seconds: float) -> float:
         expires = float(int(self._wallClock() + seconds))
-        await self._store.addToken(TokenRecord(tokenHash, user.name, user.tenant, expires))
+        record = TokenRecord(tokenHash, user.name, user.tenant, expires)
+        await self._store.addToken(record)
+        try:
+            await self._identity.confirm(record, user)
+        except InvalidCredentials:
+            raise _unauthorized("The API key of the user has changed")
         return expires
 
     async def _get(self, tokenHash: str) -> tuple[TokenRecord, UserRecord]:

@@ -239,6 +239,16 @@ class SessionTests(ConsoleCase):
             self.api.advance(1.5)
             self.assertEqual(self.browser.session(), 401)
 
+    def test_keyChangedElsewhere(self) -> None:
+        """A key that another process has replaced a moment ago begins no session or link that outlives that moment."""
+        self.browser.logIn()
+        self.api.ask("GET", "/services")
+        fired(self.api.store.replaceUserKey(USER, "another"))
+        self.assertEqual(self.browser.logIn().code, 401)
+        self.assertEqual(self.api.ask("POST", "/console-links", headers={"Host": HOST}).code, 401)
+        self.api.advance(2)
+        self.assertEqual(self.browser.session(), 401)
+
     def test_survivesARestart(self) -> None:
         """Another process over the same store knows the session."""
         self.browser.logIn()
