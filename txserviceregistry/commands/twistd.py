@@ -322,7 +322,16 @@ def jsonObserver(twistd: Mapping[str, Any] | None) -> FileLogObserver:
     name = options.get("logfile")
     if name == "-" or (not name and options.get("nodaemon")):
         return FileLogObserver(sys.stdout, jsonLine)
-    return FileLogObserver(LogFile.fromFullPath(name or "twistd.log"), jsonLine)
+    file = LogFile.fromFullPath(name or "twistd.log")
+
+    def rotate(number: int, frame: object) -> None:
+        from twisted.internet import reactor
+
+        reactor.callFromThread(file.rotate)  # type: ignore[attr-defined]  # the module is replaced by the reactor
+
+    # As twistd does with a log of its own; else the signal would end the process.
+    signal.signal(signal.SIGUSR1, rotate)
+    return FileLogObserver(file, jsonLine)
 
 
 # -- the reactor, garbage, signals, and the service manager

@@ -65,6 +65,24 @@ class RegistryProcessTests(ProcessTestCase):
         refused = await self.twistd("--syslog", "service-registry", "--log-format", "json").ended
         self.assertIn("--log-format json can't be used with --syslog", refused.errors)
 
+    async def test_theLogInJsonIsRotated(self) -> None:
+        """SIGUSR1 rotates a file of it, as it does twistd's own."""
+        log = os.path.abspath(self.mktemp())
+        registry = self.twistd("--logfile", log, "service-registry", "--listen", ANY_PORT, "--log-format", "json")
+
+        async def hasStarted() -> bool:
+            return os.path.exists(log) and "listens on" in Path(log).read_text("utf-8")
+
+        async def hasRotated() -> bool:
+            return os.path.exists(f"{log}.1")
+
+        await self.until(hasStarted)
+        registry.kill("USR1")
+        await self.until(hasRotated)
+        registry.kill("TERM")
+        await registry.ended
+        self.assertIn("The registry has stopped", Path(log).read_text("utf-8"))
+
     async def test_keepsWhatItAcknowledgedThroughKill(self) -> None:
         """After kill -9 in the middle of writes, all that was acknowledged is there, and living services go on."""
         registry, client, where = await self.started()
