@@ -114,7 +114,9 @@ def _copy(source: str, target: str) -> tuple[str, float | None]:
             raise CommandFailed(f"{target} is the registry's store itself; choose another file")
         sqlitefile.checkFile(source)
         sqlitefile.refuseIrregular(target)
-        with replacement(target, b"") as making:
+        with replacement(target, b"") as making, ExitStack() as ending:
+            # What a full disk leaves of it.
+            ending.callback(Path(f"{making}-journal").unlink, missing_ok=True)
             with closing(sqlitefile.openFile(source)) as connection:
                 connection.execute("VACUUM INTO ?", (making,))
             sqlitefile.checkFile(making)

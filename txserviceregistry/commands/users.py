@@ -222,16 +222,24 @@ class _Users:
 
     async def remove(self) -> None:
         name, raxrc = self.options.name, self.directory.raxrcPath
-        credentials, user = await self._credentials(), await self._user(name)
-        if user is None:
+        credentials, users = await self._credentials(), await self.identity.listUsers()
+        left = [user for user in users if user.name != name]
+        if len(left) == len(users):
             raise NoSuchObject(name)
-        await self.identity.removeUser(name)
-        lost = f"its key and auth tokens are invalid. The data of tenant {user.tenant} is unchanged"
-        tell(f'User "{name}" has been removed; {lost}.')
-        left = await self.identity.listUsers()
-        if credentials is not None and (credentials[0] == name or not left):
-            # The next start would create a user with them in a store without users.
+        isInRaxrc = credentials is not None and (credentials[0] == name or not left)
+        if isInRaxrc:
+            # First: with them the next start would create a user in a store without users.
             self.directory.keepCredentials(None, None)
+        try:
+            await self.identity.removeUser(name)
+        except BaseException:
+            if credentials is not None and isInRaxrc:
+                self.directory.keepCredentials(*credentials)
+            raise
+        (tenant,) = (user.tenant for user in users if user.name == name)
+        lost = f"its key and auth tokens are invalid. The data of tenant {tenant} is unchanged"
+        tell(f'User "{name}" has been removed; {lost}.')
+        if isInRaxrc:
             tell(f"The credentials in {raxrc} were removed: programs on this machine need those of another user.")
         if not left:
             until = f"until {_NAME} add creates one"
@@ -244,11 +252,9 @@ class _Users:
             raise NoSuchObject(self.options.name)
         with _shownKey(self.options.name) as key:
             user, _ = await self.identity.rotate(self.options.name, key)
-        isInRaxrc = credentials is not None and credentials[0] == user.name
-        if isInRaxrc:
-            self.directory.keepCredentials(user.name, key)
         tell(f'User "{user.name}" has a new API key; the old one and all auth tokens are invalid. {_ONCE}')
-        if isInRaxrc:
+        if credentials is not None and credentials[0] == user.name:
+            self.directory.keepCredentials(user.name, key)
             tell(f"{self.directory.raxrcPath} has the new key.")
         tell(
             "Programs that read the key from a file use the new one as soon as it is there. Restart all others: their "

@@ -10,9 +10,11 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import treq
 from twisted.internet import reactor as globalReactor
+from twisted.internet.defer import fail
 from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import TestCase
@@ -22,7 +24,10 @@ from tests.inprocess import Ended, runScript, withoutSettings
 from txserviceregistry import Client, RegisteredService
 from txserviceregistry.commands.users import main
 from txserviceregistry.errors import AuthenticationFailed, Forbidden
+from txserviceregistry.registry.datadir import DataDirectory, DataDirectoryError
 from txserviceregistry.registry.service import RegistryService
+from txserviceregistry.registry.stores.interfaces import StoreUnavailable
+from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 from txserviceregistry.settings import readSettings
 
 reactor: Any = globalReactor
@@ -257,6 +262,28 @@ class WithoutARegistryTests(UsersCase):
         added = await self.users("add", "local")
         self.assertIn("tenant 2", added.err)
         await self.clientOf("local", self.key(added, "local")).account.getLimits()
+
+    async def test_aRaxrcThatCantBeWritten(self) -> None:
+        """A user whose key stays there is not removed, and a key that does not get there is valid."""
+        await (await self.registry()).stopService()
+        before, failure = self.raxrc(), DataDirectoryError("can't write raxrc: No space left on device")
+        with mock.patch.object(DataDirectory, "keepCredentials", side_effect=failure):
+            await self.refused("remove", "local")
+            self.assertIn("\nlocal ", (await self.users("list")).out)
+            rotated = await self.users("rotate", "local", code=1)
+        self.assertIn("No space left", rotated.err)
+        self.assertIn('User "local" has a new API key', rotated.err)
+        await self.registry()
+        await self.clientOf("local", self.key(rotated, "local")).account.getLimits()
+        self.assertEqual(self.raxrc(), before)
+
+    async def test_aStoreThatCantBeWritten(self) -> None:
+        """A user who can't be removed stays in the raxrc."""
+        await (await self.registry()).stopService()
+        before, failure = self.raxrc(), StoreUnavailable("the store can't be written: disk full")
+        with mock.patch.object(SqliteStore, "removeUser", lambda *_: fail(failure)):
+            await self.refused("remove", "local")
+        self.assertEqual(self.raxrc(), before)
 
     async def test_helpHasExamples(self) -> None:
         """``--help`` shows how it is used."""
