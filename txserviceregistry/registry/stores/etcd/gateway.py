@@ -33,7 +33,7 @@ PATIENCE = 4.0
 PAUSE = 0.1
 #: Seconds that a request waits for its turn: what comes later is of no use to clients, and would keep others waiting.
 QUEUE = 8.0
-#: Keys in one read, and by how much fewer are read after a response that was too large.
+#: Keys in one read, and by how much fewer are read after a response that was too large, or too late.
 PAGE = 1000
 _FEWER = 8
 
@@ -150,9 +150,11 @@ class Etcd:
         while True:
             try:
                 found, now = await self.range(begin, end, size, revision=revision)
-            except TooLarge:
-                if size == 1:
+            except StoreUnavailable as error:
+                if size == 1 or (isinstance(error, EtcdError) and not isinstance(error, TooLarge)):
                     raise
+                # It came too late if etcd responds to less.
+                await self.range(begin, end, 1, revision=revision)
                 size = max(1, size // _FEWER)
                 continue
             revision = revision or now

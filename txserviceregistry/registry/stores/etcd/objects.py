@@ -160,16 +160,16 @@ class EtcdValues(Part):
     async def list(self, tenant: str, marker: str | None, count: int, namespace: str | None) -> list[ValueRecord]:
         prefix = self.key(tenant)
         below = "" if namespace is None else namespace.rstrip("/") + "/"
-        reads = []
+        begin, end, revision = prefix + max(marker or "", below), endOf(prefix + below), 0
+        found: list[KeyValue] = []
         if namespace not in (None, "/") and (marker or "") <= (namespace or ""):
-            reads.append(reading(prefix + (namespace or "")))
-        begin, end = prefix + max(marker or "", below), endOf(prefix + below)
+            found, revision = await self._etcd.range(prefix + (namespace or ""))
         if begin < end:
-            reads.append(reading(begin, end, count))
-        if not reads:
-            return []
-        done = await self._etcd.txn((), reads)
-        return [self._read(each.key, each.value) for kept in done.found for each in kept][:count]
+            async for page, _ in self._etcd.pages(begin, end, count, revision):
+                found += page
+                if len(found) >= count:
+                    break
+        return [self._read(each.key, each.value) for each in found[:count]]
 
     async def set(
         self, tenant: str, key: str, value: str, maximum: int, precondition: Precondition = UNCONDITIONAL

@@ -7,25 +7,28 @@ from __future__ import annotations
 import gc
 import json
 import weakref
+from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import Agent, BrowserLikePolicyForHTTPS
 from twisted.web.iweb import IAgent, IPolicyForHTTPS
 
 from tests.loopback import Call, LoopbackTestCase
+from txserviceregistry.errors import RequestTimedOut
 from txserviceregistry.http.jsontransport import JSONTransport
 from txserviceregistry.http.messages import Request
 from txserviceregistry.http.pool import ConnectionPool, QueueingAgent
 from txserviceregistry.registry.stores.etcd.gateway import PAUSE, QUEUE, Etcd, EtcdError, User
-from txserviceregistry.registry.stores.etcd.keyvalues import put, reading
+from txserviceregistry.registry.stores.etcd.keyvalues import encode, put, reading
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.util.deferred import PrioritySemaphore
 from txserviceregistry.util.files import Reloaded
@@ -278,6 +281,43 @@ class TurnsTests(SynchronousTestCase):
             self.answer()
         for work in (*busy, more):
             self.successResultOf(work)
+
+
+class SlowReadsTests(SynchronousTestCase):
+    """A network, or an etcd, that is too slow for a thousand large keys in the time of one response."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.most = 50
+        transport: Any = SimpleNamespace(request=self.request)
+        self.etcd = Etcd(transport, self.clock)
+        self.asked: list[int] = []
+
+    def request(self, method: str, path: str, *, body: Any, **more: Any) -> Deferred[Any]:
+        (clause,) = body["success"]
+        begin, limit = b64decode(clause["request_range"]["key"]).decode(), int(clause["request_range"]["limit"])
+        self.asked.append(limit)
+        if limit > self.most:
+            answered: Deferred[Any] = Deferred()
+            return answered.addTimeout(1, self.clock, lambda *_: Failure(RequestTimedOut("it came too late")))
+        keys = [f"/{number:04}" for number in range(2000)]
+        found = [{"key": encode(key)} for key in keys if key >= begin][:limit]
+        answer = {"header": {"revision": "1"}, "responses": [{"response_range": {"kvs": found}}]}
+        return succeed(SimpleNamespace(status=200, json=answer))
+
+    def test_fewerKeysAtATime(self) -> None:
+        """All keys are read: so a node joins, however large the services, and keeps none from expiring."""
+        reading = self.etcd.all("/")
+        self.clock.pump([PAUSE] * 150)
+        self.assertEqual([each.key for each in self.successResultOf(reading)], [f"/{each:04}" for each in range(2000)])
+
+    def test_noLongerThanOneReadIfEtcdIsAway(self) -> None:
+        """A member that responds to nothing is not asked for fewer and fewer keys."""
+        self.most = 0
+        reading = self.etcd.all("/")
+        self.clock.pump([PAUSE] * 150)
+        self.failureResultOf(reading, StoreUnavailable)
+        self.assertEqual(set(self.asked), {1000, 1})
 
 
 class KeepAliveTests(EtcdCase):
