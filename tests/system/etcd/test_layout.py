@@ -108,3 +108,15 @@ class UpgradeTests(EtcdStoreCase):
         wire.release()
         await store.probe()
         await self.isConverted()
+
+    async def test_oneThatIsLateFindsItConverted(self) -> None:
+        """When its change arrives after another node has converted the data and joined, it joins as well."""
+        wire = TroubledAgent()
+        wire.holds = lambda body: b"mod_revision" in body and b"request_put" in body
+        late = Deferred.fromCoroutine(self.store(agent=wire))
+        await self.until(lambda: wire.held)
+        first = await self.store()
+        wire.release()
+        second = await late
+        await self.until(lambda: len(second.members) == len(first.members) == 2)
+        await self.isConverted()

@@ -89,15 +89,15 @@ async def openLayout(etcd: Etcd, prefix: str) -> Mapping[str, Any]:
     done = await etcd.txn(
         [unchanged(key, found.modified), createdAt(nodes, 0, endOf(nodes))],
         [put(key, jsonBytes({**meta, "v": VERSION}))],
-        [reading(nodes, endOf(nodes), PAGE)],
+        [reading(key), reading(nodes, endOf(nodes), PAGE)],
     )
     if done.succeeded:
         _log.info("Data in etcd below {prefix} converted to version {version}", prefix=prefix, version=VERSION)
-    elif running := len(done.found[0]):
+    elif (running := len(done.found[1])) and [each.modified for each in done.found[0]] == [found.modified]:
         raise StoreRefused(
             f"{running} node(s) of an earlier release use the data in etcd below {prefix}: stop them first"
         )
-    # Else another node has converted it.
+    # Else it was converted, by another node or by a try without a response.
     return await openLayout(etcd, prefix)
 
 
