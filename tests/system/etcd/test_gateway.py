@@ -92,6 +92,30 @@ class GatewayTests(EtcdCase):
         path.write_text("new-" + password)
         self.assertEqual(len((await etcd.range("/", "0"))[0]), 20)
 
+    async def test_authenticationIsSwitched(self) -> None:
+        """Before it is enabled, and after it is disabled, a user with a password has access like others."""
+        url, end = await deferToThread(startEtcd)
+        self.addCleanup(end)
+        etcd, open_ = self.etcd(url, credentials=("root", "secret")), self.etcd(url)
+        await etcd.txn((), [put("/1", b"")])
+        agent = JSONTransport(QueueingAgent(Agent(reactor), 1), CLOCK, [url])
+        for path, body in (
+            ("user/add", {"name": "root", "password": "secret"}),
+            ("role/add", {"name": "root"}),
+            ("user/grant", {"user": "root", "role": "root"}),
+        ):
+            self.assertEqual((await agent.request("POST", f"/v3/auth/{path}", body=body)).status, 200)
+        for _ in range(2):
+            await etcd.get("/1")
+            self.assertEqual((await agent.request("POST", "/v3/auth/enable", body={})).status, 200)
+            await self.refuses(EtcdError, open_.get("/1"))
+            await etcd.get("/1")
+            asked = {"name": "root", "password": "secret"}
+            token = (await agent.request("POST", "/v3/auth/authenticate", body=asked)).json["token"]
+            root = User("root", "", token).header
+            self.assertEqual((await agent.request("POST", "/v3/auth/disable", body={}, header=root)).status, 200)
+            await etcd.get("/1")
+
 
 class LostAnswerTests(EtcdCase):
     """A network that loses every second answer, after etcd has done what it was asked."""

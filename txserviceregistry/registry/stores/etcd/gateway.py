@@ -19,7 +19,7 @@ from twisted.web.iweb import IAgent, IResponse
 
 from ....errors import ServiceRegistryError
 from ....http.jsontransport import JSONTransport
-from ....http.messages import BytesProducer, ResponseTooLarge
+from ....http.messages import BytesProducer, Response, ResponseTooLarge
 from ....util.deferred import PrioritySemaphore, SingleFlight, returnsDeferred
 from ....util.files import Reloaded
 from ...statistics import StoreStatistics
@@ -44,8 +44,10 @@ _INVALID, NOT_FOUND, _FAILED_PRECONDITION, _OUT_OF_RANGE, _UNAVAILABLE, _UNAUTHE
 _PASSING = frozenset({2, 4, 8, _UNAVAILABLE})
 # etcd is well, and can't do what was asked.
 _OF_WHAT_WAS_ASKED = frozenset({NOT_FOUND, _FAILED_PRECONDITION, _OUT_OF_RANGE})
-# With _INVALID: etcd's answer to a token from before a change of its users.
-_OLD_TOKEN = "revision of auth store is old"
+# With _INVALID: etcd's answer to a token from before a change of its users, or to none.
+_OLD_TOKEN = "revision of auth store is old", "user name is empty"
+# Its answer to a password while it allows everything, before authentication is enabled.
+_OPEN = "authentication is not enabled"
 _TXN = "kv/txn"
 # No group of changes of one revision is this large; it bounds what a broken server can make us hold.
 _LONGEST_LINE = 64 * 1024 * 1024
@@ -68,11 +70,11 @@ class TooLarge(EtcdError):
 class User:
     name: str
     password: Reloaded[str, str] = attrs.field(repr=False)
-    token: str | None = attrs.field(default=None, repr=False)
+    token: str | None = attrs.field(default=None, repr=False)  # empty while etcd requires none
 
     @property
     def header(self) -> tuple[bytes, bytes] | None:
-        return None if self.token is None else (b"Authorization", self.token.encode("utf-8"))
+        return (b"Authorization", self.token.encode("utf-8")) if self.token else None
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -263,7 +265,7 @@ class Etcd:
             try:
                 return await self._send(path, body, read, user.header)
             except EtcdError as error:
-                isOld = error.code == _INVALID and _OLD_TOKEN in error.message
+                isOld = error.code == _INVALID and any(each in error.message for each in _OLD_TOKEN)
                 if isLast or not (isOld or error.code == _UNAUTHENTICATED):
                     raise
             if user.token == token:
@@ -278,10 +280,7 @@ class Etcd:
         response = await self._transport.request("POST", f"/v3/{path}", body=body, repeatable=True, header=header)
         answer = response.json
         if response.status != 200:
-            fault = answer[0] if isinstance(answer, list) and answer else answer
-            fault = fault if isinstance(fault, dict) else {}
-            code, message = fault.get("code"), fault.get("message") or fault.get("error")
-            raise EtcdError(code if isinstance(code, int) else _UNAVAILABLE, str(message or f"HTTP {response.status}"))
+            raise _refusal(response)
         try:
             result = read(answer)
         except (ValueError, TypeError, LookupError, AttributeError):
@@ -305,9 +304,20 @@ class Etcd:
             if response.status == 200:
                 user.token = response.read(_readToken)
                 return
+            if _OPEN in _refusal(response).message:
+                user.token = ""
+                return
             refused = password
             user.password.suspect()
         raise StoreUnavailable(f"etcd refuses the user {user.name!r}: check the user name and the password")
+
+
+def _refusal(response: Response) -> EtcdError:
+    answer = response.json
+    fault = answer[0] if isinstance(answer, list) and answer else answer
+    fault = fault if isinstance(fault, dict) else {}
+    code, message = fault.get("code"), fault.get("message") or fault.get("error")
+    return EtcdError(code if isinstance(code, int) else _UNAVAILABLE, str(message or f"HTTP {response.status}"))
 
 
 def _readTTL(answer: Any) -> int:
