@@ -225,7 +225,14 @@ class Items(AsyncIterator[_T]):
         self._subscriber = subscriber
         # The listener refers to this and not to the iterator, so that an iterator that is dropped is collected.
         self._queue = queue = _Queue[_T]()
-        self._forget = (listen(queue.put), subscriber._stopListeners.add(queue.end))
+        forget = (listen(queue.put), subscriber._stopListeners.add(queue.end))
+
+        def end() -> None:
+            for each in forget:
+                each()
+            queue.end(lambda finished: finished.callback(None))
+
+        self._end = end
 
     async def __anext__(self) -> _T:
         queue = self._queue
@@ -240,12 +247,15 @@ class Items(AsyncIterator[_T]):
 
     async def aclose(self) -> None:
         """Want no more items."""
-        self.__del__()
+        self._end()
 
     def __del__(self) -> None:
-        for forget in self._forget:
-            forget()
-        self._queue.end(lambda finished: finished.callback(None))
+        # The garbage collector runs in any thread, and within any call. A clock that is not a reactor has one thread.
+        callFromThread = getattr(self._subscriber._clock, "callFromThread", None)
+        if callFromThread is None:
+            self._end()
+        else:
+            callFromThread(self._end)
 
 
 @attrs.define(eq=False)

@@ -7,6 +7,8 @@ from collections.abc import Coroutine
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.unit.garbage import collectOnlyNew
@@ -21,6 +23,7 @@ class _Source:
     def __init__(self) -> None:
         self.running = True
         self.parent = None
+        self._clock: Any = Clock()
         self.listeners: Listeners[[int]] = Listeners(Logger(), "items")
         self._stopListeners: Listeners[[]] = Listeners(Logger(), "a stop")
 
@@ -87,6 +90,20 @@ class IterationTests(SynchronousTestCase):
         finished = self.source.put(1)
         del self.items
         gc.collect()
+        self.successResultOf(finished)
+        self.assertEqual((len(self.source.listeners), len(self.source._stopListeners)), (0, 0))
+
+    def test_droppedInAThread(self) -> None:
+        """The garbage collector runs in any thread: a dropped loop is forgotten in the reactor's."""
+        self.source._clock = reactor = MemoryReactor()
+        calls: list[Any] = []
+        self.patch(reactor, "callFromThread", calls.append)
+        finished = self.source.put(1)
+        del self.items
+        gc.collect()
+        self.assertNoResult(finished)
+        [call] = calls
+        call()
         self.successResultOf(finished)
         self.assertEqual((len(self.source.listeners), len(self.source._stopListeners)), (0, 0))
 
