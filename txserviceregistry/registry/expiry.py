@@ -153,6 +153,7 @@ class LiveServices(Part):
         self.time = StallTolerantClock(self._clock, self._tick)
         self.now = self.time.now
         self.onForgotten: Callable[[ServiceState], None] = lambda state: None
+        self.onSynchronized: Callable[[], None] = lambda: None
         self._active: dict[str, dict[str, ServiceState]] = {}
         self._expired: dict[str, dict[str, ServiceState]] = {}
         # By deadlines. A heartbeat only changes a number; it is found out later that the deadline has moved.
@@ -299,6 +300,7 @@ class LiveServices(Part):
             self.track(service)
         for name in unknown:
             self.forget(*name)
+        self.onSynchronized()
 
     def track(self, service: ServiceSummary) -> None:
         """A service is there. It has a full timeout from now on if it is unknown or its timeout is another."""

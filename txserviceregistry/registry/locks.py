@@ -73,6 +73,7 @@ class Locks(Part):
 
     def __attrs_post_init__(self) -> None:
         self._engine.onForgotten = self._forgotten
+        self._engine.onSynchronized = self._lookAgain
         self._heldBackUntil = self._clock.seconds() + self._heldBack
 
     async def acquire(
@@ -146,6 +147,12 @@ class Locks(Part):
     def _forgotten(self, state: ServiceState) -> None:
         queue = self._queues.get((tenantOf(state.tenant), state.id))
         if queue is not None and isLockScope(state.tenant):
+            queue.isDue = True
+            queue.proceed()
+
+    def _lookAgain(self) -> None:
+        # One may have been acquired and released since the last change that was noticed.
+        for queue in list(self._queues.values()):
             queue.isDue = True
             queue.proceed()
 

@@ -72,6 +72,22 @@ class ClusterLocksTests(ClusterCase):
         self.passes(0.1)
         self.successResultOf(waiting[0])
 
+    def test_releasedUnnoticed(self) -> None:
+        """A waiter has a lock that was acquired and released while its node's watch had a gap."""
+        self.stores[1].cutOff()
+        token = self.successResultOf(self.asking(self.a))["token"]
+        self.passes(0.1)
+        self.stores[1].reconnect()
+        waiting = self.asking(self.b, 2, 60)
+        self.assertNoResult(waiting)
+        self.stores[1].cutOff()
+        self.successResultOf(self.a.locks.release(T, NAME, token))
+        self.passes(0.1)
+        self.stores[1].reconnect()
+        self.stores[1].node.watchEnded()
+        self.passes(2)
+        self.successResultOf(waiting)
+
     def test_expires(self) -> None:
         """Without heartbeats a lock expires by vote, once, and a waiter has it at most a second later."""
         self.successResultOf(self.asking(self.a))
