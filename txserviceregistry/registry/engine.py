@@ -18,7 +18,7 @@ from .expiry import REFUSED, LiveServices, ServiceState, readSummary
 from .faults import Fault, notFound, systemFailure
 from .feed import EventFeed
 from .model import isLockScope, kindOf, tenantOf
-from .stores.interfaces import Expiration, IStoreListener, LimitExceeded, NoSuchObject, ObjectExists
+from .stores.interfaces import Expiration, IStoreListener, LimitExceeded, NoSuchObject, ObjectExists, ServiceSummary
 from .tasks import available
 from .uuids import HeartbeatTokens
 
@@ -282,7 +282,11 @@ class Cluster(Engine):
 
     # -- IStoreListener
 
-    appeared, vanished, synchronized = LiveServices.track, LiveServices.forget, LiveServices.synchronize
+    appeared, vanished = LiveServices.track, LiveServices.forget
+
+    def synchronized(self, services: Sequence[ServiceSummary]) -> None:
+        self.synchronize(services)
+        self._feed.notifyAll()
 
     def renew(self, registration: tuple[str, str]) -> None:
         if state := self.registered(registration):

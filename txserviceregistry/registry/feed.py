@@ -137,6 +137,10 @@ class EventStreams(Part):
         if (tail := self._tails.get(tenant)) is not None:
             self._follow(tail)
 
+    @property
+    def tenants(self) -> Collection[str]:
+        return self._tails.keys()
+
     def endAll(self, *, isForGood: bool = False) -> None:
         """Let all streams be closed; if *isForGood*, later ones too."""
         self._isEnded = self._isEnded or isForGood
@@ -407,7 +411,11 @@ class EventFeed(Part):
     def lose(self) -> None:
         """New events are not noticed here for a while: those who wait read again, and streams go elsewhere."""
         self.streams.endAll()
-        self.notify(list(self._waiting))
+        self.notifyAll()
+
+    def notifyAll(self) -> None:
+        """There may be events that were not noticed here."""
+        self.notify({*self._waiting, *self.streams.tenants})
 
     def endWaiting(self) -> None:
         """End streams and all waiting, now and in the future: requests get their page as it is."""

@@ -353,6 +353,19 @@ class ClusterTests(ClusterCase):
         self.passes(0.1)
         self.assertEqual([each["type"] for each in self.successResultOf(waiting).values], ["service.join"])
 
+    def test_subscribersAreNotifiedAfterAGap(self) -> None:
+        """Of changes that B's watch has missed, also of a tenant that has no services."""
+        waiting = Deferred.fromCoroutine(self.b.feed.wait(T, None, 10, 60))
+        self.passes(3)
+        self.stores[1].cutOff()
+        self.successResultOf(self.a.configuration.set(T, "/color", "blue"))
+        self.passes(0.1)
+        self.stores[1].reconnect()
+        self.stores[1].node.watchEnded()
+        self.passes(2)
+        (event,) = self.successResultOf(waiting).values
+        self.assertEqual(event["type"], "configuration_value.update")
+
     def test_manyLookUpsWhenTheStoreGoesAway(self) -> None:
         """However many wait to be looked up when the store becomes unavailable, each of them is answered."""
         token = self.create(self.a)

@@ -48,7 +48,7 @@ from ....http.tls import tlsPolicy
 from ....util.deferred import PrioritySemaphore, returnsDeferred
 from ....util.files import Reloaded
 from ....util.logs import Logger
-from ...model import isLockScope, tenantOf
+from ...model import isLockScope
 from ...statistics import StoreStatistics
 from ...uuids import newTail
 from ..interfaces import ISharedStore, IStoreListener, StoreRefused, StoreUnavailable
@@ -200,8 +200,6 @@ class NodeKeys(Part):
         self._batches.forget()
         registrations = [*self._services.load(records, seen, revision), *self._locks.load(locks, seenLocks, revision)]
         self.listener.synchronized(registrations)
-        for tenant in {tenantOf(each.tenant) for each in registrations}:
-            self.listener.eventAdded(tenant, None)
         self.node.joins = joins[0].modified if joins else 0
         # A node's key goes with its lease; copies of keys have none.
         statuses = {each.key.rpartition("/")[2]: self._statusOf(each) for each in nodes if each.lease}
