@@ -337,6 +337,8 @@ class Process:
         # The revision from which on the watch delivers; ``None`` while it does not.
         self.watching: int | None = None
         self.isDeaf = False
+        # What it delivers first, because it came after the revision that is being read.
+        self.early: list[tuple[int, list[tuple[Key, Entry | None]]]] = []
 
     def start(self) -> None:
         """Begin."""
@@ -388,7 +390,7 @@ class Process:
 
     def load(self) -> Deferred[None]:
         """See :meth:`INodeKeys.load`."""
-        self.watching = None
+        self.watching, self.early = None, []
 
         def apply() -> tuple[int, dict[Key, Entry]]:
             return self.world.revision, {key: attrs.evolve(entry) for key, entry in self.world.entries.items()}
@@ -408,6 +410,8 @@ class Process:
             self.node.membersAre(set(statuses))
             for name, status in statuses.items():
                 self.node.statusChanged(name, status)
+            for each in self.early:
+                self.changed(*each)
 
         return self.ask(apply).addCallback(loaded)
 
@@ -477,6 +481,8 @@ class Process:
 
     def changed(self, revision: int, events: list[tuple[Key, Entry | None]]) -> None:
         """The watch delivers what one revision changed."""
+        if self.watching is None:
+            self.early.append((revision, events))
         if self.isDeaf or self.watching is None or revision <= self.watching:
             return
         self.watching = revision
