@@ -8,7 +8,6 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
-from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.unit.garbage import collectOnlyNew
@@ -95,9 +94,8 @@ class IterationTests(SynchronousTestCase):
 
     def test_droppedInAThread(self) -> None:
         """The garbage collector runs in any thread: a dropped loop is forgotten in the reactor's."""
-        self.source._clock = reactor = MemoryReactor()
         calls: list[Any] = []
-        self.patch(reactor, "callFromThread", calls.append)
+        self.source._clock.callFromThread = calls.append
         finished = self.source.put(1)
         del self.items
         gc.collect()
