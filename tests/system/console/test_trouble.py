@@ -199,6 +199,145 @@ class OthersTests(ConsoleTestCase):
         await self.browse(walk)
 
 
+class EditorTests(ConsoleTestCase):
+    """What a user has written is not lost, and goes where the user wants it."""
+
+    async def test_sessionEnds(self) -> None:
+        """The editor is open again, with its text, in the next session of its user in the tab, and in no other's."""
+        key = await self.addReader()
+
+        def walk(browser: Browser, api: Api) -> None:
+            api.ask("PUT", "/configuration/a_key", {"value": "1"})
+            context = browser.new_context()
+            page = self.opened(context, api, "configuration/a_key").page
+            page.click("text=Edit…")
+            page.fill("#text", "mine")
+            other = context.new_page()
+            for _ in range(2):
+                # A link begins another session of the same user.
+                other.goto("about:blank")
+                other.goto(api.ask("POST", "/console-links")["href"])
+                other.wait_for_selector(".live:text-is('Live')")
+                page.wait_for_function("() => document.querySelector('dialog #text')?.value === 'mine'")
+                api.ask("PUT", "/configuration/a_key", {"value": "2"})
+                other.evaluate("location.hash = '#/account'")
+                other.click("text=Log out")
+                page.wait_for_selector("#user")
+            logIn(page, api.user, api.key)
+            page.click("dialog [type=submit]")
+            page.wait_for_selector("text=The value has changed meanwhile")
+            other.goto(api.ask("POST", "/console-links")["href"])
+            other.evaluate("location.hash = '#/account'")
+            other.click("text=Log out")
+            page.wait_for_selector("#user")
+            logIn(page, "ann", key)
+            page.wait_for_selector(".live:text-is('Live')")
+            self.assertEqual(page.locator("dialog").count(), 0)
+
+        await self.browse(walk)
+
+    async def test_clicksBesideTheText(self) -> None:
+        """Neither a click beside the text nor a selection that ends outside the dialog closes it."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            page = self.opened(browser.new_context(), api, "configuration").page
+            page.click("text=New value…")
+            page.fill("#text", "mine")
+            box, text = (page.locator(each).bounding_box() for each in ("dialog", "#text"))
+            assert box is not None and text is not None
+            page.mouse.click(box["x"] + 8, text["y"] + 8)
+            page.mouse.move(text["x"] + 30, text["y"] + 8)
+            page.mouse.down()
+            page.mouse.move(box["x"] - 30, text["y"] + 8)
+            page.mouse.up()
+            page.evaluate("new Promise(requestAnimationFrame)")
+            self.assertEqual(page.input_value("dialog[open] #text"), "mine")
+
+        await self.browse(walk)
+
+    async def test_closedWhileItIsSaved(self) -> None:
+        """A failure is said, also if the dialog has been closed before."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            api.ask("PUT", "/configuration/a_key", {"value": "1"})
+            page = self.opened(browser.new_context(), api, "configuration/a_key").page
+            held: list[Route] = []
+            for status, text in ((503, "The store is unavailable"), (412, "a_key is not set: the value has changed")):
+                page.click("text=Edit…")
+                page.wait_for_selector("#text")
+                page.route("**/configuration/a_key", lambda route: held.append(route), times=1)
+                with page.expect_request("**/configuration/a_key"):
+                    page.click("dialog [type=submit]")
+                page.keyboard.press("Escape")
+                page.wait_for_selector("dialog", state="detached")
+                held.pop().fulfill(status=status, json={"message": "The store is unavailable"})
+                page.wait_for_selector(f".toast.error:has-text('{text}')")
+
+        await self.browse(walk)
+
+    async def test_exactText(self) -> None:
+        """A value that is rolled back to is the earlier one, to the line ends; no part of a key leads to another."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            for value in ("one\r\ntwo\r", "changed"):
+                api.ask("PUT", "/configuration/a_key", {"value": value})
+            page = self.opened(browser.new_context(), api, "configuration/a_key").page
+            page.click("text=Roll back to this…")
+            page.click("dialog [type=submit]")
+            page.wait_for_selector("pre.value:has-text('one')")
+            self.assertEqual(api.ask("GET", "/configuration/a_key")["value"], "one\r\ntwo\r")
+            page.click("text=New value…")
+            page.fill("#text", "mine")
+            for key in ("/app/../other", "./other"):
+                page.fill("#key", key)
+                page.click("dialog [type=submit]")
+                page.wait_for_selector("dialog .problem:has-text('No part of a key')")
+                page.fill("#key", "")
+                page.evaluate("document.querySelector('dialog .problem').textContent = ''")
+            self.assertEqual([each["id"] for each in api.ask("GET", "/configuration")["values"]], ["a_key"])
+
+        await self.browse(walk)
+
+    async def test_changesUnderThePointer(self) -> None:
+        """A button of a value that changes all the time can be clicked, keeps the focus, and asks for little."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            api.ask("PUT", "/configuration/a_key", {"value": "value 0"})
+            page, other = (self.opened(browser.new_context(), api, "configuration/a_key").page for _ in range(2))
+            asked: list[Request] = []
+            page.on("request", lambda request: asked.append(request) if "value-history" in request.url else None)
+
+            def change(*numbers: int) -> None:
+                for number in numbers:
+                    api.ask("PUT", "/configuration/a_key", {"value": f"value {number}"})
+                    other.wait_for_selector(f"pre.value:has-text('value {number}')")
+
+            page.focus("text=Edit…")
+            change(1)
+            page.wait_for_selector("pre.value:has-text('value 1')")
+            self.assertEqual(page.evaluate("document.activeElement.textContent"), "Edit…")
+            page.hover("text=Edit…")
+            page.mouse.down()
+            change(*range(2, 6))
+            page.mouse.up()
+            page.wait_for_selector("dialog #text")
+            page.keyboard.press("Escape")
+            change(*range(6, 12))
+            self.assertLess(len(asked), 8)
+            page.wait_for_selector(".history .new:has-text('value 11')")
+            page.evaluate("location.hash = '#/account'")
+            page.on("request", lambda request: asked.append(request) if "limits" in request.url else None)
+            asked.clear()
+            for number in range(3):
+                api.register(f"web{number}")
+                api.ask("PUT", f"/configuration/key{number}", {"value": "1"})
+                page.wait_for_selector(f"tr:has-text('Services') td:text-is('{number + 1}')")
+                page.wait_for_selector(f"tr:has-text('Configuration') td:text-is('{number + 2}')")
+            self.assertEqual(len(asked), 1)
+
+        await self.browse(walk)
+
+
 class StreamTests(ConsoleTestCase):
     """Whether what is shown is current."""
 

@@ -31,8 +31,8 @@ window.addEventListener("storage", (event) => {
 
 /** Another tab has ended the session, or begun another one: go on with what there is now. */
 function leave() {
+  end();
   if (localStorage.getItem(SECRET) !== null) location.reload();
-  else end();
 }
 
 function end() {

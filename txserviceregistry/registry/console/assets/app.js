@@ -6,7 +6,7 @@ import { Model } from "./model.js";
 import { duration } from "./time.js";
 import { accountView } from "./account.js";
 import { clusterView } from "./cluster.js";
-import { configurationView } from "./configuration.js";
+import { configurationView, keepDraft, resumeDraft } from "./configuration.js";
 import { eventsView } from "./events.js";
 import { locksView } from "./locks.js";
 import { servicesView } from "./services.js";
@@ -124,6 +124,7 @@ function showLogin(message = "") {
 }
 
 function begin(session) {
+  model?.stop();
   current?.view.end?.();
   model = new Model(session);
   model.onChange(() => showLive());
@@ -135,10 +136,12 @@ function begin(session) {
   showRoute();
   model.start();
   showLive();
+  resumeDraft(session);
 }
 
 onSignedOut(() => {
   if (!model) return;
+  keepDraft(model.session);
   model.stop();
   model = null;
   for (const box of document.querySelectorAll("dialog")) box.close();
@@ -217,7 +220,6 @@ async function boot() {
   if (!once && !hasSession()) { showLogin(); return; }
   try {
     const session = await (once ? signIn({ once }) : request("GET", "/session"));
-    model?.stop();
     begin(session);
   } catch (error) {
     if (error.status === 401) {

@@ -9,9 +9,13 @@ import { ago, exactly, moment } from "./time.js";
 const MOST_VALUES = 400;
 // The registry lists at most this many changes of a value.
 const MOST_CHANGES = 100;
+const HISTORY_INTERVAL = 1000;
+const DRAFT = "registry-console-draft";
 
 /** The path of a key below the API. A key's own slash stays: /configuration//production/x. */
 function pathOf(key) {
+  // With these a browser asks for another key.
+  if (/(^|\/)\.\.?(\/|$)/.test(key)) throw new Error("No part of a key can be . or ..");
   return `/configuration/${key.split("/").map(encodeURIComponent).join("/")}`;
 }
 
@@ -20,6 +24,7 @@ export function configurationView(place, model, { url, go }) {
   let open = "";
   // How many more values may be listed.
   let room = 0;
+  let history = null;
   const change = (changes) => go(url("configuration", open, { ...parameters, ...changes }), { replace: true });
   const target = (key) => url("configuration", key, parameters);
   const search = h("input", {
@@ -30,7 +35,7 @@ export function configurationView(place, model, { url, go }) {
     h("button", { type: "button", "data-view": view, onclick: () => change({ view }) }, title)));
   const list = h("section.list.keys", { "aria-label": "Keys" });
   const detail = h("aside.detail", { hidden: true, "aria-label": "Value" });
-  const add = button("New value…", () => editor(model, "", null));
+  const add = button("New value…", () => editor("", "", null));
   fill(place, h("div.center", {}, h("div.tools", {}, search, form, model.session.role === "write" ? add : null), list), detail);
 
   function refresh() {
@@ -99,12 +104,12 @@ export function configurationView(place, model, { url, go }) {
     const head = h("header", {}, h("h2", {}, identifier(open, "the key")),
       button("×", () => go(url("configuration", "", parameters)), { class: "quiet close", "aria-label": "Close" }));
     const mayWrite = model.mayWrite("configuration", open);
-    const history = h("div.history", {}, h("p.muted", {}, "Loading"));
+    if (history?.dataset.key !== open) history = h("div.history", { "data-key": open }, h("p.muted", {}, "Loading"));
     fill(detail, head,
       value ? h("pre.value", { tabindex: "0" }, value.value.split("\n").map((line) => [line, h("br")]))
         : h("p.muted", {}, model.isLoaded ? "No value has this key." : "Loading"),
       h("div.actions.start", {}, value ? copyButton(value.value, "the value") : null,
-        mayWrite && value ? button("Edit…", () => editor(model, open, value.value)) : null,
+        mayWrite && value ? button("Edit…", () => editor(open, value.value)) : null,
         mayWrite && value ? button("Remove…", () => remover(model, open), { class: "danger" }) : null),
       h("h3", {}, "History"), history);
     if (model.isLoaded) showHistory(history, model, open, mayWrite);
@@ -154,11 +159,25 @@ function treeOf(values) {
 
 // -- history
 
-async function showHistory(place, model, key, mayWrite) {
+/** List the changes again while there are others. The registry reads those of all values, so not at each change. */
+async function showHistory(place, ...wanted) {
+  place.wanted = wanted;
+  if (place.isAsking) return;
+  place.isAsking = true;
+  while (place.wanted && place.isConnected) {
+    const now = place.wanted;
+    place.wanted = null;
+    await listHistory(place, ...now);
+    await new Promise((resolve) => setTimeout(resolve, HISTORY_INTERVAL));
+  }
+  place.isAsking = false;
+}
+
+async function listHistory(place, model, key, mayWrite) {
   try {
     const changes = (await all(`/value-history?key=${encodeURIComponent(key)}`)).reverse();
     if (!changes.length) {
-      fill(place, h("p.muted", {}, "No change within the last 30 days."));
+      fill(place, h("p.muted", {}, "No change within the event retention."));
       return;
     }
     const note = changes.length < MOST_CHANGES ? null : h("p.muted", {}, `Only the newest ${MOST_CHANGES} changes are listed.`);
@@ -167,7 +186,7 @@ async function showHistory(place, model, key, mayWrite) {
       const value = event.payload.new_value ?? null;
       return h("li", {}, h("div.change", {},
         h("time", { datetime: exactly(event.timestamp), title: exactly(event.timestamp) }, `${moment(event.timestamp)} (${ago(event.timestamp)})`),
-        mayWrite && value !== null && value !== now ? button("Roll back to this…", () => editor(model, key, now, value)) : null),
+        mayWrite && value !== null && value !== now ? button("Roll back to this…", () => editor(key, value)) : null),
       diffElement(event.payload.old_value, value));
     })));
   } catch (error) {
@@ -193,32 +212,55 @@ function conditionFor(base) {
   return base.tag ? { "If-Match": base.tag } : {};
 }
 
-/** Edit a value, or set a new one; *proposed* is what the editor begins with. */
-async function editor(model, key, value, proposed = value ?? "") {
-  const base = key ? await current(key) : null;
+// What is in the open editor, as a function; null if none is open.
+let draft = null;
+
+/** A session ends: keep what its user is writing. */
+export function keepDraft({ user, tenant }) {
+  if (draft) sessionStorage.setItem(DRAFT, JSON.stringify({ user, tenant, ...draft() }));
+}
+
+/** A session begins: go on with what its user was writing in this tab when the last one ended. */
+export function resumeDraft({ user, tenant }) {
+  const kept = JSON.parse(sessionStorage.getItem(DRAFT));
+  sessionStorage.removeItem(DRAFT);
+  if (kept?.user === user && kept.tenant === tenant) editor(kept.key, kept.text, kept.base, kept.name);
+}
+
+/** Edit a value, or set a new one. *proposed* is what the editor begins with, *base* what it replaces, by default what there is. */
+async function editor(key, proposed, base, typed = key) {
+  if (base === undefined) base = await current(key);
   const outcome = await dialog(key ? `Edit ${key}` : "New value", (close) => {
-    const name = h("input", { id: "key", value: key, required: true, autocomplete: "off", spellcheck: "false", placeholder: "/production/web/workers" });
+    const name = h("input", { id: "key", value: typed, required: true, autocomplete: "off", spellcheck: "false", placeholder: "/production/web/workers" });
     const text = h("textarea", { id: "text", rows: "8", maxlength: "1024", required: true, spellcheck: "false", value: proposed });
+    // It has no carriage returns; a value that is not edited keeps its own.
+    const given = text.value;
+    const written = () => (text.value === given ? proposed : text.value);
+    draft = () => ({ key, name: name.value, text: written(), base });
     const problem = h("p.problem", { role: "alert" });
     const preview = h("div.preview");
-    const show = () => fill(preview, h("h3", {}, "Changes"), diffElement(base?.value ?? null, text.value, ["the value now", "yours"]));
+    const show = () => fill(preview, h("h3", {}, "Changes"), diffElement(base?.value ?? null, written(), ["the value now", "yours"]));
     text.addEventListener("input", show);
     show();
     return formOf(async () => {
       const wanted = key || name.value;
-      const mine = text.value;
+      const mine = written();
       try {
         const isSaved = await save(wanted, mine, base);
         if (isSaved) toast(`${wanted} is set`);
+        else if (!problem.isConnected) throw new Error(`${wanted} is not set: the value has changed meanwhile`);
         close(isSaved ? null : { wanted, mine, theirs: await current(wanted) });
       } catch (error) {
+        // After Escape the dialog is no longer there.
+        if (!problem.isConnected) throw error;
         fill(problem, error.message);
       }
     },
     key ? null : [h("label", { for: "key" }, "Key"), name],
     h("label", { for: "text" }, "Value"), text, preview, problem, actions(close, "Save"));
   }, "wide");
-  if (outcome) await conflict(model, base, outcome);
+  if (outcome) await conflict(base, outcome);
+  draft = null;
 }
 
 /** Whether a value could be set or, if it is null, removed, because it is still what it was. */
@@ -234,14 +276,14 @@ async function save(key, value, base) {
 }
 
 /** Another editor was first: show both, and let the user decide. */
-async function conflict(model, base, { wanted: key, mine, theirs }) {
+async function conflict(base, { wanted: key, mine, theirs }) {
   const choice = await dialog("The value has changed meanwhile", (close) => [
     h("p", {}, h("bdi.mono", {}, key), " was changed by another editor after you opened it. Nothing of yours is saved."),
     h("h3", {}, "Their change"), diffElement(base?.value ?? null, theirs?.value ?? null, ["what you began with", "theirs"]),
     h("h3", {}, "Yours, compared with theirs"), diffElement(theirs?.value ?? null, mine, ["theirs", "yours"]),
     h("div.actions", {}, button("Keep theirs", () => close("theirs")), button("Edit mine again…", () => close("edit"), { class: "primary" })),
   ], "wide");
-  if (choice === "edit") await editor(model, key, theirs?.value ?? null, mine);
+  if (choice === "edit") await editor(key, mine, theirs);
 }
 
 async function remover(model, key) {

@@ -44,10 +44,19 @@ function nodes(children) {
     .map((child) => (child instanceof Node ? child : visible(child)));
 }
 
-/** Replace the children of an element. */
+/** Replace the children of an element. What takes the place of the one with the focus gets it. */
 export function fill(element, ...children) {
+  const focused = document.activeElement;
   element.replaceChildren(...nodes(children));
+  if (!focused?.isConnected) focusLike(focused, element);
   return element;
+}
+
+/** Give an element the focus, or the one in *place* that looks the same. */
+function focusLike(element, place) {
+  const same = element?.isConnected ? element : [...place.querySelectorAll(element?.localName ?? "none")]
+    .find((each) => each.textContent === element.textContent && each.ariaLabel === element.ariaLabel);
+  same?.focus({ preventScroll: true });
 }
 
 /** An action that says why it failed, and does nothing while it goes on, as after a double click. */
@@ -121,10 +130,9 @@ export function dialog(title, content, kind = "") {
     box.append(h("h2", { id: "dialog-title" }, title), ...nodes([content(close)]));
     box.addEventListener("close", () => {
       box.remove();
-      if (before instanceof HTMLElement && before.isConnected) before.focus();
+      focusLike(before, document);
       resolve(outcome);
     });
-    box.addEventListener("click", (event) => { if (event.target === box) box.close(); });
     document.body.append(box);
     box.showModal();
   });

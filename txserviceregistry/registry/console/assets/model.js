@@ -166,6 +166,11 @@ export class Model {
   _flush() {
     this._timer = null;
     this._flushed = performance.now();
+    // A click is for what is there when the pointer is pressed and released.
+    if (document.querySelector("main :is(a, button, summary, .row):active")) {
+      this._schedule();
+      return;
+    }
     if (!this._isLoading) {
       for (const event of this._waiting.splice(0)) this._apply(event);
     }
