@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random as randomModule
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
@@ -271,6 +272,9 @@ class RegisteredService(Service):
                 self._file.keep(token)
             else:
                 self._file.save()
+            # An update may want it later. The connection is there now; an agent that was given may not know.
+            with suppress(ServiceRegistryError):
+                self._useHost(await self._client.localAddress())
         except Exception as error:
             if not isinstance(error, CancelledError):
                 self._failureListeners.call(error)
@@ -310,8 +314,10 @@ class RegisteredService(Service):
             self._useHost(await self._client.localAddress())
 
     def _useHost(self, host: str) -> None:
-        if host != self._desired.host and wantsHost(self._desired.fields["metadata"]):
-            self._desired.setHost(host)
+        if host == self._desired.host:
+            return
+        self._desired.setHost(host)
+        if wantsHost(self._desired.fields["metadata"]):
             text = "Service {serviceId} has host {host}, the local address of a connection to the registry"
             self._log.info(text, serviceId=self.serviceId, host=host)
 

@@ -498,6 +498,15 @@ class HostTests(UpdateCase):
         self.successResultOf(service.update(metadata={**service.metadata, "c": "d"}))
         self.assertEqual(self.metadata(), {**self.automatic, "a": "b", "c": "d"})
 
+    def test_ofAnUpdate(self) -> None:
+        """An update that adds a port, or removes the host, gets one too."""
+        for given in ({}, GIVEN):
+            service = self.service(metadata=given)
+            self.fake.changeLocalAddress("10.7.7.7" if given else "127.0.0.1")
+            self.successResultOf(service.update(metadata={"port": "80"}))
+            self.assertEqual(self.metadata(), {"port": "80", "host": "10.7.7.7" if given else "127.0.0.1"})
+            self.end(service)
+
     def test_followsTheAddress(self) -> None:
         """After the machine has moved to another network, the registry has the new address, despite updates."""
         service = self.service(tags=["www"])
