@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 from cryptography import x509
 from twisted.application.service import Service
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
@@ -214,8 +215,6 @@ class RegistryService(Service):
             locksHeldBack=max(self._locksHeldBack, self._directory.heldBack(self._wallClock())),
         )
         self._endings.append(("the rules", registry.stop))
-        await registry.start()
-        self._logStart(store, registry)
         rateLimiter = RateLimiter(self._reactor.seconds, self._rateLimit, self._rateWindow)
         accessLog = self._openLog(self._accessLog, "access log")
         auditLog = self._openLog(self._auditLog, "audit log")
@@ -238,6 +237,11 @@ class RegistryService(Service):
         self._endings.append(("the connections", lambda: site.connections.drain(DRAIN_SECONDS, registry.endWaiting)))
         self._endings.append(("the authentications", identity.stop))
         ports = [await self._listen(endpoint, site) for endpoint in endpoints]
+        # Last, because a node that joins a cluster and leaves it again and again keeps all services from expiring.
+        await registry.start()
+        self._logStart(store, registry)
+        for port in ports:
+            _accept(port, True)
         self._listening = list(zip(endpoints, ports, strict=True))
         self._publishUrls()
         for endpoint in self._secureEndpoints():
@@ -380,6 +384,7 @@ class RegistryService(Service):
             raise StartFailed(f"can't listen: {error}")
         self._endings.append(("a listener", port.stopListening))
         site.pace(port)
+        _accept(port, False)
         return port
 
     def _explained(self, error: BaseException) -> StartFailed:
@@ -412,3 +417,9 @@ class RegistryService(Service):
                 await maybeDeferred(end).addTimeout(left, self._reactor, late)
             except Exception:
                 self._log.failure("Cannot close {what}", what=what)
+
+
+def _accept(port: Any, does: bool) -> None:
+    """Let a listener accept connections, or let them wait in its backlog. One of a plugin may not be able to."""
+    if isinstance(port, FileDescriptor):
+        (port.startReading if does else port.stopReading)()  # type: ignore[no-untyped-call]  # Twisted's own

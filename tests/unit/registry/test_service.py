@@ -8,6 +8,7 @@ import configparser
 import json
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.ssl import CertificateOptions
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -31,6 +32,7 @@ from txserviceregistry.registry.service import RegistryService, StartFailed
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
 
+from .sharedmemory import SharedMemory
 from .wire import Reply, parseReplies, requestBytes
 
 PORT_ADVICE = ". Stop the process that has the port, or choose another port"
@@ -501,6 +503,16 @@ class RegistryServiceTests(TestCase):
                 f"can't listen on 127.0.0.1:{port}: Address already in use{PORT_ADVICE}",
             )
         self.assertFalse(RegistryService.runsOver(self.dataDir / "other"))
+
+    async def test_portInUseOnANode(self) -> None:
+        """A node that can't listen does not join: others give each service a full timeout when it leaves."""
+        service = await self.started()
+        port = service.urls[0].split(":")[2].split("/")[0]
+        shared = SharedMemory(Clock(), time.time)
+        await shared.memory.open()
+        endpoints = [f"tcp:{port}:interface=127.0.0.1"]
+        await self.refusal(dataDir=self.dataDir / "other", endpoints=endpoints, store=shared.store)
+        self.assertEqual((shared.joins, len(shared.stores)), (0, 1))
 
     async def test_portInUseOnAllInterfaces(self) -> None:
         """
