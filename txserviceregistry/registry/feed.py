@@ -295,12 +295,10 @@ class EventStreams(Part):
         await self._turns.take()
         for stream in list(tail.streams):
             await self._turns.take()
-            if stream.isCatchingUp:
-                continue
             with self._endsWith(stream.end, "Cannot check the token of an event stream (it is closed)"):
                 if not stream.isOver:
                     await stream.authenticate()
-            if not stream.isOver:
+            if not stream.isOver and not stream.isCatchingUp:
                 stream.write(frame("ping", stream.place.id))
         if not tail.isOver:
             tail.ping = self._clock.callLater(PING, self._ping, tail)

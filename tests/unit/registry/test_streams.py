@@ -358,19 +358,37 @@ class StreamTests(SynchronousTestCase):
         self.assertFalse(other.isOpen)
         self.assertEqual(self.api.registry.feed.streams.places.count, 0)
 
-    def test_endsWhileASlowClientCatchesUp(self) -> None:
-        """The registry stops, also while a client that catches up does not read."""
+    def slowReader(self) -> Reader:
+        """A client that catches up, and does not read."""
         self.api.create("web1")
         first = self.lastEvent()["id"]
         self.api.create("web2")
-        page = fired(self.api.store.listEvents("1234", 0, PAGE, None))
+        listEvents = self.api.store.listEvents
+        page = fired(listEvents("1234", 0, PAGE, None))
         reading: Deferred[Any] = Deferred()
         self.patch(self.api.store, "listEvents", lambda *args: reading)
         reader = Reader(self.api, lastId=first)
         reader.connection.protocol.pauseProducing()
+        self.api.store.listEvents = listEvents
         reading.callback(page)
+        return reader
+
+    def test_endsWhileASlowClientCatchesUp(self) -> None:
+        """The registry stops, also while a client that catches up does not read."""
+        self.slowReader()
         self.api.registry.feed.endWaiting()
         fired(self.api.registry.stop())
+
+    def test_endsWithTheTokenOfASlowClient(self) -> None:
+        """When the token ends, so does the stream of a client that catches up."""
+        self.slowReader()
+        streams = self.api.registry.feed.streams.places
+        self.assertEqual(streams.count, 1)
+        self.api.advance(PING)
+        self.assertEqual(streams.count, 1)
+        fired(self.api.identity.purgeAll())
+        self.api.advance(PING)
+        self.assertEqual(streams.count, 0)
 
     def test_endsWhenTheStoreIsUnavailable(self) -> None:
         """A registry that does not reach its store ends its streams within a ping, and begins none."""
