@@ -290,14 +290,18 @@ class LiveTests(ConsoleTestCase):
             page = self.opened(context, api, expected=(FAILED,)).page
             api.register("web1")
             row(page, "web1").wait_for()
-            failing = True
-            fault = {"status": 503, "json": {"message": "The store is unavailable"}}
-            context.route("**/console/api/**", lambda route: route.fulfill(**fault) if failing else route.continue_())
-            page.reload()
-            page.wait_for_selector("text=The store is unavailable")
-            self.assertEqual(page.locator("#user").count(), 0)
-            failing = False
-            row(page, "web1").wait_for()
+            failing = 503
+            fault = {"message": "The store is unavailable"}
+            context.route(
+                "**/console/api/**",
+                lambda route: route.fulfill(status=failing, json=fault) if failing else route.continue_(),
+            )
+            for failing in (503, 429):
+                page.reload()
+                page.wait_for_selector("text=The store is unavailable")
+                self.assertEqual(page.locator("#user").count(), 0)
+                failing = 0
+                row(page, "web1").wait_for()
 
         await self.browse(walk)
 

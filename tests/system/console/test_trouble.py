@@ -298,6 +298,20 @@ class EditorTests(ConsoleTestCase):
 
         await self.browse(walk)
 
+    async def test_withoutTags(self) -> None:
+        """Where a proxy removes the tag of a value, nothing is overwritten."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            api.ask("PUT", "/configuration/a_key", {"value": "1"})
+            page = self.opened(browser.new_context(), api, "configuration/a_key").page
+            page.route("**/configuration/a_key", lambda route: route.fulfill(json={"id": "a_key", "value": "1"}))
+            page.click("text=Edit…")
+            page.fill("#text", "2")
+            page.click("dialog [type=submit]")
+            page.wait_for_selector("dialog .problem:has-text('Nothing is saved')")
+
+        await self.browse(walk)
+
     async def test_changesUnderThePointer(self) -> None:
         """A button of a value that changes all the time can be clicked, keeps the focus, and asks for little."""
 
@@ -468,6 +482,20 @@ class WindowTests(ConsoleTestCase):
             row(page, "web0").wait_for()
             self.assertGreaterEqual(page.evaluate("document.querySelector('.table').clientHeight"), 88 + 33)
             self.assertLessEqual(page.evaluate("document.documentElement.scrollWidth"), 320)
+
+        await self.browse(walk)
+
+    async def test_coloursOfTheSystem(self) -> None:
+        """With forced colours, states are still seen, and so is what is selected."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            for id in ("web1", "web2"):
+                api.register(id)
+            page = self.opened(browser.new_context(forced_colors="active"), api, "services?id=web2").page
+            style = "(element, name) => getComputedStyle(element)[name]"
+            for id, outline in (("web1", "none"), ("web2", "solid")):
+                self.assertEqual(row(page, id).evaluate(style, "outlineStyle"), outline)
+                self.assertEqual(row(page, id).locator(".dot").evaluate(style, "forcedColorAdjust"), "none")
 
         await self.browse(walk)
 

@@ -161,6 +161,9 @@ class Console:
             return await handler(self, request, session)
         target = resolve(request.method, f"{API}/{user.tenant}".encode() + request.path.partition(b"/api")[2])
         target.note(record)
+        if target.operation is not None and target.operation.name == "createConsoleLink":
+            # It would outlive the session, and a logout.
+            raise forbidden("A session can't begin others; use an API key")
 
         async def authenticate() -> UserRecord:
             return (await self._session(request)).user

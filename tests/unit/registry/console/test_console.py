@@ -298,6 +298,12 @@ class LinkTests(ConsoleCase):
         self.assertEqual(Browser(self.api, origin="http://evil.example").logIn({"once": link}).code, 403)
         self.assertEqual(self.browser.logIn({"once": link}).code, 401)
 
+    def test_ofASession(self) -> None:
+        """A session can't make a link, which would begin one that lasts longer, and after a logout."""
+        self.browser.logIn()
+        for path in ("console-links", "console-links/", "console%2Dlinks"):
+            self.assertIn(self.ask("POST", f"/console/api/{path}", {}).code, (403, 404), path)
+
     def test_withoutAConsole(self) -> None:
         """Where the console is turned off, there are no links."""
         self.api.resource.handlers.console = None

@@ -209,7 +209,8 @@ async function current(key) {
 
 function conditionFor(base) {
   if (base === null) return { "If-None-Match": "*" };
-  return base.tag ? { "If-Match": base.tag } : {};
+  if (!base.tag) throw new Error("Nothing is saved: a proxy removes the ETag header, without which changes of others would be lost");
+  return { "If-Match": base.tag };
 }
 
 // What is in the open editor, as a function; null if none is open.
