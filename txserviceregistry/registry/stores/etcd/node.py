@@ -85,6 +85,7 @@ class _Session:
     lifetime: float
     votes: Votes
     renewed: float  # when the last renewal began
+    confirmed: float  # and the last one that succeeded
     validUntil: float = 0.0  # when the node stops to acknowledge heartbeats; 0 before everything has been read
     shown: float = 0.0  # when the watch showed the node's own status last
     read: float = -DEAF  # when everything was read last
@@ -154,12 +155,12 @@ class Node:
             lambda *vote: self._inBackground(self._expire(session, *vote)),
         )
         # The watch delivers to it from now on, but it acknowledges nothing before everything has been read.
-        self._session = session = _Session(name, created, lifetime, votes, renewed=sent)
+        self._session = session = _Session(name, created, lifetime, votes, renewed=sent, confirmed=sent)
         self._inBackground(self._write(session))
         await self._read(session)
         if self._session is not session:
             raise StoreUnavailable("this node's key was gone before everything was read")
-        session.validUntil = sent + lifetime - SAFETY
+        session.validUntil = session.confirmed + lifetime - SAFETY
         self._outage.succeeded()
 
     async def _read(self, session: _Session) -> None:
@@ -199,7 +200,10 @@ class Node:
                     return self._lose(session, "this node's key is gone")
             except StoreUnavailable:
                 continue
-            if isRenewal and session.validUntil and self._session is session:
+            if not isRenewal or self._session is not session:
+                continue
+            session.confirmed = now
+            if session.validUntil:
                 if self._seconds() > session.validUntil:
                     # Heartbeats were refused meanwhile.
                     session.isSuspended = False

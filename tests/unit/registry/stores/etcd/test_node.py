@@ -84,6 +84,27 @@ class StopTests(SynchronousTestCase):
         self.assertEqual(self.node.members, [])
 
 
+class JoinTests(SynchronousTestCase):
+    """A node that joins."""
+
+    def test_whileMuchIsRead(self) -> None:
+        """However long that takes, it is a valid member as soon as it has joined."""
+        clock, keys, reading = Clock(), Mock(), Deferred[None]()
+        keys.join.return_value = succeed((1, 5.0))
+        keys.load.return_value = reading
+        for name in ("leave", "renew", "publish"):
+            getattr(keys, name).side_effect = lambda *_: succeed(True)
+        node, registrations = Node(keys, clock, clock.seconds), Mock()
+        joining = node.start(registrations)
+        clock.pump([0.05] * 200)
+        self.assertNoResult(joining)
+        self.assertFalse(node.isValid)
+        reading.callback(None)
+        self.successResultOf(joining)
+        self.assertTrue(node.isValid)
+        self.successResultOf(Deferred.fromCoroutine(node.stop()))
+
+
 class WatchTests(SynchronousTestCase):
     """A watch that ends as soon as it has begun, as behind a proxy that lets none pass."""
 
