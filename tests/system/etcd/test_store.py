@@ -7,6 +7,7 @@ import json
 from twisted.internet.defer import Deferred, gatherResults
 
 from tests.system.etcd.storecase import EtcdStoreCase, T
+from tests.system.etcd.troubled import TroubledAgent
 from txserviceregistry.registry.model import Precondition
 from txserviceregistry.registry.stores.etcd.keyvalues import put
 from txserviceregistry.registry.stores.etcd.objects import KEYS
@@ -96,6 +97,30 @@ class IdentityTests(EtcdStoreCase):
         users = await gatherResults([store.addUser(f"u/{n}", "h", None) for n, store in enumerate((a, b) * 6)])
         self.assertEqual(len({user.tenant for user in users}), 12)
         self.assertEqual({user.name for user in await b.listUsers()}, {f"u/{n}" for n in range(12)})
+
+    async def test_noReadIsUnbounded(self) -> None:
+        """Whatever is asked, etcd is never asked for all keys of a kind at once: there may be tens of thousands."""
+        wire, bodies = TroubledAgent(), list[bytes]()
+        wire.holds = lambda body: bool(bodies.append(body))
+        store = await self.store(agent=wire)
+        await self.create(store)
+        await store.addUser("joe", "hash", None)
+        for listing in (
+            store.listUsers(),
+            store.listServices(T, None, 10, "tag", (), True),
+            store.listLocks(T, None, 10, ()),
+            store.listStates(T, None, 10),
+            store.listValues(T, None, 10, "/a"),
+            store.listEvents(T, 0, 10, None),
+            store.endStates(),
+            store.dropStates(0),
+            store.dropEvents(0),
+        ):
+            await listing
+        asked = [json.loads(body) for body in bodies]
+        reads = [each.get("request_range", {}) for body in asked for each in body.get("success", ())]
+        self.assertGreater(sum("range_end" in read for read in reads), 10)
+        self.assertEqual([read for read in reads if "range_end" in read and "limit" not in read], [])
 
     async def test_anAccountIsOne(self) -> None:
         """Asked for on all nodes at once, it has come into being at one time."""

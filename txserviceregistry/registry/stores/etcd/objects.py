@@ -350,8 +350,8 @@ class EtcdUsers(Part):
         # Each tenant that has an account, or has ever had an object, has a key in one of these.
         below = (self._at(""), f"{self._prefix}accounts/", f"{self._prefix}clocks/")
         while True:
-            done = await self._etcd.txn((), [reading(self.guard), *(reading(each, endOf(each)) for each in below)])
-            guards, users, *tenants = done.found
+            guards, revision = await self._etcd.range(self.guard)
+            users, *tenants = [await self._etcd.all(each, revision=revision) for each in below]
             known = {each.name: each for each in map(self._user, users)}
             if name in known:
                 raise ObjectExists(name)
