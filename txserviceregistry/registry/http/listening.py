@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import stat
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,7 +20,12 @@ from OpenSSL.SSL import Connection
 from OpenSSL.SSL import Error as TLSError
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint, serverFromString
+from twisted.internet.endpoints import (
+    AdoptedStreamServerEndpoint,
+    SSL4ServerEndpoint,
+    TCP4ServerEndpoint,
+    serverFromString,
+)
 from twisted.internet.interfaces import (
     IListeningPort,
     IOpenSSLServerConnectionCreator,
@@ -188,7 +194,23 @@ def parseEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     except TypeError:
         # Twisted's message is about the arguments of its functions.
         raise EndpointError("missing or unknown arguments; example: tcp:8880:interface=127.0.0.1")
+    if isinstance(endpoint, AdoptedStreamServerEndpoint):
+        # Whatever the description says: ListenStream=8880 makes a socket of IPv6.
+        endpoint.addressFamily = _familyOf(endpoint.fileno)
     return endpoint
+
+
+def _familyOf(descriptor: int) -> int:
+    """The address family of a socket that systemd has passed."""
+    try:
+        passed = socket.socket(fileno=descriptor)
+        family = passed.family if passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) else None
+        passed.detach()
+    except OSError as error:
+        raise EndpointError(f"systemd passed no socket: {error.strerror}")
+    if family is None:
+        raise EndpointError("systemd passed a socket that does not listen; use ListenStream= and Accept=no in the unit")
+    return family
 
 
 def _tlsEndpoint(reactor: Any, description: str) -> TLSEndpoint:

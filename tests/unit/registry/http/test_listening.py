@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import configparser
+import os
 import select
 import socket
 import ssl
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from cryptography.hazmat.primitives import serialization
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ServerEndpoint, quoteStringArgument
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint, TCP4ServerEndpoint, quoteStringArgument
 from twisted.internet.protocol import Factory
 from twisted.internet.threads import deferToThread
 from twisted.logger import formatEvent, globalLogPublisher
@@ -22,6 +24,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from tests import CHEAP
 from tests.certificates import Holder, commonHolder
 from txserviceregistry.client import Client
+from txserviceregistry.registry.http import listening
 from txserviceregistry.registry.http.listening import EndpointError, TLSEndpoint, parseEndpoint
 from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.settings import readSettings
@@ -43,6 +46,21 @@ class FilesCase(TestCase):
 
 class ParsingTests(FilesCase, SynchronousTestCase):
     """Strings and their files."""
+
+    def test_socketsOfSystemd(self) -> None:
+        """The family of one is its own, whatever the string says, and one that does not listen is refused."""
+        with socket.socket(socket.AF_UNIX) as passed, open(os.devnull, "rb") as file:
+
+            def parse(descriptor: int) -> Any:
+                endpoint = AdoptedStreamServerEndpoint(reactor, descriptor, socket.AF_INET)
+                with mock.patch.object(listening, "serverFromString", lambda *_: endpoint):
+                    return parseEndpoint(reactor, "systemd:domain=INET:index=0")
+
+            passed.bind(self.mktemp())
+            self.assertIn("does not listen", str(self.assertRaises(EndpointError, parse, passed.fileno())))
+            passed.listen()
+            self.assertEqual(parse(passed.fileno()).addressFamily, socket.AF_UNIX)
+            self.assertIn("passed no socket", str(self.assertRaises(EndpointError, parse, file.fileno())))
 
     def test_whatCantBeUsedIsSaidInOneLine(self) -> None:
         """Every file that is missing, wrong or damaged is named, with what it was to be; nothing raw of OpenSSL's."""
