@@ -324,6 +324,7 @@ class LiveTests(ConsoleTestCase):
             row(page, "web1").wait_for()
             blockingCallFromThread(reactor, kill)
             page.wait_for_selector(".live.stale:has-text('Not current for')")
+            self.assertEqual(page.text_content("#spoken"), "Not current")
             reasons = ("The event stream ended", "The registry does not answer")
             self.assertIn(
                 page.get_attribute("#live", "title"), [f"{each}. The page reconnects by itself." for each in reasons]
@@ -556,6 +557,21 @@ class AccessTests(ConsoleTestCase):
             self.tabTo(page, "Log out")
             press("Enter")
             page.wait_for_selector("#user")
+
+        await self.browse(walk)
+
+    async def test_skipLink(self) -> None:
+        """The first link leads to the content of the view, and leaves it open."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            api.ask("PUT", "/configuration/a_key", {"value": "1"})
+            page = self.opened(browser.new_context(), api, "configuration/a_key").page
+            page.wait_for_selector("pre.value")
+            page.focus(".skip")
+            page.keyboard.press("Enter")
+            page.wait_for_selector("main:focus")
+            page.evaluate("new Promise(requestAnimationFrame)")
+            self.assertEqual(page.inner_text("pre.value").strip(), "1")
 
         await self.browse(walk)
 

@@ -81,12 +81,16 @@ function showRoute() {
 
 function showLive() {
   const live = document.getElementById("live");
+  const spoken = document.getElementById("spoken");
   if (!model) return;
   const { staleSince, isLoaded, problem } = model;
   const text = staleSince !== null ? `Not current for ${duration(Math.round((performance.now() - staleSince) / 1000))}`
     : isLoaded ? "Live" : "Loading";
   const kind = staleSince !== null ? "live stale" : isLoaded ? "live" : "live loading";
   if (live.textContent !== text) live.textContent = text;
+  // A screen reader reads each change, but not each second.
+  const state = staleSince !== null ? "Not current" : text;
+  if (spoken.textContent !== state) spoken.textContent = state;
   if (live.className !== kind) live.className = kind;
   live.title = staleSince !== null ? `${problem || "The event stream is down"}. The page reconnects by itself.`
     : "Changes appear as they happen";
@@ -177,7 +181,7 @@ function showShortcuts() {
 let leader = 0;
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || !model || document.querySelector("dialog[open]")) return;
+  if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey || !model || document.querySelector("dialog[open]")) return;
   const isTyping = event.target.matches("input, textarea, select");
   if (event.key === "Escape") {
     if (current?.view.escape?.()) event.preventDefault();
@@ -247,6 +251,7 @@ const theme = localStorage.getItem("registry-console-theme");
 setTheme(Object.hasOwn(THEMES, theme) ? theme : "auto");
 document.getElementById("theme").addEventListener("click", nextTheme);
 document.getElementById("help").addEventListener("click", showShortcuts);
+document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
 window.addEventListener("hashchange", () => (takeLink() ? boot() : showRoute()));
 setInterval(() => { showLive(); model?.dropOldExpirations(); current?.view.tick?.(); }, 500);
 takeLink();

@@ -50,7 +50,7 @@ export function servicesView(place, model, { url, go }) {
   const search = h("input", {
     type: "search", placeholder: "Filter by id, tag or key=value  ( / )", "aria-label": "Filter", spellcheck: "false",
     oninput: () => change({ q: search.value }),
-    onkeydown: (event) => { if (event.key === "Enter" || event.key === "ArrowDown") { event.preventDefault(); table.grid.focus(); } },
+    onkeydown: (event) => { if (!event.isComposing && ["Enter", "ArrowDown"].includes(event.key)) { event.preventDefault(); table.grid.focus(); } },
   });
   const states = h("div.segments", { role: "group", "aria-label": "State" }, STATES.map(([state, title]) =>
     h("button", { type: "button", "data-state": state, onclick: () => change({ state }) }, title, h("span.count"))));
