@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from .errors import InvalidSettings
+from .util.fields import HOST
 
 __all__ = ["DEFAULT_URL", "Settings", "defaultDataDir", "namesRegistry", "parseUrls", "readSettings"]
 
@@ -107,7 +108,7 @@ def _parseUrl(url: str, source: str) -> str:
     except ValueError:
         raise InvalidSettings(wrong)
     isPlain = re.fullmatch(r"[!-~]*", parts.path) and not parts.query and not parts.fragment
-    if parts.scheme not in _DEFAULT_PORTS or not host or not isPlain:
+    if parts.scheme not in _DEFAULT_PORTS or not HOST.fullmatch(host) or not isPlain:
         raise InvalidSettings(wrong)
     host = f"[{host}]" if ":" in host else host
     netloc = host if port is None or port == _DEFAULT_PORTS[parts.scheme] else f"{host}:{port}"

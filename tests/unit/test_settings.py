@@ -261,7 +261,8 @@ class ReadSettingsTests(SynchronousTestCase):
         path = self.raxrc("[ssl]\n# either or\nVerify = perhaps\n")
         self.assertIn(f"{path} ([ssl] verify): invalid value 'perhaps'", self.refused(**who))
         self.assertIn("the environment variable RAXSR_API_URL", self.refused({"RAXSR_API_URL": "ftp://x"}, **who))
-        self.assertIn("the argument baseUrl", self.refused(baseUrl="nonsense", **who))
+        for url in ("nonsense", "http://a host:8880", "http://\x7f:8880"):
+            self.assertIn("the argument baseUrl", self.refused(baseUrl=url, **who))
         self.assertIn("the argument authUrl", self.refused(authUrl=[], **who))
 
     def test_variablesThatAreNotTextAreNamed(self) -> None:
