@@ -12,7 +12,7 @@ from twisted.logger import LogLevel, capturedLogs
 from tests.system.etcd.etcds import startEtcd
 from tests.system.etcd.storecase import EtcdStoreCase, T
 from txserviceregistry.registry.model import NewLock
-from txserviceregistry.registry.stores.etcd.keyvalues import deletion, endOf, jsonBytes, put
+from txserviceregistry.registry.stores.etcd.keyvalues import deletion, endOf, jsonBytes, logOnce, put
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import (
     NoSuchObject,
@@ -198,6 +198,10 @@ class DamagedTests(EtcdStoreCase):
 class OtherDataTests(EtcdStoreCase):
     """While nodes are running, etcd is replaced."""
 
+    def setUp(self) -> None:
+        super().setUp()
+        logOnce.cache_clear()
+
     async def test_anotherRegistrysData(self) -> None:
         """A node of the old data does not join: it would reject the tokens of other nodes, and give other event ids."""
         a = await self.store()
@@ -211,6 +215,26 @@ class OtherDataTests(EtcdStoreCase):
         self.assertEqual(list(b.members), await self.keys("nodes/"))
         self.assertEqual(len(b.members), 1)
         await self.refuses(StoreUnavailable, a.admit(T, made.incarnation))
+
+    async def test_anotherCluster(self) -> None:
+        """If a member leaves for a cluster of its own, requests there fail: nothing is read or written in that one."""
+        url, end = startEtcd()
+        self.addCleanup(end)
+        relay = self.relay()
+        a = await self.store(relay.url)
+        made = await self.created(a)
+        await self.create(a, "removed")
+        await a.removeService(T, "removed", (await a.getService(T, "removed")).incarnation)
+        own, relay.port = relay.port, int(url.rpartition(":")[2])
+        relay.reset()
+        await self.refuses(StoreUnavailable, a.getService(T, "web"))
+        await self.refuses(StoreUnavailable, self.create(a, "new"))
+        self.assertEqual(await self.etcd(url).all(self.prefix), [])
+        relay.port = own
+        relay.reset()
+        await self.until(lambda: a.isValid)
+        self.assertEqual(await a.getService(T, "web"), made)
+        await self.create(a, "new")
 
     async def test_anOlderBackup(self) -> None:
         """Nodes that go on over a backup, whose revisions are lower, make changes at once."""

@@ -24,7 +24,7 @@ from ....util.deferred import PrioritySemaphore, SingleFlight, returnsDeferred
 from ....util.files import Reloaded
 from ...statistics import StoreStatistics
 from ..interfaces import StoreUnavailable
-from .keyvalues import Clause, KeyValue, Txn, encode, endOf, jsonBytes, put, reading, unchanged
+from .keyvalues import Clause, KeyValue, Txn, encode, endOf, jsonBytes, logOnce, put, reading, unchanged
 
 #: Seconds that each member has for a response: a leader's failure leaves requests hanging.
 TRY = 1.0
@@ -77,6 +77,23 @@ class User:
         return (b"Authorization", self.token.encode("utf-8")) if self.token else None
 
 
+@attrs.define(eq=False)
+class Cluster:
+    """The cluster with the data, by its id in etcd, if it is known. Responses of others are failures."""
+
+    id: str = ""
+
+    def check(self, header: Mapping[str, Any], url: str) -> None:
+        if self.id and header.get("cluster_id", self.id) != self.id:
+            text = f"{url.partition('/v3/')[0]} belongs to another etcd cluster"
+            logOnce(f"{text} and is not used: check --etcd, and the configuration of that member")
+            raise ForeignMember(text)
+
+
+class ForeignMember(ValueError):
+    """A response came from a member of another cluster."""
+
+
 @attrs.frozen(eq=False, repr=False)
 class Etcd:
     """
@@ -97,6 +114,7 @@ class Etcd:
     _gate: Callable[[], None] = attrs.field(default=lambda: None, kw_only=True)
     _onContact: Callable[[float], None] = attrs.field(default=lambda sent: None, kw_only=True)
     statistics: StoreStatistics = attrs.field(factory=StoreStatistics, kw_only=True)
+    cluster: Cluster = attrs.field(factory=Cluster, kw_only=True)
     _turns: PrioritySemaphore = attrs.field(factory=lambda: PrioritySemaphore(sys.maxsize), kw_only=True)
     _authenticating: SingleFlight[None, None] = attrs.field(factory=SingleFlight, init=False)
 
@@ -204,6 +222,10 @@ class Etcd:
     async def compact(self, revision: int) -> None:
         await self._askOnce(_OUT_OF_RANGE, "kv/compaction", {"revision": str(revision)})
 
+    def leave(self) -> None:
+        """Ask another member next."""
+        self._transport.servers.failed(self._transport.servers.current)
+
     # -- inside
 
     async def _ask(
@@ -282,10 +304,12 @@ class Etcd:
         if response.status != 200:
             raise _refusal(response)
         try:
+            self.cluster.check(answer.get("header", {}), response.url)
             result = read(answer)
-        except (ValueError, TypeError, LookupError, AttributeError):
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             response.leave()
-            raise EtcdError(_UNAVAILABLE, f"unexpected response to {path}") from None
+            reason = str(error) if isinstance(error, ForeignMember) else f"unexpected response to {path}"
+            raise EtcdError(_UNAVAILABLE, reason) from None
         if path == _TXN:
             # Leases belong to their leader alone, which may not know yet that it is no longer the leader.
             self._onContact(sent)
@@ -368,7 +392,13 @@ class _Lines(Protocol):
 
 @returnsDeferred
 async def watch(
-    agent: IAgent, user: User | None, url: str, prefix: str, revision: int, onChange: Callable[[KeyValue, bool], None]
+    agent: IAgent,
+    user: User | None,
+    url: str,
+    prefix: str,
+    revision: int,
+    onChange: Callable[[KeyValue, bool], None],
+    cluster: Cluster,
 ) -> None:
     """
     Watch the changes below a prefix from a revision on, in their order, until that fails or is cancelled. It may go
@@ -383,6 +413,7 @@ async def watch(
 
     def read(line: bytes) -> None:
         result = json.loads(line)["result"]
+        cluster.check(result.get("header", {}), url)
         if result.get("canceled"):
             # The answer stays open all the same.
             raise ValueError(result.get("cancel_reason") or f"canceled or compacted: {result}")

@@ -47,6 +47,7 @@ class Txn:
     succeeded: bool  # whether its conditions held
     revision: int  # etcd's then
     found: Sequence[list[KeyValue]]  # the result of each read
+    cluster: str = ""  # the id of the cluster
 
     @property
     def byKey(self) -> Mapping[str, KeyValue]:
@@ -56,7 +57,8 @@ class Txn:
     def of(cls, answer: Any) -> Txn:
         reads = (response.get("response_range", {}) for response in answer.get("responses", ()))
         found = [[KeyValue.of(each) for each in read.get("kvs", ())] for read in reads]
-        return cls(bool(answer.get("succeeded")), int(answer["header"]["revision"]), found)
+        header = answer["header"]
+        return cls(bool(answer.get("succeeded")), int(header["revision"]), found, header.get("cluster_id", ""))
 
 
 def encode(text: str | bytes) -> str:

@@ -10,7 +10,7 @@ import attrs
 
 from ....util.deferred import Gathering
 from ...model import tenantOf
-from ..interfaces import IStoreListener, LockRecord, NoSuchObject, ServiceRecord, ServiceSummary
+from ..interfaces import IStoreListener, LockRecord, NoSuchObject, ServiceRecord, ServiceSummary, StoreUnavailable
 from .batches import Disproved, Transaction
 from .keyvalues import KeyValue, Unreadable, createdAt, putGreater, reading, understood
 from .objects import Part
@@ -24,6 +24,8 @@ _SEEN_INTERVAL = 300.0
 _GROUP = 120
 #: Lookups in one request: the largest records, each with a state, fit into one response.
 READS = 32
+#: A read that has begun before an end became known may not include it.
+_READS_AGAIN = 3
 #: The time of the last heartbeat of a service that has received none.
 NEVER = b"0000000000000"
 
@@ -190,10 +192,12 @@ class Registrations(Part, Generic[_R]):
 
     async def _find(self, tenant: str, id: str, *further: str) -> Sequence[KeyValue]:
         """Read a record and the *further* keys that exist, at a revision that includes every known end."""
-        while True:
+        for _ in range(_READS_AGAIN):
             found, revision = await self._reading.do((self.key(tenant, id), *further))
             if revision >= self._ended:
                 break
+        else:
+            raise StoreUnavailable("etcd has been replaced, or restored from a backup")
         if not found[0]:
             raise NoSuchObject(id)
         self._keepFound(found[0][0])

@@ -54,7 +54,7 @@ from ...uuids import newTail
 from ..interfaces import ISharedStore, IStoreListener, StoreRefused, StoreUnavailable
 from . import DEFAULT_PREFIX, VERSION
 from .batches import Batches, TenantIds
-from .gateway import NOT_FOUND, PAGE, TRY, Etcd, EtcdError, User, watch
+from .gateway import NOT_FOUND, PAGE, TRY, Cluster, Etcd, EtcdError, User, watch
 from .keyvalues import KeyValue, createdAt, endOf, jsonBytes, logOnce, put, reading, readKept, unchanged, understood
 from .node import INodeKeys, Node
 from .objects import EtcdEvents, EtcdStates, EtcdUsers, EtcdValues, Part
@@ -107,9 +107,13 @@ _REPLACED = "etcd has another registry's data now, or none: restart this node"
 @implementer(INodeKeys)
 @attrs.define(eq=False, repr=False)
 class NodeKeys(Part):
-    """A node's key, and what it reads and watches. Its *etcd* may be asked while others are refused."""
+    """
+    A node's key, and what it reads and watches. Its *etcd* may be asked while others are refused, and may be another
+    cluster, *own* is not.
+    """
 
     _log = Logger()
+    _own: Etcd
     _agent: IAgent
     _user: User | None
     _urls: Sequence[str]
@@ -137,14 +141,17 @@ class NodeKeys(Part):
 
     @returnsDeferred
     async def join(self, name: str, seconds: int, status: Status) -> tuple[int, float]:
-        meta = await self._etcd.get(f"{self._prefix}meta")
-        if meta is None or readKept(meta.key, meta.value, {"secret": str})["secret"] != self.secret:
+        read = await self._etcd.txn((), [reading(f"{self._prefix}meta")], patience=0)
+        if all(readKept(each.key, each.value, {"secret": str})["secret"] != self.secret for each in read.found[0]):
             # Nodes with different secrets would refuse each other's tokens, and give the same event different ids.
             logOnce(_REPLACED)
+            self._etcd.leave()
             raise StoreUnavailable(_REPLACED)
+        # It may have been restored as another one.
+        self._own.cluster.id = read.cluster
         self._lease, granted = await self._etcd.grant(seconds)
         changes = [put(self._key(name), self._value(status), self._lease), put(f"{self._prefix}joins", b"1")]
-        done = await self._etcd.txn([createdAt(self._key(name), 0)], changes, patience=0)
+        done = await self._own.txn([createdAt(self._key(name), 0)], changes, patience=0)
         if not done.succeeded:
             raise StoreUnavailable("etcd: the name of a new node is taken")
         return done.revision, granted
@@ -190,9 +197,9 @@ class NodeKeys(Part):
         self._stopWatching()
         self._loads += 1
         number = self._loads
-        joins, revision = await self._etcd.range(f"{self._prefix}joins")
+        joins, revision = await self._own.range(f"{self._prefix}joins")
         records, seen, locks, seenLocks, nodes = [
-            await self._etcd.all(f"{self._prefix}{kind}/", revision=revision)
+            await self._own.all(f"{self._prefix}{kind}/", revision=revision)
             for kind in ("services", "seen", "locks", "seen-locks", "nodes")
         ]
         if number != self._loads:
@@ -208,7 +215,8 @@ class NodeKeys(Part):
             self.node.statusChanged(name, status)
         # Each time at another member: one may be what the last watch went deaf for.
         url = self._urls[self._loads % len(self._urls)]
-        self._watching = watching = watch(self._agent, self._user, url, self._prefix, revision + 1, self._changed)
+        where = self._agent, self._user, url, self._prefix, revision + 1
+        self._watching = watching = watch(*where, self._changed, self._own.cluster)
         watching.addErrback(self._watchEnded, watching)
 
     def _stopWatching(self) -> None:
@@ -285,7 +293,8 @@ class EtcdStore:
         # This one asks whether or not the store is open and etcd is there: so it finds out.
         self._asking = Etcd(transport, reactor, user=user, onContact=self._contact)
         turns = PrioritySemaphore(_CONNECTIONS)
-        self._etcd = attrs.evolve(self._asking, gate=self._check, statistics=self.statistics, turns=turns)
+        own = attrs.evolve(self._asking, cluster=Cluster())
+        self._etcd = attrs.evolve(own, gate=self._check, statistics=self.statistics, turns=turns)
         self._ids = TenantIds(wallClock)
         self._batches = Batches(self._etcd, reactor, wallClock, prefix, secrets.token_hex(8))
         part = (self._etcd, self._batches, prefix, self._ids, reactor, wallClock)
@@ -295,7 +304,7 @@ class EtcdStore:
         values = EtcdValues(*part)
         events = EtcdEvents(*part)
         self._users = EtcdUsers(*part)
-        self._keys = NodeKeys(self._asking, *part[1:], watching, user, urls, self._services, self._locks)
+        self._keys = NodeKeys(self._asking, *part[1:], own, watching, user, urls, self._services, self._locks)
         self._node = self._keys.node = Node(self._keys, reactor, seconds)
         self._isOpen = False
         # When a request was sent that etcd has answered, by the reactor's clock; counts from the join on.

@@ -17,6 +17,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import Agent, BrowserLikePolicyForHTTPS
@@ -27,7 +28,7 @@ from txserviceregistry.errors import RequestTimedOut
 from txserviceregistry.http.jsontransport import JSONTransport
 from txserviceregistry.http.messages import Request
 from txserviceregistry.http.pool import ConnectionPool, QueueingAgent
-from txserviceregistry.registry.stores.etcd.gateway import PAUSE, QUEUE, Etcd, EtcdError, User
+from txserviceregistry.registry.stores.etcd.gateway import PAUSE, QUEUE, Cluster, Etcd, EtcdError, User
 from txserviceregistry.registry.stores.etcd.keyvalues import encode, put, reading
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.util.deferred import PrioritySemaphore
@@ -132,6 +133,21 @@ class TroubleTests(EtcdCase):
         await etcd.txn((), (), patience=0)
         self.assertEqual((len(hanging.calls), len(working.calls)), (1, 2))
 
+    async def test_aMemberOfAnotherClusterIsLeft(self) -> None:
+        """It may have been started on its own by mistake; its URL is in the log, once."""
+        answers = [
+            {**DONE, "header": {"revision": revision, "cluster_id": id}} for revision, id in (("5", "1"), ("7", "2"))
+        ]
+        foreign, own = (self.serve(lambda call, answer=each: call.answer(200, answer)) for each in answers)
+        with capturedLogs() as logs:
+            for _ in range(3):
+                etcd = self.etcd(foreign.url, own.url, cluster=Cluster("2"))
+                self.assertEqual((await etcd.txn((), [put("/a", b"")])).revision, 7)
+            alone = self.etcd(foreign.url, cluster=Cluster("2"))
+            said = await self.refuses(StoreUnavailable, alone.txn((), (), patience=0))
+        self.assertIn(f"{foreign.url} belongs to another etcd cluster", said)
+        self.assertEqual(str(logs).count("belongs to another etcd cluster"), 1)
+
     async def test_patienceEnds(self) -> None:
         """A cluster that is unreachable for too long is unavailable; without a timeout, after one try."""
         server = self.answering(lambda call: call.answer(503, refusal(14, "etcdserver: no leader")))
@@ -218,7 +234,7 @@ class TurnsTests(SynchronousTestCase):
         answer: Any = {"header": {"revision": "1"}, "responses": [{"response_range": {}}]}
         if path == "lease/keepalive":
             answer = {"result": {"ID": "5", "TTL": "30"}}
-        answered.callback(SimpleNamespace(status=200, json=answer))
+        answered.callback(SimpleNamespace(status=200, json=answer, url=""))
         return self.asked[-1][0] if self.asked else ""
 
     def test_thePressingOnesFirst(self) -> None:
@@ -303,7 +319,7 @@ class SlowReadsTests(SynchronousTestCase):
         keys = [f"/{number:04}" for number in range(2000)]
         found = [{"key": encode(key)} for key in keys if key >= begin][:limit]
         answer = {"header": {"revision": "1"}, "responses": [{"response_range": {"kvs": found}}]}
-        return succeed(SimpleNamespace(status=200, json=answer))
+        return succeed(SimpleNamespace(status=200, json=answer, url=""))
 
     def test_fewerKeysAtATime(self) -> None:
         """All keys are read: so a node joins, however large the services, and keeps none from expiring."""

@@ -17,7 +17,7 @@ from twisted.web.client import BrowserLikePolicyForHTTPS
 
 from tests.loopback import Call, LoopbackTestCase, Server
 from txserviceregistry.http.pool import ConnectionPool, PooledAgent
-from txserviceregistry.registry.stores.etcd.gateway import _Lines, watch
+from txserviceregistry.registry.stores.etcd.gateway import Cluster, _Lines, watch
 from txserviceregistry.registry.stores.etcd.keyvalues import KeyValue, encode
 
 HEAD = b"HTTP/1.1 200 X\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -44,6 +44,7 @@ class WatchCase(LoopbackTestCase):
     def setUp(self) -> None:
         self.changes: list[tuple[KeyValue, bool]] = []
         self.why: list[str] = []
+        self.cluster = Cluster()
 
     def watch(self, url: str, revision: int = 1, prefix: str = "/", isStopped: bool = False) -> Deferred[None]:
         """Begin a watch, which ends with the test, or at its first change."""
@@ -57,7 +58,7 @@ class WatchCase(LoopbackTestCase):
             self.why.append(failure.getErrorMessage())
 
         agent = PooledAgent(reactor, BrowserLikePolicyForHTTPS(), 1.0, ConnectionPool(reactor, 0, streams=True))
-        watching = watch(agent, None, url, prefix, revision, changed)
+        watching = watch(agent, None, url, prefix, revision, changed, self.cluster)
         self.addCleanup(watching.cancel)
         return watching.addErrback(ended)
 
@@ -146,6 +147,14 @@ class WatchTests(WatchCase):
         await self.until(lambda: self.why)
         self.assertEqual(self.why, ["required revision has been compacted"])
         await self.until(lambda: not server.open)
+
+    async def test_anotherClusterIsTheEnd(self) -> None:
+        """A member of another cluster shows none of its changes."""
+        self.cluster.id = "17"
+        self.watch(self.serving(message(event("/a"), header={"cluster_id": "18"})).url)
+        await self.until(lambda: self.why)
+        self.assertIn("belongs to another etcd cluster", self.why[0])
+        self.assertEqual(self.changes, [])
 
     async def test_aLostConnectionIsTheEnd(self) -> None:
         """However the connection ends, in the middle of a line too, nothing of half a line is notified."""
