@@ -214,6 +214,8 @@ async def _watch(
         source.onChange(lambda *change: changes.put(recordOf(*change)))
     source.startService()
     try:
+        if isDrawn:
+            await source.whenReady()
         while isDrawn:
             stale = f"not current for {source.stale:.0f} s\n" if source.stale else ""
             if drawn != (source.version, stale):

@@ -46,4 +46,5 @@ class WatchTests(RaxsrProcessTestCase):
         *_, last = live.output.split("\x1b[H\x1b[J")
         self.assertIn("| Service ID", last)
         self.assertIn(f"{tag}, another", last)
+        self.assertNotIn("not current", live.output)
         self.assertIn("the terminal is too narrow for Heartbeat Timeout", narrow.output)
