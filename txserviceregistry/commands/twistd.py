@@ -174,6 +174,15 @@ class TwistdOptions(TableOptions):
             line = f"twistd {self.program}: {error} (see: twistd {self.program} --help)"
             raise SystemExit(escaped(line)) from None
 
+    def postOptions(self) -> None:
+        super().postOptions()
+        path = _logPath(self.parent)
+        if path is not None:
+            try:
+                LogFile.fromFullPath(path).close()
+            except OSError as error:
+                raise usage.UsageError(f"can't write the log {path}: {error.strerror or error}")
+
     def opt_help(self) -> None:
         """Display this help and exit."""
         self._show(str(self))
@@ -314,15 +323,22 @@ def jsonLine(event: LogEvent) -> str | None:
     return json.dumps(found) + "\n"
 
 
+def _logPath(twistd: Mapping[str, Any] | None) -> str | None:
+    """The file of the log that twistd, with these options, writes; ``None`` if it writes none."""
+    options = twistd or {"nodaemon": True}
+    name: str | None = options.get("logfile")
+    isElsewhere = options.get("syslog") or options.get("logger") or (not name and options.get("nodaemon"))
+    return None if isElsewhere or name == "-" else name or "twistd.log"
+
+
 def jsonObserver(twistd: Mapping[str, Any] | None) -> FileLogObserver:
     """Writes the log in JSON to where twistd, with these options, would write it."""
-    options = twistd or {"nodaemon": True}
-    if options.get("syslog"):
+    if twistd is not None and twistd.get("syslog"):
         raise usage.UsageError("--log-format json can't be used with --syslog")
-    name = options.get("logfile")
-    if name == "-" or (not name and options.get("nodaemon")):
+    path = _logPath(twistd)
+    if path is None:
         return FileLogObserver(sys.stdout, jsonLine)
-    file = LogFile.fromFullPath(name or "twistd.log")
+    file = LogFile.fromFullPath(path)
 
     def rotate(number: int, frame: object) -> None:
         from twisted.internet import reactor

@@ -189,7 +189,7 @@ class RegistryProcessTests(ProcessTestCase):
         self.assertNotIn("Traceback", registry.output)
 
     async def test_whatPreventsAStartIsOneLine(self) -> None:
-        """A port in use, a second registry over the same folder, a file that is not a database, a wrong option."""
+        """A port in use, a second registry over a folder, a file that is not a database, a wrong option, no log."""
         taken = socket.socket()
         self.addCleanup(taken.close)
         taken.bind(("127.0.0.1", 0))
@@ -209,6 +209,9 @@ class RegistryProcessTests(ProcessTestCase):
             (["--listen", "tcp:none"], "--listen"),
         ]
         children = [self.registry(*arguments) for arguments, _ in cases]
+        for format in ("text", "json"):
+            children.append(self.twistd("--logfile", damaged, "service-registry", "--log-format", format))
+            cases.append(([], "can't write the log"))
         for failed, (_, expected) in zip(children, cases, strict=True):
             await failed.ended
             self.assertEqual(failed.exitCode, 1, failed.output + failed.errors)
