@@ -110,7 +110,7 @@ def _copy(source: str, target: str) -> tuple[str, float | None]:
     :return: what it has, and the seconds since 1970 of its last event, if there has been one.
     """
     try:
-        if os.path.exists(target) and os.path.samefile(source, target):
+        if os.path.realpath(target) in map(str, _withEndings(Path(os.path.realpath(source)))):
             raise CommandFailed(f"{target} is the registry's store itself; choose another file")
         sqlitefile.checkFile(source)
         sqlitefile.refuseIrregular(target)
@@ -150,6 +150,8 @@ def _restore(directory: DataDirectory, file: str) -> None:
         directory.open()
         path = Path(os.path.realpath(directory.storePath))
         making = path.with_name(f"{path.name}.restored")
+        if os.path.realpath(file) == str(making):
+            raise CommandFailed(f"{file} would be overwritten by the restore; rename it first")
         try:
             if path.exists():
                 # It may be another directory's registry that uses it.

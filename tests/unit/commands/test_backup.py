@@ -123,7 +123,7 @@ class BackUpTests(BackupCase):
         await self.stopped()
         before = self.files()
         self.file.symlink_to(self.store)
-        for name in (self.store, self.file):
+        for name in (self.store, self.file, f"{self.store}-wal"):
             ended = await self.backup(str(name), code=1)
             self.assertIn("is the registry's store itself; choose another file", ended.err)
         self.assertEqual(self.files(), before)
@@ -240,6 +240,15 @@ class RestoreTests(BackupCase):
         ended = await self.restore()
         self.assertIn("Lost: unknown, because the replaced store can't be read", ended.out)
         await self.registry()
+
+    async def test_ofAFileThatItOverwrites(self) -> None:
+        """A backup in the place of the copy that is made stays."""
+        await self.stopped()
+        self.file = Path(f"{self.store}.restored")
+        await self.backup(str(self.file))
+        before = self.files()
+        self.assertIn("rename it first", (await self.restore(code=1)).err)
+        self.assertEqual(self.files(), before)
 
     async def test_afterAKilledRestore(self) -> None:
         """The log that a restore has left when it was killed does not become part of what is restored now."""
