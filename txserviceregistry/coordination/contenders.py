@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from hashlib import blake2b
 from typing import Any, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults, maybeDeferred
 
 from ..client import Client
 from ..discovery.feed import EventsFeed, FeedEvent
@@ -18,7 +18,7 @@ from ..discovery.mirror import Settling
 from ..discovery.subscriber import BackgroundService, BackgroundTask
 from ..errors import LockHeld, ServiceRegistryError
 from ..http.jsontransport import ClientClosed
-from ..util.deferred import Backoff, cancelWith, returnsDeferred
+from ..util.deferred import CANCELLED, Backoff, cancelWith, returnsDeferred
 from ..util.logs import Listeners, Logger, Outage
 from .lock import Held, Lock
 
@@ -62,7 +62,7 @@ class Tenure:
             await working
             if isLasting:
                 await self._ending
-        except CancelledError:
+        except CANCELLED:
             if not self._ending.called:
                 raise
         finally:
@@ -215,7 +215,6 @@ class Election(Contender):
         except GeneratorExit:
             raise
         except BaseException:
-            # Such as asyncio's CancelledError, which is not an Exception.
             self._log.failure("Leading {name} failed; another process may lead", name=self._name)
             return False
         finally:

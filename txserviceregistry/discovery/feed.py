@@ -14,7 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybe
 
 from ..client import Client
 from ..types import Event
-from ..util.deferred import returnsDeferred
+from ..util.deferred import CANCELLED, returnsDeferred
 from ..util.fields import LATEST, boundedNumber
 from ..util.logs import Listeners
 from .poller import PLAIN, WATCHED, Cursor, Page, StaleCursor, markerAt, ticksOf, timeOf
@@ -271,13 +271,12 @@ class EventsFeed(Subscriber):
             self._delivering = maybeDeferred(listener, cast(FeedEvent, {**event, **mark}))
             try:
                 await self._delivering
-            except CancelledError:
+            except CANCELLED:
                 if run.isStopping:
-                    raise
+                    raise CancelledError from None
             except GeneratorExit:
                 raise
             except BaseException:
-                # Such as asyncio's CancelledError, which is not an Exception.
                 self._log.failure("Listener to events failed at {type} {id}", type=event["type"], id=event["id"])
             finally:
                 self._delivering = None

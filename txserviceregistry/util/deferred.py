@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial, wraps
 from heapq import heappop, heappush
@@ -10,10 +11,13 @@ from threading import Thread
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
+
+#: What the work of an application fails with when it was cancelled: a Deferred of an asyncio task has asyncio's own.
+CANCELLED = (CancelledError, asyncio.CancelledError)
 
 _K = TypeVar("_K", bound=Hashable)
 _P = ParamSpec("_P")

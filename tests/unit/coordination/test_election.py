@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 
 from txserviceregistry import Client
 from txserviceregistry.coordination import Election, Leadership
@@ -164,6 +164,14 @@ class ElectionTests(CoordinationTestCase):
         self.second.work[1].errback(asyncio.CancelledError())
         self.fake.advance(3)
         self.assertEqual(len(self.flushLoggedErrors(asyncio.CancelledError)), 1)
+        self.assertEqual(self.leading(), [False, True])
+
+    def test_anAsyncioTask(self) -> None:
+        """A stop ends an asyncio task, whose CancelledError is its own, without an error."""
+        self.first.cleaning = fail(asyncio.CancelledError())
+        stopped = self.first.election.stopService()
+        self.fake.advance(0.1)
+        self.successResultOf(stopped)
         self.assertEqual(self.leading(), [False, True])
 
     def test_startsAgain(self) -> None:

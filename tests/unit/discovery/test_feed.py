@@ -85,13 +85,21 @@ class FeedTests(FeedTestCase):
         self.assertEqual(self.numbers(), [1, 2])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
-    def test_aListenerThatAsyncioCancels(self) -> None:
-        """An error that is no Exception does not stop the feed either."""
-        feed = self.feed(listener=lambda event: fail(asyncio.CancelledError()))
-        feed.onEvent(self.delivered.append)
-        self.happen(2)
-        self.assertEqual(self.numbers(), [1, 2])
-        self.assertEqual(len(self.flushLoggedErrors(asyncio.CancelledError)), 2)
+    def test_aListenerThatRaisesNoException(self) -> None:
+        """SystemExit does not stop the feed either, nor does a cancelled asyncio task; that is not logged."""
+        for error, logged in ((SystemExit(), 2), (asyncio.CancelledError(), 0)):
+            feed = self.feed(listener=lambda event, error=error: fail(error))
+            feed.onEvent(self.delivered.append)
+            self.happen(2)
+            self.assertEqual(len(self.flushLoggedErrors(SystemExit)), logged)
+            self.end(feed)
+        self.assertEqual(self.numbers(), [1, 2, 3, 4])
+
+    def test_stopsAnAsyncioTask(self) -> None:
+        """A stop cancels the work of a listener, which may fail with asyncio's own CancelledError."""
+        feed = self.feed(listener=lambda event: Deferred(lambda work: work.errback(asyncio.CancelledError())))
+        self.happen(1)
+        self.end(feed)
 
     def test_waitsForListeners(self) -> None:
         """The next event comes when all listeners have finished with the last one, coroutines included."""
