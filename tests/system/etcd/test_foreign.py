@@ -214,7 +214,9 @@ class OtherDataTests(EtcdStoreCase):
             await self.until(lambda: "another registry's data" in str(logs))
         self.assertEqual(list(b.members), await self.keys("nodes/"))
         self.assertEqual(len(b.members), 1)
-        await self.refuses(StoreUnavailable, a.admit(T, made.incarnation))
+        for asked in (a.admit(T, made.incarnation), a.listServices(T, None, 10, None, ()), self.create(a, "third")):
+            await self.refuses(StoreUnavailable, asked)
+        self.assertEqual(await self.keys("services/"), [f"{T}/other"])
 
     async def test_anotherCluster(self) -> None:
         """If a member leaves for a cluster of its own, requests there fail: nothing is read or written in that one."""

@@ -123,6 +123,7 @@ class NodeKeys(Part):
     node: Node = attrs.field(init=False)
     secret: str = attrs.field(init=False)
     listener: IStoreListener = attrs.field(init=False)
+    isReplaced: bool = attrs.field(default=False, init=False)  # whether the data is another registry's
     _lease: int = attrs.field(default=0, init=False)
     _watching: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
     _loads: int = attrs.field(default=0, init=False)
@@ -142,7 +143,9 @@ class NodeKeys(Part):
     @returnsDeferred
     async def join(self, name: str, seconds: int, status: Status) -> tuple[int, float]:
         read = await self._etcd.txn((), [reading(f"{self._prefix}meta")], patience=0)
-        if all(readKept(each.key, each.value, {"secret": str})["secret"] != self.secret for each in read.found[0]):
+        kept = [readKept(each.key, each.value, {"secret": str})["secret"] for each in read.found[0]]
+        self.isReplaced = kept != [self.secret]
+        if self.isReplaced:
             # Nodes with different secrets would refuse each other's tokens, and give the same event different ids.
             logOnce(_REPLACED)
             self._etcd.leave()
@@ -373,6 +376,8 @@ class EtcdStore:
     def _check(self) -> None:
         if not self._isOpen:
             raise StoreUnavailable("the store is not open")
+        if self._keys.isReplaced:
+            raise StoreUnavailable(_REPLACED)
         if self._reactor.seconds() - self._contacted > _GIVE_UP:
             raise StoreUnavailable("etcd can't be reached")
 
