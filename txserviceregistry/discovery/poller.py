@@ -226,8 +226,9 @@ class EventPoller:
     @returnsDeferred
     async def read(self, cursor: Cursor, wait: int | None = None) -> Page:
         """One page, after at most *wait* seconds. Fails as :meth:`after` does."""
-        # A registry without this extension has the types of version 1.0 only.
-        types = self._wanted if EVENT_TYPES in self._client.extensions else None
+        # A registry without this extension has the types of version 1.0 only. If they are wanted, the first page may be
+        # without the others; if not, the place of such an event would seem lost in the next page.
+        types = self._wanted if EVENT_TYPES in self._client.extensions or not PLAIN.issubset(self._wanted) else None
         try:
             response = await self._client.events.list(cursor.marker, PAGE, wait=wait, types=types)
         except BadRequest as error:

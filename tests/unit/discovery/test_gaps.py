@@ -59,6 +59,19 @@ class GapTests(FeedTestCase):
         self.happen()
         self.assertEqual((self.numbers(), gaps), ([3], [1]))
 
+    def test_otherTypes(self) -> None:
+        """A feed of other types than those of version 1.0 begins without a gap, and gets what happens from then on."""
+        self.happen()
+        feed = self.makeFeed(types=["lock.acquire"])
+        feed.onGap(lambda: self.fail("there was none"))
+        feed.onEvent(self.delivered.append)
+        feed.startService()
+        self.addCleanup(self.end, feed)
+        self.fake.advance(1)
+        self.successResultOf(self.other.locks.acquire("/tests/lock"))
+        self.fake.advance(60)
+        self.assertEqual([event["type"] for event in self.delivered], ["lock.acquire"])
+
     def test_aGap(self) -> None:
         """A registry that has lost its data is a gap, and its new events are delivered."""
         feed = self.feed()
