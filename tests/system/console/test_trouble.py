@@ -275,6 +275,26 @@ class EditorTests(ConsoleTestCase):
 
         await self.browse(walk)
 
+    async def test_longText(self) -> None:
+        """Of a text that is too long for a value nothing is cut off, and nothing is saved."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            page = self.opened(browser.new_context(), api, "configuration").page
+            page.click("text=New value…")
+            page.fill("#key", "a_key")
+            for text in ("\N{BLACK STAR}" * 1025, "word " * 2000):
+                page.fill("#text", "")
+                page.keyboard.insert_text(text)
+                page.click("dialog [type=submit]")
+                message = page.locator("#text").evaluate("(element) => element.validationMessage")
+                self.assertEqual(message, f"A value has at most 1024 characters. These are {len(text)}.")
+            page.fill("#text", "\N{GRINNING FACE}" * 1024)
+            page.click("dialog [type=submit]")
+            page.wait_for_selector(".leaf:has-text('a_key')")
+            self.assertEqual(api.ask("GET", "/configuration/a_key")["value"], "\N{GRINNING FACE}" * 1024)
+
+        await self.browse(walk)
+
     async def test_exactText(self) -> None:
         """A value that is rolled back to is the earlier one, to the line ends; no part of a key leads to another."""
 
@@ -427,6 +447,22 @@ class StreamTests(ConsoleTestCase):
             page.wait_for_selector(".live.stale")
             page.wait_for_selector(".live:text-is('Live')")
             held[0].abort()
+
+        await self.browse(walk)
+
+    async def test_silentStream(self) -> None:
+        """The page is not current since the last that it has received, not since it gave the stream up."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            context = browser.new_context()
+            context.add_init_script(
+                "const given = setTimeout; setTimeout = (call, time) => given(call, time === 35_000 ? 300 : time)"
+            )
+            page = Watched(context).page
+            page.goto(f"{api.root}/")
+            logIn(page, api.user, api.key)
+            page.wait_for_selector(".live.stale:text-matches('Not current for 3[5-9] s')")
+            self.assertIn("The event stream is silent", page.get_attribute("#live", "title") or "")
 
         await self.browse(walk)
 

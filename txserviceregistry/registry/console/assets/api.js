@@ -8,9 +8,9 @@ const TIMEOUT = 60_000;
 /** A response other than a success, or none at all (status 0). */
 export class ApiError extends Error {
   constructor(status, body) {
-    const details = body?.details && body.details !== body.message ? `: ${body.details}` : "";
     const message = body?.message ?? `The registry does not answer: HTTP ${status} from a proxy`;
-    super(status ? `${message}${details}` : "The registry does not answer");
+    const details = body?.details && body.details !== message ? `: ${body.details}` : "";
+    super(status ? `${message}${details}`.replace(".: ", ": ") : "The registry does not answer");
     this.status = status;
     this.body = body;
   }
@@ -140,7 +140,8 @@ function whenVisible() {
 /**
  * Follow the event stream until the signal aborts, and across reconnects. A page that is not to be seen has no stream:
  * a browser opens six connections to a host, and with as many tabs nothing else could be sent. *handle* gets type, data and id of each event;
- * *state* gets true when the stream has begun and false, with the reason, when it has ended.
+ * *state* gets true when the stream has begun, and false, with the reason and for how many milliseconds it was silent,
+ * when it has ended.
  */
 export async function follow(handle, state, signal) {
   let last = "";
@@ -179,8 +180,10 @@ export async function follow(handle, state, signal) {
       state(false, "The event stream ended");
     } catch (error) {
       if (signal.aborted) return;
-      state(false, error instanceof ApiError ? error.message : error.name !== "AbortError" ? "The event stream ended"
-        : document.hidden ? "The page was hidden" : "The event stream is silent");
+      if (error instanceof ApiError) state(false, error.message);
+      else if (error.name !== "AbortError") state(false, "The event stream ended");
+      else if (document.hidden) state(false, "The page was hidden");
+      else state(false, "The event stream is silent", SILENCE);
       if (error.status === 401) return;
     } finally {
       clearTimeout(watch);

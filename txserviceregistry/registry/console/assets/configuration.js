@@ -10,6 +10,8 @@ const MOST_VALUES = 400;
 // The registry lists at most this many changes of a value.
 const MOST_CHANGES = 100;
 const HISTORY_INTERVAL = 1000;
+// A value has at most this many.
+const MOST_CHARACTERS = 1024;
 const DRAFT = "registry-console-draft";
 
 /** The path of a key below the API. A key's own slash stays: /configuration//production/x. */
@@ -223,8 +225,9 @@ export function keepDraft({ user, tenant }) {
 
 /** A session begins: go on with what its user was writing in this tab when the last one ended. */
 export function resumeDraft({ user, tenant }) {
-  const kept = JSON.parse(sessionStorage.getItem(DRAFT));
+  const text = sessionStorage.getItem(DRAFT);
   sessionStorage.removeItem(DRAFT);
+  const kept = JSON.parse(text);
   if (kept?.user === user && kept.tenant === tenant) editor(kept.key, kept.text, kept.base, kept.name);
 }
 
@@ -233,14 +236,20 @@ async function editor(key, proposed, base, typed = key) {
   if (base === undefined) base = await current(key);
   const outcome = await dialog(key ? `Edit ${key}` : "New value", (close) => {
     const name = h("input", { id: "key", value: typed, required: true, autocomplete: "off", spellcheck: "false", placeholder: "/production/web/workers" });
-    const text = h("textarea", { id: "text", rows: "8", maxlength: "1024", required: true, spellcheck: "false", value: proposed });
+    const text = h("textarea", { id: "text", rows: "8", required: true, spellcheck: "false", value: proposed });
     // It has no carriage returns; a value that is not edited keeps its own.
     const given = text.value;
     const written = () => (text.value === given ? proposed : text.value);
     draft = () => ({ key, name: name.value, text: written(), base });
     const problem = h("p.problem", { role: "alert" });
     const preview = h("div.preview");
-    const show = () => fill(preview, h("h3", {}, "Changes"), diffElement(base?.value ?? null, written(), ["the value now", "yours"]));
+    const show = () => {
+      // A maxlength would cut off the end of a longer text that is pasted.
+      const { length } = [...text.value];
+      const isLong = length > MOST_CHARACTERS;
+      text.setCustomValidity(isLong ? `A value has at most ${MOST_CHARACTERS} characters. These are ${length}.` : "");
+      fill(preview, isLong ? null : [h("h3", {}, "Changes"), diffElement(base?.value ?? null, written(), ["the value now", "yours"])]);
+    };
     text.addEventListener("input", show);
     show();
     return formOf(async () => {

@@ -60,8 +60,7 @@ export class Model {
   }
 
   start() {
-    const state = (isLive, problem = "") => this._live(isLive, problem);
-    follow((type, data, id) => this._handle(type, data, id), state, this._ended.signal);
+    follow((type, data, id) => this._handle(type, data, id), (...state) => this._live(...state), this._ended.signal);
   }
 
   stop() {
@@ -70,19 +69,19 @@ export class Model {
     this._listeners.clear();
   }
 
-  _live(isStreaming, problem) {
+  _live(isStreaming, problem = "", silence = 0) {
     this._isStreaming = isStreaming;
     if (isStreaming) {
       this.refreshTimes([]).catch(() => null);
       if (!this._isCurrent && !this._isLoading) this._load();
     }
-    this._judge(problem);
+    this._judge(problem, silence);
   }
 
   /** Whether what is shown is current, or since when it is not; a *problem* is the reason. */
-  _judge(problem) {
+  _judge(problem, silence = 0) {
     if (this._isStreaming && this._isCurrent) this.staleSince = null;
-    else if (problem || this.isLoaded) this.staleSince ??= performance.now();
+    else if (problem || this.isLoaded) this.staleSince ??= performance.now() - silence;
     this.problem = problem;
     this._mark("live");
   }
