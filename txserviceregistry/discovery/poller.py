@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IDelayedCall
 
 from ..api.events import EventStream
 from ..api.shapes import readEvent
-from ..api.transport import EVENT_STREAM, EVENT_TYPES, EVENTS_WAIT
+from ..api.transport import EVENT_STREAM, EVENTS_WAIT
 from ..client import Client
 from ..errors import BadRequest, ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError, ServiceRegistryError
 from ..types import Event, EventType, PlainEventType
@@ -226,11 +226,8 @@ class EventPoller:
     @returnsDeferred
     async def read(self, cursor: Cursor, wait: int | None = None) -> Page:
         """One page, after at most *wait* seconds. Fails as :meth:`after` does."""
-        # A registry without this extension has the types of version 1.0 only. If they are wanted, the first page may be
-        # without the others; if not, the place of such an event would seem lost in the next page.
-        types = self._wanted if EVENT_TYPES in self._client.extensions or not PLAIN.issubset(self._wanted) else None
         try:
-            response = await self._client.events.list(cursor.marker, PAGE, wait=wait, types=types)
+            response = await self._client.events.list(cursor.marker, PAGE, wait=wait, types=self._wanted)
         except BadRequest as error:
             # The page of a proxy with the same status says nothing about the place in the feed.
             isFault = (error.status, error.type) == (400, "badRequest")

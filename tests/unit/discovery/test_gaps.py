@@ -62,6 +62,14 @@ class GapTests(FeedTestCase):
     def test_otherTypes(self) -> None:
         """A feed of other types than those of version 1.0 begins without a gap, and gets what happens from then on."""
         self.happen()
+        self.successResultOf(self.other.services.create("web1", 120))
+        self.successResultOf(self.other.services.update("web1", {"tags": ["a"]}))
+        updates = self.makeFeed(types=["service.update"])
+        updates.onEvent(self.delivered.append)
+        updates.startService()
+        self.addCleanup(self.end, updates)
+        self.fake.advance(1)
+        self.assertEqual(self.delivered, [])
         feed = self.makeFeed(types=["lock.acquire"])
         feed.onGap(lambda: self.fail("there was none"))
         feed.onEvent(self.delivered.append)
