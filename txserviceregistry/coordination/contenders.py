@@ -343,8 +343,8 @@ class Partitioner(Contender):
             self._settling.drop()
             self._retrying.drop()
             self._follow(set())
-            self._resting.clear()
             await gatherResults(list(self._working.values()))
+            self._resting.clear()
 
     async def _hold(self, run: BackgroundTask, held: Held) -> bool:
         async with held:

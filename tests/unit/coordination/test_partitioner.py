@@ -249,6 +249,25 @@ class PartitionerTests(PartitionerCase):
         self.successResultOf(stopped)
         self.assertEqual(self.result(self.client.locks.list())["values"], [])
 
+    def test_aFailureAtAStop(self) -> None:
+        """An item whose work fails while it is stopped is assigned at the next start."""
+
+        async def assigned(assignment: Assignment) -> None:
+            try:
+                await Deferred()
+            finally:
+                raise RuntimeError("a failure of the application")
+
+        partitioner = Partitioner(self.client, GROUP, ["a"], assigned, settle=0, random=lambda: 0.5)
+        for _ in range(2):
+            partitioner.startService()
+            self.fake.advance(1)
+            self.assertEqual(partitioner.owned, frozenset({"a"}))
+            stopped = partitioner.stopService()
+            self.fake.advance(1)
+            self.successResultOf(stopped)
+            self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
     def test_survivesTheRegistry(self) -> None:
         """After an outage longer than the timeout, and a loss of all data, the items are distributed anew."""
         self.join()
