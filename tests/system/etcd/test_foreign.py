@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel, capturedLogs
 
-from tests.system.etcd.etcds import startEtcd
+from tests.system.etcd.etcds import sharedEtcd, startEtcd
 from tests.system.etcd.storecase import EtcdStoreCase, T
 from txserviceregistry.registry.model import NewLock
 from txserviceregistry.registry.stores.etcd.keyvalues import deletion, endOf, jsonBytes, logOnce, put
@@ -237,6 +238,18 @@ class OtherDataTests(EtcdStoreCase):
         await self.until(lambda: a.isValid)
         self.assertEqual(await a.getService(T, "web"), made)
         await self.create(a, "new")
+
+    async def test_anotherClusterAtTheStart(self) -> None:
+        """A node begins with the data that there is, whichever member it asks first: the other cluster is empty."""
+        url, end = startEtcd()
+        self.addCleanup(end)
+        secret = await (await self.store()).secret()
+        for _ in range(6):
+            store = EtcdStore(reactor, [url, sharedEtcd()], prefix=self.prefix)
+            self.addCleanup(store.close)
+            await store.open()
+            self.assertEqual(await store.secret(), secret)
+        self.assertEqual(await self.etcd(url).all(self.prefix), [])
 
     async def test_anOlderBackup(self) -> None:
         """Nodes that go on over a backup, whose revisions are lower, make changes at once."""

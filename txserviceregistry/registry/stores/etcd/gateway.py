@@ -222,6 +222,10 @@ class Etcd:
     async def compact(self, revision: int) -> None:
         await self._askOnce(_OUT_OF_RANGE, "kv/compaction", {"revision": str(revision)})
 
+    @property
+    def members(self) -> int:
+        return len(self._transport.servers)
+
     def leave(self) -> None:
         """Ask another member next."""
         self._transport.servers.failed(self._transport.servers.current)

@@ -80,6 +80,11 @@ async def openLayout(etcd: Etcd, prefix: str) -> Mapping[str, Any]:
     nodes of this version: those that start afterwards refuse the data.
     """
     key, nodes = f"{prefix}meta", f"{prefix}nodes/"
+    for _ in range(etcd.members):
+        if await etcd.get(key) is not None:
+            break
+        # By mistake, this member may be of another cluster, which is empty.
+        etcd.leave()
     found = await etcd.create(key, jsonBytes({"v": VERSION, "secret": secrets.token_hex(32), "tail": newTail()}))
     meta = readKept(key, found.value, {"v": int, "secret": str, "tail": str}, newest=math.inf)
     if meta["v"] == VERSION:
