@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import kubernetes_validate
 import yaml
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -12,8 +11,6 @@ from tests import ROOT
 from txserviceregistry.commands.registry import Options
 
 MANIFESTS = ROOT / "examples" / "kubernetes"
-# An old release that is still in use, and the newest one that the validator knows.
-VERSIONS = ("1.27", kubernetes_validate.latest_version())
 
 
 class ManifestsTests(SynchronousTestCase):
@@ -30,9 +27,14 @@ class ManifestsTests(SynchronousTestCase):
 
     def test_areValid(self) -> None:
         """Kubernetes accepts all fields of all objects."""
+        # It takes seconds to import, also in runs of other tests.
+        import kubernetes_validate
+
+        # An old release that is still in use, and the newest one that the validator knows.
+        versions = ("1.27", kubernetes_validate.latest_version())
         for name, objects in self.manifests().items():
             for each in objects.values():
-                for version in VERSIONS:
+                for version in versions:
                     try:
                         kubernetes_validate.validate(each, version, strict=True)
                     except kubernetes_validate.ValidationError as error:

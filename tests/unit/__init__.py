@@ -1,7 +1,7 @@
 """
 What the modules of the package do, each by itself: in this process, without etcd, mostly on a clock of the test's own.
 
-Tests that make up their input make a few examples, the same each time. ``HYPOTHESIS_EXAMPLES=300`` makes as many, as CI
+Tests that make up their input make a few examples, the same each time. ``HYPOTHESIS_EXAMPLES=100`` makes as many, as CI
 does, and ``HYPOTHESIS_RANDOM=1`` makes others each time.
 """
 

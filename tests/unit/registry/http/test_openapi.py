@@ -10,7 +10,6 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema_rs import Draft202012Validator
-from openapi_spec_validator import OpenAPIV31SpecValidator
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.unit.registry.http.test_pages import metricsOf
@@ -53,6 +52,9 @@ class DocumentTests(SynchronousTestCase):
 
     def test_isOpenAPI(self) -> None:
         """It is what OpenAPI 3.1 asks for."""
+        # It takes seconds to import, also in runs of other tests.
+        from openapi_spec_validator import OpenAPIV31SpecValidator
+
         errors = [error.message for error in OpenAPIV31SpecValidator(DOCUMENT).iter_errors()]
         self.assertEqual(errors, [])
 

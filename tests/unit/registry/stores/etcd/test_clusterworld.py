@@ -112,7 +112,7 @@ class RuleTests(SynchronousTestCase):
 
         gone = Node.nodeGone
         self.patch(Node, "nodeGone", nodeGone)
-        self.assertNeeded(first=5)
+        self.assertNeeded(first=20)
 
     def test_closing(self) -> None:
         """A node that has answered 0 acknowledges only after a touch."""
