@@ -14,13 +14,12 @@ from twisted.trial.unittest import SkipTest
 
 #: Debian's packages; ``.ci/run`` installs them.
 PACKAGES = (
-    "bind9-dnsutils chromium curl dnsmasq-base etcd-server faketime haproxy knot-dnsutils nginx-light"
-    " node-eventsource nodejs openssl prometheus"
+    "bind9-dnsutils chromium-headless-shell curl dnsmasq-base etcd-server faketime haproxy knot-dnsutils"
+    " nginx-light node-eventsource nodejs openssl prometheus"
 )
 #: The programs in them that tests start.
 PROGRAMS = frozenset(
     {
-        "chromium",
         "curl",
         "dig",
         "dnsmasq",
