@@ -133,7 +133,7 @@ class FloodCase(AttackCase):
         attackers = self.attack(kind, count, *arguments, port=port)
         await self.until(lambda: self.areAtWork([attackers]))
         # The first burst, in which all attackers begin at once, is over then.
-        await deferLater(reactor, 2 if self.isFull else 1, lambda: None)
+        await deferLater(reactor, 2 if self.isFull else 0.5, lambda: None)
         took = {
             name: await self.took(request, 0 if name.startswith("some") else self.seconds)
             for name, request in requests.items()
