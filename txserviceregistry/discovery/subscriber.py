@@ -6,6 +6,7 @@ import json
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import attrs
@@ -230,7 +231,8 @@ class Items(AsyncIterator[_T]):
         def end() -> None:
             for each in forget:
                 each()
-            queue.end(lambda finished: finished.callback(None))
+            queue.isDropped = True
+            queue.end()
 
         self._end = end
 
@@ -250,12 +252,16 @@ class Items(AsyncIterator[_T]):
         self._end()
 
     def __del__(self) -> None:
+        # A stop may come before the call.
+        self._queue.isDropped = True
         # The garbage collector runs in any thread, and within any call. A clock that is not a reactor has one thread.
         callFromThread = getattr(self._subscriber._clock, "callFromThread", None)
         if callFromThread is None:
             self._end()
         else:
-            callFromThread(self._end)
+            # asyncio's loop may be closed: nothing waits any more.
+            with suppress(RuntimeError):
+                callFromThread(self._end)
 
 
 @attrs.define(eq=False)
@@ -265,6 +271,8 @@ class _Queue(Generic[_T]):
     unfinished: deque[Deferred[None]] = attrs.field(factory=deque, init=False)
     arrival: Waiters[None] = attrs.field(factory=Waiters, init=False)
     isEnded: bool = attrs.field(default=False, init=False)
+    # Whether the loop wants no more items: all are finished then. Otherwise the end cancels them.
+    isDropped: bool = attrs.field(default=False, init=False)
 
     def put(self, item: _T) -> Deferred[None]:
         finished: Deferred[None] = Deferred()
@@ -276,9 +284,13 @@ class _Queue(Generic[_T]):
             self.arrival.fire(None)
         return finished
 
-    def end(self, finish: Callable[[Deferred[None]], object] = Deferred.cancel) -> None:
+    def end(self) -> None:
         self.isEnded = True
         self.items.clear()
         while self.unfinished:
-            finish(self.unfinished.popleft())
+            finished = self.unfinished.popleft()
+            if self.isDropped:
+                finished.callback(None)
+            else:
+                finished.cancel()
         self.arrival.fire(None)

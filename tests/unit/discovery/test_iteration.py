@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Coroutine
 from typing import Any
 
@@ -104,6 +105,28 @@ class IterationTests(SynchronousTestCase):
         call()
         self.successResultOf(finished)
         self.assertEqual((len(self.source.listeners), len(self.source._stopListeners)), (0, 0))
+
+    def test_droppedBeforeAStop(self) -> None:
+        """What a dropped loop had is finished, and not cancelled, also if a stop comes before the reactor's turn."""
+        self.source._clock.callFromThread = lambda call: None
+        finished = self.source.put(1)
+        del self.items
+        gc.collect()
+        self.source.end()
+        self.successResultOf(finished)
+
+    def test_droppedAfterAll(self) -> None:
+        """A loop that is dropped when asyncio's event loop is closed leaves no error."""
+
+        def closed(call: Any) -> None:
+            raise RuntimeError("Event loop is closed")
+
+        self.source._clock.callFromThread = closed
+        unraisable: list[Any] = []
+        self.patch(sys, "unraisablehook", lambda args: unraisable.append(args.exc_value))
+        del self.items
+        gc.collect()
+        self.assertEqual(unraisable, [])
 
     def test_notRunning(self) -> None:
         """Waiting for a source that does not run is an error; what is there already can be had."""
