@@ -14,7 +14,7 @@ import attrs
 from twisted.internet._resolver import GAIResolver  # what reactors have by default; there is no public name for it
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint
-from twisted.internet.error import ConnectionDone, ConnectionRefusedError, DNSLookupError
+from twisted.internet.error import ConnectingCancelledError, ConnectionDone, ConnectionRefusedError, DNSLookupError
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import (
     IAddress,
@@ -203,6 +203,7 @@ def endpointTo(reactor: Any, host: str, port: int, timeout: float) -> IStreamCli
 _FAILURES = {
     ConnectionRefusedError: "connection refused",
     ConnectTimeout: "no response to the connection attempt",
+    ConnectingCancelledError: "no response to the connection attempt",
     DNSLookupError: "no such host",
     ConnectionDone: "the connection was closed",
 }

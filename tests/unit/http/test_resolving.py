@@ -27,6 +27,7 @@ from zope.interface import implementer
 from txserviceregistry import Client
 from txserviceregistry.commands.wrapper.checks import Checker, makeProbe
 from txserviceregistry.errors import ConnectionFailed, RequestTimedOut
+from txserviceregistry.heartbeats.attempts import HealthCheckFailed
 from txserviceregistry.http.agent import PATIENCE, ResolvingTimedOut, endpointTo, hostName
 
 ONE, OTHER = IPv4Address("TCP", "192.0.2.1", 80), IPv4Address("TCP", "192.0.2.2", 80)
@@ -205,6 +206,17 @@ class UnknownTests(SlowNamesTestCase):
             clock.pump([1.0] * 30)
             checker.stop()
             self.assertEqual(told, ["timed out after 5 s, resolving the host name name.test"])
+
+    def test_checksOfAHostThatDoesNotRespond(self) -> None:
+        """A check that ends while it connects says that too."""
+        for check in ("tcp:name.test:80", "tcp:192.0.2.1:80"):
+            checking = makeProbe(self.reactor, check)()
+            if self.names.asked:
+                self.names.answer(ONE)
+            self.assertEqual(self.tried[-1], "192.0.2.1")
+            checking.cancel()
+            error = self.failureResultOf(checking, HealthCheckFailed).value
+            self.assertEqual(str(error), "no response to the connection attempt")
 
 
 class ThreadTests(TestCase):

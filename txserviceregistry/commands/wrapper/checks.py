@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -24,6 +25,8 @@ from .process import runShell, startEnvironment
 #: Checks once: fires with ``True`` if the process is healthy, and fails with the reason if not.
 Probe = Callable[[], Deferred[bool]]
 
+# A URL that can be sent.
+_PLAIN = re.compile(r"[!-~]+")
 # Seconds to connect, at most. The timeout of a check is shorter.
 _CONNECT_TIMEOUT = 30.0
 # Seconds between two checks before the first pass, so that a program that starts fast is registered soon.
@@ -45,7 +48,7 @@ def makeProbe(reactor: Any, text: str, serviceId: str = "") -> Probe:
     try:
         parts = urlsplit(f"tcp://{address}" if scheme == "tcp" else text)
         if parts.hostname and parts.username is None and parts.port != 0:
-            if scheme in ("http", "https"):
+            if scheme in ("http", "https") and _PLAIN.fullmatch(text):
                 url = parts._replace(path=parts.path or "/", fragment="").geturl().encode("ascii")
                 pool = ConnectionPool(reactor, 0, streams=True)
                 agent = QueueingAgent(PooledAgent(reactor, tlsPolicy(verify=False), _CONNECT_TIMEOUT, pool))
@@ -54,7 +57,7 @@ def makeProbe(reactor: Any, text: str, serviceId: str = "") -> Probe:
                 endpoint = endpointTo(reactor, parts.hostname, parts.port, _CONNECT_TIMEOUT)
                 return _networkProbe(reactor, parts, partial(_connect, endpoint))
     except ValueError:
-        pass  # an invalid port, or another character than ASCII
+        pass  # an invalid port
     forms = "tcp:PORT, tcp:HOST:PORT, exec:COMMAND, http://HOST:PORT/PATH or https://HOST:PORT/PATH"
     raise ValueError(f"{text!r} is not {forms}")
 
@@ -72,9 +75,10 @@ def _networkProbe(reactor: Any, parts: SplitResult, attempt: Callable[[], Awaita
             if not stage:
                 raise
             raise HealthCheckFailed(stage)
+        except InsecureConnection as error:
+            raise HealthCheckFailed(str(error))
         except Exception as error:
-            isTold = isinstance(error, InsecureConnection)
-            raise HealthCheckFailed(str(error) if isTold else describeFailure(error))
+            raise HealthCheckFailed(describeFailure(error))
         return True
 
     return probe

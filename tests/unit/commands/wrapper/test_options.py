@@ -44,6 +44,7 @@ class OptionsTests(TestCase):
             (["--id=web1", "--check=udp:8000", *command], "udp:8000"),
             (["--id=web1", "--check=tcp:http", *command], "'tcp:http' is not tcp:PORT"),
             (["--id=web1", "--check=exec: ", *command], "exec:COMMAND"),
+            (["--id=web1", "--check=http://localhost/a page", *command], "'http://localhost/a page' is not"),
             (["--id=web1", "--check-interval=0", *command], "from 0.001s to 1d"),
             (["--id=web1", "--rise=0", *command], "--rise: '0' is not a whole number from 1"),
             (["--id=web1", "--no-such-option", *command], "no-such-option"),
