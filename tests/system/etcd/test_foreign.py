@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -250,6 +251,31 @@ class OtherDataTests(EtcdStoreCase):
             await store.open()
             self.assertEqual(await store.secret(), secret)
         self.assertEqual(await self.etcd(url).all(self.prefix), [])
+
+    async def test_aBackupAsAnotherCluster(self) -> None:
+        """A node goes on over a backup that has its own key and lease: a restored etcd is another cluster."""
+        (url, end), (restored, endRestored) = startEtcd(), startEtcd()
+        self.addCleanup(end)
+        self.addCleanup(endRestored)
+        relay = self.relay()
+        relay.port = int(url.rpartition(":")[2])
+        a = await self.store(relay.url)
+        self.asked, asked = self.etcd(url), self.etcd(restored)
+        node, meta = await self.newestNode(), await self.key("meta")
+        assert meta is not None
+        await self.created(a, id="lost")
+        self.listeners[a].heard.clear()
+        with mock.patch("secrets.randbits", return_value=node.lease):
+            await asked.grant(60)
+        await asked.txn((), [put(meta.key, meta.value)])
+        while (await asked.range("/"))[1] < node.created - 1:
+            await asked.txn((), [put("/other", b"")])
+        await asked.txn((), [put(node.key, node.value, node.lease)])
+        relay.port = int(restored.rpartition(":")[2])
+        relay.reset()
+        await self.notifies(a, "synchronized", [])
+        await self.until(lambda: a.isValid)
+        await self.create(a, "new")
 
     async def test_anOlderBackup(self) -> None:
         """Nodes that go on over a backup, whose revisions are lower, make changes at once."""

@@ -171,7 +171,9 @@ class NodeKeys(Part):
     async def publish(self, name: str, created: int, status: Status) -> bool:
         write = put(self._key(name), self._value(status), self._lease)
         try:
-            return (await self._etcd.txn([createdAt(self._key(name), created)], [write], patience=0)).succeeded
+            done = await self._etcd.txn([createdAt(self._key(name), created)], [write], patience=0)
+            # In another cluster, restored from a backup with this key, the node has to join.
+            return done.succeeded and done.cluster == self._own.cluster.id
         except EtcdError as error:
             if error.code == NOT_FOUND:
                 # Its lease has ended, and the key with it.
