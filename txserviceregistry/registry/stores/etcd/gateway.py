@@ -62,6 +62,10 @@ class EtcdError(StoreUnavailable):
         self.message = message
 
 
+class NoResponse(StoreUnavailable):
+    """etcd gave no response in time, or none but refusals that pass."""
+
+
 class TooLarge(EtcdError):
     """The result of a read has more bytes than a response may have."""
 
@@ -170,11 +174,11 @@ class Etcd:
         while True:
             try:
                 found, now = await self.range(begin, end, size, revision=revision)
-            except StoreUnavailable as error:
-                if size == 1 or (isinstance(error, EtcdError) and not isinstance(error, TooLarge)):
+            except (TooLarge, NoResponse):
+                if size == 1:
                     raise
                 # It came too late if etcd responds to less.
-                await self.range(begin, end, 1, revision=revision)
+                await self.txn((), [reading(begin, end, 1, revision)], patience=0)
                 size = max(1, size // _FEWER)
                 continue
             revision = revision or now
@@ -259,7 +263,7 @@ class Etcd:
             finally:
                 self._turns.give()
             if self._clock.seconds() + PAUSE >= end:
-                raise StoreUnavailable(f"etcd: {reason}")
+                raise NoResponse(f"etcd: {reason}")
             await deferLater(self._clock, PAUSE)
 
     async def _askOnce(self, code: int, path: str, body: Mapping[str, Any], patience: float = PATIENCE) -> None:

@@ -282,6 +282,17 @@ class TurnsTests(SynchronousTestCase):
         for work in (*busy, last):
             self.successResultOf(work)
 
+    def test_aReadInVainIsNotRepeatedInParts(self) -> None:
+        """A read of many keys that has waited for too long makes no further requests."""
+        busy = [self.etcd.get("/a"), self.etcd.get("/b")]
+        waiting = self.etcd.all("/")
+        self.clock.advance(QUEUE)
+        self.failureResultOf(waiting, StoreUnavailable)
+        while self.asked:
+            self.answer()
+        for work in busy:
+            self.successResultOf(work)
+
     def test_theGateIsAskedAgainThen(self) -> None:
         """Nothing is asked of an etcd that went away meanwhile, and the turns are all given back."""
         busy = [self.etcd.get("/a"), self.etcd.get("/b")]
@@ -334,6 +345,7 @@ class SlowReadsTests(SynchronousTestCase):
         self.clock.pump([PAUSE] * 150)
         self.failureResultOf(reading, StoreUnavailable)
         self.assertEqual(set(self.asked), {1000, 1})
+        self.assertEqual(self.asked.count(1), 1)
 
 
 class KeepAliveTests(EtcdCase):
