@@ -52,7 +52,8 @@ class _Queue:
         self.waiters.append(waiter)
         return waiter
 
-    def proceed(self) -> None:
+    def proceed(self, *, isDue: bool = False) -> None:
+        self.isDue = self.isDue or isDue
         if self.isDue and self.waiters:
             self.waiters[0].wake()
 
@@ -111,12 +112,10 @@ class Locks(Part):
         finally:
             if waiter.hasPlace:
                 self._places.give(tenant)
-            if waiter.isReplaced:
-                # The same acquisition may have been successful.
-                queue.isDue = True
-            else:
+            if not waiter.isReplaced:
                 queue.waiters.remove(waiter)
-            queue.proceed()
+            # A request that was replaced may have made the acquisition that the later one waits for.
+            queue.proceed(isDue=waiter.isReplaced)
             if not queue.waiters and self._queues.get(key) is queue:
                 del self._queues[key]
 
@@ -147,14 +146,12 @@ class Locks(Part):
     def _forgotten(self, state: ServiceState) -> None:
         queue = self._queues.get((tenantOf(state.tenant), state.id))
         if queue is not None and isLockScope(state.tenant):
-            queue.isDue = True
-            queue.proceed()
+            queue.proceed(isDue=True)
 
     def _lookAgain(self) -> None:
         # One may have been acquired and released since the last change that was noticed.
         for queue in list(self._queues.values()):
-            queue.isDue = True
-            queue.proceed()
+            queue.proceed(isDue=True)
 
     def endWaiting(self) -> None:
         self._isEnded = True

@@ -15,7 +15,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ClientEndpoint, connectProtocol
+from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import Clock, deferLater
@@ -242,6 +242,21 @@ class _Ports:
 
     def stopListening(self) -> None:
         pass
+
+
+class _Early:
+    """An endpoint on a free port, which is *made* known before the registry has started."""
+
+    def __init__(self) -> None:
+        self.made: Deferred[Any] = Deferred()
+
+    async def _listen(self, factory: Any) -> Any:
+        port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
+        self.made.callback(port)
+        return port
+
+    def listen(self, factory: Any) -> Deferred[Any]:
+        return Deferred.fromCoroutine(self._listen(factory))
 
 
 class RegistryServiceTests(TestCase):
@@ -503,6 +518,27 @@ class RegistryServiceTests(TestCase):
                 f"can't listen on 127.0.0.1:{port}: Address already in use{PORT_ADVICE}",
             )
         self.assertFalse(RegistryService.runsOver(self.dataDir / "other"))
+
+    async def test_connectionsWaitForTheStart(self) -> None:
+        """Requests that come before the registry has started receive their response then, or the connection ends."""
+        for isStopped in (False, True):
+            store, reading = MemoryStore(wallClock=time.time), Deferred[Any]()
+            self.patch(store, "allServices", lambda reading=reading: reading)
+            endpoint = _Early()
+            where = self.dataDir / str(isStopped)
+            service = self.newService(dataDir=where, store=lambda store=store: store, endpoints=[endpoint])
+            service.startService()
+            url = f"http://127.0.0.1:{(await endpoint.made).getHost().port}/"
+            request = requestBytes("GET", "/health", None, {"Connection": "close"})
+            asking = Deferred.fromCoroutine(self.responses(url, request))
+            for _ in range(50):
+                await deferLater(reactor, 0)
+            self.assertNoResult(asking)
+            if isStopped:
+                await service.stopService()
+            else:
+                reading.callback([])
+            self.assertEqual([reply.code for reply in await asking], [] if isStopped else [200])
 
     async def test_portInUseOnANode(self) -> None:
         """A node that can't listen does not join: others give each service a full timeout when it leaves."""
