@@ -274,7 +274,7 @@ class HealthCheck:
             checked.cancel()
         except BaseException:
             # Of the application's own canceller.
-            self._log.failure("Service {id}: the {name} can't be cancelled", id=self._serviceId, name=self._name)
+            self._log.failure("Service {id}: {name} could not be cancelled", id=self._serviceId, name=self._name)
 
 
 def _reasonIn(result: Any) -> str | None:

@@ -129,5 +129,5 @@ class Listeners(Generic[_P]):
             try:
                 listener(*args, **kwargs)
             except BaseException:
-                # As Deferreds have it. The caller goes on, whatever a listener raises.
+                # Not only Exception: asyncio's CancelledError, for example, must not end the caller either.
                 self._log.failure("Listener to {what} failed", what=self._what)
