@@ -212,6 +212,8 @@ class EditorTests(ConsoleTestCase):
             page = self.opened(context, api, "configuration/a_key").page
             page.click("text=Edit…")
             page.fill("#text", "mine")
+            self.follow(page, api)
+            page.wait_for_function("() => document.querySelector('dialog[open] #text')?.value === 'mine'")
             other = context.new_page()
             for _ in range(2):
                 # A link begins another session of the same user.
@@ -233,8 +235,18 @@ class EditorTests(ConsoleTestCase):
             logIn(page, "ann", key)
             page.wait_for_selector(".live:text-is('Live')")
             self.assertEqual(page.locator("dialog").count(), 0)
+            page.keyboard.press("?")
+            page.wait_for_selector("dialog[open]")
+            self.follow(page, api)
+            page.wait_for_selector("dialog", state="detached")
 
         await self.browse(walk)
+
+    def follow(self, page: Page, api: Api) -> None:
+        """Open a link in a page of the console, as from the address bar."""
+        link = api.ask("POST", "/console-links")["href"]
+        with page.expect_response("**/login"):
+            page.evaluate("(link) => { location.hash = new URL(link).hash; }", link)
 
     async def test_clicksBesideTheText(self) -> None:
         """Neither a click beside the text nor a selection that ends outside the dialog closes it."""

@@ -128,7 +128,7 @@ function showLogin(message = "") {
 }
 
 function begin(session) {
-  model?.stop();
+  endSession();
   current?.view.end?.();
   model = new Model(session);
   model.onChange(() => showLive());
@@ -143,12 +143,18 @@ function begin(session) {
   resumeDraft(session);
 }
 
-onSignedOut(() => {
+/** Leave nothing of the session on the page, which may be another user's next; the editor's text is kept for its user. */
+function endSession() {
   if (!model) return;
   keepDraft(model.session);
   model.stop();
   model = null;
   for (const box of document.querySelectorAll("dialog")) box.close();
+}
+
+onSignedOut(() => {
+  if (!model) return;
+  endSession();
   showLogin("The session has ended. Log in again.");
 });
 

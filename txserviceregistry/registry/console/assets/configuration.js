@@ -215,12 +215,15 @@ function conditionFor(base) {
   return { "If-Match": base.tag };
 }
 
-// What is in the open editor, as a function; null if none is open.
-let draft = null;
+// What is in each open editor, as a function.
+const drafts = new Set();
 
 /** A session ends: keep what its user is writing. */
 export function keepDraft({ user, tenant }) {
-  if (draft) sessionStorage.setItem(DRAFT, JSON.stringify({ user, tenant, ...draft() }));
+  const draft = [...drafts].at(-1);
+  try {
+    if (draft) sessionStorage.setItem(DRAFT, JSON.stringify({ user, tenant, ...draft() }));
+  } catch { /* It is longer than what a browser keeps. */ }
 }
 
 /** A session begins: go on with what its user was writing in this tab when the last one ended. */
@@ -231,9 +234,13 @@ export function resumeDraft({ user, tenant }) {
   if (kept?.user === user && kept.tenant === tenant) editor(kept.key, kept.text, kept.base, kept.name);
 }
 
-/** Edit a value, or set a new one. *proposed* is what the editor begins with, *base* what it replaces, by default what there is. */
+/**
+ * Edit a value, or set a new one. *proposed* is what the editor begins with, *base* what it replaces, by default what
+ * there is, *typed* what the field for the key of a new one begins with.
+ */
 async function editor(key, proposed, base, typed = key) {
   if (base === undefined) base = await current(key);
+  let draft;
   const outcome = await dialog(key ? `Edit ${key}` : "New value", (close) => {
     const name = h("input", { id: "key", value: typed, required: true, autocomplete: "off", spellcheck: "false", placeholder: "/production/web/workers" });
     const text = h("textarea", { id: "text", rows: "8", required: true, spellcheck: "false", value: proposed });
@@ -241,6 +248,7 @@ async function editor(key, proposed, base, typed = key) {
     const given = text.value;
     const written = () => (text.value === given ? proposed : text.value);
     draft = () => ({ key, name: name.value, text: written(), base });
+    drafts.add(draft);
     const problem = h("p.problem", { role: "alert" });
     const preview = h("div.preview");
     const show = () => {
@@ -270,7 +278,7 @@ async function editor(key, proposed, base, typed = key) {
     h("label", { for: "text" }, "Value"), text, preview, problem, actions(close, "Save"));
   }, "wide");
   if (outcome) await conflict(base, outcome);
-  draft = null;
+  drafts.delete(draft);
 }
 
 /** Whether a value could be set or, if it is null, removed, because it is still what it was. */
