@@ -340,7 +340,7 @@ class EditorTests(ConsoleTestCase):
             page.click("text=Edit…")
             page.fill("#text", "2")
             page.click("dialog [type=submit]")
-            page.wait_for_selector("dialog .problem:has-text('Nothing is saved')")
+            page.wait_for_selector("dialog .problem:has-text('Nothing is changed')")
 
         await self.browse(walk)
 
@@ -384,6 +384,35 @@ class EditorTests(ConsoleTestCase):
                 page.wait_for_selector(f"tr:has-text('Services') td:text-is('{number + 1}')")
                 page.wait_for_selector(f"tr:has-text('Configuration') td:text-is('{number + 2}')")
             self.assertEqual(len(asked), 1)
+
+        await self.browse(walk)
+
+    async def test_rollbackWhileValuesChange(self) -> None:
+        """A button of the history can be clicked, and keeps the focus, while newer changes are listed."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            for number in range(3):
+                api.ask("PUT", "/configuration/a_key", {"value": f"value {number}"})
+            page = self.opened(browser.new_context(), api, "configuration/a_key").page
+            oldest = page.locator(".history li").last.locator("button")
+            oldest.focus()
+            api.ask("PUT", "/configuration/a_key", {"value": "value 3"})
+            page.wait_for_selector(".history .new:has-text('value 3')")
+            self.assertTrue(oldest.evaluate("(element) => element === document.activeElement"))
+            held: list[Route] = []
+            page.route("**/value-history*", lambda route: held.append(route), times=1)
+            with page.expect_request("**/value-history*"):
+                api.ask("PUT", "/configuration/a_key", {"value": "value 4"})
+            page.wait_for_selector("pre.value:has-text('value 4')")
+            oldest.hover()
+            page.mouse.down()
+            with page.expect_response("**/value-history*"):
+                held.pop().continue_()
+            page.evaluate("new Promise(requestAnimationFrame)")
+            page.mouse.up()
+            page.wait_for_selector("dialog #text")
+            self.assertEqual(page.input_value("#text"), "value 0")
+            page.wait_for_selector(".history .new:has-text('value 4')")
 
         await self.browse(walk)
 

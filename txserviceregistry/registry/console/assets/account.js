@@ -46,7 +46,7 @@ export function accountView(place, model) {
         h("td.number", {}, each.used.toLocaleString("en")), h("td.number", {}, each.limit.toLocaleString("en")))))));
   }
 
-  // Each question counts as a read of the account: what changes is known without it.
+  // Each request counts as a read of the account, and the numbers that change are known without it.
   const update = () => {
     if (found) show();
     else if (model.isLoaded && !isAsked) load();

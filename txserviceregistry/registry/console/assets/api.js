@@ -1,5 +1,7 @@
 /** Requests of this page: its session, the API as the session's user, and the event stream. */
 
+import { sleep } from "./time.js";
+
 const BASE = "/console/api";
 const SECRET = "registry-console-secret";
 const SILENCE = 35_000;
@@ -190,7 +192,7 @@ export async function follow(handle, state, signal) {
       signal.removeEventListener("abort", abort);
       document.removeEventListener("visibilitychange", hide);
     }
-    await new Promise((resolve) => setTimeout(resolve, delay * (0.75 + Math.random() / 2)));
+    await sleep(delay * (0.75 + Math.random() / 2));
     delay = Math.min(delay * 2, 5000);
   }
 }

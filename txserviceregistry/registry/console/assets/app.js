@@ -84,17 +84,16 @@ function showLive() {
   const spoken = document.getElementById("spoken");
   if (!model) return;
   const { staleSince, isLoaded, problem } = model;
-  const text = staleSince !== null ? `Not current for ${duration(Math.round((performance.now() - staleSince) / 1000))}`
-    : isLoaded ? "Live" : "Loading";
-  const kind = staleSince !== null ? "live stale" : isLoaded ? "live" : "live loading";
+  const isStale = staleSince !== null;
+  const [state, kind] = isStale ? ["Not current", "live stale"] : isLoaded ? ["Live", "live"] : ["Loading", "live loading"];
+  const text = isStale ? `${state} for ${duration(Math.round((performance.now() - staleSince) / 1000))}` : state;
   if (live.textContent !== text) live.textContent = text;
-  // A screen reader reads each change, but not each second.
-  const state = staleSince !== null ? "Not current" : text;
+  // A screen reader reads each change of the state, but not each second.
   if (spoken.textContent !== state) spoken.textContent = state;
   if (live.className !== kind) live.className = kind;
-  live.title = staleSince !== null ? `${problem || "The event stream is down"}. The page reconnects by itself.`
+  live.title = isStale ? `${problem || "The event stream is down"}. The page reconnects by itself.`
     : "Changes appear as they happen";
-  main.classList.toggle("is-stale", staleSince !== null);
+  main.classList.toggle("is-stale", isStale);
 }
 
 // -- login

@@ -1,9 +1,9 @@
 /** The configuration: a tree of keys, one value with its history, and edits that never overwrite another's unseen. */
 
 import { all, getWithHeaders, request } from "./api.js";
-import { actions, button, command, copyButton, dialog, empty, fill, folded, formOf, h, identifier, toast, wordsOf } from "./dom.js";
+import { actions, button, command, copyButton, dialog, empty, fill, folded, formOf, h, identifier, released, toast, wordsOf } from "./dom.js";
 import { diffElement } from "./diff.js";
-import { ago, exactly, moment } from "./time.js";
+import { ago, exactly, moment, sleep } from "./time.js";
 
 // Elements are slow to make, and a change of a value makes all of them anew.
 const MOST_VALUES = 400;
@@ -62,10 +62,8 @@ export function configurationView(place, model, { url, go }) {
   /** Draw the tree anew with the folders open that are open now. */
   function keepOpen(draw) {
     const closed = new Set([...list.querySelectorAll("details:not([open])")].map((each) => each.dataset.path));
-    const focused = document.activeElement?.dataset?.key;
     draw();
     for (const folder of list.querySelectorAll("details")) folder.open = !closed.has(folder.dataset.path);
-    if (focused) list.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
   }
 
   function branch(node, path) {
@@ -106,15 +104,15 @@ export function configurationView(place, model, { url, go }) {
     const head = h("header", {}, h("h2", {}, identifier(open, "the key")),
       button("×", () => go(url("configuration", "", parameters)), { class: "quiet close", "aria-label": "Close" }));
     const mayWrite = model.mayWrite("configuration", open);
-    if (history?.dataset.key !== open) history = h("div.history", { "data-key": open }, h("p.muted", {}, "Loading"));
+    if (history?.key !== open) history = historyOf(model, open);
     fill(detail, head,
       value ? h("pre.value", { tabindex: "0" }, value.value.split("\n").map((line) => [line, h("br")]))
         : h("p.muted", {}, model.isLoaded ? "No value has this key." : "Loading"),
       h("div.actions.start", {}, value ? copyButton(value.value, "the value") : null,
         mayWrite && value ? button("Edit…", () => editor(open, value.value)) : null,
         mayWrite && value ? button("Remove…", () => remover(model, open), { class: "danger" }) : null),
-      h("h3", {}, "History"), history);
-    if (model.isLoaded) showHistory(history, model, open, mayWrite);
+      h("h3", {}, "History"), history.element);
+    if (model.isLoaded) history.refresh();
   }
 
   return {
@@ -161,34 +159,43 @@ function treeOf(values) {
 
 // -- history
 
-/** List the changes again while there are others. The registry reads those of all values, so not at each change. */
-async function showHistory(place, ...wanted) {
-  place.wanted = wanted;
-  if (place.isAsking) return;
-  place.isAsking = true;
-  while (place.wanted && place.isConnected) {
-    const now = place.wanted;
-    place.wanted = null;
-    await listHistory(place, ...now);
-    await new Promise((resolve) => setTimeout(resolve, HISTORY_INTERVAL));
+/** The changes of a value: an element, and a function that lists them again. */
+function historyOf(model, key) {
+  const element = h("div.history", {}, h("p.muted", {}, "Loading"));
+  let isWanted = false;
+  let isAsking = false;
+  // The registry reads the changes of all values, so it is not asked at each change.
+  async function refresh() {
+    isWanted = true;
+    if (isAsking) return;
+    isAsking = true;
+    while (isWanted && element.isConnected) {
+      isWanted = false;
+      await listHistory(element, model, key);
+      await sleep(HISTORY_INTERVAL);
+    }
+    isAsking = false;
   }
-  place.isAsking = false;
+  return { key, element, refresh };
 }
 
-async function listHistory(place, model, key, mayWrite) {
+async function listHistory(place, model, key) {
   try {
     const changes = (await all(`/value-history?key=${encodeURIComponent(key)}`)).reverse();
+    await released();
     if (!changes.length) {
       fill(place, h("p.muted", {}, "No change within the event retention."));
       return;
     }
     const note = changes.length < MOST_CHANGES ? null : h("p.muted", {}, `Only the newest ${MOST_CHANGES} changes are listed.`);
     const now = model.values.get(key)?.value ?? null;
+    const mayWrite = model.mayWrite("configuration", key);
     fill(place, note, h("ol.changes", {}, changes.map((event) => {
       const value = event.payload.new_value ?? null;
       return h("li", {}, h("div.change", {},
         h("time", { datetime: exactly(event.timestamp), title: exactly(event.timestamp) }, `${moment(event.timestamp)} (${ago(event.timestamp)})`),
-        mayWrite && value !== null && value !== now ? button("Roll back to this…", () => editor(key, value)) : null),
+        mayWrite && value !== null && value !== now
+          ? button("Roll back to this…", () => editor(key, value), { "data-key": event.id }) : null),
       diffElement(event.payload.old_value, value));
     })));
   } catch (error) {
@@ -211,7 +218,9 @@ async function current(key) {
 
 function conditionFor(base) {
   if (base === null) return { "If-None-Match": "*" };
-  if (!base.tag) throw new Error("Nothing is saved: a proxy removes the ETag header, without which changes of others would be lost");
+  if (!base.tag) {
+    throw new Error("Nothing is changed: a proxy removes the ETag header, so changes of others could be lost; let it pass ETag on");
+  }
   return { "If-Match": base.tag };
 }
 

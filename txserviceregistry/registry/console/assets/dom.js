@@ -3,6 +3,8 @@
  * characters, changes of the writing direction, invisible ones) are shown as escapes.
  */
 
+import { sleep } from "./time.js";
+
 const MISLEADING =
   /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}\u202f\ufff0-\uffff]/gu;
 
@@ -48,15 +50,27 @@ function nodes(children) {
 export function fill(element, ...children) {
   const focused = document.activeElement;
   element.replaceChildren(...nodes(children));
-  if (!focused?.isConnected) focusLike(focused, element);
+  // Also one that is still there has lost the focus.
+  if (document.activeElement !== focused) focusLike(focused, element);
   return element;
 }
 
-/** Give an element the focus, or the one in *place* that looks the same. */
+/** Give an element the focus, or the one in *place* that has its data-key, or else its name. */
 function focusLike(element, place) {
+  const nameOf = (each) => each.dataset.key ?? each.ariaLabel ?? each.textContent;
   const same = element?.isConnected ? element : [...place.querySelectorAll(element?.localName ?? "none")]
-    .find((each) => each.textContent === element.textContent && each.ariaLabel === element.ariaLabel);
+    .find((each) => nameOf(each) === nameOf(element));
   same?.focus({ preventScroll: true });
+}
+
+/**
+ * Wait while the pointer is pressed on what can be clicked: a click is for what is there at the press and at the release.
+ * Not for longer than five seconds, because the release may happen outside the window.
+ */
+export async function released() {
+  for (let waits = 0; waits < 100 && document.querySelector("main :is(a, button, summary, .row):active"); waits += 1) {
+    await sleep(50);
+  }
 }
 
 /** An action that says why it failed, and does nothing while it goes on, as after a double click. */

@@ -4,11 +4,10 @@
  */
 
 import { all, follow, pages, request } from "./api.js";
+import { released } from "./dom.js";
 import { serverNow, setServerTime } from "./time.js";
 
 const INTERVAL = 250;
-// So many intervals long changes wait while the pointer is pressed.
-const MOST_HOLDS = 20;
 const HOUR = 3_600_000;
 export const KEPT_EVENTS = 5000;
 // So many services' last heartbeats may be asked for in a request.
@@ -35,7 +34,6 @@ export class Model {
     this._listeners = new Set();
     this._timer = null;
     this._flushed = 0;
-    this._holds = 0;
     this._ids = new Set();
     this._loads = 0;
     this._isLoading = false;
@@ -165,16 +163,11 @@ export class Model {
     this._timer = setTimeout(() => this._flush(), wait);
   }
 
-  _flush() {
+  async _flush() {
+    await released();
+    if (this._ended.signal.aborted) return;
     this._timer = null;
     this._flushed = performance.now();
-    // A click is for what is there when the pointer is pressed and released, which may happen outside the window.
-    if (this._holds < MOST_HOLDS && document.querySelector("main :is(a, button, summary, .row):active")) {
-      this._holds += 1;
-      this._schedule();
-      return;
-    }
-    this._holds = 0;
     if (!this._isLoading) {
       for (const event of this._waiting.splice(0)) this._apply(event);
     }

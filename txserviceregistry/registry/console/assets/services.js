@@ -137,7 +137,7 @@ export function servicesView(place, model, { url, go }) {
     }
     tags.dataset.signature = signature;
     fill(tags, h("h2", {}, "Tags"), entries.map(([name, count]) => h("a", {
-      href: url("services", "", { ...parameters, tag: name, id: "" }), "aria-current": name === tag ? "true" : null,
+      href: url("services", "", { ...parameters, tag: name, id: "" }), "data-key": name, "aria-current": name === tag ? "true" : null,
     }, h("bdi.name", { title: name || "All services" }, name || "All"), h("span.count", {}, String(count)))), note && h("p.hint", {}, note));
     fill(select, entries.map(([name, count]) =>
       h("option", { value: name, selected: name === tag }, optionText(name, count))), note && h("option", { disabled: true }, note));

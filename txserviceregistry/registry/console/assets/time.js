@@ -1,4 +1,4 @@
-/** Times: the registry's clock as this page knows it, and how times are written. */
+/** Times: the registry's clock as this page knows it, how times are written, and waiting. */
 
 // Against the page's own clock: unlike the browser's, it can't be set.
 let offset = performance.timeOrigin;
@@ -39,4 +39,9 @@ export function moment(milliseconds) {
 /** A moment, exactly. */
 export function exactly(milliseconds) {
   return new Date(milliseconds).toISOString();
+}
+
+/** Wait so many milliseconds. */
+export function sleep(milliseconds) {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds));
 }
