@@ -178,8 +178,12 @@ class TwistdOptions(TableOptions):
         super().postOptions()
         path = _logPath(self.parent)
         if path is not None:
+            isNew = not os.path.lexists(path)
             try:
                 LogFile.fromFullPath(path).close()
+                if isNew:
+                    # The start may still fail before it has a log.
+                    os.unlink(path)
             except OSError as error:
                 raise usage.UsageError(f"can't write the log {path}: {error.strerror or error}")
 

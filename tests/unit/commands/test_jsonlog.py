@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from typing import Any
 
 from twisted.logger import LogLevel
@@ -52,6 +53,7 @@ class JsonLogTests(SynchronousTestCase):
     def test_where(self) -> None:
         """It is written where twistd would write it, and not to syslog."""
         path = os.path.abspath(self.mktemp())
+        self.addCleanup(signal.signal, signal.SIGUSR1, signal.getsignal(signal.SIGUSR1))
         observer = jsonObserver({"logfile": path})
         observer({"log_time": 0.0, "log_format": "started", "log_level": LogLevel.info})
         with open(path) as file:

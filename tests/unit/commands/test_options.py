@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -18,9 +21,10 @@ from txserviceregistry.registry.service import DEFAULT_LISTEN
 class OptionsCase(SynchronousTestCase):
     """What has been made of words on the command line, and of a file."""
 
-    def parsed(self, *words: str) -> Options:
-        """The options that *words* mean."""
+    def parsed(self, *words: str, twistd: Mapping[str, Any] | None = None) -> Options:
+        """The options that *words* mean, after *twistd*'s own."""
         options = Options()
+        options.parent = twistd
         options.parseOptions(list(words))
         return options
 
@@ -48,6 +52,14 @@ class CommandLineTests(OptionsCase):
         for given in (["--etcd", "http://h1:2379"], ["--store", "memory", "--etcd-prefix", "/x"]):
             self.assertIn("requires --store etcd", self.refusal(*given))
         self.assertIn("--etcd-user", self.refusal("--config", self.file("r.ini", "etcd-user = joe\n")))
+
+    def test_theLog(self) -> None:
+        """A log that can be written is left as it is, and none is created before the start."""
+        log = self.file("twistd.log", "started\n")
+        self.parsed(twistd={"logfile": log})
+        self.parsed(twistd={"logfile": f"{log}.2"})
+        self.assertEqual(os.listdir(os.path.dirname(log)), ["twistd.log"])
+        self.assertEqual(Path(log).read_text(), "started\n")
 
     def test_wrongOnes(self) -> None:
         """A mistake is told in one line, which names the option or what can't be one."""
