@@ -3,7 +3,8 @@ Users, API keys and auth tokens.
 
 The store holds the scrypt hash of an API key and the BLAKE2b hash of an auth token. Results of the store are cached for
 a second: a key or a token that another process has replaced or ended is refused within that second, and a new role
-counts. While the store is unavailable, those that were seen before are accepted, and new tokens are kept in memory.
+counts. While the store is unavailable, those that were seen before are accepted. While a store that no other registry
+shares can't be written, new tokens are kept in memory.
 
 A valid key is checked with scrypt once in ten minutes. A key of an unknown user is not checked, but the response takes
 as long. The response to each further wrong key for one name is delayed longer. Checks run one at a time, so that a
@@ -408,7 +409,8 @@ class Identity:
         stored = await _found((getUser or self._store.getUser)(user.name))
         if stored is None or stored.keyHash != user.keyHash:
             # Its key was changed after it was checked, and before there was a token to end with it.
-            await self._store.removeToken(record.tokenHash)
+            if self._unstored.pop(record.tokenHash, None) is None:
+                await self._store.removeToken(record.tokenHash)
             raise InvalidCredentials()
         return stored
 

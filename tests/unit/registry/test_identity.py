@@ -225,6 +225,15 @@ class UserTests(IdentityCase):
             self.assertEqual(self.store.calls["addToken"], made + 1)
             self.assertEqual(self.store.calls["removeToken"], self.store.calls["addToken"] - 1)
 
+    def test_changesOfOthersWhileTheStoreCantBeWritten(self) -> None:
+        """The same, where the token would be kept in memory."""
+        self.authenticate()
+        for name in ("addToken", "removeToken"):
+            self.store.breakDown(name, StoreUnavailable("disk full"))
+        for end in (self.newIdentity().rotate, self.newIdentity().removeUser):
+            self.successResultOf(end("joe"))
+            self.failureResultOf(self.identity.authenticate("joe", self.key), InvalidCredentials)
+
     def test_rotateAnUnknownUser(self) -> None:
         """
         Only users have keys.

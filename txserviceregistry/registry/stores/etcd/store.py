@@ -113,8 +113,8 @@ _REPLACED = "etcd has another registry's data now, or none: restart this node"
 @attrs.define(eq=False, repr=False)
 class NodeKeys(Part):
     """
-    A node's key, and what it reads and watches. Its *etcd* may be asked while others are refused, and may be another
-    cluster, *own* is not.
+    A node's key, and what it reads and watches. Both send requests while those of others are refused: *etcd* takes the
+    responses of any cluster, *own* those of the cluster that the node has joined.
     """
 
     _log = Logger()
