@@ -248,6 +248,27 @@ class EditorTests(ConsoleTestCase):
         with page.expect_response("**/login"):
             page.evaluate("(link) => { location.hash = new URL(link).hash; }", link)
 
+    async def test_sessionEndsMeanwhile(self) -> None:
+        """A value that arrives after the session's end opens no editor."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            api.ask("PUT", "/configuration/a_key", {"value": "1"})
+            context = browser.new_context()
+            page = self.opened(context, api, "configuration/a_key").page
+            held: list[Route] = []
+            page.route("**/configuration/a_key", lambda route: held.append(route))
+            with page.expect_request("**/configuration/a_key"):
+                page.click("text=Edit…")
+            other = context.new_page()
+            other.goto(f"{api.root}/console/#/account")
+            other.click("text=Log out")
+            page.wait_for_selector("#user")
+            held.pop().fulfill(json={"id": "a_key", "value": "1"}, headers={"ETag": '"1"'})
+            page.wait_for_selector(".toast.error:has-text('The session has ended')")
+            self.assertEqual(page.locator("dialog").count(), 0)
+
+        await self.browse(walk)
+
     async def test_clicksBesideTheText(self) -> None:
         """Neither a click beside the text nor a selection that ends outside the dialog closes it."""
 

@@ -47,6 +47,7 @@ function headers(more = {}) {
 }
 
 async function send(method, path, { body, ...options } = {}) {
+  const sender = secret;
   const given = headers(options.headers);
   if (body !== undefined) given["Content-Type"] = "application/json";
   let response;
@@ -59,6 +60,8 @@ async function send(method, path, { body, ...options } = {}) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(0);
   }
+  // What was for the user of the last session is for no other; nor may its refusal end a session that has begun since.
+  if (!options.isLogin && secret !== sender) throw new ApiError(401, { message: "The session has ended" });
   if (response.ok) return response;
   const fault = await response.json().catch(() => null);
   if (response.status === 401 && !options.isLogin) signOutHere();

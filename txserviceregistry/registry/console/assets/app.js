@@ -234,7 +234,7 @@ async function boot() {
     if (error.status === 401) {
       link = null;
       if (!model) showLogin(once ? "This link has been used, or is too old. Run raxsr console again." : "The session has ended. Log in again.");
-      else toast("The link has been used, or is too old.", "error");
+      else if (once) toast("The link has been used, or is too old.", "error");
     } else if (error.status === 0 || error.status === 429 || error.status >= 500) {
       showWaiting(error.message);
       setTimeout(boot, 2000);
