@@ -8,7 +8,7 @@ const SILENCE = 35_000;
 const TIMEOUT = 60_000;
 
 /** A response other than a success, or none at all (status 0). */
-export class ApiError extends Error {
+class ApiError extends Error {
   constructor(status, body) {
     const message = body?.message ?? `The registry does not answer: HTTP ${status} from a proxy`;
     const details = body?.details && body.details !== message ? `: ${body.details}` : "";

@@ -43,7 +43,6 @@ export class Model {
   /** Have a function called with the set of what has changed: services, events, values, locks, live. */
   onChange(listener) {
     this._listeners.add(listener);
-    return () => this._listeners.delete(listener);
   }
 
   has(extension) {
