@@ -253,7 +253,10 @@ class OtherDataTests(EtcdStoreCase):
         self.assertEqual(await self.etcd(url).all(self.prefix), [])
 
     async def test_aBackupAsAnotherCluster(self) -> None:
-        """A node goes on over a backup that has its own key and lease: a restored etcd is another cluster."""
+        """
+        A node goes on over a backup that has its own key and lease: a restored etcd is another cluster, whose revisions
+        say nothing about those of the first.
+        """
         (url, end), (restored, endRestored) = startEtcd(), startEtcd()
         self.addCleanup(end)
         self.addCleanup(endRestored)
@@ -262,20 +265,26 @@ class OtherDataTests(EtcdStoreCase):
         a = await self.store(relay.url)
         self.asked, asked = self.etcd(url), self.etcd(restored)
         node, meta = await self.newestNode(), await self.key("meta")
-        assert meta is not None
-        await self.created(a, id="lost")
+        for id in ("lost", "kept"):
+            await self.created(a, id=id)
+        kept = await self.key(f"services/{T}/kept")
+        assert meta is not None and kept is not None
         self.listeners[a].heard.clear()
         with mock.patch("secrets.randbits", return_value=node.lease):
             await asked.grant(60)
         await asked.txn((), [put(meta.key, meta.value)])
         while (await asked.range("/"))[1] < node.created - 1:
             await asked.txn((), [put("/other", b"")])
-        await asked.txn((), [put(node.key, node.value, node.lease)])
+        for each in (node, kept):
+            await asked.txn((), [put(each.key, each.value, each.lease)])
+        while (await asked.range("/"))[1] < kept.created + 100:
+            await asked.txn((), [put("/other", b"")])
         relay.port = int(restored.rpartition(":")[2])
         relay.reset()
-        await self.notifies(a, "synchronized", [])
+        await self.notifies(a, "synchronized", ["kept"])
         await self.until(lambda: a.isValid)
         await self.create(a, "new")
+        self.assertEqual((await a.getService(T, "kept")).id, "kept")
 
     async def test_anOlderBackup(self) -> None:
         """Nodes that go on over a backup, whose revisions are lower, make changes at once."""

@@ -124,11 +124,15 @@ class Registrations(Part, Generic[_R]):
             if ended <= self._shown and self._known.get((known.tenant, known.id)) is known:
                 del self._known[known.tenant, known.id]
 
+    def forget(self) -> None:
+        """Revisions say nothing about what is known: etcd was restored from a backup."""
+        self._known, self._byIncarnation, self._seenDue = {}, {}, {}
+        self._shown = self._ended = 0
+
     def load(self, records: Collection[KeyValue], seen: Collection[KeyValue], revision: int) -> list[ServiceSummary]:
         """These are all records and times that there are, at that revision. Returns the registrations."""
         if revision < self._shown:
-            # etcd was restored from a backup.
-            self._known, self._byIncarnation, self._seenDue = {}, {}, {}
+            self.forget()
         self._shown = self._ended = revision
         missing = {name for name, known in self._known.items() if max(known.created, known.ended) <= revision}
         for each in records:

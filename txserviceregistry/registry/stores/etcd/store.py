@@ -155,8 +155,11 @@ class NodeKeys(Part):
             logOnce(_REPLACED)
             self._etcd.leave()
             raise StoreUnavailable(_REPLACED)
-        # It may have been restored as another one.
-        self._own.cluster.id = read.cluster
+        if self._own.cluster.id != read.cluster:
+            # The first one, or one restored from a backup.
+            self._own.cluster.id = read.cluster
+            self._services.forget()
+            self._locks.forget()
         self._lease, granted = await self._etcd.grant(seconds)
         changes = [put(self._key(name), self._value(status), self._lease), put(f"{self._prefix}joins", b"1")]
         done = await self._own.txn([createdAt(self._key(name), 0)], changes, patience=0)
