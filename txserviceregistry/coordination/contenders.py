@@ -79,8 +79,7 @@ class Contender(BackgroundService):
     """A service that acquires a lock, uses it, and competes for it again, until it is stopped."""
 
     _log = Logger()
-    # For the log, when the lock can't be acquired.
-    impossible = ""
+    impossible = ""  # for the log, when the lock can't be acquired
 
     def __init__(self, client: Client, lock: Lock, name: str, random: Callable[[], float]) -> None:
         outage = Outage(self._log, client.clock, self.impossible, name=name)
@@ -184,8 +183,7 @@ class Election(Contender):
         self._lead = lead
         #: The ``holder`` of the leader, as far as is known; ``None`` if there is none.
         self.leader: str | None = None
-        # The fence of the last leader that is known: what is about earlier ones comes too late.
-        self._fence = 0
+        self._fence = 0  # the last known leader's: what is about earlier ones comes too late
         self._listeners: Listeners[[str | None]] = Listeners(self._log, f"the leader of {name}")
         self._leadership: Leadership | None = None
 
@@ -324,8 +322,7 @@ class Partitioner(Contender):
         self._plan: set[str] = set()
         self._owned: dict[str, Assignment] = {}
         self._working: dict[str, Deferred[None]] = {}
-        # Those whose work has failed, until the next retry.
-        self._resting: set[str] = set()
+        self._resting: set[str] = set()  # those whose work has failed, until the next retry
 
     @property
     def owned(self) -> frozenset[str]:
@@ -365,8 +362,7 @@ class Partitioner(Contender):
         """Read the members, and follow the plan that they result in."""
         self._mustList = True
         prefix = f"{self._group}/member."
-        # The digests of the items of each.
-        members: dict[str, str | None] = {}
+        members: dict[str, str | None] = {}  # the digests of their items
         try:
             async for lock in self._client.locks.iterate(prefix):
                 if not lock["name"].startswith(prefix):
@@ -405,13 +401,9 @@ class Partitioner(Contender):
         working = self._working
         if item not in self._plan or item in working or item in self._resting:
             return
-        done = working[item] = Deferred()
-
-        def over(_: None) -> None:
-            del working[item]
-            done.callback(None)
-
-        Deferred.fromCoroutine(self._own(item)).addErrback(self._failed).addCallback(over)
+        working[item] = Deferred()
+        owned = Deferred.fromCoroutine(self._own(item)).addErrback(self._failed)
+        owned.addCallback(lambda _: working.pop(item).callback(None))
 
     async def _own(self, item: str) -> None:
         lock = Lock(self._client, self._nameOf(item), self._timeout, self._lock.holder, random=self._random)
