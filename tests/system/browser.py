@@ -83,7 +83,7 @@ _shared: _Shared | None = None
 
 
 def needsBrowser() -> None:
-    """Skip the test that calls this where there is no browser: before it starts any program."""
+    """Skip the calling test if the browser is missing, before it starts any program."""
     if _CHROMIUM is None or find_spec("playwright") is None:
         raise SkipTest(SENTENCE)
 

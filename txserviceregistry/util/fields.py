@@ -112,6 +112,7 @@ class Unusable(ValueError):
 
 
 def isAddress(host: str) -> bool:
+    """Whether a host is an IPv4 or IPv6 address, without brackets."""
     try:
         return bool(ip_address(host))
     except ValueError:

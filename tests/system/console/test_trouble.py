@@ -289,7 +289,7 @@ class EditorTests(ConsoleTestCase):
         await self.browse(walk)
 
     async def test_closedWhileItIsSaved(self) -> None:
-        """A failure is said, also if the dialog has been closed before."""
+        """A failure is shown, even if the dialog has been closed before."""
 
         def walk(browser: Browser, api: Api) -> None:
             api.ask("PUT", "/configuration/a_key", {"value": "1"})
@@ -309,7 +309,7 @@ class EditorTests(ConsoleTestCase):
         await self.browse(walk)
 
     async def test_longText(self) -> None:
-        """Of a text that is too long for a value nothing is cut off, and nothing is saved."""
+        """Text that is too long for a value is neither cut off nor saved."""
 
         def walk(browser: Browser, api: Api) -> None:
             page = self.opened(browser.new_context(), api, "configuration").page
@@ -329,7 +329,7 @@ class EditorTests(ConsoleTestCase):
         await self.browse(walk)
 
     async def test_exactText(self) -> None:
-        """A value that is rolled back to is the earlier one, to the line ends; no part of a key leads to another."""
+        """A rollback restores the earlier value with its line ends, and no part of a key leads to another key."""
 
         def walk(browser: Browser, api: Api) -> None:
             for value in ("one\r\ntwo\r", "changed"):
@@ -361,12 +361,12 @@ class EditorTests(ConsoleTestCase):
             page.click("text=Edit…")
             page.fill("#text", "2")
             page.click("dialog [type=submit]")
-            page.wait_for_selector("dialog .problem:has-text('Nothing is changed')")
+            page.wait_for_selector("dialog .problem:has-text('Not changed')")
 
         await self.browse(walk)
 
     async def test_changesUnderThePointer(self) -> None:
-        """A button of a value that changes all the time can be clicked, keeps the focus, and asks for little."""
+        """A button of a value that keeps changing can be clicked, keeps the focus, and causes few requests."""
 
         def walk(browser: Browser, api: Api) -> None:
             api.ask("PUT", "/configuration/a_key", {"value": "value 0"})
@@ -517,7 +517,7 @@ class StreamTests(ConsoleTestCase):
         await self.browse(walk)
 
     async def test_silentStream(self) -> None:
-        """The page is not current since the last that it has received, not since it gave the stream up."""
+        """The page counts from the last data that it received, not from when it gave the stream up."""
 
         def walk(browser: Browser, api: Api) -> None:
             context = browser.new_context()
@@ -588,7 +588,7 @@ class WindowTests(ConsoleTestCase):
         await self.browse(walk)
 
     async def test_coloursOfTheSystem(self) -> None:
-        """With forced colours, states are still seen, and so is what is selected."""
+        """With forced colours, states and the selection remain visible."""
 
         def walk(browser: Browser, api: Api) -> None:
             for id in ("web1", "web2"):

@@ -108,7 +108,7 @@ class BackUpTests(BackupCase):
         self.assertEqual(os.listdir(self.file.parent), ["registry.sqlite"])
 
     async def test_aFullDisk(self) -> None:
-        """A copy that has no room leaves nothing, whose size is beyond what SQLite keeps in memory."""
+        """A copy that fills the disk leaves no file, even if it is larger than what SQLite keeps in memory."""
         await self.stopped()
         with closing(sqlite3.connect(self.store)) as store, store:
             store.execute("INSERT OR REPLACE INTO meta VALUES ('probe_filling', randomblob(3000000))")

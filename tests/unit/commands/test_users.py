@@ -264,7 +264,7 @@ class WithoutARegistryTests(UsersCase):
         await self.clientOf("local", self.key(added, "local")).account.getLimits()
 
     async def test_aRaxrcThatCantBeWritten(self) -> None:
-        """A user whose key stays there is not removed, and a key that does not get there is valid."""
+        """A user whose key can't be removed from it is kept; a new key that can't be written to it is valid."""
         await (await self.registry()).stopService()
         before, failure = self.raxrc(), DataDirectoryError("can't write raxrc: No space left on device")
         with mock.patch.object(DataDirectory, "keepCredentials", side_effect=failure):

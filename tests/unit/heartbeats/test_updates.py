@@ -499,7 +499,7 @@ class HostTests(UpdateCase):
         self.assertEqual(self.metadata(), {**self.automatic, "a": "b", "c": "d"})
 
     def test_ofAnUpdate(self) -> None:
-        """An update that adds a port, or removes the host, gets one too."""
+        """An update that adds a port, or removes the host, sets the host too."""
         for given in ({}, GIVEN):
             service = self.service(metadata=given)
             self.fake.changeLocalAddress("10.7.7.7" if given else "127.0.0.1")

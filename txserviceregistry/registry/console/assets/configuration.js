@@ -219,7 +219,7 @@ async function current(key) {
 function conditionFor(base) {
   if (base === null) return { "If-None-Match": "*" };
   if (!base.tag) {
-    throw new Error("Nothing is changed: a proxy removes the ETag header, so changes of others could be lost; let it pass ETag on");
+    throw new Error("Not changed: a proxy removes the ETag header, so other changes could be overwritten. Configure it to pass ETag on");
   }
   return { "If-Match": base.tag };
 }
