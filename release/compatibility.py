@@ -33,7 +33,7 @@ def installed(revision: str, directory: Path) -> Path:
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(wheels), str(source)], check=True
     )
-    venv.create(home, with_pip=True)
+    venv.create(home, with_pip=True, upgrade_deps=True)
     (wheel,) = wheels.glob("*.whl")
     subprocess.run([str(home / "bin" / "pip"), "install", "-q", str(wheel)], check=True)
     return home / "bin"
