@@ -158,7 +158,7 @@ class Request:
 
 
 class ResponseTooLarge(Exception):
-    """The body of a response was longer than :data:`MAX_BODY`."""
+    """The body of a response was longer than :data:`MAX_BODY`, or its headers than the pool's bound."""
 
 
 @implementer(IBodyProducer)
@@ -233,18 +233,17 @@ class _Body(Protocol):
     def __init__(self, response: IResponse, abort: Callable[[], object] | None) -> None:
         self._response = response
         self._abort = abort
-        self._parts: list[bytes] = []
-        self._size = 0
+        # A list of many short parts would take many times their length.
+        self._body = bytearray()
         self.whole: Deferred[WholeResponse] = Deferred(lambda _: self._end())
 
     def _end(self) -> None:
         (self._abort or self.transport.loseConnection)()
 
     def dataReceived(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._size += len(data)
-        if self._size > MAX_BODY:
-            self._parts.clear()
+        self._body += data
+        if len(self._body) > MAX_BODY:
+            self._body.clear()
             if not self.whole.called:
                 self._end()
                 self.whole.errback(ResponseTooLarge(f"more than {MAX_BODY} bytes"))
@@ -254,7 +253,7 @@ class _Body(Protocol):
             return
         # Without a length the end of the connection is the end of the body; whether it is whole, the JSON says.
         if isinstance(reason.value, (ResponseDone, PotentialDataLoss)):
-            of, body = self._response, b"".join(self._parts)
+            of, body = self._response, bytes(self._body)
             self.whole.callback(
                 WholeResponse(of.code, of.headers, body, of.version, of.phrase, of.request, of.previousResponse)
             )

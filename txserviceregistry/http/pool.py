@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Hashable
 from functools import lru_cache
@@ -21,7 +22,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
-from twisted.web.client import URI, Agent, HTTPConnectionPool, ResponseNeverReceived
+from twisted.web.client import URI, Agent, HTTPConnectionPool, ResponseFailed, ResponseNeverReceived
 from twisted.web.client import HTTP11ClientProtocol as _HTTP11  # type: ignore[attr-defined] # it is, but not by name
 from twisted.web.error import SchemeNotSupported
 from twisted.web.http_headers import Headers
@@ -33,7 +34,7 @@ from ..util.deferred import PrioritySemaphore, waitFor
 from ..util.fields import netloc
 from ..util.logs import Listeners, Logger
 from .agent import endpointTo
-from .messages import BytesProducer, FixedHeaders, WholeResponse, readWhole
+from .messages import BytesProducer, FixedHeaders, ResponseTooLarge, WholeResponse, readWhole
 from .tls import describeTLS
 
 #: A request that has had no response for so many seconds may hang: urgent requests do not wait for its slot any longer.
@@ -44,6 +45,9 @@ MOST_BESIDE = 6
 #: Idle connections are closed after so many seconds: before common servers and balancers do it (60 s and more), because
 #: a request on a connection that the other side is closing gets no answer.
 IDLE_TIMEOUT = 45.0
+
+#: The most bytes before the body of a response: what a broken server can make a client hold.
+MAX_HEADERS = 64 * 1024
 
 # A URI that can be sent without escapes.
 _PLAIN = re.compile(rb"[!-~]+")
@@ -70,6 +74,7 @@ class _Connection(_HTTP11):
         self._clock = clock
         self._streams = streams
         self._used = self._isTLS = self._isSecure = False
+        self._headersLeft: float = MAX_HEADERS
         self.lost: Deferred[None] = Deferred()
 
     def connectionMade(self) -> None:
@@ -81,7 +86,7 @@ class _Connection(_HTTP11):
         self._isSecure = True
 
     def request(self, request: Any) -> Deferred[IResponse]:
-        reused, self._used = self._used, True
+        reused, self._used, self._headersLeft = self._used, True, MAX_HEADERS
         answered: Deferred[Any] = super().request(request).addCallback(self._answered)
         if self._isTLS:
             # In the next turn of the reactor. The receiver of the response may stop the reactor, which closes all
@@ -90,7 +95,14 @@ class _Connection(_HTTP11):
         answered.addErrback(self._failed, reused)
         return answered
 
+    def dataReceived(self, data: bytes) -> None:
+        super().dataReceived(data)  # type: ignore[no-untyped-call] # Twisted has no types there
+        self._headersLeft -= len(data)
+        if self._headersLeft < 0:
+            self.cutOff()
+
     def _answered(self, response: Any) -> Any:
+        self._headersLeft = math.inf
         if not self._streams:
             return readWhole(response, self.cutOff)
         # The caller reads the body.
@@ -105,6 +117,9 @@ class _Connection(_HTTP11):
             # No byte of a request is sent before the end of the handshake.
             text = next(filter(None, (describeTLS(inner, inHandshake=True) for inner in reasons)), None)
             problem = reason if text is None else Failure(InsecureConnection(text))
+        elif self._headersLeft < 0:
+            tooLarge = Failure(ResponseTooLarge(f"more than {MAX_HEADERS} bytes of headers"))
+            problem = Failure(ResponseFailed([tooLarge]))
         elif reused and type(error) is ResponseNeverReceived and CancelledError not in map(type, reasons):
             problem = Failure(StaleConnection(error.reasons))  # type: ignore[no-untyped-call] # Twisted has no types there
         return waitFor(self.lost).addCallback(lambda _: problem)

@@ -21,6 +21,7 @@ from twisted.web.client import Agent, ResponseFailed, ResponseNeverReceived, rea
 
 from tests.unit.garbage import collectOnlyNew
 from txserviceregistry.http import messages
+from txserviceregistry.http.agent import describeFailure
 from txserviceregistry.http.messages import BytesProducer, ResponseTooLarge
 from txserviceregistry.http.pool import (
     HANGING,
@@ -155,6 +156,20 @@ class ConnectionTests(LoopbackTestCase):
         for path in "/announced", "/chunks":
             with self.assertRaises(ResponseTooLarge):
                 await self.get(server, path)
+        await self.until(lambda: not server.open)
+
+    async def test_tooLongHeadersAreRefused(self) -> None:
+        """Headers longer than those of any server end the request and the connection; interim responses count."""
+        begins = {
+            "/lines": b"HTTP/1.1 200 OK\r\n" + b"X-Some: header\r\n" * 15_000,
+            "/continued": b"HTTP/1.1 200 OK\r\nX-Some: header\r\n" + b" and more\r\n" * 20_000,
+            "/interim": b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000 + b"HTTP/1.1 200 OK\r\n",
+        }
+        server = self.serve(lambda call: call.raw(begins[call.path] + b"Content-Length: 0\r\n\r\n"))
+        for path in begins:
+            with self.assertRaises(ResponseFailed) as caught:
+                await self.get(server, path)
+            self.assertIn("more than 65536 bytes of headers", describeFailure(caught.exception))
         await self.until(lambda: not server.open)
 
     async def test_localAddressIsThatOfAConnection(self) -> None:
