@@ -199,6 +199,9 @@ class EventPoller:
     @returnsDeferred
     async def end(self) -> Cursor:
         """Find the current end of the feed. Fires with its cursor, and fails as :meth:`readToEnd` does."""
+        if not self._client.extensions:
+            # The page may be long. Its parameters depend on the extensions, so that it would be requested twice.
+            await self._client.account.getLimits()
         resets = self._resets
         page = await self.read(Cursor())
         if page.isFull and self._isOpening:

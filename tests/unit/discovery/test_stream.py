@@ -56,6 +56,14 @@ class StreamTests(DirectoryTestCase):
         self.assertTrue(gaps)
         self.successResultOf(feed.stopService())
 
+    def test_theLastHourIsRequestedOnce(self) -> None:
+        """A client that does not know yet which types of events there are reads the page of the last hour once."""
+        self.successResultOf(self.other.configuration.set("key", "value"))
+        began = len(self.fake.requests)
+        self.directory()
+        paths = [request.path for request in self.fake.requests[began:] if "/events?" in request.path]
+        self.assertEqual(["marker=" in path for path in paths], [False, True])
+
     def test_oneStreamForAll(self) -> None:
         """All subscribers of a client share one stream, and nothing else is requested; it ends with the last one."""
         directory = self.directory()
