@@ -262,15 +262,15 @@ class Registry(Part):
     @owned
     async def get(self, tenant: str, id: str, states: bool = False) -> types.Service:
         """One service, with its state if *states* are asked for; the fault 404 if it is not there."""
-        # There may be many expired services, and most services are known not to be among them.
-        hidden = self.engine.hidden(tenant) if self.engine.active(tenant, id) is None else ()
+        expired = self.engine.findExpired(tenant, id)
         try:
             record = await available(self._store.getService(tenant, id, states))
         except NoSuchObject:
             if self.engine.active(tenant, id) is not None:
                 self.engine.markUnsure(tenant, id)
             raise notFound("Service", id)
-        if record.incarnation in hidden or self.engine.isHidden(tenant, id, record.incarnation):
+        wasHidden = expired is not None and expired.incarnation == record.incarnation
+        if wasHidden or self.engine.isHidden(tenant, id, record.incarnation):
             raise notFound("Service", id)
         return self._shown(tenant, record)
 

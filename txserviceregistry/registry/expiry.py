@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from heapq import heappop, heappush, heapreplace
-from itertools import islice
+from itertools import chain, islice
 from typing import ClassVar
 
 import attrs
@@ -155,7 +155,10 @@ class LiveServices(Part):
         self.onForgotten: Callable[[ServiceState], None] = lambda state: None
         self.onSynchronized: Callable[[], None] = lambda: None
         self._active: dict[str, dict[str, ServiceState]] = {}
+        # By tenant and id: of two with the same id, the store can only have the later one.
         self._expired: dict[str, dict[str, ServiceState]] = {}
+        # Expired ones for which a registration waits, and which come into the next group.
+        self._wanted: dict[ServiceState, None] = {}
         # By deadlines. A heartbeat only changes a number; it is found out later that the deadline has moved.
         self._queue: list[tuple[float, ServiceState]] = []
         # In a cluster: the services by tenant and incarnation.
@@ -253,7 +256,7 @@ class LiveServices(Part):
         """The deadlines of these services have passed: they expire. In a cluster the others are asked."""
         for state in states:
             _remove(self._active, state, state.id)
-            self._expired.setdefault(state.tenant, {})[state.incarnation] = state
+            self._expired.setdefault(state.tenant, {})[state.id] = state
 
     def requeue(self, state: ServiceState) -> None:
         """Let :meth:`collect` find a service again that it has found, when its deadline has passed."""
@@ -262,22 +265,25 @@ class LiveServices(Part):
             heappush(self._queue, (state.deadline, state))
 
     def pending(self, most: int | None = None) -> list[ServiceState]:
-        """The expired services, or so many of them, each tenant's in the order in which they were found."""
-        return list(islice((state for states in self._expired.values() for state in states.values()), most))
+        """The expired services, or so many: those that are waited for, then each tenant's in the order of deadlines."""
+        others = (state for states in self._expired.values() for state in states.values() if state not in self._wanted)
+        return list(islice(chain(self._wanted, others), most))
 
     def find(self, tenant: str, id: str, incarnation: str) -> ServiceState | None:
         """This incarnation, active or expired; ``None`` if it is unknown."""
         state = self._active.get(tenant, _NONE).get(id)
         if state is not None and state.incarnation == incarnation:
             return state
-        return self._expired.get(tenant, _NONE).get(incarnation)
+        state = self._expired.get(tenant, _NONE).get(id)
+        return state if state is not None and state.incarnation == incarnation else None
 
     def forget(self, tenant: str, id: str, incarnation: str) -> None:
         """Remove this incarnation, if it is known."""
         state = self.find(tenant, id, incarnation)
         if state is not None:
             _remove(self._active, state, id)
-            _remove(self._expired, state, incarnation)
+            _remove(self._expired, state, id)
+            self._wanted.pop(state, None)
             self._registrations.pop((tenant, incarnation), None)
             state._queued = NOWHERE
             self.onForgotten(state)
@@ -315,7 +321,26 @@ class LiveServices(Part):
     def hidden(self, tenant: str) -> frozenset[str]:
         """The incarnations of those of *tenant*'s services that have expired and that the store may still have."""
         self.collect()
-        return frozenset(self._expired.get(tenant, ()))
+        return frozenset(state.incarnation for state in self._expired.get(tenant, _NONE).values())
+
+    def findExpired(self, tenant: str, id: str) -> ServiceState | None:
+        """The one with this *id* that has expired and that the store may still have. Of others there may be many."""
+        state = self._active.get(tenant, _NONE).get(id)
+        if state is not None and self.active(tenant, id) is None:
+            state._queued = NOWHERE
+            self._passed([state])
+        return self._expired.get(tenant, _NONE).get(id)
+
+    def wantExpired(self, tenant: str, id: str | None) -> bool:
+        """Let the expired service with this *id*, or one of the tenant's, be persisted next; whether there is one."""
+        if id is not None:
+            state = self.findExpired(tenant, id)
+        else:
+            self.collect()
+            state = next(iter(self._expired.get(tenant, _NONE).values()), None)
+        if state is not None:
+            self._wanted[state] = None
+        return state is not None
 
     def isHidden(self, tenant: str, id: str, incarnation: str) -> bool:
         """Whether this incarnation has expired, though the store may still have it."""
@@ -355,6 +380,7 @@ class LiveServices(Part):
 
     async def _persistGroup(self) -> None:
         group = self.pending(self.GROUP)
+        self._wanted.clear()
         try:
             await self._persist([Expiration(*each.name, self.timestamp(each)) for each in group])
             self.logExpired(*group)
@@ -388,7 +414,7 @@ class LiveServices(Part):
 
     async def _reconcileOne(self, tenant: str, id: str) -> None:
         before = self.active(tenant, id)
-        hidden = self.hidden(tenant)
+        expired = self.findExpired(tenant, id)
         try:
             record = await readSummary(self._store, tenant, id)
         except NoSuchObject:
@@ -398,7 +424,7 @@ class LiveServices(Part):
         if before is not None and before.incarnation == record.incarnation:
             if self.active(tenant, id) is before and before.timeout != record.heartbeatTimeout:
                 self.restart(before, record.heartbeatTimeout)
-        elif record.incarnation not in hidden:
+        elif expired is None or expired.incarnation != record.incarnation:
             # Its registration was persisted, but never acknowledged.
             self.add(record)
 

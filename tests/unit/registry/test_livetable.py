@@ -443,6 +443,52 @@ class ManyExpirationsTests(RegistryCase):
         self.assertEqual((len(about), about.count("s70")), (100, 1))
         self.store.pass_("expireServices")
 
+    def test_theIdsThatAreRegisteredAgainComeFirst(self) -> None:
+        """A registration waits for one group at most besides the one under way, however many others have expired."""
+        for tenant in (TENANT, "99"):
+            for number in range(180):
+                self.create(f"s{number:03}", 10, tenant)
+        self.create("alive")
+        held = self.store.hold("expireServices")
+        self.pass_(10.5)
+        taken = self.registry.create(TENANT, NewService("alive", 10))
+        self.assertEqual(self.fault(taken).type, "serviceWithThisIdExists")
+        again = [
+            self.registry.create(*each)
+            for each in (
+                (TENANT, NewService("s179", 10)),
+                ("99", NewService("s179", 10)),
+                ("99", NewService("s170", 10)),
+            )
+        ]
+        for each in again:
+            self.assertNoResult(each)
+        for _ in range(2):
+            held.pop().release()
+            self.clock.advance(0)
+        for each in again:
+            self.successResultOf(each)
+        self.store.pass_("expireServices")
+        while held:
+            held.pop().release()
+        self.pass_(5)
+        self.assertEqual([self.ids(), self.ids("99")], [["alive", "s179"], ["s170", "s179"]])
+
+    def test_manyMoreThanAGroupAreRegisteredAgain(self) -> None:
+        """Of more registrations than a group has room for, each asks the store once more when its turn has come."""
+        for number in range(180):
+            self.create(f"s{number:03}", 10)
+        held = self.store.hold("expireServices")
+        self.pass_(10.5)
+        self.store.calls.clear()
+        again = [self.registry.create(TENANT, NewService(f"s{number:03}", 10)) for number in reversed(range(180))]
+        while held:
+            held.pop().release()
+            self.clock.advance(0)
+        for each in again:
+            self.successResultOf(each)
+        self.assertEqual(self.store.calls["createService"], 2 * 180)
+
     def test_stopBetweenGroups(self) -> None:
         """Between two groups, and while one is kept, a registry stops with nothing left on the reactor."""
         for held in (self.store.hold("expireServices"), None):
