@@ -330,6 +330,9 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
 
         return self.reached(lambda: self._memory.setState(tenant, *rest).addCallback(kept))
 
+    def listChanges(self, *arguments: Any) -> Deferred[Any]:
+        return self.reached(lambda: self._memory.listChanges(*arguments))
+
     def listEvents(self, *arguments: Any) -> Deferred[Any]:
         return self.reached(lambda: self._memory.listEvents(*arguments))
 

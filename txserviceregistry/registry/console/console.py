@@ -7,7 +7,6 @@ import ipaddress
 import json
 import re
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from importlib.resources import files
@@ -34,7 +33,6 @@ from ..roles import Role
 from ..storecache import StoreCache
 from ..stores.interfaces import ISharedStore, IStore, NoSuchObject, TokenRecord, UserRecord
 from ..tasks import available
-from ..uuids import position
 
 #: How long a session lasts, and a link that begins one, in seconds.
 LIFETIME = 8 * 3600.0
@@ -62,9 +60,8 @@ _SECRET = b"X-Console-Secret"
 _MOST_COOKIES = 8
 # So many services' last heartbeats are asked for at once; their ids fit into a body of 5,000 bytes.
 _MOST_SEEN = 60
-# The history of a value has at most so many changes, the newest ones. Events are read in pages of so many.
+# The history of a value has at most so many changes, the newest ones.
 _MOST_CHANGES = 100
-_EVENTS = 1000
 
 
 @attrs.frozen
@@ -296,14 +293,10 @@ class Console:
     async def _getHistory(self, request: Request, session: Session) -> Response:
         """The newest changes of a value that the store still has, oldest first."""
         (key, *_) = parse_qs(request.uri.partition(b"?")[2].decode("latin-1")).get("key", [""])
-        types = frozenset({"configuration_value.update", "configuration_value.remove"})
-        changes: deque[Mapping[str, Any]] = deque(maxlen=_MOST_CHANGES)
-        since, records = 0, None
-        while records is None or len(records) == _EVENTS:
-            records = await available(self._store.listEvents(session.user.tenant, since, _EVENTS, types))
-            changes.extend(record.shown for record in records if record.payload["configuration_value_id"] == key)
-            since = position(records[-1].id) + 1 if records else since
-        return Response(200, {"values": [*changes], "metadata": {"count": len(changes), "next_marker": None}})
+        changes = [
+            each.shown for each in await available(self._store.listChanges(session.user.tenant, key, _MOST_CHANGES))
+        ]
+        return Response(200, {"values": changes, "metadata": {"count": len(changes), "next_marker": None}})
 
 
 _REQUESTS: Mapping[tuple[bytes, str], Callable[[Console, Request, Session], Awaitable[Response]]] = {

@@ -418,6 +418,12 @@ class OperationTests(ConsoleCase):
         self.assertEqual([(each["payload"].get("old_value"), each["payload"].get("new_value")) for each in values],
                          [(None, "1"), ("1", "3"), ("3", None)])  # fmt: skip
 
+    def test_historyAmongManyEvents(self) -> None:
+        """The store looks for a value's changes; the registry reads none of the others."""
+        self.api.ask("PUT", "/configuration/a_key", {"value": "1"})
+        self.patch(self.api.store, "listEvents", lambda *args: self.fail("reads the feed"))
+        self.assertEqual(len(self.ask("GET", "/console/api/value-history?key=a_key").json["values"]), 1)
+
     def test_longHistory(self) -> None:
         """Of very many changes of a value, the newest 100."""
         for number in range(102):

@@ -553,6 +553,26 @@ class StoreSuite(LockSuite, StateSuite):
         self.assertEqual(await self.store.listEvents("1", start, 9, {"service.join"}), events[3::2])
         self.assertEqual(await self.store.listEvents("1", start, 9, {"service.sixth"}), [])
 
+    async def test_changesOfAValue(self):
+        """The newest changes of one value, oldest first, whatever its key; none of other values, tenants or services."""
+        keys = ["key", "key2", 'a"key', "\u00e4\U0001f600", "%", "events", "old_value"]
+        await self.store.createService("1", NewService("key", 30, metadata={"configuration_value_id": "key"}), 100)
+        for number in range(3):
+            for key in keys:
+                await self.store.setValue("1", key, f"{key} {number}", 100)
+            await self.store.setValue("2", "key", str(number), 100)
+        for key in keys:
+            await self.store.removeValue("1", key)
+            await self.store.setValue("1", key, key, 100)
+        events = await self.events()
+        for key in keys:
+            wanted = [event for event in events if event.payload.get("configuration_value_id") == key]
+            self.assertEqual(len(wanted), 5)
+            for count in (1, 4, 5, 9):
+                self.assertEqual(await self.store.listChanges("1", key, count), wanted[-count:])
+        for key in ("ke", "none", "key\\", ""):
+            self.assertEqual(await self.store.listChanges("1", key, 9), [])
+
     async def test_anUpdateHasAnEventThatSaysWhatChanged(self):
         """An update adds one event with the names of the changed fields; one that changes nothing adds none."""
         made = await self.create("web", tags=("old",))

@@ -164,43 +164,45 @@ function historyOf(model, key) {
   const element = h("div.history", {}, h("p.muted", {}, "Loading"));
   let isWanted = false;
   let isAsking = false;
-  // The registry reads the changes of all values, so it is not asked at each change.
+  // The registry looks through the changes of all values, so it is not asked at each change, and seldom if that takes long.
   async function refresh() {
     isWanted = true;
     if (isAsking) return;
     isAsking = true;
     while (isWanted && element.isConnected) {
       isWanted = false;
-      await listHistory(element, model, key);
-      await sleep(HISTORY_INTERVAL);
+      const began = performance.now();
+      const changes = await all(`/value-history?key=${encodeURIComponent(key)}`).catch((error) => error);
+      const rest = Math.max(HISTORY_INTERVAL, 10 * (performance.now() - began));
+      await showHistory(element, model, key, changes);
+      await sleep(rest);
     }
     isAsking = false;
   }
   return { key, element, refresh };
 }
 
-async function listHistory(place, model, key) {
-  try {
-    const changes = (await all(`/value-history?key=${encodeURIComponent(key)}`)).reverse();
-    await released();
-    if (!changes.length) {
-      fill(place, h("p.muted", {}, "No change within the event retention."));
-      return;
-    }
-    const note = changes.length < MOST_CHANGES ? null : h("p.muted", {}, `Only the newest ${MOST_CHANGES} changes are listed.`);
-    const now = model.values.get(key)?.value ?? null;
-    const mayWrite = model.mayWrite("configuration", key);
-    fill(place, note, h("ol.changes", {}, changes.map((event) => {
-      const value = event.payload.new_value ?? null;
-      return h("li", {}, h("div.change", {},
-        h("time", { datetime: exactly(event.timestamp), title: exactly(event.timestamp) }, `${moment(event.timestamp)} (${ago(event.timestamp)})`),
-        mayWrite && value !== null && value !== now
-          ? button("Roll back to this…", () => editor(key, value), { "data-key": event.id }) : null),
-      diffElement(event.payload.old_value, value));
-    })));
-  } catch (error) {
-    fill(place, h("p.problem", {}, error.message));
+async function showHistory(place, model, key, changes) {
+  await released();
+  if (changes instanceof Error) {
+    fill(place, h("p.problem", {}, changes.message));
+    return;
   }
+  if (!changes.length) {
+    fill(place, h("p.muted", {}, "No change within the event retention."));
+    return;
+  }
+  const note = changes.length < MOST_CHANGES ? null : h("p.muted", {}, `Only the newest ${MOST_CHANGES} changes are listed.`);
+  const now = model.values.get(key)?.value ?? null;
+  const mayWrite = model.mayWrite("configuration", key);
+  fill(place, note, h("ol.changes", {}, changes.reverse().map((event) => {
+    const value = event.payload.new_value ?? null;
+    return h("li", {}, h("div.change", {},
+      h("time", { datetime: exactly(event.timestamp), title: exactly(event.timestamp) }, `${moment(event.timestamp)} (${ago(event.timestamp)})`),
+      mayWrite && value !== null && value !== now
+        ? button("Roll back to this…", () => editor(key, value), { "data-key": event.id }) : null),
+    diffElement(event.payload.old_value, value));
+  })));
 }
 
 // -- editing

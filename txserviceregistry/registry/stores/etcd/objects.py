@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
@@ -78,6 +79,10 @@ class Part:
         return objects[:count]
 
 
+def _event(idAt: Callable[[int], str], kept: Mapping[str, Any]) -> EventRecord:
+    return EventRecord(idAt(kept["position"]), kept["timestamp"], kept["type"], kept["payload"])
+
+
 @attrs.define(eq=False)
 class EtcdEvents(Part):
     _compactTo: int = 0
@@ -85,6 +90,15 @@ class EtcdEvents(Part):
     def _prefixes(self, tenant: str) -> tuple[str, str]:
         """Of plain events, and of others."""
         return f"{self._prefix}events/{tenant}/", f"{self._prefix}moreevents/{tenant}/"
+
+    async def changes(self, tenant: str, key: str, count: int) -> list[EventRecord]:
+        prefix, idAt, mark = self._prefixes(tenant)[0], self._ids.of(tenant).idAt, jsonBytes(key)
+        newest: deque[EventRecord] = deque(maxlen=count)
+        async for found, _ in self._etcd.pages(prefix, endOf(prefix)):
+            # Most keys have no event of the value, and are not parsed.
+            events = (event for kept in found if mark in kept.value for event in eventsIn(kept)[1])
+            newest += [_event(idAt, each) for each in events if each["payload"].get("configuration_value_id") == key]
+        return [*newest]
 
     async def list(self, tenant: str, position: int, count: int, types: Collection[str] | None) -> list[EventRecord]:
         isPlain = types is not None and PLAIN_TYPES.issuperset(types)
@@ -105,7 +119,7 @@ class EtcdEvents(Part):
                 if last is not None and at > last:
                     break
                 if at >= position and (types is None or type in types):
-                    events.append(EventRecord(idAt(at), each["timestamp"], type, each["payload"]))
+                    events.append(_event(idAt, each))
                     if len(events) == count:
                         return events
             if last is None:

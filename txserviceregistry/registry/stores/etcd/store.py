@@ -344,6 +344,7 @@ class EtcdStore:
         self.setValue = returnsDeferred(values.set)
         self.removeValue = returnsDeferred(values.remove)
         self.listEvents = returnsDeferred(events.list)
+        self.listChanges = returnsDeferred(events.changes)
         self.lastEvent = returnsDeferred(events.last)
         self.hasEvent = returnsDeferred(events.has)
         self.dropEvents = returnsDeferred(events.drop)

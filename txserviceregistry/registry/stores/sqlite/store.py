@@ -119,6 +119,7 @@ class TableStore(ABC):
         return self._submit(Tables.setValues, (tenant, key, value, maximum, precondition))
 
     listEvents = _reads(Tables.listEvents)
+    listChanges = _reads(Tables.listChanges)
     lastEvent = _reads(Tables.lastEvent)
     hasEvent = _reads(Tables.hasEvent)
 

@@ -41,6 +41,10 @@ _TYPE_NAMES = {number: name for name, number in EVENT_TYPES.items()}
 _VALUES = "SELECT key, value, position FROM configuration_values"
 _EVENTS = "SELECT position, timestamp, type, payload FROM events"
 _OF_TYPE = f"{_EVENTS} INDEXED BY events_by_type WHERE tenant = ?1 AND type = {{}} AND position >= ?2"
+_CHANGES = " UNION ALL ".join(
+    f"{_OF_TYPE.format(EVENT_TYPES[type])} AND substr(payload, 1, length(?4)) = ?4"
+    for type in ("configuration_value.update", "configuration_value.remove")
+)
 _PAGE = "ORDER BY position LIMIT ?3"
 _USERS = "SELECT name, tenant, key_hash, role FROM users"
 _END_TOKENS = "DELETE FROM tokens WHERE user = ?"
@@ -138,10 +142,16 @@ class Tables(Services):
             numbers = sorted(EVENT_TYPES[type] for type in types if type in EVENT_TYPES)
             statement = " UNION ALL ".join(map(_OF_TYPE.format, numbers)) or _OF_TYPE.format(0)
             rows = self._execute(f"{statement} {_PAGE}", (tenant, position, count))
-        return [
-            EventRecord(self._ids.idAt(position), timestamp, _TYPE_NAMES[number], json.loads(payload))
-            for position, timestamp, number, payload in rows
-        ]
+        return [self._event(*row) for row in rows]
+
+    def listChanges(self, tenant: str, key: str, count: int) -> list[EventRecord]:
+        # Each payload begins with the key, so that none of the others has to be parsed.
+        begin = asJson({"configuration_value_id": key}).removesuffix("}") + ","
+        rows = self._execute(f"{_CHANGES} ORDER BY position DESC LIMIT ?3", (tenant, 0, count, begin))
+        return [self._event(*row) for row in rows][::-1]
+
+    def _event(self, position: int, timestamp: int, number: int, payload: str) -> EventRecord:
+        return EventRecord(self._ids.idAt(position), timestamp, _TYPE_NAMES[number], json.loads(payload))
 
     def lastEvent(self, tenant: str) -> str | None:
         (position,) = self._one("SELECT max(position) FROM events WHERE tenant = ?", tenant)
