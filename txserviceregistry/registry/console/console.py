@@ -7,8 +7,10 @@ import ipaddress
 import json
 import re
 import time
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.resources import files
 from secrets import token_urlsafe
 from typing import Any, cast
@@ -42,16 +44,13 @@ _ROOT = "/console"
 # Below it everything is there as below /v1.0/{tenant}, with the same rules and roles, and what only the page needs.
 _API = _ROOT + "/api"
 _COOKIE, _SECURE_COOKIE = "registry-console", "__Host-registry-console"
-#: The headers of all responses; the page may use nothing but its own scripts, styles and requests.
-HEADERS: Mapping[str, str] = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
-
-_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+# The modules of the page, each after those that it imports; and their lines that are for a browser's loader.
+_ORDER = "time dom diff api model heartbeat event table service services events configuration locks cluster account app"
+_IMPORT = re.compile(r'^import (\{.*\}) from "\./(\w+)\.js";$', re.MULTILINE)
+_EXPORT = re.compile(r"^export (?=(?:async )?(?:function\*?|class|const) (\w+))", re.MULTILINE)
+# The page may use nothing but its own script, styles and requests.
+_POLICY = """default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; img-src 'self'; \
+form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"""
 _HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9._-]{1,253}))(?::([0-9]{1,5}))?", re.ASCII)
 
 # The header with the secret that the page keeps.
@@ -83,16 +82,29 @@ def _roleDigest(role: Role) -> str:
     return hashlib.blake2b(text, digest_size=8, person=b"console-role").hexdigest()
 
 
-def _loadFiles() -> Mapping[str, Response]:
-    """The responses with the files, by name; the page itself has the empty name too."""
+def _read(name: str) -> str:
+    return (files(__package__) / "assets" / name).read_text("utf-8")
+
+
+def _asFunction(module: str) -> str:
+    text = _read(f"{module}.js")
+    code = _EXPORT.sub("", _IMPORT.sub(r"const \1 = $\2;", text))
+    return f"const ${module} = (() => {{\n{code}return {{ {', '.join(_EXPORT.findall(text))} }};\n}})();\n"
+
+
+@cache
+def loadPage() -> tuple[Mapping[str, str], Mapping[str, Response]]:
+    """The headers of all responses; and the files, few, so that no proxy or cache mixes those of two releases."""
+    script, style = "".join(map(_asFunction, _ORDER.split())), _read("style.css")
+    hashes = [b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (script, style)]
+    page = _read("index.html").replace("</style>", f"{style}</style>").replace("</script>", f"{script}</script>")
+    security = {"Content-Security-Policy": _POLICY.format(*hashes), "X-Content-Type-Options": "nosniff"}
     responses = {}
-    for file in (files(__package__) / "assets").iterdir():
-        kind = _TYPES.get(file.name.rpartition(".")[2])
-        if kind is not None:
-            # No-cache: a browser asks again after an update of the registry.
-            headers = {"Content-Type": f"{kind}; charset=utf-8", "Cache-Control": "no-cache"}
-            responses[file.name] = Response(200, headers=headers, text=file.read_bytes())
-    return {**responses, "": responses["index.html"]}
+    for name, kind, text in (("", "text/html", page), ("mark.svg", "image/svg+xml", _read("mark.svg"))):
+        # No-cache: a browser asks again after an update of the registry.
+        headers = {"Content-Type": f"{kind}; charset=utf-8", "Cache-Control": "no-cache"}
+        responses[name] = Response(200, headers=headers, text=text.encode())
+    return {**security, "Referrer-Policy": "no-referrer"}, responses
 
 
 @attrs.define(eq=False, repr=False)
@@ -113,7 +125,6 @@ class Console:
     _clock: IReactorTime
     _wallClock: Callable[[], float] = time.time
     _names: Collection[str] = ()
-    _files: Mapping[str, Response] = attrs.field(init=False, factory=_loadFiles)
     # Of sessions, and of links that begin one.
     _records: StoreCache[tuple[TokenRecord, UserRecord]] = attrs.field(init=False)
 
@@ -134,7 +145,7 @@ class Console:
     async def answer(self, record: RequestRecord, path: str) -> Response:
         """Answer a request that is for the console; raises a fault if it is refused."""
         request = record.request
-        record.headers = HEADERS
+        record.headers = loadPage()[0]
         record.route = _ROOT
         try:
             self._checkOrigin(request)
@@ -186,7 +197,7 @@ class Console:
         if request.method in (b"GET", b"HEAD"):
             if path in ("/", _ROOT):
                 return Response(303, headers={"Location": _ROOT + "/"})
-            response = self._files.get(path.removeprefix(_ROOT + "/"))
+            response = loadPage()[1].get(path.removeprefix(_ROOT + "/"))
             if response is not None:
                 return response
         raise pageNotFound()
@@ -293,10 +304,9 @@ class Console:
     async def _getHistory(self, request: Request, session: Session) -> Response:
         """The newest changes of a value that the store still has, oldest first."""
         (key, *_) = parse_qs(request.uri.partition(b"?")[2].decode("latin-1")).get("key", [""])
-        changes = [
-            each.shown for each in await available(self._store.listChanges(session.user.tenant, key, _MOST_CHANGES))
-        ]
-        return Response(200, {"values": changes, "metadata": {"count": len(changes), "next_marker": None}})
+        changes = await available(self._store.listChanges(session.user.tenant, key, _MOST_CHANGES))
+        metadata = {"count": len(changes), "next_marker": None}
+        return Response(200, {"values": [change.shown for change in changes], "metadata": metadata})
 
 
 _REQUESTS: Mapping[tuple[bytes, str], Callable[[Console, Request, Session], Awaitable[Response]]] = {
@@ -346,10 +356,9 @@ def _split(host: str) -> tuple[str, str]:
 
 
 def _isLoopback(name: str) -> bool:
-    try:
+    with suppress(ValueError):
         return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost" or name.endswith(".localhost")
+    return name == "localhost" or name.endswith(".localhost")
 
 
 def _cookieName(request: Request, *, isSecure: bool) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
@@ -79,20 +81,19 @@ class PageTests(ConsoleCase):
         self.assertEqual(self.ask("POST", "/", {}, Accept="text/html").code, 404)
 
     def test_files(self) -> None:
-        """Each file that the page and its modules name is there, and may load nothing from elsewhere."""
+        """The page has all scripts and styles in it, and may use no other; its image is there."""
         page = self.ask("GET", "/console/")
         self.assertEqual((page.code, page.header("Content-Type")), (200, "text/html; charset=utf-8"))
-        waiting, seen = re.findall(r'(?:src|href)="([\w.]+)"', page.raw.decode()), set()
-        while waiting:
-            name = waiting.pop()
-            if name not in seen:
-                seen.add(name)
-                reply = self.ask("GET", f"/console/{name}")
-                self.assertEqual(reply.code, 200, name)
-                self.assertIn("default-src 'none'; script-src 'self'", reply.header("Content-Security-Policy") or "")
-                self.assertEqual(reply.header("X-Content-Type-Options"), "nosniff")
-                waiting += re.findall(r'from "\./([\w.]+)"', reply.raw.decode())
-        self.assertIn("services.js", seen)
+        text = page.raw.decode()
+        self.assertEqual(set(re.findall(r'(?:src|href)="([\w.]+)"', text)), {"mark.svg"})
+        (script,) = re.findall(r"<script type=\"module\">(.*?)</script>", text, re.DOTALL)
+        (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+        self.assertNotRegex(script, r"(?m)^(?:import|export)\b")
+        own = [b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in (script, style)]
+        policy = f"default-src 'none'; script-src 'sha256-{own[0]}'; style-src 'sha256-{own[1]}'; connect-src 'self';"
+        for reply in (page, self.ask("GET", "/console/mark.svg"), self.ask("GET", "/console/api/session")):
+            self.assertIn(policy, reply.header("Content-Security-Policy") or "")
+            self.assertEqual(reply.header("X-Content-Type-Options"), "nosniff")
 
     def test_whatClientsMakeUp(self) -> None:
         """However many paths and methods are made up, with or without a session, they are counted in a few places."""
@@ -109,9 +110,9 @@ class PageTests(ConsoleCase):
 
     def test_whatIsNotThere(self) -> None:
         """Other files, paths that lead elsewhere, and other methods are 404."""
-        for path in ("nothing.js", "../console.py", "..%2fconsole.py", "assets/app.js", "app.js/", "%00"):
+        for path in ("nothing.js", "../console.py", "..%2fconsole.py", "assets/app.js", "mark.svg/", "%00"):
             self.assertEqual(self.ask("GET", f"/console/{path}").code, 404, path)
-        self.assertEqual(self.ask("PUT", "/console/app.js", {}).code, 404)
+        self.assertEqual(self.ask("PUT", "/console/mark.svg", {}).code, 404)
 
     def test_withoutAConsole(self) -> None:
         """Where it is turned off, nothing of it is left."""

@@ -554,7 +554,7 @@ class StoreSuite(LockSuite, StateSuite):
         self.assertEqual(await self.store.listEvents("1", start, 9, {"service.sixth"}), [])
 
     async def test_changesOfAValue(self):
-        """The newest changes of one value, oldest first, whatever its key; none of other values, tenants or services."""
+        """The newest changes of one value, oldest first, whatever its key; none of other values and tenants."""
         keys = ["key", "key2", 'a"key', "\u00e4\U0001f600", "%", "events", "old_value"]
         await self.store.createService("1", NewService("key", 30, metadata={"configuration_value_id": "key"}), 100)
         for number in range(3):

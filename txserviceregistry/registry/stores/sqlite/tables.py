@@ -41,10 +41,6 @@ _TYPE_NAMES = {number: name for name, number in EVENT_TYPES.items()}
 _VALUES = "SELECT key, value, position FROM configuration_values"
 _EVENTS = "SELECT position, timestamp, type, payload FROM events"
 _OF_TYPE = f"{_EVENTS} INDEXED BY events_by_type WHERE tenant = ?1 AND type = {{}} AND position >= ?2"
-_CHANGES = " UNION ALL ".join(
-    f"{_OF_TYPE.format(EVENT_TYPES[type])} AND substr(payload, 1, length(?4)) = ?4"
-    for type in ("configuration_value.update", "configuration_value.remove")
-)
 _PAGE = "ORDER BY position LIMIT ?3"
 _USERS = "SELECT name, tenant, key_hash, role FROM users"
 _END_TOKENS = "DELETE FROM tokens WHERE user = ?"
@@ -147,7 +143,9 @@ class Tables(Services):
     def listChanges(self, tenant: str, key: str, count: int) -> list[EventRecord]:
         # Each payload begins with the key, so that none of the others has to be parsed.
         begin = asJson({"configuration_value_id": key}).removesuffix("}") + ","
-        rows = self._execute(f"{_CHANGES} ORDER BY position DESC LIMIT ?3", (tenant, 0, count, begin))
+        numbers = (EVENT_TYPES[f"configuration_value.{each}"] for each in ("update", "remove"))
+        of = " UNION ALL ".join(f"{_OF_TYPE} AND substr(payload, 1, length(?4)) = ?4".format(each) for each in numbers)
+        rows = self._execute(f"{of} ORDER BY position DESC LIMIT ?3", (tenant, 0, count, begin))
         return [self._event(*row) for row in rows][::-1]
 
     def _event(self, position: int, timestamp: int, number: int, payload: str) -> EventRecord:
