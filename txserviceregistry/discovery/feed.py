@@ -148,8 +148,7 @@ class EventsFeed(Subscriber):
         self._listeners: Listeners[[FeedEvent]] = Listeners(self._log, "events")
         self._gapListeners: Listeners[[]] = Listeners(self._log, "gaps of the event feed")
         self._delivering: Deferred[Any] | None = None
-        # Whether a gap before the next event was logged: the request and the stream may both show it.
-        self._isGapLogged = False
+        self._isGapReported = False  # whether the stream may show a reported gap again
 
     def onEvent(self, listener: Callable[[FeedEvent], Any]) -> Callable[[], None]:
         """
@@ -228,11 +227,16 @@ class EventsFeed(Subscriber):
 
     async def _read(self, run: BackgroundTask, progress: Progress) -> None:
         """Wait for the next events, and deliver them."""
+        if progress.cursor.resets is None:
+            # From here on: another subscriber may notice a gap while this one waits to try again.
+            cursor = attrs.evolve(progress.cursor, resets=self._poller.resets)
+            progress = self._progress = attrs.evolve(progress, cursor=cursor)
 
         def onQuiet() -> None:
             nonlocal progress
             # An outage is over, however long the next event takes.
             self._succeeded()
+            self._isGapReported = self._isGapReported and self._poller.isOpening
             now = self._wallClock()
             progress = self._progress = progress.quiet(now)
             if not 0 <= now - self._savedAt < _SAVE_INTERVAL:
@@ -259,7 +263,7 @@ class EventsFeed(Subscriber):
                     self._progress = progress.repeating(event["id"])
                     await self._deliver(run, event, progress.isRepeated(event))
                 self._progress = progress = progress.delivered(event)
-                self._isGapLogged = False
+                self._isGapReported = False
             if not page.isFull:
                 self._progress = progress.quiet(received)
         finally:
@@ -282,10 +286,10 @@ class EventsFeed(Subscriber):
                 self._delivering = None
 
     def _reportGap(self) -> None:
-        if not self._isGapLogged:
-            self._isGapLogged = True
+        if not self._isGapReported:
+            self._isGapReported = True
             self._log.warn("The event feed no longer has the last event: events may be missing")
-        self._gapListeners.call()
+            self._gapListeners.call()
 
     def _keep(self, progress: Progress) -> None:
         self._progress = progress

@@ -123,6 +123,7 @@ class EventPoller:
 
     def __init__(self, client: Client, types: Collection[str] = WATCHED) -> None:
         self.respondedAt: float | None = None  # when the last valid response came, by the client's clock
+        self.resets = 0  # how often the registry has said that events may be missing
         self._client = client
         self._wanted = sorted(types)
         self._users = 0
@@ -136,9 +137,7 @@ class EventPoller:
         # When a stream may be opened again, and whether it could not be opened the last time.
         self._notBefore = 0.0
         self._isBlocked = False
-        # The id of the last event or ping of a stream, and how often the registry has said that events may be missing.
-        self._lastId: str | None = None
-        self._resets = 0
+        self._lastId: str | None = None  # of the last event or ping of a stream
         # Fire with an event of the stream, and with None when one begins or ends.
         self._waiters: Waiters[Event | None] = Waiters()
         self._quietListeners: Listeners[[]] = Listeners(self._log, "a quiet event feed")
@@ -147,6 +146,11 @@ class EventPoller:
     def isLive(self) -> bool:
         """Whether events come by an event stream, which says if any may be missing."""
         return self._end is not None
+
+    @property
+    def isOpening(self) -> bool:
+        """Whether there will most likely be a stream in a moment."""
+        return self._stream is not None and self._end is None and not self._isBlocked
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -167,18 +171,18 @@ class EventPoller:
         Fails with StaleCursor if the registry refuses the marker, or says that events may be missing and the cursor
         can't show it, and otherwise as ``client.events.list`` does.
         """
-        resets = self._resets if cursor.resets is None else cursor.resets
+        resets = self.resets if cursor.resets is None else cursor.resets
         marker = (cursor.marker or "").lower()
         # The end of the stream for which the feed is known to have nothing newer than the cursor.
         quietEnd: str | None = None
         # A stream that has ended may be opened again as soon as there is a response.
         isUrgent = cursor.isInclusive
         while True:
-            if self._resets != resets and not cursor.seen:
+            if self.resets != resets and not cursor.seen:
                 raise StaleCursor("The registry says that events may be missing")
             end = self._end
             isAtEnd = end is not None and (end == quietEnd or (cursor.seen and end.lower() == marker))
-            if isAtEnd or self._isOpening:
+            if isAtEnd or self.isOpening:
                 forget = self._quietListeners.add(onQuiet)
                 try:
                     event = await self._waiters.wait()
@@ -194,7 +198,8 @@ class EventPoller:
             if not page.isQuiet:
                 return page
             quietEnd, isUrgent = end, False
-            onQuiet()
+            if self.resets == resets or cursor.seen:
+                onQuiet()
 
     @returnsDeferred
     async def end(self) -> Cursor:
@@ -202,9 +207,9 @@ class EventPoller:
         if not self._client.extensions:
             # The page may be long. Its parameters depend on the extensions, so that it would be requested twice.
             await self._client.account.getLimits()
-        resets = self._resets
+        resets = self.resets
         page = await self.read(Cursor())
-        if page.isFull and self._isOpening:
+        if page.isFull and self.isOpening:
             # A stream begins at the end, and the last hour may have had many events.
             await self._waiters.wait()
         if page.isFull and self.isLive:
@@ -279,11 +284,6 @@ class EventPoller:
 
     # -- the stream; for received, happened and ended see EventsClient.openStream
 
-    @property
-    def _isOpening(self) -> bool:
-        """Whether there will most likely be a stream in a moment."""
-        return self._stream is not None and self._end is None and not self._isBlocked
-
     def received(self) -> None:
         if self.isLive and self._timer is not None:
             self._timer.reset(SILENCE)
@@ -305,7 +305,7 @@ class EventPoller:
             return
         if isBeginning:
             # Subscribers read on their own what comes before.
-            self._resets += type == "reset" and self._lastId is not None
+            self.resets += type == "reset" and self._lastId is not None
             self._isBlocked = False
         self._lastId = id
         if isBeginning or event is not None:

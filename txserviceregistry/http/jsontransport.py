@@ -265,10 +265,9 @@ class JSONTransport:
             return unsent
         if isinstance(error, ResponseTooLarge):
             return MalformedResponse(f"{asked} failed: the response is too long ({error})")
-        advice = ""
-        if not self._wasAnswered and request.url.startswith("http:"):
-            # Servers that want TLS close a connection that is not TLS, most of them without a word.
-            advice = ". If the server uses TLS, its URL begins with https://"
+        # Servers that want TLS close a connection that is not TLS, most of them without a word.
+        mayBeTLS = not self._wasAnswered and request.url.startswith("http:")
+        advice = ". If the server uses TLS, its URL begins with https://" if mayBeTLS else ""
         if isinstance(error, ResponseFailed) and not isinstance(error, ResponseNeverReceived):
             return MalformedResponse(f"{asked} failed: the response is truncated, or not HTTP ({why}){advice}")
         return ConnectionFailed(f"{asked} failed: no response from {name} ({why}){advice}")

@@ -38,9 +38,6 @@ NO_REGISTRY = "Check that this is the URL of a service registry"
 #: The most bytes of a response. The API's are much shorter; it bounds what a broken server can make a client hold.
 MAX_BODY = 16 * 1024 * 1024
 
-# The statuses of a server that serves something else.
-_NO_SUCH_PAGE = frozenset({404, 405, 501})
-
 # The registry accepts 5,000 bytes, and UTF-8 is shorter than escapes.
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -233,8 +230,7 @@ class _Body(Protocol):
     def __init__(self, response: IResponse, abort: Callable[[], object] | None) -> None:
         self._response = response
         self._abort = abort
-        # A list of many short parts would take many times their length.
-        self._body = bytearray()
+        self._body = bytearray()  # a list of short parts would take many times their length
         self.whole: Deferred[WholeResponse] = Deferred(lambda _: self._end())
 
     def _end(self) -> None:
@@ -286,7 +282,7 @@ class Response:
     @property
     def doubt(self) -> str:
         """A possible mistake in the URL; empty if the status does not suggest one."""
-        return NO_REGISTRY if self.status in _NO_SUCH_PAGE else ""
+        return NO_REGISTRY if self.status in (404, 405, 501) else ""
 
     def redirection(self, setting: str) -> str | None:
         """The target of a redirect and the *setting* to change; ``None`` for another response."""

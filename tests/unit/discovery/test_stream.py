@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 from hypothesis import given
@@ -38,23 +39,30 @@ class StreamTests(DirectoryTestCase):
         self.successResultOf(self.other.services.update(id, fields))
         self.fake.flush()
 
-    def test_aLostPositionIsLoggedOnce(self) -> None:
-        """A registry that has lost its data shows it to a request and to the stream: the log has one line."""
-        feed = EventsFeed(self.client, wallClock=self.fake.wallClock)
-        gaps: list[int] = []
-        feed.onGap(lambda: gaps.append(1))
-        feed.startService()
-        self.fake.flush()
-        for expected in (1, 2):
-            self.successResultOf(self.other.configuration.set("key", str(expected)))
+    def test_aLostPositionIsReportedOnce(self) -> None:
+        """A feed reports a loss of data once, however many requests, streams and subscribers notice it."""
+        for isEventful, isAlone, seconds in product((True, False), (True, False), (0, 3, 30)):
+            feed = EventsFeed(self.client, wallClock=self.fake.wallClock, random=lambda: 1.0)
+            gaps: list[int] = []
+            feed.onGap(lambda gaps=gaps: gaps.append(1))
+            feed.startService()
+            # It tries again before the feed does.
+            beside = None if isAlone else self.directory()
             self.fake.advance(1)
-            with capturedLogs() as events:
-                self.fake.restart(keepData=False)
-                self.fake.advance(100)
-            lines = [str(formatEvent(event)) for event in events]
-            self.assertEqual(sum(line.endswith("events may be missing") for line in lines), 1, expected)
-        self.assertTrue(gaps)
-        self.successResultOf(feed.stopService())
+            for count in (1, 2, 3):
+                if isEventful:
+                    self.successResultOf(self.other.configuration.set("key", str(count)))
+                    self.fake.advance(5)
+                with capturedLogs() as events:
+                    self.fake.stop()
+                    self.fake.advance(seconds)
+                    self.fake.start(keepData=False)
+                    self.fake.advance(100)
+                lines = [str(formatEvent(event)) for event in events]
+                logged = sum(line.endswith("events may be missing") for line in lines)
+                self.assertEqual((len(gaps), logged), (count, 1), (isEventful, isAlone, seconds))
+            for service in filter(None, (feed, beside)):
+                self.successResultOf(service.stopService())
 
     def test_theLastHourIsRequestedOnce(self) -> None:
         """A client that does not know yet which types of events there are reads the page of the last hour once."""
