@@ -189,6 +189,7 @@ class Registry(Part):
     ) -> None:
         common = store, TaskOwner(), clock, wallClock
         super().__init__(*common)
+        self.isStarted = False
         self._maximum = limits.service
         self._accounts: dict[str, int] = {}
         self._opening: SingleFlight[str, int] = SingleFlight()
@@ -211,6 +212,7 @@ class Registry(Part):
         await self.engine.start()
         self.feed.start()
         self.states.start()
+        self.isStarted = True
 
     @returnsDeferred
     async def stop(self) -> None:

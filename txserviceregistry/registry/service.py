@@ -23,7 +23,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
 from .._version import __version__
-from ..util.deferred import DaemonThreadPool, Waiters, returnsDeferred
+from ..util.deferred import DaemonThreadPool, Waiters, cancel, returnsDeferred
 from ..util.logs import Logger, Outage
 from .console.console import Console
 from .core import Registry
@@ -51,8 +51,9 @@ FIRST_USER = "local"
 #: How long requests that are under way may still take when the registry stops, and all of the stopping, in seconds.
 DRAIN_SECONDS = 1.0
 END_SECONDS = 4.0
-#: Seconds between two attempts to open a shared store.
+#: Seconds between two attempts to open a shared store, and that connections wait at most for a node to join.
 RETRY = 0.5
+JOINING = 1.0
 
 
 class StartFailed(Exception):
@@ -237,11 +238,14 @@ class RegistryService(Service):
         self._endings.append(("the connections", lambda: site.connections.drain(DRAIN_SECONDS, registry.endWaiting)))
         self._endings.append(("the authentications", identity.stop))
         ports = [await self._listen(endpoint, site) for endpoint in endpoints]
+        if ISharedStore.providedBy(store):
+            # A node that can't join responds 503, so that clients and proxies use others.
+            late = self._reactor.callLater(JOINING, _accept, ports, True)
+            self._endings.append(("the wait for the cluster", partial(cancel, late)))
         # Last, because a node that joins a cluster and leaves it again and again keeps all services from expiring.
         await registry.start()
         self._logStart(store, registry)
-        for port in ports:
-            _accept(port, True)
+        _accept(ports, True)
         self._listening = list(zip(endpoints, ports, strict=True))
         self._publishUrls()
         for endpoint in self._secureEndpoints():
@@ -384,7 +388,7 @@ class RegistryService(Service):
             raise StartFailed(f"can't listen: {error}")
         self._endings.append(("a listener", port.stopListening))
         site.pace(port)
-        _accept(port, False)
+        _accept([port], False)
         return port
 
     def _explained(self, error: BaseException) -> StartFailed:
@@ -419,7 +423,8 @@ class RegistryService(Service):
                 self._log.failure("Cannot close {what}", what=what)
 
 
-def _accept(port: Any, does: bool) -> None:
-    """Let a listener accept connections, or let them wait in its backlog. One of a plugin may not be able to."""
-    if isinstance(port, FileDescriptor):
-        (port.startReading if does else port.stopReading)()  # type: ignore[no-untyped-call]  # Twisted's own
+def _accept(ports: Sequence[Any], does: bool) -> None:
+    """Let listeners accept connections, or let these wait in the backlog. One of a plugin may not be able to."""
+    for port in ports:
+        if isinstance(port, FileDescriptor):
+            (port.startReading if does else port.stopReading)()  # type: ignore[no-untyped-call]  # Twisted's own

@@ -4,6 +4,7 @@ Tests for :mod:`txserviceregistry.registry.service` and :mod:`txserviceregistry.
 
 from __future__ import annotations
 
+import base64
 import configparser
 import json
 import os
@@ -27,6 +28,7 @@ from tests import CHEAP
 from txserviceregistry._version import __version__
 from txserviceregistry.registry import service as registryService
 from txserviceregistry.registry.datadir import DataDirectory, DataDirectoryError
+from txserviceregistry.registry.http import pages
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.service import RegistryService, StartFailed
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
@@ -539,6 +541,33 @@ class RegistryServiceTests(TestCase):
             else:
                 reading.callback([])
             self.assertEqual([reply.code for reply in await asking], [] if isStopped else [200])
+
+    async def test_aNodeThatCanNotJoin(self) -> None:
+        """Requests do not wait for a node that can't join: they receive 503, as does a proxy that checks the health."""
+        self.patch(registryService, "JOINING", 0)
+        self.patch(pages, "BELIEF", 0)
+        shared, endpoint = SharedMemory(Clock(), time.time), _Early()
+        await shared.memory.open()
+        service = self.newService(store=shared.store, endpoints=[endpoint])
+        service.startService()
+        url = f"http://127.0.0.1:{(await endpoint.made).getHost().port}/"
+        shared.stores[0].cutOff()
+
+        async def codes() -> list[int]:
+            raxrc = self.raxrc()
+            pair = f"{raxrc['credentials.username']}:{raxrc['credentials.api_key']}".encode()
+            shown = {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+            requests = [
+                requestBytes("GET", path, None, shown) for path in ("/health/live", "/health", "/v1.0/1/limits")
+            ]
+            last = requestBytes("GET", "/v1.0/1/services/web1", None, {**shown, "Connection": "close"})
+            return [reply.code for reply in await self.responses(url, *requests, last)]
+
+        self.assertEqual(await codes(), [200, 503, 503, 503])
+        shared.stores[0].reconnect()
+        shared.clock.advance(1)
+        await service.whenListening()
+        self.assertEqual((await codes())[1:], [200, 200, 404])
 
     async def test_portInUseOnANode(self) -> None:
         """A node that can't listen does not join: others give each service a full timeout when it leaves."""

@@ -20,7 +20,7 @@ from ...util.logs import Logger
 from ..faults import NO_STORE, Fault, forbidden
 from ..identity import TENANT
 from ..limits import PATHS, RATE_HEADERS
-from ..stores.interfaces import IStore, StoreUnavailable
+from ..stores.interfaces import ISharedStore, IStore, StoreUnavailable
 from .connections import ipOf
 from .messages import API, CREDENTIALS, EXTENSIONS, Response, inJSON
 from .operations import MAXIMUM_BODY, ROUTES, TOKENS, Operation
@@ -107,6 +107,8 @@ class Health:
     async def _probe(self) -> None:
         try:
             await self._store.probe()
+            if ISharedStore.providedBy(self._store) and not self._store.isValid:
+                raise StoreUnavailable("this node is not a valid member of the cluster")
         except Exception as error:
             self._find(UNAVAILABLE)
             if not isinstance(error, StoreUnavailable):

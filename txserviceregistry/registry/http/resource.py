@@ -172,6 +172,8 @@ class ApiResource(Resource):
         request, operation, tenant = record.request, target.operation, user.tenant
         if operation is None:
             raise pageNotFound()
+        if not self._registry.isStarted:
+            raise systemFailure("This node has not joined the cluster yet")
         if operation.needsStore and not self._registry.hasAccount(tenant):
             await self._registry.account(tenant)
         if request.method in _COUNTED:
