@@ -189,8 +189,7 @@ class Registry(Part):
     ) -> None:
         common = store, TaskOwner(), clock, wallClock
         super().__init__(*common)
-        self.isStarted = False
-        self._maximum = limits.service
+        self._maximum, self.isStarted = limits.service, False
         self._accounts: dict[str, int] = {}
         self._opening: SingleFlight[str, int] = SingleFlight()
         self.followers = followers or Places(5_000, 2_500)
@@ -233,9 +232,6 @@ class Registry(Part):
         """Fires in another turn of the reactor, between the parts of long work."""
         return deferLater(self._clock, 0)
 
-    def hasAccount(self, tenant: str) -> bool:
-        return tenant in self._accounts
-
     def account(self, tenant: str) -> Deferred[int]:
         """When the tenant's account was created: by the first call. From memory if it is known."""
         if tenant in self._accounts:
@@ -264,16 +260,16 @@ class Registry(Part):
     @owned
     async def get(self, tenant: str, id: str, states: bool = False) -> types.Service:
         """One service, with its state if *states* are asked for; the fault 404 if it is not there."""
-        expired = self.engine.findExpired(tenant, id)
+        before = self.engine.findExpired(tenant, id)
         try:
             record = await available(self._store.getService(tenant, id, states))
         except NoSuchObject:
             if self.engine.active(tenant, id) is not None:
                 self.engine.markUnsure(tenant, id)
             raise notFound("Service", id)
-        wasHidden = expired is not None and expired.incarnation == record.incarnation
-        if wasHidden or self.engine.isHidden(tenant, id, record.incarnation):
-            raise notFound("Service", id)
+        for expired in (before, self.engine.findExpired(tenant, id)):
+            if expired is not None and expired.incarnation == record.incarnation:
+                raise notFound("Service", id)
         return self._shown(tenant, record)
 
     @owned

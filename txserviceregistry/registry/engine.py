@@ -115,9 +115,13 @@ class Engine(LiveServices):
         states = self.ofTenant(scope)
         return {id: states[id].lastSeen for id in ids if id in states}
 
-    def heartbeat(self, scope: str, id: str, token: str) -> Deferred[str]:
+    @returnsDeferred
+    async def heartbeat(self, scope: str, id: str, token: str) -> str:
         """Take a heartbeat, with any token of this incarnation. Fires with the next one; the fault 404 for others."""
-        return self.takeHeartbeats(scope, [(id, token)]).addCallback(_only)
+        (outcome,) = await self.takeHeartbeats(scope, [(id, token)])
+        if isinstance(outcome, Fault):
+            raise outcome
+        return outcome
 
     def takeHeartbeats(self, scope: str, heartbeats: Iterable[tuple[str, str]]) -> Deferred[Sequence[str | Fault]]:
         """As :meth:`heartbeat`, for many ids and tokens. It fires at once, unless other registries share the store."""
@@ -354,10 +358,3 @@ def _expirationType(scope: str) -> str:
 def millisecondsUp(seconds: float) -> int:
     # By way of microseconds, the finest that the clock tells: 1.1 s times 1000 is a trifle more than 1100 ms.
     return -(-round(seconds * 1_000_000) // 1000)
-
-
-def _only(outcomes: Sequence[str | Fault]) -> str:
-    (outcome,) = outcomes
-    if isinstance(outcome, Fault):
-        raise outcome
-    return outcome

@@ -333,19 +333,13 @@ class LiveServices(Part):
 
     def wantExpired(self, tenant: str, id: str | None) -> bool:
         """Let the expired service with this *id*, or one of the tenant's, be persisted next; whether there is one."""
-        if id is not None:
-            state = self.findExpired(tenant, id)
-        else:
+        if id is None:
             self.collect()
-            state = next(iter(self._expired.get(tenant, _NONE).values()), None)
+        states = self._expired.get(tenant, _NONE).values()
+        state = next(iter(states), None) if id is None else self.findExpired(tenant, id)
         if state is not None:
             self._wanted[state] = None
         return state is not None
-
-    def isHidden(self, tenant: str, id: str, incarnation: str) -> bool:
-        """Whether this incarnation has expired, though the store may still have it."""
-        state = self.find(tenant, id, incarnation)
-        return state is not None and self.active(tenant, id) is not state
 
     def markUnsure(self, tenant: str, id: str) -> None:
         """Have a service reconciled after the next tick: memory and store may not agree about it."""

@@ -174,7 +174,7 @@ class ApiResource(Resource):
             raise pageNotFound()
         if not self._registry.isStarted:
             raise systemFailure("This node has not joined the cluster yet")
-        if operation.needsStore and not self._registry.hasAccount(tenant):
+        if operation.needsStore:
             await self._registry.account(tenant)
         if request.method in _COUNTED:
             record.headers = {**record.headers, **self._rateLimiter.headers(tenant)}
