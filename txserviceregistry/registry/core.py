@@ -302,9 +302,10 @@ class Registry(Part):
             return
         updating = self._store.updateService(tenant, id, state.incarnation, changes)
         record = await self.engine.applied(state, updating, "service.update")
-        if self.engine.active(tenant, id) is not state:
+        if self.engine.isHidden(tenant, id, state.incarnation):
             raise notFound("Service", id)
-        if changes.heartbeatTimeout is not None:
+        # Else it may have been removed later, elsewhere.
+        if changes.heartbeatTimeout is not None and self.engine.active(tenant, id) is state:
             self.engine.restart(state, record.heartbeatTimeout)
 
     @serialized(lambda tenant, id: (tenant, id))

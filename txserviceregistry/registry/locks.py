@@ -10,7 +10,7 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from .engine import Engine
-from .expiry import ServiceState
+from .expiry import REFUSED, ServiceState
 from .faults import Fault, limitReached, notFound, systemFailure
 from .feed import TOO_MANY_WAIT
 from .limits import Places
@@ -208,9 +208,8 @@ class Locks(Part):
         scope = lockScope(tenant)
         state = await self._engine.stateOf(scope, name)
         if token is None and not isNow:
-            forcing = self._store.forceLock(tenant, name, state.incarnation)
-            record = await self._engine.applied(state, forcing, None)
-            self._engine.track(record.summary(tenant))
+            await self._engine.applied(state, self._store.forceLock(tenant, name, state.incarnation), None)
+            state.proof = REFUSED
             return
         tokens = self._engine.tokens
         if token is not None and tokens.following()(tokens.proof(*state.name), token) is None:

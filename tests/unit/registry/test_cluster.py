@@ -345,6 +345,25 @@ class ClusterTests(ClusterCase):
         self.passes(4.1)
         self.assertEqual((self.ids(self.a), self.ids(self.b)), ([], []))
 
+    def test_anUpdateBeforeARemovalElsewhere(self) -> None:
+        """What was changed is acknowledged, also by a registry that knows of the later removal first."""
+        self.create(self.a)
+        self.passes(0.1)
+        update, response = self.stores[0].updateService, Deferred[None]()
+
+        def updateLate(*args: Any) -> Deferred[Any]:
+            return update(*args).addCallback(lambda record: response.addCallback(lambda _: record))
+
+        self.patch(self.stores[0], "updateService", updateLate)
+        updating = self.a.update(T, "web1", ServiceChanges(heartbeatTimeout=20))
+        self.successResultOf(self.b.remove(T, "web1"))
+        self.passes(0.1)
+        self.assertNoResult(updating)
+        response.callback(None)
+        self.successResultOf(updating)
+        self.passes(30)
+        self.assertEqual(self.events(self.b), ["service.join", "service.remove"])
+
     def test_subscribersAreNotifiedOfOthersChanges(self) -> None:
         """A request that waits on B for events gets one that A has made."""
         waiting = Deferred.fromCoroutine(self.b.feed.wait(T, None, 100, 30))

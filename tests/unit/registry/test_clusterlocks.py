@@ -136,6 +136,23 @@ class ClusterLocksTests(ClusterCase):
         self.assertIsNone(self.holder(self.a))
         self.assertEqual(self.lockEvents(), ["lock.acquire", "lock.expire"])
 
+    def test_forceBeforeAReleaseElsewhere(self) -> None:
+        """A knows of the release on B before the response of its own change comes: it does not bring the lock back."""
+        token = self.successResultOf(self.asking(self.a))["token"]
+        self.passes(0.1)
+        force, response = self.stores[0].forceLock, Deferred[None]()
+
+        def forceLate(*args: Any) -> Deferred[Any]:
+            return force(*args).addCallback(lambda record: response.addCallback(lambda _: record))
+
+        self.patch(self.stores[0], "forceLock", forceLate)
+        forcing = self.a.locks.release(T, NAME, None)
+        self.successResultOf(self.b.locks.release(T, NAME, token))
+        self.passes(0.1)
+        response.callback(None)
+        self.successResultOf(forcing)
+        self.assertEqual([node.engine.counts(ofLocks=True) for node in (self.a, self.b)], [{}, {}])
+
     def test_notValid(self) -> None:
         """A node that is cut off from the store acknowledges no heartbeats of locks for long."""
         token = self.successResultOf(self.asking(self.a, timeout=120))["token"]
