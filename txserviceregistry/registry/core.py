@@ -302,7 +302,7 @@ class Registry(Part):
             return
         updating = self._store.updateService(tenant, id, state.incarnation, changes)
         record = await self.engine.applied(state, updating, "service.update")
-        if state.incarnation in self.engine.hidden(tenant):
+        if self.engine.findExpired(tenant, id) is state:
             raise notFound("Service", id)
         # Else it may have been removed later, elsewhere.
         if changes.heartbeatTimeout is not None and self.engine.active(tenant, id) is state:
