@@ -14,7 +14,7 @@ from twisted.trial.unittest import SkipTest
 
 #: Debian's packages; ``.ci/run`` installs them.
 PACKAGES = (
-    "bind9-dnsutils chromium-headless-shell curl dnsmasq-base etcd-server faketime haproxy knot-dnsutils"
+    "bind9-dnsutils chromium-headless-shell curl dnsmasq-base etcd-server faketime haproxy knot-dnsutils libatomic1"
     " nginx-light node-eventsource nodejs openssl prometheus"
 )
 #: The programs in them that tests start.
