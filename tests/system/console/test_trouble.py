@@ -76,6 +76,35 @@ class BrowserTests(ConsoleTestCase):
 
         await self.browse(walk)
 
+    async def test_manyWindows(self) -> None:
+        """More visible windows than a browser has connections: all follow changes, those used last without delay."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            context = browser.new_context()
+            windows = [self.opened(context, api).page]
+            for _ in range(8):
+                windows.append(context.new_page())
+                windows[-1].goto(f"{api.root}/console/")
+                windows[-1].wait_for_selector(".live:text-is('Live')")
+            for number, window in enumerate(windows):
+                window.wait_for_selector(f".live:text-is('{'Every 5 s' if number < 5 else 'Live'}')")
+            api.register("web1")
+            for window in windows:
+                row(window, "web1").wait_for()
+            windows[0].evaluate("window.dispatchEvent(new Event('focus'))")
+            windows[0].wait_for_selector(".live:text-is('Live')")
+            windows[5].wait_for_selector(".live:text-is('Every 5 s')")
+            for window in windows[7:]:
+                window.close()
+            for number, window in enumerate(windows[:7]):
+                window.wait_for_selector(f".live:text-is('{'Every 5 s' if number in (1, 2, 3) else 'Live'}')")
+            api.register("web2")
+            for window in windows[:7]:
+                row(window, "web2").wait_for()
+                self.assertEqual(window.locator(".live.stale").count(), 0)
+
+        await self.browse(walk)
+
     async def test_blockedStorage(self) -> None:
         """Without the storage or the scripts that it needs, the page says so."""
 

@@ -45,7 +45,8 @@ _ROOT = "/console"
 _API = _ROOT + "/api"
 _COOKIE, _SECURE_COOKIE = "registry-console", "__Host-registry-console"
 # The modules of the page, each after those that it imports; and their lines that are for a browser's loader.
-_ORDER = "time dom diff api model heartbeat event table service services events configuration locks cluster account app"
+_ORDER = """time turns dom diff api model heartbeat event table service services events configuration locks cluster \
+account app"""
 _IMPORT = re.compile(r'^import (\{.*\}) from "\./(\w+)\.js";$', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function\*?|class|const) (\w+))", re.MULTILINE)
 # The page may use nothing but its own script, styles and requests.
@@ -53,14 +54,11 @@ _POLICY = """default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; 
 form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"""
 _HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9._-]{1,253}))(?::([0-9]{1,5}))?", re.ASCII)
 
-# The header with the secret that the page keeps.
-_SECRET = b"X-Console-Secret"
-# Of so many cookies with the name of a session's, the one that fits is looked for.
-_MOST_COOKIES = 8
+_SECRET = b"X-Console-Secret"  # the header with the secret that the page keeps
+_MOST_COOKIES = 8  # of so many with the name of a session's, the one that fits is looked for
 # So many services' last heartbeats are asked for at once; their ids fit into a body of 5,000 bytes.
 _MOST_SEEN = 60
-# The history of a value has at most so many changes, the newest ones.
-_MOST_CHANGES = 100
+_MOST_CHANGES = 100  # of a value's, the newest ones
 
 
 @attrs.frozen

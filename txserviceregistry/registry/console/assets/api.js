@@ -1,11 +1,15 @@
 /** Requests of this page: its session, the API as the session's user, and the event stream. */
 
 import { sleep } from "./time.js";
+import { claim, onTurns, release, takesTurns } from "./turns.js";
 
 const BASE = "/console/api";
 const SECRET = "registry-console-secret";
 const SILENCE = 35_000;
 const TIMEOUT = 60_000;
+// Of windows that take turns: how long a stream lasts, and how long they wait for the next.
+const TURN = 500;
+const PAUSE = 5000;
 
 /** A response other than a success, or none at all (status 0). */
 class ApiError extends Error {
@@ -131,26 +135,44 @@ export function hasSession() {
 }
 
 function whenVisible() {
+  if (!document.hidden) return null;
+  release();
   return new Promise((resolve) => {
     const look = () => {
       if (document.hidden) return;
       document.removeEventListener("visibilitychange", look);
+      claim();
       resolve();
     };
     document.addEventListener("visibilitychange", look);
-    look();
+  });
+}
+
+/** Wait for this window's next turn. */
+function nextTurn() {
+  return new Promise((resolve) => {
+    const end = () => {
+      clearTimeout(timer);
+      forget();
+      resolve();
+    };
+    const timer = setTimeout(end, PAUSE);
+    const forget = onTurns(() => { if (!takesTurns()) end(); });
   });
 }
 
 /**
- * Follow the event stream until the signal aborts, and across reconnects. A page that is not to be seen has no stream:
- * a browser opens six connections to a host, and with as many tabs nothing else could be sent. *handle* gets type, data and id of each event;
- * *state* gets true when the stream has begun, and false, with the reason and for how many milliseconds it was silent,
- * when it has ended.
+ * Follow the event stream until the signal aborts, and across reconnects. A page that is not to be seen has no stream, and
+ * one that takes turns has it for moments. *handle* gets type, data and id of each event; *state* gets true when the stream
+ * has begun, and false, with the reason and for how many milliseconds it was silent, when it has ended otherwise.
  */
 export async function follow(handle, state, signal) {
   let last = "";
   let delay = 500;
+  window.addEventListener("focus", claim, { signal });
+  window.addEventListener("pagehide", release, { signal });
+  signal.addEventListener("abort", release);
+  claim();
   for (;;) {
     await whenVisible();
     if (signal.aborted) return;
@@ -160,6 +182,11 @@ export async function follow(handle, state, signal) {
     signal.addEventListener("abort", abort);
     document.addEventListener("visibilitychange", hide);
     let watch = setTimeout(abort, SILENCE);
+    const isShort = takesTurns();
+    let isOver = false;
+    const endTurn = () => { isOver = true; abort(); };
+    const forget = onTurns(() => { if (!isShort && takesTurns()) endTurn(); });
+    let turn = null;
     try {
       const response = await send("GET", "/events/stream?types=all", {
         signal: attempt.signal, headers: last ? { "Last-Event-ID": last } : {},
@@ -178,6 +205,7 @@ export async function follow(handle, state, signal) {
           const event = parse(block);
           if (event.type === null) continue;
           if (event.type === "ping" || event.type === "reset") { state(true); delay = 500; }
+          if (isShort) turn ??= setTimeout(endTurn, TURN);
           handle(event.type, event.data, event.id);
           if (event.id) last = event.id;
         }
@@ -185,15 +213,22 @@ export async function follow(handle, state, signal) {
       state(false, "The event stream ended");
     } catch (error) {
       if (signal.aborted) return;
-      if (error instanceof ApiError) state(false, error.message);
+      if (isOver) { /* another one begins */ }
+      else if (error instanceof ApiError) state(false, error.message);
       else if (error.name !== "AbortError") state(false, "The event stream ended");
       else if (document.hidden) state(false, "The page was hidden");
       else state(false, "The event stream is silent", SILENCE);
       if (error.status === 401) return;
     } finally {
       clearTimeout(watch);
+      clearTimeout(turn);
+      forget();
       signal.removeEventListener("abort", abort);
       document.removeEventListener("visibilitychange", hide);
+    }
+    if (isOver) {
+      if (takesTurns()) await nextTurn();
+      continue;
     }
     await sleep(delay * (0.75 + Math.random() / 2));
     delay = Math.min(delay * 2, 5000);

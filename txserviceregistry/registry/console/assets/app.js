@@ -4,6 +4,7 @@ import { hasSession, onSignedOut, request, signIn } from "./api.js";
 import { button, dialog, empty, fill, formOf, h, toast } from "./dom.js";
 import { Model } from "./model.js";
 import { duration } from "./time.js";
+import { takesTurns } from "./turns.js";
 import { accountView } from "./account.js";
 import { clusterView } from "./cluster.js";
 import { configurationView, keepDraft, resumeDraft } from "./configuration.js";
@@ -85,14 +86,16 @@ function showLive() {
   if (!model) return;
   const { staleSince, isLoaded, problem } = model;
   const isStale = staleSince !== null;
-  const [state, kind] = isStale ? ["Not current", "live stale"] : isLoaded ? ["Live", "live"] : ["Loading", "live loading"];
+  const isShared = isLoaded && takesTurns();
+  const [state, kind] = isStale ? ["Not current", "live stale"]
+    : isLoaded ? [isShared ? "Every 5 s" : "Live", "live"] : ["Loading", "live loading"];
   const text = isStale ? `${state} for ${duration(Math.round((performance.now() - staleSince) / 1000))}` : state;
   if (live.textContent !== text) live.textContent = text;
   // A screen reader reads each change of the state, but not each second.
   if (spoken.textContent !== state) spoken.textContent = state;
   if (live.className !== kind) live.className = kind;
   live.title = isStale ? `${problem || "The event stream is down"}. The page reconnects by itself.`
-    : "Changes appear as they happen";
+    : isShared ? "Four other windows of this browser were used since. Changes appear here every five seconds." : "Changes appear as they happen";
   main.classList.toggle("is-stale", isStale);
 }
 
