@@ -189,7 +189,8 @@ class Registry(Part):
     ) -> None:
         common = store, TaskOwner(), clock, wallClock
         super().__init__(*common)
-        self._maximum, self.isStarted = limits.service, False
+        self.isStarted = False
+        self._maximum = limits.service
         self._accounts: dict[str, int] = {}
         self._opening: SingleFlight[str, int] = SingleFlight()
         self.followers = followers or Places(5_000, 2_500)

@@ -9,7 +9,7 @@ from math import inf
 from typing import Any, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import deferLater
 from zope.interface import implementer
 
@@ -115,13 +115,10 @@ class Engine(LiveServices):
         states = self.ofTenant(scope)
         return {id: states[id].lastSeen for id in ids if id in states}
 
-    @returnsDeferred
-    async def heartbeat(self, scope: str, id: str, token: str) -> str:
+    def heartbeat(self, scope: str, id: str, token: str) -> Deferred[str]:
         """Take a heartbeat, with any token of this incarnation. Fires with the next one; the fault 404 for others."""
-        (outcome,) = await self.takeHeartbeats(scope, [(id, token)])
-        if isinstance(outcome, Fault):
-            raise outcome
-        return outcome
+        taking = self.takeHeartbeats(scope, [(id, token)])
+        return taking.addCallback(lambda of: fail(of[0]) if isinstance(of[0], Fault) else of[0])
 
     def takeHeartbeats(self, scope: str, heartbeats: Iterable[tuple[str, str]]) -> Deferred[Sequence[str | Fault]]:
         """As :meth:`heartbeat`, for many ids and tokens. It fires at once, unless other registries share the store."""
