@@ -22,8 +22,7 @@ from ..util.logs import Logger, Outage
 from .attempts import StallWatch
 from .heartbeater import HeartBeater
 
-# How many services a log line names.
-_NAMED = 5
+_NAMED = 5  # services in a log line
 _FAILED = "Heartbeats failed for {names}: {reason} (retrying)"
 _SUCCEED_AGAIN = "Heartbeats for {names} succeed again after {seconds:.1f} s"
 _REFUSED = "A batch of {count} heartbeats was refused, smaller ones are sent: {reason}"
@@ -103,8 +102,9 @@ class HeartbeatBatcher:
     is dismissed: its HeartBeater sends single heartbeats. It joins again when one of those has been answered.
 
     When batches fail, which may be because of their size, one service sends a single heartbeat. If that is accepted, it
-    is not an outage: batches begin again with one heartbeat, and grow until one fails. If that is the first one, all
-    services send single heartbeats. Larger batches are tried after :data:`HOLD` seconds, whatever else fails meanwhile.
+    is not an outage: batches begin again with one heartbeat, and grow until one fails. If it is refused, sizes between
+    are tried. If the first one fails, all services send single heartbeats. Larger batches are tried after :data:`HOLD`
+    seconds, whatever else fails meanwhile.
 
     :param send: ``services.heartbeats``.
     :param isOffered: whether the registry accepts batches.
@@ -304,13 +304,14 @@ class HeartbeatBatcher:
         if not isinstance(error, ServiceRegistryError):
             self._log.failure("A batch of heartbeats failed unexpectedly (retrying)", failure)
         mayBeSize = isRefusal(error) or (isUnknown(error) and self._backoff.failures > 0)
-        moment = self._clock.seconds()
-        isSingle = False
+        moment, isSingle = self._clock.seconds(), False
         if mayBeSize and count > self._accepted:
             # Smaller ones are sent at once.
             self._most = self._accepted or min(count - 1, 1)
             if self._most == self._accepted:
-                self._held, self._heldUntil = self._most, moment + self.HOLD
+                # A refusal takes little time, so that sizes in between can be tried.
+                self._held = (self._most + count) // 2 if isRefusal(error) else self._most
+                self._heldUntil = moment + self.HOLD
             self._refusals.failed(count=count, reason=reason)
             if not self._most:
                 self._dismiss(list(self._services))
