@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from math import inf
 from typing import Any, TypeVar
@@ -124,7 +124,7 @@ class Engine(LiveServices):
         """As :meth:`heartbeat`, for many ids and tokens. It fires at once, unless other registries share the store."""
         lastSeen, now = millisecondsUp(self._wallClock()), self.now()
         states, following, isLock = self.ofTenant(scope), self.tokens.following(), isLockScope(scope)
-        closed: Container[str] = self._store.closed(scope) if self.isShared else ()
+        closed: Collection[str] = self._store.closed(scope) if self.isShared else ()
         outcomes: list[Any] = []
         for id, token in heartbeats:
             state, nextToken = states.get(id), None
@@ -278,7 +278,7 @@ class Cluster(Engine):
     def _mayHaveExpired(self, scope: str, id: str | None) -> bool:
         closed = self._store.closed(scope)
         if id is None:
-            return any(state.incarnation in closed for state in self.ofTenant(scope).values())
+            return any(self.registered((scope, incarnation)) for incarnation in closed)
         state = self.active(scope, id)
         return state is not None and (
             state.incarnation in closed or max(state.deadline, state.aliveUntil) <= self.now()

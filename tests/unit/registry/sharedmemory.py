@@ -7,7 +7,7 @@ as the real one does is shown by the suite that both pass (``sharedsuite``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import attrs
@@ -364,7 +364,7 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
         if self.node is not None:
             self.node.tick()
 
-    def closed(self, tenant: str) -> Container[str]:
+    def closed(self, tenant: str) -> Collection[str]:
         return () if self.node is None else self.node.closed(tenant)
 
     def admit(self, tenant: str, incarnation: str) -> Deferred[bool]:

@@ -15,6 +15,7 @@ from tests.unit.registry.sharedmemory import SharedMemory, SharedMemoryStore
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.engine import Cluster
 from txserviceregistry.registry.faults import Fault
+from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.model import NewService, ServiceChanges
 from txserviceregistry.registry.stores.interfaces import ISharedStore, IStoreListener, NoSuchObject, StoreUnavailable
 
@@ -36,10 +37,10 @@ class ClusterCase(SynchronousTestCase):
     def wallClock(self) -> float:
         return NOW + self.clock.seconds()
 
-    def node(self) -> Registry:
+    def node(self, **limits: int) -> Registry:
         store = self.shared.store()
         self.stores.append(store)
-        registry = Registry(store, clock=self.clock, wallClock=self.wallClock)
+        registry = Registry(store, clock=self.clock, wallClock=self.wallClock, limits=ResourceLimits(**limits))
         self.successResultOf(registry.start())
         self.addCleanup(registry.stop)
         return registry
@@ -336,6 +337,21 @@ class ClusterTests(ClusterCase):
         self.passes(1)
         self.successResultOf(creating)
         self.assertEqual(self.events(self.b), ["service.join", "service.timeout", "service.join"])
+
+    def test_aPlaceThatMayBeFreeIsWaitedFor(self) -> None:
+        """At the account's limit, a create waits until a vote about any service is over; else it is refused at once."""
+        c = self.node(service=2)
+        self.create(self.a, "web1", 60)
+        self.create(self.b, "web2")
+        self.passes(9)
+        self.assertEqual(self.fault(c.create(T, NewService("web3", 10)))[0], 400)
+        while not self.stores[-1].closed(T):
+            self.passes(0.05)
+        creating = c.create(T, NewService("web3", 10))
+        self.assertNoResult(creating)
+        self.passes(1)
+        self.successResultOf(creating)
+        self.assertEqual(self.ids(c), ["web1", "web3"])
 
     def test_anotherTimeoutCountsForAll(self) -> None:
         """A timeout that was changed on A is the one that B goes by."""

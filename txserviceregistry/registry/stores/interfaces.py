@@ -11,7 +11,7 @@ become visible, whatever the wall clock does. A service's *incarnation* is the i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -441,7 +441,7 @@ class ISharedStore(IStore):
     def tick() -> None:
         """Take part in the votes. Called several times a second, but not when this process has stalled."""
 
-    def closed(tenant: str) -> Container[str]:
+    def closed(tenant: str) -> Collection[str]:
         """The incarnations of those services whose heartbeats have to be admitted before they are acknowledged."""
 
     def admit(tenant: str, incarnation: str) -> Deferred[bool]:
