@@ -226,8 +226,8 @@ class _Lookup:
             missing = " and no ".join(name for name, each in (("username", user), ("API key", key)) if each is None)
             searched = ", ".join(str(file.path) for file in files) or "no file, no home directory"
             raise InvalidSettings(
-                f"No {missing} for {(base or auth)[0]}. Set RAXSR_USERNAME and RAXSR_API_KEY, or start "
-                f"service-registry-agent (searched: {searched}{withheld})"
+                f"No {missing} for {(base or auth)[0]}. Set RAXSR_USERNAME and RAXSR_API_KEY, or run "
+                f"twistd -n service-registry-agent (searched: {searched}{withheld})"
             )
         # The certificate of this machine's registry is not valid for any other.
         isLocal = all(self.get(name, local=False) is None for name in ("baseUrl", "authUrl"))

@@ -142,7 +142,8 @@ def _find(words: Sequence[str], common: Parser) -> tuple[Command, list[str]]:
     actions = ", ".join(sorted(each.removeprefix(below) for each in COMMANDS if each.startswith(below)))
     if len(leading) == 1 and actions:
         raise UsageError(f"{name} needs an action: {actions}. {see}")
-    hint = didYouMean(name, COMMANDS) or (f". Actions of {leading[0]}: {actions}." if actions else ".")
+    similar = [each for each in COMMANDS if not actions or didYouMean(each.removeprefix(below), leading[1:2])]
+    hint = didYouMean(name, similar) or (f". Actions of {leading[0]}: {actions}." if actions else ".")
     raise UsageError(f"unknown command '{name}'{hint} {see}")
 
 

@@ -183,6 +183,7 @@ class ServicesTests(RaxsrTestCase):
         cases = [
             (["services", "lst"], "Did you mean services list"),
             (["servces", "list"], "Did you mean services list"),
+            (["configuration", "delete", "key"], "import, list, remove, rollback"),
             (["services"], "services needs an action: create, drain, get, heartbeat, list, out, remove, states, up, "),
             (["services", "list", "--tga", "x"], "Did you mean --tag"),
             (["services", "list", "--limit", "0"], "from 1 to 1000"),
