@@ -245,8 +245,8 @@ def faultOf(response: Response, sent: object = None) -> Exception:
     values = ((fault or {}).get(name) for name in ("type", "message", "details", "txnId"))
     type, message, details, txnId = (redacted(each, secrets) if isinstance(each, str) else "" for each in values)
     txnId = txnId or response.header("X-Response-Id") or ""
-    # The registry does not have the path: its URL may be incomplete.
-    doubt = response.doubt if not type or message.startswith("The page cannot be found") else ""
+    incomplete = "Check the registry's URL, which ends in /v1.0" if message.startswith("The page cannot be") else ""
+    doubt = incomplete if type else response.doubt
     kind = apiErrorFor(response.status, type)
     error = kind(response.status, type, message, details, txnId, method=response.method, url=response.url, doubt=doubt)
     if isinstance(error, LockHeld):

@@ -293,13 +293,14 @@ class TransportTests(SynchronousTestCase):
         """Where something else answers, the error doubts the URL."""
         gone = {"type": "notFoundError", "code": 404, "message": "object does not exist"}
         ask = "Check that this is the URL of a service registry"
+        incomplete = "Check the registry's URL, which ends in /v1.0"
         for response, kind, doubt in (
             (answer(404, b"<html>"), ForeignResponse, ask),
             (answer(501, b"<html>"), ServerError, ask),
             (answer(503, b"<html>"), ServerError, ""),
             (fault("notImplementedError"), ServerError, ""),
             (answer(404, gone), NotFound, ""),
-            (answer(404, {**gone, "message": "The page cannot be found."}), NotFound, ask),
+            (answer(404, {**gone, "message": "The page cannot be found."}), NotFound, incomplete),
         ):
             error = self.fault(response)
             self.assertIs(type(error), kind)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LockHeld
-from ...util.fields import boundedNumber, parseDuration
+from ...util.fields import boundedNumber, parseCount, parseDuration
 from ..console import CommandFailed, UsageError, printable, typeOf
 from .command import Run, argument, command, oneOf
 from .configuration import allValues, namespace, prefixOf
@@ -155,7 +155,7 @@ def execute(run: Run) -> None:
     ),
     argument(
         "--timeout",
-        type=int,
+        type=typeOf(partial(parseCount, least=3, most=120)),
         default=15,
         metavar="SECONDS",
         help="3 to 120 (default: 15): another can hold the lock so many seconds after raxsr was killed",
@@ -188,10 +188,7 @@ async def _runHolding(run: Run) -> int:
     from ..wrapper.process import exitCode, startChild
 
     parsed, losses = run.parsed, []
-    try:
-        lock = Lock(run.client, parsed.id, parsed.timeout)
-    except ValueError as error:
-        raise UsageError(f"--timeout: {error}") from None
+    lock = Lock(run.client, parsed.id, parsed.timeout)
     async with await lock.acquire(0 if parsed.nonblock else parsed.wait) as held:
         environment = {**os.environb, b"SERVICE_REGISTRY_FENCE": str(held.fence).encode()}
         child = startChild(parsed.command, environment, frozenset())

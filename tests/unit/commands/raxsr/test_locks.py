@@ -64,7 +64,9 @@ class LocksTests(RaxsrTestCase):
 
     async def test_aCommandThatCantBeRun(self) -> None:
         """Wrong options, and a command that does not exist, have the usual exit codes."""
-        for words, code in ((["--timeout", "2", "--", "true"], 2), ([], 2), (["--", "no-such-command"], 127)):
+        said = await self.refused("lock", "/a/b", "--timeout", "2", "--", "true", code=2)
+        self.assertIn("--timeout: '2' is not a whole number from 3 to 120", said)
+        for words, code in (([], 2), (["--", "no-such-command"], 127)):
             await self.refused("lock", f"/{self.prefix}/report", *words, code=code)
         for wait in ("inf", "nan", "-1", "1e9", "soon"):
             error = await self.refused("lock", f"/{self.prefix}/report", f"--wait={wait}", "--", "true", code=2)

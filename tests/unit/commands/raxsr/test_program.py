@@ -80,8 +80,11 @@ class ProgramTests(RaxsrTestCase):
         settings = readSettings(environ={"HOME": self.home, **self.settings})
         short = settings.baseUrls[0].removesuffix("/v1.0")
         credentials = ("--username", settings.username, "--api-key", settings.apiKey)
-        doubt = "Check that this is the URL of a service registry. "
-        for url in (other, short):
+        doubts = {
+            other: "Check that this is the URL of a service registry. ",
+            short: "Check the registry's URL, which ends in /v1.0. ",
+        }
+        for url, doubt in doubts.items():
             for words in (("services", "list"), ("services", "get", self.prefix)):
                 told = await self.refused(*words, *credentials, environment={"RAXSR_API_URL": url})
                 self.assertIn(f"{doubt}The URL {url} is set by the environment variable RAXSR_API_URL", told)
