@@ -560,6 +560,58 @@ class AccessTests(ConsoleTestCase):
 
         await self.browse(walk)
 
+    async def test_focus(self) -> None:
+        """Without a pointer: each list has the keys, and the focus is never lost, or on what the details cover."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            for number in range(2):
+                api.register(f"web{number}", metadata={"host": "10.0.0.1", "port": "80"})
+                api.ask("PUT", f"/configuration/key{number}", {"value": "1"})
+                api.ask("POST", "/locks", {"name": f"job{number}", "timeout": 120})
+            for width in (1400, 320):
+                page = self.opened(browser.new_context(viewport={"width": width, "height": 800}), api).page
+                press = page.keyboard.press
+                press("j")
+                press("ArrowDown")
+                page.wait_for_selector(".table:focus .row[aria-selected=true] bdi:text-is('web1')")
+                press("k")
+                press("Enter")
+                for key, name in (("e", "web0"), ("l", "job1"), ("c", "key1"), ("s", "web1")):
+                    page.wait_for_selector(".detail h2")
+                    press("Escape")
+                    page.wait_for_selector(".detail", state="hidden")
+                    page.wait_for_selector(":is(.table, .leaf):focus")
+                    press("g")
+                    press(key)
+                    press("/")
+                    page.keyboard.type(name)
+                    press("ArrowDown" if width == 320 else "Enter")
+                    page.wait_for_selector(":is(.table, .leaf):focus")
+                    press("Enter")
+                    page.wait_for_selector(f".detail:has-text('{name}')")
+                    press("Tab")
+                    isReachable = "document.activeElement.checkVisibility({ visibilityProperty: true })"
+                    self.assertTrue(page.evaluate(isReachable))
+                self.tabTo(page, "Take out…")
+                press("Enter")
+                page.wait_for_selector("#reason:focus")
+                press("Enter")
+                page.wait_for_selector(".note:has-text('Out of service')")
+                self.assertEqual(page.evaluate("document.activeElement.textContent"), "Take out…")
+                press("Enter")
+                self.tabTo(page, "Up")
+                press("Enter")
+                page.wait_for_selector(".note", state="detached")
+                self.assertEqual(page.evaluate("document.activeElement.textContent"), "Up")
+                self.tabTo(page, "Copy")
+                self.assertEqual(page.evaluate("getComputedStyle(document.activeElement).opacity"), "1")
+                while page.evaluate("document.activeElement.ariaLabel") != "Close":
+                    press("Shift+Tab")
+                press("Enter")
+                page.wait_for_selector(".table:focus")
+
+        await self.browse(walk)
+
     async def test_skipLink(self) -> None:
         """The first link leads to the content of the view, and leaves it open."""
 

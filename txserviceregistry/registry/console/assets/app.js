@@ -46,12 +46,10 @@ function url(name, rest = "", parameters = {}) {
 /** Go to a view; *replace* adds nothing to the browser's history. */
 function go(target, { replace = false } = {}) {
   if (target === location.hash) return;
-  if (replace) {
-    history.replaceState(null, "", target);
-    showRoute();
-  } else {
-    location.hash = target;
-  }
+  // Unlike an assignment to location.hash, it shows the view before the next key is pressed.
+  if (replace) history.replaceState(null, "", target);
+  else history.pushState(null, "", target);
+  showRoute();
 }
 
 function views() {
@@ -186,6 +184,26 @@ function showShortcuts() {
   ]);
 }
 
+/** Give the list the focus, with a row selected. */
+function intoList() {
+  const table = main.querySelector(".table");
+  if (table?.hasAttribute("aria-activedescendant")) table.focus();
+  else step(1);
+}
+
+/** Select the next row of the list, or the one before. */
+function step(direction) {
+  const table = main.querySelector(".table");
+  if (table) {
+    table.focus();
+    if (document.activeElement === table) table.dispatchEvent(new KeyboardEvent("keydown", { key: direction > 0 ? "ArrowDown" : "ArrowUp" }));
+    return;
+  }
+  const rows = [...main.querySelectorAll(".keys :is(a, summary)")].filter((row) => row.checkVisibility());
+  const next = rows.indexOf(document.activeElement) + direction;
+  rows[Math.min(Math.max(next, 0), rows.length - 1)]?.focus();
+}
+
 let leader = 0;
 
 document.addEventListener("keydown", (event) => {
@@ -196,7 +214,18 @@ document.addEventListener("keydown", (event) => {
     else if (isTyping) event.target.blur();
     return;
   }
-  if (isTyping) return;
+  const isDown = ["ArrowDown", "j"].includes(event.key);
+  if (isTyping) {
+    if (event.target.type !== "search" || !["ArrowDown", "Enter"].includes(event.key)) return;
+    event.preventDefault();
+    intoList();
+    return;
+  }
+  if ((isDown || ["ArrowUp", "k"].includes(event.key)) && event.target.matches("body, main, #nav a, .keys a, .keys summary")) {
+    event.preventDefault();
+    step(isDown ? 1 : -1);
+    return;
+  }
   const view = performance.now() - leader < 1500 && views().find((each) => each.key === event.key);
   leader = 0;
   if (view) go(url(view.name));

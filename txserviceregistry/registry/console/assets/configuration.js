@@ -1,7 +1,7 @@
 /** The configuration: a tree of keys, one value with its history, and edits that never overwrite another's unseen. */
 
 import { all, getWithHeaders, request } from "./api.js";
-import { actions, button, command, copyButton, dialog, empty, fill, folded, formOf, h, identifier, released, toast, wordsOf } from "./dom.js";
+import { actions, button, closeButton, command, copyButton, dialog, empty, fill, folded, formOf, h, identifier, released, toast, wordsOf } from "./dom.js";
 import { diffElement } from "./diff.js";
 import { ago, exactly, moment, sleep } from "./time.js";
 
@@ -101,8 +101,7 @@ export function configurationView(place, model, { url, go }) {
     const signature = JSON.stringify([open, value, model.isLoaded]);
     if (!open || detail.dataset.signature === signature) return;
     detail.dataset.signature = signature;
-    const head = h("header", {}, h("h2", {}, identifier(open, "the key")),
-      button("×", () => go(url("configuration", "", parameters)), { class: "quiet close", "aria-label": "Close" }));
+    const head = h("header", {}, h("h2", {}, identifier(open, "the key")), closeButton(view.escape));
     const mayWrite = model.mayWrite("configuration", open);
     if (history?.key !== open) history = historyOf(model, open);
     fill(detail, head,
@@ -115,7 +114,7 @@ export function configurationView(place, model, { url, go }) {
     if (model.isLoaded) history.refresh();
   }
 
-  return {
+  const view = {
     route(wanted) {
       parameters = Object.fromEntries(wanted.parameters);
       open = wanted.rest;
@@ -126,12 +125,15 @@ export function configurationView(place, model, { url, go }) {
       if (kinds.has("values")) { refresh(); showDetail(); }
     },
     escape() {
+      const key = open;
       if (open) go(url("configuration", "", parameters));
       else if (parameters.q) go(url("configuration"));
       else return false;
+      if (key) [...list.querySelectorAll("a")].find((leaf) => leaf.dataset.key === key)?.focus();
       return true;
     },
   };
+  return view;
 }
 
 function oneLine(value) {

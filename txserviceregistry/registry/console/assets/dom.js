@@ -78,7 +78,7 @@ function guarded(action) {
   return async (event) => {
     event.preventDefault();
     const element = event.currentTarget;
-    if (element.ariaBusy) return;
+    if (element.ariaBusy || element.ariaDisabled) return;
     element.ariaBusy = "true";
     try {
       await action(event);
@@ -97,6 +97,11 @@ export function button(text, action, attributes = {}) {
 /** A form; *action* is called when it is submitted. */
 export function formOf(action, ...children) {
   return h("form", { onsubmit: guarded(action) }, ...children);
+}
+
+/** The button that closes the details of an object. */
+export function closeButton(close) {
+  return button("×", close, { class: "quiet close", "aria-label": "Close", title: "Close (Escape)" });
 }
 
 /** A button that copies a text. */

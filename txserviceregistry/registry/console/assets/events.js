@@ -1,6 +1,6 @@
 /** The event feed: the last hour, and what happens now. */
 
-import { button, copyButton, empty, fill, folded, h, wordsOf } from "./dom.js";
+import { button, closeButton, copyButton, empty, fill, folded, h, wordsOf } from "./dom.js";
 import { describe, objectOf } from "./event.js";
 import { KEPT_EVENTS } from "./model.js";
 import { Table, tableOr } from "./table.js";
@@ -77,8 +77,7 @@ export function eventsView(place, model, { url, go }) {
     if (!open || detail.dataset.id === `${open} ${model.hasEvents}`) return;
     detail.dataset.id = `${open} ${model.hasEvents}`;
     const event = model.events.find((each) => each.id === open);
-    const head = h("header", {}, h("h2", {}, event ? event.type : "Event"),
-      button("×", () => go(url("events", "", parameters)), { class: "quiet close", "aria-label": "Close" }));
+    const head = h("header", {}, h("h2", {}, event ? event.type : "Event"), closeButton(view.escape));
     if (!event) {
       fill(detail, head, h("p.muted", {}, model.hasEvents ? `The page does not have this event. It has those of the last hour, at most ${KEPT_EVENTS.toLocaleString("en")}.` : "Loading"));
       return;
@@ -94,10 +93,10 @@ export function eventsView(place, model, { url, go }) {
       h("pre", { tabindex: "0" }, text.split("\n").map((line) => [line, h("br")])));
   }
 
-  return {
+  const view = {
     route(wanted) {
       parameters = Object.fromEntries(wanted.parameters);
-      if (wanted.rest !== open) table.select(wanted.rest, { scroll: true });
+      if (wanted.rest !== open) table.select(wanted.rest || table.selected, { scroll: Boolean(wanted.rest) });
       open = wanted.rest;
       refresh();
       showDetail();
@@ -115,4 +114,5 @@ export function eventsView(place, model, { url, go }) {
     },
     end() { table.end(); },
   };
+  return view;
 }

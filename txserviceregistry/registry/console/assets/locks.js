@@ -1,7 +1,7 @@
 /** Locks: who holds them, since when, with which fence. */
 
 import { request } from "./api.js";
-import { actions, button, command, dialog, empty, fill, folded, formOf, h, identifier, toast, wordsOf } from "./dom.js";
+import { actions, button, closeButton, command, dialog, empty, fill, folded, formOf, h, identifier, toast, wordsOf } from "./dom.js";
 import { metadata } from "./service.js";
 import { Table, tableOr } from "./table.js";
 import { ago, exactly } from "./time.js";
@@ -53,8 +53,7 @@ export function locksView(place, model, { url, go }) {
     const signature = JSON.stringify([open, lock, model.isLoaded]);
     if (!open || detail.dataset.signature === signature) return;
     detail.dataset.signature = signature;
-    const head = h("header", {}, h("h2", {}, identifier(open, "the name")),
-      button("×", () => go(url("locks", "", parameters)), { class: "quiet close", "aria-label": "Close" }));
+    const head = h("header", {}, h("h2", {}, identifier(open, "the name")), closeButton(view.escape));
     if (!lock) {
       fill(detail, head, h("p.muted", {}, model.isLoaded ? "The lock is free." : "Loading"));
       return;
@@ -68,7 +67,7 @@ export function locksView(place, model, { url, go }) {
       h("h3", {}, "Metadata"), metadata(lock));
   }
 
-  return {
+  const view = {
     route(wanted) {
       parameters = Object.fromEntries(wanted.parameters);
       if (wanted.rest !== open) table.select(wanted.rest || table.selected, { scroll: Boolean(wanted.rest) });
@@ -86,6 +85,7 @@ export function locksView(place, model, { url, go }) {
     },
     end() { table.end(); },
   };
+  return view;
 }
 
 function forceRelease(lock) {

@@ -1,7 +1,7 @@
 /** One service: what is known of it, its last events, and the actions of an operator. */
 
 import { request } from "./api.js";
-import { actions, button, copyButton, dialog, fill, formOf, h, identifier, toast } from "./dom.js";
+import { actions, button, closeButton, copyButton, dialog, fill, formOf, h, identifier, toast } from "./dom.js";
 import { describe } from "./event.js";
 import { ageElement, showAge } from "./heartbeat.js";
 import { KEPT_EVENTS, weightOf } from "./model.js";
@@ -23,8 +23,7 @@ export function showService(panel, model, id, row, { close, url }) {
     (key, value) => (key === "last_seen" ? undefined : value));
   if (panel.dataset.signature === signature) return;
   panel.dataset.signature = signature;
-  const head = h("header", {}, h("h2", {}, identifier(id, "the id")),
-    button("×", close, { class: "quiet close", "aria-label": "Close", title: "Close (Escape)" }));
+  const head = h("header", {}, h("h2", {}, identifier(id, "the id")), closeButton(close));
   if (!row) {
     fill(panel, head, h("p.muted", {}, model.isLoaded ? "No service with this id is registered." : "Loading"));
     return;
@@ -69,10 +68,11 @@ function stateNote(state, row) {
 }
 
 function stateButtons(id, state) {
+  // One that is disabled otherwise would lose the focus after it was pressed.
   const set = (wanted) => button(wanted === "drain" ? "Drain…" : "Take out…", () => askState(id, wanted),
-    { disabled: state.state === wanted });
+    { "aria-disabled": state.state === wanted ? "true" : null });
   return h("div.actions.start", {}, set("drain"), set("out"),
-    button("Up", () => putState(id, { state: "up" }), { disabled: state.state === "up" }));
+    button("Up", () => putState(id, { state: "up" }), { "aria-disabled": state.state === "up" ? "true" : null }));
 }
 
 async function putState(id, body) {

@@ -50,7 +50,6 @@ export function servicesView(place, model, { url, go }) {
   const search = h("input", {
     type: "search", placeholder: "Filter by id, tag or key=value  ( / )", "aria-label": "Filter", spellcheck: "false",
     oninput: () => change({ q: search.value }),
-    onkeydown: (event) => { if (!event.isComposing && ["Enter", "ArrowDown"].includes(event.key)) { event.preventDefault(); table.grid.focus(); } },
   });
   const states = h("div.segments", { role: "group", "aria-label": "State" }, STATES.map(([state, title]) =>
     h("button", { type: "button", "data-state": state, onclick: () => change({ state }) }, title, h("span.count"))));
@@ -162,7 +161,7 @@ export function servicesView(place, model, { url, go }) {
     const row = rows.get(id);
     detail.hidden = !id;
     place.classList.toggle("has-detail", Boolean(id));
-    if (id) showService(detail, model, id, row, { close: () => change({ id: "" }), url });
+    if (id) showService(detail, model, id, row, { close: view.escape, url });
   }
 
   async function askTimes() {
@@ -174,7 +173,7 @@ export function servicesView(place, model, { url, go }) {
     isAsking = false;
   }
 
-  return {
+  const view = {
     route(wanted) {
       parameters = Object.fromEntries(wanted.parameters);
       collect();
@@ -200,4 +199,5 @@ export function servicesView(place, model, { url, go }) {
     },
     end() { table.end(); },
   };
+  return view;
 }
