@@ -66,10 +66,9 @@ class Engine(LiveServices):
             except (ObjectExists, LimitExceeded) as refusal:
                 isTaken = isinstance(refusal, ObjectExists)
                 if self.wantExpired(scope, id if isTaken else None):
-                    # Expired registrations hold ids and places in the limit that are free by the rules.
+                    # They hold ids and places that are free by the rules. The group under way may not have this id.
                     await self.persistNext()
                     while isTaken and self.wantExpired(scope, id):
-                        # It was not in the group that was under way, or that began.
                         await self.persistNext()
                 elif not await self._untilDecided(scope, id if isTaken else None):
                     if isTaken and self.active(scope, id) is None:

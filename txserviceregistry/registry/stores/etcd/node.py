@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import Interface
 
-from ....util.deferred import Waiters
+from ....util.deferred import PrioritySemaphore, Waiters
 from ....util.logs import Logger, Outage
 from ..interfaces import IStoreListener, NoSuchObject, StoreUnavailable
 from .votes import Evidence, Registration, Status, Votes
@@ -40,6 +40,8 @@ VOTE = 0.5
 DEAF = 2.0
 #: Seconds between two attempts.
 PAUSE = 0.2
+#: Expirations under way at once: two or three groups of changes, so that changes of clients do not wait for thousands.
+EXPIRING = 100
 
 
 class INodeKeys(Interface):
@@ -105,6 +107,7 @@ class Node:
     _touching: Counter[Registration] = attrs.field(factory=Counter, init=False)
     _opening: dict[Registration, Waiters[None]] = attrs.field(factory=dict, init=False)
     _background: set[Deferred[Any]] = attrs.field(factory=set, init=False)
+    _expiring: PrioritySemaphore = attrs.field(factory=lambda: PrioritySemaphore(EXPIRING), init=False)
     _outage: Outage = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -295,8 +298,7 @@ class Node:
             return
         votes = session.votes
         votes.answer()
-        most = LISTED // (len(votes.members) + 2)
-        due: Mapping[Registration, int] = self._registrations.due(most - votes.listed)
+        due: Mapping[Registration, int] = self._registrations.due(LISTED // (len(votes.members) + 2) - votes.listed)
         new = {}
         for registration, timestamp in due.items():
             if registration in self._touching or votes.isInVote(registration):
@@ -312,8 +314,10 @@ class Node:
 
     async def _expire(self, session: _Session, number: int, registration: Registration, evidence: Evidence) -> None:
         hasExpired = False
+        await self._expiring.take(number)
         try:
-            hasExpired = await self._keys.expire(session.name, session.created, registration, evidence)
+            if self._session is session:
+                hasExpired = await self._keys.expire(session.name, session.created, registration, evidence)
         except NoSuchObject:
             self._registrations.ended(registration)
         except CancelledError:
@@ -324,6 +328,8 @@ class Node:
             if not await self._settle(session, registration):
                 # By this transaction, or by what another node did.
                 self._registrations.ended(registration)
+        finally:
+            self._expiring.give()
         # In this order: what the end of the vote opens must not be acknowledged any more.
         if hasExpired:
             self._registrations.expired(registration)

@@ -131,6 +131,50 @@ class WatchTests(SynchronousTestCase):
         self.assertEqual(clock.getDelayedCalls(), [])
 
 
+class ExpirationTests(SynchronousTestCase):
+    """Many services whose deadlines pass at once."""
+
+    def test_aFewAtATime(self) -> None:
+        """Changes of clients do not wait in etcd's queue behind thousands of expirations; all of these follow."""
+        clock, keys, registrations = Clock(), Mock(), Mock()
+        keys.join.side_effect = lambda *_: succeed((1, 5.0))
+        for name in ("load", "leave", "renew", "publish"):
+            getattr(keys, name).side_effect = lambda *_: succeed(True)
+        silent = iter([("1", str(number)) for number in range(1_000)])
+        registrations.due = lambda most: dict.fromkeys(islice(silent, most), 0)
+        expiring: list[Deferred[bool]] = []
+        keys.expire.side_effect = lambda *_: expiring.append(Deferred()) or expiring[-1]
+        node = Node(keys, clock, clock.seconds)
+        self.successResultOf(node.start(registrations))
+        node.tick()
+        assert node.votes is not None
+        rounds = 0
+        while expiring:
+            self.assertLessEqual(len(expiring), 100)
+            rounds += 1
+            under, expiring[:] = expiring[:], []
+            for each in under:
+                each.callback(True)
+        self.assertEqual((rounds, registrations.expired.call_count, node.votes.listed), (10, 1_000, 0))
+        self.successResultOf(Deferred.fromCoroutine(node.stop()))
+
+    def test_stopWhileSomeWait(self) -> None:
+        """Nothing is left of those that are under way, nor of those that wait."""
+        clock, keys, registrations = Clock(), Mock(), Mock()
+        keys.join.side_effect = lambda *_: succeed((1, 5.0))
+        for name in ("load", "leave", "renew", "publish"):
+            getattr(keys, name).side_effect = lambda *_: succeed(True)
+        registrations.due.return_value = {("1", str(number)): 0 for number in range(1_000)}
+        keys.expire.side_effect = lambda *_: Deferred()
+        node = Node(keys, clock, clock.seconds)
+        self.successResultOf(node.start(registrations))
+        node.tick()
+        self.successResultOf(Deferred.fromCoroutine(node.stop()))
+        self.assertLessEqual(keys.expire.call_count, 100)
+        registrations.expired.assert_not_called()
+        self.assertEqual(clock.getDelayedCalls(), [])
+
+
 class StatusTests(SynchronousTestCase):
     """As many services as there may be, whose heartbeats only some of the nodes have received."""
 
