@@ -287,7 +287,10 @@ class EditorTests(ConsoleTestCase):
             logIn(page, api.user, api.key)
             page.click("dialog [type=submit]")
             page.wait_for_selector("text=The value has changed meanwhile")
+            # The page is at this address already, and the click must not come before the login.
+            other.goto("about:blank")
             other.goto(api.ask("POST", "/console-links")["href"])
+            other.wait_for_selector(".live:text-is('Live')")
             other.evaluate("location.hash = '#/account'")
             other.click("text=Log out")
             page.wait_for_selector("#user")
