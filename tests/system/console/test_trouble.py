@@ -91,6 +91,8 @@ class BrowserTests(ConsoleTestCase):
             api.register("web1")
             for window in windows:
                 row(window, "web1").wait_for()
+            windows[0].set_viewport_size({"width": 320, "height": 600})
+            self.assertLess(windows[0].evaluate("document.getElementById('bar').clientHeight"), 90)
             windows[0].evaluate("window.dispatchEvent(new Event('focus'))")
             windows[0].wait_for_selector(".live:text-is('Live')")
             windows[5].wait_for_selector(".live:text-is('Every 5 s')")

@@ -86,7 +86,7 @@ function showLive() {
   const isStale = staleSince !== null;
   const isShared = isLoaded && takesTurns();
   const [state, kind] = isStale ? ["Not current", "live stale"]
-    : isLoaded ? [isShared ? "Every 5 s" : "Live", "live"] : ["Loading", "live loading"];
+    : isLoaded ? isShared ? ["Every 5 s", "live shared"] : ["Live", "live"] : ["Loading", "live loading"];
   const text = isStale ? `${state} for ${duration(Math.round((performance.now() - staleSince) / 1000))}` : state;
   if (live.textContent !== text) live.textContent = text;
   // A screen reader reads each change of the state, but not each second.
