@@ -651,6 +651,20 @@ class WindowTests(ConsoleTestCase):
 
         await self.browse(walk)
 
+    async def test_narrowWindow(self) -> None:
+        """All states to filter by are to be seen, and a link of the navigation that has the focus is not cut off."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            page = self.opened(browser.new_context(viewport={"width": 320, "height": 640}), api).page
+            edges = "(elements) => elements.map((each) => each.getBoundingClientRect().right)"
+            self.assertLessEqual(max(page.eval_on_selector_all(".segments button", edges)), 320)
+            page.focus(".brand")
+            for _ in range(6):
+                page.keyboard.press("Tab")
+                self.assertLessEqual(page.eval_on_selector_all("#nav a:focus", edges)[0], 320)
+
+        await self.browse(walk)
+
     async def test_coloursOfTheSystem(self) -> None:
         """With forced colours, states and the selection remain visible."""
 

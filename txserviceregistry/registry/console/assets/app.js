@@ -56,6 +56,11 @@ function views() {
   return VIEWS.filter((view) => !view.extension || model.has(view.extension));
 }
 
+/** Scroll to a link of the navigation: in a narrow window there is no room for all. */
+function reveal(link) {
+  link.scrollIntoView({ block: "nearest", inline: "nearest" });
+}
+
 function showRoute() {
   if (!model) return;
   const wanted = route();
@@ -68,7 +73,7 @@ function showRoute() {
     document.title = `${view.title} · Service Registry`;
     for (const link of document.querySelectorAll("#nav a")) {
       const isCurrent = link.dataset.view === view.name;
-      if (isCurrent) link.scrollIntoView({ block: "nearest", inline: "nearest" });
+      if (isCurrent) reveal(link);
       if (isCurrent) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
@@ -135,7 +140,7 @@ function begin(session) {
   model.onChange((kinds) => current?.view.update?.(kinds));
   bar.hidden = false;
   fill(document.getElementById("nav"), views().map((view) =>
-    h("a", { href: url(view.name), "data-view": view.name, title: `${view.title} (g ${view.key})` }, view.title)));
+    h("a", { href: url(view.name), onfocus: (event) => reveal(event.currentTarget), "data-view": view.name, title: `${view.title} (g ${view.key})` }, view.title)));
   current = null;
   showRoute();
   model.start();
