@@ -108,12 +108,19 @@ class BrowserTests(ConsoleTestCase):
         await self.browse(walk)
 
     async def test_blockedStorage(self) -> None:
-        """Without the storage or the scripts that it needs, the page says so."""
+        """Without the storage or the scripts that it needs, or where a proxy changes it, the page says so."""
 
         def walk(browser: Browser, api: Api) -> None:
             blocked = browser.new_context()
             blocked.add_init_script(_BLOCKED)
-            for context in (blocked, browser.new_context(java_script_enabled=False)):
+            changed = browser.new_context()
+
+            def shorten(route: Route) -> None:
+                response = route.fetch()
+                route.fulfill(response=response, body=response.text().replace("\n\n", "\n"))
+
+            changed.route("**/console/", shorten)
+            for context in (blocked, changed, browser.new_context(java_script_enabled=False)):
                 page = context.new_page()
                 page.goto(f"{api.root}/console/")
                 page.wait_for_selector("text=needs JavaScript, and a browser that does not block cookies")

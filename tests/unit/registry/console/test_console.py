@@ -7,10 +7,12 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Callable
+from importlib.resources import files
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from txserviceregistry.registry import console
 from txserviceregistry.registry.console.console import LIFETIME, LINK_LIFETIME
 from txserviceregistry.registry.roles import Role
 
@@ -89,6 +91,9 @@ class PageTests(ConsoleCase):
         (script,) = re.findall(r"<script type=\"module\">(.*?)</script>", text, re.DOTALL)
         (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
         self.assertNotRegex(script, r"(?m)^(?:import|export)\b")
+        for file in (files(console) / "assets").iterdir():
+            if file.name.endswith(".js"):
+                self.assertIn(f"const ${file.name.removesuffix('.js')} = ", script)
         own = [b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in (script, style)]
         policy = f"default-src 'none'; script-src 'sha256-{own[0]}'; style-src 'sha256-{own[1]}'; connect-src 'self';"
         for reply in (page, self.ask("GET", "/console/mark.svg"), self.ask("GET", "/console/api/session")):
