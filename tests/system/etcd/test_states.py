@@ -81,6 +81,21 @@ class StatesTests(EtcdStoreCase):
         shown = await self.second.listServices(T, None, 100, None, (), True)
         self.assertEqual({one.state for one in shown}, {None, *states})
 
+    async def test_manyAreLookedAt(self) -> None:
+        """Other changes of the tenant do not wait until all records have been looked at."""
+        await gatherResults([self.first.setState(T, StateRecord(f"web{n:04}", "out"), 2000) for n in range(1000)])
+        writes, order = self.first.statistics.writes, list[str]()
+        before = sum(writes.counts)
+        dropping = self.first.dropStates(0).addCallback(lambda _: order.append("states"))
+        while sum(writes.counts) == before:
+            await self.first.getState(T, "web0000")
+        changing = [
+            self.first.setValue(T, f"key{n}", "value", 100).addCallback(lambda _: order.append("value"))
+            for n in range(3)
+        ]
+        await gatherResults([dropping, *changing])
+        self.assertEqual(order, ["value"] * 3 + ["states"])
+
     async def test_moreRecordsThanAPage(self) -> None:
         """Thousands of records are set together, listed and shown with their services."""
         records = [StateRecord(f"web{number:04}", "out") for number in range(1100)]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from heapq import merge
-from itertools import count as naturals
 from operator import itemgetter
 from typing import Any, ClassVar, TypeVar
 
@@ -30,7 +29,7 @@ from ..interfaces import (
     ValueRecord,
     valuePayload,
 )
-from .batches import Batches, TenantClock, TenantIds, Transaction, eventsIn, lastPosition
+from .batches import GROUP, Batches, TenantClock, TenantIds, Transaction, eventsIn, lastPosition
 from .gateway import Etcd
 from .keyvalues import KeyValue, Unreadable, deletion, endOf, jsonBytes, put, reading, readKept, unchanged, understood
 
@@ -326,20 +325,21 @@ class EtcdStates(Part):
         return await self._changeAll(await self._etcd.all(f"{self._prefix}states/"), drop)
 
     async def _changeAll(
-        self, records: Collection[KeyValue], act: Callable[[KeyValue, Transaction], bool]
+        self, records: Sequence[KeyValue], act: Callable[[KeyValue, Transaction], bool]
     ) -> Collection[str]:
-        """Let *act* change records, in as few transactions as possible; returns the tenants where it returns true."""
-        changes: list[tuple[str, Deferred[bool]]] = []
-        for each in records:
-            with understood(each.key):
-                tenant, _ = self._nameOf(each.key)
-                changes.append((tenant, self._batches.do(tenant, partial(act, each))))
+        """Let *act* change records, some at once: clients' changes wait for these. Returns tenants where it is true."""
         changed: set[str] = set()
-        for tenant, change in changes:
-            # A record that cannot be changed now is tried again later.
-            with suppress(StoreUnavailable):
-                if await change:
-                    changed.add(tenant)
+        for begin in range(0, len(records), 2 * GROUP):
+            changes: list[tuple[str, Deferred[bool]]] = []
+            for each in records[begin : begin + 2 * GROUP]:
+                with understood(each.key):
+                    tenant, _ = self._nameOf(each.key)
+                    changes.append((tenant, self._batches.do(tenant, partial(act, each))))
+            for tenant, change in changes:
+                # A record that cannot be changed now is tried again later.
+                with suppress(StoreUnavailable):
+                    if await change:
+                        changed.add(tenant)
         return changed
 
 
@@ -371,7 +371,7 @@ class EtcdUsers(Part):
                 raise ObjectExists(name)
             taken = {each.tenant for each in known.values()}
             taken.update(each.key.rpartition("/")[2] for found in tenants for each in found)
-            own = tenant or next(number for number in map(str, naturals(1)) if number not in taken)
+            own = tenant or next(number for number in map(str, range(1, len(taken) + 2)) if number not in taken)
             added = UserRecord(name, own, keyHash, role)
             value = self._value(added)
             done = await self._etcd.txn(
