@@ -99,12 +99,17 @@ class ForeignResponse(MalformedResponse):
 
     :ivar status: the HTTP status code of the response to the *method* at the *url*.
     :ivar doubt: a possible mistake in the URL, or empty.
+    :ivar wasSent: false for a 429: a proxy that limits requests has not passed it on.
     """
 
     status: int
     method: str = ""
     url: str = ""
     doubt: str = ""
+
+    @property
+    def wasSent(self) -> bool:
+        return self.status != 429
 
     def _text(self) -> str:
         asked = f"{self.method} {self.url} returned " if self.url else ""

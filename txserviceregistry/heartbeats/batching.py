@@ -30,9 +30,10 @@ _ACCEPTED = "A batch of {count} heartbeats is accepted again"
 
 
 def isRefusal(error: object) -> bool:
-    """Whether a batch met an *error* that a smaller one may not meet: a 4xx other than 401 to the batch as a whole."""
+    """Whether a batch met an *error* that a smaller one may not meet: a 4xx to the batch as a whole."""
     if isinstance(error, ForeignResponse):
-        return error.status != 401
+        # More and smaller ones would not help against a limit of requests.
+        return error.status not in (401, 429)
     return isinstance(error, (BadRequest, Forbidden, NotFound))
 
 

@@ -38,9 +38,6 @@ from .pool import AgentClosed, InsecureConnection, StaleConnection, originOf
 #: Seconds that a request may take, unless it says otherwise.
 TIMEOUT = 10.0
 
-# The statuses of a server that is unavailable, or of a gateway before it.
-_AWAY = frozenset({500, 502, 503, 504})
-
 # When several servers share a timeout, the first has at least so many seconds, or half of the timeout.
 _SHORTEST_SHARE = 0.25
 
@@ -242,7 +239,7 @@ class JSONTransport:
         response = Response(status, headers, value, answer.body, request.method, url, leave)
         if isForeign:
             self._onForeign()
-        if isForeign or status in _AWAY:
+        if isForeign or status in (500, 502, 503, 504):
             raise _Away(response)
         self.servers.worked(server)
         self._wasAnswered = True

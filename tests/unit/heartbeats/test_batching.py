@@ -326,6 +326,15 @@ class BatcherTests(SynchronousTestCase):
         self.assertEqual({len(service.beats) for service in services[1:]}, {4})
         self.assertEqual(sum(service.dismissals for service in services), 1)
 
+    def test_aLimitOfRequestsDoesNotMakeThemMore(self) -> None:
+        """Batches keep their size behind a proxy that rejects requests because they are too many."""
+        services = [self.service(f"s{number}", due=1, interval=9.9, timeout=15) for number in range(40)]
+        self.through(0, ForeignResponse(429), 5, services)
+        self.assertEqual(set(self.sizes()), {40})
+        self.assertEqual(sum(service.dismissals for service in services), 0)
+        self.through(1000, ForeignResponse(429), 10, services)
+        self.assertGreater(min(service.deadline for service in services), self.clock.seconds())
+
     def test_largerBatchesAreTriedOnceInAWhile(self) -> None:
         """After the hold a few larger batches are tried; when the proxy accepts all sizes again, so are the largest."""
         services = [self.service(f"s{number}", due=1, interval=9.9, timeout=15) for number in range(40)]
@@ -565,8 +574,8 @@ class BatcherTests(SynchronousTestCase):
     # -- refusals
 
     def test_whatIsARefusal(self) -> None:
-        """A 4xx to the whole batch, of the registry or a proxy; not a refused token or limit, and no outage."""
-        for status in (400, 403, 404, 405, 408, 410, 413, 429, 451):
+        """A 4xx to the whole batch, of the registry or a proxy; not a refused token or a limit, and no outage."""
+        for status in (400, 403, 404, 405, 408, 410, 413, 451):
             self.assertTrue(isRefusal(ForeignResponse(status)))
         for fault in (
             BadRequest(400, "badRequest"),
@@ -577,6 +586,7 @@ class BatcherTests(SynchronousTestCase):
             self.assertTrue(isRefusal(fault))
         for error in (
             ForeignResponse(401),
+            ForeignResponse(429),
             Unauthorized(401, "unauthorizedError"),
             RateLimited(400, "rateLimitReached"),
             LimitReached(400, "limitReached"),

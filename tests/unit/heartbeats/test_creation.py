@@ -65,6 +65,23 @@ class HoldingAgent:
         return deferLater(self._clock, delay, self._agent.request, method, uri, *args)
 
 
+class LimitTests(SynchronousTestCase):
+    """A proxy that limits the rate of requests."""
+
+    def test_aRejectedCreationIsNotLookedUp(self) -> None:
+        """A creation that the proxy has rejected with 429 had no effect: it is repeated, without other requests."""
+        fake = FakeRegistry()
+        fake.answerNext(429, b"<html>", "text/html", count=3, when=lambda request: request.path.endswith("/services"))
+        service = RegisteredService(fake.client(), "web1", 30)
+        service.startService()
+        fake.advance(10)
+        requests = [(request.method, request.path.partition("?")[0]) for request in fake.requests]
+        self.assertEqual(requests, [("POST", "/v2.0/tokens"), *[("POST", "/v1.0/1/services")] * 4])
+        self.assertEqual(service.state, "registered")
+        service.stopService()
+        fake.advance(1)
+
+
 class SlowNetworkTests(SynchronousTestCase):
     """A network on which a response takes longer than a third of the heartbeat timeout."""
 
