@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TypeVar
@@ -35,9 +34,10 @@ class MemoryStore(TableStore):
         self.statistics = StoreStatistics()
         self._isOpen = False
         self._tables = Tables(connectToMemory(), wallClock)
-        # Newer versions of Python warn of connections that nothing has closed.
-        weakref.finalize(self, self._tables.close)
         self._lastSeen: dict[tuple[str, str, str], int] = {}
+
+    def __del__(self) -> None:
+        self._tables.close()  # newer versions of Python warn of connections that nothing has closed
 
     def open(self) -> Deferred[None]:
         self._isOpen = True

@@ -98,14 +98,17 @@ class MemoryStoreTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(store.getService("1", "web")), made)
 
     def test_leavesNothingOpen(self):
-        """A store that is no longer used leaves no connection open, of which Python would warn."""
+        """A store leaves no connection open, of which Python would warn, when it and its clock are no longer used."""
         collectOnlyNew(self)
         connections = []
         self.patch(memory, "connectToMemory", lambda: connections.append(connectToMemory()) or connections[-1])
-        store = MemoryStore()
+        clock = Clock()
+        store = MemoryStore(clock.seconds)
+        # As that of a test does, which has set up the store.
+        clock.callLater(1, store.close)
         self.successResultOf(store.open())
         connections[0].execute("SELECT 1")
-        del store
+        del store, clock
         gc.collect()
         self.assertRaises(sqlite3.ProgrammingError, connections[0].execute, "SELECT 1")
 
