@@ -96,8 +96,9 @@ class _Connection(_HTTP11):
         return answered
 
     def dataReceived(self, data: bytes) -> None:
-        super().dataReceived(data)  # type: ignore[no-untyped-call] # Twisted has no types there
+        # Before the next request may begin: data of this response does not count for that.
         self._headersLeft -= len(data)
+        super().dataReceived(data)  # type: ignore[no-untyped-call] # Twisted has no types there
         if self._headersLeft < 0:
             self.cutOff()
 

@@ -20,7 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import Agent, ResponseFailed, ResponseNeverReceived, readBody
 
 from tests.unit.garbage import collectOnlyNew
-from txserviceregistry.http import messages
+from txserviceregistry.http import messages, pool
 from txserviceregistry.http.agent import describeFailure
 from txserviceregistry.http.messages import BytesProducer, ResponseTooLarge
 from txserviceregistry.http.pool import (
@@ -171,6 +171,15 @@ class ConnectionTests(LoopbackTestCase):
                 await self.get(server, path)
             self.assertIn("more than 65536 bytes of headers", describeFailure(caught.exception))
         await self.until(lambda: not server.open)
+
+    async def test_aLongBodyDoesNotCountAsTheNextHeaders(self) -> None:
+        """A request that is sent when the response before it ends, on the same connection, may have its own headers."""
+        self.patch(pool, "MAX_HEADERS", 200)
+        server = self.serve(lambda call: call.answer(200, b"x" * 1000))
+        first = self.get(server)
+        second = first.addCallback(lambda response: self.get(server))
+        self.assertEqual(len((await second).body), 1000)
+        self.assertEqual(server.opened, 1)
 
     async def test_localAddressIsThatOfAConnection(self) -> None:
         """
