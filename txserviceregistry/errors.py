@@ -99,17 +99,14 @@ class ForeignResponse(MalformedResponse):
 
     :ivar status: the HTTP status code of the response to the *method* at the *url*.
     :ivar doubt: a possible mistake in the URL, or empty.
-    :ivar wasSent: false for a 429: a proxy that limits requests has not passed it on.
+    :ivar wasSent: false if the request certainly had no effect: a proxy that limits requests rejected it with 429.
     """
 
     status: int
     method: str = ""
     url: str = ""
     doubt: str = ""
-
-    @property
-    def wasSent(self) -> bool:
-        return self.status != 429
+    wasSent: bool = attrs.field(init=False, default=attrs.Factory(lambda self: self.status != 429, takes_self=True))
 
     def _text(self) -> str:
         asked = f"{self.method} {self.url} returned " if self.url else ""

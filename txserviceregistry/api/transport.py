@@ -145,7 +145,7 @@ class Transport:
                 response = await self.request(method, path, timeout=left, **options)
             except PreconditionFailed as error:
                 raise OutcomeUnknown(error.etag) from lost
-            except ConnectionFailed as error:
+            except (ConnectionFailed, ForeignResponse) as error:
                 error.wasSent = True
                 raise
         if ETAG not in self.extensions:

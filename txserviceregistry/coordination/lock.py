@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from ..client import Client
-from ..errors import UNKNOWN_OUTCOME, LockHeld, NotFound, RateLimited, ServerError, ServiceRegistryError, isUnknown
+from ..errors import UNKNOWN_OUTCOME, LockHeld, NotFound, RateLimited, ServerError, ServiceRegistryError
 from ..heartbeats.heartbeater import HeartBeater
 from ..http.jsontransport import ClientClosed
 from ..http.messages import WhenLate
@@ -240,9 +240,9 @@ class Lock:
             try:
                 held = await self._acquire(nonce, end)
             except (CancelledError, ServiceRegistryError) as error:
-                if isinstance(error, CancelledError) or isUnknown(error):
-                    # It may have been acquired, although the response did not come. With a wait this takes the place of
-                    # the request that may still wait, and be granted, at the registry.
+                if isinstance(error, (CancelledError, *UNKNOWN_OUTCOME)):
+                    # A request may have acquired it, even if the last one had no effect. With a wait this takes the place
+                    # of the request that may still wait, and be granted, at the registry.
                     self._request(nonce, 1).addCallback(
                         lambda acquired: self._client.locks.release(self.name, acquired["token"])
                     ).addErrback(lambda failure: failure.trap(ServiceRegistryError))

@@ -326,7 +326,8 @@ class _Tries:
         self._running.remove(trying)
         error, isUnsent = failure.value, False
         if isinstance(error, _Away):
-            self._refusal = error.response
+            isUnsent = error.response.status == 429
+            self._refusal = self._refusal if isUnsent and self._wasSent else error.response
         else:
             self._problem = error
             if isinstance(error, ClientClosed) or not isinstance(error, UNKNOWN_OUTCOME):
@@ -338,7 +339,7 @@ class _Tries:
         self._transport.servers.failed(server)
         if self._order and isLast and (isUnsent or not self._isFinal):
             self._next()
-        elif not self._running and self._refusal is not None:
+        elif not self._running and self._refusal is not None and not (self._wasSent and self._refusal.status == 429):
             self.result.callback(self._refusal)
         elif not self._running:
             self.result.errback(self._problem)

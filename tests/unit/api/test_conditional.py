@@ -17,6 +17,7 @@ from txserviceregistry.client import Client
 from txserviceregistry.errors import (
     BadRequest,
     ConnectionFailed,
+    ForeignResponse,
     LimitReached,
     NotFound,
     NotSupported,
@@ -176,7 +177,7 @@ class LostResponseTests(ConditionalCase):
         self.assertEqual(len(self.writes), before + 4)
 
     def test_anUnsentRepetitionLeavesTheOutcomeUnknown(self) -> None:
-        """Where the first try may have succeeded, a refused connection of the second does not prove the contrary."""
+        """Where the first try may have succeeded, a second one without an effect does not prove the contrary."""
         errors = iter([ResponseNeverReceived([]), *[ConnectionRefusedError()] * 2])
 
         def handler(sent: Any) -> Any:
@@ -188,6 +189,13 @@ class LostResponseTests(ConditionalCase):
         self.assertTrue(self.error(values.set(KEY, "2", ifMatch="*"), ConnectionFailed).wasSent)
         errors = iter([ConnectionRefusedError()] * 2)
         self.assertFalse(self.error(values.set(KEY, "2", ifMatch="*"), ConnectionFailed).wasSent)
+        self.set("1")
+        for faults, wasSent in ((1, True), (0, False)):
+            if faults:
+                self.fake.dropNext(faults)
+            self.fake.answerNext(429, b"<html>")
+            error = self.error(self.values.set(KEY, "2", ifMatch="*"), ForeignResponse)
+            self.assertEqual((error.status, error.wasSent), (429, wasSent))
 
     def test_anotherServerRefuses(self) -> None:
         """A refusal by the second server is final only if the request certainly did not reach the first one."""

@@ -13,7 +13,7 @@ from weakref import ref
 from twisted.internet.defer import CancelledError, Deferred
 
 from txserviceregistry.coordination import Held, Lock
-from txserviceregistry.errors import BadRequest, ConnectionFailed, LockHeld, ServerError
+from txserviceregistry.errors import BadRequest, ConnectionFailed, ForeignResponse, LockHeld, ServerError
 
 from .case import NAME, CoordinationTestCase
 
@@ -221,6 +221,17 @@ class LockTests(CoordinationTestCase):
         nonces = {json.loads(each.body)["nonce"] for each in self.fake.requests if each.path.endswith("/locks")}
         self.assertEqual(len(nonces), 1)
         self.assertTrue(held.isValid)
+
+    def test_aLostAcquisitionBeforeALimit(self) -> None:
+        """Where a response was lost, and a proxy rejected the repetition, no lock is left over."""
+        self.result(self.held().release())
+        self.fake.loseNext(1)
+        self.fake.answerNext(429, b"<html>", count=2)
+        waiting = self.lock.acquire(0.01)
+        self.fake.advance(1)
+        self.assertEqual(self.failureResultOf(waiting, ForeignResponse).value.status, 429)
+        self.fake.advance(1)
+        self.assertTrue(self.held(self.other).isValid)
 
     def test_waitsForARegistryThatIsDown(self) -> None:
         """While the registry is down an acquisition goes on, and with a time limit it fails in the end."""

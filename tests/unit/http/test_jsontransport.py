@@ -293,6 +293,22 @@ class JSONTransportTests(SynchronousTestCase):
             request = self.transport(handler, SERVER, OTHER).request("PUT", "/x")
             self.assertEqual(self.failureResultOf(request, ConnectionFailed).value.wasSent, wasSent)
 
+    def test_aLimitSaysNothingAboutOtherServers(self) -> None:
+        """A proxy's 429 is the response only if no other server may have received the request."""
+        for first, expected in ((lost(), ConnectionFailed), (answer(503), 503), (ConnectionRefusedError(), 429)):
+            for servers in ((SERVER, OTHER), (OTHER, SERVER)):
+
+                def handler(sent: Any, first: Any = first) -> Any:
+                    return first if sent.url.startswith(SERVER) else answer(429, b"<html>")
+
+                isFault = lambda status, *_: status == 503  # noqa: E731 (the 429 is a proxy's)
+                transport = JSONTransport(FakeAgent(handler), self.clock, servers, isFault=isFault)
+                request = transport.request("PUT", "/x")
+                if expected is ConnectionFailed:
+                    self.assertTrue(self.failureResultOf(request, ConnectionFailed).value.wasSent)
+                else:
+                    self.assertEqual(self.successResultOf(request).status, expected)
+
     def test_leavesAServerThatCannotDoItsWork(self) -> None:
         """What may be repeated goes on to the next server when one answers 503, and what comes next begins there."""
         transport = self.transport(
