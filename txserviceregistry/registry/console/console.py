@@ -44,7 +44,7 @@ _ROOT = "/console"
 # Below it everything is there as below /v1.0/{tenant}, with the same rules and roles, and what only the page needs.
 _API = _ROOT + "/api"
 _COOKIE, _SECURE_COOKIE = "registry-console", "__Host-registry-console"
-# The modules of the page, each after those that it imports; and their lines that are for a browser's loader.
+# The modules of the page, each after those that it imports, and the statements that are only for separate modules.
 _ORDER = """time turns dom diff api model heartbeat event table service services events configuration locks cluster \
 account app"""
 _IMPORT = re.compile(r'^import (\{.*\}) from "\./(\w+)\.js";$', re.MULTILINE)
@@ -92,7 +92,7 @@ def _asFunction(module: str) -> str:
 
 @cache
 def loadPage() -> tuple[Mapping[str, str], Mapping[str, Response]]:
-    """The headers of all responses; and the files, few, so that no proxy or cache mixes those of two releases."""
+    """The headers of all responses, and the files by name. One has all code, so that no cache mixes two releases."""
     script, style = "".join(map(_asFunction, _ORDER.split())), _read("style.css")
     hashes = [b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (script, style)]
     page = _read("index.html").replace("</style>", f"{style}</style>").replace("</script>", f"{script}</script>")
@@ -128,6 +128,7 @@ class Console:
 
     def __attrs_post_init__(self) -> None:
         self._records = StoreCache(self._store.getToken, self._clock)
+        loadPage()  # an upgrade can replace the files while the registry runs
 
     async def makeLink(self, user: UserRecord, root: str) -> dict[str, Any]:
         """A link that opens the page as this user, once, as JSON; *root* is the registry's URL."""
