@@ -245,8 +245,8 @@ def faultOf(response: Response, sent: object = None) -> Exception:
     values = ((fault or {}).get(name) for name in ("type", "message", "details", "txnId"))
     type, message, details, txnId = (redacted(each, secrets) if isinstance(each, str) else "" for each in values)
     txnId = txnId or response.header("X-Response-Id") or ""
-    incomplete = "Check the registry's URL, which ends in /v1.0" if message.startswith("The page cannot be") else ""
-    doubt = incomplete if type else response.doubt
+    hasNoPage = message.startswith("The page cannot be found")
+    doubt = response.doubt if not type else "Check the registry's URL, which ends in /v1.0" if hasNoPage else ""
     kind = apiErrorFor(response.status, type)
     error = kind(response.status, type, message, details, txnId, method=response.method, url=response.url, doubt=doubt)
     if isinstance(error, LockHeld):

@@ -241,8 +241,8 @@ class Lock:
                 held = await self._acquire(nonce, end)
             except (CancelledError, ServiceRegistryError) as error:
                 if isinstance(error, (CancelledError, *UNKNOWN_OUTCOME)):
-                    # A request may have acquired it, even if the last one had no effect. With a wait this takes the place
-                    # of the request that may still wait, and be granted, at the registry.
+                    # A request may have acquired it, even if the last one had no effect. With a wait this takes the
+                    # place of the request that may still wait, and be granted, at the registry.
                     self._request(nonce, 1).addCallback(
                         lambda acquired: self._client.locks.release(self.name, acquired["token"])
                     ).addErrback(lambda failure: failure.trap(ServiceRegistryError))

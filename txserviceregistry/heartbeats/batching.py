@@ -30,9 +30,9 @@ _ACCEPTED = "A batch of {count} heartbeats is accepted again"
 
 
 def isRefusal(error: object) -> bool:
-    """Whether a batch met an *error* that a smaller one may not meet: a 4xx to the batch as a whole."""
+    """Whether a smaller batch may avoid this *error*: a 4xx other than 401 and 429 to the batch as a whole."""
     if isinstance(error, ForeignResponse):
-        # More and smaller ones would not help against a limit of requests.
+        # More and smaller ones would not help against a rate limit.
         return error.status not in (401, 429)
     return isinstance(error, (BadRequest, Forbidden, NotFound))
 
@@ -103,9 +103,9 @@ class HeartbeatBatcher:
     is dismissed: its HeartBeater sends single heartbeats. It joins again when one of those has been answered.
 
     When batches fail, which may be because of their size, one service sends a single heartbeat. If that is accepted, it
-    is not an outage: batches begin again with one heartbeat, and grow until one fails. If it is refused, sizes between
-    are tried. If the first one fails, all services send single heartbeats. Larger batches are tried after :data:`HOLD`
-    seconds, whatever else fails meanwhile.
+    is not an outage: batches begin again with one heartbeat, and grow until one fails. If that one is refused, sizes
+    in between are tried. If the first one fails, all services send single heartbeats. Larger batches are tried after
+    :data:`HOLD` seconds, whatever else fails meanwhile.
 
     :param send: ``services.heartbeats``.
     :param isOffered: whether the registry accepts batches.

@@ -262,7 +262,7 @@ class JSONTransport:
             return unsent
         if isinstance(error, ResponseTooLarge):
             return MalformedResponse(f"{asked} failed: the response is too long ({error})")
-        # Servers that want TLS close a connection that is not TLS, most of them without a word.
+        # Servers that expect TLS close a connection that is not TLS, most of them without a response.
         mayBeTLS = not self._wasAnswered and request.url.startswith("http:")
         advice = ". If the server uses TLS, its URL begins with https://" if mayBeTLS else ""
         if isinstance(error, ResponseFailed) and not isinstance(error, ResponseNeverReceived):

@@ -66,7 +66,7 @@ class Engine(LiveServices):
             except (ObjectExists, LimitExceeded) as refusal:
                 isTaken = isinstance(refusal, ObjectExists)
                 if self.wantExpired(scope, id if isTaken else None):
-                    # They hold ids and places that are free by the rules. The group under way may not have this id.
+                    # Expired ones hold ids and places that are free by the rules. The group under way may lack this id.
                     await self.persistNext()
                     while isTaken and self.wantExpired(scope, id):
                         await self.persistNext()
@@ -117,7 +117,7 @@ class Engine(LiveServices):
     def heartbeat(self, scope: str, id: str, token: str) -> Deferred[str]:
         """Take a heartbeat, with any token of this incarnation. Fires with the next one; the fault 404 for others."""
         taking = self.takeHeartbeats(scope, [(id, token)])
-        return taking.addCallback(lambda of: fail(of[0]) if isinstance(of[0], Fault) else of[0])
+        return taking.addCallback(lambda outcomes: fail(outcomes[0]) if isinstance(outcomes[0], Fault) else outcomes[0])
 
     def takeHeartbeats(self, scope: str, heartbeats: Iterable[tuple[str, str]]) -> Deferred[Sequence[str | Fault]]:
         """As :meth:`heartbeat`, for many ids and tokens. It fires at once, unless other registries share the store."""

@@ -51,7 +51,7 @@ FIRST_USER = "local"
 #: How long requests that are under way may still take when the registry stops, and all of the stopping, in seconds.
 DRAIN_SECONDS = 1.0
 END_SECONDS = 4.0
-#: Seconds between two attempts to open a shared store, and that connections wait at most for a node to join.
+#: Seconds between two attempts to open a shared store, and the most that connections wait for a node to join.
 RETRY = 0.5
 JOINING = 1.0
 
@@ -424,7 +424,7 @@ class RegistryService(Service):
 
 
 def _accept(ports: Sequence[Any], does: bool) -> None:
-    """Let listeners accept connections, or let these wait in the backlog. One of a plugin may not be able to."""
+    """Let listeners accept connections, or let these wait in the backlog. A plugin's listener may not be able to."""
     for port in ports:
         if isinstance(port, FileDescriptor):
             (port.startReading if does else port.stopReading)()  # type: ignore[no-untyped-call]  # Twisted's own

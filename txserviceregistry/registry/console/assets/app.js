@@ -91,14 +91,17 @@ function showLive() {
   const isStale = staleSince !== null;
   const isShared = isLoaded && takesTurns();
   const [state, kind] = isStale ? ["Not current", "live stale"]
-    : isLoaded ? isShared ? ["Every 5 s", "live shared"] : ["Live", "live"] : ["Loading", "live loading"];
+    : isShared ? ["Every 5 s", "live shared"]
+    : isLoaded ? ["Live", "live"]
+    : ["Loading", "live loading"];
   const text = isStale ? `${state} for ${duration(Math.round((performance.now() - staleSince) / 1000))}` : state;
   if (live.textContent !== text) live.textContent = text;
   // A screen reader reads each change of the state, but not each second.
   if (spoken.textContent !== state) spoken.textContent = state;
   if (live.className !== kind) live.className = kind;
   live.title = isStale ? `${problem || "The event stream is down"}. The page reconnects by itself.`
-    : isShared ? "Four other windows of this browser were used since. Changes appear here every five seconds." : "Changes appear as they happen";
+    : isShared ? "Four other windows of this browser have been used since. Changes appear here every five seconds."
+    : "Changes appear as they happen";
   main.classList.toggle("is-stale", isStale);
 }
 

@@ -8,7 +8,7 @@ const MOST_STREAMS = 4;
 const channel = new BroadcastChannel("registry-console-streams");
 const name = Math.random();
 const listeners = new Set();
-// The windows that were used after this one.
+// The windows that were used after this one. One that crashes is counted until this one is used.
 const newer = new Set();
 
 channel.addEventListener("message", ({ data }) => {

@@ -327,7 +327,7 @@ class EtcdStates(Part):
     async def _changeAll(
         self, records: Sequence[KeyValue], act: Callable[[KeyValue, Transaction], bool]
     ) -> Collection[str]:
-        """Let *act* change records, some at once: clients' changes wait for these. Returns tenants where it is true."""
+        """Let *act* change records in small groups, so that others wait less; returns the tenants where it is true."""
         changed: set[str] = set()
         for begin in range(0, len(records), 2 * GROUP):
             changes: list[tuple[str, Deferred[bool]]] = []
