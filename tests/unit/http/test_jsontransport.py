@@ -309,6 +309,17 @@ class JSONTransportTests(SynchronousTestCase):
                 else:
                     self.assertEqual(self.successResultOf(request).status, expected)
 
+    def test_whatALimitRejectsGoesToTheNextServer(self) -> None:
+        """A request that a proxy rejects with 429 had no effect, so that it may be sent elsewhere, whatever it is."""
+
+        def handler(sent: Any) -> Any:
+            return answer(429, b"<html>") if sent.url.startswith(SERVER) else answer(200, {})
+
+        isFault = lambda status, *_: False  # noqa: E731
+        for method in ("POST", "PUT"):
+            transport = JSONTransport(FakeAgent(handler), self.clock, (SERVER, OTHER), isFault=isFault)
+            self.assertEqual(self.successResultOf(transport.request(method, "/x")).status, 200)
+
     def test_leavesAServerThatCannotDoItsWork(self) -> None:
         """What may be repeated goes on to the next server when one answers 503, and what comes next begins there."""
         transport = self.transport(
