@@ -338,7 +338,7 @@ class IStore(Interface):
         """Those of some *types*, oldest first, from *position* on. The plain ones are found without reading others."""
 
     def listChanges(tenant: str, key: str, count: int) -> Deferred[list[EventRecord]]:
-        """The newest events of a configuration value, oldest first. Among very many others they are found quickly."""
+        """The newest events of a configuration value, oldest first. The store may read all events, but parses few."""
 
     def lastEvent(tenant: str) -> Deferred[str | None]:
         """The id of the newest event of *tenant*, of any type, even if it was dropped; ``None`` if there is none."""
