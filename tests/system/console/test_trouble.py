@@ -107,6 +107,26 @@ class BrowserTests(ConsoleTestCase):
 
         await self.browse(walk)
 
+    async def test_tabsInTheBackground(self) -> None:
+        """A tab that is opened in the background needs no stream: four visible windows keep theirs, without a break."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            context = browser.new_context()
+            page = self.opened(context, api).page
+            streams: list[Request] = []
+            page.on("request", lambda request: streams.append(request) if "/events/stream" in request.url else None)
+            for isHidden in (False, False, False, True):
+                tab = context.new_page()
+                if isHidden:
+                    tab.add_init_script(f"({_HIDE})(true)")
+                tab.goto(f"{api.root}/console/")
+                tab.wait_for_selector("#nav a:text-is('Account')" if isHidden else ".live:text-is('Live')")
+            page.wait_for_timeout(500)
+            self.assertEqual(streams, [])
+            self.assertEqual(page.text_content("#live"), "Live")
+
+        await self.browse(walk)
+
     async def test_blockedStorage(self) -> None:
         """Without the storage or the scripts that it needs, or where a proxy changes it, the page says so."""
 

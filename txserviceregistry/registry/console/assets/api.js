@@ -172,7 +172,8 @@ export async function follow(handle, state, signal) {
   window.addEventListener("focus", claim, { signal });
   window.addEventListener("pagehide", release, { signal });
   signal.addEventListener("abort", release);
-  claim();
+  // A tab that is opened in the background would end another window's stream for a moment.
+  if (!document.hidden) claim();
   for (;;) {
     await whenVisible();
     if (signal.aborted) return;
