@@ -48,8 +48,7 @@ def build(directory: Path, mask: int) -> dict[str, bytes]:
         run(sys.executable, "-m", "build", "-q", "--sdist", "--outdir", str(out), str(tree), env=environment)
         (sdist,) = out.iterdir()
         sdist.write_bytes(normalized(sdist))
-        with tarfile.open(sdist) as tar:
-            tar.extractall(directory, filter="data")
+        run("tar", "-xf", str(sdist), "-C", str(directory))
         source = directory / sdist.name.removesuffix(".tar.gz")
         # The wheel's files have the permissions that they have here, or that setuptools gives them.
         os.umask(0o022)
