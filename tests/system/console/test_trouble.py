@@ -121,7 +121,9 @@ class BrowserTests(ConsoleTestCase):
                     tab.add_init_script(f"({_HIDE})(true)")
                 tab.goto(f"{api.root}/console/")
                 tab.wait_for_selector("#nav a:text-is('Account')" if isHidden else ".live:text-is('Live')")
-            page.wait_for_timeout(500)
+            # Had its stream ended, this would come with the next one.
+            api.register("web1")
+            row(page, "web1").wait_for()
             self.assertEqual(streams, [])
             self.assertEqual(page.text_content("#live"), "Live")
 

@@ -141,7 +141,7 @@ class Tables(Services):
         return [self._event(*row) for row in rows]
 
     def listChanges(self, tenant: str, key: str, count: int) -> list[EventRecord]:
-        # Each payload begins with the key, so that none of the others has to be parsed.
+        # Each payload begins with the key. Those of other values are not parsed.
         begin = asJson({"configuration_value_id": key}).removesuffix("}") + ","
         numbers = (EVENT_TYPES[f"configuration_value.{each}"] for each in ("update", "remove"))
         of = " UNION ALL ".join(f"{_OF_TYPE} AND substr(payload, 1, length(?4)) = ?4".format(each) for each in numbers)
