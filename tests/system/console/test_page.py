@@ -100,7 +100,7 @@ class ConsoleTestCase(ProcessTestCase):
         watched = Watched(context, **more)
         watched.page.goto(f"{api.root}/")
         logIn(watched.page, api.user, api.key)
-        watched.page.evaluate(f"location.hash = '#/{view}'")
+        visit(watched.page, view)
         watched.page.wait_for_selector(".live:text-is('Live')")
         return watched
 
@@ -110,6 +110,17 @@ def logIn(page: Page, user: str, key: str) -> None:
     page.fill("#key", key)
     page.click("button[type=submit]")
     page.wait_for_selector("#nav a")
+
+
+def visit(page: Page, view: str) -> None:
+    """Show a view, as if its URL had been typed."""
+    page.evaluate(
+        """(hash) => hash === location.hash || new Promise((shown) => {
+          addEventListener("hashchange", shown, { once: true });
+          location.hash = hash;
+        })""",
+        f"#/{view}",
+    )
 
 
 def row(page: Page, id: str) -> Any:
@@ -230,7 +241,7 @@ class SessionTests(ConsoleTestCase):
             )
             other.reload()
             for each in (page, other):
-                each.evaluate("location.hash = '#/account'")
+                visit(each, "account")
                 each.wait_for_selector(".card:has-text('ann')")
                 self.assertEqual(each.locator(".badge:text-is('write')").count(), 0)
 
@@ -422,7 +433,7 @@ class ActionTests(ConsoleTestCase):
             page = self.opened(browser.new_context(), api, "services?id=web1").page
             page.wait_for_selector(".detail dl")
             self.assertEqual(page.locator("text=Drain…").count(), 0)
-            page.evaluate("location.hash = '#/configuration/a_key'")
+            visit(page, "configuration/a_key")
             page.wait_for_selector("pre.value:has-text('1')")
             self.assertEqual(page.locator("text=/Edit…|Remove…|New value…/").count(), 0)
 
@@ -447,9 +458,9 @@ class HostileTests(ConsoleTestCase):
             for number in range(len(PAYLOADS)):
                 row(page, f"evil{number}").click()
                 page.wait_for_selector(f".detail h2:has-text('evil{number}')")
-                page.evaluate(f"location.hash = '#/configuration//evil/key{number}'")
+                visit(page, f"configuration//evil/key{number}")
                 page.wait_for_selector("pre.value")
-                page.evaluate("location.hash = '#/services'")
+                visit(page, "services")
             for view in (
                 "services?q=evil",
                 "events",
@@ -457,10 +468,9 @@ class HostileTests(ConsoleTestCase):
                 "services?tag=%3Cscript%3E",
                 "x?y=%3Cb%3E",
             ):
-                page.evaluate(f"location.hash = '#/{view}'")
-                page.wait_for_timeout(200)
+                visit(page, view)
                 self.assertEqual(page.locator("main script, main svg, main img").count(), 0)
-            page.evaluate("location.hash = '#/services?id=evil4'")
+            visit(page, "services?id=evil4")
             page.wait_for_selector(".metadata")
             shown = page.inner_text(".metadata")
             self.assertIn("abc\\u{202e}dcba\\u{7}\\u{200b}\\u{2066}", shown)
@@ -496,8 +506,8 @@ class AccessTests(ConsoleTestCase):
                 )
                 page = self.opened(context, api).page
                 for view in views:
-                    page.evaluate(f"location.hash = '#/{view}'")
-                    page.wait_for_timeout(150)
+                    visit(page, view)
+                    page.wait_for_selector("main .loading", state="detached")
                     for found in Axe().run(page).response["violations"]:
                         if found["impact"] in ("serious", "critical"):
                             targets = [node["target"] for node in found["nodes"]][:3]

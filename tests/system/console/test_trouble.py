@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from tests.system.browser import Watched
-from tests.system.console.test_page import FAILED, Api, ConsoleTestCase, logIn, row
+from tests.system.console.test_page import FAILED, Api, ConsoleTestCase, logIn, row, visit
 from txserviceregistry.registry import console
 
 if TYPE_CHECKING:
@@ -178,8 +178,8 @@ class OthersTests(ConsoleTestCase):
             held: list[Route] = []
             page.route("**/console/api/cluster", lambda route: held.append(route))
             with page.expect_request("**/console/api/cluster"):
-                page.evaluate("location.hash = '#/cluster'")
-            page.evaluate("location.hash = '#/services'")
+                visit(page, "cluster")
+            visit(page, "services")
             page.wait_for_selector("text=No services yet")
             with page.expect_response("**/console/api/cluster"):
                 held[0].continue_()
@@ -312,7 +312,7 @@ class EditorTests(ConsoleTestCase):
                 other.wait_for_selector(".live:text-is('Live')")
                 page.wait_for_function("() => document.querySelector('dialog #text')?.value === 'mine'")
                 api.ask("PUT", "/configuration/a_key", {"value": "2"})
-                other.evaluate("location.hash = '#/account'")
+                visit(other, "account")
                 other.click("text=Log out")
                 page.wait_for_selector("#user")
             logIn(page, api.user, api.key)
@@ -322,7 +322,7 @@ class EditorTests(ConsoleTestCase):
             other.goto("about:blank")
             other.goto(api.ask("POST", "/console-links")["href"])
             other.wait_for_selector(".live:text-is('Live')")
-            other.evaluate("location.hash = '#/account'")
+            visit(other, "account")
             other.click("text=Log out")
             page.wait_for_selector("#user")
             logIn(page, "ann", key)
@@ -489,9 +489,9 @@ class EditorTests(ConsoleTestCase):
             page.mouse.up()
             self.assertLess(len(asked), 8)
             page.wait_for_selector(".history .new:has-text('value 11')")
-            page.evaluate("location.hash = '#/account'")
-            page.on("request", lambda request: asked.append(request) if "limits" in request.url else None)
             asked.clear()
+            page.on("request", lambda request: asked.append(request) if "limits" in request.url else None)
+            visit(page, "account")
             for number in range(3):
                 api.register(f"web{number}")
                 api.ask("PUT", f"/configuration/key{number}", {"value": "1"})
@@ -552,7 +552,7 @@ class StreamTests(ConsoleTestCase):
             row(page, "web2").wait_for()
             held[0].continue_()
             page.wait_for_selector(".short-events:has-text('registered')")
-            page.evaluate("location.hash = '#/events'")
+            visit(page, "events")
             for id in ("web1", "web2"):
                 page.wait_for_selector(f".cell.object bdi:text-is('{id}')")
             self.assertEqual(page.locator(".rows .row").count(), 2)
@@ -606,6 +606,30 @@ class StreamTests(ConsoleTestCase):
             page.wait_for_selector(".live.stale")
             page.wait_for_selector(".live:text-is('Live')")
             held[0].abort()
+
+        await self.browse(walk)
+
+    async def test_liveWithTheRows(self) -> None:
+        """The page is live only when it shows what it has read, also if it looks at the time before that."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            api.register("web1")
+            context = browser.new_context()
+            context.add_init_script(
+                """
+                const given = setTimeout;
+                setTimeout = (call, time) => given(call, time > 0 && time <= 250 ? 900 : time);
+                new MutationObserver(() => {
+                  if (document.querySelector(".live")?.textContent === "Live")
+                    window.rowsWhenLive ??= document.querySelectorAll(".rows .row").length;
+                }).observe(document, { subtree: true, childList: true, characterData: true });
+                """
+            )
+            page = Watched(context).page
+            page.goto(f"{api.root}/")
+            logIn(page, api.user, api.key)
+            page.wait_for_selector(".live:text-is('Live')")
+            self.assertEqual(page.evaluate("window.rowsWhenLive"), 1)
 
         await self.browse(walk)
 
@@ -776,16 +800,16 @@ class LimitTests(ConsoleTestCase):
             page.set_viewport_size({"width": 800, "height": 600})
             page.wait_for_selector("option:has-text('Only the 200 most frequent')", state="attached")
             page.wait_for_selector(".detail:has-text('The page keeps the newest 5,000')")
-            page.evaluate("location.hash = '#/events'")
+            visit(page, "events")
             page.wait_for_selector("text=Only the newest 5,000 events are kept")
             for view in ("", "?view=flat"):
-                page.evaluate(f"location.hash = '#/configuration{view}'")
+                visit(page, f"configuration{view}")
                 page.wait_for_selector("text=Only 400 of 2,400 values are listed")
                 self.assertEqual(page.locator(".leaf").count(), 400)
             page.fill("input[type=search]", "key2399")
             page.locator(".leaf", has_text="2399").wait_for()
             self.assertEqual(page.locator("text=values are listed").count(), 0)
-            page.evaluate("location.hash = '#/configuration'")
+            visit(page, "configuration")
             page.wait_for_selector("summary:has-text('app0') .count:text-is('1200')")
             self.assertEqual(watched.complaints, [])
 

@@ -87,7 +87,7 @@ function showLive() {
   const live = document.getElementById("live");
   const spoken = document.getElementById("spoken");
   if (!model) return;
-  const { staleSince, isLoaded, problem } = model;
+  const { isLoaded, staleSince, problem } = model.shown;
   const isStale = staleSince !== null;
   const isShared = isLoaded && takesTurns();
   const [state, kind] = isStale ? ["Not current", "live stale"]
@@ -139,8 +139,8 @@ function begin(session) {
   endSession();
   current?.view.end?.();
   model = new Model(session);
-  model.onChange(() => showLive());
   model.onChange((kinds) => current?.view.update?.(kinds));
+  model.onChange(() => showLive());
   bar.hidden = false;
   fill(document.getElementById("nav"), views().map((view) =>
     h("a", { href: url(view.name), onfocus: (event) => reveal(event.currentTarget), "data-view": view.name, title: `${view.title} (g ${view.key})` }, view.title)));

@@ -29,6 +29,8 @@ export class Model {
     this._isStreaming = false;
     this.staleSince = null;
     this.problem = "";
+    /** What the views show: they are updated later than what is above. */
+    this.shown = { isLoaded: false, staleSince: null, problem: "" };
     this._waiting = [];
     this._dirty = new Set();
     this._listeners = new Set();
@@ -170,6 +172,8 @@ export class Model {
     if (!this._isLoading) {
       for (const event of this._waiting.splice(0)) this._apply(event);
     }
+    const { isLoaded, staleSince, problem } = this;
+    this.shown = { isLoaded, staleSince, problem };
     const dirty = this._dirty;
     this._dirty = new Set();
     if (dirty.size) for (const listener of [...this._listeners]) listener(dirty);
