@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from itertools import pairwise
+
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 
 from tests.system.etcd.storecase import EtcdStoreCase, T
 from tests.system.etcd.troubled import TroubledAgent
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK
-from txserviceregistry.registry.stores.etcd.keyvalues import encode, put
+from txserviceregistry.registry.stores.etcd.keyvalues import encode, jsonBytes, put
 from txserviceregistry.registry.stores.etcd.node import DEAF, PRESENCE, SAFETY
 from txserviceregistry.registry.stores.interfaces import (
     NoSuchObject,
@@ -50,6 +53,35 @@ class NodeTests(EtcdStoreCase):
         self.passDeadline(made, a, b)
         await self.notifies(a, "vanished", "web", made.incarnation)
         self.assertEqual(await self.types(a), ["service.join", "service.timeout"])
+
+
+class ManyTests(EtcdStoreCase):
+    """A node that starts beside thousands of services."""
+
+    async def test_theyAreTakenOverLittleByLittle(self) -> None:
+        """Between two parts of them it does other work: it renews its lease, and answers requests."""
+        first, count = await self.store(), 3000
+        record = (await self.created(first), await self.key(f"services/{T}/web"))[1]
+        assert record is not None
+        kept = json.loads(record.value)
+        for begin in range(0, count, 100):
+            keys = [
+                put(f"{self.prefix}services/{T}/web{each}", jsonBytes({**kept, "position": kept["position"] + each}))
+                for each in range(begin + 1, begin + 101)
+            ]
+            await self.asked.txn((), keys)
+        known: list[int] = []
+
+        def look() -> None:
+            known.append(sum(len(each.deadlines) for store, each in self.listeners.items() if store is not first))
+
+        turns = LoopingCall(look)
+        turns.start(0)
+        self.addCleanup(turns.stop)
+        store = await self.store()
+        known.append(len(self.listeners[store].deadlines))
+        self.assertEqual(known[-1], count + 1)
+        self.assertLess(max(after - before for before, after in pairwise(known)), count / 2)
 
 
 class ContactTests(EtcdStoreCase):

@@ -150,13 +150,8 @@ class Node:
     async def _join(self) -> None:
         name, sent = secrets.token_hex(8), self._seconds()
         created, lifetime = await self._keys.join(name, PRESENCE, Status(0))
-        votes = Votes(
-            name,
-            self._secondsLeft,
-            self._registrations.leaveTo,
-            self._opened,
-            lambda *vote: self._inBackground(self._expire(session, *vote)),
-        )
+        calls = self._secondsLeft, self._registrations.leaveTo, self._opened
+        votes = Votes(name, *calls, lambda *vote: self._inBackground(self._expire(session, *vote)))
         # The watch delivers to it from now on, but it acknowledges nothing before everything has been read.
         self._session = session = _Session(name, created, lifetime, votes, renewed=sent, confirmed=sent)
         self._inBackground(self._write(session))
@@ -236,8 +231,7 @@ class Node:
     @property
     def members(self) -> Sequence[str]:
         """The own name first; none while the node is not a member."""
-        session = self._session
-        return [] if session is None else [session.name, *sorted(session.votes.members)]
+        return [] if self._session is None else [self._session.name, *sorted(self._session.votes.members)]
 
     @property
     def isValid(self) -> bool:
@@ -271,14 +265,12 @@ class Node:
 
     def membersAre(self, names: set[str]) -> None:
         """These nodes are members, and no others: called while everything is read."""
-        session = self._session
-        if session is not None:
+        if (session := self._session) is not None:
             for name in set(session.votes.members) - names:
                 session.votes.leave(name)
 
     def watchEnded(self) -> None:
-        session = self._session
-        if session is not None and not session.isReading:
+        if (session := self._session) is not None and not session.isReading:
             self._inBackground(self._read(session))
 
     # -- votes
@@ -350,8 +342,7 @@ class Node:
     # -- heartbeats
 
     def closed(self, tenant: str) -> Mapping[str, Any]:
-        session = self._session
-        return {} if session is None else session.votes.closed(tenant)
+        return {} if self._session is None else self._session.votes.closed(tenant)
 
     async def admit(self, registration: Registration) -> bool:
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -129,23 +129,27 @@ class Registrations(Part, Generic[_R]):
         self._known, self._byIncarnation, self._seenDue = {}, {}, {}
         self._shown = self._ended = 0
 
-    def load(self, records: Collection[KeyValue], seen: Collection[KeyValue], revision: int) -> list[ServiceSummary]:
-        """These are all records and times that there are, at that revision. Returns the registrations."""
+    def load(self, records: Collection[KeyValue], seen: Collection[KeyValue], revision: int) -> Iterator[None]:
+        """Take over, one by one, what are all records and times at that revision."""
         if revision < self._shown:
             self.forget()
-        self._shown = self._ended = revision
-        missing = {name for name, known in self._known.items() if max(known.created, known.ended) <= revision}
-        for each in records:
-            with understood(each.key):
-                known = self._keepFound(each)
-                if known is not None:
+        times, loaded = {each.key: each for each in seen}, set[Known]()
+        for record in records:
+            with understood(record.key):
+                if known := self._keepFound(record):
                     known.touched = 0
-                    missing.discard((known.tenant, known.id))
-        for name in missing:
-            self._drop(self._known[name])
-        for each in seen:
-            with understood(each.key):
-                self.seenChanged(each)
+                    loaded.add(known)
+                    if time := times.get(self._seenKey(known.tenant, known.id)):
+                        with understood(time.key):
+                            self.seenChanged(time)
+                    self.listener.appeared(known.summary)
+            yield
+        self._shown = self._ended = revision
+        for known in [*self._known.values()]:
+            if known not in loaded and max(known.created, known.ended) <= revision:
+                self._drop(known)
+
+    def all(self) -> list[ServiceSummary]:
         return [known.summary for known in self._byIncarnation.values()]
 
     # -- what the watch shows

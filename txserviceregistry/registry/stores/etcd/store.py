@@ -32,6 +32,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain, islice
 from typing import Any
 
 import attrs
@@ -156,8 +157,8 @@ class NodeKeys(Part):
             self._etcd.leave()
             raise StoreUnavailable(_REPLACED)
         if self._own.cluster.id != read.cluster:
-            # The first one, or one restored from a backup.
-            self._own.cluster.id = read.cluster
+            # The first one, or one restored from a backup. What is being read is of the one before.
+            self._own.cluster.id, self._loads = read.cluster, self._loads + 1
             self._services.forget()
             self._locks.forget()
         self._lease, granted = await self._etcd.grant(seconds)
@@ -215,11 +216,14 @@ class NodeKeys(Part):
             await self._own.all(f"{self._prefix}{kind}/", revision=revision)
             for kind in ("services", "seen", "locks", "seen-locks", "nodes")
         ]
+        steps = chain(self._services.load(records, seen, revision), self._locks.load(locks, seenLocks, revision))
+        # Neither heartbeats nor the renewal of the lease may wait until a hundred thousand services are taken over.
+        while number == self._loads and [*islice(steps, PAGE)]:
+            await deferLater(self._clock, 0)
         if number != self._loads:
             raise StoreUnavailable("the node has joined again since")
         self._batches.forget()
-        registrations = [*self._services.load(records, seen, revision), *self._locks.load(locks, seenLocks, revision)]
-        self.listener.synchronized(registrations)
+        self.listener.synchronized([*self._services.all(), *self._locks.all()])
         self.node.joins = joins[0].modified if joins else 0
         # A node's key goes with its lease; copies of keys have none.
         statuses = {each.key.rpartition("/")[2]: self._statusOf(each) for each in nodes if each.lease}
