@@ -41,7 +41,7 @@ class GatewayTests(EtcdCase):
 
     async def test_largeValuesAreReadInSmallParts(self) -> None:
         """All keys are read, however large together, and etcd counts as readable meanwhile."""
-        etcd, prefix = self.etcd(sharedEtcd()), newPrefix()
+        etcd, prefix = self.etcd(sharedEtcd(), timeout=10.0), newPrefix()
         for number in range(20):
             await etcd.txn((), [put(f"{prefix}{number:02}", b"x" * 1_000_000)])
         self.assertEqual([len(each.value) for each in await etcd.all(prefix)], [1_000_000] * 20)
