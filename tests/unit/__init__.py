@@ -2,13 +2,15 @@
 What the modules of the package do, each by itself: in this process, without etcd, mostly on a clock of the test's own.
 
 Tests that make up their input make a few examples, the same each time. ``HYPOTHESIS_EXAMPLES=100`` makes as many, as CI
-does, and ``HYPOTHESIS_RANDOM=1`` makes others each time.
+does, and ``HYPOTHESIS_RANDOM=1`` makes others each time. With ``REFUSE_PROCESSES=1``, as in a part of CI that runs
+these tests only, one that starts a process fails.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import sys
 
 from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
@@ -30,3 +32,13 @@ settings.load_profile("txserviceregistry")
 set_hypothesis_home_dir(ROOT / ".hypothesis")
 # Python's thresholds would make collections a sixth of the time of these tests.
 gc.set_threshold(20_000, 10, 10)
+
+
+def refuseProcess(event: str, arguments: object) -> None:
+    """Let nothing start a process: a hook for events of Python."""
+    if event in ("os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"):
+        raise AssertionError(f"a unit test has started a process: {event}{arguments}")
+
+
+if "REFUSE_PROCESSES" in os.environ:
+    sys.addaudithook(refuseProcess)

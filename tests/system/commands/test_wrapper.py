@@ -13,9 +13,11 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.utils import getProcessOutputAndValue
+from twisted.trial.unittest import TestCase
 
 from tests.system.processes import Child, ProcessTestCase, reactor, sharedRegistry, together
 from txserviceregistry import Client
+from txserviceregistry.commands.wrapper.process import startChild
 from txserviceregistry.errors import NotFound, ServiceRegistryError
 from txserviceregistry.settings import readSettings
 
@@ -350,3 +352,14 @@ class WrapperTests(WrapperTestCase):
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
         return int(fields[11]) + int(fields[12])
+
+
+class ChildTests(TestCase):
+    """A child whose end a thread waits for."""
+
+    async def test_aSignalAfterTheEnd(self) -> None:
+        """It is dropped also when the reactor does not know of the end yet."""
+        child = startChild(["true"], os.environb, frozenset())
+        os.waitpid(child.pid, 0)
+        child.signal(signal.SIGTERM)
+        self.assertFalse(child.ended.called)

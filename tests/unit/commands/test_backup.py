@@ -6,15 +6,11 @@ import atexit
 import json
 import os
 import re
-import resource
 import shutil
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import time
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -106,17 +102,6 @@ class BackUpTests(BackupCase):
         self.assertIn(f"{self.store} is damaged", ended.err)
         self.assertEqual(self.file.read_text(), "an older backup")
         self.assertEqual(os.listdir(self.file.parent), ["registry.sqlite"])
-
-    async def test_aFullDisk(self) -> None:
-        """A copy that fills the disk leaves no file, even if it is larger than what SQLite keeps in memory."""
-        await self.stopped()
-        with closing(sqlite3.connect(self.store)) as store, store:
-            store.execute("INSERT OR REPLACE INTO meta VALUES ('probe_filling', randomblob(3000000))")
-        limited = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (2**20, 2**20))
-        words = ["-m", "txserviceregistry.commands.backup", "--data-dir", self.dataDir, str(self.file)]
-        ended = subprocess.run([sys.executable, *words], check=False, stderr=subprocess.PIPE, preexec_fn=limited)
-        self.assertEqual((ended.returncode, len(ended.stderr.splitlines())), (1, 1), ended.stderr)
-        self.assertEqual(os.listdir(self.file.parent), [])
 
     async def test_theStoreItself(self) -> None:
         """The store is not replaced by its own copy, under whatever name."""

@@ -6,9 +6,9 @@ import os
 import signal
 from pathlib import Path
 
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.commands.wrapper.process import CantStart, exitCode, findProgram, startChild
+from txserviceregistry.commands.wrapper.process import CantStart, exitCode, findProgram
 
 
 class ProcessTests(SynchronousTestCase):
@@ -33,14 +33,3 @@ class ProcessTests(SynchronousTestCase):
         """The process's own, or 128 + N after signal N."""
         for status, code in ((0, 0), (7 << 8, 7), (255 << 8, 255), (signal.SIGSEGV, 139), (signal.SIGTERM, 143)):
             self.assertEqual(exitCode(status), code)
-
-
-class ChildTests(TestCase):
-    """A child whose end a thread waits for."""
-
-    async def test_aSignalAfterTheEnd(self) -> None:
-        """It is dropped also when the reactor does not know of the end yet."""
-        child = startChild(["true"], os.environb, frozenset())
-        os.waitpid(child.pid, 0)
-        child.signal(signal.SIGTERM)
-        self.assertFalse(child.ended.called)
