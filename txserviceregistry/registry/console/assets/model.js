@@ -247,14 +247,11 @@ export class Model {
   }
 }
 
-const HOST_KEYS = ["host", "address", "ip", "hostname"];
-
-/** The address in a service's metadata, or "". */
+/** The address in a service's metadata, under the keys that the session names; or "". */
 export function addressOf(service, keys) {
   const { metadata } = service;
-  const find = (names) => names.map((name) => metadata[name]?.trim()).find(Boolean) ?? "";
-  const host = find(keys?.host ?? HOST_KEYS);
-  const port = find(keys?.port ?? ["port"]);
+  const [host, port] = [keys.host, keys.port].map(
+    (names) => names.map((name) => metadata[name]?.trim()).find(Boolean) ?? "");
   if (!host) return "";
   return port ? (host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`) : host;
 }
