@@ -84,9 +84,11 @@ class ConsoleTestCase(ProcessTestCase):
 
     async def addReader(self) -> str:
         """Add the user ann, who may read only; her key."""
-        users = self.spawn(
-            "service-registry-users", "add", "ann", "--tenant", "1", "--role", "read", "--data-dir", self.dataDir
-        )
+        return await self.addUser("ann", "--role", "read")
+
+    async def addUser(self, name: str, *role: str) -> str:
+        """Add a user of the first one's tenant; the key."""
+        users = self.spawn("service-registry-users", "add", name, "--tenant", "1", *role, "--data-dir", self.dataDir)
         await users.ended
         self.assertEqual(users.exitCode, 0, users.errors)
         return users.output.partition("RAXSR_API_KEY=")[2].split()[0]
@@ -436,6 +438,39 @@ class ActionTests(ConsoleTestCase):
             visit(page, "configuration/a_key")
             page.wait_for_selector("pre.value:has-text('1')")
             self.assertEqual(page.locator("text=/Edit…|Remove…|New value…/").count(), 0)
+
+        await self.browse(walk)
+
+    async def test_prefixes(self) -> None:
+        """A user with prefixes has buttons for what matches one, none for other kinds, and is told so."""
+        web = await self.addUser("joe", "--services", "web")
+        values = await self.addUser("jim", "--configuration", "")
+
+        def walk(browser: Browser, api: Api) -> None:
+            api.register("web1")
+            api.register("api1")
+            api.ask("PUT", "/configuration/a_key", {"value": "1"})
+            api.ask("POST", "/locks", {"name": "/nightly", "timeout": 120})
+            asked = {
+                "services?id=web1": "Drain…",
+                "services?id=api1": "Drain…",
+                "configuration/a_key": "Edit…",
+                "configuration": "New value…",
+                "locks//nightly": "Force release…",
+            }
+            shown = {}
+            for api.user, api.key in (("joe", web), ("jim", values)):
+                page = self.opened(browser.new_context(), api).page
+                for view, button in asked.items():
+                    visit(page, view)
+                    page.wait_for_selector(".keys" if view == "configuration" else ".detail :is(dl, pre)")
+                    shown[api.user, view] = page.locator(f"button:text-is('{button}')").count() > 0
+                visit(page, "account")
+                texts = page.locator(".card dd").all_text_contents()[3:6]
+                self.assertEqual(texts, ["web", "none", "none"] if api.user == "joe" else ["none", "all", "none"])
+            buttons = {key for key, isShown in shown.items() if isShown}
+            of = {("joe", "services?id=web1"), ("jim", "configuration/a_key"), ("jim", "configuration")}
+            self.assertEqual(buttons, of)
 
         await self.browse(walk)
 

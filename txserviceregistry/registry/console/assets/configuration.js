@@ -37,8 +37,9 @@ export function configurationView(place, model, { url, go }) {
     h("button", { type: "button", "data-view": view, onclick: () => change({ view }) }, title)));
   const list = h("section.list.keys", { "aria-label": "Keys" });
   const detail = h("aside.detail", { hidden: true, "aria-label": "Value" });
+  const mayAdd = model.writable("configuration").length > 0;
   const add = button("New value…", () => editor("", "", null));
-  fill(place, h("div.center", {}, h("div.tools", {}, search, form, model.session.role === "write" ? add : null), list), detail);
+  fill(place, h("div.center", {}, h("div.tools", {}, search, form, mayAdd ? add : null), list), detail);
 
   function refresh() {
     const { q = "", view = "" } = parameters;
@@ -90,7 +91,7 @@ export function configurationView(place, model, { url, go }) {
   function nothing(q) {
     if (!model.isLoaded) return h("p.loading", {}, "Loading");
     if (q) return empty("No value matches", h("p", {}, `${model.values.size} values exist.`));
-    return empty("No configuration yet", h("p", {}, "Set a first value here, or in a shell:"),
+    return empty("No configuration yet", h("p", {}, mayAdd ? "Set a first value here, or in a shell:" : "A user who may write sets a first value, here or in a shell:"),
       command("raxsr configuration set /production/web/workers 4"));
   }
 

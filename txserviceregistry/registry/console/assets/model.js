@@ -51,14 +51,18 @@ export class Model {
     return this.extensions.has(extension);
   }
 
-  /** Whether the session's user may write this: kind is services, configuration or locks. */
-  mayWrite(kind, id) {
+  /** The prefixes of what the session's user may write: kind is services, configuration or locks; an empty one matches all. */
+  writable(kind) {
     const { role, limits } = this.session;
-    if (role !== "write") return false;
-    const prefixes = limits?.[kind] ?? [];
-    if (!prefixes.length) return true;
-    if (kind !== "configuration") return prefixes.some((prefix) => id.startsWith(prefix));
-    return prefixes.some((prefix) => id === prefix || id.startsWith(`${prefix.replace(/\/$/, "")}/`));
+    if (role !== "write") return [];
+    // One who has any prefix may write nothing of the kinds without one.
+    return Object.values(limits).some((prefixes) => prefixes.length) ? limits[kind] : [""];
+  }
+
+  /** Whether the session's user may write this. */
+  mayWrite(kind, id) {
+    if (kind !== "configuration") return this.writable(kind).some((prefix) => id.startsWith(prefix));
+    return this.writable(kind).some((prefix) => !prefix || `${id}/`.startsWith(`${prefix.replace(/\/$/, "")}/`));
   }
 
   start() {
