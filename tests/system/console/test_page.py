@@ -420,6 +420,14 @@ class ActionTests(ConsoleTestCase):
             first.click("li:has(.new:has-text('2')) >> text=Roll back to this…")
             first.click("dialog button[type=submit]")
             second.wait_for_selector("pre.value:has-text('2')")
+            # The key of a new value may be that of an old one, without any change meanwhile.
+            first.click("text=New value…")
+            first.fill("#key", key)
+            first.fill("#text", "4")
+            first.click("dialog button[type=submit]")
+            first.wait_for_selector("text=The key has a value already")
+            first.click("text=Keep it")
+            self.assertEqual(api.ask("GET", f"/configuration/{key}")["value"], "2")
             self.assertEqual([each.complaints for each in pages], [[], []])
 
         await self.browse(walk)

@@ -5,7 +5,7 @@ import { actions, button, closeButton, command, copyButton, dialog, empty, fill,
 import { diffElement } from "./diff.js";
 import { ago, exactly, moment, sleep } from "./time.js";
 
-// Elements are slow to make, and a change of a value makes all of them anew.
+// Elements are slow to make, and a change of a value makes all of them anew. With more values, folders are closed at first.
 const MOST_VALUES = 400;
 // The registry lists at most this many changes of a value.
 const MOST_CHANGES = 100;
@@ -13,6 +13,8 @@ const HISTORY_INTERVAL = 1000;
 // A value has at most this many.
 const MOST_CHARACTERS = 1024;
 const DRAFT = "registry-console-draft";
+const KEY = /^(?!.*\/$)(?=.{3,500}$)(\/[\w-]{3,50}\/?){0,10}([\w.-]{3,170})?$/;
+const KEY_RULE = "Not a configuration key: 3 to 170 characters of a-z A-Z 0-9 _ - ., after namespaces of 3 to 50 if any, as in /production/web/workers";
 
 /** The path of a key below the API. A key's own slash stays: /configuration//production/x. */
 function pathOf(key) {
@@ -24,9 +26,9 @@ function pathOf(key) {
 export function configurationView(place, model, { url, go }) {
   let parameters = {};
   let open = "";
-  // How many more values may be listed.
-  let room = 0;
   let history = null;
+  // The folders that are open or closed, other than at first.
+  const folders = new Map();
   const change = (changes) => go(url("configuration", open, { ...parameters, ...changes }), { replace: true });
   const target = (key) => url("configuration", key, parameters);
   const search = h("input", {
@@ -52,35 +54,45 @@ export function configurationView(place, model, { url, go }) {
     const signature = JSON.stringify([values.map(({ id, value }) => [id, value]), view, open, q, model.isLoaded]);
     if (list.dataset.signature === signature) return;
     list.dataset.signature = signature;
-    const note = values.length > MOST_VALUES
-      ? h("p.hint", {}, `Only ${MOST_VALUES} of ${values.length.toLocaleString("en")} values are listed. Filter for the others.`) : null;
-    room = MOST_VALUES;
     if (!values.length) fill(list, nothing(q));
-    else if (view === "flat" || q) fill(list, note, h("ul.flat", {}, leaves(values.map((value) => [value.id, value])).map((each) => h("li", {}, each))));
-    else keepOpen(() => fill(list, note, h("div.tree", {}, branch(treeOf(values), ""))));
+    else if (view === "flat" || q) fill(list, some(values, (items) => h("ul.flat", {}, items.map((value) => h("li", {}, leaf(value, value.id))))));
+    else fill(list, h("div.tree", {}, branch(treeOf(values), "", values.length <= MOST_VALUES)));
   }
 
-  /** Draw the tree anew with the folders open that are open now. */
-  function keepOpen(draw) {
-    const closed = new Set([...list.querySelectorAll("details:not([open])")].map((each) => each.dataset.path));
-    draw();
-    for (const folder of list.querySelectorAll("details")) folder.open = !closed.has(folder.dataset.path);
+  /** As many as may be listed, made into an element, and a note if there are more. */
+  function some(items, make) {
+    const note = items.length > MOST_VALUES
+      ? h("p.hint", {}, `Only ${MOST_VALUES} of ${items.length.toLocaleString("en")} are listed. Filter for the others.`) : null;
+    return [note, make(items.slice(0, MOST_VALUES))];
   }
 
-  function branch(node, path) {
-    const folders = [...node.folders].map(([name, child]) => {
-      if (!room) return null;
-      const below = `${path}/${name}`;
-      return h("details", { open: true, "data-path": below },
-        h("summary", { "data-key": below }, h("bdi.mono", {}, name), h("span.count", {}, String(child.count))), branch(child, below));
-    });
-    return h("div.branch", {}, folders, leaves(node.values));
+  function branch(node, path, areOpen) {
+    const makers = [
+      ...[...node.folders].map(([name, child]) => () => folder(child, name, `${path}/${name}`, areOpen || node.folders.size === 1)),
+      ...node.values.map(([name, value]) => () => leaf(value, name)),
+    ];
+    return some(makers, (items) => h("div.branch", {}, items.map((make) => make())));
   }
 
-  function leaves(named) {
-    const shown = named.slice(0, room);
-    room -= shown.length;
-    return shown.map(([name, value]) => leaf(value, name));
+  /** A folder. What is in it is made when it is opened first: there may be very much. */
+  function folder(node, name, path, isOpenAtFirst) {
+    let isOpen = folders.get(path) ?? isOpenAtFirst;
+    const inside = () => branch(node, path, node.count <= MOST_VALUES);
+    const element = h("details", {
+      open: isOpen,
+      ontoggle: () => {
+        if (element.open === isOpen) return;
+        isOpen = element.open;
+        folders.set(path, isOpen);
+        if (isOpen && element.childElementCount === 1) element.append(...inside().filter(Boolean));
+      },
+    }, h("summary", { "data-key": path }, h("bdi.mono", {}, name), h("span.count", {}, String(node.count))), isOpen ? inside() : null);
+    return element;
+  }
+
+  /** Open the folders that a key is in. */
+  function reveal(key) {
+    for (let end = key.indexOf("/", 1); end > 0; end = key.indexOf("/", end + 1)) folders.set(key.slice(0, end), true);
   }
 
   function leaf(value, name) {
@@ -118,6 +130,7 @@ export function configurationView(place, model, { url, go }) {
   const view = {
     route(wanted) {
       parameters = Object.fromEntries(wanted.parameters);
+      if (wanted.rest !== open) reveal(wanted.rest);
       open = wanted.rest;
       refresh();
       showDetail();
@@ -275,9 +288,11 @@ async function editor(key, proposed, base, typed = key) {
     text.addEventListener("input", show);
     show();
     return formOf(async () => {
-      const wanted = key || name.value;
+      // One slash may be left out: the registry takes the path of app/name for /app/name.
+      const wanted = key || name.value.replace(/^(?=[^/]+\/)/, "/");
       const mine = written();
       try {
+        if (!key && !KEY.test(wanted)) throw new Error(KEY_RULE);
         const isSaved = await save(wanted, mine, base);
         if (isSaved) toast(`${wanted} is set`);
         else if (!problem.isConnected) throw new Error(`${wanted} is not set: the value has changed meanwhile`);
@@ -309,11 +324,14 @@ async function save(key, value, base) {
 
 /** Another editor was first: show both, and let the user decide. */
 async function conflict(base, { wanted: key, mine, theirs }) {
-  const choice = await dialog("The value has changed meanwhile", (close) => [
-    h("p", {}, h("bdi.mono", {}, key), " was changed by another editor after you opened it. Nothing of yours is saved."),
-    h("h3", {}, "Their change"), diffElement(base?.value ?? null, theirs?.value ?? null, ["what you began with", "theirs"]),
-    h("h3", {}, "Yours, compared with theirs"), diffElement(theirs?.value ?? null, mine, ["theirs", "yours"]),
-    h("div.actions", {}, button("Keep theirs", () => close("theirs")), button("Edit mine again…", () => close("edit"), { class: "primary" })),
+  // The key of a new one may have had a value all the time.
+  const isOld = base === null && theirs !== null;
+  const choice = await dialog(isOld ? "The key has a value already" : "The value has changed meanwhile", (close) => [
+    h("p", {}, h("bdi.mono", {}, key), isOld ? " has another value. Nothing of yours is saved."
+      : " was changed by another editor after you opened it. Nothing of yours is saved."),
+    h("h3", {}, isOld ? "Its value" : "Their change"), diffElement(base?.value ?? null, theirs?.value ?? null, ["what you began with", "theirs"]),
+    h("h3", {}, isOld ? "Yours, compared with it" : "Yours, compared with theirs"), diffElement(theirs?.value ?? null, mine, ["theirs", "yours"]),
+    h("div.actions", {}, button(isOld ? "Keep it" : "Keep theirs", () => close("theirs")), button("Edit mine again…", () => close("edit"), { class: "primary" })),
   ], "wide");
   if (choice === "edit") await editor(key, mine, theirs);
 }
