@@ -24,6 +24,11 @@ _BLOCKED = """Object.defineProperty(window, "localStorage", {
   get() { throw new DOMException("Access is denied for this document.", "SecurityError"); }
 })"""
 _TWICE = "(element) => { element.click(); element.click(); }"
+# Whether the selected row of the list is not cut off.
+_SELECTED_IS_SEEN = """() => {
+  const [row, list] = [document.querySelector(".row[aria-selected=true]"), document.querySelector(".table")];
+  return row && row.getBoundingClientRect().bottom <= list.getBoundingClientRect().bottom + 1;
+}"""
 
 
 def withModules(browser: Browser, **more: Any) -> BrowserContext:
@@ -701,6 +706,22 @@ class WindowTests(ConsoleTestCase):
             row(page, "web0").wait_for()
             self.assertGreaterEqual(page.evaluate("document.querySelector('.table').clientHeight"), 88 + 33)
             self.assertLessEqual(page.evaluate("document.documentElement.scrollWidth"), 320)
+
+        await self.browse(walk)
+
+    async def test_openRow(self) -> None:
+        """A link to a service or an event scrolls the list to its row, beside the details, also in a new page."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            for number in range(40):
+                api.register(f"web{number:02}")
+            oldest = api.ask("GET", "/events?limit=1")["values"][0]["id"]
+            page = self.opened(browser.new_context(viewport={"width": 1000, "height": 500}), api).page
+            for view in ("services?id=web39", f"events/{oldest}"):
+                visit(page, view)
+                page.wait_for_function(_SELECTED_IS_SEEN)
+                page.reload()
+                page.wait_for_function(_SELECTED_IS_SEEN)
 
         await self.browse(walk)
 

@@ -76,7 +76,7 @@ export function eventsView(place, model, { url, go }) {
     place.classList.toggle("has-detail", Boolean(open));
     if (!open || detail.dataset.id === `${open} ${model.hasEvents}`) return;
     detail.dataset.id = `${open} ${model.hasEvents}`;
-    const event = model.events.find((each) => each.id === open);
+    const event = [...model.events, ...(paused ?? [])].find((each) => each.id === open);
     const head = h("header", {}, h("h2", {}, event ? event.type : "Event"), closeButton(view.escape));
     if (!event) {
       fill(detail, head, h("p.muted", {}, model.hasEvents ? `The page does not have this event. It has those of the last hour, at most ${KEPT_EVENTS.toLocaleString("en")}.` : "Loading"));
@@ -96,10 +96,12 @@ export function eventsView(place, model, { url, go }) {
   const view = {
     route(wanted) {
       parameters = Object.fromEntries(wanted.parameters);
-      if (wanted.rest !== open) table.select(wanted.rest || table.selected, { scroll: Boolean(wanted.rest) });
+      const isOther = wanted.rest !== open;
       open = wanted.rest;
       refresh();
       showDetail();
+      // The list is less high beside the details.
+      if (isOther) table.select(open || table.selected, { scroll: Boolean(open) });
     },
     update(kinds_) {
       if (kinds_.has("events") && !paused) refresh();

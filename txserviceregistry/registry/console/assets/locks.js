@@ -70,10 +70,12 @@ export function locksView(place, model, { url, go }) {
   const view = {
     route(wanted) {
       parameters = Object.fromEntries(wanted.parameters);
-      if (wanted.rest !== open) table.select(wanted.rest || table.selected, { scroll: Boolean(wanted.rest) });
+      const isOther = wanted.rest !== open;
       open = wanted.rest;
       refresh();
       showDetail();
+      // The list is less high beside the details.
+      if (isOther) table.select(open || table.selected, { scroll: Boolean(open) });
     },
     update(kinds) { if (kinds.has("locks")) { refresh(); showDetail(); } },
     tick() { table.tick(); },

@@ -156,11 +156,11 @@ export function servicesView(place, model, { url, go }) {
 
   function showDetail() {
     const id = parameters.id ?? "";
-    if (id !== open) table.select(id || table.selected, { scroll: Boolean(id) });
-    open = id;
     const row = rows.get(id);
     detail.hidden = !id;
     place.classList.toggle("has-detail", Boolean(id));
+    if (id !== open) table.select(id || table.selected, { scroll: Boolean(id) });
+    open = id;
     if (id) showService(detail, model, id, row, { close: view.escape, url });
   }
 

@@ -64,10 +64,19 @@ export class Table {
     this._render();
   }
 
-  /** Mark the row with this id. */
+  /** Mark the row with this id; *scroll* to it, now or when there are rows. */
   select(id, { scroll = false } = {}) {
     this.selected = id;
-    if (scroll) this._reveal(this.rows.findIndex((row) => row.id === id));
+    this._isWanted = scroll;
+    this.settle();
+    this._render();
+  }
+
+  /** Scroll to the selected row if that has been wanted since before there were rows. */
+  settle() {
+    if (!this._isWanted || !this.rows.length) return;
+    this._isWanted = false;
+    this._reveal(this.rows.findIndex((row) => row.id === this.selected));
     this._render();
   }
 
@@ -177,5 +186,6 @@ export class Table {
 /** Show a table, or in its place what is said when it is empty. */
 export function tableOr(place, table, count, nothing) {
   if (count && place.firstChild !== table.grid) fill(place, table.grid);
+  if (count) table.settle();
   if (!count) fill(place, nothing());
 }
