@@ -44,7 +44,7 @@ export function showService(panel, model, id, row, { close, url }) {
     h("h3", {}, "Events"), events.length
       ? h("ol.short-events", {}, events.map((event) => h("li", {},
         h("a", { href: url("events", event.id), title: exactly(event.timestamp) }, moment(event.timestamp)), " ", describe(event).short)))
-      : h("p.muted", {}, model.hasEvents ? "None in the last hour." : "Loading"),
+      : h("p.muted", {}, !model.hasEvents ? "Loading" : isFull ? "None that the page has." : "None in the last hour."),
     isFull && h("p.muted", {}, `The page keeps the newest ${KEPT_EVENTS.toLocaleString("en")} events of all services and values.`));
   if (age) showAge(age, service);
 }
