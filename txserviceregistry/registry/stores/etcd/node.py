@@ -91,6 +91,7 @@ class _Session:
     validUntil: float = 0.0  # when the node stops to acknowledge heartbeats; 0 before everything has been read
     shown: float = 0.0  # when the watch showed the node's own status last
     read: float = -DEAF  # when everything was read last
+    trouble: str = ""  # why no renewal has succeeded since
     isReading: bool = False
     isSuspended: bool = False  # whether the registrations know that the node is not valid
 
@@ -196,11 +197,12 @@ class Node:
                     session.name, session.created, session.votes.status()
                 ):
                     return self._lose(session, "this node's key is gone")
-            except StoreUnavailable:
+            except StoreUnavailable as error:
+                session.trouble = f" ({error})"
                 continue
             if not isRenewal or self._session is not session:
                 continue
-            session.confirmed = now
+            session.confirmed, session.trouble = now, ""
             if session.validUntil:
                 if self._seconds() > session.validUntil:
                     # Heartbeats were refused meanwhile.
@@ -235,8 +237,7 @@ class Node:
 
     @property
     def isValid(self) -> bool:
-        session = self._session
-        return session is not None and self._seconds() < session.validUntil
+        return (session := self._session) is not None and self._seconds() < session.validUntil
 
     # -- what the watch shows
 
@@ -283,7 +284,7 @@ class Node:
         if now > session.validUntil and not session.isSuspended:
             session.isSuspended = True
             self._registrations.suspend()
-            self._outage.failed(reason="etcd did not confirm the lease of this node's key in time")
+            self._outage.failed(reason=f"etcd did not confirm the lease of this node's key in time{session.trouble}")
         if now - session.shown > DEAF:
             self.watchEnded()
         if session.isReading or not self.isValid:

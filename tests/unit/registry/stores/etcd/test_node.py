@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.stores.etcd.keyvalues import jsonBytes
@@ -102,6 +103,42 @@ class JoinTests(SynchronousTestCase):
         reading.callback(None)
         self.successResultOf(joining)
         self.assertTrue(node.isValid)
+        self.successResultOf(Deferred.fromCoroutine(node.stop()))
+
+
+class RefusalTests(SynchronousTestCase):
+    """A node whose writes etcd refuses, for example because its database is full."""
+
+    def test_theLogHasEtcdsReason(self) -> None:
+        """It is in the line that says that heartbeats are refused, and not in a later one with another cause."""
+        clock, keys = Clock(), Mock()
+        keys.join.side_effect = lambda *_: succeed((1, 5.0))
+        for name in ("load", "leave", "renew", "publish"):
+            getattr(keys, name).side_effect = lambda *_: succeed(True)
+        node, registrations = Node(keys, clock, clock.seconds), Mock()
+        registrations.due.return_value = {}
+        self.successResultOf(node.start(registrations))
+        logged = list[str]()
+
+        def note(event: Any) -> None:
+            logged.extend([] if event["log_namespace"] != Node.__module__ + ".Node" else [formatEvent(event)])
+
+        globalLogPublisher.addObserver(note)
+        self.addCleanup(globalLogPublisher.removeObserver, note)
+
+        def tickFor(seconds: int) -> None:
+            for _ in range(seconds * 4):
+                clock.advance(0.25)
+                node.tick()
+
+        keys.publish.side_effect = lambda *_: fail(StoreUnavailable("etcd: database space exceeded"))
+        tickFor(5)
+        keys.publish.side_effect = lambda *_: succeed(True)
+        tickFor(1)
+        keys.publish.side_effect = lambda *_: Deferred()
+        tickFor(5)
+        refused = [line for line in logged if "heartbeats are refused" in line]
+        self.assertEqual(["database space exceeded" in line for line in refused], [True, False])
         self.successResultOf(Deferred.fromCoroutine(node.stop()))
 
 
