@@ -19,7 +19,7 @@ from ..heartbeats.heartbeater import HeartBeater
 from ..http.jsontransport import ClientClosed
 from ..http.messages import WhenLate
 from ..types import AcquiredLock, HeartbeatToken
-from ..util.deferred import Backoff, Waiters, returnsDeferred, waitFor
+from ..util.deferred import Backoff, Waiters, cancel, returnsDeferred, waitFor
 from ..util.fields import LONGEST_INTERVAL, boundedNumber, checkedTimeout
 from ..util.logs import Logger, Outage
 
@@ -149,13 +149,11 @@ class Held:
             return
         try:
             await self._client.locks.release(self.name, token, timeout=_LONGEST_RELEASE)
-        except NotFound:
-            pass
         except ServiceRegistryError as error:
-            self._log.warn("Lock {name} was not released and expires: {reason}", name=self.name, reason=str(error))
+            if not isinstance(error, NotFound):
+                self._log.warn("Lock {name} was not released and expires: {reason}", name=self.name, reason=str(error))
 
     def _look(self) -> None:
-        self._timer = None
         left = self._heartBeater.validUntil - self._client.bootTime()
         if left > 0:
             self._timer = self.clock.callLater(left, self._look)
@@ -176,8 +174,7 @@ class Held:
             return
         self._hasEnded = True
         self._heartBeater.stop()
-        if self._timer is not None:
-            self._timer.cancel()
+        cancel(self._timer)
 
 
 class Lock:
@@ -214,12 +211,17 @@ class Lock:
         """
         self.name = name
         self.timeout = checkedTimeout(timeout)
-        self.holder = f"{socket.gethostname()}/{os.getpid()}" if holder is None else holder
+        self._holder = holder
         self._client = client
         self._metadata = metadata
         self._random = random
         self._blocks = DeferredLock()
         self._entered: Held | None = None
+
+    @property
+    def holder(self) -> str:
+        """The name of this process, for people. A daemon has another process id than the one that made the lock."""
+        return f"{socket.gethostname()}/{os.getpid()}" if self._holder is None else self._holder
 
     @returnsDeferred
     async def acquire(self, timeout: float | None = None) -> Held:
@@ -232,13 +234,13 @@ class Lock:
             when the time is over, with ``NotSupported`` if the registry has no locks, and otherwise as
             ``client.locks.acquire`` does.
         """
-        end = math.inf
-        if timeout is not None:
-            end = self._client.clock.seconds() + boundedNumber(timeout, 0.0, LONGEST_INTERVAL)
+        longest = math.inf if timeout is None else boundedNumber(timeout, 0.0, LONGEST_INTERVAL)
+        end = self._client.clock.seconds() + longest
         while True:
             nonce = str(uuid.uuid4())
             try:
-                held = await self._acquire(nonce, end)
+                if (held := await self._acquire(nonce, end)) is not None:
+                    return held
             except (CancelledError, ServiceRegistryError) as error:
                 if isinstance(error, (CancelledError, *UNKNOWN_OUTCOME)):
                     # A request may have acquired it, even if the last one had no effect. With a wait this takes the
@@ -247,8 +249,6 @@ class Lock:
                         lambda acquired: self._client.locks.release(self.name, acquired["token"])
                     ).addErrback(lambda failure: failure.trap(ServiceRegistryError))
                 raise
-            if held is not None:
-                return held
 
     async def _acquire(self, nonce: str, end: float) -> Held | None:
         """One acquisition; ``None`` if it was lost before it could be used."""

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import socket
 from itertools import pairwise
 from typing import Any
 from weakref import ref
@@ -42,6 +44,13 @@ class LockTests(CoordinationTestCase):
             self.assertTrue(held.isValid)
         self.assertNoResult(lost)
         self.assertEqual((self.shown()["fence"], self.shown()["holder"]), (held.fence, "first"))
+
+    def test_namesItsProcess(self) -> None:
+        """The default holder has the id of the process that acquires the lock, not of one that has forked since."""
+        lock = Lock(self.client, NAME, 10)
+        self.patch(os, "getpid", lambda: 4711)
+        self.held(lock)
+        self.assertEqual(self.shown()["holder"], f"{socket.gethostname()}/4711")
 
     def test_isReleased(self) -> None:
         """After a release, the lock is free, it is not valid any more, and it was not lost."""
