@@ -175,7 +175,7 @@ class _Lookup:
         # The working directory may be another one later: twistd in the background changes it.
         for name in ("RAXSR_RAXRC", "RAXSR_DATA_DIR"):
             if self._environ.get(name):
-                self._environ[name] = os.path.abspath(self._environ[name])
+                self._environ[name] = os.path.abspath(os.path.expanduser(self._environ[name]))
         if home is None:
             # Neither HOME nor a passwd entry exists in a container that runs as a bare user id.
             with suppress(RuntimeError):

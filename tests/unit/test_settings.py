@@ -9,6 +9,7 @@ import pickle
 import threading
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import attrs
 from twisted.trial.unittest import SynchronousTestCase
@@ -332,6 +333,13 @@ class NoHomeTests(SynchronousTestCase):
         self.assertEqual(settings.readAgain(), settings)
         self.assertFalse(namesRegistry({}))
         self.assertTrue(namesRegistry({"RAXSR_API_URL": "http://a"}))
+
+    def test_directoriesInTheHome(self) -> None:
+        """Variables may begin with ~: no shell expands it in a unit of systemd."""
+        with mock.patch.dict(os.environ, {"HOME": "/home/joe"}):
+            self.assertEqual(defaultDataDir({"RAXSR_DATA_DIR": "~/data"}), Path("/home/joe/data"))
+            refusal = self.assertRaises(InvalidSettings, readSettings, environ={"RAXSR_RAXRC": "~/settings"})
+            self.assertIn("/home/joe/settings", str(refusal))
 
     def test_filesThatAreNamed(self) -> None:
         """Files that the environment names are read all the same."""

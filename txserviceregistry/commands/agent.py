@@ -25,6 +25,7 @@ from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import Settings, defaultDataDir, namesRegistry, readSettings
 from ..util.deferred import returnsDeferred
 from ..util.fields import parseMetadata, parseTags
+from ..util.files import absolutePath
 from ..util.logs import Logger
 from .registry import parsedEndpoint, sayWhere
 from .twistd import Option, TwistdOptions, endProcess, onHangup, parseHeartbeatTimeout, parseServiceId, prepare, say
@@ -56,7 +57,7 @@ class Options(TwistdOptions):
         Option("heartbeat-timeout", "b", "30", _TIMEOUT, parseHeartbeatTimeout),
         Option("listen", "l", None, _LISTEN, parsedEndpoint),
         Option("registry-listen", None, DEFAULT_LISTEN, "Endpoint of the registry in this process.", parsedEndpoint),
-        Option("data-dir", "d", None, _DATA_DIR),
+        Option("data-dir", "d", None, _DATA_DIR, absolutePath),
     )
 
     def postOptions(self) -> None:
@@ -203,6 +204,5 @@ def makeService(options: Options) -> IService:
         raise SystemExit(f"twistd service-registry-agent: {error}") from None
     registry = None
     if ownRegistry:
-        endpoints = [options["registry-listen"]]
-        registry = RegistryService(reactor, dataDir=options["data-dir"], store="sqlite", endpoints=endpoints)
+        registry = RegistryService(reactor, options["data-dir"], endpoints=[options["registry-listen"]])
     return AgentProcess(reactor, options, registry)

@@ -85,7 +85,7 @@ class Options(TwistdOptions):
         Option(
             "listen", "l", DEFAULT_LISTEN, "Endpoint to listen on; may be given several times.", parsedEndpoint, True
         ),
-        Option("data-dir", "d", None, "The data directory (default: ~/.local/state/txserviceregistry)."),
+        Option("data-dir", "d", None, "The data directory (default: ~/.local/state/txserviceregistry).", absolutePath),
         Option("store", "s", "sqlite", "The store: sqlite (a file in the data directory), memory or etcd.", _STORE),
         *ETCD_OPTIONS,
         Option("max-services", None, "100000", "Maximum number of services of an account.", parseCount),

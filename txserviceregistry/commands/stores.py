@@ -141,7 +141,7 @@ class DataParser(Parser):
 def _folder(text: str) -> Path:
     if not text:
         raise ValueError("the value is empty")
-    return Path(text)
+    return Path(absolutePath(text))
 
 
 def dataDirectory(options: argparse.Namespace) -> DataDirectory:

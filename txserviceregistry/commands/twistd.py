@@ -224,7 +224,7 @@ def readConfigFile(path: str, section: str) -> dict[str, list[str]]:
     have. Several values are lines in an INI file, and an array in a TOML file. ``ValueError`` has the file's name.
     """
     try:
-        text = Path(path).read_text("utf-8-sig")
+        text = Path(os.path.expanduser(path)).read_text("utf-8-sig")
     except OSError as error:
         raise ValueError(f"can't read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -332,7 +332,9 @@ def _logPath(twistd: Mapping[str, Any] | None) -> str | None:
     options = twistd or {"nodaemon": True}
     name: str | None = options.get("logfile")
     isElsewhere = options.get("syslog") or options.get("logger") or (not name and options.get("nodaemon"))
-    return None if isElsewhere or name == "-" else name or "twistd.log"
+    # It has another working directory by then.
+    path = os.path.normpath(os.path.join(options.get("rundir", "."), name or "twistd.log"))
+    return None if isElsewhere or name == "-" else path
 
 
 def jsonObserver(twistd: Mapping[str, Any] | None) -> FileLogObserver:

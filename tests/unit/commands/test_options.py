@@ -61,6 +61,29 @@ class CommandLineTests(OptionsCase):
         self.assertEqual(os.listdir(os.path.dirname(log)), ["twistd.log"])
         self.assertEqual(Path(log).read_text(), "started\n")
 
+    def test_theLogInTheRunDirectory(self) -> None:
+        """The log is in twistd's --rundir: the directory of the start need not be writable."""
+        line = str(self.assertRaises(SystemExit, self.parsed, twistd={"rundir": "/nonexistent"}))
+        self.assertIn("can't write the log /nonexistent/twistd.log: No such file or directory", line)
+        folder = os.path.dirname(self.file("other", ""))
+        self.parsed("--log-format", "json", twistd={"rundir": folder, "logfile": "json.log"})
+        self.assertEqual(sorted(os.listdir(folder)), ["json.log", "other"])
+
+    def test_theHomeDirectory(self) -> None:
+        """A path may begin with ~, which a shell leaves as it is behind an equals sign, and in a file."""
+        home = os.path.abspath(os.path.dirname(self.file("other", "")))
+        config = self.file("registry.ini", "data-dir = ~/data\naudit-log = ~/audit.log\n")
+        with mock.patch.dict(os.environ, {"HOME": home}):
+            for words in (["--data-dir=~/data", "--audit-log=~/audit.log"], [f"--config={config}"]):
+                options = self.parsed(*words)
+                self.assertEqual(options["data-dir"], os.path.join(home, "data"))
+                self.assertEqual(options["audit-log"], os.path.join(home, "audit.log"))
+        folder = os.path.abspath(os.path.dirname(config))
+        with mock.patch.dict(os.environ, {"HOME": folder}):
+            self.assertEqual(self.parsed("--config=~/registry.ini")["data-dir"], os.path.join(folder, "data"))
+            line = self.refusal("--listen=ssl:1:privateKey=~/key.pem")
+            self.assertIn(f"cannot read privateKey {folder}/key.pem: ", line)
+
     def test_wrongOnes(self) -> None:
         """A mistake is told in one line, which names the option or what can't be one."""
         for words, named in (

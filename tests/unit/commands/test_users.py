@@ -210,6 +210,7 @@ class WithoutARegistryTests(UsersCase):
             self.assertIn("registry.sqlite", await self.refused(*arguments, dataDir=str(folder)))
         self.assertEqual(Path(folder, "registry.sqlite").read_text(), "this is not a database")
         self.assertIn("the value is empty", await self.refused("--data-dir", "", "list", code=2))
+        self.assertIn(f"no registry in {self.home}/none;", await self.refused("list", dataDir="~/none"))
 
     async def test_outputThatCantBeWritten(self) -> None:
         """Nothing is made for a key that can't be shown; what can't be listed, or helped with, is an error."""

@@ -36,7 +36,7 @@ from twisted.internet.ssl import CertificateOptions
 from zope.interface import implementer
 
 from ...http.tls import daysLeft, namesOf, whyNotNow
-from ...util.files import Reloaded
+from ...util.files import Reloaded, absolutePath
 from ...util.logs import Logger
 from .server import HandshakingFactory
 
@@ -72,8 +72,7 @@ class TLSEndpoint(TCP4ServerEndpoint):
         super().__init__(reactor, port, BACKLOG, interface)  # type: ignore[no-untyped-call] # Twisted's own
         self.onChange: Callable[[], object] = lambda: None
         # The working directory may be another one when they are read again.
-        self.path = os.path.abspath(path)
-        self._key = os.path.abspath(key)
+        self.path, self._key = absolutePath(path), absolutePath(key)
         self._bound = interface
         self._loaded: Reloaded[list[bytes], _Loaded] = Reloaded(
             f"TLS certificate {self.path}", [self._key, self.path], self._read, self._make, whyNot=self._whyNot
