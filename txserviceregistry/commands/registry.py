@@ -124,7 +124,7 @@ class Options(TwistdOptions):
 
 
 def sayWhere(registry: RegistryService) -> None:
-    say(f"The registry listens on {', '.join(registry.urls)}")
+    say(f"The registry listens on {registry.where}")
     if registry.hasCredentials:
         say(f"Credentials for this machine are in {registry.raxrcPath}")
     else:
@@ -172,7 +172,7 @@ class RegistryProcess(Service):
     def _listening(self, ports: list[IListeningPort]) -> None:
         if self._observer is None:
             sayWhere(self.registry)
-        self._notifier.send(b"READY=1", f"STATUS=Listening on {', '.join(self.registry.urls)}".encode())
+        self._notifier.send(b"READY=1", f"STATUS=Listening on {self.registry.where}".encode())
         self._notifier.watch(self._reactor, self._isWorking)
 
     async def _isWorking(self) -> bool:

@@ -85,7 +85,8 @@ class RegistryService(Service):
         listeners' own addresses; ``None`` for no console.
     :param wallClock: since the epoch.
     :param keyCost: scrypt's *n* for API keys that are hashed from now on: a power of two, for tests ``2``.
-    :ivar urls: the base URLs of the API, one for each listener with an address, once it listens.
+    :ivar urls: the base URLs of the API, one for each listener with an address, once it listens; *where* also has the
+        other endpoints, such as local sockets.
     :ivar hasCredentials: whether the ``raxrc`` has credentials, once it listens.
     """
 
@@ -111,6 +112,7 @@ class RegistryService(Service):
     _wallClock: Callable[[], float] = time.time
     _keyCost: int = SCRYPT_COST
     urls: list[str] = attrs.field(init=False, factory=list)
+    where: str = attrs.field(init=False, default="")
     hasCredentials: bool = attrs.field(init=False, default=False)
     health: Health | None = attrs.field(init=False, default=None)
     # The names and functions of what has to be ended, in the opposite order.
@@ -178,7 +180,7 @@ class RegistryService(Service):
             await self._end()
             self._tell(outcome)
             return
-        self._log.info("The registry listens on {urls}", urls=", ".join(self.urls))
+        self._log.info("The registry listens on {where}", where=self.where)
         self._tell(ports)
 
     async def _open(self) -> list[IListeningPort]:
@@ -217,9 +219,8 @@ class RegistryService(Service):
         )
         self._endings.append(("the rules", registry.stop))
         rateLimiter = RateLimiter(self._reactor.seconds, self._rateLimit, self._rateWindow)
-        accessLog = self._openLog(self._accessLog, "access log")
-        auditLog = self._openLog(self._auditLog, "audit log")
-        requestLog = RequestLog(accessLog, auditLog, seconds=self._reactor.seconds, wallClock=self._wallClock)
+        logs = self._openLog(self._accessLog, "access log"), self._openLog(self._auditLog, "audit log")
+        requestLog = RequestLog(*logs, seconds=self._reactor.seconds, wallClock=self._wallClock)
         resource = ApiResource(registry, identity, rateLimiter=rateLimiter, limits=self._limits, requestLog=requestLog)
         site = ApiSite(resource, self._reactor, connectionLimits)
 
@@ -254,12 +255,8 @@ class RegistryService(Service):
 
     async def _untilAvailable(self, store: IStore, step: Callable[[], Awaitable[None]]) -> None:
         """Do a step of the start, again and again if the store is shared: what it runs on may start later."""
-        waiting = Outage(
-            self._log,
-            self._reactor,
-            "Store unavailable at the start (retrying): {reason}",
-            "Store available after {seconds:.1f} s",
-        )
+        texts = "Store unavailable at the start (retrying): {reason}", "Store available after {seconds:.1f} s"
+        waiting = Outage(self._log, self._reactor, *texts)
         while True:
             try:
                 await step()
@@ -300,8 +297,11 @@ class RegistryService(Service):
 
     def _publishUrls(self) -> None:
         """Write the URLs of the registry into the data directory, for the programs of this machine."""
-        listeners = [each for each in starmap(listenerOf, self._listening) if each is not None]
+        found = [*starmap(listenerOf, self._listening)]
+        listeners = [each for each in found if each is not None]
         self.urls = [listener.root + "/v1.0" for listener in listeners]
+        others = [str(given) for given, each in zip(self._endpoints, found, strict=True) if each is None]
+        self.where = ", ".join(self.urls + others)
         if listeners:
             # On loopback no name has to be resolved, and no certificate trusted.
             best = next((listener for listener in listeners if listener.isLocal), listeners[0])
@@ -406,8 +406,7 @@ class RegistryService(Service):
         self._waiting.fire(Failure(outcome) if isinstance(outcome, StartFailed) else outcome)
 
     async def _end(self) -> None:
-        self.urls = []
-        self._listening = []
+        self.urls, self._listening = [], []
         latest = self._reactor.seconds() + END_SECONDS
         while self._endings:
             what, end = self._endings.pop()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
+import tempfile
 from typing import Any
 from unittest import mock
 
@@ -61,6 +63,14 @@ class RegistryTests(TestCase):
         for url in urls:
             await self.client(baseUrl=url).account.getLimits()
         self.assertEqual(credentials, f"Credentials for this machine are in {os.path.join(self.home, 'raxrc')}")
+
+    async def test_saysItsLocalSocket(self) -> None:
+        """A listener without an address, such as a local socket behind a proxy, is shown as it was given."""
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        registry = await self.registry("memory", f"unix:{folder}/socket", ANY_PORT)
+        sayWhere(registry)
+        self.assertIn(f"The registry listens on {registry.urls[0]}, unix:{folder}/socket\n", self.stdout.getvalue())
 
     async def test_saysThatThereAreNoCredentials(self) -> None:
         """A registry whose users have been removed says what lists and adds users."""
