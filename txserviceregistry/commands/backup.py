@@ -115,7 +115,7 @@ def _copy(source: str, target: str) -> tuple[str, float | None]:
         sqlitefile.checkFile(source)
         sqlitefile.refuseIrregular(target)
         with replacement(target, b"") as making, ExitStack() as ending:
-            # What a full disk leaves of it.
+            # A full disk leaves a part of it.
             ending.callback(Path(f"{making}-journal").unlink, missing_ok=True)
             with closing(sqlitefile.openFile(source)) as connection:
                 connection.execute("VACUUM INTO ?", (making,))
@@ -156,7 +156,7 @@ def _restore(directory: DataDirectory, file: str) -> None:
             if path.exists():
                 # It may be another directory's registry that uses it.
                 ending.callback(os.close, sqlitefile.claimFile(str(path)))
-            # What a killed restore has left: SQLite would take its log for that of the new copy.
+            # A killed restore may have left one: SQLite would take its log for that of the new copy.
             for each in _withEndings(making):
                 each.unlink(missing_ok=True)
             ending.callback(making.unlink, missing_ok=True)
@@ -179,7 +179,7 @@ def _restore(directory: DataDirectory, file: str) -> None:
 
 
 def _lost(copy: str, path: str) -> str:
-    """What a store has, and a copy of an older one has not. Both must have the newest schema."""
+    """The content of a store that a copy of an older one lacks. Both must have the newest schema."""
     try:
         with closing(sqlitefile.openFile(path)) as connection:
             connection.execute("ATTACH ? AS other", (sqlitefile.uri(copy, sqlitefile.IMMUTABLE),))

@@ -1,5 +1,5 @@
 """
-What the twistd commands have in common: options in a table, for the command line and for a file (``--config``); output,
+The common parts of the twistd commands: options in a table, for the command line and for a file (``--config``); output,
 logs, signals, the service manager, and the end of a failed start.
 """
 

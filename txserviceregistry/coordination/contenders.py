@@ -115,7 +115,7 @@ class Contender(BackgroundService):
         await run.wait(self._client.pause(max(_PAUSE / 2, self._backoff.next())))
 
     def _succeeded(self) -> None:
-        """What counts is the use of the lock."""
+        """Work with the lock, not its acquisition, is a success."""
 
 
 class LockFeed(EventsFeed):

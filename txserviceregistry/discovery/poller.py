@@ -318,7 +318,7 @@ class EventPoller:
 
     def ended(self) -> None:
         self._isBlocked = not self.isLive
-        # Where a stream has worked before, the registry may just be starting.
+        # If a stream has worked before, the registry may just be starting.
         delay = RETRY if self._lastId is None else self._backoff.next()
         self._closeStream(self._client.clock.seconds() + delay)
 

@@ -1,4 +1,4 @@
-"""What all services that read the event feed have in common: their work from start to stop, their file, their loops."""
+"""The common parts of all services that read the event feed: their work from start to stop, their file, their loops."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class BackgroundService(Service):
         """Prepare the first step. May call listeners."""
 
     async def _step(self, run: BackgroundTask) -> None:
-        """What is repeated; raises StaleCursor if the event feed no longer has the position."""
+        """The step that is repeated; raises StaleCursor if the event feed no longer has the position."""
         raise NotImplementedError
 
     def _positionLost(self) -> None:

@@ -138,7 +138,7 @@ class Attempts:
             if isCurrent or isLate:
                 then(result, isCurrent)
 
-        # What begins may end the try: a health check, for example, may stop the application.
+        # The function may end the try: a health check, for example, may stop the application.
         self.work = _BEGINNING
         try:
             work = begin(late)

@@ -79,7 +79,7 @@ class DesiredState:
         # Was determined automatically. It is sent with metadata that want it, and never becomes part of them.
         self.host: str | None = None
         self._states = states
-        # What the registry accepted last, to fall back on.
+        # The fields that the registry accepted last, to fall back on.
         self._accepted: Mapping[str, Any] = self.fields
         self.isRegistered = False
         # All fields that the registry may have together; empty if they are not known.
@@ -283,7 +283,7 @@ class DesiredState:
             outage.succeeded()
 
     async def push(self) -> None:
-        """Update the service once. What the registry refuses is undone; without that, it raises the error."""
+        """Update the service once. A change that the registry refuses is undone; without that, it raises the error."""
         turns = self._states.turns
         await turns.take(float("inf"))
         try:

@@ -26,7 +26,7 @@ from .heartbeater import HeartBeater
 
 # By how many seconds a service may expire late, and the clocks of two machines may differ.
 _EXPIRY_MARGIN = 2.0
-# Whatever a service's timeout is, a request may take so many seconds, enough for a new connection over a slow network.
+# With any timeout of a service, a request may take so many seconds, enough for a new connection over a slow network.
 # It is less than the shortest timeout, so that a service without a token is found in time.
 _SHORTEST_TRY = 2.5
 

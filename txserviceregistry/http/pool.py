@@ -43,7 +43,7 @@ HANGING = 0.3
 MOST_BESIDE = 6
 
 #: Idle connections are closed after so many seconds: before common servers and balancers do it (60 s and more), because
-#: a request on a connection that the other side is closing gets no answer.
+#: a request on a connection that the other side is closing gets no response.
 IDLE_TIMEOUT = 45.0
 
 #: The most bytes before the body of a response: what a broken server can make a client hold.

@@ -153,7 +153,7 @@ class DataDirectory:
         except (OSError, ValueError) as error:
             raise DataDirectoryError(f"can't read or remove {self._restoredPath}: {error}")
 
-    # -- the raxrc. What is written leaves the rest as it is.
+    # -- the raxrc. A write leaves the other settings as they are.
 
     def credentials(self) -> tuple[str, str] | None:
         """User name and API key, or ``None`` if it has none."""

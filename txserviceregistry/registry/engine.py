@@ -331,7 +331,7 @@ class Cluster(Engine):
         if state is not None and state.deadline > self.now():
             self.requeue(state)
         elif state is not None:
-            # The answer was given later.
+            # The heartbeat was answered later.
             state.aliveUntil = state.asked + seconds
 
     def expired(self, registration: tuple[str, str]) -> None:

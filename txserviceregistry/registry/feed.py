@@ -181,7 +181,7 @@ class EventStreams(Part):
         if id is not None:
             place = _Place(position(id), id)
         else:
-            # Whatever comes is newer, even if the wall clock is set back.
+            # Every new event is newer, even if the wall clock is set back.
             place = _Place(0, momentAt(positionOf(await self._account(tenant) / 1000)))
         if self._isEnded:
             raise StoreUnavailable("the registry is stopping")

@@ -35,7 +35,7 @@ def checkPrefix(kind: str, prefix: str) -> str:
 
 @attrs.frozen
 class Role:
-    """What a user may change, as prefixes: those of keys match a key and what is below it, and an empty one all."""
+    """A user's permitted changes, as prefixes: those of keys match a key and those below it, and an empty one all."""
 
     name: str = attrs.field(default="write", validator=attrs.validators.in_(NAMES))
     services: tuple[str, ...] = attrs.field(default=(), converter=tuple[str, ...])

@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-#: What the work of an application fails with when it was cancelled: a Deferred of an asyncio task has asyncio's own.
+#: The errors of an application's work that was cancelled: a Deferred of an asyncio task has asyncio's own.
 CANCELLED = (CancelledError, asyncio.CancelledError)
 
 _K = TypeVar("_K", bound=Hashable)

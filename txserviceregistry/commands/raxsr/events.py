@@ -207,7 +207,7 @@ async def _watch(
     # A directory would retry what is wrong with the settings.
     await run.client.account.getLimits()
     isDrawn = run.output.format == "table" and sys.stdout.isatty()
-    # What a table leaves out stands above it.
+    # A line above a table says how much it leaves out.
     output, drawn = attrs.evolve(run.output, note=print), None
     changes: DeferredQueue[Record] = DeferredQueue()
     if not isDrawn:

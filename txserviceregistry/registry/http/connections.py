@@ -118,7 +118,7 @@ class Client(HTTPChannel):
     # Whether the client does not read what it is sent.
     isClogged = False
     isClosing = False
-    # What remembers connections has their numbers, and keeps none of them alive.
+    # Objects that remember connections have their numbers, and keep none of them alive.
     number = 0
 
     @property

@@ -145,7 +145,7 @@ def timeText(moment: float) -> str:
 
 
 def lineOf(moment: float, fields: Mapping[str, Any]) -> str:
-    """A line, without its end. Whatever a client sends is escaped: all of it is printable ASCII."""
+    """A line, without its end. Text from a client is escaped: all of it is printable ASCII."""
     return json.dumps({"time": timeText(moment), **fields})
 
 

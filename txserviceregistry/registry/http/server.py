@@ -263,7 +263,7 @@ class _Handshaking(TLSMemoryBIOProtocol):
     transport: Any
     _queue: AdmissionQueue
     _origin: Origin
-    # What has been received and waits for the queue, and whether nothing more is read meanwhile.
+    # The bytes that were received and wait for the queue, and whether nothing more is read meanwhile.
     _held = b""
     _isPaused = False
     _isDone = False

@@ -302,7 +302,7 @@ class Parameter:
 
 
 SERVICE_ID = Parameter("serviceId", _SERVICE_ID, "The service's id.")
-# Where an impossible id is a service that does not exist.
+# For heartbeats and states: an impossible id is a service that does not exist.
 EXISTING_SERVICE_ID = attrs.evolve(SERVICE_ID, refusal=lambda value, reason: notFound("Service", value))
 KEY = Parameter("configurationId", _KEY, "A key. The slashes of a qualified one may come as they are.")
 PATH_PARAMETERS = (SERVICE_ID, KEY)

@@ -64,7 +64,7 @@ async function send(method, path, { body, ...options } = {}) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(0);
   }
-  // What was for the user of the last session is for no other; nor may its refusal end a session that has begun since.
+  // A response for the user of the last session is for no other; nor may its refusal end a session that has begun since.
   if (!options.isLogin && secret !== sender) throw new ApiError(401, { message: "The session has ended" });
   if (response.ok) return response;
   const fault = await response.json().catch(() => null);
@@ -72,18 +72,18 @@ async function send(method, path, { body, ...options } = {}) {
   throw new ApiError(response.status, fault);
 }
 
-/** The answer's JSON; what ends before that, or is not from the registry, is no answer. */
+/** The JSON of a response; one that ends early, or is not from the registry, is an error. */
 function read(response) {
   return response.json().catch(() => { throw new ApiError(0); });
 }
 
-/** Send a request; the answer's JSON, or null. */
+/** Send a request; the response's JSON, or null. */
 export async function request(method, path, options) {
   const response = await send(method, path, options);
   return response.status === 204 ? null : read(response);
 }
 
-/** GET with the answer's headers. */
+/** GET with the response's headers. */
 export async function getWithHeaders(path) {
   const response = await send("GET", path);
   return { body: await read(response), headers: response.headers };

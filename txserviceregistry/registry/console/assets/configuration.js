@@ -242,7 +242,7 @@ function conditionFor(base) {
   return { "If-Match": base.tag };
 }
 
-// What is in each open editor, as a function.
+// The content of each open editor, as a function.
 const drafts = new Set();
 
 /** A session ends: keep what its user is writing. */

@@ -1,5 +1,5 @@
 /**
- * What the registry holds, as this page knows it: listed once, then kept current by the event stream. Changes reach the
+ * The data of the registry, as this page knows it: listed once, then kept current by the event stream. Changes reach the
  * views at most four times a second.
  */
 
@@ -29,7 +29,7 @@ export class Model {
     this._isStreaming = false;
     this.staleSince = null;
     this.problem = "";
-    /** What the views show: they are updated later than what is above. */
+    /** The data that views show: updated later than those above. */
     this.shown = { isLoaded: false, staleSince: null, problem: "" };
     this._waiting = [];
     this._dirty = new Set();
@@ -184,7 +184,7 @@ export class Model {
   }
 
   _apply(event) {
-    // What came while everything was listed may be among the events, and yet not in the other lists: apply it again.
+    // Events that came while everything was listed may be among the events, and yet not in the other lists: apply it again.
     if (!this._ids.has(event.id)) {
       this._ids.add(event.id);
       this.events.push(event);

@@ -46,7 +46,7 @@ _PASSING = frozenset({2, 4, 8, _UNAVAILABLE})
 _OF_WHAT_WAS_ASKED = frozenset({NOT_FOUND, _FAILED_PRECONDITION, _OUT_OF_RANGE})
 # With _INVALID: etcd's answer to a token from before a change of its users, or to none.
 _OLD_TOKEN = "revision of auth store is old", "user name is empty"
-# Its answer to a password while it allows everything, before authentication is enabled.
+# Its response to a password while it allows everything, before authentication is enabled.
 _OPEN = "authentication is not enabled"
 _TXN = "kv/txn"
 # No group of changes of one revision is this large; it bounds what a broken server can make us hold.
@@ -103,7 +103,7 @@ class Etcd:
     """
     A cluster of etcd.
 
-    Every method may fail with :class:`StoreUnavailable`, when the cluster has given no answer for :data:`PATIENCE`
+    Every method may fail with :class:`StoreUnavailable`, when the cluster has not answered for :data:`PATIENCE`
     seconds, and with :class:`EtcdError` when it refuses. A request may be sent twice. A try's time begins with its
     turn, so that what is asked by many at once is never taken for a member that hangs. Urgent requests are next.
 
@@ -423,7 +423,7 @@ async def watch(
         result = json.loads(line)["result"]
         cluster.check(result.get("header", {}), url)
         if result.get("canceled"):
-            # The answer stays open all the same.
+            # The response stays open all the same.
             raise ValueError(result.get("cancel_reason") or f"canceled or compacted: {result}")
         for event in result.get("events", ()):
             if not lines.ended.called:

@@ -144,7 +144,7 @@ class Node:
             except StoreUnavailable as error:
                 self._outage.failed(reason=str(error))
             except Exception:
-                # Whatever is in etcd must not end this: a node that does not vote keeps all services from expiring.
+                # No data in etcd may end this: a node that does not vote keeps all services from expiring.
                 self._outage.failed(Failure(), reason="unexpected error")
             await deferLater(self._clock, PAUSE)
 

@@ -157,7 +157,7 @@ class NodeKeys(Part):
             self._etcd.leave()
             raise StoreUnavailable(_REPLACED)
         if self._own.cluster.id != read.cluster:
-            # The first one, or one restored from a backup. What is being read is of the one before.
+            # The first one, or one restored from a backup. A read under way is of the one before.
             self._own.cluster.id, self._loads = read.cluster, self._loads + 1
             self._services.forget()
             self._locks.forget()
@@ -432,6 +432,6 @@ class EtcdStore:
     async def _writeSeen(self) -> None:
         while True:
             await deferLater(self._reactor, _PACE)
-            # What can't be written is written some minutes later.
+            # Times that can't be written are written some minutes later.
             with suppress(StoreUnavailable):
                 await self._services.writeSeen()

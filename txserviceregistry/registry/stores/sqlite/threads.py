@@ -285,7 +285,7 @@ class Writer(Worker):
                     for job, result in zip(neighbours, results, strict=True):
                         job.result = result
                 isAnyOfThem = False
-                # Where nothing was to be written, a full disk has room for it.
+                # If nothing was to be written, a full disk has room for it.
                 self._hasWritten = self._hasWritten or tables.changes > before
                 self._checkFiles()
         except Exception as error:
