@@ -124,6 +124,8 @@ class RegistryService(Service):
     _listening: list[tuple[IStreamServerEndpoint, IListeningPort]] = attrs.field(init=False, factory=list)
 
     def __attrs_post_init__(self) -> None:
+        if not callable(self._store) and self._store not in ("sqlite", "memory"):
+            raise ValueError(f"store is {self._store!r}, but it has to be 'sqlite', 'memory' or a function")
         self._directory = DataDirectory(Path(self._dataDir))
 
     @staticmethod
@@ -366,13 +368,8 @@ class RegistryService(Service):
             return self._store()
         if self._store == "memory":
             return MemoryStore(wallClock=self._wallClock)
-        return SqliteStore(
-            self._directory.storePath,
-            reactor=self._reactor,
-            wallClock=self._wallClock,
-            guard=self._directory.hold,
-            exclusive=True,
-        )
+        path, hold = self._directory.storePath, self._directory.hold
+        return SqliteStore(path, reactor=self._reactor, wallClock=self._wallClock, guard=hold, exclusive=True)
 
     async def _listen(self, endpoint: IStreamServerEndpoint, site: ApiSite) -> IListeningPort:
         try:

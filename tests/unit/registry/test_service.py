@@ -471,6 +471,12 @@ class RegistryServiceTests(TestCase):
         limits = (await self.ask(service, "GET", "/limits")).json
         self.assertEqual((limits["resource"]["service"], limits["rate"]["/.*"]["limit"]), (5, 7))
 
+    def test_anUnknownStore(self) -> None:
+        """A name that is not a store's is an error: no other store is used instead."""
+        for name in ("etcd", "SQLite", ""):
+            error = self.assertRaises(ValueError, self.newService, store=name)
+            self.assertIn(f"store is {name!r}, but it has to be 'sqlite', 'memory' or a function", str(error))
+
     async def test_nothingBeforeTheStart(self) -> None:
         """
         A service that was only made has touched nothing.
