@@ -445,7 +445,8 @@ class SocketTests(TestCase):
         body = {"id": "web1", "heartbeat_timeout": 30}
         await self.client.post(f"{self.url}/services", headers=self.headers, json=body)
         answers = await gatherResults(subscribers)
-        self.assertLess(reactor.seconds() - began, 5)
+        # Else they would wait for a minute; a busy machine takes its time.
+        self.assertLess(reactor.seconds() - began, 30)
         self.assertEqual({values[0]["payload"]["id"] for _, values in answers}, {"web1"})
 
     async def test_stoppingTakesNoLongerBecauseOfThem(self) -> None:
