@@ -190,7 +190,7 @@ class Console:
             if request.method not in (b"GET", b"HEAD"):
                 raise forbidden("The request has no Origin header")
         elif origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
-            raise forbidden("The request comes from a page of another site")
+            raise forbidden(f"Origin {origin[:90]!r} is not Host {host[:90]!r}: another site, or a proxy changes Host")
 
     def _page(self, request: Request, path: str) -> Response:
         if request.method in (b"GET", b"HEAD"):
