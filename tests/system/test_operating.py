@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,13 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.utils import getProcessOutputAndValue
 
 from tests import ROOT
-from tests.system.processes import Child, ProcessTestCase
+from tests.certificates import selfSigned
+from tests.needs import needs
+from tests.system.ports import freePorts
+from tests.system.processes import Child, ProcessTestCase, reactor
+from txserviceregistry.client import Client
+from txserviceregistry.errors import NotFound
+from txserviceregistry.settings import readSettings
 
 PAGE = ROOT / "docs" / "operating.rst"
 UNITS = ROOT / "examples" / "systemd"
@@ -119,6 +126,64 @@ def unitOf(text: str) -> dict[str, Any]:
     parser.optionxform = str  # type: ignore[assignment, method-assign]  # names are as they are written
     parser.read_string(text.replace("\\\n", ""))
     return {section: dict(parser[section]) for section in parser.sections()}
+
+
+class ProxyTests(ProcessTestCase):
+    """The configuration of nginx."""
+
+    async def test_reverseProxy(self) -> None:
+        """Clients, keys with a slash, events and the link to the console work through it, and metrics do not."""
+        needs("nginx", "curl")
+        registryPort, port = freePorts(2)
+        registry = self.twistd("service-registry", "--listen", f"tcp:{registryPort}:interface=127.0.0.1")
+        await registry.says("Credentials")
+        # nginx's workers are other users.
+        folder = Path(f"/tmp/txsr-{os.getpid()}-proxy")
+        folder.mkdir()
+        self.addCleanup(shutil.rmtree, folder)
+        for name, content in zip(("fullchain.pem", "key.pem"), selfSigned("localhost"), strict=True):
+            (folder / name).write_bytes(content)
+        (block,) = re.findall(r"\n    (upstream registry .*?\n    })\n\n", PAGE.read_text(), re.DOTALL)
+        for old, new in (
+            ("127.0.0.1:8880", f"127.0.0.1:{registryPort}"),
+            ("listen 443", f"listen 127.0.0.1:{port}"),
+            ("/etc/ssl/registry", str(folder)),
+        ):
+            self.assertIn(old, block)
+            block = block.replace(old, new)
+        head = "daemon off;\npid nginx.pid;\nerror_log error.log;\nevents {}\nhttp {\naccess_log off;\n"
+        (folder / "nginx.conf").write_text(f"{head}{block}\n}}\n")
+        self.program("nginx", "-p", str(folder), "-c", "nginx.conf")
+        url, trusted = f"https://127.0.0.1:{port}", ("--cacert", str(folder / "fullchain.pem"))
+
+        async def get(path: str) -> tuple[bytes, bytes, int]:
+            words = ["-s", *trusted, "-w", "%{http_code}", url + path]
+            return await getProcessOutputAndValue("curl", words, env=os.environ)
+
+        async def listens() -> bool:
+            return (await get("/health"))[2] == 0
+
+        await self.until(listens)
+        environment = {"RAXSR_API_URL": f"{url}/v1.0", "RAXSR_CA_FILE": str(folder / "fullchain.pem")}
+        link = await self.spawn("raxsr", "console", "--print", environment=environment).ended
+        self.assertIn(f"{url}/console/#once=", link.output, link.errors)
+        found = {"HOME": self.home, "RAXSR_DATA_DIR": self.dataDir}
+        client = Client(reactor=reactor, settings=readSettings(environ={**found, **environment}))
+        self.addCleanup(client.close)
+        await client.configuration.set("/abc_def", "1")
+        await self.assertFailure(client.configuration.get("abc_def"), NotFound)
+        credentials = f"{client.settings.username}:{client.settings.apiKey}"
+        stream = self.program("curl", "-sN", *trusted, "-u", credentials, f"{url}/v1.0/events/stream")
+        await stream.says("event: ping")
+        self.assertTrue((await get("/metrics"))[0].endswith(b"404"))
+        self.assertNoTraceback()
+
+    def program(self, *command: str) -> Child:
+        """Start a program of the system's."""
+        child = Child()
+        reactor.spawnProcess(child, shutil.which(command[0]), command, env=os.environ)
+        self.children.append(child)
+        return child
 
 
 class SystemdTests(ProcessTestCase):

@@ -181,13 +181,14 @@ def header(request: Request, name: bytes) -> str:
 
 
 def baseUrl(request: Request) -> str:
-    """The URL under which the client reached this registry, from its ``Host`` header or the local address."""
+    """The URL under which the client reached this registry or its proxy, from the headers or the local address."""
     host = header(request, b"Host")
     if not _HOST.fullmatch(host):
         address: Any = request.getHost()
         ip = ipOf(address)
         host = "localhost" if ip is None else f"[{ip}]:{address.port}" if ip.version == 6 else f"{ip}:{address.port}"
-    return f"{'https' if request.isSecure() else 'http'}://{host}"
+    isSecure = request.isSecure() or header(request, b"X-Forwarded-Proto").lower() == "https"
+    return f"{'https' if isSecure else 'http'}://{host}"
 
 
 def _refuseConstant(name: str) -> None:
