@@ -66,7 +66,7 @@ def readQuery(data: bytes) -> Query | None:
     """The query in a message, perhaps with an *rcode* that refuses it; ``None`` if it is not a query at all."""
     if len(data) < HEADER.size:
         return None
-    id, flags, *counts, additional = HEADER.unpack_from(data)
+    id, flags, *counts, authority, additional = HEADER.unpack_from(data)
     if flags & QR:
         return None
     query = Query(id, QR | flags & (_OPCODE | RD), rcode=NOTIMP if flags & _OPCODE else NOERROR)
@@ -82,9 +82,9 @@ def readQuery(data: bytes) -> Query | None:
         query.type, query.klass = _QUESTION_END.unpack_from(data, end)
         query.name = data[HEADER.size : end].lower()
         position = questionEnd = end + _QUESTION_END.size
-        for _ in range(additional):
+        for _ in range(authority + additional):
             position = _readRecord(query, data, position)
-        if counts != [1, 0, 0] or position != len(data) or len(query.name) > _LONGEST_NAME:
+        if counts != [1, 0] or position != len(data) or len(query.name) > _LONGEST_NAME:
             raise ValueError("not one question, or bytes behind the last record")
     except (ValueError, IndexError, struct.error):
         query.rcode, query.opt = FORMERR, b""

@@ -10,6 +10,7 @@ import dns.flags
 import dns.message
 import dns.name
 import dns.rdatatype
+import dns.rrset
 
 from txserviceregistry.dns.zone import LARGEST_TCP, Zone, readQuery
 from txserviceregistry.types import Service
@@ -34,8 +35,11 @@ def zoneOf(*services: Service, domain: str = DOMAIN) -> Zone:
 def ask(zone: Zone, name: str, type: str = "A", size: int = LARGEST_TCP) -> dns.message.Message:
     """The response of a zone to a question."""
     query = dns.message.make_query(name, type)
+    if type == "IXFR":
+        # The version of the zone that the client has.
+        query.authority.append(dns.rrset.from_text(f"{name}.", 0, "IN", "SOA", "ns. root. 1 2 3 4 5"))
     read = readQuery(query.to_wire())
-    assert read is not None
+    assert read is not None and not read.rcode
     response = dns.message.from_wire(zone.response(read, size))
     assert query.is_response(response)
     assert len(response.to_wire()) <= LARGEST_TCP

@@ -161,7 +161,7 @@ class NamesTests(SynchronousTestCase):
         """Names outside the domain, other classes, ANY and transfers are refused."""
         zone = zoneOf(service("web1"), domain="sr.example.")
         names = [("www.service.registry", "A"), ("example", "A"), (".", "NS"), ("xsr.example", "A")]
-        names += [("www.service.sr.example", type) for type in ("ANY", "AXFR")]
+        names += [("www.service.sr.example", type) for type in ("ANY", "AXFR", "IXFR")]
         # The domain's bytes are the end of one label.
         names.append((r"www\002sr.example", "A"))
         for name, type in names:
