@@ -166,9 +166,8 @@ def showHelp(run: Run) -> None:
     elif names:
         print(summaries)
     else:
-        found, rest = _find(words, _commonParser())
-        if rest:
-            raise UsageError(f"unknown command '{' '.join(words)}'. See {NAME} --help")
+        # The words of a command line before --help may be followed by its arguments.
+        found, _ = _find(words, _commonParser())
         print(f"{found.parser().format_help()}\nOptions of every command: see {NAME} --help")
 
 

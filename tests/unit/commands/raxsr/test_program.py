@@ -43,6 +43,12 @@ class ProgramTests(RaxsrTestCase):
             self.assertIn(option, overview)
         self.assertEqual((await self.good("--version")).out, f"raxsr {__version__}\n")
 
+    async def test_helpAfterArguments(self) -> None:
+        """--help shows the command's help also on a line that is complete."""
+        for words in ("services get web1", "configuration set /production/port 8000", "lock /production/jobs"):
+            name = words.partition(" web1")[0].partition(" /")[0]
+            self.assertIn(f"usage: raxsr {name} [", (await self.good(*words.split(), "--help")).out)
+
     async def test_noRegistry(self) -> None:
         """The line has the URL that was tried, and the setting that it comes from."""
         url = "http://127.0.0.1:9/v1.0"
