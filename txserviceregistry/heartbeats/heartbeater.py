@@ -71,6 +71,7 @@ class HeartBeater:
     _health: HealthCheck | None = None
     _stopped: Waiters[None] | None = None
     _listeners: Listeners[[str]] | None = None
+    desired: object = None  # set by the client, which has a weak reference to it
     _orphanUntil = math.inf  # when a service expires that a registration without a response may have created
 
     def __init__(
@@ -112,7 +113,6 @@ class HeartBeater:
         self.hadNoToken = False
         self.lastSeen: float | None = None
         self.deadline = clock.seconds() + heartbeatTimeout
-        self.desired: object = None  # referenced here only: the client has a weak reference to it
         self._services = services
         self._register = register
         self.registersAgain = register is not None

@@ -328,10 +328,8 @@ class Cluster(Engine):
 
     def leaveTo(self, registration: tuple[str, str], seconds: float) -> None:
         state = self.registered(registration)
-        if state is not None and state.deadline > self.now():
-            self.requeue(state)
-        elif state is not None:
-            # The heartbeat was answered later.
+        # A later deadline would have put it back into the queue.
+        if state is not None and state.deadline <= self.now():
             state.aliveUntil = state.asked + seconds
 
     def expired(self, registration: tuple[str, str]) -> None:

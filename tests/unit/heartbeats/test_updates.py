@@ -591,6 +591,19 @@ class StateFileTests(UpdateCase):
         self.fake.advance(300)
         self.assertEqual(self.events(), ["join"])
 
+    def test_updatesOfOthersComeOnce(self) -> None:
+        """A service that is continued twice by one process keeps what this process has changed in between."""
+        service = self.service(tags=["www"])
+        self.successResultOf(self.other.services.update("web1", {"metadata": UPDATED, "tags": ["theirs"]}))
+        self.crash(service)
+        again = self.service(tags=["www"])
+        self.fake.advance(1)
+        again.abandon()
+        self.failureResultOf(again.update(tags=["ours"]), NotRunning)
+        again.startService()
+        self.fake.advance(1)
+        self.assertEqual((self.found()["tags"], self.metadata()), (["ours"], UPDATED))
+
     def test_otherArgumentsWin(self) -> None:
         """An argument that has changed since the last run wins; updates of other fields stay."""
         service = self.service(tags=["www"])

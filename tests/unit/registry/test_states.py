@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
+
+from twisted.internet.defer import fail
 
 from tests.unit.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.limits import ResourceLimits
@@ -96,6 +99,15 @@ class StatesTests(RegistryCase):
         self.memory.unavailable = True
         self.pass_(60)
         self.memory.unavailable = False
+        self.pass_(self.registry.states.LOOK)
+        self.assertEqual(self.stateEvents(), [("drain", 0.0), ("up", 5.0)])
+
+    def test_anUnexpectedError(self) -> None:
+        """It is logged, and the next look finds the end."""
+        self.set("drain", seconds=5)
+        with mock.patch.object(self.memory, "endStates", lambda: fail(ZeroDivisionError())):
+            self.pass_(5)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.pass_(self.registry.states.LOOK)
         self.assertEqual(self.stateEvents(), [("drain", 0.0), ("up", 5.0)])
 
