@@ -187,10 +187,9 @@ async def runCommand(command: str) -> None:
     """Run a shell command; TemplateFailed if it fails, or does not end. It is killed when this is cancelled."""
     from twisted.internet import reactor
 
-    running = runShell(command, os.environb, inThread=True)
     try:
         # A reactor has the methods of a clock.
-        problem = await running.addTimeout(_COMMAND_SECONDS, reactor)
+        problem = await runShell(command, os.environb, inThread=True).addTimeout(_COMMAND_SECONDS, reactor)
     except TimeoutError:
         raise TemplateFailed(f"{command!r} did not end within {_COMMAND_SECONDS:.0f} s") from None
     except CantStart as error:
@@ -210,7 +209,7 @@ class Target:
 
     def __attrs_post_init__(self) -> None:
         folder, name = os.path.split(self.path)
-        # The old file, from before a change until the reload has succeeded.
+        # The old file, from before a change until the reload has succeeded; empty if there was none.
         self._old = os.path.join(folder, f".{name}.before-reload")
         # Whether the file was changed and the reload has not succeeded: the process may have been killed.
         self._isPending = os.path.lexists(self._old)
@@ -238,9 +237,10 @@ class Target:
                 if self._reload is not None:
                     await self._run(self._reload)
             except BaseException:
-                # A restart of the program finds what it has now. If this fails, the next failure tries it again.
+                # A restart of the program finds what it has now, if anything. If this fails, the next failure tries it.
                 with suppress(OSError):
-                    os.replace(self._old, self.path)
+                    if os.path.getsize(self._old):
+                        os.replace(self._old, self.path)
                 raise
             if os.path.lexists(self._old):
                 os.unlink(self._old)
@@ -261,8 +261,9 @@ class Target:
                 os.chmod(new, 0o666 & ~umask)
             if self._check is not None:
                 await self._run(self._check.replace("{}", shlex.quote(new)))
-            if self._reload is not None and like is not None and not os.path.lexists(self._old):
-                replaceFile(self._old, Path(self.path).read_bytes(), isDurable=True, like=like)
+            if self._reload is not None and not os.path.lexists(self._old):
+                before = b"" if like is None else Path(self.path).read_bytes()
+                replaceFile(self._old, before, isDurable=True, like=like)
             self._isPending = self._reload is not None
             os.rename(new, self.path)
 

@@ -103,6 +103,21 @@ class TargetTests(TemplateCase):
         self.assertTrue(self.put(target, "one"))
         self.assertEqual(self.commands, ["reload", "reload"])
 
+    def test_theFirstReloadAfterARestart(self) -> None:
+        """A new process makes the first reload, after a failure as well as after a process that was killed."""
+        self.failing.add("reload")
+        self.refuses(self.target(reload="reload"), "one")
+        self.refuses(self.target(reload="reload"), "one")
+        self.assertEqual(self.commands, ["reload", "reload"])
+        self.failing.clear()
+        self.assertTrue(self.put(self.target(reload="reload"), "one"))
+        self.assertEqual((self.file.read_text(), self.files()), ("one", ["made"]))
+        self.file.unlink()
+        waiting = Deferred.fromCoroutine(Target(str(self.file), reload="reload", run=lambda _: Deferred()).put("two"))
+        self.assertTrue(self.put(self.target(reload="reload"), "two"))
+        waiting.cancel()
+        self.failureResultOf(waiting, CancelledError)
+
     def test_killedBeforeTheReload(self) -> None:
         """A reload that a killed process did not finish is made by the next one."""
         self.file.write_text("one")
