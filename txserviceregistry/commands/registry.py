@@ -12,6 +12,7 @@ from twisted.logger import ILogObserver
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
+from ..registry.console.console import splitHost
 from ..registry.http.connections import ConnectionLimits, raiseFileLimit
 from ..registry.http.listening import EndpointError, parseEndpoint
 from ..registry.http.pages import ANYWHERE, LOOPBACK, OFF, SILENT
@@ -43,10 +44,8 @@ _AUDIENCE = oneOf(LOOPBACK, ANYWHERE, OFF)
 _NO_LOG = "off"
 # A client on a slow network must be able to send a batch of heartbeats; its own timeout is two minutes.
 _REQUEST = partial(parseDuration, least="1s", most="120s")
-# Without a connection there are no requests.
-_SOME = partial(parseCount, least=1)
-# Milliseconds since the epoch, or a little more; JSON keeps it exact.
-_FENCE = partial(parseCount, most=2**52)
+_SOME = partial(parseCount, least=1)  # without a connection there are no requests
+_FENCE = partial(parseCount, most=2**52)  # milliseconds since the epoch, or a little more; JSON keeps it exact
 _HOLD = partial(parseDuration, most="1d")
 _STORE = oneOf("sqlite", "memory", ETCD)
 
@@ -66,10 +65,14 @@ def parsedEndpoint(description: str) -> str:
 
 
 def _logTarget(text: str) -> str | None:
-    if text in (_NO_LOG, STDOUT):
-        return None if text == _NO_LOG else text
     # A process in the background has another working directory.
-    return absolutePath(text)
+    return text if text == STDOUT else None if text == _NO_LOG else absolutePath(text)
+
+
+def _consoleHost(text: str) -> str:
+    if not splitHost(text)[0]:
+        raise ValueError(f"{text!r} is not a host name such as registry.example.com")
+    return text
 
 
 class Options(TwistdOptions):
@@ -100,7 +103,7 @@ class Options(TwistdOptions):
         Option("access-log", None, _NO_LOG, "File with a line for each request, - for stdout, or off.", _logTarget),
         Option("audit-log", None, _NO_LOG, "File with a line for each change, - for stdout, or off.", _logTarget),
         Option("console", None, "on", "Whether to serve the web console at /console: on or off.", oneOf("on", "off")),
-        Option("console-host", None, None, "Further host name of the console; may be given several times.", str, True),
+        Option("console-host", None, None, "Another host name of the console; may be repeated.", _consoleHost, True),
         Option("max-connections", None, "10000", "Maximum number of connections.", _SOME),
         Option("max-connections-per-client", None, "5000", "Maximum number of connections from one address.", _SOME),
         Option("max-followers", None, "5000", "Maximum number of requests that wait (for events, locks).", parseCount),

@@ -151,6 +151,8 @@ class CommandLineTests(OptionsCase):
         self.assertEqual((options["token-lifetime"], options["event-retention"]), (300.0, 3600.0))
         self.assertEqual((options["metrics"], options["access-log"]), ("anywhere", os.path.abspath("access.log")))
         self.assertEqual(options["audit-log"], os.path.abspath("audit.log"))
+        names = ["registry.example.com", "[fd00::7]", "registry.example.com:8443"]
+        self.assertEqual(self.parsed(*[f"--console-host={name}" for name in names])["console-host"], names)
         self.assertEqual(self.parsed("--access-log", "-")["access-log"], "-")
         self.assertIsNone(self.parsed("--access-log", "off")["access-log"])
 
@@ -172,6 +174,9 @@ class CommandLineTests(OptionsCase):
             ("max-connections", "0"),
             ("max-connections-per-client", "0"),
             ("request-timeout", "121s"),
+            # A request without a Host header has no name either.
+            ("console-host", "https://registry.example.com/"),
+            ("console-host", "fd00::7"),
         ]:
             self.assertIn(f"--{option}: {value!r} is", self.refusal(f"--{option}", value))
         self.assertIn("--data-dir: the value is empty", self.refusal("--data-dir", ""))

@@ -181,8 +181,8 @@ class Console:
         # A page of another site can let a browser connect to this machine under a name of its own (DNS rebinding). It
         # has no names of the loopback, no address, and none that the operator has listed.
         host = header(request, b"Host")
-        name, _ = _split(host)
-        own = {_split(each)[0] for each in self._names}
+        name, _ = splitHost(host)
+        own = {splitHost(each)[0] for each in self._names}
         if not (name in own or _isLoopback(name) or name == str(ipOf(request.getHost()))):
             raise forbidden(f"The console is not served under the name {name[:100]!r} (see --console-host)")
         origin = header(request, b"Origin")
@@ -196,8 +196,7 @@ class Console:
         if request.method in (b"GET", b"HEAD"):
             if path in ("/", _ROOT):
                 return Response(303, headers={"Location": _ROOT + "/"})
-            response = loadPage()[1].get(path.removeprefix(_ROOT + "/"))
-            if response is not None:
+            if response := loadPage()[1].get(path.removeprefix(_ROOT + "/")):
                 return response
         raise pageNotFound()
 
@@ -343,10 +342,9 @@ def _unauthorized(details: str) -> Fault:
     return Fault("unauthorizedError", "forbidden", details)
 
 
-def _split(host: str) -> tuple[str, str]:
-    """The name in a ``Host`` header, in lower case, an IP address in its shortest form; and the port, if there is."""
-    found = _HOST.fullmatch(host.lower())
-    if found is None:
+def splitHost(host: str) -> tuple[str, str]:
+    """The name in a ``Host`` header, in lower case, an address in its shortest form, and the port; else empty texts."""
+    if (found := _HOST.fullmatch(host.lower())) is None:
         return "", ""
     name = (found[1] or found[2]).removesuffix(".")
     with suppress(ValueError):
@@ -362,7 +360,7 @@ def _isLoopback(name: str) -> bool:
 
 def _cookieName(request: Request, *, isSecure: bool) -> str:
     # Browsers send a cookie to every port of a host, and another registry can be at each.
-    _, port = _split(header(request, b"Host"))
+    _, port = splitHost(header(request, b"Host"))
     return (_SECURE_COOKIE if isSecure else _COOKIE) + (port and f"-{port}")
 
 
