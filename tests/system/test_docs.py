@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -98,6 +99,16 @@ class PagesTests(SynchronousTestCase):
         self.assertEqual(named, exceptions | set(FAULT_TYPES))
         codes = dict(re.findall(r"^``(\w+)`` +(\d+)  ", page, re.MULTILINE))
         self.assertEqual(codes, {name: str(code) for name, code in FAULT_TYPES.items()})
+
+    def test_warningsAreAllThere(self) -> None:
+        """The page on troubleshooting has every warning that a registry or an application logs, without its values."""
+        page = (DOCS / "troubleshooting.rst").read_text()
+        for path in PACKAGE.rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                match node:
+                    case ast.Call(func=ast.Attribute(attr="warn"), args=[ast.Constant(value=str(text)), *_]):
+                        parts = [" ".join(part.split()[:4]) for part in re.split(r"\{.*?\}|[:;(]", text)]
+                        self.assertTrue(any(len(part) > 6 and part in page for part in parts), text)
 
     def test_dependenciesAreAllThere(self) -> None:
         """The page on dependencies has each package that setup.cfg asks for, and each extra."""
