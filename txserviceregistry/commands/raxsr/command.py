@@ -43,7 +43,8 @@ def argument(*names: str, **options: Any) -> Argument:
 def either(name: str, metavar: str, shown: str) -> Argument:
     """A required argument, which may be given as an option, too."""
     position = argument(name, nargs="?", default=argparse.SUPPRESS, metavar=metavar, help=shown)
-    return oneOf(position, argument(f"--{name}", metavar=metavar, help="the same, as an option"), required=True)
+    option = argument(f"--{name}", metavar=metavar, help=f"the same, as an option; --{name}=-x if it begins with -")
+    return oneOf(position, option, required=True)
 
 
 def oneOf(*arguments: Argument, required: bool = False) -> Argument:

@@ -42,7 +42,7 @@ def namespace(shown: str = "only values below this namespace, such as /productio
         if not text:
             # A script whose variable is not set must not get all namespaces.
             raise ValueError("the namespace is empty; give its name, such as /production/cassandra")
-        return text
+        return f"/{text.strip('/')}"
 
     return argument("--namespace", metavar="NAMESPACE", type=typeOf(parse), help=shown, **more)
 

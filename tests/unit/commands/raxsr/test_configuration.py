@@ -52,6 +52,15 @@ class ConfigurationTests(RaxsrTestCase):
             self.assertIn(f'there is no configuration value "{key}"', await self.refused("configuration", action, key))
         self.assertIn("VALUE --value is required", await self.refused("configuration", "set", key, code=2))
 
+    async def test_namespaceWithoutSlash(self) -> None:
+        """Commands that read take a namespace without its first slash too, as the import does."""
+        space = f"{self.prefix}/www"
+        await self.good("configuration", "import", "-", "--namespace", space, stdin=b"port: 80")
+        listed = await self.good("configuration", "list", "--namespace", f"{space}/", "-f", "json")
+        self.assertEqual(listed.json, [{"id": f"/{space}/port", "value": "80"}])
+        exported = await self.good("configuration", "export", "-", "--namespace", space, "--format", "json")
+        self.assertEqual(exported.json, {f"/{space}/port": "80"})
+
     async def test_whatCantBeSet(self) -> None:
         """A key or a value that no registry takes is told as an import tells it, and nothing is sent."""
         key = f"/{self.prefix}/listen_ip"
