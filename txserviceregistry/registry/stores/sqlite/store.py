@@ -190,6 +190,9 @@ class SqliteStore(TableStore):
             if not isinstance(error, (sqlite3.Error, OSError)):
                 raise
             reason = getattr(error, "strerror", None) or error
+            # Its text is "disk I/O error". Before Python 3.11 there is only that.
+            if getattr(error, "sqlite_errorname", None) == "SQLITE_IOERR_SHMMAP":
+                reason = "its file system has no shared memory; use a local one, not a network or shared folder"
             raise StoreUnavailable(f"{self._path} can't be opened: {reason}") from None
         self._written = self._writing.start(_LAST_SEEN_DELAY, now=False)
 

@@ -174,8 +174,7 @@ class Tables(Services):
     # -- accounts, users and auth tokens
 
     def findAccount(self, tenant: str) -> int | None:
-        row = self._one("SELECT created FROM tenants WHERE tenant = ?", tenant)
-        return None if row is None else row[0]
+        return (self._one("SELECT created FROM tenants WHERE tenant = ?", tenant) or (None,))[0]
 
     def makeAccount(self, tenant: str) -> int:
         """The account, which is created if it does not exist."""

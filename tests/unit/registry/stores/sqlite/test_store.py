@@ -28,6 +28,7 @@ from txserviceregistry.registry.stores.interfaces import (
     StoreUnavailable,
     TokenRecord,
 )
+from txserviceregistry.registry.stores.sqlite import file as sqlitefile
 from txserviceregistry.registry.stores.sqlite import threads
 from txserviceregistry.registry.stores.sqlite.file import (
     APPLICATION_ID,
@@ -891,6 +892,20 @@ class RefusedFileTests(TestCase):
         with open(self.path, "r+b") as file:
             file.seek(start)
             file.write(data)
+
+    async def test_aNetworkFileSystem(self):
+        """A file system that SQLite can't share memory on is named; the text of its error is that of a failing disk."""
+
+        def fail(*arguments: object, **options: object) -> None:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorname = "SQLITE_IOERR_SHMMAP"
+            raise error
+
+        self.patch(sqlitefile, "connect", fail)
+        refusal = await self.assertFailure(SqliteStore(self.path, reactor=reactor).open(), StoreUnavailable)
+        self.assertIn(
+            f"{self.path} can't be opened: its file system has no shared memory; use a local one", str(refusal)
+        )
 
     async def test_noDatabase(self):
         """Some other file is refused."""
