@@ -95,7 +95,7 @@ def etcdStore(values: Mapping[str, Any], reactor: Any) -> EtcdFactory:
             # A process in the background has another working directory.
             path = absolutePath(file)
             password = Reloaded(f"Password file {file}", [path], partial(_passwordIn, path), str)
-        policy = tlsPolicy(caFile=ca, certFile=cert, keyFile=key)
+        policy = tlsPolicy(caFile=ca, certFile=cert, keyFile=key, caSetting="--etcd-ca-file")
     except InvalidSettings as error:
         raise usage.UsageError(str(error)) from None
     except ValueError as error:

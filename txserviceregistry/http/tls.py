@@ -58,7 +58,7 @@ _WEAK = {66: "its key is too short", 67: "the key of its CA is too short", 68: "
 # OpenSSL's texts of a failed handshake, the alerts of the server among them, and ours.
 _HANDSHAKE = {
     r"wrong version number|packet length too long|record layer failure|http request": (
-        "the server at that port does not use TLS. If the registry there does not, its URL begins with http://"
+        "the server at that port does not use TLS. If that is right, its URL begins with http://"
     ),
     r"alert protocol version|unsupported protocol|no protocols available|version too low": (
         "no common version of TLS: this program requires TLS 1.2 or newer. Update the server"
@@ -144,6 +144,7 @@ class TLSPolicy:
     # 26.10) accept one without host names for any host.
     _trust: Reloaded[Any, Any] | None
     _caFile: str | None = None
+    _caSetting: str = ""
     _own: Reloaded[list[bytes], PrivateCertificate] | None = None
     _context: Any = None
     _madeOf: tuple[Any, PrivateCertificate | None] | None = None
@@ -180,7 +181,7 @@ class TLSPolicy:
                 self._trust.suspect()
                 problem = self._trust.problem
                 end = "" if problem is None else f" (the previous content of the file is in use: {problem})"
-                raise CertificateRefused(_refused(seen, error, depth, self._caFile) + end)
+                raise CertificateRefused(_refused(seen, error, depth, self._caFile, self._caSetting) + end)
             if depth == 0:
                 (verify_certificate_ip_address if isAddress(host) else verify_certificate_hostname)(seen, host)
         except CertificateRefused:
@@ -199,16 +200,17 @@ def tlsPolicy(
     keyFile: str | None = None,
     *,
     caSource: str | None = None,
+    caSetting: str = "RAXSR_CA_FILE",
 ) -> TLSPolicy:
     """
     A policy for these PEM files; ``InvalidSettings`` if one can't be used. Without *verify*, no client certificate is
-    shown either. *caSource* is the source of the *caFile*'s name, for messages.
+    shown either. For messages, *caSource* is the source of the *caFile*'s name, and *caSetting* what may set it.
     """
     if not verify:
         return TLSPolicy(None)
     try:
         own = None if certFile is None or keyFile is None else _ownFiles(certFile, keyFile)
-        return TLSPolicy(_systemTrust() if caFile is None else _trustIn(caFile, caSource), caFile, own)
+        return TLSPolicy(_systemTrust() if caFile is None else _trustIn(caFile, caSource), caFile, caSetting, own)
     except ValueError as error:
         raise InvalidSettings(str(error)) from None
 
@@ -304,17 +306,15 @@ def _wrongName(certificate: x509.Certificate, host: str) -> str:
     names = namesOf(certificate)
     if not names:
         return f"its certificate has no host names, so it is not valid for {host}. Replace it"
-    return (
-        f"its certificate is for {', '.join(names[:3])}{', …' if len(names) > 3 else ''}, not for {host}. "
-        f"Use a name of the certificate in the URL, or a certificate for {host}"
-    )
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return f"its certificate is for {shown}, not for {host}. Use a name of it in the URL, or a certificate for {host}"
 
 
-def _refused(culprit: x509.Certificate, error: int, depth: int, caFile: str | None) -> str:
+def _refused(culprit: x509.Certificate, error: int, depth: int, caFile: str | None, caSetting: str) -> str:
     """Why *culprit*, at this *depth* of the chain, is not valid, by OpenSSL's number of the *error*."""
     whose = "its certificate" if depth == 0 else f"the CA certificate of {_ownerOf(culprit.subject)}"
     distrust = "an unknown CA" if caFile is None else f"a CA that is not in {caFile}"
-    trust = "To trust it, set RAXSR_CA_FILE to a file with its certificate"
+    trust = f"To trust it, set {caSetting} to a file with its certificate"
     if error == _EXPIRED:
         return f"{whose} {whyNotNow(culprit) or 'has expired'}. Renew it"
     if error == _NOT_YET_VALID:

@@ -12,10 +12,11 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
 from twisted.web.client import Agent
 
-from tests.certificates import Holder
+from tests.certificates import Holder, selfSigned
 from tests.system.etcd.etcds import newPrefix, sharedEtcd, startEtcd
 from tests.system.faults.proxy import Proxy
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK, EtcdCase
+from txserviceregistry.commands.stores import ETCD_OPTIONS, etcdStore
 from txserviceregistry.http.jsontransport import JSONTransport
 from txserviceregistry.http.pool import QueueingAgent
 from txserviceregistry.http.tls import tlsPolicy
@@ -194,6 +195,20 @@ class TLSTests(EtcdCase):
         self.assertEqual(found and found.value, b"1")
         foreign = self.etcd(url, policy=tlsPolicy(caFile=files["ca"]))
         await self.refuses(StoreUnavailable, foreign.txn((), [deletion("/a")], patience=0))
+
+    async def test_anAuthorityThatIsNotTrusted(self) -> None:
+        """The error names the option that makes a registry trust it."""
+        certificate, key = (Path(self.mktemp()) for _ in range(2))
+        for path, content in zip((certificate, key), selfSigned("etcd"), strict=True):
+            path.write_bytes(content)
+        files = str(certificate), str(certificate), str(key)
+        url, end = await deferToThread(startEtcd, f"--cert-file={certificate}", f"--key-file={key}", files=files)
+        self.addCleanup(end)
+        values = {**{option.name: option.default for option in ETCD_OPTIONS}, "etcd": [url]}
+        etcd = self.etcd(url, policy=etcdStore(values, reactor).policy)
+        with self.assertRaises(StoreUnavailable) as refused:
+            await etcd.txn((), [], patience=0)
+        self.assertIn("set --etcd-ca-file to a file with its certificate", str(refused.exception))
 
     async def test_renewed(self) -> None:
         """Certificates that are all renewed, by another authority, are used by the next connection."""

@@ -187,7 +187,7 @@ class ExplanationTests(TLSTestCase):
         self.addCleanup(registry.stopService)
         await registry.whenListening()
         text = await self.refusal(registry.urls[0].removesuffix("/v1.0").replace("http:", "https:"))
-        self.assertIn("the server at that port does not use TLS. If the registry there does not, its URL begins", text)
+        self.assertIn("the server at that port does not use TLS. If that is right, its URL begins", text)
 
     async def test_noHTTP(self) -> None:
         """A registry with TLS behind an http URL: one that hangs up, and one that says why, as TLS has it."""
