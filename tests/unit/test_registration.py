@@ -87,6 +87,19 @@ class RegisteredServiceTests(RegistrationCase):
         self.assertEqual(self.listed(), ["web1"])
         self.assertNotIn("service.timeout", self.eventTypes())
 
+    def test_theLogWhenTheIdIsTaken(self) -> None:
+        """When another process has taken the id during an outage, the log says so, once."""
+        self.service().startService()
+        self.fake.stop()
+        self.fake.advance(60)
+        self.fake.start(keepData=False)
+        with capturedLogs() as events:
+            _, heartBeater = self.successResultOf(self.other.services.create("web1", 30))
+            heartBeater.start()
+            self.fake.advance(600)
+        lines = [str(formatEvent(event)) for event in events if event["log_level"].name == "warn"]
+        self.assertEqual(len([line for line in lines if "Service with id web1 already exists" in line]), 1)
+
     def logged(self, *levels: str) -> list[str]:
         """The lines of the log from now on, of these levels."""
         lines: list[str] = []

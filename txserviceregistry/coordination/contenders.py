@@ -445,5 +445,5 @@ class Partitioner(Contender):
         if self._task is None or self._task.isStopping or isinstance(error, ClientClosed):
             return
         if error is not None:
-            self._outage.failed(reason=str(error))
+            self._outage.failed(reason=str(error), cause=error)
         self._retrying.add(error)

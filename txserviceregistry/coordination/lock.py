@@ -271,7 +271,7 @@ class Lock:
             except (*UNKNOWN_OUTCOME, RateLimited) as error:
                 if isinstance(error, ClientClosed) or clock.seconds() >= end:
                     raise
-                outage.failed(reason=str(error))
+                outage.failed(reason=str(error), cause=error)
                 delay, told = backoff.next(), getattr(error, "retryAfter", None) or 0.0
                 if isinstance(error, RateLimited):
                     delay = max(delay, told)

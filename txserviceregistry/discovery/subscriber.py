@@ -119,7 +119,7 @@ class BackgroundService(Service):
                 except ServiceRegistryError as error:
                     if isinstance(error, RateLimited):
                         longer = error.retryAfter or _LONGEST_RETRY
-                    self._outage.failed(reason=str(error))
+                    self._outage.failed(reason=str(error), cause=error)
                 except Exception as error:
                     # A defect of this library must not end it.
                     self._outage.failed(Failure(), reason=str(error))

@@ -152,12 +152,12 @@ class Attempts:
         else:
             work.addErrback(lambda _: None).cancel()
 
-    def failed(self, what: str, serviceId: str, reason: str, *, isCertain: bool = False) -> float:
+    def failed(self, what: str, serviceId: str, reason: str, cause: Any = None, *, isCertain: bool = False) -> float:
         """Log the second failure in a row, or one that *isCertain* to last. Returns the seconds until the next try."""
         if self._outage is None:
             values: Any = {"what": what, "serviceId": serviceId}
             self._outage = Outage(self._log, self._clock, HEARTBEAT_FAILED, _SUCCEED_AGAIN, after=2, **values)
-        self._outage.failed(reason=reason, isCertain=isCertain)
+        self._outage.failed(reason=reason, cause=cause, isCertain=isCertain)
         return self.backoff.next()
 
     def succeeded(self) -> None:

@@ -324,7 +324,7 @@ class HeartbeatBatcher:
             isSingle = mayBeSize and (self._alone is None or self._alone.nextToken is None)
             # A service that sends single heartbeats reports an outage itself.
             if self._backoff.failures > 1 and not (isSingle and count == 1):
-                self._outage.failed(names=_named(waiting), reason=reason)
+                self._outage.failed(names=_named(waiting), reason=reason, cause=error)
         for service in waiting:
             if service.batchSlot is services:
                 self._schedule.put(service, moment)

@@ -277,7 +277,7 @@ class DesiredState:
                 if heartBeater is not None:
                     heartBeater.sendNow()
             except ServiceRegistryError as error:
-                outage.failed(reason=str(error))
+                outage.failed(reason=str(error), cause=error)
                 await self._states.pause(backoff.next())
         if not self.missing():
             outage.succeeded()

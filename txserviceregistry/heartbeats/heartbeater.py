@@ -377,7 +377,7 @@ class HeartBeater:
             return
         # Only our own errors are known to hold no secret.
         reason = str(error) if isinstance(error, ServiceRegistryError) else type(error).__name__
-        delay = self._attempts.failed(self.what, self.serviceId, reason)
+        delay = self._attempts.failed(self.what, self.serviceId, reason, error)
         if isinstance(error, ServiceExists):
             delay = _ID_TAKEN_DELAY * (1 - self._random() / 2)
         elif self.nextToken is None:
@@ -422,7 +422,7 @@ class HeartBeater:
             self.hadNoToken = refusesToken(error) and proven is None
             self.nextToken = None
             reason = "the registry no longer has it, and it is being registered again"
-            self._attempts.failed(self.what, self.serviceId, reason, isCertain=True)
+            self._attempts.failed(self.what, self.serviceId, reason, error, isCertain=True)
             self._transition(REGISTERING)
             if self.running:
                 self._beginTry()

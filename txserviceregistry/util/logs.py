@@ -12,6 +12,7 @@ from twisted.logger import Logger as _Logger
 from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 
+from ..errors import UNKNOWN_OUTCOME
 from .fields import escaped
 
 _P = ParamSpec("_P")
@@ -31,7 +32,8 @@ class Logger(_Logger):
 class Outage:
     """
     Something that can fail for a while: it logs a line *after* so many failures, and one when that ends. An outage that
-    begins sooner than *calm* seconds after another one ends only when nothing has failed for as long.
+    begins sooner than *calm* seconds after another one ends only when nothing has failed for as long. Each refusal with
+    another reason has a line too, once in an outage: the registry is back, but with other users, for example.
     """
 
     def __init__(
@@ -46,32 +48,31 @@ class Outage:
         calm: float = 0.0,
         **values: object,
     ) -> None:
-        self._log = log
-        self._clock = clock
-        self._begins = begins
-        self._ends = ends
-        self._level = level
-        self._after = after
-        self._calm = calm
-        self._values = values
-        self.isOn = False
-        self._failures = 0
-        self._began = 0.0
-        self._isCalm = True
+        self._log, self._clock = log, clock
+        self._begins, self._ends = begins, ends
+        self._level, self._after, self._calm = level, after, calm
+        self._values, self.isOn = values, False
+        self._failures, self._began, self._isCalm = 0, 0.0, True
+        self._kinds: tuple[type | None, ...] = ()  # of the errors that were logged, None for no response
         # The last failure of all, and the end of the last outage.
         self._failed = self._ended = -math.inf
 
-    def failed(self, failure: Failure | None = None, *, isCertain: bool = False, **values: object) -> None:
+    def failed(
+        self, failure: Failure | None = None, *, isCertain: bool = False, cause: object = None, **values: object
+    ) -> None:
         """It failed. An unexpected *failure*, logged with its traceback, or a certain one begins an outage at once."""
         self._failed = now = self._clock.seconds()
-        if self.isOn:
+        kind = None if cause is None or isinstance(cause, UNKNOWN_OUTCOME) else type(cause)
+        if self.isOn and kind in self._kinds:
             return
         self._failures += 1
         if self._failures == 1:
             self._began = now
         if self._failures < self._after and failure is None and not isCertain:
             return
-        self.isOn, self._isCalm = True, now - self._ended >= self._calm
+        if not self.isOn:
+            self.isOn, self._isCalm, self._kinds = True, now - self._ended >= self._calm, ()
+        self._kinds += (kind,)
         self._values = {**self._values, **values}
         if failure is None:
             self._log.emit(self._level, self._begins, **self._values)
@@ -82,8 +83,7 @@ class Outage:
         now = self._clock.seconds()
         if self.isOn and not self._isCalm and now - self._failed < self._calm:
             return
-        wasOn, self.isOn = self.isOn, False
-        self._failures = 0
+        wasOn, self.isOn, self._failures = self.isOn, False, 0
         if wasOn:
             self._ended = now
         if wasOn and self._ends is not None:

@@ -11,6 +11,7 @@ from twisted.logger import LogLevel, capturedLogs, formatEvent, globalLogPublish
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from txserviceregistry.errors import AuthenticationFailed, ConnectionFailed, RequestTimedOut
 from txserviceregistry.util.logs import Listeners, Logger, Outage
 
 
@@ -118,6 +119,18 @@ class OutageTests(SynchronousTestCase):
         self.assertEqual(self.logged(), ["It works after 20 s"])
         outage.failed(reason="broken")
         self.assertEqual(self.logged(), ["It failed: broken"])
+
+    def test_refusalsWithinAnOutage(self) -> None:
+        """A refusal that follows other failures has a line, once in an outage: it may last when the outage is over."""
+        outage = self.outage()
+        for _ in range(3):
+            outage.failed(reason="connection refused", cause=ConnectionFailed())
+            outage.failed(reason="slow", cause=RequestTimedOut())
+            outage.failed(reason="wrong key", cause=AuthenticationFailed())
+        self.assertEqual(self.logged(), ["It failed: connection refused", "It failed: wrong key"])
+        outage.succeeded()
+        outage.failed(reason="wrong key", cause=AuthenticationFailed())
+        self.assertEqual(self.logged(), ["It works after 0 s", "It failed: wrong key"])
 
     def test_valuesOfBothLines(self) -> None:
         """The last line has the values of the first one, and values of its own."""
