@@ -40,7 +40,7 @@ _BENCHMARKS = (
     "writes",
     "scale",
     "waiting",
-    "followers",
+    "subscribers",
     "dns",
     "console",
     "cluster",

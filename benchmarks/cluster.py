@@ -9,7 +9,7 @@ and removes them, all of one tenant. Creates are compared with bare transactions
 of which sets a key if it does not exist.
 
 An event's way is measured with the registry of three nodes, which has nothing else to do then: from the sending of a
-create to the first node to the moment in which a follower of the second node has the event.
+create to the first node to the moment in which a subscriber of the second node has the event.
 
 Failing over is measured with a client that reads a service of a registry of three nodes as fast as it is answered: how
 long it is not when its node is killed (``kill -9``), and when it hangs (SIGSTOP).
@@ -267,16 +267,16 @@ def _spread(what: str, seconds: Sequence[float], factor: float, unit: str) -> li
 
 
 async def silence(
-    reactor: Any, doomed: Registry, others: Sequence[Registry], how: signal.Signals, timeout: float
+    reactor: Any, ended: Registry, others: Sequence[Registry], how: signal.Signals, timeout: float
 ) -> float:
     """For how long a client of several nodes is not answered when the one that it is with is sent a signal."""
-    async with _client(reactor, [doomed, *others], timeout=timeout) as client:
+    async with _client(reactor, [ended, *others], timeout=timeout) as client:
         await client.services.get("failover")
         end = time.monotonic() + 0.5
         longest, hasHit = 0.0, False
         while time.monotonic() < end:
             if not hasHit:
-                os.kill(doomed.costs.pid, how)
+                os.kill(ended.costs.pid, how)
                 hasHit, end = True, time.monotonic() + 0.5
             began = time.monotonic()
             await client.services.get("failover")
@@ -296,11 +296,11 @@ async def failover(reactor: Any, nodes: Sequence[Registry], store: Any, rounds: 
     ):
         silences = []
         for _ in range(rounds):
-            with node(etcd=store) as doomed:
+            with node(etcd=store) as ended:
                 try:
-                    silences.append(await silence(reactor, doomed, nodes[1:], how, timeout))
+                    silences.append(await silence(reactor, ended, nodes[1:], how, timeout))
                 finally:
-                    os.kill(doomed.costs.pid, signal.SIGKILL)
+                    os.kill(ended.costs.pid, signal.SIGKILL)
         figures.append(Figure(f"failover, node {what}, median", 1000 * statistics.median(silences), "ms"))
         figures.append(Figure(f"failover, node {what}, longest", 1000 * max(silences), "ms"))
     return figures

@@ -58,7 +58,7 @@ class _Registry:
         return succeed(None)
 
     def tell(self, news: list[tuple[str, dict[str, Any]]]) -> None:
-        """Give events to the follower."""
+        """Give events to the subscriber."""
         events = [self._last]
         for kind, payload in news:
             self._count += 1

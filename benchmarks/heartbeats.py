@@ -30,7 +30,7 @@ def beatsOf(api):
 
 
 def requestsOf(path, beats):
-    # Of some of them, so that none dies of it when the machine is slow; the batches are of all.
+    # Of some of them, so that none expires when the machine is slow; the batches are of all.
     return [("POST", f"{path}/services/{beat['id']}/heartbeat", {"token": beat["token"]}) for beat in beats[:ALONE]]
 
 

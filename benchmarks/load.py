@@ -43,7 +43,7 @@ end
 """
 
 # A resource as anybody would begin to write one: it parses the JSON that it is sent, and answers what the registry
-# answers: to a heartbeat with a token, to who follows with two events. Twisted's own access log is not written, nor
+# answers: to a heartbeat with a token, to a subscriber with two events. Twisted's own access log is not written, nor
 # formatted.
 _BARE = """
 import json, sys

@@ -4,7 +4,7 @@
 It stands beside one with 100 services, each over sqlite in a process of its own. One connection asks both in turn for
 the same things, and what is compared is how long the answers take: the median one, and the one that 99 of 100 are
 faster than. The file that the large one starts from, with 100,000 services and 1,000,000 events, is made here by the
-store's own statements. A third registry then has 10,000 services that die in one second.
+store's own statements. A third registry then has 10,000 services that expire in one second.
 """
 
 from __future__ import annotations
@@ -174,9 +174,9 @@ def started(home):
         return time.monotonic() - began
 
 
-def deaths(count):
+def expirations(count):
     """
-    Start a registry whose services all die in one second, and go on asking for everything.
+    Start a registry whose services all expire in one second, and go on asking for everything.
     """
     with TemporaryDirectory() as home:
         started(home)
@@ -186,7 +186,7 @@ def deaths(count):
             beating = api.create("beating")["token"]
             number, longest = 0, {}
             # They expire in the first of these times; in the second one no service does.
-            for when in ("deaths", "peace"):
+            for when in ("expirations", "peace"):
                 asking.took.clear()
                 ends = time.monotonic() + 8
                 while time.monotonic() < ends:
@@ -197,7 +197,7 @@ def deaths(count):
                     asking.read()
                 longest[when] = {what: 1000 * max(took) for what, took in asking.took.items()}
                 assert not asking.ask("", "GET", f"/services?limit=1&marker={name(0)}")["values"]
-    for what, took in longest["deaths"].items():
+    for what, took in longest["expirations"].items():
         yield Figure(f"{what}, longest while {count:,} services expire", took, "ms", atMost=50)
         yield Figure(f"{what}, longest while none expires", longest["peace"][what], "ms")
 
@@ -234,7 +234,7 @@ def measure(quick):
                 asking.read()
         figures += compared(large, small)
         figures += feed(large, events, rounds // 10)
-    figures += deaths(many // 10)
+    figures += expirations(many // 10)
     return figures
 
 

@@ -4,10 +4,10 @@ Events, from a create to their subscribers: ``python -m benchmarks.waiting``.
 Each of 1,000 has an event stream, or waits for events with a request of its own (``events-wait``) and asks again as
 soon as it has been answered. Each has a connection of its own. They are as lean as can be, and all in this process,
 so that it is the registry that is measured; ``ulimit -n`` has to be more than their number. The time counts from the
-moment before a service is created until the event is in the hands of a follower, parsed. The CPU per follower and
-event is that of all of it, the next request too, by which a follower waits again; what it takes to deliver the event
+moment before a service is created until the event is in the hands of a subscriber, parsed. The CPU per subscriber and
+event is that of all of it, the next request too, by which a subscriber waits again; what it takes to deliver the event
 is what is used until all have it, in rounds without requests before that. Beside it stands what a bare twisted.web
-resource takes for a request that it answers at once with as large a page, over as many connections. What followers
+resource takes for a request that it answers at once with as large a page, over as many connections. What subscribers
 cost that hear nothing is what a registry does with them and without them: CPU, and how often it wakes up. Then 10,000
 have a stream: what that takes of memory, for how long the registry does nothing else while an event goes to all of
 them, and how long heartbeats take meanwhile, from the moment at which each was to be sent.
@@ -36,7 +36,7 @@ from urllib.parse import urlsplit
 from .harness import Api, Costs, Figure, registry, run
 from .load import bare
 
-FOLLOWERS = 1000
+SUBSCRIBERS = 1000
 STREAMS = 10_000
 
 # Writes down the longest turn of the reactor, in seconds of CPU, whenever there is a longer one.
@@ -109,7 +109,7 @@ class Beats:
         return json.loads(self._process.stdout.readline())
 
 
-class Follower:
+class Subscriber:
     """
     One who waits.
 
@@ -147,7 +147,7 @@ class Follower:
         return True
 
 
-class Reader(Follower):
+class Reader(Subscriber):
     """A subscriber with an event stream, which it requests once."""
 
     hasAsked = False
@@ -172,27 +172,27 @@ class Reader(Follower):
 
 
 class Crowd:
-    """Followers, and a selector of them."""
+    """Subscribers, and a selector of them."""
 
-    def __init__(self, stack, api, marker, count, kind=Follower):
+    def __init__(self, stack, api, marker, count, kind=Subscriber):
         self._selector = stack.enter_context(selectors.DefaultSelector())
-        self.followers = []
+        self.subscribers = []
         self.add(stack, [kind(api, marker) for _ in range(count)])
 
-    def add(self, stack, followers):
-        self.followers += followers
-        for follower in followers:
-            stack.enter_context(follower.socket)
-            self._selector.register(follower.socket, selectors.EVENT_READ, follower)
+    def add(self, stack, subscribers):
+        self.subscribers += subscribers
+        for subscriber in subscribers:
+            stack.enter_context(subscriber.socket)
+            self._selector.register(subscriber.socket, selectors.EVENT_READ, subscriber)
 
     def becomeReady(self):
         """Hear until all streams have begun."""
-        while not all(reader.isReady for reader in self.followers):
+        while not all(reader.isReady for reader in self.subscribers):
             self.hear(0.1)
 
     def ask(self):
-        for follower in self.followers:
-            follower.ask()
+        for subscriber in self.subscribers:
+            subscriber.ask()
 
     def hear(self, seconds, answers=None, *, asking=True):
         """
@@ -238,18 +238,18 @@ def syncing(count):
 
 def news(measured, api, crowd, rounds):
     """
-    :return: of each round, the seconds until the median follower had heard, and the last, and the registry's CPU for it
-        all.
+    :return: of each round, the seconds until the median subscriber and the last one had the event, and the registry's
+        CPU for all.
     """
-    settling = 0.5 if len(crowd.followers) > 1 else 0.02
+    settling = 0.5 if len(crowd.subscribers) > 1 else 0.02
     medians, lasts, spent = [], [], []
     for number in range(rounds):
         measured.costs.since()
         began = time.perf_counter()
-        api.create(f"service-{len(crowd.followers)}-{number}")
-        assert crowd.hear(60, len(crowd.followers)) == len(crowd.followers)
-        medians.append(statistics.median(follower.heard for follower in crowd.followers) - began)
-        lasts.append(max(follower.heard for follower in crowd.followers) - began)
+        api.create(f"service-{len(crowd.subscribers)}-{number}")
+        assert crowd.hear(60, len(crowd.subscribers)) == len(crowd.subscribers)
+        medians.append(statistics.median(subscriber.heard for subscriber in crowd.subscribers) - began)
+        lasts.append(max(subscriber.heard for subscriber in crowd.subscribers) - began)
         # Until all of them wait again.
         crowd.hear(settling)
         spent.append(measured.costs.since())
@@ -262,7 +262,7 @@ def deliveries(measured, api, crowd, rounds):
     for number in range(rounds):
         measured.costs.since()
         api.create(f"delivered-{number}")
-        assert crowd.hear(30, len(crowd.followers), asking=False) == len(crowd.followers)
+        assert crowd.hear(30, len(crowd.subscribers), asking=False) == len(crowd.subscribers)
         spent.append(measured.costs.since())
         crowd.ask()
         crowd.hear(0.5)
@@ -317,9 +317,9 @@ def manyStreams(count, rounds):
         measured = stack.enter_context(registry(before=_TURNS, connectionLimits=limits))
         api = stack.enter_context(closing(Api(measured.home)))
         crowd = Crowd(stack, api, None, 0, Reader)
-        while len(crowd.followers) < count:
+        while len(crowd.subscribers) < count:
             # Not faster than they are accepted.
-            crowd.add(stack, [Reader(api, None) for _ in range(min(200, count - len(crowd.followers)))])
+            crowd.add(stack, [Reader(api, None) for _ in range(min(200, count - len(crowd.subscribers)))])
             crowd.ask()
             crowd.becomeReady()
         memory = measured.costs.memory() / 2**20
@@ -352,25 +352,25 @@ def p99(values):
 
 def measure(quick):
     """See the module."""
-    count, seconds, rounds = (100, 3, 5) if quick else (FOLLOWERS, 15, 15)
+    count, seconds, rounds = (100, 3, 5) if quick else (SUBSCRIBERS, 15, 15)
     figures, idle = [], {}
-    for followers in (0, 1, count):
+    for subscribers in (0, 1, count):
         with ExitStack() as stack:
             measured = stack.enter_context(registry())
             api = stack.enter_context(closing(Api(measured.home)))
             api.create("first")
             (event,) = api.get("/events?limit=1")["values"]
-            crowd = Crowd(stack, api, event["id"], followers)
+            crowd = Crowd(stack, api, event["id"], subscribers)
             crowd.ask()
             crowd.hear(0.5)
-            if followers != 1:
-                idle[followers] = quiet(measured, crowd, seconds)
-            if followers:
-                medians, _, spent = news(measured, api, crowd, 20 * rounds if followers == 1 else rounds)
-                who = f"{followers:,} waiting request{'s' if followers > 1 else ''}"
+            if subscribers != 1:
+                idle[subscribers] = quiet(measured, crowd, seconds)
+            if subscribers:
+                medians, _, spent = news(measured, api, crowd, 20 * rounds if subscribers == 1 else rounds)
+                who = f"{subscribers:,} waiting request{'s' if subscribers > 1 else ''}"
                 title = f"event at the median of {who}"
                 figures.append(Figure(title, 1000 * statistics.median(medians), "ms"))
-            if followers == count:
+            if subscribers == count:
                 cost = waitingCost = 1e6 * statistics.median(spent) / count
                 title = f"CPU per event, next request included, {who}"
                 figures.append(Figure(title, cost, "µs"))
@@ -381,9 +381,9 @@ def measure(quick):
                 figures.append(Figure(f"CPU per request, bare resource, {count:,} connections", cost, "µs"))
     figures += streams(count, rounds, waitingCost)
     figures += manyStreams(1000 if quick else STREAMS, rounds)
-    for followers, (cpu, woken) in idle.items():
-        figures.append(Figure(f"CPU while {followers:,} requests wait", 100 * cpu, "%"))
-        figures.append(Figure(f"wake-ups while {followers:,} requests wait", woken, "/s"))
+    for subscribers, (cpu, woken) in idle.items():
+        figures.append(Figure(f"CPU while {subscribers:,} requests wait", 100 * cpu, "%"))
+        figures.append(Figure(f"wake-ups while {subscribers:,} requests wait", woken, "/s"))
     return figures
 
 

@@ -1,8 +1,9 @@
 """
 Looks for words that this project does not use in its prose: ``python -m tests.prose [FILE ...]``, ``.ci/run`` does.
 
-Documentation is read whole; of Python files only comments and strings are. The list holds private metaphors that once
-stood for the field's terms (docs/glossary.rst has these), and turns of phrase that hide the subject of a sentence.
+Documentation is read whole; of Python files only comments, strings and the names of tests are. The list holds private
+metaphors that once stood for the field's terms (docs/glossary.rst has these), and turns of phrase that hide the subject
+of a sentence.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
 
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file that hold prose, by number."""
+    """The lines of a file that hold prose, by number. The name of a test is one of them, in words."""
     if path.suffix != ".py":
         yield from enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         return
@@ -48,6 +49,8 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
         for token in tokenize.tokenize(file.readline):
             if token.type in kinds:
                 yield from enumerate(token.string.splitlines(), token.start[0])
+            elif token.type == tokenize.NAME and re.match(r"test_|[A-Z]\w*Tests$", token.string):
+                yield token.start[0], re.sub(r"(?<=[a-z])(?<!Heart)(?=[A-Z])|_", " ", token.string)
 
 
 def findings(paths: Iterable[Path]) -> Iterator[str]:

@@ -310,7 +310,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.successResultOf(stopped)
         self.assertEqual(self.listed(), [])
 
-    def test_stoppingLeavesAStrangerAlone(self) -> None:
+    def test_stoppingLeavesAnotherClientsServiceAlone(self) -> None:
         """If another client took the id while the service was lost, stopping does not remove that one."""
         service = self.service(10)
         service.startService()
@@ -575,7 +575,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.assertEqual(len(self.fake.requests), asked)
         self.assertEqual(self.listed(), [])
 
-    def test_tellsOfEachTryThatFailed(self) -> None:
+    def test_reportsEachTryThatFailed(self) -> None:
         """A listener is called with the reason of each failed registration, and no more once it is registered."""
         self.fake.stop()
         service = self.service()
@@ -759,7 +759,7 @@ class RegisteredServiceTests(RegistrationCase):
             events = self.successResultOf(self.other.events.list())["values"]
             self.assertEqual([event["type"] for event in events if event["payload"]["id"] == id], ["service.join"])
 
-    def test_aStaleStateFileIsNoHindrance(self) -> None:
+    def test_aStaleStateFileIsNotAHindrance(self) -> None:
         """A token of a service that has ended, or a file that is none of ours, leads to a new registration."""
         for content in (
             '{"id": "web1", "token": "59a8f3a0-e0ac-11f0-8000-000000000000"}',

@@ -132,7 +132,7 @@ class ReadSettingsTests(SynchronousTestCase):
             finally:
                 os.chdir(here)
 
-    def test_whatIsNoFileIsReadOnce(self) -> None:
+    def test_whatIsNotAFileIsReadOnce(self) -> None:
         """A pipe gives its text once: a second reading would wait for another writer."""
         path = self.home / "pipe"
         os.mkfifo(path)

@@ -142,7 +142,7 @@ class RequestTests(SeveralServersTestCase):
         self.fake.advance(0.2)
         self.failureResultOf(beating)
 
-    def test_theClientsOfADeadNodeSpread(self) -> None:
+    def test_theClientsOfAStoppedNodeSpread(self) -> None:
         """They don't all go to the same one of those that are left."""
         import random
 
@@ -170,7 +170,7 @@ class CreationTests(SeveralServersTestCase):
                 happened = ["join", "remove", "join"] if trouble == DEAF else ["join"]
                 self.assertEqual((trouble, self.eventTypes()), (trouble, happened))
 
-    def test_somebodyElsesStays(self) -> None:
+    def test_anotherClientsStays(self) -> None:
         """An id that another holds is refused, and the other one is left alone, whatever node was asked first."""
         self.done(self.fake.client().services.create("web1", 120, {"tags": ["theirs"]}), 0.1)
         for trouble in (HANGS, CUT_OFF):
@@ -181,7 +181,7 @@ class CreationTests(SeveralServersTestCase):
             self.failureResultOf(creating, ServiceExists)
         self.assertEqual(self.done(self.client.services.get("web1"))["tags"], ["theirs"])
 
-    def test_whenNobodyCanTellItFails(self) -> None:
+    def test_anUnknownOutcomeFails(self) -> None:
         """With all nodes in trouble the caller is told, within the timeout, and little is asked."""
         errors = {HANGS: RequestTimedOut, CUT_OFF: ServerError, REFUSES: ConnectionFailed}
         for trouble, error in errors.items():
@@ -288,7 +288,7 @@ class HeartbeatTests(SeveralServersTestCase):
             self.assertNotIn("timeout", self.eventTypes())
 
 
-class FollowerTests(SeveralServersTestCase):
+class SubscriberTests(SeveralServersTestCase):
     """Who follows the feed goes on with the same marker at another node."""
 
     def setUp(self) -> None:
@@ -318,7 +318,7 @@ class FollowerTests(SeveralServersTestCase):
             names = [event and event["payload"]["configuration_value_id"] for event in got]
             self.assertEqual((trouble, names), (trouble, [f"value{number}" for number in range(10)]))
 
-    def test_aLonelyFollowerFindsOutByItself(self) -> None:
+    def test_aLonelySubscriberFindsOutByItself(self) -> None:
         """With nothing else to ask, a node that hangs is left when it has not answered at the end of the wait."""
         got: list[str] = []
         feed = EventsFeed(self.client, random=lambda: 0.5, wallClock=self.fake.wallClock)

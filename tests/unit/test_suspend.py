@@ -31,7 +31,7 @@ class WatchTests(SynchronousTestCase):
         globalLogPublisher.addObserver(observe)
         self.addCleanup(globalLogPublisher.removeObserver, observe)
 
-    def test_tellsOfASuspend(self) -> None:
+    def test_reportsASuspend(self) -> None:
         """The listeners are called within a tick, once, and the log has one line."""
         self.watch.add(self.heard.append)
         self.clock.pump([1.0] * 10)
@@ -48,7 +48,7 @@ class WatchTests(SynchronousTestCase):
         self.clock.advance(60.3)
         self.assertEqual(self.heard, [-1.0, 0.0])
 
-    def test_readingTwoClocksIsNoSuspend(self) -> None:
+    def test_readingTwoClocksIsNotASuspend(self) -> None:
         """The time between the two readings does not count."""
         self.watch.add(self.heard.append)
         for drift in (0.001, -0.001, 0.3):
@@ -56,7 +56,7 @@ class WatchTests(SynchronousTestCase):
             self.clock.pump([1.0] * 3)
         self.assertEqual(self.heard, [])
 
-    def test_whileNobodyListensNothingIsOnTheClock(self) -> None:
+    def test_nothingIsOnTheClockWithoutListeners(self) -> None:
         """Without listeners there is no timer, and a suspend of that time is not reported later."""
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.watch.add(self.heard.append)

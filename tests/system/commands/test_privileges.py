@@ -126,7 +126,7 @@ class RootTests(UsersProcessCase):
         self.assertIn("run this as the directory's owner", await self.refused("add", "joe"))
         self.assertEqual(os.listdir(self.dataDir), [])
 
-    async def test_aDirectoryThatEverybodyCanWrite(self) -> None:
+    async def test_aDirectoryThatAllUsersCanWrite(self) -> None:
         """A directory of root's that others can write is refused, with what to do."""
         os.chown(self.dataDir, 0, 0)
         os.chmod(self.dataDir, 0o777)

@@ -57,7 +57,7 @@ class StreamsTests(RaxsrProcessTestCase):
         self.assertEqual(child.exitCode, 0)
         self.assertEqual((await self.client().configuration.get(key))["value"], "value")
 
-    async def test_errorsThatNobodyCanRead(self) -> None:
+    async def test_errorsWithoutAReader(self) -> None:
         """Where stderr can't be written, the exit code says it, and what is shown is shown."""
         child = await self.ended("2>/dev/full", "raxsr", "configuration", "get", f"/{self.prefix}/none")
         self.assertEqual((child.output, child.exitCode), ("", 1))

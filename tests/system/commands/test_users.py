@@ -81,7 +81,7 @@ class BesideARegistryTests(UsersProcessCase):
         self.assertEqual(self.raxrc(), before)
         await self.client().account.getLimits()
 
-    async def test_aPipeThatNobodyReadsShowsNoKey(self) -> None:
+    async def test_aPipeWithoutAReaderShowsNoKey(self) -> None:
         """Nor is a key stored that went to a reader who had gone."""
         await self.registry()
         program = self.spawn(

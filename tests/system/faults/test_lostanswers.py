@@ -23,7 +23,7 @@ class LostAnswerTests(FaultCase):
     row = 4
     fault = "Every second response is lost after the request was carried out, with or without a reset"
 
-    async def test_everybodyLives(self) -> None:
+    async def test_allStayRegistered(self) -> None:
         """No service expires or is registered twice. All that was acknowledged has happened, and nothing else."""
         await self.registry()
         self.proxy_ = self.proxy()

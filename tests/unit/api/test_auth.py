@@ -166,7 +166,7 @@ class AuthenticatorTests(SynchronousTestCase):
         self.agent.pending[0].callback(answer(200, access("token-2")))
         self.assertEqual(self.token(), "token-2")
 
-    def test_nothingIsOnTheClockWhileNobodyAsks(self) -> None:
+    def test_nothingIsOnTheClockWithoutRequests(self) -> None:
         """An authenticator that is not used does nothing: there is no timer."""
         self.token()
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -207,7 +207,7 @@ class AuthenticatorTests(SynchronousTestCase):
         self.clock.advance(2000)
         self.assertEqual(self.token(), "token-2")
 
-    def test_renewalThatIsCancelledByClosingIsNoWarning(self) -> None:
+    def test_renewalThatIsCancelledByClosingIsNotAWarning(self) -> None:
         """A renewal that ends because the client is closed is nothing to log."""
         self.token()
         self.clock.advance(950)

@@ -49,14 +49,14 @@ class RetryingAuthAgentTests(SynchronousTestCase):
         self.assertEqual(self.agent.sent[-1].headers.getRawHeaders("X-Other"), ["1"])
         self.assertFalse(headers.hasHeader("X-Auth-Token"))
 
-    def test_aDeadTokenIsReplacedUnnoticed(self) -> None:
+    def test_anExpiredTokenIsReplacedUnnoticed(self) -> None:
         """On 401 a new token is fetched and the request sent once more."""
         self.successResultOf(self.get())
         self.valid = {"token-2"}
         self.assertEqual(self.successResultOf(self.get()).code, 200)
         self.assertEqual(self.issued, 2)
 
-    def test_aThousandDeadRequestsCostOneAuthentication(self) -> None:
+    def test_aThousandRefusedRequestsCostOneAuthentication(self) -> None:
         """1,000 requests in flight when the token is purged: one authentication, and all succeed."""
         self.successResultOf(self.get())
         self.agent.handler = None

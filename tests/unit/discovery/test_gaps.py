@@ -157,7 +157,7 @@ class GapTests(FeedTestCase):
         self.client = self.fake.client()
         self.other = self.fake.client()
 
-    def test_anExpiredEventIsNoGap(self) -> None:
+    def test_anExpiredEventIsNotAGap(self) -> None:
         """A connected subscriber reports no gap when the last event is too old to be kept."""
         self.forgetful()
         path = self.mktemp()

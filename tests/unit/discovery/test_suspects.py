@@ -133,7 +133,7 @@ class SuspectsTests(SynchronousTestCase):
             with self.assertRaisesRegex(ValueError, "panicThreshold"):
                 Suspects(self.directory, self.clock, wrong)  # type: ignore[arg-type]
 
-    def test_tagsAreJudgedApart(self) -> None:
+    def test_eachTagHasItsOwnSuspects(self) -> None:
         """A service may be a suspect of one tag and gone for another, and ends with its last tag."""
         suspects = self.suspects(4, tags=("web", "all"))
         self.directory.put(*(service(f"b{number}", tags=("all",)) for number in range(6)))

@@ -87,7 +87,7 @@ class StallTests(SynchronousTestCase):
         self.fake.advance(60)
         self.assertEqual(len(self.stalls()), 1)
 
-    def test_silenceIsNoStall(self) -> None:
+    def test_silenceIsNotAStall(self) -> None:
         """A registry that hangs, refuses or is late, and a short pause, do not count as a stall of this process."""
         self.register("web1", 3)
         for _ in range(10):

@@ -356,7 +356,7 @@ class BatcherTests(SynchronousTestCase):
         self.assertEqual(max(self.sizes()), 5)
         self.assertGreater(min(service.deadline for service in services), self.clock.seconds())
 
-    def test_oneThatIsNotRegisteredAnyMoreIsNoTest(self) -> None:
+    def test_oneThatIsNotRegisteredAnyMoreIsNotATest(self) -> None:
         """The service that is to send a single heartbeat may be gone, and unable to register: another one does it."""
         services = [self.service(f"s{number}", due=1, interval=9.9, timeout=15) for number in range(40)]
         self.through(5, ForeignResponse(413), 2)
@@ -435,7 +435,7 @@ class BatcherTests(SynchronousTestCase):
         gc.collect()
         self.assertIsNone(forgotten())
 
-    def test_aBadConnectionIsNoReasonToSplit(self) -> None:
+    def test_aBadConnectionIsNotAReasonToSplit(self) -> None:
         """When a batch is accepted after two that had no response, the next ones are not halved."""
         self.answersAtOnce = False
         services = [self.service(f"s{number}", due=1, timeout=100) for number in range(20)]

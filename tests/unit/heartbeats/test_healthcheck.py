@@ -336,7 +336,7 @@ class HealthCheckTests(SynchronousTestCase):
         heartBeater.start()
         self.assertEqual(len(self.lines("warn")), 2)
 
-    def test_anotherTimeoutIsNoNewBeginning(self) -> None:
+    def test_anotherTimeoutIsNotANewBeginning(self) -> None:
         """While the check fails the heartbeat timeout may change: nothing more is logged."""
         self.result = False
         heartBeater = self.heartBeater()

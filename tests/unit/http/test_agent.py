@@ -105,7 +105,7 @@ class EndpointTests(ConnectingTestCase):
         self.assertTrue(self.reactor.connectors[0].stoppedConnecting)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
-    def test_aNameThatNobodyKnows(self) -> None:
+    def test_anUnknownName(self) -> None:
         """It is told as such."""
         self.failureResultOf(self.connect("none"), DNSLookupError)
 
@@ -183,7 +183,7 @@ class LeanRequestTests(LoopbackTestCase):
             self.assertEqual(other.headers, one.headers)
         self.assertEqual(self.server.opened, 1)
 
-    async def test_whatIsNoURIIsNotSent(self) -> None:
+    async def test_whatIsNotAURIIsNotSent(self) -> None:
         """Nothing gets into a request that would make two of it."""
         headers = FixedHeaders({b"Host": [b"a"]})
         for path in (b"/a b", b"/a\r\nX: b", "/ä".encode()):

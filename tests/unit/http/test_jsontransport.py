@@ -145,7 +145,7 @@ class JSONTransportTests(SynchronousTestCase):
         self.assertEqual((empty.status, empty.json, empty.header("Location")), (204, None, None))
         self.assertEqual((broken.status, broken.json), (502, None))
 
-    def test_whatIsNoJSONIsMalformed(self) -> None:
+    def test_whatIsNotJSONIsMalformed(self) -> None:
         """A success whose body is not JSON, or nested beyond reason, is a MalformedResponse that names the URL."""
         for body in (b"<html>", b'{"a": ', b"\xff\xfe", b"[" * 200_000):
             transport = self.transport(lambda sent, body=body: answer(200, body))

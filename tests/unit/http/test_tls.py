@@ -285,7 +285,7 @@ class CAFileTests(SynchronousTestCase):
             said = str(self.assertRaises(InvalidSettings, Client, reactor=Clock(), settings=settings))
             self.assertIn(f"the environment variable RAXSR_CA_FILE: the CA file {path} {problem}", said)
 
-    def test_aCutFileIsNoCAFile(self) -> None:
+    def test_aCutFileIsNotACAFile(self) -> None:
         """A file that ends in the middle of a certificate is not taken for one that holds only those before."""
         path = Path(self.mktemp())
         whole = commonHolder().certificate

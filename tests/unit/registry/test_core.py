@@ -244,7 +244,7 @@ class DeadlinesTests(RegistryCase):
         self.pass_(20)
         self.assertEqual(self.ids(), ["web1"])
 
-    def test_aWrongTokenIsNoHeartbeat(self) -> None:
+    def test_aWrongTokenIsNotAHeartbeat(self) -> None:
         """A token of another service is refused, and does not extend the deadline."""
         self.create("web1", 10)
         other = self.create("web2", 60)

@@ -242,7 +242,7 @@ class SlowStoreTests(RegistryCase):
             self.assertEqual(self.stored(), [])
             self.assertEqual(self.events()[-2:], [(JOIN, "web1"), (end, "web1")])
 
-    def test_aRemovalIsNoTimeoutInTheLog(self) -> None:
+    def test_aRemovalIsNotATimeoutInTheLog(self) -> None:
         """A service whose removal was persisted before its expiration could be is not logged as expired."""
         with capturedLogs() as logs:
             self.create(timeout=10)

@@ -202,7 +202,7 @@ class AcquireTests(LocksCase):
         self.pass_(5)
         self.acquire(3, name="/billing/third")
 
-    def test_isNoService(self) -> None:
+    def test_isNotAService(self) -> None:
         """A lock and a service of the same name do not know each other, and heartbeats of one are none of the other."""
         self.acquire(name="web1")
         self.assertEqual(self.ids(), [])

@@ -664,7 +664,7 @@ class RegistryServiceTests(TestCase):
         self.assertEqual(text, "internal error (ZeroDivisionError); see the log")
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
-    async def test_nobodyWaits(self) -> None:
+    async def test_noClientWaits(self) -> None:
         """
         A start that fails is logged if its outcome was not asked for.
         """

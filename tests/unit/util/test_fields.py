@@ -111,7 +111,7 @@ class MetadataTests(SynchronousTestCase):
         """The comma is escaped; blanks of a value are its own."""
         self.assertEqual(parseMetadata(r"list=1\,2 ,b=C:\x"), {"list": "1,2 ", "b": r"C:\x"})
 
-    def test_saysWhatIsNoPair(self) -> None:
+    def test_saysWhatIsNotAPair(self) -> None:
         """A piece without an equals sign, or without a key, or a key that occurs twice is an error."""
         for text, said in (("a=b,novalue", "'novalue'"), ("=x", "'=x'"), ("a=1,a=2", "key 'a' occurs twice")):
             error = self.assertRaises(ValueError, parseMetadata, text)
@@ -175,7 +175,7 @@ class RateTests(SynchronousTestCase):
 LONG = "2d7ff6e8-c8e9-11f0-8de9-0242ac120002"
 
 
-class BlankingTests(SynchronousTestCase):
+class RedactionTests(SynchronousTestCase):
     """Texts and the secrets in them."""
 
     def test_wordsStayWhole(self) -> None:

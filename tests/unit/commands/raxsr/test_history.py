@@ -107,7 +107,7 @@ class HistoryTests(RaxsrTestCase):
             return
         self.fail("there is a value")
 
-    async def test_whatIsNoChange(self) -> None:
+    async def test_whatIsNotAChange(self) -> None:
         """An event that is unknown, or of another value, is refused, and nothing is changed."""
         key, other = f"/{self.prefix}/port", f"/{self.prefix}/host"
         for one in (key, other):

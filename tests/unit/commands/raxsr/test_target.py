@@ -172,7 +172,7 @@ class TargetTests(TemplateCase):
         running = succeed(None)
         self.assertIn(f"can't write {self.file}", self.refuses(Target(str(self.file), reload="r", run=spoil), "three"))
 
-    def test_whatIsNoFile(self) -> None:
+    def test_whatIsNotAFile(self) -> None:
         """A device or a pipe is not replaced."""
         os.mkfifo(self.file)
         self.assertIn("is not a regular file", self.refuses(self.target(), "one"))

@@ -180,7 +180,7 @@ class UnreadTests(LimitsCase):
             self.assertEqual(connection.transport.producerState, "paused")
             connection.transport.loseConnection()
 
-    def test_theLastAnswerIsNotWaitedForForEver(self) -> None:
+    def test_theWaitForTheLastResponseIsBounded(self) -> None:
         """A connection whose last answer is not read is cut."""
         connection = self.connect()
         self.patch(connection.transport, "loseConnection", lambda: None)
@@ -384,7 +384,7 @@ class PeerTests(SynchronousTestCase):
             self.assertEqual(peerOf(address), peer)
 
 
-class FollowerLimitTests(LimitsCase):
+class SubscriberLimitTests(LimitsCase):
     """Too many requests that wait for events."""
 
     limits = ConnectionLimits(followers=3, followersPerTenant=2)

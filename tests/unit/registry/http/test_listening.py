@@ -361,7 +361,7 @@ class ListeningTests(FilesCase):
         (line,) = self.log
         self.assertIn("has no subjectAltName", line)
 
-    async def test_aKeyThatEverybodyMayRead(self) -> None:
+    async def test_aKeyThatAllUsersMayRead(self) -> None:
         """A registry whose private key is everybody's starts, and says which file it is; never what is in it."""
         holder = Holder("registry", days=(-1, 30))
         key, own = self.file(holder.key), self.file(holder.certificate)

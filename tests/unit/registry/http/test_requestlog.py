@@ -137,7 +137,7 @@ class RequestLogTests(SynchronousTestCase):
             [("POST", "/v1.0/1234/services", 413, reply.header("X-Response-Id"))],
         )
 
-    def test_whatIsNoHttp(self) -> None:
+    def test_whatIsNotHttp(self) -> None:
         """Invalid HTTP is counted and logged once, with its id."""
         connection = Connection(self.api)
         connection.send(b"GARBAGE\r\n\r\n")

@@ -150,7 +150,7 @@ class NewServiceTests(ValidationTestCase):
         for value in (3, "3", 120, "120", 120.0):
             self.assertEqual(newService(body(heartbeat_timeout=value)).heartbeatTimeout, int(value))
 
-    def test_refusesWhatIsNoInteger(self) -> None:
+    def test_refusesWhatIsNotAnInteger(self) -> None:
         """Booleans, null, fractions, infinities, and text that does not read as an integer."""
         for value in (
             None, True, False, 30.5, float("nan"), float("inf"), float("-inf"), json.loads("1e400"), "", " ",
@@ -238,7 +238,7 @@ class ServiceChangesTests(ValidationTestCase):
         changes = validation.serviceChanges({"tags": None, "metadata": None}, "web1")
         self.assertEqual(changes, ServiceChanges(tags=(), metadata={}))
 
-    def test_nullIsNoTimeout(self) -> None:
+    def test_nullIsNotATimeout(self) -> None:
         """The timeout has no default."""
         self.assertField(
             "heartbeat_timeout", "Invalid integer", validation.serviceChanges, {"heartbeat_timeout": None}, "web1"

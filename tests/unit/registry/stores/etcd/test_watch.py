@@ -167,7 +167,7 @@ class WatchTests(WatchCase):
             await self.until(lambda expected=number: len(self.why) == expected)  # type: ignore[misc]  # as above
         self.assertEqual({now.key for now, _ in self.changes}, {"/a"})
 
-    async def test_whatIsNoWatchIsTheEnd(self) -> None:
+    async def test_whatIsNotAWatchIsTheEnd(self) -> None:
         """Another status, another thing than a response to a watch, and no server: each is the end, with a reason."""
         wrong: list[Any] = [
             self.serve(lambda call: call.answer(503, {"error": "no leader"})),

@@ -338,7 +338,7 @@ class SqliteStoreTests(SqliteCase):
         self.assertEqual((len(writing), store.statistics.commits.total), (5, 5))
         self.assertEqual(sum(store.statistics.commits.counts), 1)
 
-    async def test_nobodyWaitsLongForOthers(self):
+    async def test_noOperationWaitsLongForOthers(self):
         """A change is kept soon, however long each turn of the reactor goes on to bring another."""
         store = await self.opened()
         kept: list[int] = []
@@ -1072,7 +1072,7 @@ class PreparedFileTests(SynchronousTestCase):
         finally:
             connection.close()
 
-    def test_bearsMarkAndVersion(self):
+    def test_hasMarkAndVersion(self):
         """A new file says whose it is, which schema it has, and that it keeps a write-ahead log."""
         prepare(self.path)
         self.assertEqual(self.ask("PRAGMA application_id"), [(APPLICATION_ID,)])

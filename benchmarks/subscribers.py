@@ -1,9 +1,9 @@
 """
-Many directories on one registry: ``python -m benchmarks.followers``.
+Many directories on one registry: ``python -m benchmarks.subscribers``.
 
 Each of 1,000 is a Client with a Directory and sockets of its own, in this process; the registry is a second process. It
 shows how long it takes until all of them have heard of a change, and what that and the silence after it cost the
-registry. Every follower takes two or three sockets on either side: ``ulimit -n`` has to be four times their number.
+registry. Every subscriber takes two or three sockets on either side: ``ulimit -n`` has to be four times their number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHANGES = 5
 SILENCE = 20.0
 
 
-async def follow(reactor, measured, count, silence, figures):
+async def subscribe(reactor, measured, count, silence, figures):
     settings, costs = measured.settings, measured.costs
     by = Client(reactor=reactor, settings=settings)
     began = time.monotonic()
@@ -71,7 +71,7 @@ def measure(quick):
     figures = []
     count, silence = (100, 5.0) if quick else (1000, SILENCE)
     with registry() as measured:
-        inReactor(lambda reactor: follow(reactor, measured, count, silence, figures))
+        inReactor(lambda reactor: subscribe(reactor, measured, count, silence, figures))
     return figures
 
 
