@@ -19,7 +19,7 @@ ENV PATH=/opt/service-registry/bin:$PATH RAXSR_DATA_DIR=/data PYTHONUNBUFFERED=1
 USER service-registry
 VOLUME /data
 EXPOSE 8880
-# What listens on loopback in a container can't be reached from outside of it. Who may reach it is decided by what is
+# A listener on loopback in a container can't be reached from outside of it. Its clients are decided by what is
 # published (-p), and by TLS: without it, publish on 127.0.0.1 only, or let the network be one that you trust.
 ENTRYPOINT ["twistd", "--nodaemon", "--pidfile=", "service-registry"]
 CMD ["--listen=tcp:8880"]

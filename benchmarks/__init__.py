@@ -1,3 +1,3 @@
 """
-What things cost: one command for each benchmark, ``python -m benchmarks.NAME``, and ``python -m benchmarks`` for all.
+Measures costs: one command for each benchmark, ``python -m benchmarks.NAME``, and ``python -m benchmarks`` for all.
 """

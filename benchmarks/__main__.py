@@ -26,7 +26,7 @@ from . import soak
 from .harness import Figure, amount
 
 _DOCS = Path(__file__).parents[1] / "docs"
-# What was measured, and the table that is made of it.
+# The kept figures, and the table that is made of it.
 _KEPT = _DOCS / "performance-figures.json"
 _TABLE = _DOCS / "performance-figures.rst"
 
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _machine() -> str:
-    """What the figures depend on."""
+    """The conditions that the figures depend on."""
     versions = [f"Python {platform.python_version()}"]
     for package in _PACKAGES:
         try:

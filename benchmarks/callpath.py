@@ -122,7 +122,7 @@ def _atTheRegistry(server: Registry, api: Api, token: str, path: Path) -> dict[s
 
 def _figures(what: str, calls: _Calls) -> list[Figure]:
     modules = [module for module, _ in calls]
-    # What timers call is not part of it.
+    # Calls by timers are not part of it.
     ofEach = [module for module, count in Counter(modules).items() if count >= _COUNT / 2]
     changes = sum(one != other for one, other in pairwise(modules))
     return [

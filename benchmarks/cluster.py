@@ -206,7 +206,7 @@ def throughput(
 
 
 def sizes(contender: Contender, of: Costs, member: Member, services: int) -> Iterator[Figure]:
-    """What a service takes of a node, and of etcd."""
+    """The memory that a service takes of a node, and of etcd."""
     memory, size = of.memory(), member.databaseSize()
     contender.fill(services)
     yield Figure(f"memory per service, {services:,} services", (of.memory() - memory) / services / 1024, "KiB")

@@ -2,7 +2,7 @@
 Web console in a browser: ``python -m benchmarks.console``. It needs the extra ``browser`` and Chromium.
 
 The page shows 5,000 services while 100 a second are registered. Some of these are the first of the list, so that they
-are to be seen. What is measured is the time from the response to their registration until their row is in the page, the
+are to be seen. The figures are the time from the response to their registration until their row is in the page, the
 tasks that keep the page from responding, and the CPU time of the registry.
 """
 

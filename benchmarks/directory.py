@@ -28,7 +28,7 @@ _PAGE = 1000
 
 
 class _Registry:
-    """What a Directory asks of a client, from memory."""
+    """The part of a client that a Directory uses, from memory."""
 
     extensions = frozenset({"events-wait"})
 

@@ -1,5 +1,5 @@
 """
-What the benchmarks share: figures, processes that are measured, contenders that take turns, and the command line.
+Common parts of the benchmarks: figures, measured processes, contenders that take turns, and the command line.
 
 A benchmark is a module with a docstring that says what it measures, and::
 
@@ -97,7 +97,7 @@ def run(description: str | None, measure: Callable[[bool], list[Figure]]) -> Non
     options = parser.parse_args()
     figures = measure(options.quick)
     if options.quick:
-        # What is wanted is wanted of what is measured with care, and of as much as is said there.
+        # A target counts only for a careful measurement, of as much as is said there.
         figures = [attrs.evolve(figure, atMost=None, atLeast=None) for figure in figures]
     if options.json:
         print(json.dumps([attrs.asdict(figure) for figure in figures], ensure_ascii=False))
@@ -111,7 +111,7 @@ def run(description: str | None, measure: Callable[[bool], list[Figure]]) -> Non
 @attrs.frozen
 class Cost:
     """
-    What one piece of work has cost.
+    The cost of one piece of work.
 
     :ivar cpu: seconds of CPU time that the contender's process used.
     :ivar wall: seconds that it took.
@@ -198,7 +198,7 @@ def alternate(contenders: Mapping[str, Contender], count: int, rounds: int) -> d
 
 class Costs:
     """
-    What another process has used (Linux).
+    The resources that another process has used (Linux).
 
     :param pid: the process.
     """

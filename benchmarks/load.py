@@ -16,7 +16,7 @@ import attrs
 
 from .harness import Costs, serving
 
-# What wrk runs: it sends the requests of a file (a line each: method, path and body, with tabs in between) one after
+# wrk's script: it sends the requests of a file (a line each: method, path and body, with tabs in between) one after
 # the other, over and over, and tells at the end what came of it.
 _SCRIPT = """
 local requests, number = {}, 0
@@ -79,7 +79,7 @@ reactor.run()
 @attrs.frozen
 class Outcome:
     """
-    What came of some load.
+    The outcome of some load.
 
     :ivar rate: answers in a second.
     :ivar cpu: microseconds of the server's CPU for each.
@@ -114,7 +114,7 @@ class Load:
         self._headers = headers
 
     def prepare(self, requests: Iterable[tuple[str, str, Any]]) -> None:
-        """What is to be sent: of each request the method, the path, and the body, which becomes JSON; or ``None``."""
+        """The requests to send: of each request the method, the path, and the body, which becomes JSON; or ``None``."""
         self._requests.write_text(
             "".join(
                 f"{method}\t{path}\t{'' if body is None else json.dumps(body)}\n" for method, path, body in requests

@@ -1,9 +1,9 @@
 """
-Where a heartbeat's time goes: ``python -m benchmarks.profile [--batched]``.
+Shows how a heartbeat's time is spent: ``python -m benchmarks.profile [--batched]``.
 
 A HeartBeater sends heartbeats as in :mod:`benchmarks.oneservice`, to a registry in another process. A sample is taken
 every millisecond of its CPU time (``SIGPROF``), which disturbs it far less than a profiler that is called for every
-call. What is shown is each function's own time, including C code that it calls, by module and by function.
+call. The output is each function's own time, including C code that it calls, by module and by function.
 """
 
 from __future__ import annotations

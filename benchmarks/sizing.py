@@ -26,7 +26,7 @@ _AT_ONCE = 100
 
 
 def residentKilobytes(pid: int) -> int:
-    """What a process has in memory."""
+    """The memory of a process."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 

@@ -1,5 +1,5 @@
 """
-What a registry takes after an hour of work: ``python -m benchmarks soak --minutes 60 --store sqlite``.
+Measures what a registry takes after an hour of work: ``python -m benchmarks soak --minutes 60 --store sqlite``.
 
 A registry over sqlite, or two nodes over one etcd, have all kinds of work at once, at rates that a small machine
 can do: services that stay registered by their heartbeats, others that come and go or expire, configuration values that
@@ -58,7 +58,7 @@ _MEBI = 1024.0 * 1024.0
 
 @attrs.frozen
 class Sample:
-    """What processes and files take at a moment; bytes, and numbers of descriptors."""
+    """The size of processes and files at a moment; bytes, and numbers of descriptors."""
 
     minute: float
     memory: tuple[int, ...]
@@ -202,7 +202,7 @@ class Soak:
     # -- what it takes
 
     def sample(self, began: float, members: list[Member]) -> Sample:
-        """What is taken now."""
+        """The sizes now."""
         files = [path for node in self._nodes for path in node.home.glob("registry.sqlite*")]
         log = sum(path.stat().st_size for path in files if path.name.endswith("-wal"))
         database = sum(path.stat().st_size for path in files if path.suffix == ".sqlite")

@@ -7,8 +7,8 @@ so that it is the registry that is measured; ``ulimit -n`` has to be more than t
 moment before a service is created until the event is in the hands of a subscriber, parsed. The CPU per subscriber and
 event is that of all of it, the next request too, by which a subscriber waits again; what it takes to deliver the event
 is what is used until all have it, in rounds without requests before that. Beside it stands what a bare twisted.web
-resource takes for a request that it answers at once with as large a page, over as many connections. What subscribers
-cost that hear nothing is what a registry does with them and without them: CPU, and how often it wakes up. Then 10,000
+resource takes for a request that it answers at once with as large a page, over as many connections. The cost of those
+that receive nothing is what a registry does with them and without them: CPU, and how often it wakes up. Then 10,000
 have a stream: what that takes of memory, for how long the registry does nothing else while an event goes to all of
 them, and how long heartbeats take meanwhile, from the moment at which each was to be sent.
 

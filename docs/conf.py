@@ -40,7 +40,7 @@ html_copy_source = False
 graphviz_output_format = "svg"
 
 autoclass_content = "both"
-# What Twisted says of its own methods is Epytext.
+# Twisted's docstrings of its own methods are Epytext.
 autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

@@ -3,7 +3,7 @@ Builds the packages so that the same commit gives the same bytes: ``python relea
 
 OUTDIR gets the sdist, the wheel, and ``sbom.cdx.json``, the software bill of materials (CycloneDX) of the wheel and of
 what pip installs with it. ``--check`` builds sdist and wheel once more, in another folder, at another time and with
-other file permissions, and compares. What is not committed is not in them.
+other file permissions, and compares. Files that are not committed are not in them.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-What an application does with a registry, by the public names only: any client since 1.0 passes it against any registry
+An application's use of a registry, by the public names only: any client since 1.0 passes it against any registry
 since 1.0. ``release/compatibility.py`` runs it; ``RAXSR_API_URL``, ``RAXSR_USERNAME`` and ``RAXSR_API_KEY`` say which
 registry it meets.
 """
@@ -60,7 +60,7 @@ class ClientSuite(TestCase):
         await self.assertFailure(services.heartbeat(ids[2], token), NotFound)
 
     async def test_refusals(self):
-        """What is wrong in a request is named."""
+        """The error names the wrong part of a request."""
         services = self.client.services
         await services.create(self.own("web"), 30)
         await self.assertFailure(services.create(self.own("web"), 30), ServiceExists)

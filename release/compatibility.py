@@ -21,7 +21,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parents[1]
 _FIRST = "24d2831"
-#: What the operating system needs to start a program: nothing else of this environment may change what is tested.
+#: Variables that the operating system needs to start a program: no others may change what is tested.
 _ENVIRONMENT = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
 
 

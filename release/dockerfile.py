@@ -57,7 +57,7 @@ class Image:
             for name, value in re.findall(r"(\w+)=(\S+)", self.below(argument)):
                 self.environment[name] = value.replace("$PATH", self.environment["PATH"])
         elif instruction == "COPY" and argument == ". /src":
-            # What is committed: Docker leaves out what .dockerignore names.
+            # The committed files: Docker leaves out what .dockerignore names.
             subprocess.run(["git", "clone", "-q", str(_ROOT), str(self.top / "src")], check=True)
         elif instruction in ("ENTRYPOINT", "CMD"):
             self.commands[instruction] = json.loads(argument)

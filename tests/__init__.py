@@ -1,5 +1,5 @@
 """
-``tests.unit`` starts no process and needs no etcd; ``tests.system`` has everything else. What both use is beside them.
+``tests.unit`` starts no process and needs no etcd; ``tests.system`` has the rest. Common modules are beside them.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Holder:
         return b"".join(holder.certificate for holder in (self, *self.chain[:-1]))
 
     def options(self, **more: Any) -> CertificateOptions:
-        """What a server listens with."""
+        """The context that a server listens with."""
         own = PrivateCertificate.loadPEM(self.certificate + self.key)
         between = [Certificate.loadPEM(holder.certificate).original for holder in self.chain[:-1]]
         return CertificateOptions(

@@ -41,7 +41,7 @@ def authFault(status: int = 401, message: str = "Username or api key is invalid"
 
 
 def access(token: str = TOKEN, **changes: Any) -> dict[str, Any]:
-    """What the Auth API answers."""
+    """The Auth API's response."""
     return {"access": {"token": {"id": token, "tenant": {"id": "7", "name": "7"}, **changes}, "serviceCatalog": []}}
 
 
@@ -97,7 +97,7 @@ class FakeApi(FakeAgent):
 
     @property
     def calls(self) -> list[Sent]:
-        """What came, but for authentication."""
+        """The requests, without those for authentication."""
         return [sent for sent in self.sent if not sent.url.endswith("/tokens")]
 
 

@@ -28,13 +28,13 @@ from txserviceregistry.registry.identity import Identity
 
 reactor: Any = globalReactor
 _T = TypeVar("_T")
-# What a script puts in the place of what the process has, or begins, is the process's: one at a time.
+# A script replaces parts of the process, which has them once: one script runs at a time.
 _lock = DeferredLock()
 
 
 @attrs.frozen
 class Ended:
-    """What a program has printed, and its exit code (minus N: the signal N)."""
+    """The output of a program, and its exit code (minus N: the signal N)."""
 
     out: str
     err: str

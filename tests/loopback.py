@@ -112,7 +112,7 @@ class LoopbackTestCase(TestCase):
     """A test with servers on loopback, which are gone when it ends."""
 
     timeout = 20
-    #: What the servers have for TLS, unless a test says otherwise.
+    #: The servers' TLS context, unless a test says otherwise.
     context: Any = None
 
     def serve(self, handler: Callable[[Call], None], context: Any = None) -> Server:

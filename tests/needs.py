@@ -1,5 +1,5 @@
 """
-What some tests need beside the extra ``test``: system programs, the extra ``browser``, and in a few cases root. Without
+Needs of some tests beside the extra ``test``: system programs, the extra ``browser``, and in a few cases root. Without
 them these tests are skipped, all with the same sentence, so that trial prints it once.
 """
 

@@ -16,7 +16,7 @@ from tests.fakeagent import answer
 from txserviceregistry import Client
 from txserviceregistry.testing import FakeRegistry
 
-#: What a node may do. One that is DEAF acts on what it is asked, and its responses never arrive. One that is HIDDEN
+#: The faults of a node. One that is DEAF acts on what it is asked, and its responses never arrive. One that is HIDDEN
 #: has a gateway before it, which answers each request itself.
 UP, REFUSES, HANGS, DEAF, CUT_OFF, HIDDEN = "up", "refuses", "hangs", "deaf", "cut off", "hidden"
 
@@ -81,7 +81,7 @@ class Nodes:
         return self._whileUp(name, answered)
 
     def _whileUp(self, name: str, answered: Deferred[IResponse]) -> Deferred[IResponse]:
-        """What is answered only if the node is still there then."""
+        """A result that arrives only if the node is still there then."""
         relayed: Deferred[IResponse] = Deferred(lambda _: answered.cancel())
 
         def arrived(result: Any) -> None:

@@ -28,6 +28,8 @@ WORDS: Mapping[str, str] = {
     r"enrol\w*|strangers?": "'register'; 'unauthenticated clients'",
     r"benched|passed over": "'cooldown', 'ejected', 'skipped'",
     r"travel(s|ling)? together": "'are batched'",
+    # With a capital letter, as at the beginning of a sentence; not a question, or the heading "What to do".
+    r"(?-i:Who|Whoever|What|Whatever|Where)(?= (?!to do$|are you)[a-z])": "a noun: the client, the data, 'If …'",
 }
 _WORDS = re.compile("|".join(rf"(?P<w{i}>\b(?:{word})\b)" for i, word in enumerate(WORDS)), re.IGNORECASE)
 
@@ -50,7 +52,7 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
             if token.type in kinds:
                 yield from enumerate(token.string.splitlines(), token.start[0])
             elif token.type == tokenize.NAME and re.match(r"test_|[A-Z]\w*Tests$", token.string):
-                yield token.start[0], re.sub(r"(?<=[a-z])(?<!Heart)(?=[A-Z])|_", " ", token.string)
+                yield token.start[0], re.sub(r"(?<=[a-z])(?<!Heart)(?=[A-Z])|_", " ", token.string).lower()
 
 
 def findings(paths: Iterable[Path]) -> Iterator[str]:

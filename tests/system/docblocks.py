@@ -42,7 +42,7 @@ _BLOCK = re.compile(
     r"|literalinclude:: (?P<file>\S+))",
     re.MULTILINE,
 )
-# What is another each time, and what stands for it.
+# Text that differs each time, and its placeholder.
 _CHANGING = {
     r"[0-9a-f]{8}\\-[0-9a-f]{4}\\-[0-9a-f]{4}\\-[0-9a-f]{4}\\-[0-9a-f]{12}": r"[0-9a-f-]{36}",
     r"\d{4}\\-\d\d\\-\d\dT[\d:]{8}\\.\d{3}Z": r"[0-9T:.Z-]{24}",
@@ -126,7 +126,7 @@ class PageTestCase(ProcessTestCase):
 
     #: Which commands go on until they are stopped.
     STAYING = re.compile(r"(\w+=\S+ )*twistd -n")
-    #: What some of them say as soon as they do what they are there for. Ctrl-C is Twisted's to take only then: before
+    #: The line that some of them print as soon as they work. Ctrl-C is Twisted's to take only then: before
     #: its reactor runs, it is Python's, with a traceback.
     READY = {"service-registry": "Credentials", "dice.tac": "has host", "service-registry-dns": "(TCP)"}
 
@@ -178,8 +178,8 @@ class PageTestCase(ProcessTestCase):
                 await child.says(saying)
 
     def expected(self, output: str) -> re.Pattern[str]:
-        """What a command's output has to match."""
-        # What is folded for the page is one line.
+        """The pattern of a command's output."""
+        # Lines that are folded for the page are one line.
         pattern = re.escape(re.sub(r',\n +"', ', "', self.withFreePorts(output)))
         for changing, stands in _CHANGING.items():
             pattern = re.sub(changing, stands, pattern)
@@ -289,5 +289,5 @@ class PageTestCase(ProcessTestCase):
                 # A loop without an end, in the last lines, is left after one turn.
                 await self.python(block.text + ("    break\n" if once else ""), names)
                 once = False
-        # (What does not stay may have been tried too early.)
+        # (A command that does not stay may have been tried too early.)
         self.assertNoTraceback(self.stayed)

@@ -23,7 +23,7 @@ from zope.interface import implementer
 from tests.system import forkserver
 
 reactor: Any = globalReactor
-# What Python and the dynamic linker read as a process begins.
+# Variables that Python and the dynamic linker read as a process begins.
 _READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "FAKETIME")
 # The wrapper asks the system for the environment that its process was started with.
 _NOT_FORKED = ("service-registry-wrapper",)

@@ -33,7 +33,7 @@ from txserviceregistry.util.deferred import returnsDeferred, waitFor
 
 # Far more than anything here takes; a test that waits for it has failed.
 PATIENCE = 60.0
-# What does not end of SIGTERM within so many seconds is killed.
+# A process that SIGTERM does not end within so many seconds is killed.
 GRACE = 6.0
 reactor: Any = globalReactor
 _T = TypeVar("_T")
@@ -149,7 +149,7 @@ class ProcessTestCase(TestCase):
         self.addCleanup(self._endAll)
 
     async def _end(self) -> None:
-        # What was started last goes first: an agent that its registry leaves waits for it in vain.
+        # The last started process goes first: an agent that its registry leaves waits for it in vain.
         for child in reversed(self.children):
             if not child.running:
                 continue

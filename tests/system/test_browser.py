@@ -1,4 +1,4 @@
-"""What a web page can do to a registry whose Basic credentials the browser remembers."""
+"""Attacks of a web page on a registry whose Basic credentials the browser remembers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-What the page on clusters tells people to do, done: three nodes on one machine and on three, a user of etcd's, backup
+The instructions of the page on clusters, followed: three nodes on one machine and on three, a user of etcd's, backup
 and restore.
 """
 
@@ -51,7 +51,7 @@ class PageCase(ProcessTestCase):
         return {**super().environment(extra), "PATH": self.path}
 
     def shell(self, script: str, **environment: str) -> Child:
-        """Run a script. What it starts in the background outlives it, so its output goes to files."""
+        """Run a script. A process that it starts in the background outlives it, so its output goes to files."""
         Path(self.home, "script.sh").write_text(script)
         return self.spawn("/bin/sh", "-c", "exec /bin/sh -e script.sh >out 2>err", environment=environment)
 
@@ -69,7 +69,7 @@ class OneMachineTests(PageCase):
         self.said = ""
         self.known: list[str] = []
         while True:
-            # What the page puts a 1, 2 or 3 before, or behind; and all below those that connections are given.
+            # The ports that the page puts a 1, 2 or 3 before, or behind; all below those of connections.
             client, peer, registry = Random().sample(range(1000, 2700), 3)
             self.allPorts = [int(f"{n}{suffix}") for n in "123" for suffix in (client, peer)]
             self.allPorts += [10 * registry + n for n in (1, 2, 3)]

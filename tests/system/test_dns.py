@@ -42,7 +42,7 @@ class DnsTestCase(ProcessTestCase):
         await self.api.services.create(id, 120, {"tags": ["web"], "metadata": metadata})
 
     async def prints(self, program: str, *arguments: str) -> str:
-        """What a program prints."""
+        """The output of a program."""
         path = which(program)
         assert path is not None
         return (await self.spawn(path, *arguments).ended).output
@@ -54,7 +54,7 @@ class DnsTestCase(ProcessTestCase):
 
 
 class QueryTests(DnsTestCase):
-    """What programs get."""
+    """The answers that programs get."""
 
     async def test_dig(self) -> None:
         """dig and kdig read the answers over UDP and TCP, also those that did not fit at first."""

@@ -54,7 +54,7 @@ PUBLIC_MODULES = (
 
 
 class PagesTests(SynchronousTestCase):
-    """What holds for all pages."""
+    """Rules for all pages."""
 
     def test_codeSaysWhatItIs(self) -> None:
         """Each block of code names its language."""
@@ -132,7 +132,7 @@ class PagesTests(SynchronousTestCase):
         self.assertGreater(len(bars), 20)
 
     def test_readmeHasEachPage(self) -> None:
-        """Who reads on from the README finds every page of the documentation."""
+        """Links from the README lead to every page of the documentation."""
         pages = {page.name for page in DOCS.glob("*.rst") if not page.stem.endswith("-figures")} - {"index.rst"}
         linked = re.findall(r"`[^`<]+ <docs/([^>]+)>`_", (DOCS.parent / "README.rst").read_text())
         self.assertEqual(set(linked), pages)
@@ -173,7 +173,7 @@ class PagesTests(SynchronousTestCase):
 
 
 class ShellTests(PageTestCase):
-    """What pages tell the reader to type gives the output that they show."""
+    """The commands on pages give the output that the pages show."""
 
     async def test_tutorial(self) -> None:
         """The tutorial, from its first line to its last."""
@@ -197,7 +197,7 @@ class ShellTests(PageTestCase):
         await self.perform(DOCS / "http-api-extensions.rst")
 
     async def test_operating(self) -> None:
-        """What can be seen of a registry's health."""
+        """The visible state of a registry's health."""
         await self.stay("twistd -n service-registry")
         await self.perform(DOCS / "operating.rst")
 
@@ -378,7 +378,7 @@ class PythonTests(PageTestCase):
         await self.perform(DOCS / "migrating.rst", self.names)
 
     async def test_fromConsul(self) -> None:
-        """What a program with python-consul becomes."""
+        """The new form of a program with python-consul."""
         await self.stay("twistd -n service-registry")
         await self.perform(DOCS / "from-consul.rst", self.names)
         self.assertEqual([node["id"] for node in self.names["nodes"]], ["web1"])

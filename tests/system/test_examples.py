@@ -38,7 +38,7 @@ class ExampleTests(ProcessTestCase):
         return self.spawn(program, str(EXAMPLES / name), *arguments, environment=sharedRegistry())
 
     async def get(self, url: str) -> str:
-        """What is at a URL."""
+        """The content of a URL."""
         response = await treq.get(url, persistent=False, timeout=10)
         text: str = await response.text()
         return text
@@ -183,7 +183,7 @@ class ClusterTests(ProcessTestCase):
     async def test_nothingIsNoticed(self) -> None:
         """
         Members of etcd and registries are killed, and the application notices nothing; and no process and no folder is
-        left. (Where no etcd is installed that may be killed, it says in one line what is lacking. On a busy machine an
+        left. (If no etcd is installed that may be killed, it says in one line what is lacking. On a busy machine an
         election may take most of the service's timeout, and be noticed.)
         """
         folder = os.path.join(self.home, "tmp")

@@ -1,5 +1,5 @@
 """
-What the page on operating tells people to do, done: backup under load and restore, the systemd units, the Dockerfile.
+The instructions of the page on operating, followed: backup under load and restore, the systemd units, the Dockerfile.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PAGE = ROOT / "docs" / "operating.rst"
 UNITS = ROOT / "examples" / "systemd"
 DOCKERFILE = ROOT / "Dockerfile"
 
-# What systemd does: it listens, hands the socket over as descriptor 3, and executes the program.
+# The part of systemd: it listens, hands the socket over as descriptor 3, and executes the program.
 ACTIVATE = """
 import os, socket, sys
 made = socket.create_server(("127.0.0.1", 0))
@@ -116,7 +116,7 @@ class BackupTests(OperatingCase):
 
 
 def unit(name: str) -> dict[str, Any]:
-    """What is in a unit."""
+    """The content of a unit."""
     return unitOf((UNITS / name).read_text())
 
 
@@ -190,7 +190,7 @@ class SystemdTests(ProcessTestCase):
     """The units."""
 
     async def test_theServiceTakesTheSocketOver(self) -> None:
-        """What the unit starts answers on the socket that systemd hands over; its raxrc and log name that address."""
+        """The program of the unit answers on the socket of systemd; its raxrc and log name that address."""
         command = unit("service-registry.service")["Service"]["ExecStart"].replace("${STATE_DIRECTORY}", self.dataDir)
         program, *arguments = shlex.split(command)
         here = str(Path(sys.executable).with_name(Path(program).name))
@@ -217,7 +217,7 @@ class SystemdTests(ProcessTestCase):
 
 
 class DockerTests(OperatingCase):
-    """What can be tried of the Dockerfile where there is no Docker."""
+    """The parts of the Dockerfile that can be tried without Docker."""
 
     def instructions(self, name: str) -> list[str]:
         text = DOCKERFILE.read_text().replace("\\\n", "")

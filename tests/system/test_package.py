@@ -1,4 +1,4 @@
-"""What importing the package costs, seen from a new process."""
+"""The cost of importing the package, seen from a new process."""
 
 from __future__ import annotations
 

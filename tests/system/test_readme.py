@@ -22,7 +22,7 @@ def codeBlocks() -> list[str]:
 
 
 class ReadmeTests(ProcessTestCase):
-    """What a newcomer copies works."""
+    """The blocks that a newcomer copies work."""
 
     def write(self, name: str, text: str) -> str:
         path = Path(self.home, name)

@@ -29,7 +29,7 @@ class StateFileTests(RegistrationCase):
     """Whose service it is."""
 
     def test_anotherProcess(self) -> None:
-        """What another process has is taken over when it was killed, though a child that it has forked lives on."""
+        """A service of another process is taken over when that was killed, though a forked child runs on."""
         path = os.path.abspath(self.mktemp())
         holder = subprocess.Popen(
             [sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT

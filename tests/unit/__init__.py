@@ -1,5 +1,5 @@
 """
-What the modules of the package do, each by itself: in this process, without etcd, mostly on a clock of the test's own.
+Tests of the package's modules, each by itself: in this process, without etcd, mostly on a clock of the test's own.
 
 Tests that make up their input make a few examples, the same each time. ``HYPOTHESIS_EXAMPLES=100`` makes as many, as CI
 does, and ``HYPOTHESIS_RANDOM=1`` makes others each time. With ``REFUSE_PROCESSES=1``, as in a part of CI that runs
@@ -28,7 +28,7 @@ settings.register_profile(
     database=None,
 )
 settings.load_profile("txserviceregistry")
-# What it finds out about the package and about Unicode is kept for all processes, and for the next run.
+# Its knowledge of the package and of Unicode is kept for all processes, and for the next run.
 set_hypothesis_home_dir(ROOT / ".hypothesis")
 # Python's thresholds would make collections a sixth of the time of these tests.
 gc.set_threshold(20_000, 10, 10)

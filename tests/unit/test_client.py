@@ -271,7 +271,7 @@ class CloseTests(ClientTestCase):
     """The end."""
 
     async def test_closingEndsEverything(self) -> None:
-        """What is under way, queued or comes later fails with a clear ConnectionFailed; no socket is left."""
+        """A request that is under way, queued or comes later fails with a clear ConnectionFailed; no socket is left."""
         server = self.registry(lambda call: None)
         client = self.client(server)
         requests = [client.services.get(f"web{n}") for n in range(5)]

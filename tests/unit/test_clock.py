@@ -20,12 +20,12 @@ class Reactor:
         self.pending: list[DelayedCall] = []
 
     def getDelayedCalls(self) -> list[DelayedCall]:
-        """What is scheduled."""
+        """The scheduled calls."""
         return self.pending
 
 
 class UseMonotonicTests(SynchronousTestCase):
-    """What a program does first of all."""
+    """The first call of a program."""
 
     def test_countsMonotonicTime(self) -> None:
         """The reactor's time starts at the wall clock's, and no step moves it; a second call changes nothing."""

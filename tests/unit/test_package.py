@@ -46,7 +46,7 @@ class SkipTests(SynchronousTestCase):
 
 
 class DistributionTests(SynchronousTestCase):
-    """What pip calls the package: on PyPI, the import name belongs to another one."""
+    """The package's name for pip: on PyPI, the import name belongs to another one."""
 
     def test_nothingInstallsTheOtherPackage(self) -> None:
         """No page, program or workflow tells anybody to install txserviceregistry by that name."""

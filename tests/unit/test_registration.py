@@ -63,12 +63,12 @@ class RegistrationCase(SynchronousTestCase):
         return [event["type"] for event in page["values"]]
 
     def heldBy(self, path: str) -> Any:
-        """What is in the state file."""
+        """The token in the state file."""
         return json.loads(Path(path).read_text())["token"]
 
 
 class RegisteredServiceTests(RegistrationCase):
-    """What an application can count on, seen from the registry's side."""
+    """The promises to an application, seen from the registry's side."""
 
     def test_registersWithWhatItWasGiven(self) -> None:
         """Tags, metadata and timeout are what others see."""
@@ -286,7 +286,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.assertEqual(self.listed(), [])
 
     def test_stoppingWithCredentialsThatAreRefused(self) -> None:
-        """Where its user's key was changed, which no other try would mend, it ends at once."""
+        """If its user's key was changed, so that no other try can succeed, it ends at once."""
         service = self.service()
         service.startService()
         self.successResultOf(service.whenRegistered())
@@ -675,7 +675,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.assertEqual(found["metadata"], {"port": "8000", "host": "127.0.0.1"})
 
     def test_keepsTheHostThatItWasGiven(self) -> None:
-        """What the caller says of the address stands."""
+        """The caller's own address stays."""
         service = self.service(metadata={"port": "8000", "address": "10.0.0.9"})
         service.startService()
         found = self.successResultOf(self.other.services.get("web1"))

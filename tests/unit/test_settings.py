@@ -1,5 +1,5 @@
 """
-Where URLs and credentials come from.
+The sources of URLs and credentials.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class ReadSettingsTests(SynchronousTestCase):
         self.assertTrue(self.refused({"RAXSR_USERNAME": "joe"}).endswith(f"API key in {path} is for another user)"))
 
     def test_readAgain(self) -> None:
-        """What was read can be read again: as it was if nothing has changed, also what was given once only."""
+        """Settings can be read again: unchanged if nothing has changed, also those that were given only once."""
         arguments: dict[str, Any] = {"username": "joe", "region": "DFW", "verify": False, "caFile": "/ca.pem"}
         self.raxrc(f"[credentials]\napi_key = {KEY}\n")
         once: dict[str, Any] = {"baseUrl": iter(["http://a/v1.0"]), "authUrl": iter(["http://a/v2.0"])}
@@ -374,7 +374,7 @@ class ParseUrlsTests(SynchronousTestCase):
             self.assertEqual(parseUrls(text, "here"), urls)
 
     def test_whatIsNoneIsRefused(self) -> None:
-        """What can't be asked by HTTP is refused with its source; a password in a URL is not shown."""
+        """A URL that is not one of HTTP is refused with its source; a password in a URL is not shown."""
         for text in (
             "",
             " , ",

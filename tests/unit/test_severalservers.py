@@ -19,7 +19,7 @@ from txserviceregistry.testing import FakeRegistry
 #: Every way in which a node may be of no use.
 TROUBLES = (REFUSES, HANGS, DEAF, CUT_OFF)
 
-#: What a gateway may answer in a node's place: pages that look like success, JSON of another shape, errors of its own.
+#: A gateway's responses in a node's place: pages that look like success, JSON of another shape, errors of its own.
 PAGES = (
     *((200, body) for body in (b"<html>", b"{}", b"[]", b'{"values": []}', b'{"token": 5}')),
     *((status, b"") for status in (200, 204, 301, 401, 404, 407, 429, 500, 501, 502, 505, 521, 599)),
@@ -49,7 +49,7 @@ class SeveralServersTestCase(SynchronousTestCase):
         return self.successResultOf(work)
 
     def eventTypes(self) -> list[str]:
-        """What has happened, by the words of the feed."""
+        """The types of the feed's events."""
         page = self.successResultOf(self.fake.client().events.list(limit=1000))
         return [event["type"].partition(".")[2] for event in page["values"]]
 
@@ -121,7 +121,7 @@ class RequestTests(SeveralServersTestCase):
         self.assertEqual(self.nodes.authentications, {"a": 1})
 
     def test_anImpatientCallerDoesNotMeetTheSameAuthApiAgain(self) -> None:
-        """Who gives up before the Auth API's share of the time is over is served by another node the next time."""
+        """A caller that gives up before the end of the Auth API's share of the time is served by another node next."""
         self.nodes.states["a"] = HANGS
         for _ in range(2):
             trying = self.client.services.get("web1", timeout=0.3)
@@ -234,7 +234,7 @@ class HeartbeatTests(SeveralServersTestCase):
             self.assertEqual(self.eventTypes().count("join"), 6)
 
     def test_surviveAGatewayWithoutItsNode(self) -> None:
-        """Whatever page a gateway answers with in the place of their node, the other nodes keep them."""
+        """With any page of a gateway in the place of their node, the other nodes keep them."""
         for page in PAGES:
             self.begin()
             services = [self.service(f"web{number}") for number in range(3)]
@@ -289,7 +289,7 @@ class HeartbeatTests(SeveralServersTestCase):
 
 
 class SubscriberTests(SeveralServersTestCase):
-    """Who follows the feed goes on with the same marker at another node."""
+    """A subscriber goes on with the same marker at another node."""
 
     def setUp(self) -> None:
         super().setUp()

@@ -1,4 +1,4 @@
-"""What is in the data of a release: something of every kind that a store keeps."""
+"""The content of a release's data: something of every kind that a store keeps."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def fill(store: Any, tick: Callable[[], object]) -> None:
         await store.setValue(
             tenant, "/production/www/workers", "9", _MANY, Precondition(True, frozenset([str(position)]))
         )
-        # What comes at once is kept as a group by some stores.
+        # Some stores keep simultaneous changes as a group.
         await gatherResults([store.setValue(tenant, f"group{number}", str(number), _MANY) for number in range(10)])
         held = NewLock("job", 15, "host1", "n" * 22, {"pid": "1"})
         await store.acquireLock(tenant, held, _MANY, int(NOW * 1000), 0)

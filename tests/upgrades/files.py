@@ -31,7 +31,7 @@ VERSIONS = sorted({path.name.removesuffix(".sqlite.gz") for path in _HERE.glob("
 
 
 def expected(version: str, store: str) -> Any:
-    """What is in the data of a release."""
+    """The content of a release's data."""
     return json.loads((_HERE / f"{version}.{store}.expected.json").read_text(encoding="utf-8"))
 
 

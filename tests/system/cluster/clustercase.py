@@ -1,5 +1,5 @@
 """
-What the rows that run a cluster have in common: members of etcd, nodes of the registry, and subscribers to their feeds.
+The common parts of the rows that run a cluster: members of etcd, nodes of the registry, and subscribers to their feeds.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Member(_Process):
     """A member of etcd."""
 
     async def status(self) -> Any:
-        """What it says of itself and its leader; ``None`` if it says nothing."""
+        """Its report of itself and its leader; ``None`` if it says nothing."""
         code, status = await ask("POST", f"{self.url}/v3/maintenance/status", {})
         return status if code == 200 else None
 
@@ -356,7 +356,7 @@ class ClusterCase(FaultCase):
 
     def stalled(self, *applications: Application) -> set[str]:
         """
-        What may time out: the services of those applications whose journal says that their reactor stood still. Nothing
+        The services that may time out: those of applications whose journal says that their reactor stood still. Nothing
         here blocks one, but a machine that has too much else to do, and then their heartbeats were late indeed.
         """
         late = [each for each in applications if not self.isSteady(each)]

@@ -126,7 +126,7 @@ class Registration:
     missing: float | None = None
 
     def wrong(self) -> str | None:
-        """What breaks the promises of heartbeats; ``None`` if nothing does."""
+        """The broken promise of heartbeats; ``None`` if there is none."""
         if len(self.expired) > 1:
             return f"{self.id} expired {len(self.expired)} times"
         for expired in self.expired:
@@ -142,5 +142,5 @@ class Registration:
 
 
 def wrongOf(registrations: Sequence[Registration]) -> list[str]:
-    """What is wrong with any of them."""
+    """The problems of all of them."""
     return [wrong for each in registrations if (wrong := each.wrong()) is not None]

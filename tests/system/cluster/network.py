@@ -67,7 +67,7 @@ class Network:
     """
     All relays of a cluster, of which one site can be cut off from the others.
 
-    What is cut passes nothing on, in either direction: nothing is refused, and what was sent arrives when it is over.
+    A cut link passes nothing on, in either direction: nothing is refused, and sent bytes arrive when it is over.
 
     :param reactor: connects and listens.
     :param peers: the ports of etcd's members for each other.

@@ -17,7 +17,7 @@ class LinearizabilityTests(SynchronousTestCase):
     """Histories that an order explains, and histories with a planted fault."""
 
     def test_inOrder(self) -> None:
-        """What was set is read, by itself and beside another change."""
+        """A value that was set is read, by itself and beside another change."""
         history = [did("get", None, 0, 1), did("set", True, 2, 5, "a"), did("get", "a", 4, 6), did("get", "a", 7, 8)]
         self.assertTrue(isLinearizable(history))
         # While "b" is being set both are right, in this order only.
@@ -39,7 +39,7 @@ class LinearizabilityTests(SynchronousTestCase):
         self.assertFalse(isLinearizable([did("get", "a", 0, 1)]))
 
     def test_unknownOutcomes(self) -> None:
-        """What had no response may have been done late or never, but once only."""
+        """A write without a response may have been done late or never, but once only."""
         begun = [did("set", True, 0, 1, "a"), did("set", UNKNOWN, 2, 3, "b")]
         for last in ("a", "b"):
             self.assertTrue(isLinearizable([*begun, did("get", last, 8, 9)]))

@@ -15,10 +15,10 @@ from .clustercase import ClusterCase, Node, ask
 
 
 class OneClusterTests(ClusterCase):
-    """Where hardly anything is killed."""
+    """A cluster in which hardly anything is killed."""
 
     async def test_threeNodesAreOneRegistry(self) -> None:
-        """What one node is told all know at once, and what one gives out counts with all."""
+        """All nodes show a change to one node at once, and accept each other's tokens."""
         await self.startCluster()
         # The first one, over an empty key space, has made the user.
         self.assertEqual([bool(self.credentials(number)) for number in range(3)], [True, False, False])

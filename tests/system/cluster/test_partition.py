@@ -95,7 +95,7 @@ class PartitionTests(ClusterCase):
             await self.registered(each, services)
         done += await self.pause(*applications)
         audit = self.audit()
-        # What was made to see whether the nodes agree, and not removed because one of them could not.
+        # Services made to see whether the nodes agree, and not removed because a node could not.
         mayTimeOut = {*self.stalled(*applications), *(f"agreed{number}" for number in range(next(self.numbers)))}
         self.assertKept(await audit.look(done, mayTimeOut=mayTimeOut))
         self.assertKept(await audit.whole())

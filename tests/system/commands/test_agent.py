@@ -38,7 +38,7 @@ class AgentProcessTests(ProcessTestCase):
         self.assertNoTraceback()
 
     async def test_theLinesThatItPrintsWork(self) -> None:
-        """What it says to type next shows the service: the curl lines in a shell, and the Python lines."""
+        """The commands that it prints show the service: the curl lines in a shell, and the Python lines."""
         needs("curl")
         agent = self.agent("--id", "web1")
         await agent.says("\nEND")
@@ -73,7 +73,7 @@ class AgentProcessTests(ProcessTestCase):
             await agent.ended
             self.assertLess(reactor.seconds() - before, 5)
             self.assertEqual(agent.signal, number)
-            # What the service says, and what the registry says of it.
+            # The service's own report, and the registry's record.
             self.assertIn("Service web1 deregistered", agent.output)
             self.assertRegex(agent.output, r"Services registered: \w+/web1\n(.*\n)*.*Services deregistered: \w+/web1\n")
         registry = self.twistd("service-registry", "--listen", ANY_PORT)

@@ -42,7 +42,7 @@ class ProgramTests(ProcessTestCase):
             self.assertNotIn(b"caf", err, words)
 
     async def test_theCommandOfOthers(self) -> None:
-        """What a command gets may be in any encoding, and reaches it unchanged."""
+        """A command's arguments may be in any encoding, and reach it unchanged."""
         for words in (
             ("service-registry-wrapper", "--id", "wrapped-bytes", "--interval=3", "printf", LATIN),
             ("raxsr", "configuration", "exec", "--namespace", "/not/there", "-q", "--", "printf", LATIN),
@@ -51,7 +51,7 @@ class ProgramTests(ProcessTestCase):
             self.assertEqual((out, code), (LATIN, 0), err)
 
     async def test_anASCIILocale(self) -> None:
-        """Where Python takes arguments for ASCII, the line says so, and which locale to set."""
+        """If Python takes arguments for ASCII, the line says so, and which locale to set."""
         ascii_ = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
         _, err, code = await self.run_("raxsr", "services", "list", "--tag", "é".encode(), **ascii_)
         self.assertEqual(code, 2)

@@ -43,7 +43,7 @@ except InvalidSettings as error:
 # Only root can become a user without a passwd entry.
 @skipUnless(os.geteuid() == 0 and shutil.which("setpriv") is not None, SENTENCE)
 class NoHomeTests(ProcessTestCase):
-    """What works there, and what is told where something is missing."""
+    """Commands that work there, and errors if something is missing."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -98,7 +98,7 @@ class NoHomeTests(ProcessTestCase):
         self.assertIn("Set RAXSR_DATA_DIR", child.errors)
 
     async def test_theUsersAndTheRegistry(self) -> None:
-        """What works on a data directory says in one line that it has to be named, and works with one."""
+        """A command for a data directory says in one line that it has to be named, and works with one."""
         for program, words, code in (
             ("service-registry-users", ["list"], 2),
             ("twistd", ["-n", "--pidfile=", "--logfile=/dev/null", "service-registry"], 1),

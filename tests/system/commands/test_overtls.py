@@ -83,7 +83,7 @@ class OverTLSTests(ProcessTestCase):
         self.assertIn(b'"heartbeat_timeout": 30', shown)
 
     async def test_aCertificateThatIsNotTrusted(self) -> None:
-        """Where the authority is not known, a tool says so in one line, and ends with 1; with its file all is well."""
+        """If the authority is not known, a tool says so in one line, and ends with 1; with its file all is well."""
         root = Holder("Our Root", names=())
         await self.registry(Holder("registry", issuer=root, ca=False))
         refused = await self.spawn("raxsr", "services", "list").ended

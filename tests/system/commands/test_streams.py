@@ -58,7 +58,7 @@ class StreamsTests(RaxsrProcessTestCase):
         self.assertEqual((await self.client().configuration.get(key))["value"], "value")
 
     async def test_errorsWithoutAReader(self) -> None:
-        """Where stderr can't be written, the exit code says it, and what is shown is shown."""
+        """If stderr can't be written, the exit code says so, and the output is complete."""
         child = await self.ended("2>/dev/full", "raxsr", "configuration", "get", f"/{self.prefix}/none")
         self.assertEqual((child.output, child.exitCode), ("", 1))
         child = await self.ended("2>&-", "raxsr", "--version")
@@ -66,7 +66,7 @@ class StreamsTests(RaxsrProcessTestCase):
         self.assertEqual(child.exitCode, 0)
 
     async def test_anInputThatIsClosed(self) -> None:
-        """What can't be read from stdin is an error of the person's, told in one line."""
+        """Input that can't be read from stdin is a user's error, in one line."""
         child = await self.ended("<&-", "raxsr", "configuration", "import", "-")
         self.assertEqual((child.output, child.exitCode), ("", 1))
         self.assertEqual(child.errors, "raxsr: can't read the standard input: it is closed\n")

@@ -16,7 +16,7 @@ from txserviceregistry.registry.stores.etcd.store import EtcdStore
 PROGRAM = """
 os.execv(sys.executable, [sys.executable, "-m", "txserviceregistry.commands.users", *sys.argv[1:]])
 """
-# What it finds as its standard streams: no output, a file that takes four bytes, a pipe without a reader; only an
+# Its standard streams: no output, a file that takes four bytes, a pipe without a reader; only an
 # output; and a stderr on a full disk.
 INTO_NOTHING = "import os, sys; os.close(1)"
 INTO_A_LIMITED_FILE = """
@@ -93,7 +93,7 @@ class BesideARegistryTests(UsersProcessCase):
         await self.client().account.getLimits()
 
     async def test_otherOutputThatCantBeWritten(self) -> None:
-        """What can't be helped with is an error of one line; what writes nothing needs no output."""
+        """An error that can't be avoided has one line; a command that writes nothing needs no output."""
         await self.users("add", "joe")
         for words, code in ((["--help"], 1), (["remove", "joe"], 0)):
             program = self.spawn("python", "-c", INTO_NOTHING + PROGRAM, "--data-dir", self.dataDir, *words)

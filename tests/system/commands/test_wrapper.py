@@ -329,7 +329,7 @@ class WrapperTests(WrapperTestCase):
 
     async def test_costsLittle(self) -> None:
         """Under 60 MB, and no CPU time that could be measured while nothing happens."""
-        # What measures coverage costs more than what is measured.
+        # The measurement of coverage costs more than the measured code.
         plain = {key: value for key, value in self.environment().items() if not key.startswith("COVERAGE_")}
         wrapper = Child()
         command = ["sh", "-c", "echo ready; exec sleep 60"]

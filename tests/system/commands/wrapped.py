@@ -1,5 +1,5 @@
 """
-What the wrapper's tests wrap: a program for each thing that a command may do. It says ``ready`` when it is, and ends
+The program in the wrapper's tests: a mode for each thing that a command may do. It says ``ready`` when it is, and ends
 with its stdin at the latest.
 
 Runs without the project and without site-packages: ``python -S -E wrapped.py MODE``.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
 _T = TypeVar("_T")
-# What a hostile service would write.
+# Text of a hostile service.
 PAYLOADS = (
     "<script>window.hostile = 1</script>",
     "<img src=x onerror='window.hostile = 1'>",
@@ -34,7 +34,7 @@ _SUBMIT = """(url) => {
   document.querySelector("input").value = '"]}';
   document.forms[0].submit();
 }"""
-# What the browser itself writes to its console when a request fails.
+# The line that the browser itself writes to its console when a request fails.
 FAILED = "Failed to load resource"
 
 
@@ -251,7 +251,7 @@ class SessionTests(ConsoleTestCase):
 
 
 class LiveTests(ConsoleTestCase):
-    """What is shown is what is there."""
+    """The page shows the registry's data."""
 
     async def test_changesAppear(self) -> None:
         """Registrations, updates, states and removals appear without a reload, and the counts are of instances."""
@@ -353,7 +353,7 @@ class LiveTests(ConsoleTestCase):
 
 
 class ActionTests(ConsoleTestCase):
-    """What users change in the page."""
+    """Changes that users make in the page."""
 
     async def test_drain(self) -> None:
         """An instance is drained with a reason, and put back."""

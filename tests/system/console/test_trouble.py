@@ -19,7 +19,7 @@ _HIDE = """(isHidden) => {
   Object.defineProperty(document, "hidden", { configurable: true, value: isHidden });
   document.dispatchEvent(new Event("visibilitychange"));
 }"""
-# What a browser does that blocks a site's data.
+# A script that acts as a browser that blocks a site's data.
 _BLOCKED = """Object.defineProperty(window, "localStorage", {
   get() { throw new DOMException("Access is denied for this document.", "SecurityError"); }
 })"""
@@ -44,7 +44,7 @@ def withModules(browser: Browser, **more: Any) -> BrowserContext:
 
 
 class BrowserTests(ConsoleTestCase):
-    """What a browser has, and may lack."""
+    """Features that a browser may lack."""
 
     async def test_twoReleases(self) -> None:
         """The whole page is in one response: in no other is a part that a node of another release could have sent."""
@@ -175,7 +175,7 @@ class OthersTests(ConsoleTestCase):
     """Late responses, and other editors."""
 
     async def test_lateResponse(self) -> None:
-        """What a view has asked for does not replace another view that is open by then."""
+        """The response to a view's request does not replace another view that is open by then."""
 
         def walk(browser: Browser, api: Api) -> None:
             watched = self.opened(browser.new_context(), api)
@@ -295,7 +295,7 @@ class OthersTests(ConsoleTestCase):
 
 
 class EditorTests(ConsoleTestCase):
-    """What a user has written is not lost, and goes where the user wants it."""
+    """A user's text is not lost, and is saved under the key that the user wants."""
 
     async def test_sessionEnds(self) -> None:
         """The editor is open again, with its text, in the next session of its user in the tab, and in no other's."""
@@ -450,7 +450,7 @@ class EditorTests(ConsoleTestCase):
         await self.browse(walk)
 
     async def test_withoutTags(self) -> None:
-        """Where a proxy removes the tag of a value, nothing is overwritten."""
+        """If a proxy removes the tag of a value, nothing is overwritten."""
 
         def walk(browser: Browser, api: Api) -> None:
             api.ask("PUT", "/configuration/a_key", {"value": "1"})

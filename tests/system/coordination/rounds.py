@@ -199,13 +199,13 @@ class Rounds:
         took = at - began
         if took > (_HANDOVER if fault == "term" else TIMEOUT + _MARGIN[self.store]):
             self.late += 1
-            # Where there is too much else to do, a process may take that long to start.
+            # On a busy machine, a process may take that long to start.
             isCrowded = os.getloadavg()[0] >= 2 * (os.cpu_count() or 1)
             assert isCrowded, f"{fault}: took over after {took:.2f} s"
         return took
 
     def check(self) -> int:
-        """What must be true; returns the number of holders there were."""
+        """Check the invariants; returns the number of holders there were."""
         seen = self.seen()
         ends = {fence: max(at for each, at, _ in seen if each == fence) for fence, _, _ in seen}
         begins = {fence: min(at for each, at, _ in seen if each == fence) for fence, _, _ in seen}

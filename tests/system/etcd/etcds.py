@@ -40,7 +40,7 @@ def etcdCommand(
     folder: str, client: str, peer: str, *more: str, program: str = BROUGHT, name: str = "default", cluster: str = ""
 ) -> list[str]:
     """
-    What starts an etcd.
+    The command that starts an etcd.
 
     :param folder: for its data.
     :param client: the URL for its clients,

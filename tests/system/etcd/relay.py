@@ -37,7 +37,7 @@ class Relay:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL at which it listens."""
         return f"http://{_LOOPBACK}:{self._ownPort}"
 
     def start(self) -> None:
@@ -129,7 +129,7 @@ class _End(Protocol):
         self.transport.pauseProducing()
 
     def letGo(self) -> None:
-        """What was held goes on."""
+        """Held bytes go on."""
         self._isHeld = False
         self.transport.resumeProducing()
         if self.other is not None:

@@ -219,7 +219,7 @@ class GroupsTests(EtcdCase):
         self.assertIn(b'"services":60', found.value if found else b"")
 
     async def test_aKeyIsDeletedAndSetInTwoGroups(self) -> None:
-        """What is deleted and made anew has a create revision of its own, however soon; the order stays."""
+        """A key that is deleted and made anew has a create revision of its own, however soon; the order stays."""
         key, node = f"{self.prefix}thing", self.node("a")
         await node.do(T, lambda draft: draft.put(key, b"1"))
         old = await self.asked.get(key)

@@ -159,7 +159,7 @@ class DamagedTests(EtcdStoreCase):
                 await read()
 
     async def test_allElseGoesOn(self) -> None:
-        """What a node does for all tenants is done for those whose keys are not damaged."""
+        """A node's work for all tenants is done for those whose keys are not damaged."""
         store, reads = await self.filled()
         await store.setState("2", StateRecord("db", "drain", "", 1), 10)
         for name in reads:

@@ -143,7 +143,7 @@ class LostAnswerTests(EtcdCase):
         self.assertEqual(seen, {True, False})
 
     async def test_leasesAndCompactions(self) -> None:
-        """What is there already, or is gone already, is the first try's work."""
+        """A key that is there already, or is gone already, is the first try's work."""
         etcd = self.lossy()
         for _ in range(4):
             lease, seconds = await etcd.grant(60)
@@ -155,7 +155,7 @@ class LostAnswerTests(EtcdCase):
             await etcd.compact(revision)
 
     async def kept(self, etcd: Etcd, lease: int) -> bool:
-        """What a keep-alive says. It is tried once: a node counts from the sending of the one that was answered."""
+        """The response to a keep-alive. It is tried once: a node counts from the sending of the answered one."""
         for _ in range(2):
             try:
                 return await etcd.keepAlive(lease)

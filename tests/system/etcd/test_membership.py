@@ -21,7 +21,7 @@ from txserviceregistry.registry.stores.interfaces import (
 
 
 class NodeTests(EtcdStoreCase):
-    """What other nodes publish in their keys."""
+    """The statuses that other nodes publish in their keys."""
 
     async def test_aStatusThatIsNotUnderstoodIsWaitedFor(self) -> None:
         """
@@ -223,7 +223,7 @@ class ContactTests(EtcdStoreCase):
         self.assertEqual(await self.types(stores[0]), ["service.join", "service.timeout"])
 
     async def test_aMembershipThatEndsWhileAllIsRead(self) -> None:
-        """What the next membership reads replaces it: there is one watch afterwards."""
+        """The data that the next membership reads replace it: there is one watch afterwards."""
         wire = TroubledAgent()
         store = await self.store(agent=wire)
         await self.until(lambda: len(wire.watching) == 1)

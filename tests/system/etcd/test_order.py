@@ -9,7 +9,7 @@ from txserviceregistry.registry.stores.etcd.keyvalues import encode
 
 
 class OrderTests(EtcdStoreCase):
-    """What is older never replaces what is newer."""
+    """Older data never replace newer data."""
 
     def setUp(self) -> None:
         super().setUp()

@@ -95,7 +95,7 @@ class SeenTests(EtcdStoreCase):
         self.assertIsNone(await self.key(f"seen/{T}/web"))
 
     async def test_othersAreNotifiedOfThem(self) -> None:
-        """What one node writes all show, those that start later too."""
+        """All nodes show the times that one node writes, also nodes that start later."""
         a, b = await self.store(), await self.store()
         made = await self.created(a, b)
         a.recordLastSeen(T, "web", made.incarnation, 1000)

@@ -1,4 +1,4 @@
-"""What the etcd store does beside the suites: what it keeps, and how it begins and ends."""
+"""The etcd store beside the suites: its keys, start and end."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class IdentityTests(EtcdStoreCase):
         self.assertEqual({user.name for user in await b.listUsers()}, {f"u/{n}" for n in range(12)})
 
     async def test_noReadIsUnbounded(self) -> None:
-        """Whatever is asked, etcd is never asked for all keys of a kind at once: there may be tens of thousands."""
+        """For no request is etcd asked for all keys of a kind at once: there may be tens of thousands."""
         wire, bodies = TroubledAgent(), list[bytes]()
         wire.holds = lambda body: bool(bodies.append(body))
         store = await self.store(agent=wire)
@@ -141,7 +141,7 @@ class OpeningTests(EtcdStoreCase):
         self.assertEqual(len({(await store.listEvents(T, 0, 1, None))[0].id for store in stores}), 1)
 
     async def test_anotherReleasesKeysAreRefused(self) -> None:
-        """What a later release has written is left alone."""
+        """Data of a later release are left alone."""
         await (await self.store()).close()
         meta = await self.key("meta")
         assert meta is not None

@@ -249,7 +249,7 @@ class VoteTests(EtcdStoreCase):
         await self.whenever(lambda: self.areThere([each.id for each in kept]))
         timeouts = [each.payload["id"] for each in await a.listEvents(T, 0, 1000, {"service.timeout"})]
         self.assertEqual(sorted(timeouts), [each.id for each in made if each not in kept])
-        # What is counted for the limit is what is there.
+        # The limit's count is the number of services.
         clock = await self.key(f"clocks/{T}")
         self.assertEqual(json.loads(clock.value)["services"] if clock else 0, len(kept))
         expired = [each for store in (a, b) for each in self.listeners[store].heard if each[0] == "expired"]

@@ -98,7 +98,7 @@ class TroubledAgent:
         return Deferred.fromCoroutine(self._lostResponse(response))
 
     def release(self) -> None:
-        """What was held arrives, and nothing is held any more."""
+        """Held bytes arrive, and nothing is held any more."""
         self.holds = self.delays = _nothing
         held, self._held = self._held, []
         for arrive in held:
@@ -112,7 +112,7 @@ class TroubledAgent:
             receive(data)
 
     def catchUp(self) -> None:
-        """What was delayed arrives, and nothing is delayed any more."""
+        """Delayed bytes arrive, and nothing is delayed any more."""
         self.isDelayed = False
         delayed, self._delayed = self._delayed, []
         for arrive in delayed:

@@ -2,7 +2,7 @@
 ``python -m tests.system.faults.application``: an application under test, in a process of its own.
 
 It keeps services registered, puts a load of writes on the registry if it is told to, and prints all that it asked for
-and what came of it (:mod:`tests.system.faults.journal`). Where the registry is, and the credentials, come from the
+and what came of it (:mod:`tests.system.faults.journal`). The registry's URL and the credentials come from the
 environment as with every program of ours. On its standard input it takes commands, a line each:
 
 ===============  =====================================================================================

@@ -1,5 +1,5 @@
 """
-What the rows have in common in which clients attack a registry.
+The common parts of the rows in which clients attack a registry.
 """
 
 from __future__ import annotations

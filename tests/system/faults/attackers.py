@@ -173,7 +173,7 @@ class _Attackers(ClientFactory):
 
 
 def _hello() -> bytes:
-    """What a TLS client sends first. Making it costs nothing when it is made once; answering it costs a signature."""
+    """The first message of a TLS client. Making it once costs nothing; answering it costs a signature."""
     connection = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD), None)
     connection.set_connect_state()
     try:

@@ -1,5 +1,5 @@
 """
-What the registry says of all that happened, asked directly, beside what the applications know: whether the three
+The registry's record of all that happened, read directly, beside what the applications know: whether the three
 promises were kept.
 
 * No service is reported as timed out that was alive and could reach the registry within its deadline.
@@ -37,7 +37,7 @@ _OPERATIONS = {"create": "J", "remove": "X", "set": "S", "unset": "U"}
 @attrs.define
 class Findings:
     """
-    What is wrong, a line each; when the promises are kept, nothing is.
+    The problems, a line each; none when the promises are kept.
 
     :ivar falseTimeouts: services that timed out, and should not have.
     :ivar orphans: services that are listed, and should not be.
@@ -175,7 +175,7 @@ class Audit:
     # -- findings
 
     def _lost(self, operations: Sequence[Operation], news: Sequence[Event]) -> list[str]:
-        """What was asked for, and has events that it can't have had."""
+        """The ids that were requested, and have impossible events."""
         # Among several servers an operation of an earlier look may have its effect now.
         self._operations = [*self._operations, *operations] if self._isSeveral else operations
         asked: defaultdict[str, list[Operation]] = defaultdict(list)

@@ -1,5 +1,5 @@
 """
-What the rows of the fault table have in common: their length, and how they tell what they measured.
+The common parts of the rows of the fault table: their length, and the report of their figures.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FULL = "FAULTS_FULL"
 #: Names, in the environment, the file that figures are added to: a line of JSON each.
 FIGURES = "FAULTS_FIGURES"
 
-#: Where the tests are imported from.
+#: The folder from which the tests are imported.
 
 
 class Figures:
@@ -60,7 +60,7 @@ class FaultCase(Figures, ProcessTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        #: Where the registry listens.
+        #: The port on which the registry listens.
         self.port = freePorts(1)[0]
 
     async def registry(

@@ -1,5 +1,5 @@
 """
-What an application under test reports: lines of JSON that it prints (:func:`note`), and the test's side of them
+The report of an application under test: lines of JSON that it prints (:func:`note`), and the test's side of them
 (:class:`Journal`).
 
 All times are seconds of the monotonic clock, which is one for all processes of a machine.
@@ -28,7 +28,7 @@ def note(kind: str, **members: object) -> None:
 
 
 class Outcome(Enum):
-    """What an application knows about an operation."""
+    """An application's knowledge about an operation."""
 
     underWay = "under way"
     #: The registry has said that it is done.
@@ -86,7 +86,7 @@ class Application(Child):
         self._news: list[tuple[str, Deferred[None]]] = []
 
     def outReceived(self, data: bytes) -> None:
-        """See ProcessProtocol. What is a line of the journal is not kept as output."""
+        """See ProcessProtocol. A line of the journal is not kept as output."""
         *lines, self._line = (self._line + data.decode()).split("\n")
         for line in lines:
             if line.startswith("{"):

@@ -1,5 +1,5 @@
 """
-Where HTTP messages begin and end in a stream of bytes: as much of it as the proxy needs to spoil one whole answer.
+The boundaries of HTTP messages in a stream of bytes: as much of it as the proxy needs to spoil one whole answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Messages:
     """
     Cuts one direction of a connection into whole messages, of which each may follow the one before.
 
-    What is not HTTP, or ends only with its connection, comes out of :meth:`rest`.
+    Data that are not HTTP, or end only with their connection, come out of :meth:`rest`.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Messages:
         return whole
 
     def rest(self) -> bytes:
-        """What is there of a message that is not whole; it is not kept here any more."""
+        """The bytes of an incomplete message; they are not kept here any more."""
         rest, self._data = self._data, b""
         return rest
 

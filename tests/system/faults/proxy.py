@@ -48,14 +48,14 @@ class _End(Enum):
     reset = "reset"
 
 
-#: What travels in one direction.
+#: The bytes of one direction.
 _Item = bytes | _End
 
 
 @attrs.frozen
 class _Spoiled:
     """
-    What comes instead of an answer.
+    The replacement of a response.
 
     :ivar data: is sent,
     :ivar end: and then the connection ends so, or goes on.
@@ -75,8 +75,8 @@ class Proxy:
     :meth:`heal`. Several can hold at once.
 
     A direction that is cut loses nothing for good as long as its sender keeps the connection, as TCP sends again what
-    was not acknowledged: it arrives when the fault has ended. What a sender had sent before it *reset* the connection
-    is lost then, as the sender's system has thrown it away.
+    was not acknowledged: it arrives when the fault has ended. Bytes sent before their sender *reset* the connection
+    are lost then, as the sender's system has thrown them away.
 
     :param reactor: connects, listens and keeps time.
     :param port: the registry's port on loopback. May be set anew, for the connections to come.
@@ -156,7 +156,7 @@ class Proxy:
         self.hung.update(ways or BOTH)
 
     def delay(self, seconds: float, *ways: Way) -> None:
-        """Let everything take so many *seconds* longer. What is under way arrives even when its sender has gone."""
+        """Let everything take so many *seconds* longer. Bytes under way arrive even when its sender has gone."""
         self.delays.update(dict.fromkeys(ways or BOTH, seconds))
 
     def garble(self, rate: float, *ways: Way) -> None:
@@ -231,7 +231,7 @@ class Proxy:
     # -- for the connections
 
     def spoil(self, message: bytes) -> _Spoiled:
-        """What of an answer of the registry's the client is given."""
+        """The part of a response of the registry that the client receives."""
         self.counts["answers"] += 1
         for spoiler in self.spoilers.values():
             spoiled = spoiler(message)

@@ -24,7 +24,7 @@ from tests import ROOT
 from tests.system.faults.faultcase import FIGURES, FULL
 
 _DOCS = ROOT / "docs"
-# What was measured, and the table that is made of it.
+# The kept figures, and the table that is made of it.
 _KEPT = _DOCS / "reliability-figures.json"
 _TABLE = _DOCS / "reliability-figures.rst"
 

@@ -133,7 +133,7 @@ class SimulatedCase(Figures, SynchronousTestCase):
         ]
 
     def note(self, kind: str, **members: object) -> None:
-        """What the application tells."""
+        """The application's report."""
         self.application.hear({"kind": kind, "at": self.fake.clock.seconds(), **members})
 
     def start(self) -> None:

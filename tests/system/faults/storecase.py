@@ -1,5 +1,5 @@
 """
-What rows have in common in which the registry can't write to its sqlite store for a while.
+The common parts of the rows in which the registry can't write to its sqlite store for a while.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ class AbuseTests(AttackCase):
 
 
 def memory(registry: Child, *, peak: bool = False) -> int:
-    """What a process has in memory, in MB."""
+    """The memory of a process, in MB."""
     transport: Any = registry.transport
     status = Path(f"/proc/{transport.pid}/status").read_text()
     (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)" if peak else r"VmRSS:\s+(\d+)", status)

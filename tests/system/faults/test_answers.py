@@ -32,7 +32,7 @@ class AnswerTests(SimulatedCase):
             self.assertAllRegistered()
         self.network.rate = 0.0
         self.successResultOf(self.finished(self.load.pause()))
-        # What the audit saw last is older than what was created until the load came to rest.
+        # The audit's last data are older than services created until the load came to rest.
         listing = self.successResultOf(self.fake.client(cache=None).services.list())
         self.assertEqual(
             {service["id"] for service in directory.services()}, {service["id"] for service in listing["values"]}

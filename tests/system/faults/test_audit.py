@@ -20,7 +20,7 @@ def asked(what: str, id: str, outcome: Outcome = DONE, value: str | None = None)
 
 
 class AuditTests(SynchronousTestCase):
-    """What is so, beside what was asked for."""
+    """The registry's data, beside the requests."""
 
     def setUp(self) -> None:
         self.fake = FakeRegistry()
@@ -37,7 +37,7 @@ class AuditTests(SynchronousTestCase):
         return findings
 
     def test_nothingIsWrong(self) -> None:
-        """What was asked for has happened, and what may or may not have happened is no matter."""
+        """Requested changes have happened; uncertain ones may have happened or not."""
         self.did(self.client.services.create("web1", 30))
         self.did(self.client.configuration.set("abc", "1"))
         self.did(self.client.configuration.set("abc", "2"))
@@ -155,7 +155,7 @@ class AuditTests(SynchronousTestCase):
         self.assertEqual([text.split()[0] for text in findings.falseTimeouts], ["web1"])
 
     def test_findsOrphans(self) -> None:
-        """What is listed and has no living application."""
+        """A service that is listed and has no running application."""
         self.did(self.client.services.create("web1", 30))
         self.did(self.client.services.create("web2", 30))
         self.assertEqual(self.found(ended=["web2", "web3"]).orphans, ["web2"])

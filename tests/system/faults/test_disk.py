@@ -73,7 +73,7 @@ class DiskTests(StoreFaultCase):
             try:
                 self.assertEqual(run("mount", "--bind", "-o", "ro", self.dataDir, self.dataDir), 0)
                 try:
-                    # What the registry opened before can still write; from this refusal on, nothing that it opens can.
+                    # Files that the registry opened before can still be written; from this refusal on, no others can.
                     await self.until(self.isRefused, 0.01)
                     os.unlink(self.ballast.name, dir_fd=folder)
                     await self.trouble(application)

@@ -114,7 +114,7 @@ class GatewayTests(GatewayCase):
         for _ in range(20 if self.isFull else 1):
             for status in STATUSES:
                 for body, contentType in PAGES:
-                    # What is refused for longer than a timeout expires, and rightly so.
+                    # A service that is refused for longer than a timeout expires, and rightly so.
                     self.fake.answerNext(status, body, contentType, count=self.random.randint(1, 3))
                     pages += 1
                     self.fake.advance(self.random.uniform(3, 9))
@@ -155,14 +155,14 @@ class LargeBodyTests(GatewayCase):
         self.fake.answerNext(status, body, contentType, count=None, when=lambda request: len(request.body) > size)
 
     def test_bodiesOver8KiB(self) -> None:
-        """Whatever status the proxy answers, batches become small and stay so, and the log has one line."""
+        """With any status of the proxy, batches become small and stay so, and the log has one line."""
         for status in (403, 404, 413):
             self.setUp()
             log = self.logged()
             self.refuseOver(8192, status)
             # A batch of all of them is over 8 KiB.
             requests = self.simulate(3600) if self.isFull else self.simulate(60, 160)
-            # What fits goes together: not a request for each heartbeat.
+            # Heartbeats that fit share a request: not a request for each heartbeat.
             self.assertLess(requests[-1], 100)
             self.assertEqual([line for line in log if "heartbeat" in line and "registered" not in line], log[:1])
             self.assertIn("A batch of", log[0])

@@ -27,7 +27,7 @@ _MEMORY = 7.0
 
 @attrs.frozen
 class _Seen:
-    """What was asked, from when to when, and whether it was well."""
+    """A request, its begin and end, and whether the registry was healthy."""
 
     began: float
     ended: float
@@ -117,7 +117,7 @@ class HealthTests(StoreFaultCase):
         await self.until(areRefused)
 
     async def test_almostFull(self) -> None:
-        """Where a few pages have room and no value has, /health answers as writes do, and is well soon after."""
+        """If a few pages fit and no value does, /health responds as writes do, and recovers soon after."""
         self.mount()
         longest = 0.0
         for pages in range(1, 9) if self.isFull else (7,):

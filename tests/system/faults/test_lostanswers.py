@@ -75,7 +75,7 @@ class LostAnswerTests(FaultCase):
         await application.says("stopped")
         self.assertKept(await audit.look(application.take(), ended=application.states))
         self.assertEqual(application.lost, set())
-        # What a client can know to be its own does not stand in its way.
+        # A service that a client can recognize as its own does not block its registration.
         self.assertNotIn("ServiceExists", [error for _, error in application.troubles])
         how = "without a reset" if isSilent else "with a reset"
         self.tell(f"{how}: time until {SERVICES} services were registered, s", round(took, 1))

@@ -65,7 +65,7 @@ class ManyServicesTests(FaultCase):
     How far it can be hurried is a matter of arithmetic: 10,000 services with a timeout of 120 s send a heartbeat every
     91 s (0.8 of the timeout, less five per cent of jitter), which makes 110 heartbeats a second on average. Up to 1,000
     go in one request, and cost the registry some 15 us each, so that *speed* times as many are far
-    from filling a core. What a hurried process can't do is to be kept waiting for the CPU by others.
+    from filling a core. A process in a hurry must not wait for the CPU because of others.
     """
 
     row = 8

@@ -70,7 +70,7 @@ class NetworkTests(FaultCase):
         expirations = 0
         for cut in CUTS if self.isFull else CUTS[:1]:
             for _ in range(3 if self.isFull else 1):
-                # Where only the way back is cut, the registry still receives all heartbeats.
+                # If only the way back is cut, the registry still receives all heartbeats.
                 mayTimeOut = () if cut == (TO_CLIENT,) else application.services
                 expirations += bool(mayTimeOut)
                 cuts += 1

@@ -167,7 +167,7 @@ class ProxyTests(LoopbackTestCase):
         self.assertEqual(len(self.server.calls), 2)
 
     async def test_delays(self) -> None:
-        """What is delayed comes later, in order, and even when its sender has gone by then."""
+        """Delayed bytes come later, in order, and even when their sender has gone by then."""
         caller = await self.caller()
         self.proxy.delay(0.2, TO_REGISTRY)
         began = reactor.seconds()
@@ -255,7 +255,7 @@ class MessagesTests(SynchronousTestCase):
         self.assertEqual([message for byte in together for message in single.take(bytes([byte]))], messages)
 
     def test_theRestIsNotLost(self) -> None:
-        """What has no end comes out when it is asked for, once."""
+        """A message without an end comes out on request, once."""
         messages = Messages()
         self.assertEqual(messages.take(OK + OK[:20]), [OK])
         self.assertEqual([messages.rest(), messages.rest()], [OK[:20], b""])

@@ -12,7 +12,7 @@ class SuspendTests(SimulatedCase):
 
     row = 22
     fault = "An application's machine is suspended, for less and more than its heartbeat timeouts (simulated)"
-    # Who creates something while the machine sleeps knows nothing of what became of it.
+    # A client that creates something while the machine sleeps does not learn the outcome.
     CREATORS = 0
 
     def test_isHeardOfAtOnce(self) -> None:

@@ -21,7 +21,7 @@ A_SECOND = 1.0
 
 
 class VanishedTests(StoreFaultCase):
-    """What SQLite writes to a file that is gone is lost when the process ends; it says nothing of it."""
+    """SQLite's writes to a file that is gone are lost when the process ends, without an error."""
 
     row = 31
     fault = "SQLite's file, log or index, or the data directory, is moved, replaced or removed"
@@ -77,7 +77,7 @@ class VanishedTests(StoreFaultCase):
             await self.isNoticed(application, vanish)
             back()
             await self.recovers(application)
-        # What comes back within a minute is not told each time.
+        # A problem that comes back within a minute is not logged each time.
         said = registry.output + registry.errors
         for text in ("Cannot write the store: ", "Can write the store again"):
             self.assertTrue(1 <= said.count(text) <= len(steps), said)
@@ -132,6 +132,6 @@ class VanishedTests(StoreFaultCase):
 
 
 def _rescue() -> str:
-    """What the page on operating says, to copy the files of a store that were removed."""
+    """The commands of the page on operating that copy the files of a store that were removed."""
     (block,) = (block for block in blocksOf(ROOT / "docs" / "operating.rst") if "/proc/$PID" in block.text)
     return block.text

@@ -135,7 +135,7 @@ class Driver(RuleBasedStateMachine):
         assert found is None, f"{request}: {found}\n{reply}"
 
     def wrong(self, reply: Reply, expected: Any) -> str | None:
-        """Where an answer is not as expected, in words."""
+        """The differences of a response from the expected one, in words."""
         found = difference(expected.status, reply.code, "status")
         found = found or difference(expected.body, reply.json if reply.raw else None)
         for name, value in expected.headers.items():
@@ -160,7 +160,7 @@ class Driver(RuleBasedStateMachine):
         self.clear()
 
     def clear(self) -> None:
-        """Where it takes some time until all nodes know that a service has expired, let it go by."""
+        """If it takes some time until all nodes know that a service has expired, let it go by."""
         assert self.nodes is not None
         while self.model.late and self.model.isUntold:
             self.nodes.pass_(SWEEP)
@@ -215,7 +215,7 @@ class Driver(RuleBasedStateMachine):
 
 
 def _outcome(request: Request, code: int, actual: Any) -> str:
-    """What kind of answer this is: without the names and numbers in it."""
+    """The kind of a response: without the names and numbers in it."""
     collection = request.path.split("/")[1] if request.path.count("/") else ""
     words = ""
     if code >= 400:

@@ -1,5 +1,5 @@
 """
-What an answer is expected to be: JSON as it has to be, and in places something that only its form is known of.
+The expected response: JSON as it has to be, and in places something that only its form is known of.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-What random programs draw from: small pools of ids, keys, tags and bad values.
+The inputs of random programs: small pools of ids, keys, tags and bad values.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ ODD_REQUESTS = [
     ("GET", "/states/web"),
 ]
 BODIES = [b"{", b"[]", b"1", b"\xff", b'"x"', b"null", b"{}", b"", b' {"heartbeat_timeout": 5} ', b"{}{}"]
-#: What two may ask for at once.
+#: Requests that two clients may send at once.
 CHANGES = [
     "acquire",
     "acquire",

@@ -92,7 +92,7 @@ class Programs(ServiceSteps, LockSteps):
             return
         self.settleExpirations()
         for tenant in TENANTS:
-            # What is put into a new feed while the clock is behind can be reached by the id of an event only.
+            # An event of a new feed while the clock is behind can be reached by the id of an event only.
             if not self.model.accounts[tenant].events:
                 self.ask("PUT", "/configuration/first", {"value": "x"}, tenant=tenant)
                 self.ask("DELETE", "/configuration/first", tenant=tenant)

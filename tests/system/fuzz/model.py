@@ -1,7 +1,7 @@
 """
 A model of the API: what its page says, once more, in as few words as possible, and without a look at the registry.
 
-What the protocol leaves to a registry is opaque here: tokens and ids of events are learned from the answers, and only
+The registry's own choices are opaque here: tokens and ids of events are learned from the answers, and only
 their form, order and uniqueness are checked. Times are seconds; moments of the wall clock are seconds since 1970.
 """
 
@@ -64,7 +64,7 @@ UP: dict[str, Any] = {"state": "up", "reason": "", "expires_at": None}
 
 class Model(LockModel):
     """
-    What a registry has to answer.
+    The response that a registry has to send.
 
     :param limits: how many services and values an account may have.
     :param gets: how many GETs an account may make in a day.
@@ -85,7 +85,7 @@ class Model(LockModel):
 
     @property
     def wall(self) -> float:
-        """What the wall clock shows."""
+        """The time of the wall clock."""
         return self.time + self._ahead
 
     # -- time
@@ -155,7 +155,7 @@ class Model(LockModel):
 
     def answer(self, request: Request, node: int = 0) -> Expected:
         """
-        What a request has to be answered with; what it changes is changed.
+        The response that a request has to receive; its changes are made.
 
         :param node: the number of the node that it goes to: each counts GETs by itself.
         """
@@ -477,7 +477,7 @@ class Model(LockModel):
 
     def peek(self, request: Request, *, without: int = 0) -> Expected:
         """
-        What a GET would be answered with now; it does not count.
+        The response that a GET would receive now; it does not count.
 
         :param without: if the feed does not tell yet of so many of its newest events.
         """

@@ -32,7 +32,7 @@ from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 
 #: Seconds of the real clock within which a thread has to have done what it was asked for.
 PATIENCE = 60.0
-#: Where files are in memory, if this machine has such a place: programs are not about disks.
+#: A folder in memory, if this machine has one: programs are not about disks.
 IN_MEMORY = Path("/dev/shm")
 
 
@@ -71,7 +71,7 @@ class Turns(Clock):
         return hasHeard
 
     def wait(self, deferred: Deferred[Any]) -> Any:
-        """What a Deferred fires with."""
+        """The result of a Deferred."""
         results: list[Any] = []
         deferred.addBoth(results.append)
         self.until(lambda: bool(results))

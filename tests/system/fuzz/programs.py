@@ -25,7 +25,7 @@ from tests.system.fuzz.etcd import TwoNodes
 from tests.system.fuzz.machine import Programs
 from tests.system.fuzz.nodes import Backing
 
-#: What the registries keep their data in; ``etcd2`` is two nodes over one etcd, requests dealt at random.
+#: The stores of the registries; ``etcd2`` is two nodes over one etcd, requests dealt at random.
 BACKINGS: Mapping[str, type[Backing]] = {**nodes.BACKINGS, "etcd2": TwoNodes}
 #: How many steps a program has at most.
 STEPS = 50

@@ -1,5 +1,5 @@
 """
-What the model of the API keeps: requests, services, events and accounts.
+The records of the model of the API: requests, services, events and accounts.
 """
 
 from __future__ import annotations

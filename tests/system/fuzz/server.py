@@ -70,10 +70,10 @@ class Server:
         shutil.rmtree(self._home)
 
     def description(self) -> dict[str, object]:
-        """What it says of itself."""
+        """Its own report."""
         described: dict[str, object] = requests.get(self.root + "/openapi.json", timeout=30).json()
         return described
 
     def log(self) -> str:
-        """What it has logged."""
+        """Its log."""
         return Path(self._home, "log").read_text()

@@ -64,10 +64,10 @@ class KilledWhileItPrints(ProcessProtocol):
 
 
 class ProcessesTests(SqliteCase):
-    """What other processes write, and what becomes of it."""
+    """Writes of other processes, and their outcome."""
 
     async def test_survivesKill(self):
-        """Whatever a process printed as acknowledged before it was killed is there, and the store is in order."""
+        """All data that a process printed as acknowledged before it was killed are there, and the store is in order."""
         killed = KilledWhileItPrints(500)
         environment = dict(os.environ)
         path = os.path.abspath(self.path)
@@ -114,13 +114,13 @@ class ProcessesTests(SqliteCase):
         self.assertEqual([value.key for value in await store.listValues("1", None, 100, None)], ["after", "before"])
 
     async def almostFull(self, *tries: tuple[int, list[int]]) -> list[list[str]]:
-        """What becomes of writes and probes; see ``almostFillDisk`` in storeprograms."""
+        """The outcome of writes and probes; see ``almostFillDisk`` in storeprograms."""
         with mock.patch.dict(os.environ, {"TRIES": json.dumps(tries)}):
             found: list[list[str]] = json.loads(await run("almostFillDisk", self.path))
         return found
 
     async def test_aProbeMeetsWhatAChangeMeets(self):
-        """Where only a page has room, the probe fails as changes of 1 KB do; with room again both succeed at once."""
+        """If only a page has room, the probe fails as changes of 1 KB do; with room again both succeed at once."""
         found = await self.almostFull((2, [1000, 0, 1000, 0, 1000, 0]), (1000, [1000, 0]))
         self.assertEqual(found, [["unavailable"] * 6, ["done"] * 2])
 

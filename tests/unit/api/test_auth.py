@@ -269,7 +269,7 @@ class AuthenticatorTests(SynchronousTestCase):
         self.assertEqual(self.token(), "token-2")
 
     def test_failuresAreTyped(self) -> None:
-        """What the Auth API does wrong is what it would be of the registry, but never NotFound: no service is gone."""
+        """An error of the Auth API is the same as one of the registry, but never NotFound: no service is gone."""
         for problem, kind in (
             (ConnectionRefusedError(), ConnectionFailed),
             (answer(503, {"fault": {"message": "down"}}), ServerError),

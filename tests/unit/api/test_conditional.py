@@ -138,7 +138,7 @@ class ConditionTests(ConditionalCase):
 
 
 class LostResponseTests(ConditionalCase):
-    """What becomes of a conditional write without a response."""
+    """The outcome of a conditional write without a response."""
 
     def lost(self, write: Any) -> Any:
         self.fake.loseNext()
@@ -177,7 +177,7 @@ class LostResponseTests(ConditionalCase):
         self.assertEqual(len(self.writes), before + 4)
 
     def test_anUnsentRepetitionLeavesTheOutcomeUnknown(self) -> None:
-        """Where the first try may have succeeded, a second one without an effect does not prove the contrary."""
+        """If the first try may have succeeded, a second one without an effect does not prove the contrary."""
         errors = iter([ResponseNeverReceived([]), *[ConnectionRefusedError()] * 2])
 
         def handler(sent: Any) -> Any:

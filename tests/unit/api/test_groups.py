@@ -74,7 +74,7 @@ class ConfigurationTests(GroupTestCase):
         )
 
     def test_aKeyIsNeverAListing(self) -> None:
-        """What is not a key is refused with the reason, and there is no request; the path of a listing above all."""
+        """A text that is not a key is refused with the reason, without a request; the path of a listing above all."""
         client = self.client(lambda sent: answer(204))
         for key in ("", "/", "/production/", "ab", "a b%2f", "/production/../c", "/p/abc", "x" * 171, "abc\n"):
             for call in (client.configuration.get, client.configuration.remove):
@@ -130,7 +130,7 @@ class ConfigurationTests(GroupTestCase):
         )
 
     def test_failures(self) -> None:
-        """What is not there is NotFound, and an answer that is none is malformed."""
+        """A missing value is NotFound, and an invalid response is malformed."""
         client = self.client(lambda sent: fault("notFoundError"))
         self.failureResultOf(client.configuration.get("abc"), NotFound)
         self.agent.handler = lambda sent: answer(200, {"id": "abc"})

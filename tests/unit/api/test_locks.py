@@ -130,7 +130,7 @@ class LocksTests(SynchronousTestCase):
 
 
 class ShapesTests(GroupTestCase):
-    """What a registry may answer."""
+    """The responses of a registry."""
 
     def test_notSupported(self) -> None:
         """A registry without locks is said to have none, and no lock is asked for."""
@@ -150,7 +150,7 @@ class ShapesTests(GroupTestCase):
         self.assertIs(apiErrorFor(403, "forbiddenError"), Forbidden)
 
     def test_malformed(self) -> None:
-        """What is not a lock, or not an acquisition, is refused by the member that is wrong."""
+        """An invalid lock or acquisition is refused, and the error names the wrong member."""
         good = {"name": NAME, "holder": "", "fence": 1, "timeout": 15, "acquired_at": 1, "metadata": {}}
         self.assertEqual(readLock(dict(good)), good)
         for name, bad in (

@@ -48,7 +48,7 @@ class ParseTimeTests(SynchronousTestCase):
 
 
 class SessionTests(SynchronousTestCase):
-    """What the Auth API's answer says."""
+    """The data in the Auth API's response."""
 
     def session(self, body: Any, status: int = 200) -> Deferred[Session]:
         return authenticatorOver(FakeAgent(lambda sent: answer(status, body)))[0].session()

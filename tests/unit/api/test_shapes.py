@@ -56,7 +56,7 @@ GOOD: list[tuple[Callable[[Any], Any], Any]] = [
     (readLimits, LIMITS),
 ]
 
-# What may be nowhere in them.
+# Values that are invalid in all of them.
 JUNK: list[Any] = [True, -1.0, float("nan"), float("inf"), [[["JUNK"]]], {"x": ["JUNK"]}, "\ud800JUNK"]
 MISSING = object()
 

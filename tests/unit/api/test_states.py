@@ -39,7 +39,7 @@ class StatesTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(self.services.listStates())["values"], [])
 
     def test_refused(self) -> None:
-        """What is not valid is a BadRequest that names the field."""
+        """An invalid value is a BadRequest that names the field."""
         failure = self.failureResultOf(self.services.setState("web1", "down"), BadRequest)
         self.assertIn("'state'", str(failure.value))
         self.failureResultOf(self.services.setState("x", "out"), BadRequest)

@@ -206,7 +206,7 @@ class TransportTests(SynchronousTestCase):
             self.assertIn(f"POST {SERVER}/7/x returned {status} {type}: m: d (txnId t)", str(error))
 
     def test_aTakenIdIsExplainedToAll(self) -> None:
-        """What is said of an id that is taken holds for who has to wait, and for who waits already."""
+        """The advice for an id that is taken suits callers that have to wait, and those that wait already."""
         body = {"type": "serviceWithThisIdExists", "code": 400, "message": "Service with id web1 already exists."}
         said = str(self.fault(answer(400, body)))
         self.assertIn("After a restart, wait for the heartbeat timeout", said)
@@ -290,7 +290,7 @@ class TransportTests(SynchronousTestCase):
             self.assertEqual(len(self.agent.asked), 1)
 
     def test_urlsThatAreNoRegistrys(self) -> None:
-        """Where something else answers, the error doubts the URL."""
+        """If another server answers, the error says that the URL may be wrong."""
         gone = {"type": "notFoundError", "code": 404, "message": "object does not exist"}
         ask = "Check that this is the URL of a service registry"
         incomplete = "Check the registry's URL, which ends in /v1.0"
@@ -317,7 +317,7 @@ class TransportTests(SynchronousTestCase):
         self.assertEqual(self.fault(answer(503, Retry_After="12")).retryAfter, 12.0)
 
     def test_headersThatAreNoText(self) -> None:
-        """What stands before a registry may send any bytes; they make no other error than the answer does."""
+        """A proxy before a registry may send any bytes; they make no other error than the answer does."""
         response = fault("rateLimitReached")
         for name in (b"Retry-After", b"X-Response-Id", b"X-Service-Registry-Extensions"):
             response.headers.setRawHeaders(name, [b"\xff\xfe"])

@@ -32,7 +32,7 @@ ANY_PORT = "tcp:0:interface=127.0.0.1"
 
 
 class OptionsTests(SynchronousTestCase):
-    """What is found before anything is started."""
+    """Errors that are found before anything is started."""
 
     def test_wrongOnesAreOneLine(self) -> None:
         """A mistake is told in one line, which names the option or what can't be one."""
@@ -51,7 +51,7 @@ class OptionsTests(SynchronousTestCase):
             self.assertIn(named, line)
 
     def test_defaultIdComesFromTheHostName(self) -> None:
-        """Whatever the machine is called, the id is one that the registry takes."""
+        """With any name of the machine, the id is valid."""
         self.assertEqual(defaultServiceId("my.host_1"), "agent-my.host_1")
         self.assertEqual(defaultServiceId("ho st/ü"), "agent-ho-st")
         self.assertLessEqual(len(defaultServiceId("x" * 200)), 65)

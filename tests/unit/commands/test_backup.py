@@ -46,7 +46,7 @@ class BackupCase(UsersCase):
         """Restore the backup."""
         return await self.backup("--restore", str(self.file), code=code)
 
-    #: What a registry has left that has a service and a value in its store, and has stopped.
+    #: The data directory of a registry that has a service and a value in its store, and has stopped.
     left: str | None = None
 
     async def stopped(self) -> None:
@@ -64,7 +64,7 @@ class BackupCase(UsersCase):
         BackupCase.left = shutil.copytree(self.dataDir, os.path.join(folder, "data"))
 
     def files(self) -> dict[str, bytes]:
-        """What is in the data directory, as far as it can be compared."""
+        """The files in the data directory, as far as it can be compared."""
         ignored = ("registry.lock", "-shm", "-wal")
         found = [each for each in Path(self.dataDir).iterdir() if not each.name.endswith(ignored)]
         return {each.name: each.read_bytes() for each in found}
@@ -114,7 +114,7 @@ class BackUpTests(BackupCase):
         self.assertEqual(self.files(), before)
 
     async def test_withoutAStore(self) -> None:
-        """Where there is no sqlite store, the error says so, and nothing is made."""
+        """If there is no sqlite store, the error says so, and nothing is made."""
         ended = await self.backup(str(self.file), code=1)
         self.assertIn(f"there is no sqlite store in {self.dataDir}\n", ended.err)
         self.assertFalse(os.path.exists(self.dataDir))

@@ -12,7 +12,7 @@ from txserviceregistry.errors import InvalidSettings
 
 
 class UndecodableTests(SynchronousTestCase):
-    """What is text and what is not."""
+    """Arguments that are text, and others."""
 
     def test_text(self) -> None:
         """All of Unicode is text; the first word that is not is named by its option, also by a short one."""
@@ -42,7 +42,7 @@ class OptionSettingsTests(SynchronousTestCase):
         self.assertEqual(settings.baseUrls, ("http://h:8880/v1.0",))
 
     def test_errorsNameOptions(self) -> None:
-        """What is missing or wrong is named as the command line names it."""
+        """A missing or wrong argument is named as the command line names it."""
         error = str(self.assertRaises(InvalidSettings, settingsOf, {"username": "joe"}))
         self.assertIn("No API key for http://127.0.0.1:9/v1.0. Set RAXSR_USERNAME and RAXSR_API_KEY", error)
         given = {"username": "joe", "apiKey": "secret", "baseUrl": "nonsense"}

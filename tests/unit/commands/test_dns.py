@@ -27,7 +27,7 @@ reactor: Any = globalReactor
 
 
 class OptionsTests(SynchronousTestCase):
-    """What may be given."""
+    """The options."""
 
     def refusal(self, *words: str) -> str:
         """The one line on stderr."""

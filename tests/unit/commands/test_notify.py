@@ -25,7 +25,7 @@ class NotifyTests(SynchronousTestCase):
         self.clock = Clock()
 
     def received(self) -> list[str]:
-        """What has been received since the last time."""
+        """The messages received since the last time."""
         found = []
         while True:
             try:

@@ -19,7 +19,7 @@ from txserviceregistry.registry.service import DEFAULT_LISTEN
 
 
 class OptionsCase(SynchronousTestCase):
-    """What has been made of words on the command line, and of a file."""
+    """The options made of words on the command line, and of a file."""
 
     def parsed(self, *words: str, twistd: Mapping[str, Any] | None = None) -> Options:
         """The options that *words* mean, after *twistd*'s own."""
@@ -242,7 +242,7 @@ class ConfigFileTests(OptionsCase):
             self.assertEqual(self.parsed("--config", self.file(name, ""))["max-services"], 100_000)
 
     def test_theCommandLineWins(self) -> None:
-        """What is on the command line counts instead of what is in the file: of a list, all of it."""
+        """An option on the command line replaces that in the file: of a list, all values."""
         path = self.file("a.ini", "listen =\n  tcp:1\n  tcp:2\nmax-services = 7\nstore = memory\n")
         options = self.parsed("--max-services", "8", "--config", path, "--listen", "tcp:3")
         self.assertEqual((options["listen"], options["max-services"], options["store"]), (["tcp:3"], 8, "memory"))

@@ -15,7 +15,7 @@ from txserviceregistry.registry.stores.etcd.store import EtcdStore
 
 
 class EtcdOptionsTests(SynchronousTestCase):
-    """What makes a store of them."""
+    """The store made of them."""
 
     def made(self, **given: str) -> EtcdStore:
         values: dict[str, Any] = {}
@@ -57,7 +57,7 @@ class EtcdOptionsTests(SynchronousTestCase):
         self.assertIn("--etcd-key-file", self.refused(**{"cert-file": "x"}))
 
     def test_filesThatAreNone(self) -> None:
-        """What can't be read, or holds nothing, is named; a password never is."""
+        """A file that can't be read, or is empty, is named; a password never is."""
         said = self.refused(user="joe", **{"password-file": "/nowhere"})
         self.assertIn("--etcd-password-file: /nowhere can't be read", said)
         for content in (b"", b"\n", b"\xff\xfe"):

@@ -1,4 +1,4 @@
-"""What the twistd commands have in common."""
+"""The common parts of the twistd commands."""
 
 from __future__ import annotations
 

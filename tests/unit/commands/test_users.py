@@ -32,14 +32,14 @@ from txserviceregistry.settings import readSettings
 
 reactor: Any = globalReactor
 ANY_PORT = "tcp:0:interface=127.0.0.1"
-# What the registry promises, and what its clients' requests may take on a machine that has other things to do.
+# The registry's promise, and the time that its clients' requests may take on a busy machine.
 A_SECOND = 1.0
 SLACK = 1.0
 
 
 class Users(TestCase):
     """
-    What an operator types, and what happens then.
+    An operator's commands, and their effects.
 
     :ivar home: a folder that is empty at first.
     :ivar dataDir: where the registry has its data, or will have it.
@@ -307,7 +307,7 @@ class BesideARegistryTests(UsersCase):
         return token
 
     async def code(self, client: Client, token: str) -> int:
-        """What a request with this auth token is answered."""
+        """The response to a request with this auth token."""
         response = await treq.get(
             f"{client.settings.baseUrls[0]}/1/limits", headers={"X-Auth-Token": token}, persistent=False
         )
@@ -438,7 +438,7 @@ class BesideARegistryTests(UsersCase):
         await self.assertFailure(self.clientOf("local", old["api_key"]).account.getLimits(), AuthenticationFailed)
 
     async def test_anotherUsersKeyLeavesTheRaxrcAlone(self) -> None:
-        """What is done to users whose credentials are not in the raxrc does not change it."""
+        """A change of users whose credentials are not in the raxrc does not change it."""
         await self.registry()
         await self.users("add", "joe")
         before = Path(self.dataDir, "raxrc").read_bytes()

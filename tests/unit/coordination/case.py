@@ -1,4 +1,4 @@
-"""What the tests of coordination have in common."""
+"""The common parts of the tests of coordination."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CoordinationTestCase(SynchronousTestCase):
         self.fake.advance(0)
 
     def result(self, deferred: Deferred[Any]) -> Any:
-        """What a Deferred fires with as soon as the responses have come."""
+        """The result of a Deferred as soon as the responses have come."""
         self.fake.advance(0.01)
         return self.successResultOf(deferred)
 

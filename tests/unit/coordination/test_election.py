@@ -23,7 +23,7 @@ class Member:
         self.leaderships: list[Leadership] = []
         self.work: list[Deferred[None]] = []
         self.cancelled = 0
-        # What its work needs for its end after it was cancelled.
+        # A Deferred that its work waits for at its end after it was cancelled.
         self.cleaning: Deferred[None] = succeed(None)
         self.election = Election(client, NAME, self.lead, timeout=10, holder=name, random=lambda: 0.5)
 

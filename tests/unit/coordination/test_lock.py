@@ -160,7 +160,7 @@ class LockTests(CoordinationTestCase):
         self.assertFalse(another.isValid)
 
     def test_twoAreNeverValid(self) -> None:
-        """Whatever happens to the first holder, it is not valid any more when the second one has the lock."""
+        """In all cases the first holder is not valid any more when the second one has the lock."""
         for happens in (self.fake.suspend, self.fake.block, self.fake.advance):
             held = self.held()
             waiting = self.other.acquire()
@@ -232,7 +232,7 @@ class LockTests(CoordinationTestCase):
         self.assertTrue(held.isValid)
 
     def test_aLostAcquisitionBeforeALimit(self) -> None:
-        """Where a response was lost, and a proxy rejected the repetition, no lock is left over."""
+        """If a response was lost, and a proxy rejected the repetition, no lock is left over."""
         self.result(self.held().release())
         self.fake.loseNext(1)
         self.fake.answerNext(429, b"<html>", count=2)

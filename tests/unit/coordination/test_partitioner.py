@@ -100,7 +100,7 @@ class PartitionerCase(CoordinationTestCase):
 
 
 class PartitionerTests(PartitionerCase):
-    """What moves, and when."""
+    """Moves of items, and their moments."""
 
     def test_workThatStopsThePartitioner(self) -> None:
         """Work that waits for the stop of its own partitioner is cancelled, and the stop ends."""
@@ -364,7 +364,7 @@ class ModelTests(SynchronousTestCase):
         )
     )
     def test_neverTwoOwnersAndOneWhenQuiet(self, steps: list[tuple[str, int, float]]) -> None:
-        """Whatever happens, no item has two valid owners, and each has one when nothing happens any more."""
+        """With random faults, no item has two valid owners, and each has one after the last fault."""
         case = PartitionerTests("test_oneMemberOwnsAll")
         case.setUp()
         some = ITEMS[:5]

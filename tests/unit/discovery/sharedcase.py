@@ -68,7 +68,7 @@ class SharedTestCase(SynchronousTestCase):
         return client
 
     def services(self) -> list[Any]:
-        """What is registered."""
+        """The registered services."""
         result = self.own.services.list()
         self.fake.flush()
         return self.successResultOf(result)["values"]

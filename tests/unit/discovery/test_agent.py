@@ -413,7 +413,7 @@ class TLSTests(AgentTestCase):
 
 
 class OptionsTests(SynchronousTestCase):
-    """What an agent is given."""
+    """The arguments of an agent."""
 
     def test_options(self) -> None:
         """A strategy that there is not is refused at once."""

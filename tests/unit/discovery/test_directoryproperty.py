@@ -1,5 +1,5 @@
 """
-Whatever happens, in whatever order: at a quiet moment a directory holds what a full listing does, and a feed has given
+With random events in random order: at a quiet moment a directory holds what a full listing does, and a feed has given
 each event once. So it is over an event stream, over requests that wait, over polling, and while these change.
 """
 

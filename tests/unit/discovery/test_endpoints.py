@@ -174,7 +174,7 @@ class ConnectTests(SynchronousTestCase):
         self.assertEqual([port for _, port in self.attempts()], [1, 1, 2, 2])
 
     def test_whatAProtocolCan(self) -> None:
-        """What the protocol can beside the usual, it can here too."""
+        """Rarely used parts of the protocol work here too."""
 
         @implementer(IHalfCloseableProtocol, IHandshakeListener)
         class Special:
@@ -367,7 +367,7 @@ class RegisteredTests(SynchronousTestCase):
             )
 
     def test_aPortThatIsTaken(self) -> None:
-        """Where listening fails, that is the result, at once, and nothing is registered."""
+        """If listening fails, that is the result, at once, and nothing is registered."""
         taken = FakeServer(None)
         taken.listen = lambda _: fail(CannotListenError("", 80, OSError()))  # type: ignore[method-assign]  # as a test may
         endpoint = RegisteredEndpoint(self.client, taken, "web1")

@@ -108,7 +108,7 @@ class ServerStringTests(SynchronousTestCase):
 
 
 class MeaningTests(SharedTestCase):
-    """What comes of a server's string."""
+    """The endpoint of a server's string."""
 
     def listen(self, text: str) -> RegisteredPort:
         site: Any = Site(Data(b"", "text/plain"))

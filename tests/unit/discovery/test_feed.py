@@ -48,7 +48,7 @@ class FeedTests(FeedTestCase):
         self.assertEqual(self.numbers(), list(range(1, 217)))
 
     def test_throughFaults(self) -> None:
-        """Whatever fails meanwhile, each event comes once."""
+        """With any failures meanwhile, each event comes once."""
         self.feed()
         for failing in (
             lambda: self.fake.failNext(503, 2),

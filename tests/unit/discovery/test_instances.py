@@ -1,5 +1,5 @@
 """
-Where to connect, out of what services say of themselves.
+Addresses to connect to, from the metadata of services.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class IterationTests(SynchronousTestCase):
         self.assertEqual((len(self.source.listeners), len(self.source._stopListeners)), (0, 0))
 
     def test_droppedBeforeAStop(self) -> None:
-        """What a dropped loop had is finished, and not cancelled, also if a stop comes before the reactor's turn."""
+        """The work of a dropped loop is finished, and not cancelled, also if a stop comes before the reactor's turn."""
         self.source._clock.callFromThread = lambda call: None
         finished = self.source.put(1)
         del self.items

@@ -54,7 +54,7 @@ class Changing:
 
     def _wrong(self, body: bytes, number: int, junk: Any) -> bytes:
         value = json.loads(body)
-        # What is there may be another text, or be left out of a list, and nothing would show that it is wrong.
+        # A member may be another text, or be left out of a list, and nothing would show that it is wrong.
         wrong = [
             at
             for at, now in places(value)
@@ -102,7 +102,7 @@ class MalformedTests(SynchronousTestCase):
         self.assertEqual(world.gaps, [])
         ids = [event["id"] for event in world.events]
         self.assertEqual(len(ids), len(set(ids)))
-        # Where the feed could not be read at first, it begins with what happened after that.
+        # If the feed could not be read at first, it begins with later events.
         self.assertEqual(ids, world.feedOfAll()[len(world.feedOfAll()) - len(ids) :])
         world.end()
         self.assertEqual(world.fake.clock.getDelayedCalls(), [])

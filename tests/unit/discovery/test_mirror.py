@@ -20,7 +20,7 @@ from .directorycase import DirectoryTestCase
 
 
 class MirrorTests(DirectoryTestCase):
-    """Whatever happens in whatever order."""
+    """Random events in random order."""
 
     def test_theRegistryAway(self) -> None:
         """The directory keeps its services, with their age, and is current again when the registry is reachable."""
@@ -204,7 +204,7 @@ class MirrorTests(DirectoryTestCase):
         """The first listing may be all that is needed."""
         self.create("web1")
         directory = Directory(self.client)
-        # What a parent will start may be waited for before.
+        # A service that a parent will start may be waited for before.
         parent = MultiService()
         directory.setServiceParent(parent)
         done = directory.whenReady().addCallback(lambda _: directory.stopService())
@@ -236,7 +236,7 @@ class MirrorTests(DirectoryTestCase):
         self.assertEqual(self.fake.requests, [])
 
     def test_retryAfter(self) -> None:
-        """Whatever Retry-After the registry sends, a directory tries again within the hour."""
+        """With any Retry-After of the registry, a directory tries again within the hour."""
         fault = json.dumps(
             {"type": "rateLimitReached", "code": 400, "message": "Rate limit has been reached."}
         ).encode()
@@ -253,7 +253,7 @@ class MirrorTests(DirectoryTestCase):
             self.successResultOf(directory.stopService())
 
     def test_anUpdateAfterALongAbsence(self) -> None:
-        """What a listing has is newer than what had happened before it, a service that was made anew included."""
+        """A listing is newer than the events before it, a service that was made anew included."""
         self.create("web1")
         directory = self.directory(refresh=10_000)
         self.fake.stop()

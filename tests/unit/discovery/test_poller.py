@@ -51,7 +51,7 @@ class PollerTests(SynchronousTestCase):
         return sum("wait=" in request.path for request in self.fake.requests[since:])
 
     def test_garbageWithTheClient(self) -> None:
-        """What subscribers share does not keep a client that is not used any more."""
+        """The shared part of subscribers does not keep a client that is not used any more."""
         collectOnlyNew(self)
         client = self.fake.client()
         directory = Directory(client)
@@ -77,7 +77,7 @@ class PollerTests(SynchronousTestCase):
         self.successResultOf(waiting)
 
     def test_endOfABusyFeed(self) -> None:
-        """Where there is a stream, it shows the end of the feed; its last hour is not read."""
+        """If there is a stream, it shows the end of the feed; its last hour is not read."""
         self.patch(poller, "PAGE", 10)
         for _ in range(300):
             self.change()
@@ -171,7 +171,7 @@ class PollerTests(SynchronousTestCase):
             self.failureResultOf(self.after(first), StaleCursor)
 
     def test_manyEventsWithoutWaits(self) -> None:
-        """Where the registry can't wait, a full page is followed by the next one at once."""
+        """If the registry can't wait, a full page is followed by the next one at once."""
         self.patch(poller, "PAGE", 10)
         agent = Proxy(self.fake.agent, isPlain=True)
         client = Client(
@@ -214,7 +214,7 @@ class PollerTests(SynchronousTestCase):
 
     def test_refusedWaits(self) -> None:
         """
-        Where only requests that wait fail, at a proxy or for lack of capacity, there is a request every five seconds,
+        If only requests that wait fail, at a proxy or for lack of capacity, there is a request every five seconds,
         and about every half minute one that waits.
         """
         proxy = Proxy(self.fake.agent, forwardsWaits=False)

@@ -55,7 +55,7 @@ class ProgressTests(SynchronousTestCase):
             self.assertFalse(again.delivered(THIRD).isRepeated(SECOND))
         self.assertEqual(lost.repeating(FIRST["id"]).repeatedTo, SECOND["id"])
         self.assertEqual(lost.repeating(None), lost)
-        # Where no event was delivered there is nothing to repeat.
+        # If no event was delivered, there is nothing to repeat.
         self.assertEqual(Progress(Cursor(FIRST["id"])).afterGap(), Progress(Cursor(FIRST["id"])))
 
     def test_absences(self) -> None:

@@ -58,7 +58,7 @@ class SettlingTests(SynchronousTestCase):
         self.assertEqual(self.calls, [(0.0, [1, 2]), (0.0, [3])])
 
     def test_flushAndDrop(self) -> None:
-        """What is there can be handed over early, or forgotten; nothing stays on the reactor."""
+        """Changes can be handed over early, or forgotten; nothing stays on the reactor."""
         self.settling.flush()
         self.change(1.0)
         self.settling.flush()
@@ -162,7 +162,7 @@ class WatcherTests(ViewCase):
         self.assertEqual((values, len(self.calls)), (["3", None], 1))
 
     def test_aStop(self) -> None:
-        """What has changed is handed over, so that it is not lost; after a new start only what changed meanwhile is."""
+        """Changes are handed over, so that none is lost; after a new start only changes in between are."""
         self.watcher.onChange(self.keep, settle=60)
         self.set(host="a")
         self.started(self.watcher)

@@ -1,5 +1,5 @@
 """
-What endpoint strings share, from the first user to the last.
+The objects that endpoint strings share, from the first user to the last.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class CloseTests(SharedTestCase):
         return RegisteredEndpoint(lambda user: share(self.reactor, user), endpoint, "web1")
 
     def test_nothingThere(self) -> None:
-        """Where nothing is shared there is nothing to close, on the global reactor neither."""
+        """If nothing is shared, there is nothing to close, on the global reactor neither."""
         self.successResultOf(closeShared(self.reactor))
         self.successResultOf(closeShared())
 

@@ -115,7 +115,7 @@ class StreamTests(DirectoryTestCase):
         self.assertEqual([event["payload"]["changed"] for event in events], [["tags", "metadata"]])
 
     def test_aSafetyNet(self) -> None:
-        """Where updates are events, everything is listed again only every ten minutes."""
+        """If updates are events, everything is listed again only every ten minutes."""
         self.create("web1")
         self.directory()
         began = len(self.fake.requests)
@@ -306,7 +306,7 @@ class _Listener:
 
 
 class ParserTests(SynchronousTestCase):
-    """What a stream consists of."""
+    """The parts of a stream."""
 
     @given(st.sampled_from(["\n", "\r\n", "\r"]), st.lists(st.integers(1, 40), max_size=30))
     def test_howeverItIsCut(self, end: str, cuts: list[int]) -> None:
@@ -329,7 +329,7 @@ class ParserTests(SynchronousTestCase):
         self.assertEqual((listener.ends, stream.isOpen), (1, False))
 
     def test_anEventWithoutEnd(self) -> None:
-        """What never ends is not kept: neither a line nor an event of many lines."""
+        """Endless data are not kept: neither a line nor an event of many lines."""
         for part, count in ((b"data: " + b"x" * 100_000, 20), (b"data: x\n" * 100, 2000), (b"id: 1\n" * 100, 2000)):
             listener = _Listener()
             response: Any = _Response()

@@ -156,7 +156,7 @@ class SuspectsTests(SynchronousTestCase):
         self.assertEqual(self.changes[4:], [("join", "a3"), ("join", "a2"), ("timeout", "a0"), ("timeout", "a1")])
 
     def test_changesOverSeveralTags(self) -> None:
-        """Whatever happens, what listeners were told adds up to the services."""
+        """With random events, the calls of listeners add up to the services."""
         suspects = self.suspects(5, tags=("web", "all"))
         shown = {one["id"] for one in suspects.services()}
 
@@ -202,7 +202,7 @@ class SuspectsTests(SynchronousTestCase):
         )
 
     def test_endsByItself(self) -> None:
-        """What is no longer referred to no longer listens."""
+        """An object without references no longer listens."""
         collectOnlyNew(self)
         suspects = self.suspects(3)
         self.assertEqual(self.directory.listeners, 1)

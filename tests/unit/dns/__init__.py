@@ -1,1 +1,1 @@
-"""Tests of the DNS server. What it sends is read by dnspython, which it uses for host names only."""
+"""Tests of the DNS server. Its responses are read by dnspython, which it uses for host names only."""

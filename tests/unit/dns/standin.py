@@ -1,5 +1,5 @@
 """
-What the tests of the DNS server share: services, and queries that are answered by a zone.
+The common parts of the tests of the DNS server: services, and queries that are answered by a zone.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from txserviceregistry.dns.zone import LARGEST_UDP, Query, readQuery
 
 
 def read(message: dns.message.Message | bytes) -> Query:
-    """What the server reads of a message."""
+    """The server's reading of messages."""
     query = readQuery(message if isinstance(message, bytes) else message.to_wire())
     assert query is not None
     return query
@@ -30,7 +30,7 @@ def header(id: int = 1, flags: int = 0, *counts: int) -> bytes:
 
 
 class ReadQueryTests(SynchronousTestCase):
-    """What is read of a query."""
+    """The reading of a query."""
 
     def test_question(self) -> None:
         """The name is read in lower case; the question is kept as it came."""
@@ -58,7 +58,7 @@ class ReadQueryTests(SynchronousTestCase):
         self.assertEqual(dns.message.from_wire(query.empty(query.rcode)).rcode(), dns.rcode.BADVERS)
 
     def test_otherOpcode(self) -> None:
-        """What is not a query is not implemented."""
+        """A message that is not a query is not implemented."""
         update = dns.message.make_query("a", "A")
         update.set_opcode(dns.opcode.UPDATE)
         self.assertEqual(read(update).rcode, dns.rcode.NOTIMP)
@@ -81,7 +81,7 @@ class ReadQueryTests(SynchronousTestCase):
             self.assertIs(readQuery(data), None)
 
     def test_malformed(self) -> None:
-        """What is not one whole question, with records that can be read, is FORMERR without a question."""
+        """A message that is not one whole question, with records that can be read, is FORMERR without a question."""
         question = b"\x01a\0\0\1\0\1"
         opt = b"\0\0\x29\x04\xd0\0\0\0\0\0\0"
         for data in (

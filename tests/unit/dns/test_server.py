@@ -78,7 +78,7 @@ class _Directory(Service):
 
 
 class _Turns(Clock):
-    """What is to be called at once is called in the next turn, as by a reactor."""
+    """Calls without a delay come in the next turn, as a reactor makes them."""
 
     TURN = 0.001
 
@@ -139,7 +139,7 @@ class ServerCase(SynchronousTestCase):
 
 
 class ViewTests(ServerCase):
-    """What of the registry is seen."""
+    """The visible part of the registry."""
 
     def test_changes(self) -> None:
         """Services that join and leave are seen."""
@@ -314,7 +314,7 @@ class TcpTests(ServerCase):
         return len(wire).to_bytes(2, "big") + wire
 
     def responses(self, stream: _Stream) -> list[dns.message.Message]:
-        """What has come."""
+        """The messages that have come."""
         data, found = stream.value(), []
         stream.clear()
         while data:

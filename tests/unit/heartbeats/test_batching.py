@@ -179,14 +179,14 @@ class BatcherTests(SynchronousTestCase):
         self.assertEqual([beats for beats, _, _ in self.requests], [[("a", "a's first")], [("a", "a's next")]])
 
     def test_noRequestIsLargerThanTheRegistryAccepts(self) -> None:
-        """What is more than a thousand goes in the next request."""
+        """Heartbeats beyond a thousand go in the next request."""
         for number in range(2500):
             self.service(f"s{number}", due=1)
         self.passes(1.5)
         self.assertEqual([len(ids) for ids in self.ids()], [1000, 1000, 500])
 
     def test_oneRequestAtATime(self) -> None:
-        """What falls due while a request is under way waits for its answer; but not for one that hangs."""
+        """A heartbeat that falls due while a request is under way waits for its response, unless it hangs."""
         self.answersAtOnce = False
         self.service("a", due=1)
         self.service("b", due=2.2)
@@ -276,7 +276,7 @@ class BatcherTests(SynchronousTestCase):
 
     @staticmethod
     def unreachable() -> ConnectionFailed:
-        """What a single heartbeat would meet as well."""
+        """Errors that a single heartbeat would meet as well."""
         error = ConnectionFailed("away")
         error.wasSent = False
         return error

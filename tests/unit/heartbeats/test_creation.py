@@ -271,7 +271,7 @@ class CreationTests(SynchronousTestCase):
         self.successResultOf(heartBeater.stop())
 
     def test_anotherClientsServiceStays(self) -> None:
-        """Who took the id meanwhile keeps it, also when our stopping comes between."""
+        """A client that took the id meanwhile keeps it, also when our stopping comes between."""
         self.fake.dropNext()
         service = self.started(30)
         self.successResultOf(self.other.services.create("web1", 120, {"tags": ["theirs"]}))

@@ -92,7 +92,7 @@ class Services:
 
 
 class HeartBeaterTests(SynchronousTestCase):
-    """What a HeartBeater promises, on a clock of the test's own."""
+    """The promises of a HeartBeater, on a clock of the test's own."""
 
     def setUp(self) -> None:
         self.clock = Clock()

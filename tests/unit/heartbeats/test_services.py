@@ -56,7 +56,7 @@ class ServicesTestCase(SynchronousTestCase):
 
 
 class RequestTests(ServicesTestCase):
-    """What each method asks, and makes of the answer."""
+    """The request of each method, and the result of its response."""
 
     def test_list(self) -> None:
         """list() is one page."""
@@ -383,7 +383,7 @@ class HeartBeaterOwnershipTests(ServicesTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_theQueueIsTheClients(self) -> None:
-        """What a client does goes through one queue: at most two requests to a server at once."""
+        """All requests of a client go through one queue: at most two requests to a server at once."""
         client = self.client(lambda sent: Deferred())
         waiting = [client.services.get(f"web{n}") for n in range(10)]
         self.assertEqual(len(self.agent.calls), 2)

@@ -76,7 +76,7 @@ class Text(str):
 
 
 class MemoryTests(UpdateCase):
-    """What is kept of the updates of a service that is updated again and again."""
+    """The memory of the updates of a service that is updated again and again."""
 
     def kept(self, update: Callable[[Text], Deferred[Any]], count: int = 20, seconds: float = 2) -> int:
         """How many of so many updates are in memory, with so many seconds between them."""

@@ -56,7 +56,7 @@ class ConnectingTestCase(SynchronousTestCase):
 
     @property
     def asked(self) -> list[str]:
-        """Where it has tried to connect to."""
+        """The addresses that it has tried to connect to."""
         return [host for host, *_ in self.reactor.tcpClients]
 
     def refuse(self, number: int) -> None:
@@ -133,7 +133,7 @@ class AgentTests(ConnectingTestCase):
         self.assertEqual(places, [("192.0.2.1", 80), (OTHER, 80), ("2001:db8::1", 82), ("192.0.2.1", 80)])
 
     def test_secrecy(self) -> None:
-        """What goes to an https URL is TLS, and what goes to an http URL is not."""
+        """A request to an https URL is TLS, and one to an http URL is not."""
         sent = []
         for uri in (b"http://192.0.2.1/", b"https://192.0.2.1/"):
             asking = self.agent.request(b"GET", uri)
@@ -163,7 +163,7 @@ class LeanRequestTests(LoopbackTestCase):
         self.server = self.serve(lambda call: call.answer(200, {"path": call.path}))
 
     async def test_arriveAsTwistedSendsThem(self) -> None:
-        """What arrives is, word for word, what Twisted's own agent sends, and over the same connection."""
+        """A request arrives, word for word, as Twisted's own agent sends it, and over the same connection."""
         url = self.server.url.encode("ascii")
         headers = {b"Host": [url.partition(b"//")[2]], b"X-Some": [b"a", b"b"]}
         for method, path, body in (

@@ -160,7 +160,7 @@ class JSONTransportTests(SynchronousTestCase):
     # -- failures
 
     def test_failuresSayWhatHappened(self) -> None:
-        """Whatever keeps a request from being answered is a ConnectionFailed with the URL and the cause in words."""
+        """Each cause that keeps a request without a response is a ConnectionFailed with the URL and the cause."""
         causes = {
             "connection refused": ConnectionRefusedError(),
             "no response to the connection attempt": TimeoutError(),
@@ -213,7 +213,7 @@ class JSONTransportTests(SynchronousTestCase):
     # -- stale connections
 
     def test_sentAgainAtOnceWhenTheConnectionWasStale(self) -> None:
-        """What may be sent twice is sent again on the next connection, without anybody noticing."""
+        """A request that may be sent twice is sent again on the next connection, without an error."""
         answers: list[Any] = [lost(StaleConnection), lost(StaleConnection), answer(200, {"a": 1})]
         transport = self.transport(lambda sent: answers.pop(0))
         response = self.successResultOf(transport.request("POST", "/x", body={}, repeatable=True))
@@ -321,7 +321,7 @@ class JSONTransportTests(SynchronousTestCase):
             self.assertEqual(self.successResultOf(transport.request(method, "/x")).status, 200)
 
     def test_leavesAServerThatCannotDoItsWork(self) -> None:
-        """What may be repeated goes on to the next server when one answers 503, and what comes next begins there."""
+        """A request that may be repeated goes to the next server after a 503, and later requests begin there."""
         transport = self.transport(
             lambda sent: answer(503) if sent.url.startswith(SERVER) else answer(200, {}), SERVER, OTHER
         )

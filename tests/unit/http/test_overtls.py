@@ -1,6 +1,6 @@
 """
 All tests of the client that have sockets, once more over TLS: every server has a certificate, and the client verifies
-it against the file that its settings name. What goes wrong with TLS itself is in test_tls.
+it against the file that its settings name. Failures of TLS itself are in test_tls.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SecretsOverTLS(OverTLS, test_client.SecretsTests):
 
 
 class CompletenessTests(OverTLS):
-    """What this module promises."""
+    """The promises of this module."""
 
     def test_noSuiteIsMissing(self) -> None:
         """Every test case of the client's that has servers on loopback is run over TLS as well."""

@@ -58,7 +58,7 @@ class ConnectionTests(LoopbackTestCase):
         self.assertEqual((server.opened, server.mostOpen), (2, 2))
 
     async def test_aHangingServerHoldsOnlyItsOwnSlots(self) -> None:
-        """What waits for one server does not keep requests from another."""
+        """Requests that wait for one server do not keep others from another."""
         hanging, well = self.serve(lambda call: None), self.serve(lambda call: call.answer(204))
         stuck = [self.get(hanging) for _ in range(3)]
         self.assertEqual((await self.get(well)).code, 204)
@@ -345,7 +345,7 @@ class QueueTests(SynchronousTestCase):
         self.assertEqual(self.inner.asked[2:], ["GET http://a/2"])
 
     def test_cancelledInTheQueueIsNeverSent(self) -> None:
-        """What is cancelled while it waits never reaches the server, and the next one is served."""
+        """A request that is cancelled while it waits never reaches the server, and the next one is served."""
         requests = [self.get(f"http://a/{n}") for n in range(4)]
         requests[2].cancel()
         self.failureResultOf(requests[2], CancelledError)
@@ -353,7 +353,7 @@ class QueueTests(SynchronousTestCase):
         self.assertEqual(self.inner.asked, ["GET http://a/0", "GET http://a/1", "GET http://a/3"])
 
     def test_cancelledWhileConnectingIsACancel(self) -> None:
-        """Whatever the agent makes of a cancel, the caller sees a CancelledError."""
+        """With any result of a cancelled agent, the caller sees a CancelledError."""
         self.inner.handler = lambda sent: Deferred(lambda d: d.errback(ConnectionRefusedError()))
         request = self.get("http://a/")
         request.cancel()

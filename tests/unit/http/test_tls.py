@@ -80,7 +80,7 @@ class TrustTests(TLSTestCase):
         self.assertEqual(service["id"], "web1")
 
     async def test_anAuthorityIsTrustedThroughOthers(self) -> None:
-        """Who trusts an authority trusts those whom it lets vouch for a server."""
+        """A client that trusts an authority trusts intermediate authorities, too."""
         root = Holder("Root", names=())
         server = self.registry(Holder("registry", issuer=Holder("Middle", names=(), issuer=root)).options())
         service = await self.client(server, caFile=self.pem(root.certificate)).services.get("web1")
@@ -88,7 +88,7 @@ class TrustTests(TLSTestCase):
 
 
 class ExplanationTests(TLSTestCase):
-    """Whatever is wrong with TLS is told in words, and with what to do; not a byte of a request was sent."""
+    """Each error of TLS says in words what is wrong, and what to do; not a byte of a request was sent."""
 
     async def refusal(self, server: Server | str, **options: Any) -> str:
         with self.assertRaises(ConnectionFailed) as caught:
@@ -236,7 +236,7 @@ class OtherConnectionsTests(SynchronousTestCase):
     """Errors of connections of which no more is known."""
 
     def test_descriptions(self) -> None:
-        """What can be said is said."""
+        """The error says all that is known."""
         for error, text in (
             (TLSError([("SSL routines", "", "no shared cipher")]), "no common cipher"),
             (TLSError([("SSL routines", "", "something new")]), "TLS failed: something new"),
@@ -302,7 +302,7 @@ class RotationTests(TLSTestCase):
         self.leaf = Holder("registry", issuer=self.new, ca=False)
 
     def requesting(self, *options: Any) -> Any:
-        """What connects anew, and asks for a service."""
+        """Connect anew, and request a service."""
         agent = Agent(reactor, tlsPolicy(*options))
 
         def ask(server: Server) -> Any:

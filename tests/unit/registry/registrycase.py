@@ -1,5 +1,5 @@
 """
-What the tests of the registry's rules have in common.
+The common parts of the tests of the registry's rules.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class _Member:
 
 class SharedMemory:
     """
-    What the registries share: a memory store, the nodes' keys, and when each service was touched.
+    The shared state of the registries: a memory store, the nodes' keys, and when each service was touched.
 
     :param clock: the time by which services expire.
     :param wallClock: seconds since the epoch.
@@ -213,7 +213,7 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
         self.isNew = True
 
     def open(self) -> Deferred[None]:
-        """What is shared is open already."""
+        """The shared store is open already."""
         self.isNew = not self._shared.hasHadUsers
         return succeed(None)
 

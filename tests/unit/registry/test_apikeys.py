@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.registry.identity`: the hashes of keys. What checking a key costs is tested as
+Tests for :mod:`txserviceregistry.registry.identity`: the hashes of keys. The cost of checking a key is tested as
 authentications show it, in :mod:`tests.unit.registry.test_identity`.
 """
 
@@ -49,6 +49,6 @@ class KeyHashTests(SynchronousTestCase):
 
     def test_takesAnyText(self) -> None:
         """
-        Whatever JSON can spell can be tried as a key.
+        Any string of JSON can be tried as a key.
         """
         self.assertFalse(keyMatches("\ud800\0\xe4", hashKey("k", cost=CHEAP)))

@@ -92,7 +92,7 @@ class LeftTests(ClusterCase):
 
 
 class ClusterTests(ClusterCase):
-    """What services and events are on A and B."""
+    """The services and events on A and B."""
 
     def test_members(self) -> None:
         """Each registry knows the names of all, its own first."""
@@ -275,7 +275,7 @@ class ClusterTests(ClusterCase):
         self.assertEqual(self.events(self.a), ["service.join", "service.timeout"])
 
     def test_whatWasMissedIsMadeUpFor(self) -> None:
-        """What came and went while A was cut off, it knows when it is back."""
+        """A knows the changes from while it was cut off when it is back."""
         gone = self.create(self.a, "gone")
         self.passes(1)
         self.stores[0].cutOff()
@@ -362,7 +362,7 @@ class ClusterTests(ClusterCase):
         self.assertEqual((self.ids(self.a), self.ids(self.b)), ([], []))
 
     def test_anUpdateBeforeARemovalElsewhere(self) -> None:
-        """What was changed is acknowledged, also by a registry that knows of the later removal first."""
+        """A change is acknowledged, also by a registry that knows of the later removal first."""
         self.create(self.a)
         self.passes(0.1)
         update, response = self.stores[0].updateService, Deferred[None]()

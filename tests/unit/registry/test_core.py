@@ -134,7 +134,7 @@ class ServicesTests(RegistryCase):
         self.assertIsNone(page.nextMarker)
 
     def test_update(self) -> None:
-        """What is given replaces what was there whole; the rest stays."""
+        """A given field replaces the old one whole; the others stay."""
         self.create(tags=("a",), metadata={"k": "v", "l": "w"})
         changes = ServiceChanges(metadata={"k": "x"})
         self.assertIsNone(self.successResultOf(self.registry.update(TENANT, "web1", changes)))
@@ -682,7 +682,7 @@ class EventsTests(RegistryCase):
         self.assertEqual(fault.details, "from parameter must be smaller than the current time")
 
     def test_eventsOfAnotherHourAreInOrder(self) -> None:
-        """Whatever the wall clock does, the ids grow in the order of the feed."""
+        """With any steps of the wall clock, the ids grow in the order of the feed."""
         for step in (0, -7200, 0, 10):
             self.wallOffset += step
             self.successResultOf(self.registry.configuration.set(TENANT, "key", str(self.clock.seconds() + step)))
@@ -786,7 +786,7 @@ class AccountsTests(RegistryCase):
 
 
 class UnavailableTests(RegistryCase):
-    """What needs the store while it can't be reached."""
+    """Requests that need the store while it can't be reached."""
 
     def test_everythingIsA503(self) -> None:
         """Each request is answered with the 503 fault, changes nothing, and works when the store is back."""

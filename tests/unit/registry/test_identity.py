@@ -254,8 +254,8 @@ class UserTests(IdentityCase):
 
     def test_aNewKeyCountsAtOnce(self) -> None:
         """
-        Who has just been given a key by another process is not refused because the old one was believed in a moment
-        ago; a wrong key is, whatever is believed.
+        A user with a new key of another process is not refused because the old one was accepted a moment
+        ago; a user with a wrong key is always refused.
         """
         self.authenticate()
         _, key = self.successResultOf(self.newIdentity().rotate("joe"))
@@ -398,7 +398,7 @@ class AuthenticationTests(IdentityCase):
 
     def test_aNewTokenWhenTheOldOneWasEnded(self) -> None:
         """
-        Who comes back because the token was ended, here or by another process, gets one that counts.
+        A client whose token was ended, here or by another process, gets a valid one.
         """
         for identity in (self.identity, self.newIdentity()):
             first = self.authenticate()
@@ -586,7 +586,7 @@ class AuthenticationTests(IdentityCase):
 
 class TokenTests(IdentityCase):
     """
-    What opens the API.
+    The auth tokens.
     """
 
     def setUp(self) -> None:
@@ -651,7 +651,7 @@ class TokenTests(IdentityCase):
 
     def test_noSecretInReprs(self) -> None:
         """
-        What an identity gives out can be logged without giving anything away.
+        Objects of an identity can be logged without a secret.
         """
         user, key = self.successResultOf(self.identity.rotate("joe"))
         issued = self.authenticate(key=key)
@@ -753,7 +753,7 @@ class TokenTests(IdentityCase):
 
     def test_writtenWhileItIsRead(self) -> None:
         """
-        What a slow read brings does not take the place of what has been written meanwhile.
+        The result of a slow read does not replace data that were written meanwhile.
         """
         self.advance(5)
         held = self.store.hold("getUser")

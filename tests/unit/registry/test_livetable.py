@@ -1,5 +1,5 @@
 """
-What becomes of services when the store is slow or unavailable, or its responses are lost, and much happens at once.
+The fate of services when the store is slow or unavailable, or its responses are lost, and much happens at once.
 """
 
 from __future__ import annotations
@@ -371,7 +371,7 @@ class SlowStoreTests(RegistryCase):
             self.pass_(1)
 
     def test_readsThatAreLateBringNothingBack(self) -> None:
-        """What an old answer of the store shows is not taken for a service that memory has missed."""
+        """A service in an old response of the store is not taken for a service that memory has missed."""
         token = self.create(timeout=10)
         gets = self.store.hold("getService", acts=True)
         lists = self.store.hold("listServices", acts=True)
@@ -649,7 +649,7 @@ class StoreTroubleTests(RegistryCase):
         self.beat(token)
 
     def test_anIdThatWasTakenOver(self) -> None:
-        """Where the store has another incarnation of an id than memory, that one counts."""
+        """If the store has another incarnation of an id than memory, that one counts."""
         token = self.create()
         record = self.successResultOf(self.memory.getService(TENANT, "web1"))
         self.successResultOf(self.memory.removeService(TENANT, "web1", record.incarnation))
@@ -678,7 +678,7 @@ class StoreTroubleTests(RegistryCase):
         self.assertEqual(self.events(), [(JOIN, "web1"), (TIMEOUT, "web1")])
 
     def test_reconciliationOutlastsAnOutage(self) -> None:
-        """What could not be reconciled while the store was unavailable is reconciled when it is back."""
+        """A service that could not be reconciled while the store was unavailable is reconciled when it is back."""
         self.store.loseAnswer("createService")
         self.assertUnavailable(self.registry.create(TENANT, NewService("web1", 10)))
         self.memory.unavailable = True
@@ -718,7 +718,7 @@ OPERATIONS = st.lists(
 
 
 class AnyOrderTests(SynchronousTestCase):
-    """Whatever meets whatever in a slow store, a few promises hold."""
+    """With random operations on a slow store, a few promises hold."""
 
     @settings(suppress_health_check=list(HealthCheck))
     @given(OPERATIONS, st.booleans())

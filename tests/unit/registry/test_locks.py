@@ -172,7 +172,7 @@ class AcquireTests(LocksCase):
         self.assertEqual(self.fault(again).type, "lockHeld")
 
     def test_lostResponses(self) -> None:
-        """What the store did without a response is found out: a lock without a known holder expires."""
+        """The outcome of a write without a response is found out: a lock without a known holder expires."""
         self.store.loseAnswer("acquireLock")
         self.assertUnavailable(self.asking())
         token, fence = self.acquire()

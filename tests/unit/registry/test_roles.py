@@ -11,7 +11,7 @@ KEYS = ("web-1", "/production/web", "")
 
 
 class RoleTests(SynchronousTestCase):
-    """What a role lets pass."""
+    """The changes that a role permits."""
 
     def assertChanges(self, role: Role, kind: str, yes: str, no: str) -> None:
         """Of the keys in two texts, separated by spaces, it may change the first ones only."""
@@ -82,7 +82,7 @@ class RoleTests(SynchronousTestCase):
             self.assertIn("letters, digits", error)
 
     def test_json(self) -> None:
-        """What a store keeps is the same role again, and of the default it keeps nothing."""
+        """A stored role is the same role again, and of the default a store keeps nothing."""
         self.assertEqual(WRITE.asJson(), {})
         for role in (WRITE, Role("read"), Role(services=["a"], configuration=["b", "c"], locks=[""])):
             self.assertEqual(Role(**role.asJson()), role)

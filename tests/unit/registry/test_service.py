@@ -200,7 +200,7 @@ class DataDirectoryTests(SynchronousTestCase):
 
     def test_canNotBeReadOrWritten(self) -> None:
         """
-        What the system says against reading or writing is said in one line, and leaves no litter.
+        The system's error for a read or a write is one line, and leaves no file behind.
         """
         self.directory.open()
         self.addCleanup(self.directory.close)
@@ -332,7 +332,7 @@ class RegistryServiceTests(TestCase):
 
     async def test_worksWithItsRaxrc(self) -> None:
         """
-        What a new registry writes to its data directory is all that is needed to use it.
+        The raxrc of a new registry's data directory is all that a client needs.
         """
         service = await self.started(store="sqlite")
         self.assertEqual(service.raxrcPath, str(self.dataDir / "raxrc"))
@@ -447,7 +447,7 @@ class RegistryServiceTests(TestCase):
 
     async def test_metricsCanBeOff(self) -> None:
         """
-        Where they are off there is no such page.
+        If they are off, there is no such page.
         """
         service = await self.started(metrics="off")
         request = requestBytes("GET", "/metrics", headers={"Connection": "close"})

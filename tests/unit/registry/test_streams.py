@@ -47,7 +47,7 @@ class Reader:
         self.head = head.decode("ascii").split("\r\n")[1:]
 
     def text(self) -> str:
-        """What has come since the last time."""
+        """The bytes that have come since the last time."""
         data, self._rest = self._rest + self.connection.transport.value(), b""
         self.connection.transport.clear()
         return data.decode("utf-8")
@@ -183,7 +183,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_aPlaceThatIsUnknownIsAReset(self) -> None:
         """
-        Where something may be missing, the stream begins now and says so. Until the reset has come, the client keeps
+        If events may be missing, the stream begins now and says so. Until the reset has come, the client keeps
         its own position.
         """
         self.api.create("web1")
@@ -218,7 +218,7 @@ class StreamTests(SynchronousTestCase):
         self.assertEqual(self.api.ask("GET", f"/events?marker={ping.id}").json["metadata"]["count"], 1)
 
     def test_badQueries(self) -> None:
-        """What a stream is asked for has to be right, in the words of /events; nothing is begun."""
+        """Invalid parameters of a stream are refused in the words of /events; nothing is begun."""
         for query, reason in [
             ("marker=x", "Invalid UUID"),
             ("marker=ffffffff-ffff-1fff-8000-000000000000", "from parameter must be smaller than the current time"),
@@ -422,8 +422,8 @@ class StreamTests(SynchronousTestCase):
 
     def test_aClientThatReadsTooSlowlyIsDisconnected(self) -> None:
         """
-        What a client does not read is kept up to 256 KiB. A client that reads again in time misses nothing, and others
-        notice nothing.
+        Data that a client does not read are kept up to 256 KiB. A client that reads again in time misses nothing;
+        others notice nothing.
         """
         slow, slower, other = Reader(self.api), Reader(self.api), Reader(self.api)
         for reader in (slow, slower):

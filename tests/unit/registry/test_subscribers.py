@@ -215,7 +215,7 @@ class WaitingTests(SynchronousTestCase):
             self.assertEqual(self.reply(waiting).json["metadata"]["count"], 2)
 
     def test_anUpdateEndsNoWaiting(self) -> None:
-        """What leaves no event ends no waiting, and neither do the events of another account."""
+        """A request without an event ends no waiting, and neither do the events of another account."""
         self.api.create("web1")
         waiting = self.ask(f"marker={self.lastEvent()}&wait=30")
         self.api.ask("PUT", "/services/web1", {"tags": ["a"]})
@@ -501,7 +501,7 @@ class SocketTests(TestCase):
 
 
 class Received:
-    """What a socket with a stream has received."""
+    """The data that a socket with a stream has received."""
 
     def __init__(self, reader: socket.socket) -> None:
         self._socket = reader
@@ -529,7 +529,7 @@ class Received:
         return self._values("id: ")[-1]
 
     def shown(self) -> list[Any]:
-        """What is special about each event: the tags of an update, or else the type."""
+        """The mark of each event: the tags of an update, or else the type."""
         return [
             event["payload"]["tags"] if event["type"] == "service.update" else [event["type"]]
             for event in map(json.loads, self._values("data: "))

@@ -32,7 +32,7 @@ LOCK = "/production/lock"
 NONCE = "8ee6ee28-5b6a-4a3a-a2dd-3a9a1a6d7a3b"
 ARGUMENTS = {"{serviceId}": "web1", "{namespace}": "production", "{configurationId}": KEY[1:]}
 
-# What each route is sent, if it takes a body; {token} is the heartbeat token of my service. A route that is missing
+# The body for each route, if it takes one; {token} is the heartbeat token of my service. A route that is missing
 # here fails a test: a new one needs an entry here, and below what the other tenant may get of it.
 BODIES: Mapping[str, Any] = {
     "getLimits": None,
@@ -61,7 +61,7 @@ BODIES: Mapping[str, Any] = {
     "listLocks": None,
     "streamEvents": None,
 }
-# What the other tenant, who has nothing, is answered on its own path.
+# The response to the other tenant, which has nothing, on its own path.
 CODES = {"getLimits": 200, "createService": 201, "setValue": 204, "heartbeats": 200, "streamEvents": 200}
 CODES |= {"acquireLock": 201, "getState": 200, "setState": 204, "clearState": 204}
 CODES.update({name: 200 for name in BODIES if name.startswith("list")})

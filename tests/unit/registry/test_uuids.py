@@ -25,7 +25,7 @@ class PositionTests(SynchronousTestCase):
         self.assertEqual(positionOf(1e12), 2**60 - 1)
 
     def test_refusesOtherText(self):
-        """What is not a version-1 UUID has no position."""
+        """A text that is not a version-1 UUID has no position."""
         for text in ("", "x", "9b6dbd5e-6ab4-4bb3-8f0a-ab1c56b5bf62", "c232ab00-9414-11ec-33c8-9f6bdeced846"):
             self.assertRaises(ValueError, position, text)
 

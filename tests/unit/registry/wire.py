@@ -119,7 +119,7 @@ class Connection:
         self.protocol.dataReceived(data)
 
     def replies(self, noBody: bool = False) -> list[Reply]:
-        """What has come since the last time."""
+        """The bytes that have come since the last time."""
         data = self.transport.value()
         self.transport.clear()
         return parseReplies(data, noBody)
@@ -222,7 +222,7 @@ class Api:
 
 
 def fired(deferred: Deferred[Any]) -> Any:
-    """What a Deferred has fired with already."""
+    """The result of a Deferred that has fired already."""
     results: list[Any] = []
     deferred.addBoth(results.append)
     assert results, "it has not fired"

@@ -23,7 +23,7 @@ from txserviceregistry.testing import FakeRegistry, Request
 
 
 class FakeRegistryTests(SynchronousTestCase):
-    """What the test of an application can make happen."""
+    """The faults that the test of an application can inject."""
 
     def setUp(self) -> None:
         self.fake = FakeRegistry()
@@ -251,7 +251,7 @@ class FakeRegistryTests(SynchronousTestCase):
         self.assertEqual(self.ids(), ["new", "old"])
 
     def test_pauseOutlastsAClient(self) -> None:
-        """What a client has asked and given up is done all the same when the registry goes on."""
+        """A request that a client has given up has its effect when the registry goes on."""
         self.successResultOf(self.client.account.getLimits())
         self.fake.pause()
         self.failing(self.create(), RequestTimedOut, seconds=11)

@@ -164,7 +164,7 @@ class TurnsTests(SynchronousTestCase):
         self.assertNoResult(turns.take(1.0))
 
     def test_theNearestDeadlineFirst(self) -> None:
-        """Who has the nearest deadline is next, whenever it came; among equals the first."""
+        """The caller with the nearest deadline is next, whenever it came; among equals the first."""
         turns = PrioritySemaphore(1)
         self.successResultOf(turns.take(0.0))
         order: list[str] = []
@@ -201,7 +201,7 @@ class TurnsTests(SynchronousTestCase):
         self.successResultOf(turns.take(1.0))
 
     def test_whoTakesOneMeanwhile(self) -> None:
-        """Who asks while one ends in the moment in which it comes is not before those that have waited."""
+        """A caller that comes while another one ends is not before those that have waited."""
         turns = PrioritySemaphore(1)
         self.successResultOf(turns.take(0.0))
         order: list[str] = []
@@ -252,7 +252,7 @@ class ManyServicesTests(SynchronousTestCase):
 
     def test_withLittleTime(self) -> None:
         """
-        What a registration may take is not spent on waiting for others: none of them fails, though the registry could
+        The time of a registration is not spent on waiting for others: none of them fails, though the registry could
         answer no more than two dozen in that time.
         """
         fake = FakeRegistry(limits=ResourceLimits(service=1000))
@@ -285,13 +285,13 @@ class GatheringTests(SynchronousTestCase):
         return waiting
 
     def test_together(self) -> None:
-        """What comes in one turn is done together, each once, and not too many at a time."""
+        """Calls of one turn are made together, each once, and not too many at a time."""
         for turn in ((1, 2, 1), (3, 4, 5, 6)):
             self.assertEqual([self.successResultOf(each) for each in self.do(*turn)], [2 * number for number in turn])
         self.assertEqual(self.groups, [[1, 2], [3, 4, 5], [6]])
 
     def test_failures(self) -> None:
-        """What fails, fails for all that were done together, and for no others."""
+        """An error is for all calls that were made together, and for no others."""
         *failed, fine = self.do(12, 13, 14, 15)
         for each in failed:
             self.failureResultOf(each, ZeroDivisionError)

@@ -49,7 +49,7 @@ class AgreementTests(SynchronousTestCase):
                 self.assertIsNotNone(pattern.fullmatch(text), text)
 
 
-# What has no blanks at its ends and is not empty.
+# Texts without blanks at their ends that are not empty.
 words = st.text(min_size=1).filter(lambda text: text == text.strip())
 
 
@@ -210,7 +210,7 @@ class RedactionTests(SynchronousTestCase):
                 self.assertEqual(redacted(before + secret + after, [secret]), f"{before}…{after}")
 
     def test_aLongOneIsBlankedAnywhere(self) -> None:
-        """What can't be a piece of a word is blanked also where something is stuck to it."""
+        """A secret that can't be part of a word is redacted also within other text."""
         self.assertEqual(redacted(f"key{LONG}key", [LONG], "***"), "key***key")
 
     def test_oneWithinAnother(self) -> None:
@@ -226,12 +226,12 @@ class RedactionTests(SynchronousTestCase):
         self.assertNotIn("\udcff", redacted("\udcff", encodings("\udcff")))
 
 
-#: What a terminal obeys: colours, titles, the cursor; the same in one byte; lines; and what turns the direction.
+#: Sequences that a terminal obeys: colours, titles, the cursor; the same in one byte; lines; a change of direction.
 EVIL = "\x1b[31m \x1b]0;title\x07 \x9b2J \x7f \r\n \u202eabc\u2066 \u200b"
 
 
 class EscapedTests(SynchronousTestCase):
-    """What is left of a text."""
+    """The printable part of a text."""
 
     def test_nothingThatATerminalObeys(self) -> None:
         """Control characters of all kinds, and invisible ones, become escapes; all else stays."""
@@ -252,7 +252,7 @@ class EscapedTests(SynchronousTestCase):
 
 
 class ErrorsTests(SynchronousTestCase):
-    """What a server has put into an error."""
+    """Text of a server in an error."""
 
     def test_theLineIsEscapedAndTheAttributesAreExact(self) -> None:
         """Every error of the library is a line that no terminal obeys; programs get what was sent."""
@@ -270,7 +270,7 @@ class ErrorsTests(SynchronousTestCase):
 
 
 class LoggerTests(SynchronousTestCase):
-    """What reaches a log."""
+    """Text that reaches a log."""
 
     _log = Logger()
 

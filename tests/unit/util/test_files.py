@@ -80,7 +80,7 @@ class UnwritableFileTests(SynchronousTestCase):
 
     def assertLogsOnce(self, keeper: Any, loss: str) -> None:
         """*keeper* writes its file many times, at first in vain; the log has a line for the beginning and the end."""
-        # What a file holds must not depend on the umask.
+        # The mode of a file must not depend on the umask.
         self.addCleanup(os.umask, os.umask(0))
         keeper.startService()
         self.change(20)
@@ -261,7 +261,7 @@ class ReloadedTests(SynchronousTestCase):
             self.assertEqual(reloaded.current(), 2)
 
     def test_aPipeAtTheStart(self) -> None:
-        """What came out of a pipe at the start, as a shell's process substitution hands it over, stays in use."""
+        """The content of a pipe at the start, as a shell's process substitution hands it over, stays in use."""
         self.number.unlink()
         os.mkfifo(self.number)
         reloaded = self.countingReads()
@@ -285,7 +285,7 @@ class ReloadedTests(SynchronousTestCase):
             self.assertIs(reloaded.current(), made)
 
     def test_aBrokenFileIsReadAgain(self) -> None:
-        """What can't be used is read again, at most once in RETRY_SECONDS, even if it seems not to change."""
+        """A file that can't be used is read again, at most once in RETRY_SECONDS, even if it seems not to change."""
         reloaded = self.reloaded()
         self.number.write_text("x")
         for _ in range(5):
@@ -297,7 +297,7 @@ class ReloadedTests(SynchronousTestCase):
         self.assertEqual(self.reads, 3)
 
     def test_aSuspectIsReadAgain(self) -> None:
-        """What has not served is read again, once, and not before RETRY_SECONDS have passed since the last time."""
+        """A value that has failed is read again, once, and not before RETRY_SECONDS have passed since the last time."""
         reloaded = self.reloaded()
         reloaded.suspect()
         reloaded.current()
@@ -325,7 +325,7 @@ class ReloadedTests(SynchronousTestCase):
         self.assertEqual(self.reads, 2)
 
     def test_theFirstTime(self) -> None:
-        """What can't be used the first time is an error."""
+        """A file that can't be used the first time is an error."""
         self.number.write_text("x")
         self.assertRaises(ValueError, self.reloaded)
         self.number.unlink()

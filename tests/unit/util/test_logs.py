@@ -49,7 +49,7 @@ class ListenersTests(SynchronousTestCase):
         self.assertEqual(self.heard, ["rain", "rain", "sun"])
 
     def test_oneThatFails(self) -> None:
-        """What a listener raises is logged, and the others are called all the same."""
+        """A listener's error is logged, and the others are called all the same."""
 
         def cancelled(text: str) -> None:
             raise asyncio.CancelledError

@@ -14,7 +14,7 @@ from txserviceregistry.settings import readSettings
 
 
 class EventsTests(RaxsrProcessTestCase):
-    """What happens."""
+    """The commands for events."""
 
     async def test_follow(self) -> None:
         """Events are printed as they come, until Ctrl-C; --since begins with an older one."""

@@ -16,7 +16,7 @@ from tests.system.processes import Child, reactor
 
 
 class ProgramTests(RaxsrProcessTestCase):
-    """What only a process shows."""
+    """Behavior that only a process shows."""
 
     async def test_completion(self) -> None:
         """The scripts complete commands, options, choices and files in bash, and register themselves in zsh."""
@@ -65,7 +65,7 @@ class ProgramTests(RaxsrProcessTestCase):
         self.assertEqual(ran.stderr.decode().splitlines(), ["raxsr: can't write the output: No space left on device"])
 
     async def test_withoutTheExtra(self) -> None:
-        """Where a package of the extra is not installed, one line says what to install."""
+        """If a package of the extra is not installed, one line says what to install."""
         code = (
             "import sys; sys.modules['prettytable'] = None; sys.argv[1:] = ['services', 'list']\n"
             "from txserviceregistry.commands.raxsr.main import main; sys.exit(main())"

@@ -8,7 +8,7 @@ from tests.system.commands.raxsr.raxsrcase import RAXSR, RaxsrProcessTestCase
 
 
 class WatchTests(RaxsrProcessTestCase):
-    """What changes."""
+    """The commands that show changes."""
 
     async def test_watch(self) -> None:
         """In a pipe there is a line for each change; on a terminal a table shows what there is, and is drawn again."""

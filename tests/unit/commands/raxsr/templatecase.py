@@ -45,7 +45,7 @@ class TemplateCase(SynchronousTestCase):
         return succeed(None)
 
     async def fail_(self, word: str) -> None:
-        """What a command does that fails."""
+        """Fail as a command does."""
         raise TemplateFailed(f"'{word}' failed with exit code 1")
 
     def target(self, **options: Any) -> Target:

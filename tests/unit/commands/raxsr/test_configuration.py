@@ -76,7 +76,7 @@ class ConfigurationTests(RaxsrTestCase):
         )
 
     async def test_files(self) -> None:
-        """What export writes, import reads; a dry run shows what would change, and changes nothing."""
+        """Import reads the files of export; a dry run shows what would change, and changes nothing."""
         space = f"/{self.prefix}"
         path = os.path.join(self.home, "values.yaml")
         with open(path, "w") as file:
@@ -108,7 +108,7 @@ class ConfigurationTests(RaxsrTestCase):
             self.assertEqual(json.load(file), expected)
 
     async def test_valuesThatATerminalObeys(self) -> None:
-        """Whatever is for people is escaped; what is for programs is exact, and in CSV no spreadsheet computes it."""
+        """Output for people is escaped; output for programs is exact, and in CSV no spreadsheet computes it."""
         evil = "\x1b]0;owned\x07\x9b2J\u202e\x7f\r\nraxsr: a second line"
         key = f"/{self.prefix}/evil"
         said = await self.good("configuration", "set", key, evil)
@@ -150,7 +150,7 @@ class ConfigurationTests(RaxsrTestCase):
         self.assertEqual(exact.out, "".join(f"{value}\n" for value in values))
 
     async def test_localesThatAreNotUTF8(self) -> None:
-        """What programs read is UTF-8 in every locale, and import reads what export wrote."""
+        """Output for programs is UTF-8 in every locale, and import reads what export wrote."""
         space = f"/{self.prefix}"
         value = "é ü \u20ac \U0001f600"
         await self.client().configuration.set(f"{space}/value", value)
@@ -198,7 +198,7 @@ class ConfigurationTests(RaxsrTestCase):
         self.assertEqual((await self.good("configuration", "list", "--namespace", space, "-f", "json")).json, [])
 
     async def test_exportReplacesAWholeFileOrNone(self) -> None:
-        """Where nothing can be written, the file that was there stays as it was."""
+        """If nothing can be written, the old file stays as it was."""
         target = os.path.join(self.home, "folder.yaml")
         os.mkdir(target)
         self.assertIn(target, await self.refused("configuration", "export", target))

@@ -12,7 +12,7 @@ COLUMNS = ["id", "timestamp", "type", "payload"]
 
 
 class EventsTests(RaxsrTestCase):
-    """What has happened."""
+    """The commands for events."""
 
     async def test_list(self) -> None:
         """The newest events come first; a type, a limit, a marker and all of them can be asked for."""

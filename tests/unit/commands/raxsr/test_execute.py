@@ -13,7 +13,7 @@ from txserviceregistry.commands.raxsr.execute import NAMES, PREFIXES, decidesWha
 
 
 class ExecuteTests(RaxsrTestCase):
-    """What is refused before the command takes the place of raxsr."""
+    """Values that are refused before the command takes the place of raxsr."""
 
     async def setUp(self) -> None:
         await super().setUp()

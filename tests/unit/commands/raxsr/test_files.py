@@ -28,7 +28,7 @@ KEYS = st.from_regex(r"(/[a-z0-9_\-]{3,8}){0,3}/?[a-z0-9_\-.]{3,9}", fullmatch=T
     lambda key: problemOf(key, "x") is None
 )
 
-# What one of the formats takes for the end of a line, for a sign of its own, or for no character at all.
+# Characters that one of the formats takes for the end of a line, for a sign of its own, or for no character at all.
 TROUBLESOME = [
     *("\n", "\r", "\r\n", "\x85", "\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x00", "\x07", "\x1b", "\x7f", "\x9b"),
     *("\t", " ", "\ufeff", "\ufffe", "\uffff", "\ufffd", "\U0001f600", "\U0010ffff", "\xa0", "\u202e", "\xad"),
@@ -95,7 +95,7 @@ class ValueFileTests(SynchronousTestCase):
     @given(st.dictionaries(KEYS, VALUES, max_size=4))
     @example({"key": "a\x85b"})
     def test_allTheProtocolAllowsSurvives(self, values: dict[str, str]) -> None:
-        """Whatever the values of a namespace are."""
+        """Files with any values of a namespace."""
         self.assertSurvives(values)
 
     def test_theMarkThatWindowsPutsFirst(self) -> None:

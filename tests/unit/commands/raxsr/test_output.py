@@ -32,7 +32,7 @@ class TableTests(SynchronousTestCase):
         return {"id": "web-server-1", "timeout": 30, "tags": tags, "metadata": metadata}
 
     def test_breaksBetweenWords(self) -> None:
-        """Where that is enough, all columns stay and all words are whole, those with hyphens too."""
+        """If that is enough, all columns stay and all words are whole, those with hyphens too."""
         lines = self.table([self.row(["first-tag", "second-tag"], host="web-1.example.com", port="8000")], 75)
         self.assertEqual(self.notes, [])
         self.assertLessEqual(max(map(len, lines)), 75)
@@ -40,7 +40,7 @@ class TableTests(SynchronousTestCase):
             self.assertTrue(any(word in line for line in lines), word)
 
     def test_leavesColumnsOut(self) -> None:
-        """Where no word can be left whole, the least important columns are left out, which is told."""
+        """If no word can stay whole, the least important columns are left out, and a note says so."""
         row = self.row(["first-tag", "second-tag"], host="web-1.example.com", port="8000")
         for width, leftOut in ((60, ["Timeout"]), (50, ["Timeout", "Tags"]), (40, ["Timeout", "Metadata"])):
             lines = self.table([row], width)
@@ -57,7 +57,7 @@ class TableTests(SynchronousTestCase):
         self.assertIn("too narrow for Metadata:", self.notes[0])
 
     def test_breaksWordsAtTheEnd(self) -> None:
-        """Where nothing can be left out, words are broken rather than lines of the table; ids never are."""
+        """If nothing can be left out, words are broken rather than lines of the table; ids never are."""
         lines = self.table([{"id": "/some/long/key", "value": "x" * 200}], 60, VALUES)
         self.assertEqual((self.notes, {len(line) for line in lines}), ([], {60}))
         self.assertEqual("".join(lines).count("x"), 200)
@@ -69,7 +69,7 @@ class TableTests(SynchronousTestCase):
         self.assertEqual({len(line) for line in lines}, {60})
 
     def test_lineEndsStay(self) -> None:
-        """What has several lines has them in a narrow table too, the empty ones included."""
+        """A value of several lines has them in a narrow table too, the empty ones included."""
         lines = self.table([{"id": "key", "value": "one\n\ntwo " + "three " * 20}], 40, VALUES)
         self.assertEqual(
             [line.split("|")[2].strip() for line in lines[3:6]], ["one", "", lines[5].split("|")[2].strip()]

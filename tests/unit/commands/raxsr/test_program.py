@@ -15,7 +15,7 @@ from txserviceregistry.settings import readSettings
 
 
 class ProgramTests(RaxsrTestCase):
-    """What all commands have in common."""
+    """The common behavior of all commands."""
 
     async def test_help(self) -> None:
         """Every command is in the help with a line about it, and has a help of its own with an example."""

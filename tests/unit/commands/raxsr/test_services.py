@@ -83,7 +83,7 @@ class ServicesTests(RaxsrTestCase):
         text = (await self.good("services", "get", id, "-f", "yaml")).out
         self.assertIn("tags:\n- one\n- t,wo\n", text)
         self.assertIn("metadata:\n  key: v=1,2\n", text)
-        # What one command shows, another one takes.
+        # Another command takes the output of one.
         await self.good("services", "update", id, "--tags", row["tags"], "--metadata", row["metadata"])
         service = await client.services.get(id)
         self.assertEqual((service["tags"], service["metadata"]), (["one", "t,wo"], {"key": "v=1,2"}))
@@ -158,7 +158,7 @@ class ServicesTests(RaxsrTestCase):
         self.assertIn("html", await self.refused("events", "follow", "-f", "html", code=2))
 
     async def test_moreThanAPage(self) -> None:
-        """Where there is more than was asked for, a note says how to get it."""
+        """If there are more services than were requested, a note says how to list them."""
         client = self.client(maxConnections=8)
         key = f"/{self.prefix}/value-"
         await gatherResults([client.configuration.set(f"{key}{number:03}", "x") for number in range(101)])
@@ -179,7 +179,7 @@ class ServicesTests(RaxsrTestCase):
         self.assertEqual((await self.good("services", "get", id, "-f", "json")).json["metadata"], {"k": value})
 
     async def test_wrongUse(self) -> None:
-        """What is wrong on the command line is one line that suggests what is right, and exit code 2."""
+        """An error on the command line is one line that suggests the right word, and exit code 2."""
         cases = [
             (["services", "lst"], "Did you mean services list"),
             (["servces", "list"], "Did you mean services list"),
@@ -202,7 +202,7 @@ class ServicesTests(RaxsrTestCase):
         await self.allRefused(cases, code=2)
 
     async def test_failures(self) -> None:
-        """What the registry refuses is told in one line that names the thing, with exit code 1."""
+        """A refusal of the registry is one line that names the object, with exit code 1."""
         id = self.prefix
         await self.clientWithServices(id)
         cases = [

@@ -83,7 +83,7 @@ class CheckerTests(SynchronousTestCase):
         self.assertGreater(len(self.looks), 40)
 
     def test_aProgramMayTakeItsTimeToStart(self) -> None:
-        """What fails in the first ten seconds only is not logged."""
+        """A check that fails in the first ten seconds only is not logged."""
         self.result = "connection refused"
         self.checker()
         self.pass_(9)

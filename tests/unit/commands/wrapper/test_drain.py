@@ -89,7 +89,7 @@ class DrainTests(WrapperCase):
         self.assertEqual(self.ended(self.begin(), 0), 0)
 
     def test_withoutTheExtension(self) -> None:
-        """Where the registry has no states, the service is deregistered, and the command has its time."""
+        """If the registry has no states, the service is deregistered, and the command has its time."""
         self.patch(messages, "_LINES", messages._LINES.replace(b", service-state", b""))
         self.patch(messages, "_JSON_LINES", messages._JSON_LINES.replace(b", service-state", b""))
         code = self.begin()

@@ -11,7 +11,7 @@ from txserviceregistry.testing import FakeRegistry
 
 
 class LogLinesTests(SynchronousTestCase):
-    """What the user sees."""
+    """The lines that the user sees."""
 
     def setUp(self) -> None:
         self.fake = FakeRegistry()

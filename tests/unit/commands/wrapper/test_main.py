@@ -281,7 +281,7 @@ class WrapperOrderTests(WrapperCase):
     # -- the end
 
     def test_theServiceExpires(self) -> None:
-        """Whatever the command ended with, no request is sent; the exit code is the command's, or 128 + N."""
+        """After any end of the command, no request is sent; the exit code is the command's, or 128 + N."""
         for number in (0, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
             code = self.wrapper()
             if number:

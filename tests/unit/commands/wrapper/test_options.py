@@ -11,7 +11,7 @@ from txserviceregistry.commands.wrapper.main import main
 
 
 class OptionsTests(TestCase):
-    """What is found before anything is started."""
+    """Errors that are found before anything is started."""
 
     def setUp(self) -> None:
         self.home = os.path.abspath(self.mktemp())

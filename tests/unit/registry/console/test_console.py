@@ -120,7 +120,7 @@ class PageTests(ConsoleCase):
         self.assertEqual(self.ask("PUT", "/console/mark.svg", {}).code, 404)
 
     def test_withoutAConsole(self) -> None:
-        """Where it is turned off, nothing of it is left."""
+        """If it is turned off, nothing of it is left."""
         self.api.resource.handlers.console = None
         for path in ("/console/", "/console/api/session", "/"):
             self.assertEqual(self.ask("GET", path, Accept="text/html").code, 404)
@@ -143,7 +143,7 @@ class SessionTests(ConsoleCase):
         self.assertNotIn("secret", self.ask("GET", "/console/api/session").json)
 
     def test_behindAProxyWithTLS(self) -> None:
-        """Where the browser uses HTTPS, the cookie is for HTTPS only; one from a visit without does no harm."""
+        """If the browser uses HTTPS, the cookie is for HTTPS only; one from a visit without does no harm."""
         self.browser.origin = f"https://{HOST}"
         cookie = self.browser.logIn().header("Set-Cookie") or ""
         self.assertRegex(
@@ -311,7 +311,7 @@ class LinkTests(ConsoleCase):
             self.assertEqual(self.ask("POST", f"/console/api/{path}", {}).code, code, path)
 
     def test_withoutAConsole(self) -> None:
-        """Where the console is turned off, there are no links."""
+        """If the console is turned off, there are no links."""
         self.api.resource.handlers.console = None
         self.assertEqual(self.api.ask("POST", "/console-links").code, 404)
 

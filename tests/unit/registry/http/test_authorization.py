@@ -1,4 +1,4 @@
-"""What each role may do: every operation of the API, alone and in batches."""
+"""The permissions of each role: every operation of the API, alone and in batches."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class SlowTests(LimitsCase):
         self.assertClosed(connection)
 
     def test_eachRequestHasItsTime(self) -> None:
-        """What counts is the time of one request, not of all on a connection."""
+        """The limit is for the time of one request, not of all on a connection."""
         connection = self.connect()
         for _ in range(4):
             data = self.request()
@@ -206,12 +206,12 @@ class UnfinishedTests(LimitsCase):
     limits = ConnectionLimits(connections=100, perClient=100, unfinishedBytes=500_000)
 
     def head(self, **headers: str) -> bytes:
-        """What a batch of 200,000 bytes begins with."""
+        """The beginning of a batch of 200,000 bytes."""
         headers["Content-Length"] = "200000"
         return requestBytes("POST", "/v1.0/1234/heartbeats", None, headers)
 
     def test_theLongestUnderWayGoes(self) -> None:
-        """Where all together are too large, the one has to go that was begun first; the others go on."""
+        """If all together are too large, the oldest one is closed; the others go on."""
         first, second, third = (self.connect() for _ in range(3))
         for each in (first, second, third):
             each.send(self.head() + b" " * 150_000)
@@ -255,7 +255,7 @@ class UnfinishedTests(LimitsCase):
             self.assertOpen(first, answered)
 
     def test_whatComesWhileOthersWaitCounts(self) -> None:
-        """What comes while requests of unauthenticated clients wait for their turn counts as well."""
+        """Bytes that come while requests of unauthenticated clients wait for their turn count as well."""
         self.api.site.connections.requests.spend(lambda: self.api.clock.advance(1))
         guests = [self.connect() for _ in range(9)]
         for guest in guests:
@@ -305,7 +305,7 @@ class CrowdTests(LimitsCase):
         self.assertOpen(self.known("10.0.0.1"))
 
     def test_aKnownOneDoesNotGoForTheBusy(self) -> None:
-        """Where no connection of an unauthenticated client can be closed, the newcomer goes, not a known one."""
+        """If no connection of an unauthenticated client can be closed, the newcomer goes, not a known one."""
         known = self.known("10.0.0.1")
         busy = [self.busy(f"10.0.1.{n}") for n in range(3)]
         self.assertClosed(self.connect("10.0.2.1"))
@@ -322,7 +322,7 @@ class CrowdTests(LimitsCase):
         self.assertOpen(known)
 
     def test_theLongestIdleGoes(self) -> None:
-        """Where all are known, the one that has been idle for longest goes."""
+        """If all are known, the one that has been idle for longest goes."""
         first, *others = [self.known(f"10.0.0.{n}") for n in range(4)]
         first.send(self.request())
         self.known("10.0.0.9")
@@ -330,7 +330,7 @@ class CrowdTests(LimitsCase):
         self.assertOpen(first, *others[1:])
 
     def test_noRequestIsCutOff(self) -> None:
-        """Where all are being answered, the newcomer goes."""
+        """If all are being answered, the newcomer goes."""
         busy = [self.busy(f"10.0.0.{n}") for n in range(4)]
         self.assertClosed(self.connect("10.0.0.9"))
         self.assertOpen(*busy)

@@ -1,4 +1,4 @@
-"""Where a registry listens: what becomes of endpoint strings with TLS, good and bad ones."""
+"""The listeners of a registry: endpoint strings with TLS, valid and invalid ones."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def ownerIn(secure: ssl.SSLSocket) -> str:
 
 
 class ListeningTests(FilesCase):
-    """What clients get."""
+    """The certificate that clients receive."""
 
     def setUp(self) -> None:
         self.dataDir = Path(self.mktemp()).absolute()
@@ -372,7 +372,7 @@ class ListeningTests(FilesCase):
     async def test_programsOnThisMachineNeedNoConfiguration(self) -> None:
         """
         With a self-signed certificate, the raxrc has the one to trust; with another kind of one, or
-        another listener, it does so no longer. What the operator has written there stays.
+        another listener, it does so no longer. The operator's own lines there stay.
         """
         registry = await self.started(self.endpoint(Holder("registry", names=("localhost",))))
         self.assertTrue(registry.urls[0].startswith("https://localhost:"), registry.urls)

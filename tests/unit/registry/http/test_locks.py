@@ -33,7 +33,7 @@ class LocksCase(ApiCase):
 
 
 class LocksTests(LocksCase):
-    """What every client can do."""
+    """Requests of any client."""
 
     def test_extension(self) -> None:
         """The extension has a name."""

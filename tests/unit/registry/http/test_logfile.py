@@ -69,7 +69,7 @@ class LineTests(SynchronousTestCase):
         self.assertEqual([found[name] for name in ("user", "tenant", "method", "path", "client")], [None] * 5)
 
     def test_nothingForgesALine(self) -> None:
-        """Whatever bytes a client sends, a line is one line of printable ASCII."""
+        """For any bytes of a client, a line is one line of printable ASCII."""
         for path in (b'/"}\r\n{"time": "x"}', bytes(range(256)), "/\u2028\u0085é".encode(), b"/\x1b[31m"):
             text = self.line(path, path)
             self.assertTrue(text.isascii() and text.isprintable(), text)
@@ -178,7 +178,7 @@ class AccessLogTests(SynchronousTestCase):
         self.assertEqual(self.messages, [LogLevel.error, LogLevel.info])
 
     def test_aDiskThatIsFullInTheMiddleOfALine(self) -> None:
-        """What was written of a line before the disk was full stays alone on its line."""
+        """The part of a line that was written before the disk was full stays alone on its line."""
         write, room = os.write, [50]
 
         def fill(file: int, data: bytes) -> int:

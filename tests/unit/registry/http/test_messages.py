@@ -62,7 +62,7 @@ class FramingCase(SynchronousTestCase):
 
 
 class AnswerTests(FramingCase):
-    """What every response looks like."""
+    """The form of every response."""
 
     def test_headers(self) -> None:
         """Every response says what and how long it is, has an id of its own, and names the extensions."""
@@ -198,8 +198,8 @@ class AnswerTests(FramingCase):
 
     def test_requestsLeaveNoGarbage(self) -> None:
         """
-        What a request was made of goes with its response, and is not left to Python's collector: it would look at what
-        thousands of others wait with, too.
+        The objects of a request go with its response, and are not left to Python's collector: it would look at those
+        that thousands of others wait with, too.
         """
         self.addCleanup(gc.enable)
         collectOnlyNew(self)
@@ -519,7 +519,7 @@ class _Client(Protocol):
 
 
 class SocketTests(TestCase):
-    """What only sockets can show."""
+    """Behavior that only sockets can show."""
 
     def setUp(self) -> None:
         self.api = Api()

@@ -215,7 +215,7 @@ class ServedTests(SynchronousTestCase):
 
 class SchemaTests(SynchronousTestCase):
     """
-    What a schema takes is what its rule takes. (The validator reads patterns as ECMAScript does; Python's own would let
+    A schema takes the same values as its rule. (The validator reads patterns as ECMAScript does; Python's own would let
     a line feed at the end pass.)
     """
 

@@ -78,7 +78,7 @@ class MatchTests(SynchronousTestCase):
             self.assertEqual(match("HEAD", path), match("GET", path))
 
     def test_noPage(self) -> None:
-        """What is not in the table, two slashes too many and a wrong method are a page that can't be found."""
+        """A path that is not in the table, two slashes too many and a wrong method are a page that can't be found."""
         for method, path in [
             ("GET", ""),
             ("GET", "/"),
@@ -133,7 +133,7 @@ class MatchTests(SynchronousTestCase):
             self.assertMatches("GET", "/configuration" + path, *found)
 
     def test_configurationThatIsChanged(self) -> None:
-        """What is put or deleted is a key, never a namespace, whatever slash it ends in."""
+        """PUT and DELETE take a key, never a namespace, with any slash at the end."""
         for method, name in (("PUT", "setValue"), ("DELETE", "removeValue")):
             for path, key in [
                 ("/listen_ip", "listen_ip"),
@@ -148,7 +148,7 @@ class MatchTests(SynchronousTestCase):
 
 
 class PrefixTests(SynchronousTestCase):
-    """What comes before the table."""
+    """The steps before the table."""
 
     def test_tenant(self) -> None:
         """The tenant comes first; a slash too many before it is tolerated, after it none is taken away."""

@@ -93,7 +93,7 @@ class HealthPageTests(SynchronousTestCase):
             self.assertIn(reply.json["type"], ("notFoundError", "unauthorizedError"))
 
     def test_queryIsIgnored(self) -> None:
-        """What comes after a question mark changes nothing."""
+        """A query changes nothing."""
         self.assertEqual(self.ask(path=b"/health?verbose=1").code, 200)
 
 
@@ -148,7 +148,7 @@ class MetricsPageTests(SynchronousTestCase):
         self.assertEqual(self.ask(method="HEAD").raw, b"")
 
     def test_withoutPrometheusClient(self) -> None:
-        """Where the package is not installed, a fault says what to install."""
+        """If the package is not installed, a fault says what to install."""
         self.ask()
         with patch.dict(sys.modules, {"prometheus_client": None}):
             del sys.modules["txserviceregistry.registry.http.metrics"]

@@ -90,7 +90,7 @@ class ConditionTests(ConditionCase):
     """Writes with a condition."""
 
     def test_missingValue(self) -> None:
-        """What is not there can't be matched; If-None-Match creates it, and a removal finds nothing."""
+        """A missing value can't be matched; If-None-Match creates it, and a removal finds nothing."""
         for match in ("*", '"0"', '"None"'):
             self.assertFails(self.put(match=match), None)
             self.assertFails(self.delete(match=match), None)

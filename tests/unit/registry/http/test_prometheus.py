@@ -22,7 +22,7 @@ class TargetsTests(SynchronousTestCase):
         self.assertEqual(self.api.ask("POST", "/services", body).code, 201)
 
     def targets(self, query: str = "") -> Any:
-        """What is answered."""
+        """The response."""
         reply = self.api.ask("GET", f"/prometheus{query}")
         self.assertEqual((reply.code, reply.header("Content-Type")), (200, "application/json; charset=UTF-8"))
         return reply.json
@@ -69,7 +69,7 @@ class TargetsTests(SynchronousTestCase):
         self.assertEqual(found, {"web1:80": "drain", "web3:80": "up"})
 
     def test_labels(self) -> None:
-        """Where two keys make the same name, the first by code point counts; without tags their label is empty."""
+        """If two keys make the same name, the first by code point counts; without tags their label is empty."""
         self.register("web1", **{"a.b": "2", "a-b": "1", "é": "3", "host": "h", "port": "1"})
         (labels,) = [group["labels"] for group in self.targets()]
         self.assertEqual(labels["__meta_service_registry_metadata_a_b"], "1")

@@ -62,7 +62,7 @@ class RequestLogTests(SynchronousTestCase):
         return self.log.entries[-1]
 
     def changes(self) -> list[tuple[Any, ...]]:
-        """What the audit log has, without times and txnIds."""
+        """The lines of the audit log, without times and txnIds."""
         names = ("user", "tenant", "operation", "object", "result")
         return [tuple(each[name] for name in names) for each in self.audit.entries]
 
@@ -127,7 +127,7 @@ class RequestLogTests(SynchronousTestCase):
         self.assertEqual(self.last()["code"], GONE)
 
     def test_bodyThatIsTooLarge(self) -> None:
-        """What is refused before it is there whole is noticed, once, with its id."""
+        """A request that is refused before it is complete is logged, once, with its id."""
         connection = Connection(self.api)
         connection.send(requestBytes("POST", "/v1.0/1234/services?x=y", b"x" * 6000))
         (reply,) = connection.replies()
@@ -276,7 +276,7 @@ class RequestLogTests(SynchronousTestCase):
         self.assertEqual(self.changes(), [("joe", "1234", "setValue", "key", 204)])
 
     def test_whatIsMadeUpForgesNoLine(self) -> None:
-        """Whatever a path has, a line of the audit log is one line of printable ASCII, and not long."""
+        """For any path, a line of the audit log is one line of printable ASCII, and not long."""
         for id in (b"a%0A%22", b"%E2%80%A8", b"x" * 9_000):
             self.api.ask("DELETE", b"/v1.0/1234/services/" + id)
             line = self.audit.lines[-1]

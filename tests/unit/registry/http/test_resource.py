@@ -240,7 +240,7 @@ class OrderTests(ApiCase):
 
 
 class BodyTests(ApiCase):
-    """What a body may be."""
+    """The bodies that are accepted."""
 
     def test_notJSON(self) -> None:
         """A body that is not a JSON object is refused with a reason, and stores nothing."""
@@ -293,7 +293,7 @@ class BodyTests(ApiCase):
         self.assertFault(reply, 400, "badRequest", message, "a number has too many digits")
 
     def test_oddButJSON(self) -> None:
-        """What JSON allows is taken, and what it leaves open never breaks the registry."""
+        """Valid JSON is taken, and values that it leaves open never break the registry."""
         for number, body in enumerate(
             [
                 b'\r\n\t {"id": "%s", "heartbeat_timeout": 30} ',
@@ -621,7 +621,7 @@ class ServiceTests(ApiCase):
         )
 
     def test_nextHrefKeepsEscapes(self) -> None:
-        """What a client had to escape in a path is escaped in ``next_href``."""
+        """Characters that a client had to escape in a path are escaped in ``next_href``."""
         for number in range(3):
             self.ask("PUT", f"/configuration/production/key{number}", {"value": "x"})
         page = self.ask("GET", "/configuration/%2Fproduction%2F?limit=2").json
@@ -743,7 +743,7 @@ class EventTests(ApiCase):
         self.assertLess(after - before, 250_000)
 
     def test_refusals(self) -> None:
-        """What the feed can't be asked is a fault with the same words twice."""
+        """An invalid marker is a fault with the same words twice."""
         for query, reason in [
             ("marker=", "Invalid UUID"),
             ("marker=x", "Invalid UUID"),

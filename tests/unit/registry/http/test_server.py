@@ -202,7 +202,7 @@ class HandshakeTests(SynchronousTestCase):
         self.assertTrue(victim.isShaken)
 
     def test_afterwardsNothingWaits(self) -> None:
-        """What comes over a connection with TLS does not wait for handshakes."""
+        """Requests over a connection with TLS do not wait for handshakes."""
         client, *others = (self.client() for _ in range(3))
         client.begin()
         client.goOn()

@@ -53,7 +53,7 @@ def configurationValue(body: Mapping[str, Any]) -> Any:
 
 
 class ValidationTestCase(SynchronousTestCase):
-    """What the tests below have in common."""
+    """The common parts of the tests below."""
 
     def refused(self, function: Callable[..., Any], *args: Any) -> Fault:
         """The fault that *function* raises."""
@@ -103,7 +103,7 @@ class NewServiceTests(ValidationTestCase):
         self.assertEqual(newService(body(tags=None, metadata=None)), plain)
 
     def test_defaultsAreNotShared(self) -> None:
-        """What one caller does to its service's metadata does not show in the next service."""
+        """A caller's change of its service's metadata does not show in the next service."""
         first = newService(body()).metadata
         assert isinstance(first, dict)
         first["k"] = "v"
@@ -321,7 +321,7 @@ class OtherBodiesTests(ValidationTestCase):
 
 
 class ParameterTests(ValidationTestCase):
-    """What comes in paths and queries."""
+    """Values in paths and queries."""
 
     def test_serviceId(self) -> None:
         """The same rule as for the field."""
@@ -451,7 +451,7 @@ class ParameterTests(ValidationTestCase):
 
 
 class AnythingTests(SynchronousTestCase):
-    """Whatever comes in, the outcome is a value or a fault that can be sent."""
+    """For any input, the outcome is a value or a fault that can be sent."""
 
     def check(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call *function*; a fault it raises has to be one that UTF-8 can express."""

@@ -33,7 +33,7 @@ class SharedLockSuite:
         return [each.type for each in await store.listEvents(T, 0, 100, None)]
 
     async def test_everyChangeOfALockIsAtOnceThereForAll(self) -> None:
-        """What one has been told is done, another one reads in the same moment; fences grow over all."""
+        """A change that one has acknowledged, another one reads in the same moment; fences grow over all."""
         made = await self.acquireLock(self.a)
         assert await self.b.getLock(T, NAME) == made
         await self.refuses(LockTaken, self.acquireLock(self.b))

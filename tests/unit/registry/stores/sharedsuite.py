@@ -198,7 +198,7 @@ class SharedSuite(SharedLockSuite):
         verifyObject(ISharedStore, self.a)
 
     async def test_everyChangeIsAtOnceThereForAll(self) -> None:
-        """What one has been told is done, another one reads in the same moment."""
+        """A change that one has acknowledged, another one reads in the same moment."""
         made = await self.create(self.a)
         assert (await self.b.getService(T, "web")).incarnation == made.incarnation
         await self.b.updateService(T, "web", made.incarnation, ServiceChanges(tags=("x",)))

@@ -246,7 +246,7 @@ class StoreSuite(LockSuite, StateSuite):
             await self.store.getService("1", f"web{n}")
 
     async def test_unknownServiceIsNoSuchObject(self):
-        """What was never there, or belongs to another tenant, is not found."""
+        """A service that was never there, or belongs to another tenant, is not found."""
         await self.create("web", tenant="2")
         await self.raises(NoSuchObject, self.store.getService("1", "web"))
 

@@ -1,5 +1,5 @@
 """
-The stores: each passes the suite that all of them pass. What only one of them promises has tests of its own.
+The stores: each passes the suite that all of them pass. Promises of a single store have tests of their own.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class SharedMemorySuiteTests(SharedSuite, TestCase):
 
 
 class MemoryStoreTests(SynchronousTestCase):
-    """What the memory store does beside the suite."""
+    """The memory store beside the suite."""
 
     def test_answersAtOnce(self):
         """Every Deferred has fired when it is returned."""

@@ -74,7 +74,7 @@ export function configurationView(place, model, { url, go }) {
     return some(makers, (items) => h("div.branch", {}, items.map((make) => make())));
   }
 
-  /** A folder. What is in it is made when it is opened first: there may be very much. */
+  /** A folder. Its content is made when it is opened first: there may be very much. */
   function folder(node, name, path, isOpenAtFirst) {
     let isOpen = folders.get(path) ?? isOpenAtFirst;
     const inside = () => branch(node, path, node.count <= MOST_VALUES);

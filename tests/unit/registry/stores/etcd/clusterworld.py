@@ -53,7 +53,7 @@ class Entry:
 @attrs.define
 class Truth:
     """
-    What really happened to a registration.
+    The true history of a registration.
 
     :ivar acknowledged: when its last acknowledged heartbeat was processed, or the registration itself.
     :ivar ended: when it expired or was removed.
@@ -312,7 +312,7 @@ class NodeClock:
 
 @attrs.define
 class Known:
-    """What a node knows of a registration."""
+    """A node's knowledge of a registration."""
 
     timeout: float
     deadline: float
@@ -337,7 +337,7 @@ class Process:
         # The revision from which on the watch delivers; ``None`` while it does not.
         self.watching: int | None = None
         self.isDeaf = False
-        # What it delivers first, because it came after the revision that is being read.
+        # The changes to deliver first, because they came after the revision that is being read.
         self.early: list[tuple[int, list[tuple[Key, Entry | None]]]] = []
 
     def start(self) -> None:

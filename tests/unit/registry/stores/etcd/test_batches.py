@@ -126,7 +126,7 @@ class TurnTests(SynchronousTestCase):
         self.assertEqual(self.etcd.asked, [])
 
     def test_aTurnIsNotLongerWhereEtcdIsSlow(self) -> None:
-        """What etcd takes for a transaction may be seconds; the wait for a turn is a twentieth of one."""
+        """A transaction in etcd may take seconds; the wait for a turn is a twentieth of one."""
         for _ in range(50):
             self.change()
             self.clock.advance(10 * TURN)
@@ -139,7 +139,7 @@ class TurnTests(SynchronousTestCase):
         self.assertEqual(len(self.etcd.asked), 1)
 
     def test_noneWaitsForLong(self) -> None:
-        """What has waited while etcd did nothing is refused, however much is before it, and what comes then is made."""
+        """A change that has waited while etcd did nothing is refused, in any place of the queue; later ones work."""
         waiting = [self.batches.do(T, lambda draft: draft.addEvent("lock.expire", {})) for _ in range(10 * GROUP)]
         self.clock.pump([0, 0])
         self.clock.advance(PATIENCE + 1)

@@ -39,7 +39,7 @@ DONE = {"header": {"revision": "7"}, "succeeded": True}
 
 
 def refusal(code: int, message: str) -> dict[str, Any]:
-    """What etcd's gateway answers to what it refuses."""
+    """The response of etcd's gateway to a request that it refuses."""
     return {"error": message, "message": message, "code": code}
 
 
@@ -238,7 +238,7 @@ class TurnsTests(SynchronousTestCase):
         return self.asked[-1][0] if self.asked else ""
 
     def test_thePressingOnesFirst(self) -> None:
-        """What others wait for, such as heartbeats, overtakes everything; the rest keeps its order."""
+        """An urgent request, such as for a heartbeat, overtakes everything; the rest keeps its order."""
         works = [self.etcd.get("/a"), self.etcd.get("/b"), self.etcd.revoke(1), self.etcd.grant(30)]
         works += [self.etcd.get("/c"), self.etcd.txn((), (), isUrgent=True)]
         self.assertEqual([path for path, _ in self.asked], ["kv/txn", "kv/txn"])
@@ -263,7 +263,7 @@ class TurnsTests(SynchronousTestCase):
             self.successResultOf(work)
 
     def test_someWaitInVain(self) -> None:
-        """What has waited for too long is refused, and its turn goes to another; so it is with what is ended."""
+        """A request that has waited for too long, or is ended, is refused, and its turn goes to another."""
         busy = [self.etcd.get("/a"), self.etcd.get("/b")]
         waiting = [self.etcd.get("/c"), self.etcd.get("/d")]
         self.clock.advance(1)
@@ -459,7 +459,7 @@ class UserTests(EtcdCase):
         self.assertEqual(len(server.calls), 4)
 
     def test_passwordsAreInNoText(self) -> None:
-        """What shows a user, or a request in the name of one, shows neither password nor token."""
+        """The representation of a user, or of a user's request, shows neither password nor token."""
         user = User("joe", "secret", "t0ken")
         self.assertEqual(repr(user), "User(name='joe')")
         self.assertNotIn("t0ken", repr(Request("POST", "/", CLOCK, lambda stage: "", 1.0, header=user.header)))

@@ -99,7 +99,7 @@ class WatchTests(WatchCase):
         )
 
     async def test_tellsChangesInTheirOrder(self) -> None:
-        """What is set and what is deleted."""
+        """Keys that are set and deleted."""
         gone = {**event("/a", revision=3), "type": "DELETE"}
         server = self.serving(message(created=True), message(event("/a", "x", 2)), message(gone, event("/b", "y", 3)))
         self.watch(server.url)

@@ -13,7 +13,7 @@ NAME = "/billing/scheduler"
 
 
 class LockFileTests(TestCase):
-    """What a file keeps of locks."""
+    """Locks in a file."""
 
     def setUp(self):
         self.path = self.mktemp()

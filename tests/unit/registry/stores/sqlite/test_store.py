@@ -1,5 +1,5 @@
 """
-What the SQLite store promises of its file: across restarts, crashes, other processes, and trouble with the disk.
+The SQLite store's promises for its file: across restarts, crashes, other processes, and trouble with the disk.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class SqliteStoreTests(SqliteCase):
         self.assertEqual(await store.dropEvents(positionOf(NOW + 60)), 100)
 
     async def test_closeFinishesWhatIsUnderWay(self):
-        """What was asked for before close() is done; nothing is left beside the file, and no thread."""
+        """Operations from before close() are done; nothing is left beside the file, and no thread."""
         threads = set(threading.enumerate())
         store = await self.opened()
         writes = [store.setValue("1", f"k{n}", "v", 1000) for n in range(100)]
@@ -266,7 +266,7 @@ class SqliteStoreTests(SqliteCase):
         self.assertEqual(await countValues(store), 10)
 
     async def test_togetherIsAsOneAfterTheOther(self):
-        """What comes at once, of one kind or of several, has the outcomes and the events of what comes one by one."""
+        """Simultaneous changes, of one kind or several, have the outcomes and events of changes one by one."""
 
         def operations(store: SqliteStore) -> Iterator[Deferred[Any]]:
             for n in range(150):
@@ -354,7 +354,7 @@ class SqliteStoreTests(SqliteCase):
         await gatherResults(writing)
 
     async def test_writesAValueOnceHoweverOftenItIsSet(self):
-        """What a key is set to several times at once is written once: in which order rows come, SQLite leaves open."""
+        """A key that is set several times at once is written once: in which order rows come, SQLite leaves open."""
         store = await self.opened()
         elsewhere = self.elsewhere()
         elsewhere.execute("CREATE TABLE written (value)")
@@ -454,7 +454,7 @@ class SqliteStoreTests(SqliteCase):
         self.assertEqual(lines, expected)
 
     async def test_troubleThatComesAndGoesIsNotLoggedEachTime(self):
-        """What fails and succeeds in turn is logged once, until a minute has passed without a failure."""
+        """A store that fails and succeeds in turn is logged once, until a minute has passed without a failure."""
         texts: list[str] = []
 
         def observe(event: Any) -> None:
@@ -639,7 +639,7 @@ class SqliteStoreTests(SqliteCase):
         self.assertFalse(os.path.exists(self.path))
 
     def moved(self, *endings: str) -> tuple[Callable[[], None], Callable[[], None]]:
-        """What moves these files of the store away, and what puts them back."""
+        """Functions that move these files of the store away, and put them back."""
 
         def move(source: str, target: str) -> None:
             for ending in endings:
@@ -728,7 +728,7 @@ class SqliteStoreTests(SqliteCase):
 
     async def test_oneRegistryAtATimeWhateverTheName(self):
         """
-        Symbolic and hard links to a registry's file do not let a second one in. What is not a registry's may open it,
+        Symbolic and hard links to a registry's file do not let a second one in. Another program may open it,
         and an end of the first lets the second have it.
         """
         names = {"symbolic": os.symlink, "hard": os.link}
@@ -788,7 +788,7 @@ class SqliteStoreTests(SqliteCase):
             await store.close()
 
     async def test_closingAStoreWhoseLogVanished(self):
-        """What was written to a log that is gone is moved into the file when the store is closed."""
+        """Changes in a log that is gone are moved into the file when the store is closed."""
         store = await self.opened()
         await store.setValue("1", "key", "before", 10)
         os.unlink(self.path + "-wal")
@@ -937,7 +937,7 @@ class RefusedFileTests(TestCase):
             else:
                 os.truncate(self.path, length)
             await self.isRefused(state, f"{self.path}-wal", "acknowledged", "restore", "move the log away")
-        # What the line says helps: the file is put back, ...
+        # The line's advice helps: the file is put back, ...
         with open(self.path, "wb") as file:
             file.write(whole)
         store = SqliteStore(self.path, reactor=reactor)
