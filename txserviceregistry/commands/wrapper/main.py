@@ -283,8 +283,8 @@ class Wrapper:
         try:
             await tried.addTimeout(_LONGEST_HOLD, self._clock)
         except (NotRegistered, TimeoutError) as error:
-            isLate = isinstance(error, TimeoutError)
-            reason = f"The registry did not answer within {_LONGEST_HOLD:g} s" if isLate else str(error)
+            late = self._registration.reason or f"The registry did not answer within {_LONGEST_HOLD:g} s"
+            reason = late if isinstance(error, TimeoutError) else str(error)
             self._tell(f"{reason}. The command is started unregistered; registration is retried")
 
     @returnsDeferred

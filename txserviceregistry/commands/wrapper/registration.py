@@ -95,6 +95,7 @@ class WrapperRegistration:
     _tokenFile: Path | None = None
     _random: Callable[[], float] = randomModule.random
     client: Client | None = attrs.field(init=False, default=None)
+    reason: str = attrs.field(init=False, default="")  # why the last try has failed
     _state: State = attrs.field(init=False, default=State.UNREGISTERED)
     _service: RegisteredService | None = attrs.field(init=False, default=None)
     _failures: int = attrs.field(init=False, default=0)
@@ -170,7 +171,7 @@ class WrapperRegistration:
 
     def _tryFailed(self, error: Exception) -> None:
         self._failures += 1
-        reason = str(error) if isinstance(error, errors.ServiceRegistryError) else type(error).__name__
+        self.reason = reason = str(error) if isinstance(error, errors.ServiceRegistryError) else type(error).__name__
         isRefused = isinstance(error, _REFUSALS)
         if isRefused or self._failures > self._options["retries"]:
             self._starting.fire(Failure(NotRegistered(reason)))
@@ -194,9 +195,7 @@ class WrapperRegistration:
 
     def _lossTimedOut(self, wasHealthy: bool) -> None:
         if wasHealthy and self._isHealthy():
-            self._transition(
-                State.UNREGISTERED, "the registry did not answer, or did not accept the service, for too long"
-            )
+            self._transition(State.UNREGISTERED, "the registry did not answer, or refused the service, for too long")
         else:
             # No heartbeat is sent while the check fails, so the registry gets all of the time again.
             self._startLossTimer()

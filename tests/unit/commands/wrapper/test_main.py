@@ -161,6 +161,16 @@ class WrapperOrderTests(WrapperCase):
         self.running()
         self.ended(code, 0)
 
+    def test_theIdIsTaken(self) -> None:
+        """The line about a command that starts unregistered says that another service has the id."""
+        self.successResultOf(self.other.services.create("web1", 30))
+        code = self.wrapper("--retries=100")
+        self.fake.advance(3.5)
+        [line] = self.said
+        self.assertIn("Service with id web1 already exists", line)
+        self.assertIn("started unregistered", line)
+        self.ended(code, 0)
+
     def test_startsWhenItIsRefused(self) -> None:
         """With a wrong key, or without settings, there is one line, and the command runs."""
         for settings in (self.fake.client(apiKey="not-the-key").settings, InvalidSettings("There is no username")):
