@@ -1072,6 +1072,14 @@ class PreparedFileTests(SynchronousTestCase):
         finally:
             connection.close()
 
+    def test_syncLeavesNothingOpen(self):
+        """A file and its folder are made durable, and closed."""
+        prepare(self.path)
+        before = os.listdir("/proc/self/fd")
+        for path in (self.path, os.path.dirname(os.path.abspath(self.path))):
+            sqlitefile.sync(path)
+        self.assertEqual(os.listdir("/proc/self/fd"), before)
+
     def test_hasMarkAndVersion(self):
         """A new file says whose it is, which schema it has, and that it keeps a write-ahead log."""
         prepare(self.path)
