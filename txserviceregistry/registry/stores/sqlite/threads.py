@@ -94,7 +94,7 @@ class Worker(ABC):
         self._isBusy = False
         self._isClosed = False
         self._idle: Waiters[None] = Waiters()
-        texts = "Cannot {verb} the store: {cause}", "Can {verb} the store again"
+        texts = "Cannot {verb} the store: {reason}", "Can {verb} the store again"
         self._outage = Outage(self._log, reactor, *texts, level=LogLevel.error, calm=_CALM_SECONDS, verb=self._verb)
         # Used in the thread only.
         self._tables: Tables | None = None
@@ -144,7 +144,7 @@ class Worker(ABC):
         if cause is None:
             self._outage.succeeded()
         else:
-            self._outage.failed(cause=str(cause))
+            self._outage.failed(reason=str(cause))
         self._isBusy = False
         self._begin()
         for job in jobs:
