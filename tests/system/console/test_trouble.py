@@ -726,9 +726,10 @@ class WindowTests(ConsoleTestCase):
         await self.browse(walk)
 
     async def test_narrowWindow(self) -> None:
-        """All states to filter by are to be seen, and a link of the navigation that has the focus is not cut off."""
+        """All states to filter by, folders, and a link of the navigation that has the focus are not cut off."""
 
         def walk(browser: Browser, api: Api) -> None:
+            api.ask("PUT", f"/configuration//{'n' * 50}/key", {"value": "1"})
             page = self.opened(browser.new_context(viewport={"width": 320, "height": 640}), api).page
             edges = "(elements) => elements.map((each) => each.getBoundingClientRect().right)"
             self.assertLessEqual(max(page.eval_on_selector_all(".segments button", edges)), 320)
@@ -736,6 +737,9 @@ class WindowTests(ConsoleTestCase):
             for _ in range(6):
                 page.keyboard.press("Tab")
                 self.assertLessEqual(page.eval_on_selector_all("#nav a:focus", edges)[0], 320)
+            visit(page, "configuration")
+            page.wait_for_selector("summary")
+            self.assertLessEqual(max(page.eval_on_selector_all("summary *", edges)), 320)
 
         await self.browse(walk)
 
