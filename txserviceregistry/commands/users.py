@@ -148,10 +148,10 @@ def _run() -> int:
         directory.checkOwners()
         isNew = makeShared is None and not directory.hasStore()
         if isNew and directory.isTaken():
-            raise CommandFailed(f"can't change users of the registry over {directory.path}: it keeps them in memory")
+            how = "over etcd, use --store etcd with --etcd; the users of a memory store can't be changed"
+            raise CommandFailed(f"the registry over {directory.path} has no sqlite store: {how}")
         if isNew and options.work is not _Users.add:
-            how = f"its first start, or {_NAME} add, creates one"
-            raise CommandFailed(f"there is no registry in {directory.path}; {how}")
+            raise CommandFailed(f"there is no registry in {directory.path}; its first start, or {_NAME} add, makes one")
         if isNew:
             directory.make()
         store: IStore = SqliteStore(directory.storePath, reactor=reactor) if makeShared is None else makeShared()

@@ -446,9 +446,12 @@ class BesideARegistryTests(UsersCase):
             self.assertNotIn(self.dataDir, (await self.users(action, "joe")).err)
         self.assertEqual(Path(self.dataDir, "raxrc").read_bytes(), before)
 
-    async def test_aRegistryInMemoryHasNoOtherUsers(self) -> None:
-        """Over the folder of a registry that keeps nothing there, it says so, and makes no store."""
+    async def test_aRegistryWithAnotherStore(self) -> None:
+        """Over the folder of a registry that keeps nothing there, it says what to do, and makes no store."""
         await self.registry("memory")
         for arguments in (["list"], ["add", "joe"]):
-            self.assertIn("it keeps them in memory", await self.refused(*arguments))
+            said = await self.refused(*arguments)
+            self.assertIn(
+                "has no sqlite store: over etcd, use --store etcd with --etcd; the users of a memory store", said
+            )
         self.assertFalse(os.path.exists(os.path.join(self.dataDir, "registry.sqlite")))
