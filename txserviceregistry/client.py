@@ -112,9 +112,10 @@ class Client(AbstractAsyncContextManager["Client"]):
             given: Any = {"username": username, "apiKey": apiKey, "region": named}
             settings = readSettings(**given, baseUrl=baseUrl, authUrl=authUrl, tls=agent is None)
         try:
-            timeout = boundedNumber(timeout, 0.0, LONGEST_INTERVAL)
+            timeout = boundedNumber(timeout, 0.0, LONGEST_INTERVAL, "timeout")
+            maxConnections = int(boundedNumber(maxConnections, 1, 10_000, "maxConnections"))
         except ValueError as error:
-            raise InvalidSettings(f"timeout: {error}")
+            raise InvalidSettings(str(error))
         self.settings = settings
         self.clock: IReactorTime = reactor
         self.bootTime = bootTime

@@ -388,6 +388,12 @@ class ConstructionTests(SynchronousTestCase):
         self.assertEqual(agent.calls[0].asked, "GET http://registry/v1.0/7/services/web1")
         self.assertEqual(repr(client), "<Client of 'joe' at http://registry/v1.0>")
 
+    def test_maxConnections(self) -> None:
+        """A client without connections is refused at once: its requests would only time out."""
+        for number in (0, -1, "x", None):
+            wrong = self.assertRaises(InvalidSettings, Client, "joe", API_KEY, maxConnections=number, reactor=Clock())
+            self.assertIn("maxConnections: ", str(wrong))
+
     def test_fromSettings(self) -> None:
         """fromSettings() takes everything from where settings come from, or says what is missing."""
         self.patch(__import__("os"), "environ", {"HOME": str(self.home)})

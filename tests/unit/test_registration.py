@@ -469,7 +469,7 @@ class RegisteredServiceTests(RegistrationCase):
             ({"tags": "www"}, TypeError, "tags is 'www', but it has to be a list of strings"),
             ({"tags": ""}, TypeError, "list of strings"),
             ({"tags": b"www"}, TypeError, "tags is b'www', but it has to be a list"),
-            ({"tags": ["www", 1]}, TypeError, "1 is in tags, but each tag has to be a string"),
+            ({"tags": ["www", 1]}, TypeError, "1 is in tags, but each has to be a string"),
             ({"tags": None}, TypeError, "tags is None, but it has to be a list of strings"),
             ({"metadata": {"port": 8000}}, TypeError, r"metadata\['port'\] is 8000, but each value has to be a string"),
             ({"metadata": {8000: "port"}}, TypeError, "8000 is a key of metadata"),

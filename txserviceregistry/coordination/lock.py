@@ -210,7 +210,7 @@ class Lock:
         :raises ValueError: if *timeout* is not valid. The registry checks the rest.
         """
         self.name = name
-        self.timeout = checkedTimeout(timeout)
+        self.timeout = checkedTimeout(timeout, "timeout")
         self._holder = holder
         self._client = client
         self._metadata = metadata

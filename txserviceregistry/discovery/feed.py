@@ -15,7 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybe
 from ..client import Client
 from ..types import Event
 from ..util.deferred import CANCELLED, returnsDeferred
-from ..util.fields import LATEST, boundedNumber
+from ..util.fields import LATEST, boundedNumber, checkedTags
 from ..util.logs import Listeners
 from .poller import PLAIN, WATCHED, Cursor, Page, StaleCursor, markerAt, ticksOf, timeOf
 from .subscriber import BackgroundTask, Items, Subscriber
@@ -140,7 +140,7 @@ class EventsFeed(Subscriber):
         :param random: returns numbers from 0 to 1.
         :param wallClock: seconds since the epoch.
         """
-        self._types = frozenset(types)
+        self._types = frozenset(checkedTags(types, "types", "service.join"))
         super().__init__(client, path, random, wallClock, self._types)
         self._savedAt = -math.inf  # when the file was written, by the wall clock
         # None until the end of the feed, where new events come, is known.

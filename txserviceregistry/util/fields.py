@@ -72,24 +72,24 @@ def checkedId(serviceId: Any) -> str:
     return serviceId
 
 
-def checkedTimeout(heartbeatTimeout: Any) -> int:
-    wrong = f"heartbeatTimeout is {heartbeatTimeout!r}, but it has to be a whole number of seconds from 3 to 120"
-    if not isinstance(heartbeatTimeout, (int, float)):
+def checkedTimeout(timeout: Any, name: str = "heartbeatTimeout") -> int:
+    wrong = f"{name} is {timeout!r}, but it has to be a whole number of seconds from 3 to 120"
+    if not isinstance(timeout, (int, float)):
         raise TypeError(wrong)
     # 30.0 is in the range, and a whole number in the protocol too.
-    if heartbeatTimeout not in HEARTBEAT_TIMEOUTS:
+    if timeout not in HEARTBEAT_TIMEOUTS:
         raise ValueError(wrong)
-    return int(heartbeatTimeout)
+    return int(timeout)
 
 
-def checkedTags(tags: Any) -> list[str]:
-    """Tags, or ``TypeError`` if they are not strings, or are a single string."""
+def checkedTags(tags: Any, name: str = "tags", example: str = "www") -> list[str]:
+    """Tags, or other texts, or ``TypeError`` if they are not strings, or are a single string."""
     if isinstance(tags, (str, bytes)) or not isinstance(tags, Iterable):
-        raise TypeError(f"tags is {tags!r}, but it has to be a list of strings, such as ['www']")
+        raise TypeError(f"{name} is {tags!r}, but it has to be a list of strings, such as [{example!r}]")
     checked = list(tags)
     for tag in checked:
         if not isinstance(tag, str):
-            raise TypeError(f"{tag!r} is in tags, but each tag has to be a string")
+            raise TypeError(f"{tag!r} is in {name}, but each has to be a string")
     return checked
 
 

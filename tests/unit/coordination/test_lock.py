@@ -280,7 +280,8 @@ class LockTests(CoordinationTestCase):
     def test_refusesBadInput(self) -> None:
         """A timeout or a name that is not valid is refused, without a retry."""
         self.assertRaises(ValueError, Lock, self.client, NAME, 2)
-        self.assertRaises(ValueError, Lock, self.client, NAME, 121)
+        wrong = self.assertRaises(ValueError, Lock, self.client, NAME, 121)
+        self.assertRegex(str(wrong), "^timeout is 121, but ")
         error = self.failure(Lock(self.client, "/a").acquire(), BadRequest)
         self.assertIn("name", str(error))
         self.failureResultOf(self.lock.acquire(-1), ValueError)

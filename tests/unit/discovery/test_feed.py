@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import capturedLogs, formatEvent
 
-from txserviceregistry.discovery import poller
+from txserviceregistry.discovery import EventsFeed, poller
 
 from .feedcase import FeedTestCase
 
@@ -46,6 +46,11 @@ class FeedTests(FeedTestCase):
         self.feed(marker)
         self.happen(5)
         self.assertEqual(self.numbers(), list(range(1, 217)))
+
+    def test_typesAreSeveral(self) -> None:
+        """One string in the place of the types is refused at once: its characters are not types."""
+        wrong = self.assertRaises(TypeError, EventsFeed, self.client, types="service.join")
+        self.assertIn("a list of strings, such as ['service.join']", str(wrong))
 
     def test_throughFaults(self) -> None:
         """With any failures meanwhile, each event comes once."""
