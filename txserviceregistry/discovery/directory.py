@@ -250,7 +250,7 @@ class Suspects:
                 self._expired.setdefault(tag, {})[id] = now, service
         for tag in affected:
             self._given.pop(tag, None)
-            self._judge(tag, now)
+            self._settle(tag, now)
         if affected:
             self._suspects = {id: service for tag in self._panicking for id, (_, service) in self._expired[tag].items()}
         if id not in self._suspects:
@@ -266,7 +266,7 @@ class Suspects:
         moment, service = next(iter(self._expired[tag].values()), (now, None))
         return tag not in self._panicking and service is not None and now - moment > service["heartbeat_timeout"]
 
-    def _judge(self, tag: str, now: float) -> None:
+    def _settle(self, tag: str, now: float) -> None:
         expired, isPanicking = self._expired[tag], tag in self._panicking
         while self._isOld(tag, now):
             del expired[next(iter(expired))]

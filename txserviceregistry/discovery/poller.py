@@ -33,7 +33,7 @@ PLAIN: frozenset[str] = frozenset(get_args(PlainEventType))  # the types of even
 _MAYBE_OF_WAITING = (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError)
 
 FIRST_PING = 5.0  # seconds to the first ping of a new stream
-SILENCE = 35.0  # seconds without a byte after which a stream is dead; pings come every 15 s
+IDLE_TIMEOUT = 35.0  # seconds without a byte after which a stream is taken for lost; pings come every 15 s
 #: Seconds until a stream is tried again that could not be opened; and at first, where one could be opened before.
 RETRY = 600.0
 _PAUSE = 1.0
@@ -286,7 +286,7 @@ class EventPoller:
 
     def received(self) -> None:
         if self.isLive and self._timer is not None:
-            self._timer.reset(SILENCE)
+            self._timer.reset(IDLE_TIMEOUT)
 
     def happened(self, type: str, id: str | None, data: str) -> None:
         if type == "ping" and id is None:

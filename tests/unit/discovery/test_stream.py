@@ -18,7 +18,7 @@ from txserviceregistry import Client
 from txserviceregistry.api.events import EventStream
 from txserviceregistry.clock import SuspendWatch
 from txserviceregistry.discovery import ConfigurationWatcher, EventsFeed
-from txserviceregistry.discovery.poller import FIRST_PING, RETRY, SILENCE
+from txserviceregistry.discovery.poller import FIRST_PING, IDLE_TIMEOUT, RETRY
 
 from .directorycase import DirectoryTestCase
 
@@ -215,7 +215,7 @@ class StreamTests(DirectoryTestCase):
         directory = self.directory()
         self.fake.advance(20)
         self.fake.partition()
-        self.fake.advance(SILENCE - 6)
+        self.fake.advance(IDLE_TIMEOUT - 6)
         self.assertEqual(directory.stale, 0.0)
         self.fake.advance(60)
         self.assertGreater(directory.stale, 70)

@@ -140,9 +140,9 @@ class Checker(HealthCheck):
         self._checking.cancel()
 
     def _call(self, timeout: float) -> Deferred[str | None]:
-        return super()._call(timeout).addCallback(self._judge)
+        return super()._call(timeout).addCallback(self._count)
 
-    def _judge(self, reason: str | None) -> str | None:
+    def _count(self, reason: str | None) -> str | None:
         """The reason why it fails, after a check with this one."""
         self._others = 0 if (reason is None) == self.passing else self._others + 1
         if 0 < self._others < self._options["fall" if self.passing else "rise"]:

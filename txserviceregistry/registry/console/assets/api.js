@@ -5,7 +5,7 @@ import { claim, onTurns, release, takesTurns } from "./turns.js";
 
 const BASE = "/console/api";
 const SECRET = "registry-console-secret";
-const SILENCE = 35_000;
+const IDLE_TIMEOUT = 35_000;
 const TIMEOUT = 60_000;
 // Of windows that take turns: how long a stream lasts, and how long they wait for the next.
 const TURN = 500;
@@ -182,7 +182,7 @@ export async function follow(handle, state, signal) {
     const hide = () => { if (document.hidden) abort(); };
     signal.addEventListener("abort", abort);
     document.addEventListener("visibilitychange", hide);
-    let watch = setTimeout(abort, SILENCE);
+    let watch = setTimeout(abort, IDLE_TIMEOUT);
     const isShort = takesTurns();
     let isOver = false;
     const endTurn = () => { isOver = true; abort(); };
@@ -198,7 +198,7 @@ export async function follow(handle, state, signal) {
         const { value, done } = await reader.read();
         if (done) break;
         clearTimeout(watch);
-        watch = setTimeout(abort, SILENCE);
+        watch = setTimeout(abort, IDLE_TIMEOUT);
         text += value;
         const blocks = text.split("\n\n");
         text = blocks.pop();
@@ -218,7 +218,7 @@ export async function follow(handle, state, signal) {
       else if (error instanceof ApiError) state(false, error.message);
       else if (error.name !== "AbortError") state(false, "The event stream ended");
       else if (document.hidden) state(false, "The page was hidden");
-      else state(false, "The event stream is silent", SILENCE);
+      else state(false, "The event stream is silent", IDLE_TIMEOUT);
       if (error.status === 401) return;
     } finally {
       clearTimeout(watch);

@@ -75,19 +75,19 @@ export class Model {
     this._listeners.clear();
   }
 
-  _live(isStreaming, problem = "", silence = 0) {
+  _live(isStreaming, problem = "", idle = 0) {
     this._isStreaming = isStreaming;
     if (isStreaming) {
       this.refreshTimes([]).catch(() => null);
       if (!this._isCurrent && !this._isLoading) this._load();
     }
-    this._judge(problem, silence);
+    this._updateStale(problem, idle);
   }
 
   /** Whether what is shown is current, or since when it is not; a *problem* is the reason. */
-  _judge(problem, silence = 0) {
+  _updateStale(problem, idle = 0) {
     if (this._isStreaming && this._isCurrent) this.staleSince = null;
-    else if (problem || this.isLoaded) this.staleSince ??= performance.now() - silence;
+    else if (problem || this.isLoaded) this.staleSince ??= performance.now() - idle;
     this.problem = problem;
     this._mark("live");
   }
@@ -97,7 +97,7 @@ export class Model {
     if (type === "reset") {
       this._isCurrent = false;
       this._waiting = [];
-      this._judge("");
+      this._updateStale("");
       this._load();
       return;
     }
@@ -129,13 +129,13 @@ export class Model {
       this.hasEvents = false;
       this.isLoaded = this._isCurrent = true;
       this._isLoading = false;
-      this._judge("");
+      this._updateStale("");
       this._mark("services", "events", "values", "locks");
       await this._loadEvents(isLatest);
     } catch (error) {
       if (!isLatest()) return;
       this._isLoading = this._isCurrent = false;
-      this._judge(error.message);
+      this._updateStale(error.message);
       if (error.status !== 401) setTimeout(() => { if (isLatest()) this._load(); }, 2000);
     }
   }
