@@ -474,8 +474,12 @@ class ActionTests(ConsoleTestCase):
                     page.wait_for_selector(".keys" if view == "configuration" else ".detail :is(dl, pre)")
                     shown[api.user, view] = page.locator(f"button:text-is('{button}')").count() > 0
                 visit(page, "account")
-                texts = page.locator(".card dd").all_text_contents()[3:6]
-                self.assertEqual(texts, ["web", "none", "none"] if api.user == "joe" else ["none", "all", "none"])
+                page.set_viewport_size({"width": 320, "height": 640})
+                texts = [each.strip() for each in page.locator(".card dd").all_text_contents()[3:6]]
+                joes, jims = ["beginning with web", "none", "none"], ["none", "all", "none"]
+                self.assertEqual(texts, joes if api.user == "joe" else jims)
+                cut = "(elements) => elements.filter((each) => each.scrollWidth > each.clientWidth).length"
+                self.assertEqual(page.eval_on_selector_all(".card dd", cut), 0)
             buttons = {key for key, isShown in shown.items() if isShown}
             of = {("joe", "services?id=web1"), ("jim", "configuration/a_key"), ("jim", "configuration")}
             self.assertEqual(buttons, of)

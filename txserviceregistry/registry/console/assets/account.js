@@ -5,24 +5,24 @@ import { button, fill, h, identifier } from "./dom.js";
 import { exactly, moment } from "./time.js";
 
 const NAMES = { service: "Services", configuration_value: "Configuration values", lock: "Locks" };
-const WORDS = { services: "Services whose ids begin with", configuration: "Values at or below", locks: "Locks whose names begin with" };
+const KINDS = [["services", "Services", "beginning with "], ["configuration", "Values", "at or below "], ["locks", "Locks", "beginning with "]];
 
 export function accountView(place, model) {
   const { session } = model;
   const limits = h("div", {}, h("p.muted", {}, "Loading"));
   const term = (name, value) => [h("dt", {}, name), h("dd", {}, value)];
   const isLimited = Object.values(session.limits).some((prefixes) => prefixes.length);
-  const writable = (kind) => {
+  const writable = (kind, where) => {
     const prefixes = model.writable(kind);
     if (prefixes.includes("")) return "all";
-    return prefixes.length ? prefixes.map((prefix) => h("bdi.chip", {}, prefix)) : "none";
+    return prefixes.length ? [where, prefixes.map((prefix) => [h("bdi.chip", {}, prefix), " "])] : "none";
   };
   fill(place, h("div.center.cards", {},
     h("section.card", {}, h("h2", {}, "User"), h("dl", {},
       term("Name", identifier(session.user, "the user name")), term("Tenant", identifier(session.tenant, "the tenant")),
       term("Role", [h(`span.badge.${session.role === "write" ? "up" : "drain"}`, {}, session.role), " ",
         session.role !== "write" ? "may read" : isLimited ? "may read everything, and write:" : "may read and write everything"]),
-      isLimited && Object.entries(WORDS).map(([kind, title]) => term(title, writable(kind))),
+      isLimited && KINDS.map(([kind, title, where]) => term(title, writable(kind, where))),
       term("Session ends", h("time", { datetime: exactly(session.expires), title: exactly(session.expires) }, moment(session.expires)))),
     h("div.actions.start", {}, button("Log out", signOut, { class: "primary" }))),
     h("section.card", {}, h("h2", {}, "Limits"), limits)));
