@@ -119,8 +119,7 @@ class Tables(Services):
 
     def removeValue(self, tenant: str, key: str, precondition: Precondition = UNCONDITIONAL) -> None:
         row = self._one(f"{_VALUES} WHERE tenant = ? AND key = ?", tenant, key)
-        position = None if row is None else row[2]
-        if not precondition.allows(position):
+        if not precondition.allows(position := None if row is None else row[2]):
             raise PreconditionFailed(position)
         if row is None:
             raise NoSuchObject(key)

@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReactorTime
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import LogLevel
 
-from ....util.deferred import DaemonThreadPool, Waiters, returnsDeferred
+from ....util.deferred import DaemonThreadPool, Waiters, cancel, returnsDeferred
 from ....util.logs import Logger, Outage
 from ...statistics import Histogram, StoreStatistics
 from ..interfaces import StoreUnavailable
@@ -42,6 +42,8 @@ _GATHERING_SECONDS = 0.01
 _CHECK_SECONDS = 0.2
 #: How long it counts that a change was refused when no more changes come.
 _REFUSAL_SECONDS = 5.0
+#: Seconds after which a file that gives no result counts as one that can't be read or written: a disk may hang.
+_SILENCE = 10.0
 #: Seconds from one attempt to truncate a large write-ahead log to the next.
 _CUT_INTERVAL = 5.0
 
@@ -77,8 +79,9 @@ class Worker(ABC):
     """
 
     _log = Logger()
-    #: The work of the thread, for the log.
+    #: The work of the thread, for the log, and what the statistics call it that this works.
     _verb: str
+    _works: str
     #: How many jobs are done together at the most.
     _jobsPerGroup: int
 
@@ -137,22 +140,25 @@ class Worker(ABC):
 
     def _work(self) -> None:
         jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), self._jobsPerGroup))]
-        deferToThreadPool(self._reactor, self._pool, self._runGroup, jobs).addCallback(self._settle, jobs)
+        silence = self._reactor.callLater(_SILENCE, self._note, f"no result within {_SILENCE:g} s")
+        deferToThreadPool(self._reactor, self._pool, self._runGroup, jobs).addCallback(self._settle, jobs, silence)
 
-    def _settle(self, cause: Exception | None, jobs: Sequence[Job]) -> None:
-        now = self._reactor.seconds()
+    def _note(self, cause: object) -> None:
+        setattr(self._statistics, self._works, cause is None)
         if cause is None:
             self._outage.succeeded()
         else:
             self._outage.failed(reason=str(cause))
+
+    def _settle(self, cause: Exception | None, jobs: Sequence[Job], silence: IDelayedCall) -> None:
+        now = self._reactor.seconds()
+        cancel(silence)
+        self._note(cause)
         self._isBusy = False
         self._begin()
         for job in jobs:
             self._waits.add(max(0.0, now - job.submitted))
-            if isinstance(job.result, Exception):
-                job.deferred.errback(job.result)
-            else:
-                job.deferred.callback(job.result)
+            (job.deferred.errback if isinstance(job.result, Exception) else job.deferred.callback)(job.result)
         if not self._isBusy:
             self._idle.fire(None)
 
@@ -177,17 +183,13 @@ class Worker(ABC):
 class Reader(Worker):
     """The thread that reads. It sees what any process has committed."""
 
-    _verb = "read"
+    _verb, _works = "read", "isReadable"
     # Reads that wait for each other before they are answered: few, because a page takes a millisecond.
     _jobsPerGroup = 16
     #: Whether the connection is kept from one group of jobs to the next. While the writer has errors it is not:
     #: connections of one process share SQLite's view of the files, and one that was opened while they were read-only
     #: would keep the writer from ever writing again.
     isKeeping = True
-
-    def _settle(self, cause: Exception | None, jobs: Sequence[Job]) -> None:
-        self._statistics.isReadable = cause is None
-        super()._settle(cause, jobs)
 
     def _runGroup(self, jobs: Sequence[Job]) -> Exception | None:
         cause: Exception | None = None
@@ -206,7 +208,7 @@ class Reader(Worker):
 class Writer(Worker):
     """The only thread of this process that writes; *connect* opens the *files*, which the *reader* reads."""
 
-    _verb = "write"
+    _verb, _works = "write", "isWritable"
     # In one transaction: about 50 ms of work.
     _jobsPerGroup = 1000
 
@@ -243,14 +245,13 @@ class Writer(Worker):
         else:
             super()._work()
 
-    def _settle(self, cause: Exception | None, jobs: Sequence[Job]) -> None:
+    def _settle(self, cause: Exception | None, jobs: Sequence[Job], silence: IDelayedCall) -> None:
         # A file that is lost can't be opened again; the connections that are open have all that was written.
         self._reader.isKeeping = cause is None or isinstance(cause, FileLost)
         self._statistics.walBytes = self._logBytes
-        self._statistics.isWritable = cause is None
         if cause is None:
             self._statistics.commits.add(len(jobs))
-        super()._settle(cause, jobs)
+        super()._settle(cause, jobs, silence)
 
     # -- in the thread
 

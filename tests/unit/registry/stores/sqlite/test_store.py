@@ -15,7 +15,8 @@ import attrs
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.task import deferLater
-from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+from twisted.internet.threads import deferToThread
+from twisted.logger import LogLevel, capturedLogs, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.unit.registry.stores.storesuite import countServices, countValues
@@ -418,6 +419,36 @@ class SqliteStoreTests(SqliteCase):
         self.elsewhere().execute("ALTER TABLE meta RENAME TO meta_away")
         await self.raises(StoreUnavailable, store.setValue("1", "key", "value", 1000))
         self.assertTrue(statistics.isReadable and not statistics.isWritable)
+
+    async def test_aDiskThatHangs(self):
+        """A write without a result for ten seconds counts as trouble, and is in the log, until there is one."""
+        hanging, over = threading.Event(), threading.Event()
+        isSlow = False
+
+        def guard() -> None:
+            if isSlow:
+                hanging.set()
+                over.wait(50)
+
+        store = SqliteStore(self.path, reactor=self.reactor, guard=guard)
+        await store.open()
+        self.addCleanup(store.close)
+        isSlow = True
+        writing = store.setValue("1", "key", "value", 10)
+        await deferToThread(hanging.wait)
+        with capturedLogs() as events:
+            self.reactor.advance(9)
+            self.assertTrue(store.statistics.isWritable)
+            self.reactor.advance(1)
+            self.assertEqual((store.statistics.isReadable, store.statistics.isWritable), (True, False))
+            over.set()
+            await writing
+            self.assertTrue(store.statistics.isWritable)
+        self.assertEqual(
+            [formatEvent(event) for event in events if event["log_level"] is LogLevel.error],
+            ["Cannot write the store: no result within 10 s"],
+        )
+        self.assertIn("Can write the store again", [formatEvent(event) for event in events])
 
     async def test_troubleIsLoggedWhenItBeginsAndEnds(self):
         """However many operations fail, there is one line when trouble begins and one when it ends, for each thread."""
