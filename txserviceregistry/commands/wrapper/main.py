@@ -257,7 +257,7 @@ class Wrapper:
             child.signal(number)
         self._passedOn.add(number)
         if number == signal.SIGTSTP:
-            process.stopUntilContinued()
+            process.stopUntilContinued(child)
 
     # -- the registration
 

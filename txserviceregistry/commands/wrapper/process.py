@@ -10,6 +10,7 @@ import signal
 import socket
 import struct
 import tempfile
+import time
 from collections.abc import Callable, Collection, Mapping, MutableMapping
 from contextlib import suppress
 from threading import Thread
@@ -76,10 +77,9 @@ class Child:
     @property
     def sharesTerminalSignals(self) -> bool:
         """Whether it is still in our process group, to which the terminal sends signals."""
-        try:
+        with suppress(ProcessLookupError):
             return os.getpgid(self.pid) == os.getpgrp()
-        except ProcessLookupError:
-            return False
+        return False
 
     def signal(self, number: int) -> None:
         """Send it a signal, if it has not ended."""
@@ -103,12 +103,10 @@ def findProgram(word: str) -> str:
 
 def startEnvironment() -> dict[bytes, bytes]:
     """The environment of this process at its start. In the C locale Python adds ``LC_CTYPE`` to its own (PEP 538)."""
-    try:
-        with open("/proc/self/environ", "rb") as file:
-            pairs = (entry.partition(b"=") for entry in file.read().split(b"\0"))
-            return {name: value for name, equals, value in pairs if name and equals}
-    except OSError:
-        return dict(os.environb)
+    with suppress(OSError), open("/proc/self/environ", "rb") as file:
+        pairs = (entry.partition(b"=") for entry in file.read().split(b"\0"))
+        return {name: value for name, equals, value in pairs if name and equals}
+    return dict(os.environb)
 
 
 def startChild(
@@ -139,8 +137,7 @@ def startChild(
 def _forked(path: str, command: list[str], environment: Mapping[bytes, bytes], defaults: Collection[int]) -> Child:
     """The same, with the process's own id in its environment."""
     ours = str(os.getpid()).encode()
-    pid = os.fork()
-    if pid:
+    if pid := os.fork():
         return Child(pid)
     try:
         own = {name: str(os.getpid()).encode() for name in _OWN_PID if environment.get(name) == ours}
@@ -165,16 +162,11 @@ def _whyNotRunnable(path: str, error: OSError) -> str:
 
 def reap() -> None:
     """Note which children have ended. Orphans of PID 1 are among them. Nothing else here waits for children."""
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if not pid:
-            return
-        child = _children.pop(pid, None)
-        if child is not None:
-            child.ended.callback(status)
+    with suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            child = _children.pop(found[0], None)
+            if child is not None:
+                child.ended.callback(found[1])
 
 
 def exitCode(status: int) -> int:
@@ -237,8 +229,16 @@ class Signals:
         Thread(target=listen, name="signals", daemon=True).start()
 
 
-def stopUntilContinued() -> None:
-    """Stop this process until SIGCONT, as SIGTSTP does by default, unless there is no shell to continue it."""
+def stopUntilContinued(child: Child) -> None:
+    """
+    Stop this process until SIGCONT, as SIGTSTP does by default, unless there is no shell to continue it. *child* stops
+    first, if it does so within two seconds: else it could read what is typed into the shell, or change its terminal.
+    """
+    with suppress(ChildProcessError):
+        for _ in range(200):
+            if os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
+                break
+            time.sleep(0.01)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTSTP})
     os.kill(os.getpid(), signal.SIGTSTP)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
