@@ -212,7 +212,7 @@ function step(direction) {
   rows[Math.min(Math.max(next, 0), rows.length - 1)]?.focus();
 }
 
-let leader = 0;
+let leader = -Infinity;
 
 document.addEventListener("keydown", (event) => {
   if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey || !model || document.querySelector("dialog[open]")) return;
@@ -234,10 +234,10 @@ document.addEventListener("keydown", (event) => {
     step(isDown ? 1 : -1);
     return;
   }
-  const view = performance.now() - leader < 1500 && views().find((each) => each.key === event.key);
-  leader = 0;
+  const view = event.timeStamp - leader < 1500 && views().find((each) => each.key === event.key);
+  leader = -Infinity;
   if (view) go(url(view.name));
-  else if (event.key === "g") leader = performance.now();
+  else if (event.key === "g") leader = event.timeStamp;
   else if (event.key === "?") showShortcuts();
   else if (event.key === "t") nextTheme();
   else if (event.key === "/") document.querySelector("input[type=search]")?.focus();
