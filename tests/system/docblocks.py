@@ -121,9 +121,6 @@ def commandsIn(block: Block) -> list[tuple[str, str]]:
 class PageTestCase(ProcessTestCase):
     """Runs a page as a reader would: from top to bottom, in a folder of its own, with a terminal for all that stays."""
 
-    # A page is many processes, one after the other.
-    timeout = 5 * PATIENCE
-
     #: Which commands go on until they are stopped.
     STAYING = re.compile(r"(\w+=\S+ )*twistd -n")
     #: The line that some of them print as soon as they work. Ctrl-C is Twisted's to take only then: before
@@ -216,9 +213,9 @@ class PageTestCase(ProcessTestCase):
         end = reactor.seconds() + PATIENCE
         while reactor.seconds() < end or not seen:
             try:
-                ended = await self.ran(self.withFreePorts(command)).addTimeout(PATIENCE / 3, reactor)
+                ended = await self.ran(self.withFreePorts(command)).addTimeout(PATIENCE, reactor)
             except TimeoutError:
-                seen.append(f"(nothing more within {PATIENCE / 3} s)")
+                seen.append(f"(nothing more within {PATIENCE} s)")
                 break
             # curl tells a pipe of its progress, on stderr; on a terminal both come together, in whatever order.
             for printed in (ended.out, ended.out + ended.err, ended.err + ended.out):
@@ -253,7 +250,7 @@ class PageTestCase(ProcessTestCase):
             code = compile(text, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
             result = eval(code, names)
             if code.co_flags & inspect.CO_COROUTINE:
-                await Deferred.fromCoroutine(result).addTimeout(PATIENCE / 3, reactor)
+                await Deferred.fromCoroutine(result).addTimeout(PATIENCE, reactor)
 
     async def perform(self, page: Path, names: dict[str, Any] | None = None) -> None:
         """

@@ -6,6 +6,7 @@ never left behind.
 from __future__ import annotations
 
 import atexit
+import codecs
 import os
 import shutil
 import subprocess
@@ -39,13 +40,24 @@ reactor: Any = globalReactor
 _T = TypeVar("_T")
 
 
+def isCrowded() -> bool:
+    """
+    Whether this machine has much else to do. A process may then wait for seconds until it runs, so a long time says
+    nothing about this project.
+    """
+    return os.getloadavg()[0] >= 2 * (os.cpu_count() or 1)
+
+
 class Child(ProcessProtocol):
     """A child process: what it has printed so far, and how it ended."""
 
     def __init__(self) -> None:
         self.output = ""
         self.errors = ""
+        self._exited: Deferred[Child] = Deferred()
         self._ended: Deferred[Child] = Deferred()
+        # A read may end within a character.
+        self._decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(2)]
         self.exitCode: int | None = None
         self.signal: int | None = None
         self.running = True
@@ -53,13 +65,17 @@ class Child(ProcessProtocol):
 
     def outReceived(self, data: bytes) -> None:
         """See ProcessProtocol."""
-        self.output += data.decode(errors="replace")
+        self.output += self._decoders[0].decode(data)
         self._look()
 
     def errReceived(self, data: bytes) -> None:
         """See ProcessProtocol."""
-        self.errors += data.decode(errors="replace")
+        self.errors += self._decoders[1].decode(data)
         self._look()
+
+    def processExited(self, reason: Failure) -> None:
+        """See ProcessProtocol."""
+        self._exited.callback(self)
 
     def processEnded(self, reason: Failure) -> None:
         """See ProcessProtocol."""
@@ -72,8 +88,13 @@ class Child(ProcessProtocol):
         self._ended.callback(self)
 
     @property
+    def exited(self) -> Deferred[Child]:
+        """Wait until the process has ended; others may have its streams."""
+        return waitFor(self._exited)
+
+    @property
     def ended(self) -> Deferred[Child]:
-        """Wait until the process has ended."""
+        """Wait until the process has ended, and its streams."""
         return waitFor(self._ended)
 
     def says(self, text: str) -> Deferred[None]:
@@ -139,7 +160,8 @@ async def together(works: Iterable[Coroutine[Any, Any, _T]], atOnce: int = 4) ->
 class ProcessTestCase(TestCase):
     """A test case with a home of its own, whose child processes end with it."""
 
-    timeout = 2 * PATIENCE
+    # Each step has its own timeout, which finds what hangs.
+    timeout = 10 * PATIENCE
 
     def setUp(self) -> None:
         self.home = os.path.abspath(self.mktemp())

@@ -62,8 +62,6 @@ class _Page(Resource):
 class RememberedCredentialsTests(TestCase):
     """A browser with credentials of the registry, and a page on another port of the same host."""
 
-    timeout = 120
-
     async def registry(self, port: int) -> RegistryService:
         """Start the registry."""
         registry = RegistryService(

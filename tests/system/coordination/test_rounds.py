@@ -18,8 +18,6 @@ _ROUNDS = int(os.environ.get("LOCK_ROUNDS", "3"))
 class RoundsTests(ProcessTestCase):
     """Holders that are killed, stopped, cut off and ended, registries that are killed, and clocks that step."""
 
-    timeout = 300
-
     async def rounds(self, store: str) -> None:
         rounds = self.spawn(
             os.path.basename(sys.executable),

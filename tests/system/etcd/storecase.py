@@ -36,8 +36,6 @@ class EtcdStoreCase(EtcdCase):
     :ivar ticking: the stores that take part in votes.
     """
 
-    timeout = 40
-
     def setUp(self) -> None:
         self.prefix = newPrefix()
         self.asked = self.etcd(sharedEtcd())

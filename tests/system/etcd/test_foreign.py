@@ -109,8 +109,6 @@ class ForeignKeyTests(EtcdStoreCase):
 class DamagedTests(EtcdStoreCase):
     """The value of a key is cut short, lacks its fields, or was written by a newer release."""
 
-    timeout = 80
-
     async def filled(self) -> tuple[EtcdStore, dict[str, Callable[[], Deferred[Any]]]]:
         """A store with an object of each kind, and what reads each key."""
         store = await self.store()

@@ -73,8 +73,6 @@ class Instance:
 class DrainTests(TestCase):
     """A rolling restart."""
 
-    timeout = 30
-
     async def registry(self) -> Client:
         home = os.path.abspath(self.mktemp())
         service = RegistryService(
@@ -118,7 +116,8 @@ class DrainTests(TestCase):
         self.answers: list[str] = []
         callers = [self.call(agent, method) for method in ("GET", "GET", "POST", "POST")]
         for instance in instances:
-            await instance.stop(drain=0.15)
+            # Longer than a busy machine needs until the clients know.
+            await instance.stop(drain=0.5)
             await instance.start()
         seen = len(self.answers)
         again = {f"{instance.id}.2" for instance in instances}
