@@ -26,7 +26,7 @@ from tests.system.faults.audit import Audit
 from tests.system.faults.faultcase import FaultCase
 from tests.system.faults.journal import Application, Operation, Outcome
 from tests.system.ports import freePorts
-from tests.system.processes import PATIENCE, Child, reactor
+from tests.system.processes import PATIENCE, Child, isCrowded, reactor
 from txserviceregistry import Client
 from txserviceregistry.discovery import EventsFeed
 from txserviceregistry.discovery.feed import FeedEvent
@@ -351,8 +351,7 @@ class ClusterCase(FaultCase):
     @property
     def isPunctual(self) -> bool:
         """Whether what takes long may be blamed on the cluster: at full length, on a machine that is not crowded."""
-        waiting, _, _ = os.getloadavg()
-        return self.isFull and waiting < 2 * (os.cpu_count() or 1)
+        return self.isFull and not isCrowded()
 
     def stalled(self, *applications: Application) -> set[str]:
         """

@@ -10,7 +10,7 @@ from twisted.internet.utils import getProcessOutputAndValue
 
 from tests.needs import needs
 from tests.system.commands.printed import printedScripts
-from tests.system.processes import Child, ProcessTestCase, reactor
+from tests.system.processes import Child, ProcessTestCase, isCrowded, reactor
 
 ANY_PORT = "tcp:0:interface=127.0.0.1"
 
@@ -71,7 +71,8 @@ class AgentProcessTests(ProcessTestCase):
             before = reactor.seconds()
             agent.kill(name)
             await agent.ended
-            self.assertLess(reactor.seconds() - before, 5)
+            if not isCrowded():
+                self.assertLess(reactor.seconds() - before, 5)
             self.assertEqual(agent.signal, number)
             # The service's own report, and the registry's record.
             self.assertIn("Service web1 deregistered", agent.output)

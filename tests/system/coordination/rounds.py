@@ -39,6 +39,7 @@ from tests.system.coordination.holder import TIMEOUT
 from tests.system.etcd.etcds import etcdCommand
 from tests.system.etcd.relay import Relay
 from tests.system.ports import freePorts
+from tests.system.processes import isCrowded
 
 _FAULTS = ("kill", "stop", "term", "registry", "cut", "clock")
 _STORES = ("sqlite", "memory", "etcd")
@@ -199,9 +200,7 @@ class Rounds:
         took = at - began
         if took > (_HANDOVER if fault == "term" else TIMEOUT + _MARGIN[self.store]):
             self.late += 1
-            # On a busy machine, a process may take that long to start.
-            isCrowded = os.getloadavg()[0] >= 2 * (os.cpu_count() or 1)
-            assert isCrowded, f"{fault}: took over after {took:.2f} s"
+            assert isCrowded(), f"{fault}: took over after {took:.2f} s"
         return took
 
     def check(self) -> int:

@@ -11,7 +11,9 @@ from twisted.internet.task import LoopingCall, deferLater
 
 from tests.system.etcd.storecase import EtcdStoreCase, T
 from tests.system.etcd.troubled import TroubledAgent
+from tests.system.processes import isCrowded
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK
+from txserviceregistry.registry.stores.etcd.gateway import PATIENCE
 from txserviceregistry.registry.stores.etcd.keyvalues import encode, jsonBytes, put
 from txserviceregistry.registry.stores.etcd.node import DEAF, PRESENCE, SAFETY
 from txserviceregistry.registry.stores.interfaces import (
@@ -100,11 +102,13 @@ class ContactTests(EtcdStoreCase):
         await self.refuses(StoreUnavailable, store.getService(T, "web"))
         began = CLOCK.seconds()
         await self.refuses(StoreUnavailable, store.getService(T, "web"))
-        self.assertLess(CLOCK.seconds() - began, 0.5)
+        # Not after the time for which requests are repeated.
+        self.assertLess(CLOCK.seconds() - began, PATIENCE / 2)
         relay.heal()
         await self.notifies(store, "synchronized", ["kept", "new"])
         await self.until(lambda: store.isValid)
-        self.assertGreater(self.secondsLeft(store, kept), 29)
+        if not isCrowded():
+            self.assertGreater(self.secondsLeft(store, kept), 29)
         # It is notified again.
         await other.setValue(T, "key", "value", 1)
         self.listeners[store].heard.clear()
@@ -125,13 +129,13 @@ class ContactTests(EtcdStoreCase):
         await self.until(lambda: made.incarnation in b.closed(T))
         self.assertTrue(await self.admitted(a, made))
         await self.until(lambda: not a.isValid)
-        self.assertTrue(PRESENCE - SAFETY - 1 < CLOCK.seconds() - began < PRESENCE - SAFETY + 1)
+        self.assertTrue(PRESENCE - SAFETY - 1 < CLOCK.seconds() - began < PRESENCE)
         await self.refuses(StoreUnavailable, a.admit(T, made.incarnation))
         self.assertTrue(await self.haveJoined(2))
         self.assertIn(made.incarnation, b.closed(T))
         await self.until(lambda: self.secondsLeft(b, made) > 0)
         self.assertTrue(await self.haveJoined(1))
-        self.assertGreater(self.secondsLeft(b, made), 29)
+        self.assertGreater(self.secondsLeft(b, made), 25)
         self.assertEqual(await self.types(b), ["service.join"])
         relay.heal()
         await self.until(lambda: a.isValid)
@@ -184,7 +188,7 @@ class ContactTests(EtcdStoreCase):
         self.passDeadline(made, a, b)
         await self.create(a, "new")
         await self.notifies(b, "synchronized", ["new", "web"])
-        self.assertTrue(DEAF - 1 < CLOCK.seconds() - began < DEAF + 2)
+        self.assertTrue(DEAF - 1 < CLOCK.seconds() - began < DEAF + 2 or isCrowded())
         wire.isDeaf = False
         await self.until(lambda: self.secondsLeft(b, made) > 25)
         later = await self.create(a, "later")
@@ -287,5 +291,5 @@ class ContactTests(EtcdStoreCase):
         await self.refuses(StoreUnavailable, store.admit(T, made.incarnation))
         await self.until(lambda: store.isValid)
         self.assertIn(("synchronized", ["web"]), self.listeners[store].heard)
-        self.assertGreater(self.secondsLeft(store, made), 29)
+        self.assertGreater(self.secondsLeft(store, made), 25)
         self.assertNotEqual((await self.newestNode()).key, own.key)

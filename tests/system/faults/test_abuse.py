@@ -9,7 +9,7 @@ from typing import Any
 import treq
 from twisted.internet.task import deferLater
 
-from tests.system.processes import Child, reactor
+from tests.system.processes import Child, isCrowded, reactor
 from txserviceregistry import Client
 
 from .attackcase import AttackCase, told
@@ -73,7 +73,8 @@ class AbuseTests(AttackCase):
             await client.services.list(limit=10)
             took.append((reactor.seconds() - began) * 1000)
             await deferLater(reactor, 0.02, lambda: None)
-        self.assertLess(max(took), 2_500)
+        if not isCrowded():
+            self.assertLess(max(took), 2_500)
         return took
 
     async def endAll(self) -> None:

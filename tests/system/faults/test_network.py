@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from tests.system.processes import reactor
+from tests.system.processes import isCrowded, reactor
 
 from .audit import Audit
 from .faultcase import FaultCase
@@ -98,7 +98,8 @@ class NetworkTests(FaultCase):
 
         await self.until(all_)
         took = clock.seconds() - healed
-        self.assertLess(took, BACK)
+        if not isCrowded():
+            self.assertLess(took, BACK)
         return took
 
     async def begun(self) -> tuple[Proxy, Application, Audit]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.system.docblocks import blocksOf
+from tests.system.processes import isCrowded
 
 from .faultcase import ROOT
 from .journal import Application, Outcome
@@ -41,7 +42,8 @@ class VanishedTests(StoreFaultCase):
         late = [each.begun - began for each in after if each.outcome is Outcome.acknowledged]
         self.late += len(late)
         self.noticed = max(self.noticed, *late, 0)
-        self.assertLess(self.noticed, A_SECOND)
+        if not isCrowded():
+            self.assertLess(self.noticed, A_SECOND)
 
     async def test_movedAway(self) -> None:
         """Writes get 503 until the same file is back; then all that was acknowledged is there."""

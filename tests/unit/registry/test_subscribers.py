@@ -23,6 +23,7 @@ from twisted.web.client import Agent, HTTPConnectionPool
 
 from tests import CHEAP
 from tests.unit.garbage import collectOnlyNew
+from txserviceregistry.registry import service as registryService
 from txserviceregistry.registry.model import EVENT_TYPES, Page
 from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.registry.tasks import Turns
@@ -451,12 +452,13 @@ class SocketTests(TestCase):
 
     async def test_stoppingTakesNoLongerBecauseOfThem(self) -> None:
         """Requests that wait when the registry stops get the page as it is, before their time is over."""
+        self.patch(registryService, "DRAIN_SECONDS", 60)
         service = await self.started()
         subscribers = self.subscribed(20)
         await self.connected(service, 20)
         began = reactor.seconds()
         await service.stopService()
-        self.assertLess(reactor.seconds() - began, 0.9)
+        self.assertLess(reactor.seconds() - began, 30)
         self.assertEqual(await gatherResults(subscribers), [(200, [])] * 20)
 
     def stream(self, lastId: str = "", receives: int | None = None) -> socket.socket:
