@@ -11,6 +11,7 @@ from pathlib import Path
 
 import treq
 from twisted.internet import reactor
+from twisted.internet.defer import succeed
 
 from tests import ROOT
 from tests.system.processes import Child, ProcessTestCase, sharedRegistry
@@ -80,9 +81,14 @@ class ExampleTests(ProcessTestCase):
         for child in [*greeters, page]:
             await child.says("is registered")
         await balancer.says("listens on")
+        greetings = {f"<h1>Hello from greeter-{number}</h1>\n" for number in (1, 2)}
         for child in (page, balancer):
-            said = {await self.get(self.urlIn(child)) for _ in range(2)}
-            self.assertEqual(said, {f"<h1>Hello from greeter-{number}</h1>\n" for number in (1, 2)})
+
+            async def areBothFound(child: Child = child) -> bool:
+                # A service that has just been registered may not be known everywhere yet.
+                return {await self.get(self.urlIn(child)) for _ in range(2)} == greetings
+
+            await self.until(areBothFound)
         greeters[0].kill("TERM")
         await greeters[0].ended
         said = {await self.get(self.urlIn(balancer)) for _ in range(3)}
@@ -155,7 +161,7 @@ class ExampleTests(ProcessTestCase):
         listed = (await self.registry.services.listForTag("counter"))["values"]
         self.assertEqual([service["id"] for service in listed], ["counter-1"])
         await self.registry.configuration.set("/counter/step", "1000")
-        await counter.says("\n100")
+        await self.until(lambda: succeed(re.search(r"\n1\d{3}\n", counter.output)))
         await self.registry.configuration.remove("/counter/step")
         counter.kill("TERM")
         await counter.ended

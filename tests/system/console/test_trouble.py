@@ -311,10 +311,12 @@ class EditorTests(ConsoleTestCase):
             page.wait_for_function("() => document.querySelector('dialog[open] #text')?.value === 'mine'")
             other = context.new_page()
             for _ in range(2):
-                # A link begins another session of the same user.
+                # A link begins another session of the same user, for which the page is loaded again.
+                page.evaluate("window.isOld = true")
                 other.goto("about:blank")
                 other.goto(api.ask("POST", "/console-links")["href"])
                 other.wait_for_selector(".live:text-is('Live')")
+                page.wait_for_function("() => !window.isOld")
                 page.wait_for_function("() => document.querySelector('dialog #text')?.value === 'mine'")
                 api.ask("PUT", "/configuration/a_key", {"value": "2"})
                 visit(other, "account")
@@ -483,13 +485,14 @@ class EditorTests(ConsoleTestCase):
             self.assertEqual(page.evaluate("document.activeElement.textContent"), "Edit…")
             page.hover("text=Edit…")
             page.mouse.down()
-            change(*range(2, 6))
+            # The page waits for the end of a click, but not for longer than five seconds.
+            change(2, 3)
             page.mouse.up()
             page.wait_for_selector("dialog #text")
             page.keyboard.press("Escape")
             page.hover("text=Edit…")
             page.mouse.down()
-            change(*range(6, 12))
+            change(*range(4, 12))
             page.wait_for_selector("pre.value:has-text('value 11')")
             page.mouse.up()
             self.assertLess(len(asked), 8)
@@ -600,14 +603,26 @@ class StreamTests(ConsoleTestCase):
 
         def walk(browser: Browser, api: Api) -> None:
             context = browser.new_context()
+            # The time of what has been asked so far passes when the test says so.
             context.add_init_script(
-                "const given = AbortSignal.timeout; AbortSignal.timeout = (time) => given.call(AbortSignal, time / 60)"
+                """
+                const begun = [];
+                AbortSignal.timeout = () => {
+                  begun.push(new AbortController());
+                  return begun.at(-1).signal;
+                };
+                window.endTimeouts = () => {
+                  for (const each of begun.splice(0)) each.abort(new DOMException("", "TimeoutError"));
+                };
+                """
             )
             page = Watched(context).page
             page.goto(f"{api.root}/")
             held: list[Route] = []
             page.route("**/console/api/services?**", lambda route: held.append(route), times=1)
-            logIn(page, api.user, api.key)
+            with page.expect_request("**/console/api/services?**"):
+                logIn(page, api.user, api.key)
+            page.evaluate("window.endTimeouts()")
             page.wait_for_selector(".live.stale")
             page.wait_for_selector(".live:text-is('Live')")
             held[0].abort()
@@ -669,7 +684,8 @@ class StreamTests(ConsoleTestCase):
         page.route("**/console/api/services?**", lambda route: self.held.append(route))
         page.route("**/console/api/events/stream**", stream)
         page.goto(f"{api.root}/")
-        logIn(page, api.user, api.key)
+        with page.expect_request("**/console/api/services?**"):
+            logIn(page, api.user, api.key)
         return page
 
 
