@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import random
 import socket
-
-# Below those that connections are given.
-_PORTS = range(15_000, 32_000)
+from functools import cache
+from pathlib import Path
 
 _random = random.SystemRandom()
 _held: dict[int, socket.socket] = {}
 
 
-def freePorts(count: int, among: range = _PORTS) -> list[int]:
+@cache
+def _belowConnections() -> range:
+    """The ports below those that the system gives connections; if it gives nearly all, some of them."""
+    try:
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        lowest = 32_768
+    return range(max(lowest - 17_000, 1_024), lowest) if lowest > 10_000 else range(15_000, 32_000)
+
+
+def freePorts(count: int, among: range | None = None) -> list[int]:
     """Ports on which no program listens, reserved for this process until it ends."""
     found: list[int] = []
     while len(found) < count:
-        port = _random.choice(among)
+        port = _random.choice(among or _belowConnections())
         if reserve(port):
             found.append(port)
     return found

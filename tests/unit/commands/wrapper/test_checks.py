@@ -161,9 +161,7 @@ class ProbeTests(LoopbackTestCase):
 
     async def test_reasons(self) -> None:
         """A refused connection, an HTTP status, a connection that ends early: each in standard words."""
-        unused = IReactorTCP(reactor).listenTCP(0, Factory.forProtocol(Protocol), interface="127.0.0.1")
-        free = unused.getHost().port
-        await unused.stopListening()
+        free = self.unusedUrl().rpartition(":")[2]
         site = Resource()
         site.putChild(b"", Resource())
         web = self.listen(Site(site))
