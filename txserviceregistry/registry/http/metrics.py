@@ -86,8 +86,8 @@ class Metrics(Collector):
         text = "Time from the arrival of a whole request to its response."
         yield _histogram("request_seconds", text, seconds, "method", "route")
         yield _gauge("connections", "Connections that are open.", connections.count)
-        yield _counter("evictions", "Connections that were closed to make room for others.", connections.evictions)
-        text = "Times that work for clients without a valid token had to wait for its turn."
+        yield _counter("evictions", "Connections closed to make room for others.", connections.evictions)
+        text = "Delays of clients without a valid token."
         handshakes = connections.handshakes.waited
         waited = {"request": connections.requests.waited, "handshake": handshakes, "login": identity.waited}
         yield _counter("unauthenticated_waits", text, waited, "kind")
@@ -95,9 +95,9 @@ class Metrics(Collector):
         yield _gauge("services", "Registered services.", sum(services.values()))
         text = f"Registered services, by tenant: the {MOST_TENANTS} tenants that have the most."
         yield _gauge("tenant_services", text, dict(largest), "tenant")
-        yield _gauge("followers", "Requests that wait for events.", registry.followers.count)
+        yield _gauge("followers", "Requests that wait for events or locks.", registry.followers.count)
         yield _gauge("streams", "Open event streams.", registry.feed.streams.places.count)
-        yield _counter("heartbeats", "Heartbeats taken, alone or in batches.", engine.heartbeats)
+        yield _counter("heartbeats", "Accepted heartbeats, single or batched.", engine.heartbeats)
         yield _gauge("heartbeats_waiting", "Heartbeats that wait for the store.", engine.waiting)
         yield _counter("expirations", "Expired services.", engine.expirations["service.timeout"])
         yield _gauge("locks", "Locks that are held.", sum(registry.counts(ofLocks=True).values()))
