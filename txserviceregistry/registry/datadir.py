@@ -6,7 +6,7 @@ import configparser
 import io
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
@@ -108,8 +108,8 @@ class DataDirectory:
         try:
             flock(lock, LOCK_EX | LOCK_NB)
             return False
-        except OSError:
-            return True
+        except OSError as error:
+            return isinstance(error, BlockingIOError)
         finally:
             os.close(lock)
 
@@ -118,8 +118,10 @@ class DataDirectory:
             lock = os.open(self._lockPath, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             flock(lock, LOCK_EX | LOCK_NB)
-        except OSError:
+        except OSError as error:
             os.close(lock)
+            if not isinstance(error, BlockingIOError):
+                raise DataDirectoryError(f"can't lock {self._lockPath}: {error.strerror}; use a local file system")
             raise DataDirectoryError(
                 f"another registry uses the data directory {self.path}; stop it, or choose another --data-dir"
             )
@@ -158,8 +160,7 @@ class DataDirectory:
     def credentials(self) -> tuple[str, str] | None:
         """User name and API key, or ``None`` if it has none."""
         raxrc = self._read()
-        name = raxrc.get("credentials", "username", fallback="")
-        key = raxrc.get("credentials", "api_key", fallback="")
+        name, key = (raxrc.get("credentials", option, fallback="") for option in ("username", "api_key"))
         return (name, key) if name and key else None
 
     def keepCredentials(self, name: str | None, key: str | None) -> None:
@@ -179,9 +180,8 @@ class DataDirectory:
     def _read(self) -> configparser.ConfigParser:
         raxrc = configparser.ConfigParser(interpolation=None)
         try:
-            with _reported(f"read {self.raxrcPath}"):
-                if self.raxrcPath.exists():
-                    raxrc.read_string(self.raxrcPath.read_text("utf-8"))
+            with _reported(f"read {self.raxrcPath}"), suppress(FileNotFoundError):
+                raxrc.read_string(self.raxrcPath.read_text("utf-8"))
         except (configparser.Error, UnicodeError):
             # The parser's text repeats the line in question, which may hold a key.
             raise DataDirectoryError(f"{self.raxrcPath} is not a valid INI file; correct it, or move it away")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import configparser
+import errno
 import json
 import os
 import stat
@@ -26,6 +27,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests import CHEAP
 from txserviceregistry._version import __version__
+from txserviceregistry.registry import datadir
 from txserviceregistry.registry import service as registryService
 from txserviceregistry.registry.datadir import DataDirectory, DataDirectoryError
 from txserviceregistry.registry.http import pages
@@ -101,6 +103,21 @@ class DataDirectoryTests(SynchronousTestCase):
         self.assertFalse(other.isTaken())
         other.open()
         other.close()
+
+    def test_aFileSystemWithoutLocks(self) -> None:
+        """
+        A lock that the file system does not have is not taken for that of another registry.
+        """
+
+        def fail(*arguments: object) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        self.patch(datadir, "flock", fail)
+        path = self.directory.path / "registry.lock"
+        self.assertEqual(
+            self.refusal(self.directory.open), f"can't lock {path}: No locks available; use a local file system"
+        )
+        self.assertFalse(self.directory.isTaken())
 
     def test_aLockFileThatIsRemoved(self) -> None:
         """

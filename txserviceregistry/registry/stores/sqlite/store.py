@@ -7,6 +7,7 @@ import sqlite3
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
+from errno import EBADF
 from functools import partial, wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -94,8 +95,7 @@ class TableStore(ABC):
 
     @returnsDeferred
     async def endStates(self) -> tuple[Collection[str], int | None]:
-        changed: set[str] = set()
-        isMore = True
+        changed, isMore = set[str](), True
         while isMore:
             some, isMore, next = await self._do(partial(Tables.endStates, most=_PART))
             changed |= some
@@ -190,9 +190,9 @@ class SqliteStore(TableStore):
             if not isinstance(error, (sqlite3.Error, OSError)):
                 raise
             reason = getattr(error, "strerror", None) or error
-            # Its text is "disk I/O error". Before Python 3.11 there is only that.
-            if getattr(error, "sqlite_errorname", None) == "SQLITE_IOERR_SHMMAP":
-                reason = "its file system has no shared memory; use a local one, not a network or shared folder"
+            # NFS locks no folder; before Python 3.11, SQLite's errors have only a text, "disk I/O error".
+            if getattr(error, "sqlite_errorname", getattr(error, "errno", None)) in ("SQLITE_IOERR_SHMMAP", EBADF):
+                reason = "its file system lacks shared memory or locks; use a local one, not a network or shared folder"
             raise StoreUnavailable(f"{self._path} can't be opened: {reason}") from None
         self._written = self._writing.start(_LAST_SEEN_DELAY, now=False)
 

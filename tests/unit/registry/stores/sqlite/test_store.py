@@ -4,6 +4,8 @@ The SQLite store's promises for its file: across restarts, crashes, other proces
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import sqlite3
 import stat
@@ -925,18 +927,24 @@ class RefusedFileTests(TestCase):
             file.write(data)
 
     async def test_aNetworkFileSystem(self):
-        """A file system that SQLite can't share memory on is named; the text of its error is that of a failing disk."""
+        """A file system that SQLite can't share memory on, or NFS, is named; the texts of the errors do not say so."""
 
         def fail(*arguments: object, **options: object) -> None:
-            error = sqlite3.OperationalError("disk I/O error")
-            error.sqlite_errorname = "SQLITE_IOERR_SHMMAP"
             raise error
 
+        error: Exception = OSError(errno.EBADF, "Bad file descriptor")
+        locking = self.patch(fcntl, "flock", fail)
+        await self.isNetwork()
+        locking.restore()
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorname = "SQLITE_IOERR_SHMMAP"
         self.patch(sqlitefile, "connect", fail)
+        await self.isNetwork()
+
+    async def isNetwork(self) -> None:
+        """The file is refused because of its file system."""
         refusal = await self.assertFailure(SqliteStore(self.path, reactor=reactor).open(), StoreUnavailable)
-        self.assertIn(
-            f"{self.path} can't be opened: its file system has no shared memory; use a local one", str(refusal)
-        )
+        self.assertIn("can't be opened: its file system lacks shared memory or locks; use a local one", str(refusal))
 
     async def test_noDatabase(self):
         """Some other file is refused."""
