@@ -193,8 +193,7 @@ class RegisteredService(Service):
         if self.running:
             return
         Service.startService(self)
-        self._refusal = None
-        self._hasSaidWhere = False
+        self._refusal, self._hasSaidWhere = None, False
         self._file.open()
         self._heartBeater = heartBeater = HeartBeater(
             self._client.services,
@@ -318,8 +317,9 @@ class RegisteredService(Service):
             return
         self._desired.setHost(host)
         if wantsHost(self._desired.fields["metadata"]):
-            text = "Service {serviceId} has host {host}, the local address of a connection to the registry"
-            self._log.info(text, serviceId=self.serviceId, host=host)
+            advice = ". Listen on IPv6 too (tcp6:PORT does, tcp:PORT does not), or set host" if ":" in host else ""
+            text = "Service {serviceId} has host {host}, the local address of a connection to the registry{advice}"
+            self._log.info(text, serviceId=self.serviceId, host=host, advice=advice)
 
     def _leave(self) -> Deferred[None]:
         heartBeater, self._heartBeater = self._heartBeater, None

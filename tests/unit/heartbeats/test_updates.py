@@ -10,6 +10,7 @@ from typing import Any
 from weakref import ReferenceType, ref
 
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.unit.garbage import collectOnlyNew
@@ -539,6 +540,17 @@ class HostTests(UpdateCase):
         self.fake.changeLocalAddress("10.8.8.8")
         self.fake.advance(1)
         self.assertEqual(self.metadata(), {"port": "80", "host": "10.9.9.9"})
+
+    def test_anAddressOfIPv6(self) -> None:
+        """The log says what to do if a server that listens on IPv4 only is registered with an IPv6 address."""
+        with capturedLogs() as events:
+            self.service()
+            self.fake.changeLocalAddress("2001:db8::1")
+            self.fake.advance(1)
+        self.assertEqual(self.metadata(), {"port": "80", "host": "2001:db8::1"})
+        lines = [str(formatEvent(event)) for event in events]
+        (advice,) = [line for line in lines if "tcp6:PORT" in line]
+        self.assertIn("has host 2001:db8::1, the local address", advice)
 
     def test_afterTheEnd(self) -> None:
         """A change of the address does not affect a service that was stopped."""
