@@ -38,10 +38,11 @@ PAGE = 1000
 _FEWER = 8
 
 # The codes of gRPC.
-_INVALID, NOT_FOUND, _FAILED_PRECONDITION, _OUT_OF_RANGE, _UNAVAILABLE, _UNAUTHENTICATED = 3, 5, 9, 11, 14, 16
+_CANCELED, _INVALID, NOT_FOUND, _FAILED_PRECONDITION, _OUT_OF_RANGE = 1, 3, 5, 9, 11
+_UNAVAILABLE, _UNAUTHENTICATED = 14, 16
 # Those that mean "again, perhaps elsewhere", such as DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED. UNKNOWN is what a change
 # of the leader looks like from a follower.
-_PASSING = frozenset({2, 4, 8, _UNAVAILABLE})
+_PASSING = frozenset({_CANCELED, 2, 4, 8, _UNAVAILABLE})
 # etcd is well, and can't do what was asked.
 _OF_WHAT_WAS_ASKED = frozenset({NOT_FOUND, _FAILED_PRECONDITION, _OUT_OF_RANGE})
 # With _INVALID: etcd's answer to a token from before a change of its users, or to none.
@@ -349,6 +350,8 @@ def _refusal(response: Response) -> EtcdError:
     fault = answer[0] if isinstance(answer, list) and answer else answer
     fault = fault if isinstance(fault, dict) else {}
     code, message = fault.get("code"), fault.get("message") or fault.get("error")
+    if code == _CANCELED:
+        response.leave()  # this member is being stopped, and may listen for some seconds still
     return EtcdError(code if isinstance(code, int) else _UNAVAILABLE, str(message or f"HTTP {response.status}"))
 
 

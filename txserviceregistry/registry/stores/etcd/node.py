@@ -142,7 +142,8 @@ class Node:
             except CancelledError:
                 raise
             except StoreUnavailable as error:
-                self._outage.failed(reason=str(error))
+                if not self.isValid:
+                    self._outage.failed(reason=str(error))
             except Exception:
                 # No data in etcd may end this: a node that does not vote keeps all services from expiring.
                 self._outage.failed(Failure(), reason="unexpected error")
@@ -179,6 +180,8 @@ class Node:
             session.isReading = False
             session.shown = session.read = self._seconds()
             self._registrations.renewAll()
+            if self.isValid:
+                self._outage.succeeded()
 
     async def _write(self, session: _Session) -> None:
         """Renew the lease, and publish the status, until the membership ends."""
@@ -243,8 +246,7 @@ class Node:
 
     def statusChanged(self, name: str, status: Status | None) -> None:
         """The *status* is ``None`` if it cannot be read."""
-        session = self._session
-        if session is None:
+        if (session := self._session) is None:
             return
         if name == session.name:
             session.shown = self._seconds()
@@ -255,8 +257,7 @@ class Node:
 
     def nodeGone(self, name: str) -> None:
         """A node's key was deleted, maybe with its lease."""
-        session = self._session
-        if session is None:
+        if (session := self._session) is None:
             return
         if name == session.name:
             self._lose(session, "this node's key is gone")

@@ -195,8 +195,7 @@ class Registrations(Part, Generic[_R]):
                 self.listener.renew((known.tenant, known.incarnation))
 
     def touchedAt(self, registration: Registration) -> int:
-        known = self._byIncarnation.get(registration)
-        return 0 if known is None else known.touched
+        return known.touched if (known := self._byIncarnation.get(registration)) else 0
 
     async def _find(self, tenant: str, id: str, *further: str) -> Sequence[KeyValue]:
         """Read a record and the *further* keys that exist, at a revision that includes every known end."""
@@ -257,8 +256,7 @@ class Registrations(Part, Generic[_R]):
         return ended
 
     async def expireByVote(self, nodeKey: str, created: int, registration: Registration, evidence: Evidence) -> bool:
-        known = self._byIncarnation.get(registration)
-        if known is None:
+        if (known := self._byIncarnation.get(registration)) is None:
             raise NoSuchObject(registration)
         name = known.tenant, known.id, known.incarnation
         guards = (
@@ -299,8 +297,7 @@ class Registrations(Part, Generic[_R]):
         return {each: (await self._touch([each]))[each] for each in group}
 
     def noteSeen(self, tenant: str, id: str, incarnation: str, seen: int) -> None:
-        known = self._byIncarnation.get((tenant, incarnation))
-        if known is not None and known.id == id:
+        if (known := self._byIncarnation.get((tenant, incarnation))) is not None and known.id == id:
             known.seen = seen
             now = self._clock.seconds()
             if known.written is None or now - known.written >= _SEEN_INTERVAL:

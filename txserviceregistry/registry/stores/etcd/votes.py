@@ -155,8 +155,7 @@ class Votes:
         return any(registration in vote.items for vote in self._own.values())
 
     def decided(self, number: int, registration: Registration) -> None:
-        vote = self._own.get(number)
-        if vote is not None and vote.undecided is not None:
+        if (vote := self._own.get(number)) is not None and vote.undecided is not None:
             vote.undecided.discard(registration)
             if not vote.undecided:
                 self._end(number)

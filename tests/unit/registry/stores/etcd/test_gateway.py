@@ -96,6 +96,7 @@ class TroubleTests(EtcdCase):
             lambda call: call.answer(500, refusal(2, "raft: stopped")),
             lambda call: call.answer(504, refusal(4, "context deadline exceeded")),
             lambda call: call.answer(429, refusal(8, "etcdserver: too many requests")),
+            lambda call: call.answer(408, refusal(1, "grpc: the client connection is closing")),
             lambda call: call.answer(502, b"a balancer's page"),
             Call.hangUp,
             Call.reset,
@@ -132,6 +133,13 @@ class TroubleTests(EtcdCase):
         await etcd.txn((), (), patience=0)
         await etcd.txn((), (), patience=0)
         self.assertEqual((len(hanging.calls), len(working.calls)), (1, 2))
+
+    async def test_aMemberThatStopsIsLeftForAnother(self) -> None:
+        """It may go on listening for a while."""
+        stopping = self.serve(lambda call: call.answer(408, refusal(1, "grpc: the client connection is closing")))
+        working = self.serve(lambda call: call.answer(200, DONE))
+        await self.etcd(stopping.url, working.url).txn((), [put("/a", b"")])
+        self.assertEqual((len(stopping.calls), len(working.calls)), (1, 1))
 
     async def test_aMemberOfAnotherClusterIsLeft(self) -> None:
         """It may have been started on its own by mistake; its URL is in the log, once."""

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
-from twisted.logger import formatEvent, globalLogPublisher
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.stores.etcd.keyvalues import jsonBytes
@@ -118,27 +118,48 @@ class RefusalTests(SynchronousTestCase):
         node, registrations = Node(keys, clock, clock.seconds), Mock()
         registrations.due.return_value = {}
         self.successResultOf(node.start(registrations))
-        logged = list[str]()
-
-        def note(event: Any) -> None:
-            logged.extend([] if event["log_namespace"] != Node.__module__ + ".Node" else [formatEvent(event)])
-
-        globalLogPublisher.addObserver(note)
-        self.addCleanup(globalLogPublisher.removeObserver, note)
 
         def tickFor(seconds: int) -> None:
             for _ in range(seconds * 4):
                 clock.advance(0.25)
                 node.tick()
 
-        keys.publish.side_effect = lambda *_: fail(StoreUnavailable("etcd: database space exceeded"))
-        tickFor(5)
-        keys.publish.side_effect = lambda *_: succeed(True)
-        tickFor(1)
-        keys.publish.side_effect = lambda *_: Deferred()
-        tickFor(5)
-        refused = [line for line in logged if "heartbeats are refused" in line]
+        with capturedLogs() as logged:
+            keys.publish.side_effect = lambda *_: fail(StoreUnavailable("etcd: database space exceeded"))
+            tickFor(5)
+            keys.publish.side_effect = lambda *_: succeed(True)
+            tickFor(1)
+            keys.publish.side_effect = lambda *_: Deferred()
+            tickFor(5)
+        refused = [line for line in map(formatEvent, logged) if "heartbeats are refused" in line]
         self.assertEqual(["database space exceeded" in line for line in refused], [True, False])
+        self.successResultOf(Deferred.fromCoroutine(node.stop()))
+
+
+class ReadTests(SynchronousTestCase):
+    """A node that has to read everything again."""
+
+    def test_aReadThatFails(self) -> None:
+        """The log does not say that heartbeats are refused, before they are; then it does."""
+        clock, keys = Clock(), Mock()
+        keys.join.side_effect = lambda *_: succeed((1, 5.0))
+        for name in ("load", "leave", "renew", "publish"):
+            getattr(keys, name).side_effect = lambda *_: succeed(True)
+        node, registrations = Node(keys, clock, clock.seconds), Mock()
+        registrations.due.return_value = {}
+        self.successResultOf(node.start(registrations))
+        keys.load.side_effect = lambda: fail(StoreUnavailable("etcd: leader changed"))
+        with capturedLogs() as logged:
+            node.watchEnded()
+            clock.pump([0.25] * 12)
+            self.assertTrue(node.isValid)
+            self.assertEqual(logged, [])
+            keys.load.side_effect = lambda: succeed(None)
+            keys.publish.side_effect = lambda *_: fail(StoreUnavailable("etcd: no leader"))
+            for _ in range(20):
+                clock.advance(0.25)
+                node.tick()
+            self.assertEqual(["heartbeats are refused" in formatEvent(each) for each in logged], [True])
         self.successResultOf(Deferred.fromCoroutine(node.stop()))
 
 
