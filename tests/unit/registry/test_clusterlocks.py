@@ -5,9 +5,11 @@ Locks of several registries over one store: any of them grants, keeps and releas
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 from twisted.internet.defer import Deferred
 
+from tests.unit.registry.sharedmemory import SharedMemoryStore
 from tests.unit.registry.test_cluster import ClusterCase, T
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.faults import Fault
@@ -49,6 +51,13 @@ class ClusterLocksTests(ClusterCase):
                 token = self.heartbeat(node, token)
         self.assertEqual((self.holder(self.a), self.holder(self.b)), ("holder1", "holder1"))
         self.assertEqual(self.lockEvents(), ["lock.acquire"])
+
+    def test_repeatedAtANodeThatIsNotValid(self) -> None:
+        """The holder's repeated request is a heartbeat: 503 while the node may not acknowledge any."""
+        lock = self.successResultOf(self.asking(self.a))
+        with mock.patch.object(SharedMemoryStore, "isValid", False):
+            self.assertEqual(self.failureResultOf(self.asking(self.a), Fault).value.code, 503)
+        self.assertEqual(self.successResultOf(self.asking(self.a)), lock)
 
     def test_waitsForAnother(self) -> None:
         """A waiter on B has the lock a moment after its release on A, before one that came later there."""
