@@ -146,12 +146,7 @@ def execute(run: Run) -> None:
     "/billing/report --nonblock -- /opt/billing/report --daily",
     oneOf(
         argument("-n", "--nonblock", action="store_true", help="do not wait for the lock"),
-        argument(
-            *("-w", "--wait"),
-            type=typeOf(parseDuration),
-            metavar="SECONDS",
-            help="wait for the lock no longer than this",
-        ),
+        argument("-w", "--wait", type=typeOf(parseDuration), metavar="SECONDS", help="wait for it no longer than this"),
     ),
     argument(
         "--timeout",
@@ -171,13 +166,12 @@ def lock(run: Run) -> int:
     own, 128 + N after signal N, and 75 if another holds the lock with --nonblock or until --wait is over. When the lock
     is lost, the command gets SIGTERM, and SIGKILL before another process can hold the lock; the exit code is 1 then.
     """
-    parsed = run.parsed
     _program(run)
     try:
         return run.ask(partial(_runHolding, run))
     except LockHeld as error:
         holder = f" by {error.holder}" if error.holder else ""
-        raise CommandFailed(f'the lock "{parsed.id}" is held{holder}. The command was not run', _HELD) from None
+        raise CommandFailed(f'the lock "{run.parsed.id}" is held{holder}. The command was not run', _HELD) from None
 
 
 async def _runHolding(run: Run) -> int:
@@ -189,7 +183,9 @@ async def _runHolding(run: Run) -> int:
 
     parsed, losses = run.parsed, []
     lock = Lock(run.client, parsed.id, parsed.timeout)
-    async with await lock.acquire(0 if parsed.nonblock else parsed.wait) as held:
+    with run.loggedNotes():
+        held = await lock.acquire(0 if parsed.nonblock else parsed.wait)
+    async with held:
         environment = {**os.environb, b"SERVICE_REGISTRY_FENCE": str(held.fence).encode()}
         child = startChild(parsed.command, environment, frozenset())
         child.reapInThread()
@@ -273,6 +269,9 @@ async def template(run: Run) -> None:
     keeper = TemplateKeeper(client.clock, views, _templates(parsed), *parsed.wait)
     with run.loggedNotes():
         try:
+            if parsed.once or parsed.dry_run:
+                # The views would retry what is wrong with the settings.
+                await client.account.getLimits()
             await (keeper.once() if parsed.once or parsed.dry_run else keeper.run())
         except TemplateFailed as error:
             raise CommandFailed(str(error)) from None

@@ -62,6 +62,13 @@ class LocksTests(RaxsrTestCase):
             said = await self.refused("lock", name, *how, "--", "echo", "ran", code=75)
             self.assertEqual(said, f'raxsr: the lock "{name}" is held by another. The command was not run\n')
 
+    async def test_aRegistryThatIsNotThere(self) -> None:
+        """A wait for a lock says why it goes on, as it could go on without end."""
+        words = ["--wait", "0.5", "--api-url", "http://127.0.0.1:9/v1.0", "--", "true"]
+        ended = await self.raxsr("lock", f"/{self.prefix}/report", *words)
+        self.assertEqual((ended.out, ended.code), ("", 1))
+        self.assertRegex(ended.err, r"^raxsr: Lock .* can't be requested: .*connection refused.* \(retrying\)\n")
+
     async def test_aCommandThatCantBeRun(self) -> None:
         """Wrong options, and a command that does not exist, have the usual exit codes."""
         said = await self.refused("lock", "/a/b", "--timeout", "2", "--", "true", code=2)

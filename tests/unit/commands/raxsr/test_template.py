@@ -51,6 +51,12 @@ class TemplateTests(TemplateProgramCase):
         await self.raxsr("template", "servers.j2:servers.conf", "--once", "--allow-empty")
         self.assertEqual(self.file.read_text(), "")
 
+    async def test_aRegistryThatIsNotThere(self) -> None:
+        """A single run fails, with the setting that may be wrong, instead of waiting without end."""
+        for option in ("--once", "--dry-run"):
+            words = ("template", "servers.j2:servers.conf", option, "--api-url", "http://127.0.0.1:9/v1.0")
+            self.assertRegex(await self.refused(*words), "connection refused.* is set by --api-url")
+
     async def test_wrongUsage(self) -> None:
         """Wrong words are an error before anything is done."""
         await self.allRefused(
