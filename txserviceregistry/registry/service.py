@@ -343,8 +343,7 @@ class RegistryService(Service):
         return log
 
     def _possibleLimits(self) -> ConnectionLimits:
-        files = availableFiles()
-        limits = self._connectionLimits.within(files)
+        limits = self._connectionLimits.within(files := availableFiles())
         if limits.connections < self._connectionLimits.connections:
             self._log.warn(
                 "Connections limited to {connections}: this process may open {files} files (raise ulimit -n, or "
@@ -375,10 +374,11 @@ class RegistryService(Service):
         try:
             port: IListeningPort = await endpoint.listen(site)
         except CannotListenError as error:
-            where = f"{error.interface}:{error.port}" if error.interface else f"port {error.port}"
-            reason = getattr(error.socketError, "strerror", error.socketError)
-            inUse = getattr(error.socketError, "errno", None) == EADDRINUSE
-            advice = ". Stop the process that has the port, or choose another port" if inUse else ""
+            kind, place = ("socket", os.fsdecode(error.port)) if isinstance(error.port, bytes) else ("port", error.port)
+            where = f"{error.interface}:{place}" if error.interface else f"{kind} {place}"
+            reason = getattr(error.socketError, "strerror", None) or error.socketError
+            inUse = reason == "Cannot acquire lock" or getattr(error.socketError, "errno", None) == EADDRINUSE
+            advice = f". Stop the process that has the {kind}, or choose another {kind}" if inUse else ""
             raise StartFailed(f"can't listen on {where}: {reason}{advice}")
         except Exception as error:
             # Endpoints of plugins raise anything.

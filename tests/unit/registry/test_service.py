@@ -9,7 +9,9 @@ import configparser
 import errno
 import json
 import os
+import shutil
 import stat
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
+from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import Clock, deferLater
@@ -614,6 +617,20 @@ class RegistryServiceTests(TestCase):
             text,
             f"can't listen on port {port}: Address already in use{PORT_ADVICE}",
         )
+
+    async def test_localSocketInUse(self) -> None:
+        """
+        A local socket that is taken, or can't be, is named as its path.
+        """
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        await self.started(endpoints=[f"unix:{folder}/socket"])
+        text = await self.refusal(dataDir=self.dataDir / "other", endpoints=[f"unix:{folder}/socket"])
+        advice = PORT_ADVICE.replace("port", "socket")
+        self.assertEqual(text, f"can't listen on socket {folder}/socket: Cannot acquire lock{advice}")
+        error = CannotListenError(None, b"/x", OSError("AF_UNIX path too long"))
+        text = await self.refusal(dataDir=self.dataDir / "other", endpoints=[_Ports(None, error)])
+        self.assertEqual(text, "can't listen on socket /x: AF_UNIX path too long")
 
     async def test_badEndpoint(self) -> None:
         """
