@@ -287,8 +287,13 @@ class LiveTests(ConsoleTestCase):
 
         def walk(browser: Browser, api: Api) -> None:
             page = self.opened(browser.new_context(), api).page
-            api.register("web1", 3, metadata={"version": "17"})
-            row(page, "web1").locator(".badge:text-is('expired')").click()
+            api.register("web1", 3, tags=["web"], metadata={"version": "17"})
+            row(page, "web1").locator(".badge:text-is('expired')").wait_for()
+            # The counts are of the rows that a button shows, and of the registered services with a tag.
+            for counted in ("[data-state='']", "[data-state=expired]"):
+                self.assertEqual(page.locator(f"{counted} .count").inner_text(), "1")
+            page.click(".tag-list a:has-text('web'):has(.count:text-is('0'))")
+            row(page, "web1").click()
             detail = page.locator(".detail")
             detail.get_by_text("no heartbeat arrived for 3 s").wait_for()
             self.assertIn("17", detail.inner_text())

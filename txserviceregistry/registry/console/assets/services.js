@@ -92,15 +92,15 @@ export function servicesView(place, model, { url, go }) {
     const shown = [];
     let alive = 0;
     for (const row of rows.values()) {
-      if (!row.kind) {
-        alive += 1;
-        for (const each of new Set(row.service.tags)) counts.set(each, (counts.get(each) ?? 0) + 1);
-      }
+      const isAlive = !row.kind;
+      alive += isAlive;
+      // A tag stays with its expired services: that it has no others is to be seen.
+      for (const each of new Set(row.service.tags)) counts.set(each, (counts.get(each) ?? 0) + isAlive);
       if (tag && !row.service.tags.includes(tag)) continue;
       if (!words.every((word) => row.text.includes(word))) continue;
       const group = row.kind || row.record;
       perState[group] += 1;
-      if (!row.kind) perState[""] += 1;
+      perState[""] += 1;
       if (state ? group === state : true) shown.push(row);
     }
     showTags(counts, alive, tag);
