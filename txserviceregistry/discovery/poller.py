@@ -18,7 +18,7 @@ from ..api.transport import EVENT_STREAM, EVENTS_WAIT
 from ..client import Client
 from ..errors import BadRequest, ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError, ServiceRegistryError
 from ..types import Event, EventType, PlainEventType
-from ..util.deferred import Backoff, Waiters, returnsDeferred
+from ..util.deferred import Backoff, Waiters, cancel, returnsDeferred
 from ..util.logs import Listeners, Logger
 
 _WAIT = 30  # seconds for which the registry is asked to hold its response back
@@ -134,9 +134,9 @@ class EventPoller:
         self._end: str | None = None
         self._timer: IDelayedCall | None = None
         self._backoff = Backoff(_PAUSE, RETRY, random.random)
-        # When a stream may be opened again, and whether it could not be opened the last time.
+        # When a stream may be opened again, whether it could not be opened the last time, and whether requests fail.
         self._notBefore = 0.0
-        self._isBlocked = False
+        self._isBlocked = self._isFailing = False
         self._lastId: str | None = None  # of the last event or ping of a stream
         # Fire with an event of the stream, and with None when one begins or ends.
         self._waiters: Waiters[Event | None] = Waiters()
@@ -194,6 +194,8 @@ class EventPoller:
                 quietEnd = self._end if isAtEnd and event is not None else None
                 isUrgent = True
                 continue
+            # A request that waits would show the end of an outage late, and open a stream late.
+            isUrgent = isUrgent or self._isFailing
             page = await (self.read(cursor) if end is not None or isUrgent else self._nextPage(cursor))
             if not page.isQuiet:
                 return page
@@ -243,6 +245,7 @@ class EventPoller:
                 raise StaleCursor(str(error)) from error
             raise
         except ServiceRegistryError:
+            self._isFailing = True
             if wait is None:
                 # Once the registry is reachable again, a stream may be opened.
                 self._notBefore = 0.0
@@ -251,7 +254,8 @@ class EventPoller:
         if values and ticksOf(values[0]["id"]) < ticksOf(cursor.marker):
             # Otherwise the same page, sent again and again, would count as new events each time.
             raise MalformedResponse("A page of events begins before the marker that it was requested with")
-        now = self.respondedAt = self._client.clock.seconds()
+        now, self._isFailing = self._client.clock.seconds(), False
+        self.respondedAt = now
         canStream = self._users and EVENT_STREAM in self._client.extensions
         if canStream and self._stream is None and now >= self._notBefore:
             self._timer = self._client.clock.callLater(FIRST_PING, self.ended)
@@ -328,8 +332,7 @@ class EventPoller:
         self._notBefore = notBefore
         if stream is not None:
             stream.close()
-        if timer is not None and timer.active():
-            timer.cancel()
+        cancel(timer)
         self._waiters.fire(None)
 
 

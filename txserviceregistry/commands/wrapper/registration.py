@@ -22,7 +22,7 @@ from ...heartbeats.heartbeater import REGISTERED, STOPPED
 from ...heartbeats.services import ServicesClient
 from ...registration import RegisteredService
 from ...settings import defaultDataDir
-from ...util.deferred import Backoff, Waiters, returnsDeferred
+from ...util.deferred import Backoff, Waiters, cancel, returnsDeferred
 from ...util.files import checkPath
 from ...util.logs import Logger
 
@@ -158,9 +158,9 @@ class WrapperRegistration:
         if state not in _NEXT[self._state]:
             return
         self._state = state
-        _cancel(self._lossTimer)
+        cancel(self._lossTimer)
         if state in (State.REGISTERED, State.ENDED):
-            _cancel(self._retryTimer)
+            cancel(self._retryTimer)
         if state is State.INTERRUPTED:
             self._startLossTimer()
         elif state is State.UNREGISTERED:
@@ -286,8 +286,3 @@ class WrapperRegistration:
         if present["reason"] == REASON or (present["state"] == "up" and not present["reason"]):
             expiry = math.ceil(seconds) + self._options["interval"]
             await services.setState(id, "drain", REASON, expiresIn=expiry)
-
-
-def _cancel(call: IDelayedCall | None) -> None:
-    if call is not None and call.active():
-        call.cancel()
