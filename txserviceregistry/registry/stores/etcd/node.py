@@ -285,7 +285,7 @@ class Node:
         if now > session.validUntil and not session.isSuspended:
             session.isSuspended = True
             self._registrations.suspend()
-            self._outage.failed(reason=f"etcd did not confirm the lease of this node's key in time{session.trouble}")
+            self._outage.failed(reason=f"etcd did not confirm this node's lease in time{session.trouble}")
         if now - session.shown > DEAF:
             self.watchEnded()
         if session.isReading or not self.isValid:
