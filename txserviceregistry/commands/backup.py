@@ -95,7 +95,7 @@ def _run() -> int:
             contents, _ = _copy(str(directory.storePath), file)
             print(escaped(f"Backed up {directory.storePath} to {file}, and verified it: {contents}."))
         else:
-            reason = "; its registry has another store" if directory.isTaken() else ""
+            reason = "; its registry has another one (over etcd: etcdctl snapshot save)" if directory.isTaken() else ""
             raise CommandFailed(f"there is no sqlite store in {directory.path}{reason}")
     except (DataDirectoryError, StoreRefused) as error:
         raise CommandFailed(str(error)) from None

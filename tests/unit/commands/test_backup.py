@@ -120,7 +120,7 @@ class BackUpTests(BackupCase):
         self.assertFalse(os.path.exists(self.dataDir))
         await self.registry("memory")
         ended = await self.backup(str(self.file), code=1)
-        self.assertIn("its registry has another store", ended.err)
+        self.assertIn("its registry has another one (over etcd: etcdctl snapshot save)", ended.err)
 
     async def test_aFolderThatIsMissing(self) -> None:
         """The error names the folder and the reason."""
