@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random as randomModule
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -25,12 +26,17 @@ from .attempts import Attempts, HealthCheck, HeartbeatContext, StallWatch
 _ID_TAKEN_DELAY = 2.0
 
 
-# The states of a HeartBeater: from the registration, or the start with a token, on it is registered; it is unreachable
-# from the deadline to the next response, and registering when the registry does not have the service.
-REGISTERING = "registering"
-REGISTERED = "registered"
-UNREACHABLE = "unreachable"
-STOPPED = "stopped"
+class State(str, Enum):
+    """The states of a HeartBeater, as strings. Each may become ``STOPPED``."""
+
+    REGISTERING = "registering"  # the registry does not have the service; then REGISTERED
+    REGISTERED = "registered"  # from the registration, or the start with a token; then another state
+    UNREACHABLE = "unreachable"  # the deadline passed without a response; then REGISTERED or REGISTERING
+    STOPPED = "stopped"
+    __str__ = str.__str__
+
+
+REGISTERING, REGISTERED, UNREACHABLE, STOPPED = State
 
 
 def refusesToken(error: BaseException) -> bool:
@@ -61,8 +67,7 @@ class HeartBeater:
         after the *sending* of the last one that was answered.
     :ivar lastSeen: when that one was sent; ``None`` before the first.
     :ivar registersAgain: whether it registers the service again when the registry loses it.
-    :ivar state: ``registering``, ``registered``, ``unreachable`` (its deadline passed without a response) or
-        ``stopped``.
+    :ivar state: a :class:`State`: ``registering``, ``registered``, ``unreachable`` or ``stopped``.
     """
 
     _log = Logger()
@@ -113,10 +118,8 @@ class HeartBeater:
         self.hadNoToken = False
         self.lastSeen: float | None = None
         self.deadline = clock.seconds() + heartbeatTimeout
-        self._services = services
-        self._register = register
+        self._services, self._register, self._keep = services, register, keep
         self.registersAgain = register is not None
-        self._keep = keep
         self._clock = clock
         self._random = random
         self._context = context = context or HeartbeatContext(StallWatch(clock), SuspendWatch(clock))
@@ -149,7 +152,7 @@ class HeartBeater:
             self._listeners = Listeners(self._log, f"the state of service {self.serviceId}")
         self._listeners.add(listener)
 
-    def _transition(self, to: str) -> None:
+    def _transition(self, to: State) -> None:
         """Enter a state. This comes last: a listener may stop the HeartBeater, or change its timeout."""
         before, self.state = self.state, to
         if to != before and self._listeners is not None:
