@@ -332,12 +332,12 @@ class Etcd:
         while (password := user.password.current()) != refused:
             body = {"name": user.name, "password": password}
             response = await self._transport.request("POST", "/v3/auth/authenticate", body=body, repeatable=True)
-            if response.status >= 500:
-                raise EtcdError(_UNAVAILABLE, f"it can't authenticate users now ({response.status})")
             if response.status == 200:
                 user.token = response.read(_readToken)
                 return
-            if _OPEN in _refusal(response).message:
+            if (refusal := _refusal(response)).code in _PASSING or response.status >= 500:
+                raise EtcdError(_UNAVAILABLE, f"it can't authenticate users now ({refusal.message})")
+            if _OPEN in refusal.message:
                 user.token = ""
                 return
             refused = password

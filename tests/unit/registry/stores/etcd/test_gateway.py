@@ -140,6 +140,9 @@ class TroubleTests(EtcdCase):
         working = self.serve(lambda call: call.answer(200, DONE))
         await self.etcd(stopping.url, working.url).txn((), [put("/a", b"")])
         self.assertEqual((len(stopping.calls), len(working.calls)), (1, 1))
+        working = self.serve(lambda call: call.answer(200, {**DONE, "token": "t"}))
+        await self.etcd(stopping.url, working.url, credentials=("joe", "secret")).txn((), [put("/a", b"")])
+        self.assertEqual((len(stopping.calls), len(working.calls)), (2, 2))
 
     async def test_aMemberOfAnotherClusterIsLeft(self) -> None:
         """It may have been started on its own by mistake; its URL is in the log, once."""
