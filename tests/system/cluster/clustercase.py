@@ -24,7 +24,7 @@ from tests.needs import SENTENCE
 from tests.system.etcd.etcds import etcdCommand
 from tests.system.faults.audit import Audit
 from tests.system.faults.faultcase import FaultCase
-from tests.system.faults.journal import Application, Operation, Outcome
+from tests.system.faults.journal import STALL, Application, Operation, Outcome
 from tests.system.ports import freePorts
 from tests.system.processes import PATIENCE, Child, isCrowded, reactor
 from txserviceregistry import Client
@@ -35,8 +35,6 @@ from txserviceregistry.util.deferred import returnsDeferred
 
 __all__ = ["ClusterCase", "Follower", "Member", "Node", "ask", "started"]
 
-#: In the line that an application logs when its reactor stood still.
-STALL = "reactor stood still"
 # As many as the largest row has, with room for those that come and go.
 _MOST_SERVICES = 2000
 # Seconds that a question to etcd or to a node's own pages may take.
@@ -304,6 +302,11 @@ class ClusterCase(FaultCase):
     ) -> Application:
         """See :meth:`FaultCase.application`; it knows all nodes, unless its *environment* says otherwise."""
         return await super().application(*arguments, environment={**self.environmentOf(), **(environment or {})})
+
+    async def registered(self, application: Application, count: int) -> None:
+        """See :meth:`FaultCase.registered`; only what the application meets from then on counts."""
+        await super().registered(application, count)
+        application.forget()
 
     async def pause(self, *applications: Application) -> list[Operation]:
         """

@@ -17,7 +17,7 @@ class ManyServicesTests(ClusterCase):
 
     async def test_onlyTheOnesThatEndedExpire(self) -> None:
         """Each service of the killed application is reported once, in time; no other one is."""
-        crowds, each, ended, timeout = (10, 950, 500, 30) if self.isFull else (1, 300, 40, 4)
+        crowds, each, ended, timeout = (10, 950, 500, 30) if self.isFull else (1, 200, 40, 6)
         await self.startCluster("--max-services", str(2 * crowds * each))
         alive = []
         # One after the other: a node creates some hundred services in the time of a request.

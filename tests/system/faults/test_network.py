@@ -12,7 +12,7 @@ from tests.system.processes import isCrowded, reactor
 
 from .audit import Audit
 from .faultcase import FaultCase
-from .journal import Application
+from .journal import STALL, Application
 from .proxy import BOTH, TO_CLIENT, TO_REGISTRY, Proxy, Way
 
 TIMEOUT = 3
@@ -54,7 +54,7 @@ class NetworkTests(FaultCase):
             [
                 line
                 for line in application.log
-                if "Heartbeats failed for " not in line and "Heartbeat failed for " not in line
+                if not any(each in line for each in ("Heartbeats failed for ", "Heartbeat failed for ", STALL))
             ],
             [],
         )
@@ -108,6 +108,7 @@ class NetworkTests(FaultCase):
         proxy = self.proxy()
         application = await self.application(f"--services={SERVICES}", f"--timeout={TIMEOUT}", by=proxy)
         await self.registered(application, SERVICES)
+        application.forget()
         audit = self.audit()
         self.assertKept(await audit.look())
         return proxy, application, audit
