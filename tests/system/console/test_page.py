@@ -425,7 +425,7 @@ class ActionTests(ConsoleTestCase):
             first.click("li:has(.new:has-text('2')) >> text=Roll back to this…")
             first.click("dialog button[type=submit]")
             second.wait_for_selector("pre.value:has-text('2')")
-            # The key of a new value may be that of an old one, without any change meanwhile.
+            # A new value may have the key of an old one, without a change by another editor.
             first.click("text=New value…")
             first.fill("#key", key)
             first.fill("#text", "4")
@@ -600,7 +600,7 @@ class AccessTests(ConsoleTestCase):
             press("Escape")
             page.wait_for_selector(".detail", state="hidden")
             press("g")
-            # A busy page comes to the second key late.
+            # A busy page handles the second key late.
             page.evaluate("performance.now = ((now) => () => now() + 5000)(performance.now.bind(performance))")
             press("c")
             page.wait_for_selector("text=No configuration yet")

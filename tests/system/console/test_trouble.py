@@ -444,7 +444,7 @@ class EditorTests(ConsoleTestCase):
             for key in ("/app/../other", "./other", "/app/we", "/app/", "an app"):
                 page.fill("#key", key)
                 page.click("dialog [type=submit]")
-                page.wait_for_selector("dialog .problem:has-text('Not a configuration key')")
+                page.wait_for_selector("dialog .problem:has-text('Invalid key')")
                 page.fill("#key", "")
                 page.evaluate("document.querySelector('dialog .problem').textContent = ''")
             self.assertEqual([each["id"] for each in api.ask("GET", "/configuration")["values"]], ["a_key"])
@@ -603,7 +603,7 @@ class StreamTests(ConsoleTestCase):
 
         def walk(browser: Browser, api: Api) -> None:
             context = browser.new_context()
-            # The time of what has been asked so far passes when the test says so.
+            # Timeouts elapse when the test says so.
             context.add_init_script(
                 """
                 const begun = [];
@@ -726,7 +726,7 @@ class WindowTests(ConsoleTestCase):
         await self.browse(walk)
 
     async def test_openRow(self) -> None:
-        """A link to a service or an event scrolls the list to its row, beside the details, also in a new page."""
+        """A link scrolls the list to its row, beside the details, also in a new page, and if newer rows come first."""
 
         def walk(browser: Browser, api: Api) -> None:
             for number in range(40):
@@ -738,6 +738,14 @@ class WindowTests(ConsoleTestCase):
                 page.wait_for_function(_SELECTED_IS_SEEN)
                 page.reload()
                 page.wait_for_function(_SELECTED_IS_SEEN)
+            held: list[Route] = []
+            page.route("**/console/api/events?**", lambda route: held.append(route), times=1)
+            page.reload()
+            page.wait_for_selector(".live:text-is('Live')")
+            api.register("newest")
+            page.wait_for_selector(".cell.object bdi:text-is('newest')")
+            held[0].continue_()
+            page.wait_for_function(_SELECTED_IS_SEEN)
 
         await self.browse(walk)
 
@@ -810,6 +818,22 @@ class WindowTests(ConsoleTestCase):
 
 class LimitTests(ConsoleTestCase):
     """More than the page can show."""
+
+    async def test_foldersStayOpen(self) -> None:
+        """Folders that are open stay open when there are more values than an open tree begins with."""
+        values = [{"id": f"/app{n % 2}/key{n:03}", "value": str(n)} for n in range(400)]
+
+        def walk(browser: Browser, api: Api) -> None:
+            context = browser.new_context()
+            body = {"values": values, "metadata": {"next_marker": None}}
+            context.route("**/console/api/configuration?**", lambda route: route.fulfill(json=body))
+            page = self.opened(context, api, "configuration").page
+            self.assertEqual(page.locator("details[open]").count(), 2)
+            api.ask("PUT", "/configuration//app0/another", {"value": "1"})
+            page.wait_for_selector("summary:has-text('app0') .count:text-is('201')")
+            self.assertEqual(page.locator("details[open]").count(), 2)
+
+        await self.browse(walk)
 
     async def test_manyOfEverything(self) -> None:
         """Of very many tags, values and events some are shown, and the page says so; counts are of all."""

@@ -64,7 +64,7 @@ async function send(method, path, { body, ...options } = {}) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(0);
   }
-  // A response for the user of the last session is for no other; nor may its refusal end a session that has begun since.
+  // A response to the last session is not for the user of the next one, and its refusal must not end that session.
   if (!options.isLogin && secret !== sender) throw new ApiError(401, { message: "The session has ended" });
   if (response.ok) return response;
   const fault = await response.json().catch(() => null);
@@ -72,7 +72,7 @@ async function send(method, path, { body, ...options } = {}) {
   throw new ApiError(response.status, fault);
 }
 
-/** The JSON of a response; one that ends early, or is not from the registry, is an error. */
+/** The JSON of a response. A response that ends early, or is not from the registry, is an ApiError. */
 function read(response) {
   return response.json().catch(() => { throw new ApiError(0); });
 }

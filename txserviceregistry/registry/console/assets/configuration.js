@@ -5,7 +5,7 @@ import { actions, button, closeButton, command, copyButton, dialog, empty, fill,
 import { diffElement } from "./diff.js";
 import { ago, exactly, moment, sleep } from "./time.js";
 
-// Elements are slow to make, and a change of a value makes all of them anew. With more values, folders are closed at first.
+// Elements are slow to make, and a change of a value makes all of them again. With more values, folders are closed at first.
 const MOST_VALUES = 400;
 // The registry lists at most this many changes of a value.
 const MOST_CHANGES = 100;
@@ -14,7 +14,7 @@ const HISTORY_INTERVAL = 1000;
 const MOST_CHARACTERS = 1024;
 const DRAFT = "registry-console-draft";
 const KEY = /^(?!.*\/$)(?=.{3,500}$)(\/[\w-]{3,50}\/?){0,10}([\w.-]{3,170})?$/;
-const KEY_RULE = "Not a configuration key: 3 to 170 characters of a-z A-Z 0-9 _ - ., after namespaces of 3 to 50 if any, as in /production/web/workers";
+const KEY_RULE = "Invalid key: the name has 3 to 170 characters, each namespace before it 3 to 50, of a-z A-Z 0-9 _ - (in the name also .), as in /production/web/workers";
 
 /** The path of a key below the API. A key's own slash stays: /configuration//production/x. */
 function pathOf(key) {
@@ -27,7 +27,7 @@ export function configurationView(place, model, { url, go }) {
   let parameters = {};
   let open = "";
   let history = null;
-  // The folders that are open or closed, other than at first.
+  // Whether each folder is open, by its path, since it was shown first.
   const folders = new Map();
   const change = (changes) => go(url("configuration", open, { ...parameters, ...changes }), { replace: true });
   const target = (key) => url("configuration", key, parameters);
@@ -59,7 +59,7 @@ export function configurationView(place, model, { url, go }) {
     else fill(list, h("div.tree", {}, branch(treeOf(values), "", values.length <= MOST_VALUES)));
   }
 
-  /** As many as may be listed, made into an element, and a note if there are more. */
+  /** The element that *make* returns for the first MOST_VALUES items, after a note if there are more. */
   function some(items, make) {
     const note = items.length > MOST_VALUES
       ? h("p.hint", {}, `Only ${MOST_VALUES} of ${items.length.toLocaleString("en")} are listed. Filter for the others.`) : null;
@@ -74,9 +74,10 @@ export function configurationView(place, model, { url, go }) {
     return some(makers, (items) => h("div.branch", {}, items.map((make) => make())));
   }
 
-  /** A folder. Its content is made when it is opened first: there may be very much. */
+  /** A folder. Its content is made only when it is opened, because it may be large. */
   function folder(node, name, path, isOpenAtFirst) {
     let isOpen = folders.get(path) ?? isOpenAtFirst;
+    folders.set(path, isOpen);
     const inside = () => branch(node, path, node.count <= MOST_VALUES);
     const element = h("details", {
       open: isOpen,
@@ -242,7 +243,7 @@ function conditionFor(base) {
   return { "If-Match": base.tag };
 }
 
-// The content of each open editor, as a function.
+// Functions that return the draft in each open editor.
 const drafts = new Set();
 
 /** A session ends: keep what its user is writing. */
@@ -288,7 +289,7 @@ async function editor(key, proposed, base, typed = key) {
     text.addEventListener("input", show);
     show();
     return formOf(async () => {
-      // One slash may be left out: the registry takes the path of app/name for /app/name.
+      // The slash at the beginning is optional: the registry takes app/name for /app/name.
       const wanted = key || name.value.replace(/^(?=[^/]+\/)/, "/");
       const mine = written();
       try {
@@ -324,7 +325,7 @@ async function save(key, value, base) {
 
 /** Another editor was first: show both, and let the user decide. */
 async function conflict(base, { wanted: key, mine, theirs }) {
-  // The key of a new one may have had a value all the time.
+  // The key of a new value may already have had one when the editor was opened.
   const isOld = base === null && theirs !== null;
   const choice = await dialog(isOld ? "The key has a value already" : "The value has changed meanwhile", (close) => [
     h("p", {}, h("bdi.mono", {}, key), isOld ? " has another value. Nothing of yours is saved."

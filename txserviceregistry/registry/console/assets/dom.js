@@ -46,7 +46,7 @@ function nodes(children) {
     .map((child) => (child instanceof Node ? child : visible(child)));
 }
 
-/** Replace the children of an element. The one in the place of that with the focus gets it. */
+/** Replace the children of an element. If the focus was in a replaced child, it moves to the new one of the same name. */
 export function fill(element, ...children) {
   const focused = document.activeElement;
   element.replaceChildren(...nodes(children));
@@ -162,7 +162,7 @@ export function actions(close, text, kind = "primary") {
   return h("div.actions", {}, button("Cancel", () => close()), h("button", { type: "submit", class: kind }, text));
 }
 
-/** The text of a view that has nothing to show: a sentence, and what to do next. */
+/** The text of a view without content: a sentence, and the next thing to do. */
 export function empty(title, ...rest) {
   return h("div.empty", {}, h("h2", {}, title), ...rest);
 }

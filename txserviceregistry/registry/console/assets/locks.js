@@ -74,7 +74,7 @@ export function locksView(place, model, { url, go }) {
       open = wanted.rest;
       refresh();
       showDetail();
-      // The list is less high beside the details.
+      // After the details are shown: beside them, the list is lower.
       if (isOther) table.select(open || table.selected, { scroll: Boolean(open) });
     },
     update(kinds) { if (kinds.has("locks")) { refresh(); showDetail(); } },

@@ -29,7 +29,7 @@ export class Model {
     this._isStreaming = false;
     this.staleSince = null;
     this.problem = "";
-    /** The data that views show: updated later than those above. */
+    /** The state of the data that the views show. It follows the fields above when the views are updated. */
     this.shown = { isLoaded: false, staleSince: null, problem: "" };
     this._waiting = [];
     this._dirty = new Set();
@@ -51,11 +51,11 @@ export class Model {
     return this.extensions.has(extension);
   }
 
-  /** The prefixes of what the session's user may write: kind is services, configuration or locks; an empty one matches all. */
+  /** The prefixes of what the user may write of a kind: services, configuration or locks. An empty prefix matches all. */
   writable(kind) {
     const { role, limits } = this.session;
     if (role !== "write") return [];
-    // One who has any prefix may write nothing of the kinds without one.
+    // A user who has prefixes of one kind may not write the kinds without prefixes.
     return Object.values(limits).some((prefixes) => prefixes.length) ? limits[kind] : [""];
   }
 
@@ -184,7 +184,7 @@ export class Model {
   }
 
   _apply(event) {
-    // Events that came while everything was listed may be among the events, and yet not in the other lists: apply it again.
+    // An event from the time of the listing may be among the events, but not yet in the other lists: apply it again.
     if (!this._ids.has(event.id)) {
       this._ids.add(event.id);
       this.events.push(event);

@@ -94,7 +94,7 @@ export function servicesView(place, model, { url, go }) {
     for (const row of rows.values()) {
       const isAlive = !row.kind;
       alive += isAlive;
-      // A tag stays with its expired services: that it has no others is to be seen.
+      // A tag with expired services only is listed too, with a count of 0.
       for (const each of new Set(row.service.tags)) counts.set(each, (counts.get(each) ?? 0) + isAlive);
       if (tag && !row.service.tags.includes(tag)) continue;
       if (!words.every((word) => row.text.includes(word))) continue;

@@ -32,7 +32,7 @@ export class Table {
     this._body = h("div.rows", { role: "rowgroup" });
     this._head = h("div.head", { role: "rowgroup" }, h("div.row", { role: "row" }, this._heads));
     this.grid = h("div.table", { role: "grid", tabindex: "0", "aria-label": label }, this._head, this._body);
-    this.grid.addEventListener("scroll", () => { this._measure(); this._render(); }, { passive: true });
+    this.grid.addEventListener("scroll", () => { this._isWanted = false; this._measure(); this._render(); }, { passive: true });
     this.grid.addEventListener("keydown", (event) => this._key(event));
     this._size = new ResizeObserver(() => { this._height = null; this._measure(); this._render(); });
     this._size.observe(this.grid);
@@ -64,7 +64,7 @@ export class Table {
     this._render();
   }
 
-  /** Mark the row with this id; *scroll* to it, now or when there are rows. */
+  /** Mark the row with this id; *scroll* to it, now or when the table has it, unless the user scrolls before. */
   select(id, { scroll = false } = {}) {
     this.selected = id;
     this._isWanted = scroll;
@@ -72,11 +72,12 @@ export class Table {
     this._render();
   }
 
-  /** Scroll to the selected row if that has been wanted since before there were rows. */
+  /** Scroll to the selected row if that is still wanted, and the table has the row. */
   settle() {
-    if (!this._isWanted || !this.rows.length) return;
+    const index = this._isWanted ? this.rows.findIndex((row) => row.id === this.selected) : -1;
+    if (index < 0) return;
     this._isWanted = false;
-    this._reveal(this.rows.findIndex((row) => row.id === this.selected));
+    this._reveal(index);
     this._render();
   }
 
