@@ -187,7 +187,7 @@ def baseUrl(request: Request) -> str:
         address: Any = request.getHost()
         ip = ipOf(address)
         host = "localhost" if ip is None else f"[{ip}]:{address.port}" if ip.version == 6 else f"{ip}:{address.port}"
-    isSecure = request.isSecure() or header(request, b"X-Forwarded-Proto").lower() == "https"
+    isSecure = request.isSecure() or header(request, b"X-Forwarded-Proto").lower().startswith("https")
     return f"{'https' if isSecure else 'http'}://{host}"
 
 

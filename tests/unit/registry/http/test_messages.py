@@ -231,9 +231,9 @@ class AnswerTests(FramingCase):
 class HostTests(FramingCase):
     """The URLs in responses."""
 
-    def location(self, host: str | None, **headers: str) -> str | None:
+    def location(self, host: str | None, *more: bytes) -> str | None:
         connection = self.connection
-        lines = [b"POST /v1.0/1234/services HTTP/1.1", b"X-Auth-Token: " + self.api.token.encode()]
+        lines = [b"POST /v1.0/1234/services HTTP/1.1", b"X-Auth-Token: " + self.api.token.encode(), *more]
         if host is not None:
             lines.append(b"Host: " + host.encode("latin-1"))
         body = b'{"id": "web1", "heartbeat_timeout": 30}'
@@ -279,6 +279,12 @@ class HostTests(FramingCase):
         ]:
             self.connection = Connection(self.api, host=address)
             self.assertEqual(self.location(None), url)
+
+    def test_forwarded(self) -> None:
+        """Behind proxies the URLs have the scheme that the client used, which the first proxy reports."""
+        for schemes in ("https", "HTTPS", "https, http", "http", "http, https", ""):
+            url = self.location("registry.example", b"X-Forwarded-Proto: " + schemes.encode())
+            self.assertEqual(url, f"{schemes.partition(',')[0].lower() or 'http'}://registry.example")
 
     def test_secure(self) -> None:
         """Over TLS the URLs are https."""
