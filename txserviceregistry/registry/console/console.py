@@ -343,7 +343,7 @@ def _unauthorized(details: str) -> Fault:
 
 
 def splitHost(host: str) -> tuple[str, str]:
-    """The name in a ``Host`` header, in lower case, an address in its shortest form, and the port; else empty texts."""
+    """The name of a ``Host`` header, in lower case, with IP addresses in their shortest form, and the port, or ""."""
     if (found := _HOST.fullmatch(host.lower())) is None:
         return "", ""
     name = (found[1] or found[2]).removesuffix(".")

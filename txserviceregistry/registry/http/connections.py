@@ -118,7 +118,7 @@ class Client(HTTPChannel):
     # Whether the client does not read what it is sent.
     isClogged = False
     isClosing = False
-    # Objects that remember connections have their numbers, and keep none of them alive.
+    # Objects that remember a connection keep this number instead, so that the connection can be freed.
     number = 0
 
     @property

@@ -194,7 +194,7 @@ def parseEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
         # Twisted's message is about the arguments of its functions.
         raise EndpointError("missing or unknown arguments; example: tcp:8880:interface=127.0.0.1")
     if isinstance(endpoint, AdoptedStreamServerEndpoint):
-        # The description does not matter: ListenStream=8880 makes a socket of IPv6.
+        # The socket has the family, whatever the description says: ListenStream=8880 makes one of IPv6.
         endpoint.addressFamily = _familyOf(endpoint.fileno)
     return endpoint
 
