@@ -431,6 +431,7 @@ class ActionTests(ConsoleTestCase):
             first.fill("#text", "4")
             first.click("dialog button[type=submit]")
             first.wait_for_selector("text=The key has a value already")
+            first.wait_for_selector("[aria-label='Difference between the value now and yours']")
             first.click("text=Keep it")
             self.assertEqual(api.ask("GET", f"/configuration/{key}")["value"], "2")
             self.assertEqual([each.complaints for each in pages], [[], []])

@@ -327,11 +327,12 @@ async function save(key, value, base) {
 async function conflict(base, { wanted: key, mine, theirs }) {
   // The key of a new value may already have had one when the editor was opened.
   const isOld = base === null && theirs !== null;
+  const [before, now] = isOld ? ["no value", "the value now"] : ["what you began with", "theirs"];
   const choice = await dialog(isOld ? "The key has a value already" : "The value has changed meanwhile", (close) => [
-    h("p", {}, h("bdi.mono", {}, key), isOld ? " has another value. Nothing of yours is saved."
+    h("p", {}, h("bdi.mono", {}, key), isOld ? " already has a value. Nothing of yours is saved."
       : " was changed by another editor after you opened it. Nothing of yours is saved."),
-    h("h3", {}, isOld ? "Its value" : "Their change"), diffElement(base?.value ?? null, theirs?.value ?? null, ["what you began with", "theirs"]),
-    h("h3", {}, isOld ? "Yours, compared with it" : "Yours, compared with theirs"), diffElement(theirs?.value ?? null, mine, ["theirs", "yours"]),
+    h("h3", {}, isOld ? "Its value" : "Their change"), diffElement(base?.value ?? null, theirs?.value ?? null, [before, now]),
+    h("h3", {}, isOld ? "Yours, compared with it" : "Yours, compared with theirs"), diffElement(theirs?.value ?? null, mine, [now, "yours"]),
     h("div.actions", {}, button(isOld ? "Keep it" : "Keep theirs", () => close("theirs")), button("Edit mine again…", () => close("edit"), { class: "primary" })),
   ], "wide");
   if (choice === "edit") await editor(key, mine, theirs);
