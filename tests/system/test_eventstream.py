@@ -137,6 +137,8 @@ class RealClientsTests(ProcessTestCase):
         with open(os.path.join(self.home, "nginx.conf"), "w") as file:
             file.write(config)
         self.startNginx()
+        url = f"http://127.0.0.1:{self.front}/"
+        await self.until(lambda: treq.get(url, persistent=False).addCallbacks(lambda _: True, lambda _: False))
         self.heard: list[Any] = []
         await browsing(self.walk)
         kinds = [kind if kind == "ping" else data["payload"]["id"] for kind, _, data in self.heard]

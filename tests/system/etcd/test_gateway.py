@@ -69,7 +69,8 @@ class GatewayTests(EtcdCase):
             ("enable", {}),
         ):
             self.assertEqual((await open_.request("POST", f"/v3/auth/{path}", body=body)).status, 200)
-        etcd = self.etcd(url, credentials=("root", password))
+        # A password takes etcd long to check.
+        etcd = self.etcd(url, credentials=("root", password), timeout=10.0)
         await gatherResults([etcd.txn((), [put(f"/{n}", b"")]) for n in range(20)])
         # A change of etcd's users makes all tokens old.
         answer = await open_.request("POST", "/v3/auth/authenticate", body={"name": "root", "password": password})
@@ -78,7 +79,9 @@ class GatewayTests(EtcdCase):
         self.assertEqual(added.status, 200)
         found, _ = await etcd.range("/", "0")
         self.assertEqual(len(found), 20)
-        wrong = await self.refuses(StoreUnavailable, self.etcd(url, credentials=("root", "wrong-pass")).get("/1"))
+        wrong = await self.refuses(
+            StoreUnavailable, self.etcd(url, credentials=("root", "wrong-pass"), timeout=10.0).get("/1")
+        )
         self.assertIn("check the user name and the password", wrong)
         self.assertNotIn("wrong-pass", wrong)
         await self.refuses(EtcdError, self.etcd(url).get("/1"))
@@ -86,7 +89,7 @@ class GatewayTests(EtcdCase):
         path = Path(self.mktemp())
         path.write_text(password)
         file = Reloaded("Password file", [str(path)], path.read_text, lambda text: text)
-        etcd = self.etcd(url, credentials=("root", file))
+        etcd = self.etcd(url, credentials=("root", file), timeout=10.0)
         await etcd.get("/1")
         changed = {"name": "root", "password": "new-" + password}
         await open_.request("POST", "/v3/auth/user/changepw", body=changed, header=root)
@@ -97,7 +100,8 @@ class GatewayTests(EtcdCase):
         """Before it is enabled, and after it is disabled, a user with a password has access like others."""
         url, end = await deferToThread(startEtcd)
         self.addCleanup(end)
-        etcd, open_ = self.etcd(url, credentials=("root", "secret")), self.etcd(url)
+        # A password takes etcd long to check.
+        etcd, open_ = self.etcd(url, credentials=("root", "secret"), timeout=10.0), self.etcd(url)
         await etcd.txn((), [put("/1", b"")])
         agent = JSONTransport(QueueingAgent(Agent(reactor), 1), CLOCK, [url])
         for path, body in (
