@@ -182,7 +182,12 @@ class HaproxyTests(DnsTestCase):
 
     async def listens(self) -> bool:
         """Whether it runs."""
-        return os.path.exists(os.path.join(self.home, "stats"))
+        try:
+            self.servers("udp")
+        except OSError:
+            # The name of a socket is there before the program listens.
+            return False
+        return True
 
     def servers(self, backend: str) -> dict[str, int]:
         """The weights of the servers that are up, by address."""
