@@ -67,7 +67,7 @@ class HeartBeater:
         after the *sending* of the last one that was answered.
     :ivar lastSeen: when that one was sent; ``None`` before the first.
     :ivar registersAgain: whether it registers the service again when the registry loses it.
-    :ivar state: a :class:`State`: ``registering``, ``registered``, ``unreachable`` or ``stopped``.
+    :ivar state: ``registering``, ``registered``, ``unreachable`` or ``stopped``.
     """
 
     _log = Logger()
