@@ -209,7 +209,7 @@ class Target:
 
     def __attrs_post_init__(self) -> None:
         folder, name = os.path.split(self.path)
-        # The old file, from before a change until the reload has succeeded; empty if there was none.
+        # The old file, from before a change until the reload has succeeded; a NUL if there was none.
         self._old = os.path.join(folder, f".{name}.before-reload")
         # Whether the file was changed and the reload has not succeeded: the process may have been killed.
         self._isPending = os.path.lexists(self._old)
@@ -239,7 +239,7 @@ class Target:
             except BaseException:
                 # A restart of the program finds what it has now, if anything. If this fails, the next failure tries it.
                 with suppress(OSError):
-                    if os.path.getsize(self._old):
+                    if Path(self._old).read_bytes() != b"\0":
                         os.replace(self._old, self.path)
                 raise
             if os.path.lexists(self._old):
@@ -262,7 +262,7 @@ class Target:
             if self._check is not None:
                 await self._run(self._check.replace("{}", shlex.quote(new)))
             if self._reload is not None and not os.path.lexists(self._old):
-                before = b"" if like is None else Path(self.path).read_bytes()
+                before = b"\0" if like is None else Path(self.path).read_bytes()
                 replaceFile(self._old, before, isDurable=True, like=like)
             self._isPending = self._reload is not None
             os.rename(new, self.path)

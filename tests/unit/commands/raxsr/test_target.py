@@ -93,6 +93,18 @@ class TargetTests(TemplateCase):
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         self.assertEqual((self.file.read_text(), self.files()), ("one" * 1000, ["made"]))
 
+    def test_anEmptyFileComesBack(self) -> None:
+        """A file that was there is brought back, even if it was empty, also after a process that was killed."""
+        self.file.touch()
+        self.failing.add("reload")
+        self.refuses(self.target(reload="reload"), "one")
+        self.assertEqual((self.file.read_text(), self.files()), ("", ["made"]))
+        waiting = Deferred.fromCoroutine(Target(str(self.file), reload="reload", run=lambda _: Deferred()).put("two"))
+        self.refuses(self.target(reload="reload"), "three")
+        self.assertEqual((self.file.read_text(), self.files()), ("", ["made"]))
+        waiting.cancel()
+        self.failureResultOf(waiting, CancelledError)
+
     def test_theFirstReloadThatFails(self) -> None:
         """A new file stays, because its program may not run yet and needs it; the reload is retried."""
         target = self.target(reload="reload")
