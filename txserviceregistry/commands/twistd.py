@@ -332,9 +332,8 @@ def _logPath(twistd: Mapping[str, Any] | None) -> str | None:
     options = twistd or {"nodaemon": True}
     name: str | None = options.get("logfile")
     isElsewhere = options.get("syslog") or options.get("logger") or (not name and options.get("nodaemon"))
-    # It has another working directory by then.
-    path = os.path.normpath(os.path.join(options.get("rundir", "."), name or "twistd.log"))
-    return None if isElsewhere or name == "-" else path
+    # twistd opens it before it changes to its --rundir.
+    return None if isElsewhere or name == "-" else name or "twistd.log"
 
 
 def jsonObserver(twistd: Mapping[str, Any] | None) -> FileLogObserver:
