@@ -131,7 +131,7 @@ class RegisteredService(Service):
     @property
     def state(self) -> str:
         """``registering``, ``registered``, ``unreachable`` (its deadline passed without a response) or ``stopped``."""
-        return STOPPED if self._heartBeater is None else self._heartBeater.state
+        return STOPPED.value if self._heartBeater is None else self._heartBeater.state
 
     @property
     def healthy(self) -> bool:

@@ -219,6 +219,8 @@ class RegisteredServiceTests(RegistrationCase):
         self.fake.advance(10)
         self.assertEqual(self.listed(), ["web1"])
         self.assertEqual(states, ["registering", "registered", "unreachable", "registering", "registered"])
+        # Serializers such as YAML's refuse other strings than Python's own.
+        self.assertEqual({type(state) for state in [service.state, *states]}, {str})
 
     def test_isNotPunishedForTheRegistrysPause(self) -> None:
         """A registry that was stopped for three timeouts gives the time back."""

@@ -33,7 +33,6 @@ class State(str, Enum):
     REGISTERED = "registered"  # from the registration, or the start with a token; then another state
     UNREACHABLE = "unreachable"  # the deadline passed without a response; then REGISTERED or REGISTERING
     STOPPED = "stopped"
-    __str__ = str.__str__
 
 
 REGISTERING, REGISTERED, UNREACHABLE, STOPPED = State
@@ -129,7 +128,7 @@ class HeartBeater:
         # The batcher's own: where it keeps the service, and when its next heartbeat is due.
         self.batchSlot: object = None
         self.batchDue = 0.0
-        self.state = STOPPED
+        self.state = STOPPED.value
         self._lost: Failure | None = None
         self._attempts = Attempts(clock, context.stalls, self._drawInterval())
 
@@ -154,9 +153,9 @@ class HeartBeater:
 
     def _transition(self, to: State) -> None:
         """Enter a state. This comes last: a listener may stop the HeartBeater, or change its timeout."""
-        before, self.state = self.state, to
+        before, self.state = self.state, to.value
         if to != before and self._listeners is not None:
-            self._listeners.call(to)
+            self._listeners.call(to.value)
 
     # -- starting and stopping
 
