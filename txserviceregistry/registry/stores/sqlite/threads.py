@@ -43,7 +43,7 @@ _CHECK_SECONDS = 0.2
 #: How long it counts that a change was refused when no more changes come.
 _REFUSAL_SECONDS = 5.0
 #: Seconds after which a file that gives no result counts as one that can't be read or written: a disk may hang.
-_SILENCE = 10.0
+_SILENCE, _LAST_CHANCE = 10.0, 1.0
 #: Seconds from one attempt to truncate a large write-ahead log to the next.
 _CUT_INTERVAL = 5.0
 
@@ -79,7 +79,7 @@ class Worker(ABC):
     """
 
     _log = Logger()
-    #: The work of the thread, for the log, and what the statistics call it that this works.
+    #: The work of the thread, for the log, and the attribute of the statistics that says whether it succeeds.
     _verb: str
     _works: str
     #: How many jobs are done together at the most.
@@ -88,14 +88,12 @@ class Worker(ABC):
     def __init__(
         self, reactor: ThreadedReactor, connect: Callable[[], Tables], statistics: StoreStatistics, waits: Histogram
     ) -> None:
-        self._reactor = reactor
-        self._connect = connect
-        self._statistics = statistics
-        self._waits = waits
+        self._reactor, self._connect = reactor, connect
+        self._statistics, self._waits = statistics, waits
         self._pool = DaemonThreadPool(0, 1, f"store: {self._verb}")
         self._jobs: deque[Job] = deque()
-        self._isBusy = False
-        self._isClosed = False
+        self._isBusy = self._isClosed = False
+        self._silence: IDelayedCall | None = None  # while the thread works
         self._idle: Waiters[None] = Waiters()
         texts = "Cannot {verb} the store: {reason}", "Can {verb} the store again"
         self._outage = Outage(self._log, reactor, *texts, level=LogLevel.error, calm=_CALM_SECONDS, verb=self._verb)
@@ -140,19 +138,23 @@ class Worker(ABC):
 
     def _work(self) -> None:
         jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), self._jobsPerGroup))]
-        silence = self._reactor.callLater(_SILENCE, self._note, f"no result within {_SILENCE:g} s")
-        deferToThreadPool(self._reactor, self._pool, self._runGroup, jobs).addCallback(self._settle, jobs, silence)
+        self._silence = self._reactor.callLater(_SILENCE - _LAST_CHANCE, self._isSilent)
+        deferToThreadPool(self._reactor, self._pool, self._runGroup, jobs).addCallback(self._settle, jobs)
+
+    def _isSilent(self) -> None:
+        # If the whole process was stopped, the thread has had no time either.
+        self._silence = self._reactor.callLater(_LAST_CHANCE, self._note, f"no result within {_SILENCE:g} s")
 
     def _note(self, cause: object) -> None:
         setattr(self._statistics, self._works, cause is None)
         if cause is None:
             self._outage.succeeded()
         else:
-            self._outage.failed(reason=str(cause))
+            self._outage.failed(reason=str(cause), cause=cause)
 
-    def _settle(self, cause: Exception | None, jobs: Sequence[Job], silence: IDelayedCall) -> None:
+    def _settle(self, cause: Exception | None, jobs: Sequence[Job]) -> None:
         now = self._reactor.seconds()
-        cancel(silence)
+        cancel(self._silence)
         self._note(cause)
         self._isBusy = False
         self._begin()
@@ -245,13 +247,13 @@ class Writer(Worker):
         else:
             super()._work()
 
-    def _settle(self, cause: Exception | None, jobs: Sequence[Job], silence: IDelayedCall) -> None:
+    def _settle(self, cause: Exception | None, jobs: Sequence[Job]) -> None:
         # A file that is lost can't be opened again; the connections that are open have all that was written.
         self._reader.isKeeping = cause is None or isinstance(cause, FileLost)
         self._statistics.walBytes = self._logBytes
         if cause is None:
             self._statistics.commits.add(len(jobs))
-        super()._settle(cause, jobs, silence)
+        super()._settle(cause, jobs)
 
     # -- in the thread
 
