@@ -130,10 +130,10 @@ class Registrations(Part, Generic[_R]):
         self._shown = self._ended = 0
 
     def load(self, records: Collection[KeyValue], seen: Collection[KeyValue], revision: int) -> Iterator[None]:
-        """Take over, one by one, what are all records and times at that revision."""
+        """Take over, one by one, all records and times at that revision. Ends that are made meanwhile are later."""
         if revision < self._shown:
             self.forget()
-        times, loaded = {each.key: each for each in seen}, set[Known]()
+        times, loaded, self._ended = {each.key: each for each in seen}, set[Known](), revision
         for record in records:
             with understood(record.key):
                 if known := self._keepFound(record):
@@ -144,7 +144,7 @@ class Registrations(Part, Generic[_R]):
                             self.seenChanged(time)
                     self.listener.appeared(known.summary)
             yield
-        self._shown = self._ended = revision
+        self._shown = revision
         for known in [*self._known.values()]:
             if known not in loaded and max(known.created, known.ended) <= revision:
                 self._drop(known)
