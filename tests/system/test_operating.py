@@ -30,7 +30,7 @@ PAGE = ROOT / "docs" / "operating.rst"
 UNITS = ROOT / "examples" / "systemd"
 DOCKERFILE = ROOT / "Dockerfile"
 
-# The part of systemd: it listens, hands the socket over as descriptor 3, and executes the program.
+# The part that systemd has: it listens, hands the socket over as descriptor 3, and executes the program.
 ACTIVATE = """
 import os, socket, sys
 made = socket.create_server(("127.0.0.1", 0))

@@ -18,7 +18,7 @@ class OneClusterTests(ClusterCase):
     """A cluster in which hardly anything is killed."""
 
     async def test_threeNodesAreOneRegistry(self) -> None:
-        """All nodes show a change to one node at once, and accept each other's tokens."""
+        """A change at one node shows at once at all of them, and all accept each other's tokens."""
         await self.startCluster()
         # The first one, over an empty key space, has made the user.
         self.assertEqual([bool(self.credentials(number)) for number in range(3)], [True, False, False])

@@ -99,7 +99,7 @@ class IdentityTests(EtcdStoreCase):
         self.assertEqual({user.name for user in await b.listUsers()}, {f"u/{n}" for n in range(12)})
 
     async def test_noReadIsUnbounded(self) -> None:
-        """For no request is etcd asked for all keys of a kind at once: there may be tens of thousands."""
+        """No request reads all keys of a kind from etcd at once: there may be tens of thousands."""
         wire, bodies = TroubledAgent(), list[bytes]()
         wire.holds = lambda body: bool(bodies.append(body))
         store = await self.store(agent=wire)

@@ -27,7 +27,7 @@ _MEMORY = 7.0
 
 @attrs.frozen
 class _Seen:
-    """A request, its begin and end, and whether the registry was healthy."""
+    """A request, its beginning and end, and whether the registry was healthy."""
 
     began: float
     ended: float

@@ -1,5 +1,5 @@
 """
-The expected response: JSON as it has to be, and in places something that only its form is known of.
+The expected response: exact JSON, and in places a value of which only the form is known.
 """
 
 from __future__ import annotations

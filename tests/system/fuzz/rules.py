@@ -82,7 +82,7 @@ def integer(value: Any, least: int, most: int) -> str | None:
 
 
 def wholeNumber(value: Any) -> int | None:
-    """The value of a number, or by a text that reads as one; ``None`` if that is not a whole number."""
+    """The value of a number, or of a text that reads as one; ``None`` if that is not a whole number."""
     if type(value) is str and re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value, re.ASCII):
         # (A number that overflows is out of every range.)
         value = max(-1e300, min(float(value), 1e300))

@@ -64,7 +64,7 @@ class BackupCase(UsersCase):
         BackupCase.left = shutil.copytree(self.dataDir, os.path.join(folder, "data"))
 
     def files(self) -> dict[str, bytes]:
-        """The files in the data directory, as far as it can be compared."""
+        """The files in the data directory, as far as they can be compared."""
         ignored = ("registry.lock", "-shm", "-wal")
         found = [each for each in Path(self.dataDir).iterdir() if not each.name.endswith(ignored)]
         return {each.name: each.read_bytes() for each in found}

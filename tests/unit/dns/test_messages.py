@@ -18,7 +18,7 @@ from txserviceregistry.dns.zone import LARGEST_UDP, Query, readQuery
 
 
 def read(message: dns.message.Message | bytes) -> Query:
-    """The server's reading of messages."""
+    """Messages, as the server reads them."""
     query = readQuery(message if isinstance(message, bytes) else message.to_wire())
     assert query is not None
     return query
@@ -30,7 +30,7 @@ def header(id: int = 1, flags: int = 0, *counts: int) -> bytes:
 
 
 class ReadQueryTests(SynchronousTestCase):
-    """The reading of a query."""
+    """A query, as the server reads it."""
 
     def test_question(self) -> None:
         """The name is read in lower case; the question is kept as it came."""

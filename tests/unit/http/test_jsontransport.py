@@ -160,7 +160,7 @@ class JSONTransportTests(SynchronousTestCase):
     # -- failures
 
     def test_failuresSayWhatHappened(self) -> None:
-        """Each cause that keeps a request without a response is a ConnectionFailed with the URL and the cause."""
+        """A request without a response fails with ConnectionFailed, which names the URL and the cause."""
         causes = {
             "connection refused": ConnectionRefusedError(),
             "no response to the connection attempt": TimeoutError(),

@@ -40,7 +40,7 @@ PATIENCE = 8.0
 #: transaction late, and its own fails if it does not wait until then.
 TURN = 0.05
 TURN_TRANSACTIONS = 3
-# The positions of keys since version 1.
+# The fields of values since version 1.
 _CLOCK = {"last": int, "services": int, "values": int}
 _EVENT = {"timestamp": int, "type": str, "payload": dict}
 
