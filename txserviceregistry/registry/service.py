@@ -302,7 +302,7 @@ class RegistryService(Service):
         found = [*starmap(listenerOf, self._listening)]
         listeners = [each for each in found if each is not None]
         self.urls = [listener.root + "/v1.0" for listener in listeners]
-        others = [str(given) for given, each in zip(self._endpoints, found, strict=True) if each is None]
+        others = [str(given) for given, each in zip(self._endpoints, found, strict=False) if each is None]
         self.where = ", ".join(self.urls + others)
         if listeners:
             # On loopback no name has to be resolved, and no certificate trusted.
@@ -403,7 +403,7 @@ class RegistryService(Service):
         self._waiting.fire(Failure(outcome) if isinstance(outcome, StartFailed) else outcome)
 
     async def _end(self) -> None:
-        self.urls, self._listening = [], []
+        self.urls, self.where, self._listening = [], "", []
         latest = self._reactor.seconds() + END_SECONDS
         while self._endings:
             what, end = self._endings.pop()

@@ -288,6 +288,21 @@ class ListeningTests(FilesCase):
         self.assertEqual(await self.shown(registry, root), "second")
         self.assertEqual(self.reloads[1:], [f"TLS certificate {certificate} reloaded"])
 
+    async def test_aRenewalAfterTheStop(self) -> None:
+        """A registry that stops, or has stopped, shows no address, also if its endpoint reads a new certificate."""
+        first, second = (Holder(name, ca=False, days=(-1, 30)) for name in ("first", "second"))
+        key, certificate = Path(self.file(first.key)), Path(self.file(first.certificate))
+        endpoint = parseEndpoint(reactor, f"ssl:0:privateKey={key}:certKey={certificate}:interface=127.0.0.1")
+        assert isinstance(endpoint, TLSEndpoint)
+        registry = await self.started(endpoint)
+        self.assertEqual(registry.where, registry.urls[0])
+        await registry.stopService()
+        key.write_bytes(second.key)
+        certificate.write_bytes(second.certificate)
+        endpoint.reload()
+        self.assertEqual(self.reloads, [f"TLS certificate {certificate} reloaded"])
+        self.assertEqual((registry.urls, registry.where), ([], ""))
+
     async def test_openConnectionsStay(self) -> None:
         """
         A connection that is open when the certificate is renewed goes on. A client that brings the session of an older
