@@ -283,10 +283,10 @@ def _templates(parsed: Any) -> list[Template]:
     checks = parsed.check or [None]
     if len(checks) not in (1, len(parsed.templates)):
         raise UsageError("give one --check, or one for each template")
-    templates, taken = [], {os.path.realpath(text.partition(":")[0]) for text in parsed.templates}
+    templates, taken = [], {os.path.realpath(os.path.expanduser(text).partition(":")[0]) for text in parsed.templates}
     for number, text in enumerate(parsed.templates):
-        source, _, rest = text.partition(":")
-        destination, _, reload = rest.partition(":")
+        source, _, rest = os.path.expanduser(text).partition(":")
+        destination, _, reload = os.path.expanduser(rest).partition(":")
         if not source or not destination:
             raise UsageError(f"{text!r} is not SOURCE:DESTINATION or SOURCE:DESTINATION:RELOAD COMMAND")
         if not os.path.isfile(source):

@@ -58,7 +58,7 @@ def run(words: Sequence[str]) -> int:
     try:
         found, rest = _find(words, common)
         if options.logFile is not None:
-            log = _logFile(options.logFile)
+            log = _logFile(os.path.expanduser(options.logFile))
             log(f"{NAME} {__version__}: {found.name}")
         return Run(found, found.parse(rest, common), options, log).start()
     except (Interrupted, OSError):

@@ -131,7 +131,7 @@ class ProgramTests(RaxsrTestCase):
         path = Path(self.home, "raxsr.log")
         created = (await self.good("--log-file", str(path), "services", "create", self.prefix, "-f", "json")).json
         self.assertEqual(path.stat().st_mode & 0o777, 0o600)
-        await self.refused("services", "get", "not-there", "--log-file", str(path), "-q")
+        await self.refused("services", "get", "not-there", "--log-file=~/raxsr.log", "-q")
         lines = path.read_text().splitlines()
         for line in lines:
             self.assertRegex(line, r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4} ")

@@ -66,6 +66,7 @@ class TemplateTests(TemplateProgramCase):
                 (["template", "servers.j2:"], "is not SOURCE:DESTINATION"),
                 (["template", "missing.j2:x"], "there is no template missing.j2"),
                 (["template", "servers.j2:./servers.j2"], "./servers.j2 is a template, or the destination of two"),
+                (["template", "~/servers.j2:~/servers.j2"], "servers.j2 is a template, or the destination of two"),
                 (["template", "servers.j2:x", "servers.j2:./x"], "./x is a template, or the destination of two"),
                 (["template", "servers.j2:x", "--wait", "soon"], "is not a duration"),
                 (["template", "servers.j2:x", "--panic-threshold", "2"], "is not a number from 0 to 1"),
