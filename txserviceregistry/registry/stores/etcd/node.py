@@ -109,11 +109,12 @@ class Node:
     _opening: dict[Registration, Waiters[None]] = attrs.field(factory=dict, init=False)
     _background: set[Deferred[Any]] = attrs.field(factory=set, init=False)
     _expiring: PrioritySemaphore = attrs.field(factory=lambda: PrioritySemaphore(EXPIRING), init=False)
-    _outage: Outage = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         began = "Not a valid member of the cluster; heartbeats are refused (retrying): {reason}"
         self._outage = Outage(self._log, self._clock, began, "Valid member of the cluster again after {seconds:.1f} s")
+        began = "Can't read everything from etcd; this node delays expirations (retrying): {reason}"
+        self._reading = Outage(self._log, self._clock, began, "Everything read after {seconds:.1f} s", after=5)
 
     # -- membership
 
@@ -142,11 +143,10 @@ class Node:
             except CancelledError:
                 raise
             except StoreUnavailable as error:
-                if not self.isValid:
-                    self._outage.failed(reason=str(error))
+                (self._reading if self.isValid else self._outage).failed(reason=str(error))
             except Exception:
                 # No data in etcd may end this: a node that does not vote keeps all services from expiring.
-                self._outage.failed(Failure(), reason="unexpected error")
+                (self._reading if self.isValid else self._outage).failed(Failure(), reason="unexpected error")
             await deferLater(self._clock, PAUSE)
 
     async def _join(self) -> None:
@@ -180,8 +180,7 @@ class Node:
             session.isReading = False
             session.shown = session.read = self._seconds()
             self._registrations.renewAll()
-            if self.isValid:
-                self._outage.succeeded()
+            self._reading.succeeded()
 
     async def _write(self, session: _Session) -> None:
         """Renew the lease, and publish the status, until the membership ends."""
