@@ -220,7 +220,7 @@ class Lock:
 
     @property
     def holder(self) -> str:
-        """The name of this process, for people. A daemon has another process id than the one that made the lock."""
+        """The name of this process, for people. By default it has the current process id, which a fork changes."""
         return f"{socket.gethostname()}/{os.getpid()}" if self._holder is None else self._holder
 
     @returnsDeferred

@@ -32,8 +32,8 @@ class Logger(_Logger):
 class Outage:
     """
     Something that can fail for a while: it logs a line *after* so many failures, and one when that ends. An outage that
-    begins sooner than *calm* seconds after another one ends only when nothing has failed for as long. Each refusal with
-    another reason has a line too, once in an outage: the registry is back, but with other users, for example.
+    begins sooner than *calm* seconds after another one ends only when nothing has failed for as long. The first refusal
+    of each type, given as *cause*, has a line too: the registry may be back, but with other users.
     """
 
     def __init__(
