@@ -168,7 +168,6 @@ class EventStreams(Part):
             return True
         if lastId:
             if not await self._isKnown(tenant, lastId):
-                stream.place = tail.place
                 return False
             stream.place = _Place(position(lastId), lastId)
         elif begin is not None and begin <= tail.place.position:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -178,6 +179,8 @@ class HealthCheckTests(SynchronousTestCase):
         self.pass_(10)
         self.assertEqual((len(self.calls), len(self.services.sent)), (2, 1))
         self.assertTrue(heartBeater.healthy)
+        gc.collect()
+        self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_aCheckThatCanNotBeCancelled(self) -> None:
         """An error of its canceller is logged. When it passes, heartbeats are sent; the service can be stopped."""

@@ -135,6 +135,18 @@ class HeartBeaterTests(SynchronousTestCase):
         self.pass_(30)
         self.assertLessEqual(len(vars(heartBeater)), 30)
 
+    def test_aShorterTimeout(self) -> None:
+        """From then on the service may expire after the new timeout, without a heartbeat that is answered."""
+        heartBeater = self.heartBeater(30)
+        heartBeater.start()
+        self.pass_(1)
+        self.services.answer = "hang"
+        heartBeater.setTimeout(3)
+        self.pass_(2.9)
+        self.assertEqual((heartBeater.state, heartBeater.healthy), ("registered", True))
+        self.pass_(2)
+        self.assertEqual((heartBeater.state, heartBeater.healthy), ("unreachable", False))
+
     # -- the interval
 
     def test_intervalIsAPartOfTheTimeout(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
@@ -149,6 +150,13 @@ class ClusterTests(ClusterCase):
         self.passes(30)
         for node in (self.a, self.b):
             self.assertEqual(self.events(node), ["service.join", "service.timeout"])
+
+    def test_anExpirationIsLogged(self) -> None:
+        """By the registry that removes the service, and by no other."""
+        self.create(self.a)
+        with capturedLogs() as logs:
+            self.passes(11)
+        self.assertEqual([formatEvent(event) for event in logs], ["Services expired: 1234/web1"])
 
     def test_anExpirationIsFoundByAnyRegistry(self) -> None:
         """With A gone, B finds that a service of A's has expired."""
