@@ -166,7 +166,6 @@ class HeartBeater:
         """
         if self.running:
             return
-        self._lost = None
         if self._health is not None:
             self._health.reset()
         now = self._clock.seconds()

@@ -240,6 +240,24 @@ class OutageTests(UpdateCase):
         self.assertIsNone(self.successResultOf(updated))
         self.assertEqual((self.metadata(), self.events()), (UPDATED, ["join"]))
 
+    def test_retriesBecomeRarer(self) -> None:
+        """An update is retried with backoff, and the log has its failure and its success."""
+        service = self.service(120)
+        self.fake.advance(1)
+        self.fake.stop()
+        asked = len(self.fake.requests)
+        with capturedLogs() as events:
+            updated = service.update(metadata=UPDATED)
+            self.fake.advance(60)
+            attempts = [each for each in self.fake.requests[asked:] if each.method == "PUT"]
+            self.fake.start()
+            self.fake.advance(60)
+        self.assertIsNone(self.successResultOf(updated))
+        self.assertTrue(3 < len(attempts) < 20, len(attempts))
+        failed, succeeded = (text for event in events if "pdate" in (text := str(formatEvent(event))))
+        self.assertIn("Update of service web1 failed: ", failed)
+        self.assertIn("Service web1 updated after ", succeeded)
+
     def test_updateBeforeTheFirstRegistration(self) -> None:
         """An update waits for the registration, which sends it."""
         self.fake.stop()
