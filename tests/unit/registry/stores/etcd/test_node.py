@@ -106,18 +106,25 @@ class JoinTests(SynchronousTestCase):
         self.successResultOf(Deferred.fromCoroutine(node.stop()))
 
 
-class RefusalTests(SynchronousTestCase):
+class ValidNodeCase(SynchronousTestCase):
+    """A node that is a member of its cluster."""
+
+    def setUp(self) -> None:
+        self.clock, self.keys, registrations = Clock(), Mock(), Mock()
+        self.keys.join.side_effect = lambda *_: succeed((1, 5.0))
+        for name in ("load", "leave", "renew", "publish"):
+            getattr(self.keys, name).side_effect = lambda *_: succeed(True)
+        self.node = Node(self.keys, self.clock, self.clock.seconds)
+        registrations.due.return_value = {}
+        self.successResultOf(self.node.start(registrations))
+
+
+class RefusalTests(ValidNodeCase):
     """A node whose writes etcd refuses, for example because its database is full."""
 
     def test_theLogHasEtcdsReason(self) -> None:
         """It is in the line that says that heartbeats are refused, and not in a later one with another cause."""
-        clock, keys = Clock(), Mock()
-        keys.join.side_effect = lambda *_: succeed((1, 5.0))
-        for name in ("load", "leave", "renew", "publish"):
-            getattr(keys, name).side_effect = lambda *_: succeed(True)
-        node, registrations = Node(keys, clock, clock.seconds), Mock()
-        registrations.due.return_value = {}
-        self.successResultOf(node.start(registrations))
+        clock, keys, node = self.clock, self.keys, self.node
 
         def tickFor(seconds: int) -> None:
             for _ in range(seconds * 4):
@@ -136,18 +143,12 @@ class RefusalTests(SynchronousTestCase):
         self.successResultOf(Deferred.fromCoroutine(node.stop()))
 
 
-class ReadTests(SynchronousTestCase):
+class ReadTests(ValidNodeCase):
     """A node that has to read everything again."""
 
     def test_aReadThatFails(self) -> None:
         """After a while the log says that it delays expirations; that heartbeats are refused it says when they are."""
-        clock, keys = Clock(), Mock()
-        keys.join.side_effect = lambda *_: succeed((1, 5.0))
-        for name in ("load", "leave", "renew", "publish"):
-            getattr(keys, name).side_effect = lambda *_: succeed(True)
-        node, registrations = Node(keys, clock, clock.seconds), Mock()
-        registrations.due.return_value = {}
-        self.successResultOf(node.start(registrations))
+        clock, keys, node = self.clock, self.keys, self.node
         keys.load.side_effect = lambda: fail(StoreUnavailable("etcd: leader changed"))
         with capturedLogs() as logged:
             node.watchEnded()
