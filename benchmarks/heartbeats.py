@@ -25,12 +25,12 @@ TOGETHER = "batches"
 
 
 def beatsOf(api):
-    """Services are made. :return: a heartbeat of each; a token counts as long as its service lives."""
+    """Create the services. :return: a heartbeat of each; a token counts as long as its service lives."""
     return [{"id": id, **api.create(id)} for id in (f"service-{number:04}" for number in range(SERVICES))]
 
 
 def requestsOf(path, beats):
-    # Of some of them, so that none expires when the machine is slow; the batches are of all.
+    # Only some services send single heartbeats, so that none expires on a slow machine; batches have all.
     return [("POST", f"{path}/services/{beat['id']}/heartbeat", {"token": beat["token"]}) for beat in beats[:ALONE]]
 
 

@@ -151,7 +151,7 @@ def _run() -> int:
             how = "over etcd, use --store etcd with --etcd; the users of a memory store can't be changed"
             raise CommandFailed(f"the registry over {directory.path} has no sqlite store: {how}")
         if isNew and options.work is not _Users.add:
-            raise CommandFailed(f"there is no registry in {directory.path}; its first start, or {_NAME} add, makes one")
+            raise CommandFailed(f"there is no registry in {directory.path}; its first start or {_NAME} add creates it")
         if isNew:
             directory.make()
         store: IStore = SqliteStore(directory.storePath, reactor=reactor) if makeShared is None else makeShared()

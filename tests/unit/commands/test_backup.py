@@ -114,7 +114,7 @@ class BackUpTests(BackupCase):
         self.assertEqual(self.files(), before)
 
     async def test_withoutAStore(self) -> None:
-        """If there is no sqlite store, the error says so, and nothing is made."""
+        """Without an sqlite store, the command fails with that reason, and creates nothing."""
         ended = await self.backup(str(self.file), code=1)
         self.assertIn(f"there is no sqlite store in {self.dataDir}\n", ended.err)
         self.assertFalse(os.path.exists(self.dataDir))

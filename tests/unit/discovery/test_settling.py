@@ -162,7 +162,7 @@ class WatcherTests(ViewCase):
         self.assertEqual((values, len(self.calls)), (["3", None], 1))
 
     def test_aStop(self) -> None:
-        """Changes are handed over, so that none is lost; after a new start only changes in between are."""
+        """Stopping reports the changes that wait, so that none is lost; a new start reports only those in between."""
         self.watcher.onChange(self.keep, settle=60)
         self.set(host="a")
         self.started(self.watcher)

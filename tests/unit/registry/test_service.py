@@ -466,9 +466,7 @@ class RegistryServiceTests(TestCase):
             self.assertNotIn(secret, text)
 
     async def test_metricsCanBeOff(self) -> None:
-        """
-        If they are off, there is no such page.
-        """
+        """Without metrics, the page does not exist."""
         service = await self.started(metrics="off")
         request = requestBytes("GET", "/metrics", headers={"Connection": "close"})
         (reply,) = await self.responses(service.urls[0], request)

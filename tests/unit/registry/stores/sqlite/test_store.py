@@ -64,8 +64,8 @@ class SqliteCase(TestCase):
         self.path = self.mktemp()
         self.reactor = HandReactor()
 
-    async def opened(self, path: str | None = None) -> SqliteStore:
-        store = SqliteStore(path or self.path, reactor=self.reactor, wallClock=lambda: self.now)
+    async def opened(self, path: str | None = None, **options: Any) -> SqliteStore:
+        store = SqliteStore(path or self.path, reactor=self.reactor, wallClock=lambda: self.now, **options)
         await store.open()
         self.addCleanup(store.close)
         return store
@@ -434,9 +434,7 @@ class SqliteStoreTests(SqliteCase):
             if isBroken:
                 raise OSError("Input/output error")
 
-        store = SqliteStore(self.path, reactor=self.reactor, guard=guard)
-        await store.open()
-        self.addCleanup(store.close)
+        store = await self.opened(guard=guard)
         isSlow = True
         writing = store.setValue("1", "key", "value", 10)
         await deferToThread(hanging.wait)
@@ -471,9 +469,7 @@ class SqliteStoreTests(SqliteCase):
                 hanging.set()
                 over.wait(50)
 
-        store = SqliteStore(self.path, reactor=self.reactor, guard=guard)
-        await store.open()
-        self.addCleanup(store.close)
+        store = await self.opened(guard=guard)
         isSlow = True
         writing = store.setValue("1", "key", "value", 10)
         await deferToThread(hanging.wait)
