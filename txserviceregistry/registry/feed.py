@@ -184,7 +184,8 @@ class EventStreams(Part):
             place = _Place(0, momentAt(positionOf(await self._account(tenant) / 1000)))
         if self._isEnded:
             raise StoreUnavailable("the registry is stopping")
-        self._tails[tenant] = tail = _Tail(tenant, place)
+        # Nobody was told of an event that followed while the answer was on its way.
+        self._tails[tenant] = tail = _Tail(tenant, place, isDue=True)
         tail.ping = self._clock.callLater(PING, self._ping, tail)
         return tail
 
@@ -210,6 +211,8 @@ class EventStreams(Part):
         first = frame("ping", stream.place.id if isComplete else None)
         stream.write(b"retry: 2000\n\n" + first + (b"" if isComplete else frame("reset", stream.place.id)))
         self._tasks.start(self._catchUp(stream, tail))
+        if tail.isDue:
+            self._follow(tail)
 
     @contextmanager
     def _endsWith(self, end: Callable[[], None], failed: str) -> Iterator[None]:

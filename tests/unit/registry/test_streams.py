@@ -118,6 +118,18 @@ class StreamTests(SynchronousTestCase):
         codes = [[reply.code for reply in each.replies()] for each in connections]
         self.assertEqual((codes, self.flushLoggedErrors()), ([[], [503], [503]], []))
 
+    def test_anEventWhileItsPlaceIsLookedUp(self) -> None:
+        """An event that the store's answer does not have yet, and that is persisted before it arrives, is sent."""
+        self.api.create("web1")
+        first = self.lastEvent()["id"]
+        held = self.api.held.hold("lastEvent", acts=True)
+        connections = [Connection(self.api) for _ in range(2)]
+        for connection, named in zip(connections, ({}, {"Last-Event-ID": first}), strict=True):
+            connection.send(requestBytes("GET", STREAM, None, {"X-Auth-Token": self.api.token, **named}))
+        self.api.create("web2")
+        held.pop().release()
+        self.assertEqual([each.transport.value().count(b'"id": "web2"') for each in connections], [1, 1])
+
     def test_head(self) -> None:
         """HEAD gets the head alone, and takes no place."""
         reader = Reader(self.api, method="HEAD")
@@ -363,14 +375,12 @@ class StreamTests(SynchronousTestCase):
         self.api.create("web1")
         first = self.lastEvent()["id"]
         self.api.create("web2")
-        listEvents = self.api.store.listEvents
-        page = fired(listEvents("1234", 0, PAGE, None))
-        reading: Deferred[Any] = Deferred()
-        self.patch(self.api.store, "listEvents", lambda *args: reading)
+        held = self.api.held.hold("listEvents")
         reader = Reader(self.api, lastId=first)
         reader.connection.protocol.pauseProducing()
-        self.api.store.listEvents = listEvents
-        reading.callback(page)
+        self.api.held.pass_("listEvents")
+        for call in held:
+            call.release()
         return reader
 
     def test_endsWhileASlowClientCatchesUp(self) -> None:
