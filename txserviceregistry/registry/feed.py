@@ -184,7 +184,7 @@ class EventStreams(Part):
             place = _Place(0, momentAt(positionOf(await self._account(tenant) / 1000)))
         if self._isEnded:
             raise StoreUnavailable("the registry is stopping")
-        # Nobody was told of an event that followed while the answer was on its way.
+        # There may be an event that followed while the answer was on its way: no stream was told.
         self._tails[tenant] = tail = _Tail(tenant, place, isDue=True)
         tail.ping = self._clock.callLater(PING, self._ping, tail)
         return tail

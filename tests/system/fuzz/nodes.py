@@ -186,8 +186,8 @@ class Asked:
 
     def events(self) -> list[Any]:
         """The events of a stream that have come so far."""
-        head, _, body = self._connection.transport.value().partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 200 "), head
+        head, end, body = self._connection.transport.value().partition(b"\r\n\r\n")
+        assert not end or head.startswith(b"HTTP/1.1 200 "), head
         data = [line.removeprefix(b"data: ") for line in body.split(b"\n") if line.startswith(b"data: ")]
         # Pings and resets have an empty one.
         return [json.loads(each) for each in data if each != b"{}"]
@@ -304,10 +304,11 @@ class Nodes:
             self.turns.advance(step)
             self.turns.hear()
             left -= step
-            if asked is not None:
+            if asked is not None or not self.backing.late:
+                # Else hours could go by while a thread does what took it a moment.
                 self.settle()
-                if asked.reply is not None:
-                    break
+            if asked is not None and asked.reply is not None:
+                break
             if left <= 0:
                 break
         self.settle()
