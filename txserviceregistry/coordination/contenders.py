@@ -183,7 +183,7 @@ class Election(Contender):
         self._lead = lead
         #: The ``holder`` of the leader, as far as is known; ``None`` if there is none.
         self.leader: str | None = None
-        self._fence = 0  # the last known leader's: what is about earlier ones comes too late
+        self._fence = 0  # the last known leader's, or one more after its end: what is about less comes too late
         self._listeners: Listeners[[str | None]] = Listeners(self._log, f"the leader of {name}")
         self._leadership: Leadership | None = None
 
@@ -222,7 +222,7 @@ class Election(Contender):
 
     def _setLeader(self, leader: str | None, fence: int) -> None:
         if fence >= self._fence:
-            self._fence = fence
+            self._fence = fence + (leader is None)
             if leader != self.leader:
                 self.leader = leader
                 self._listeners.call(leader)
@@ -417,7 +417,7 @@ class Partitioner(Contender):
             self._outage.succeeded()
             if item not in self._plan:
                 await held.release()
-                return
+                continue
             self._owned[item] = assignment = Assignment(item, held)
             try:
                 await assignment.run(self._assigned, isLasting=True)

@@ -250,6 +250,17 @@ class ElectionTests(CoordinationTestCase):
         self.fake.advance(1)
         self.test_aClientThatIsClosedEndsIt()
 
+    def test_eventsThatComeAfterTheEnd(self) -> None:
+        """A process whose events come when it has led already does not take itself for the leader again."""
+        heard: list[str | None] = []
+        third = Election(self.newClient(), f"{NAME}/short", lambda leadership: None, holder="third")
+        third.onChange(heard.append)
+        third.startService()
+        self.fake.advance(0.2)
+        third.stopService()
+        self.fake.advance(1)
+        self.assertEqual(heard, ["third", None])
+
     def test_stopsWhenItLearnsWhoLeads(self) -> None:
         """A listener that stops the election when another process leads does not leave it waiting for the lock."""
         third = Member(self.newClient(), "third")

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -267,6 +268,48 @@ class PartitionerTests(PartitionerCase):
             self.fake.advance(1)
             self.successResultOf(stopped)
             self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_anItemThatReturnsWhileItIsReleased(self) -> None:
+        """Items that come back to a member while it waits for the response to their release are acquired again."""
+        locks, responses = self.client.locks, list[Deferred[None]]()
+
+        def late(send: Callable[..., Deferred[Any]]) -> Callable[..., Deferred[Any]]:
+            def sent(name: str, *args: Any, **options: Any) -> Deferred[Any]:
+                response = send(name, *args, **options)
+                if "/item." in name:
+                    responses.append(Deferred())
+                    arrival = responses[-1]
+                    response.addCallback(lambda result: arrival.addCallback(lambda _: result))
+                return response
+
+            return sent
+
+        def arrive() -> None:
+            arriving = [responses.pop() for _ in range(len(responses))]
+            for each in arriving:
+                each.callback(None)
+            self.fake.advance(1)
+
+        self.patch(locks, "acquire", late(locks.acquire))
+        self.patch(locks, "release", late(locks.release))
+        first, second = (
+            Partitioner(client, GROUP, ITEMS, lambda _: None, settle=0) for client in (self.client, self.newClient())
+        )
+        for each in (first, second):
+            each.startService()
+            self.fake.advance(1)
+        # The registry has granted all items to the first member, which has to give some of them to the second.
+        arrive()
+        self.assertGreater(len(second.owned), 0)
+        second.stopService()
+        self.fake.advance(1)
+        while responses:
+            arrive()
+        self.assertEqual(first.owned, first.items)
+        first.stopService()
+        self.fake.advance(1)
+        while responses:
+            arrive()
 
     def test_survivesTheRegistry(self) -> None:
         """After an outage longer than the timeout, and a loss of all data, the items are distributed anew."""
