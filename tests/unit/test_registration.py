@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import capturedLogs, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.unit.garbage import collectOnlyNew
 from txserviceregistry import Client, RegisteredService
 from txserviceregistry.errors import (
     BadRequest,
@@ -910,6 +911,8 @@ class RegisteredServiceTests(RegistrationCase):
 
     def test_leavesNoDescriptorOpen(self) -> None:
         """However often it is started, stopped and abandoned, and however often it finds the file taken."""
+        # Else a file that another test has left open may be closed meanwhile.
+        collectOnlyNew(self)
         path = self.mktemp()
         first, second = self.service(10, state=path), self.service(10, state=path)
 

@@ -21,6 +21,7 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import LogLevel, capturedLogs, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tests.unit.garbage import collectOnlyNew
 from tests.unit.registry.stores.storesuite import countServices, countValues
 from tests.unit.registry.stores.test_stores import HandReactor
 from txserviceregistry.registry.model import NewService, Precondition
@@ -1141,6 +1142,8 @@ class PreparedFileTests(SynchronousTestCase):
 
     def test_syncLeavesNothingOpen(self):
         """A file and its folder are made durable, and closed."""
+        # Else a file that another test has left open may be closed meanwhile.
+        collectOnlyNew(self)
         prepare(self.path)
         before = os.listdir("/proc/self/fd")
         for path in (self.path, os.path.dirname(os.path.abspath(self.path))):
