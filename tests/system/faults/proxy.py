@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.internet.protocol import ClientFactory, Factory, Protocol, connectionDone
@@ -127,8 +127,8 @@ class Proxy:
         :return: fires when nothing is left on the reactor.
         """
         await self.refuse()
-        for link in list(self.links):
-            await link.end()
+        # All at once: while one is waited for, others may end by themselves.
+        await gatherResults([link.end() for link in list(self.links)])
 
     # -- faults of connections
 

@@ -8,6 +8,7 @@ from typing import Any
 from twisted.internet import reactor as globalReactor
 from twisted.internet.error import ConnectionDone, ConnectionLost, ConnectionRefusedError
 from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -123,6 +124,19 @@ class ProxyTests(LoopbackTestCase):
         await self.until(lambda: caller.ended and not self.server.open)
         self.assertIs(self.how(caller), ConnectionLost)
         await self.answered(await self.caller(1))
+
+    async def test_stopsWhileConnectionsEnd(self) -> None:
+        """It can be stopped while clients hang up by themselves."""
+        for turns in range(6):
+            callers = [await self.caller(1) for _ in range(5)]
+            for caller in callers:
+                await self.answered(caller)
+            for caller in callers[::2]:
+                caller.transport.abortConnection()
+            for _ in range(turns):
+                await deferLater(reactor, 0)
+            await self.proxy.stop()
+            self.proxy.start()
 
     async def test_nothingGetsThroughACut(self) -> None:
         """In a cut nothing comes to the registry; what was sent does when it is over."""
