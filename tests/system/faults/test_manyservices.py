@@ -65,7 +65,8 @@ class ManyServicesTests(FaultCase):
     How far it can be hurried is a matter of arithmetic: 10,000 services with a timeout of 120 s send a heartbeat every
     91 s (0.8 of the timeout, less five per cent of jitter), which makes 110 heartbeats a second on average. Up to 1,000
     go in one request, and cost the registry some 15 us each, so that *speed* times as many are far
-    from filling a core. A process in a hurry must not wait for the CPU because of others.
+    from filling a core. A process in a hurry must not wait for the CPU because of others: between a heartbeat and its
+    deadline there are 24 s, which are three at eight times the speed.
     """
 
     row = 8
@@ -73,7 +74,7 @@ class ManyServicesTests(FaultCase):
 
     async def test_allLive(self) -> None:
         """No service expires, and the application takes all of its services for registered, all the time."""
-        services, timeout, minutes, speed = (10_000, 120, 60, 8) if self.isFull else (300, 30, 1, 30)
+        services, timeout, minutes, speed = (10_000, 120, 60, 8) if self.isFull else (300, 120, 2, 8)
         registry = await self.hurried(speed, services)
         application = ManyServices()
         self.spawn(
@@ -93,13 +94,18 @@ class ManyServicesTests(FaultCase):
         for child in (registry, application):
             child.kill("USR1")
         await deferLater(reactor, minutes * 60 / speed, lambda: None)
-        after, lasted = await application.count(), time.monotonic() - began
+
+        async def isOver() -> Count | None:
+            # Its hurry may have begun late.
+            now = await application.count()
+            return now if now.seconds - before.seconds >= minutes * 60 else None
+
+        after, lasted = await self.until(isOver), time.monotonic() - began
         heartbeats = await self.heartbeats(client) - heartbeatsBefore
         timedOut = [event async for event in client.events.iterate(marker) if event["type"] == "service.timeout"]
         listed = [service["id"] async for service in client.services.iterate()]
         self.assertEqual(timedOut, [])
         self.assertEqual((len(listed), after.registered, after.losses), (services, services, 0))
-        self.assertGreaterEqual(after.seconds - before.seconds, minutes * 60)
         self.assertNoTraceback()
         self.tell("services", services)
         self.tell("heartbeat timeout, s", timeout)
@@ -117,7 +123,8 @@ class ManyServicesTests(FaultCase):
     async def heartbeats(self, client: Client) -> int:
         """How many the registry has taken so far, as its metrics say."""
         metrics = client.settings.baseUrls[0].removesuffix("/v1.0") + "/metrics"
-        text = await treq.text_content(await client.treq.get(metrics))
+        # Over a connection of its own: in a hurry, the registry soon closes one that is idle.
+        text = await treq.text_content(await treq.get(metrics, persistent=False))
         (found,) = re.findall(r"^\w*heartbeats_total (\S+)$", text, re.MULTILINE)
         return int(float(found))
 
