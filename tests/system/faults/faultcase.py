@@ -58,6 +58,14 @@ class FaultCase(Figures, ProcessTestCase):
     # Of one test at full length, in seconds. Each step has its own timeout, which finds what hangs.
     timeout = 1800.0
 
+    @property
+    def heartbeatTimeout(self) -> int:
+        """
+        Of services, in seconds, where the fault is shorter than it: at full length the shortest. A short run has other
+        tests beside it; with this one an application that gets no CPU for five seconds still sends its heartbeats.
+        """
+        return 3 if self.isFull else 14
+
     def setUp(self) -> None:
         super().setUp()
         #: The port on which the registry listens.

@@ -33,8 +33,7 @@ def run(*command: str) -> int:
 
 class StoreFaultCase(FaultCase):
     """
-    An application has services with timeouts of three seconds, and puts a load of writes on the registry, many of which
-    become one commit.
+    An application has services, and puts a load of writes on the registry, many of which become one commit.
     """
 
     def setUp(self) -> None:
@@ -71,7 +70,8 @@ class StoreFaultCase(FaultCase):
     async def begin(self) -> tuple[Child, Application]:
         registry = await self.registry()
         pace = 0.005 if self.isFull else 0.02
-        application = await self.application("--services=5", "--writers=6", "--creators=2", f"--pace={pace}")
+        load = "--services=5", "--writers=6", "--creators=2", f"--pace={pace}"
+        application = await self.application(*load, f"--timeout={self.heartbeatTimeout}")
         await self.registered(application, 5)
         self.findings = self.audit()
         self.writer = self.client(cache=None)

@@ -12,8 +12,8 @@ from .storecase import StoreFaultCase, run
 
 class DiskTests(StoreFaultCase):
     """
-    The registry's data directory lies on a small disk of its own. An application has services with timeouts of three
-    seconds, and puts a load of writes on the registry, many of which become one commit.
+    The registry's data directory lies on a small disk of its own. An application has services, and puts a load of
+    writes on the registry, many of which become one commit.
     """
 
     row = 7

@@ -46,8 +46,8 @@ async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 class FloodCase(AttackCase):
     """
-    Services with timeouts of three seconds, and clients that send valid requests, share their address with the
-    flood. The control is the same flood at a second registry on the same machine.
+    Services, and clients that send valid requests, share their address with the flood. The control is the same flood at
+    a second registry on the same machine.
     """
 
     listen = "tcp:0:interface=127.0.0.1"
@@ -63,7 +63,7 @@ class FloodCase(AttackCase):
             [self.listening("--store=memory", "--data-dir=control"), self.listening()]
         )
         count = 20 if self.isFull else 5
-        self.application_ = await self.application(f"--services={count}", "--timeout=3")
+        self.application_ = await self.application(f"--services={count}", f"--timeout={self.heartbeatTimeout}")
         await self.registered(self.application_, count)
         self.valid = self.client(cache=None)
         await self.valid.services.list(limit=10)
@@ -138,9 +138,16 @@ class FloodCase(AttackCase):
             name: await self.took(request, 0 if name.startswith("some") else self.seconds)
             for name, request in requests.items()
         }
+        # However late the attackers have had their turn, there was a flood.
+        await self.until(lambda: self.haveBeenAnswered(attackers))
         answers = told(attackers)
         await self.ended(attackers)
         return took, answers
+
+    async def haveBeenAnswered(self, attackers: Child) -> bool:
+        """Whether attackers have had more than a few responses."""
+        codes: dict[str, int] = told(attackers)["codes"]
+        return sum(codes.values()) > 10
 
     async def ended(self, child: Child) -> None:
         child.kill("TERM")

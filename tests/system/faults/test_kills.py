@@ -25,7 +25,8 @@ class KillTests(FaultCase):
         random = Random(1)
         registry = await self.registry()
         pace = 0.005 if self.isFull else 0.02
-        application = await self.application("--services=5", "--writers=4", "--creators=2", f"--pace={pace}")
+        load = "--services=5", "--writers=4", "--creators=2", f"--pace={pace}"
+        application = await self.application(*load, f"--timeout={self.heartbeatTimeout}")
         await self.registered(application, 5)
         audit = self.audit()
         outcomes = dict.fromkeys(Outcome, 0)

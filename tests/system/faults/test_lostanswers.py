@@ -13,7 +13,6 @@ from tests.system.processes import reactor
 from .faultcase import FaultCase
 from .journal import Application, Outcome
 
-TIMEOUT = 3
 SERVICES = 5
 
 
@@ -48,7 +47,7 @@ class LostAnswerTests(FaultCase):
         application = await self.application(
             f"--prefix={name}",
             f"--services={SERVICES}",
-            f"--timeout={TIMEOUT}",
+            f"--timeout={self.heartbeatTimeout}",
             "--writers=2",
             "--creators=2",
             "--request-timeout=1",

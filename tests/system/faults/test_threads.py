@@ -8,7 +8,6 @@ from tests.system.processes import reactor
 
 from .faultcase import FaultCase
 
-TIMEOUT = 3
 SERVICES = 5
 
 
@@ -21,22 +20,24 @@ class ThreadTests(FaultCase):
     async def test_staysRegistered(self) -> None:
         """No service expires: neither resolving nor connecting waits for such a thread."""
         restarts = 5 if self.isFull else 1
+        # In a short run the application may have no CPU for two seconds, too.
+        timeout = 3 if self.isFull else 6
         registry = await self.registry()
         environment = {"RAXSR_API_URL": f"http://localhost:{self.port}/v1.0"}
-        application = await self.application(f"--services={SERVICES}", f"--timeout={TIMEOUT}", environment=environment)
+        application = await self.application(f"--services={SERVICES}", f"--timeout={timeout}", environment=environment)
         await self.registered(application, SERVICES)
         audit = self.audit()
         for _ in range(restarts):
-            application.tell("occupy", 6)
+            application.tell("occupy", 2 * timeout)
             await application.says("occupied")
             registry.kill("KILL")
             await registry.ended
             await deferLater(reactor, 1.0, lambda: None)
             registry = await self.registry()
-            await deferLater(reactor, TIMEOUT + 0.5, lambda: None)
+            await deferLater(reactor, timeout + 0.5, lambda: None)
             self.assertKept(await audit.look())
         self.assertEqual(audit.count("service.timeout"), 0)
-        self.assertEqual([state[-1][1] for state in application.states.values()], ["registered"] * SERVICES)
-        self.tell("threads, busy for 6 s", 10)
+        await self.registered(application, SERVICES)
+        self.tell(f"threads, busy for {2 * timeout} s", 10)
         self.tell("restarts, 1 s each", restarts)
-        self.tell(f"expirations, timeout {TIMEOUT} s", 0)
+        self.tell(f"expirations, timeout {timeout} s", 0)
