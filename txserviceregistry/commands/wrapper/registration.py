@@ -240,7 +240,7 @@ class WrapperRegistration:
         try:
             if services is not None and self._draining is None:
                 present = await services.getState(self._options["id"])
-                if present["reason"] == REASON:
+                if present["reason"] == REASON and self._draining is None:
                     await services.clearState(self._options["id"])
         except errors.ServiceRegistryError:
             pass  # it ends by itself

@@ -5,7 +5,10 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+from twisted.internet.defer import Deferred
+
 from txserviceregistry.commands.wrapper.registration import REASON
+from txserviceregistry.heartbeats.services import ServicesClient
 from txserviceregistry.registry.http import messages
 
 from .test_main import DIED_OF_TERM, WrapperCase
@@ -63,6 +66,26 @@ class DrainTests(WrapperCase):
         self.fake.flush()
         self.assertEqual(self.state(), ("drain", "rack move"))
         self.ended(code, 0)
+
+    def test_drainsWhileAnEarlierStateIsLookedUp(self) -> None:
+        """A drain that begins while a wrapper looks up what an earlier one has set is not cleared."""
+        getState, held = ServicesClient.getState, list[Deferred[None]]()
+
+        def late(services: ServicesClient, id: str) -> Deferred[Any]:
+            response: Deferred[Any] = getState(services, id)
+            if held:
+                return response
+            held.append(Deferred())
+            return response.addCallback(lambda state: held[0].addCallback(lambda _: state))
+
+        self.patch(ServicesClient, "getState", late)
+        self.successResultOf(self.other.services.setState("web1", "drain", REASON))
+        code = self.begin()
+        held[0].callback(None)
+        self.fake.flush()
+        self.assertEqual((self.state(), self.running().signals), (("drain", REASON), []))
+        self.fake.advance(5)
+        self.ended(code, DIED_OF_TERM)
 
     def test_anOperatorsStateStays(self) -> None:
         """A state that an operator has set is neither replaced nor cleared, and the command still has its time."""
