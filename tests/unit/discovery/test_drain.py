@@ -11,6 +11,7 @@ from treq.client import HTTPClient
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.task import deferLater
 from twisted.protocols.policies import WrappingFactory
 from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
@@ -63,8 +64,11 @@ class Instance:
         self.port = port
         await port.service.whenRegistered()
 
-    async def stop(self, drain: float) -> None:
+    async def stop(self, drain: float, directory: Directory | None = None) -> None:
         await self.port.service.drain(drain)
+        while directory is not None and directory.get(self.id) is not None:
+            # The clients of a busy machine need longer.
+            await deferLater(reactor, drain)
         await self.port.stopListening()
         for connection in list(self.wrapping.protocols):
             connection.loseConnection()
@@ -116,8 +120,7 @@ class DrainTests(TestCase):
         self.answers: list[str] = []
         callers = [self.call(agent, method) for method in ("GET", "GET", "POST", "POST")]
         for instance in instances:
-            # Longer than a busy machine needs until the clients know.
-            await instance.stop(drain=0.5)
+            await instance.stop(drain=0.5, directory=directory)
             await instance.start()
         seen = len(self.answers)
         again = {f"{instance.id}.2" for instance in instances}

@@ -24,7 +24,7 @@ from txserviceregistry.http.agent import ATTEMPT_DELAY, endpointTo
 from txserviceregistry.http.messages import BytesProducer, FixedHeaders
 from txserviceregistry.http.pool import ConnectionPool, PooledAgent
 
-from ...loopback import LoopbackTestCase
+from ...loopback import PATIENCE, LoopbackTestCase
 
 SIX, FOUR, OTHER = IPv6Address("TCP", "2001:db8::1", 80), IPv4Address("TCP", "192.0.2.1", 80), "192.0.2.2"
 
@@ -159,7 +159,7 @@ class LeanRequestTests(LoopbackTestCase):
     def setUp(self) -> None:
         self.pool = ConnectionPool(reactor, 1)
         self.addCleanup(self.pool.close)
-        self.agent = PooledAgent(reactor, self.policy(), 5.0, self.pool)
+        self.agent = PooledAgent(reactor, self.policy(), PATIENCE, self.pool)
         self.server = self.serve(lambda call: call.answer(200, {"path": call.path}))
 
     async def test_arriveAsTwistedSendsThem(self) -> None:

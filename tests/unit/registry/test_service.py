@@ -326,9 +326,13 @@ class RegistryServiceTests(TestCase):
         parser.read(self.dataDir / "raxrc")
         return {f"{section}.{name}": value for section in parser.sections() for name, value in parser[section].items()}
 
-    async def responses(self, url: str, *requests: bytes) -> list[Reply]:
+    async def connected(self, url: str) -> _Client:
         host, _, port = url.removeprefix("http://").partition("/")[0].rpartition(":")
-        client = await connectProtocol(TCP4ClientEndpoint(reactor, host, int(port)), _Client())
+        client: _Client = await connectProtocol(TCP4ClientEndpoint(reactor, host, int(port)), _Client())
+        return client
+
+    async def responses(self, url: str, *requests: bytes) -> list[Reply]:
+        client = await self.connected(url)
         client.transport.write(b"".join(requests))
         await client.ended
         return parseReplies(client.data)
@@ -554,17 +558,17 @@ class RegistryServiceTests(TestCase):
             where = self.dataDir / str(isStopped)
             service = self.newService(dataDir=where, store=lambda store=store: store, endpoints=[endpoint])
             service.startService()
-            url = f"http://127.0.0.1:{(await endpoint.made).getHost().port}/"
-            request = requestBytes("GET", "/health", None, {"Connection": "close"})
-            asking = Deferred.fromCoroutine(self.responses(url, request))
+            client = await self.connected(f"http://127.0.0.1:{(await endpoint.made).getHost().port}/")
+            client.transport.write(requestBytes("GET", "/health", None, {"Connection": "close"}))
             for _ in range(50):
                 await deferLater(reactor, 0)
-            self.assertNoResult(asking)
+            self.assertNoResult(client.ended)
             if isStopped:
                 await service.stopService()
             else:
                 reading.callback([])
-            self.assertEqual([reply.code for reply in await asking], [] if isStopped else [200])
+            await client.ended
+            self.assertEqual([reply.code for reply in parseReplies(client.data)], [] if isStopped else [200])
 
     async def test_aNodeThatCanNotJoin(self) -> None:
         """Requests do not wait for a node that can't join: they receive 503, as does a proxy that checks the health."""

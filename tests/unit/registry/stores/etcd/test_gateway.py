@@ -51,14 +51,15 @@ class EtcdCase(LoopbackTestCase):
         *urls: str,
         credentials: tuple[str, str | Reloaded[str, str]] | None = None,
         policy: IPolicyForHTTPS | None = None,
-        timeout: float = 1.0,
         clock: IReactorTime = CLOCK,
+        timeouts: IReactorTime = CLOCK,
         **options: Any,
     ) -> Etcd:
         """
         A client of some members, which ends with the test.
 
-        :param clock: that of its tries; each request has the reactor's.
+        :param clock: that of its tries.
+        :param timeouts: that of each request, which has a minute.
         """
         pool = ConnectionPool(reactor, 8)
         self.addCleanup(pool.close)
@@ -68,7 +69,7 @@ class EtcdCase(LoopbackTestCase):
             name, password = credentials
             constant = Reloaded("Password", [], lambda: str(password), str)
             user = User(name, password if isinstance(password, Reloaded) else constant)
-        transport = JSONTransport(agent, CLOCK, urls, timeout=timeout, name="etcd", random=lambda: 0.0)
+        transport = JSONTransport(agent, timeouts, urls, timeout=60.0, name="etcd", random=lambda: 0.0)
         return Etcd(transport, clock, user=user, **options)
 
     async def refuses(self, kind: type[Exception], work: Any) -> str:
@@ -129,8 +130,12 @@ class TroubleTests(EtcdCase):
         """Within its share of the time, so that none of the timeout is needed."""
         hanging = self.serve(lambda call: None)
         working = self.serve(lambda call: call.answer(200, DONE))
-        etcd = self.etcd(hanging.url, working.url, timeout=0.4)
-        await etcd.txn((), (), patience=0)
+        timeouts = Clock()
+        etcd = self.etcd(hanging.url, working.url, timeouts=timeouts)
+        first = etcd.txn((), (), patience=0)
+        await self.until(lambda: hanging.calls)
+        timeouts.advance(30.0)
+        await first
         await etcd.txn((), (), patience=0)
         self.assertEqual((len(hanging.calls), len(working.calls)), (1, 2))
 
@@ -364,7 +369,7 @@ class KeepAliveTests(EtcdCase):
 
     def keeping(self, answer: Any) -> Etcd:
         """An etcd that answers keep-alives with that."""
-        return self.etcd(self.serve(lambda call: call.answer(200, json.dumps(answer).encode())).url, timeout=0.3)
+        return self.etcd(self.serve(lambda call: call.answer(200, json.dumps(answer).encode())).url)
 
     async def test_whetherItExists(self) -> None:
         """A lease without any time left does not exist."""

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.client import BrowserLikePolicyForHTTPS
 
-from tests.loopback import Call, LoopbackTestCase, Server
+from tests.loopback import PATIENCE, Call, LoopbackTestCase, Server
 from txserviceregistry.http.pool import ConnectionPool, PooledAgent
 from txserviceregistry.registry.stores.etcd.gateway import Cluster, _Lines, watch
 from txserviceregistry.registry.stores.etcd.keyvalues import KeyValue, encode
@@ -57,7 +57,7 @@ class WatchCase(LoopbackTestCase):
         def ended(failure: Failure) -> None:
             self.why.append(failure.getErrorMessage())
 
-        agent = PooledAgent(reactor, BrowserLikePolicyForHTTPS(), 1.0, ConnectionPool(reactor, 0, streams=True))
+        agent = PooledAgent(reactor, BrowserLikePolicyForHTTPS(), PATIENCE, ConnectionPool(reactor, 0, streams=True))
         watching = watch(agent, None, url, prefix, revision, changed, self.cluster)
         self.addCleanup(watching.cancel)
         return watching.addErrback(ended)
