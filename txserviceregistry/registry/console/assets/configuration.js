@@ -181,7 +181,9 @@ function historyOf(model, key) {
   const element = h("div.history", {}, h("p.muted", {}, "Loading"));
   let isWanted = false;
   let isAsking = false;
-  // The registry looks through the changes of all values, so it is not asked at each change, and seldom if that takes long.
+  let before = 0;
+  // The registry looks through the changes of all values, so it is not asked at each change, and seldom if that takes long
+  // again and again. A single request may have met a hiccup.
   async function refresh() {
     isWanted = true;
     if (isAsking) return;
@@ -190,7 +192,9 @@ function historyOf(model, key) {
       isWanted = false;
       const began = performance.now();
       const changes = await all(`/value-history?key=${encodeURIComponent(key)}`).catch((error) => error);
-      const rest = Math.max(HISTORY_INTERVAL, 10 * (performance.now() - began));
+      const took = performance.now() - began;
+      const rest = Math.max(HISTORY_INTERVAL, 10 * Math.min(took, before));
+      before = took;
       await showHistory(element, model, key, changes);
       await sleep(rest);
     }
