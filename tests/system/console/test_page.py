@@ -7,6 +7,7 @@ import json
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tests.system.browser import Watched, browsing, needsBrowser
@@ -411,6 +412,8 @@ class ActionTests(ConsoleTestCase):
             first, second = (each.page for each in pages)
             for page in (first, second):
                 page.click("text=Edit…")
+                # An editor that reads the value later replaces the first one's.
+                page.wait_for_selector("#text")
             first.fill("#text", "2")
             first.click("dialog button[type=submit]")
             second.wait_for_selector("pre.value:has-text('2')")
@@ -600,10 +603,14 @@ class AccessTests(ConsoleTestCase):
             page.wait_for_selector(".note:has-text('by hand')")
             press("Escape")
             page.wait_for_selector(".detail", state="hidden")
-            press("g")
             # A busy page handles the second key late.
-            page.evaluate("performance.now = ((now) => () => now() + 5000)(performance.now.bind(performance))")
-            press("c")
+            page.evaluate(
+                """addEventListener("keydown", (event) => {
+                  const now = performance.now.bind(performance);
+                  if (event.key === "g") performance.now = () => now() + 5000;
+                })"""
+            )
+            self.goTo(page, "c")
             page.wait_for_selector("text=No configuration yet")
             self.tabTo(page, "New value…")
             press("Enter")
@@ -619,8 +626,7 @@ class AccessTests(ConsoleTestCase):
             press("?")
             page.wait_for_selector("dialog:has-text('Keyboard')")
             press("Escape")
-            press("g")
-            press("a")
+            self.goTo(page, "a")
             self.tabTo(page, "Log out")
             press("Enter")
             page.wait_for_selector("#user")
@@ -648,8 +654,7 @@ class AccessTests(ConsoleTestCase):
                     press("Escape")
                     page.wait_for_selector(".detail", state="hidden")
                     page.wait_for_selector(":is(.table, .leaf):focus")
-                    press("g")
-                    press(key)
+                    self.goTo(page, key)
                     press("/")
                     page.keyboard.type(name)
                     # The events are listed last.
@@ -695,6 +700,16 @@ class AccessTests(ConsoleTestCase):
             self.assertEqual(page.inner_text("pre.value").strip(), "1")
 
         await self.browse(walk)
+
+    def goTo(self, page: Page, key: str) -> None:
+        """Press g and the key of a view, again if the machine lets more time go by than the page allows."""
+        for _ in range(20):
+            began = monotonic()
+            page.keyboard.press("g")
+            page.keyboard.press(key)
+            if monotonic() - began < 1.5:
+                return
+        self.fail("The keys can't be pressed in time")
 
     def tabTo(self, page: Page, text: str) -> None:
         """Press Tab until the element with this text has the focus."""
