@@ -6,6 +6,7 @@ from tests.system.etcd.storecase import EtcdStoreCase, T
 from tests.system.etcd.troubled import TroubledAgent
 from txserviceregistry.registry.model import ServiceChanges
 from txserviceregistry.registry.stores.etcd.keyvalues import encode
+from txserviceregistry.registry.stores.interfaces import NoSuchObject
 
 
 class OrderTests(EtcdStoreCase):
@@ -47,6 +48,26 @@ class OrderTests(EtcdStoreCase):
         heard = [each for each in self.listeners[a].heard if each[0] == "appeared"]
         self.assertEqual(heard, [("appeared", "web", again.incarnation, 30)])
         self.assertTrue(await self.admitted(a, again))
+
+    async def test_theWatchShowsAnUpdateAfterARemovalThatWasRead(self) -> None:
+        """A service that a read has not found does not come back, nor one that a touch has not found."""
+        a, b = await self.store(agent=self.wire), await self.store()
+        for isTouched in (False, True):
+            made = await self.created(a, b)
+            if isTouched:
+                await self.voteOf(a, made)
+            self.wire.isDelayed = True
+            await b.updateService(T, "web", made.incarnation, ServiceChanges(tags=("x",)))
+            await b.removeService(T, "web", made.incarnation)
+            if isTouched:
+                self.assertFalse(await self.admitted(a, made))
+            else:
+                await self.refuses(NoSuchObject, a.getService(T, "web"))
+            self.listeners[a].heard.clear()
+            self.wire.catchUp()
+            await self.notifies(a, "vanished", "web", made.incarnation)
+            self.assertNotIn("appeared", [each[0] for each in self.listeners[a].heard])
+            self.ticking = [a, b]
 
     async def test_anUpdateIsAnsweredAfterALaterOne(self) -> None:
         """Of two new timeouts the last one counts on both nodes, whichever response comes last."""

@@ -117,7 +117,7 @@ class Registrations(Part, Generic[_R]):
 
     def _drop(self, known: Known | None, ended: int = 0) -> None:
         """Forget a registration; keep only that it has *ended* by a revision that the watch has not shown yet."""
-        if known is not None:
+        if known is not None and (not ended or known.created <= ended):
             self._byIncarnation.pop((known.tenant, known.incarnation), None)
             self._seenDue.pop(known, None)
             known.ended = ended
@@ -168,8 +168,7 @@ class Registrations(Part, Generic[_R]):
             self.listener.appeared(known.summary)
 
     def recordDeleted(self, now: KeyValue) -> None:
-        self._shown = now.modified
-        self._ended = max(self._ended, now.modified)
+        self._shown, self._ended = now.modified, max(self._ended, now.modified)
         known = self._known.get(self._nameOf(now.key))
         # A later one may have been created here, which this change does not concern.
         if known is not None and known.created < now.modified:
@@ -206,6 +205,7 @@ class Registrations(Part, Generic[_R]):
         else:
             raise StoreUnavailable("etcd has been replaced, or restored from a backup")
         if not found[0]:
+            self._drop(self._known.get((tenant, id)), revision)
             raise NoSuchObject(id)
         self._keepFound(found[0][0])
         return [each for kept in found for each in kept]
@@ -279,8 +279,7 @@ class Registrations(Part, Generic[_R]):
     # -- touches, and the time of heartbeats
 
     async def touch(self, registration: Registration) -> bool:
-        known = self._byIncarnation.get(registration)
-        return known is not None and await self._touching.do(known)
+        return (known := self._byIncarnation.get(registration)) is not None and await self._touching.do(known)
 
     async def _touch(self, group: Sequence[Known]) -> Mapping[Known, bool]:
         """Write the times of registrations; returns which exist."""
@@ -292,6 +291,8 @@ class Registrations(Part, Generic[_R]):
             isUrgent=True,
         )
         if done.succeeded or len(group) == 1:
+            if not done.succeeded:
+                self._drop(group[0], done.revision)
             return dict.fromkeys(group, done.succeeded)
         # One of them has ended: the others are not affected.
         return {each: (await self._touch([each]))[each] for each in group}
@@ -306,8 +307,7 @@ class Registrations(Part, Generic[_R]):
 
     async def writeSeen(self) -> None:
         """Write some of the times that are due."""
-        group = list(islice(self._seenDue, _GROUP))
-        for each in group:
-            del self._seenDue[each]
-        if group:
+        if group := list(islice(self._seenDue, _GROUP)):
+            for each in group:
+                del self._seenDue[each]
             await self._touch(group)
