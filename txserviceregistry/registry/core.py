@@ -261,12 +261,12 @@ class Registry(Part):
     @owned
     async def get(self, tenant: str, id: str, states: bool = False) -> types.Service:
         """One service, with its state if *states* are asked for; the fault 404 if it is not there."""
-        before = self.engine.findExpired(tenant, id)
+        before, known = self.engine.findExpired(tenant, id), self.engine.active(tenant, id)
         try:
             record = await available(self._store.getService(tenant, id, states))
         except NoSuchObject:
-            if self.engine.active(tenant, id) is not None:
-                self.engine.markUnsure(tenant, id)
+            if known is not None:
+                self.engine.forget(*known.name)
             raise notFound("Service", id)
         for expired in (before, self.engine.findExpired(tenant, id)):
             if expired is not None and expired.incarnation == record.incarnation:

@@ -119,6 +119,13 @@ class ClusterTests(ClusterCase):
         self.passes(0.1)
         self.assertEqual(self.fault(self.a.heartbeat(T, "web1", token))[0], 404)
 
+    def test_aServiceThatWasNotFoundTakesNoHeartbeats(self) -> None:
+        """Once A has answered that a service is not there, it does not acknowledge the heartbeats of that."""
+        token = self.create(self.a)
+        self.successResultOf(self.b.remove(T, "web1"))
+        self.assertEqual(self.fault(self.a.get(T, "web1"))[0], 404)
+        self.assertEqual(self.fault(self.a.heartbeat(T, "web1", token))[0], 404)
+
     def test_anyTakesAnyHeartbeat(self) -> None:
         """A service that is heartbeated on B alone stays registered on A too, and the other way round."""
         token = self.create(self.a)
