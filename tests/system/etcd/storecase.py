@@ -11,13 +11,18 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
+from twisted.trial.unittest import TestCase
 
 from tests.system.etcd.etcds import newPrefix, sharedEtcd
 from tests.system.etcd.relay import Relay
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK, EtcdCase
 from tests.unit.registry.stores.sharedsuite import Listener
 from txserviceregistry.registry.model import NewService
+from txserviceregistry.registry.stores.etcd import node as etcdNode
+from txserviceregistry.registry.stores.etcd import store as etcdStore
+from txserviceregistry.registry.stores.etcd.gateway import TRY
 from txserviceregistry.registry.stores.etcd.keyvalues import KeyValue, endOf, put
+from txserviceregistry.registry.stores.etcd.node import DEAF
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import (
     ServiceRecord,
@@ -25,29 +30,64 @@ from txserviceregistry.registry.stores.interfaces import (
 
 T = "1"
 TICK = 0.1
+# Seconds between two ticks after which this process has stood still; a registry leaves out such a tick.
+_STALL = 0.5
+# Seconds for which this process or etcd may stand still in a test that is not about that.
+_PATIENCE = 60
 _marks = itertools.count()
+
+
+def toleratesStalls(case: TestCase) -> None:
+    """
+    Let stores stay valid, and wait for etcd and its watch, also on a machine that stands still for seconds. A test that
+    is about these times sets them anew.
+    """
+    case.patch(etcdNode, "PRESENCE", _PATIENCE)
+    case.patch(etcdNode, "DEAF", float(_PATIENCE))
+    case.patch(etcdStore, "TRY", float(_PATIENCE))
+    case.patch(etcdStore, "GIVE_UP", float(_PATIENCE))
 
 
 class EtcdStoreCase(EtcdCase):
     """
     Stores over one prefix.
 
+    :cvar isPatient: whether they tolerate stalls of the machine.
     :ivar listeners: by store, of those that have joined.
     :ivar ticking: the stores that take part in votes.
+    :ivar stalled: seconds for which this process has stood still.
     """
 
+    isPatient = True
+
     def setUp(self) -> None:
+        if self.isPatient:
+            toleratesStalls(self)
         self.prefix = newPrefix()
         self.asked = self.etcd(sharedEtcd())
         self.listeners: dict[EtcdStore, Listener] = {}
         self.ticking: list[EtcdStore] = []
+        self.ticked = CLOCK.seconds()
+        self.stalled = 0.0
         ticks = LoopingCall(self.tick)
         ticks.start(TICK, now=False)
         self.addCleanup(ticks.stop)
 
     def tick(self) -> None:
+        before, self.ticked = self.ticked, CLOCK.seconds()
+        if self.ticked - before >= _STALL:
+            self.stalled += self.ticked - before
+            return
         for store in self.ticking:
             store.tick()
+
+    def giveUpSoon(self) -> None:
+        """Let stores give up requests without a response as soon as they do elsewhere."""
+        self.patch(etcdStore, "TRY", TRY)
+
+    def readAgainSoon(self) -> None:
+        """Let stores read everything again as soon as elsewhere, after a watch that has ended or shows nothing."""
+        self.patch(etcdNode, "DEAF", DEAF)
 
     async def store(self, url: str | None = None, joins: bool = True, **options: Any) -> EtcdStore:
         store = EtcdStore(reactor, [url or sharedEtcd()], prefix=self.prefix, **options)
@@ -60,6 +100,7 @@ class EtcdStoreCase(EtcdCase):
         return store
 
     def relay(self) -> Relay:
+        self.readAgainSoon()
         relay = Relay(reactor, int(sharedEtcd().rpartition(":")[2]))
         relay.start()
         self.addCleanup(relay.stop)
@@ -100,6 +141,10 @@ class EtcdStoreCase(EtcdCase):
     def secondsLeft(self, store: EtcdStore, made: ServiceRecord) -> float:
         """As a store's registry knows it."""
         return self.listeners[store].secondsLeft((T, made.incarnation))
+
+    def assertFull(self, store: EtcdStore, made: ServiceRecord, since: float, timeout: int = 30) -> None:
+        """A service has a full timeout from this moment on, or from a later one, as a store's registry knows it."""
+        self.assertGreaterEqual(self.listeners[store].deadlines[T, made.incarnation], since + timeout)
 
     async def admitted(self, store: EtcdStore, made: ServiceRecord) -> bool:
         """A heartbeat that a store's registry lets pass or not."""

@@ -161,6 +161,7 @@ class OpeningTests(EtcdStoreCase):
 
     async def test_closedItLeavesNothing(self) -> None:
         """Neither its own key, nor anything on the reactor, also while etcd is away."""
+        self.giveUpSoon()
         relay = self.relay()
         stores = [await self.store(), await self.store(relay.url)]
         self.assertTrue(await self.haveJoined(2))

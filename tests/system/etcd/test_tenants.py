@@ -12,6 +12,7 @@ from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import IStore
 
 from .etcds import newPrefix, sharedEtcd
+from .storecase import toleratesStalls
 
 reactor: Any = globalReactor
 
@@ -20,4 +21,5 @@ class EtcdTenantsTests(TenantsTestsMixin, TestCase):
     """Over etcd."""
 
     def makeStore(self) -> IStore:
+        toleratesStalls(self)
         return EtcdStore(reactor, [sharedEtcd()], prefix=newPrefix())

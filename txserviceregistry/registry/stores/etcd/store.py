@@ -68,7 +68,7 @@ _log = Logger()
 #: Connections to each member.
 _CONNECTIONS = 8
 #: Seconds without a response of etcd after which requests are refused at once.
-_GIVE_UP = 3.0
+GIVE_UP = 3.0
 #: Seconds between two transactions with times of heartbeats.
 _PACE = 1.0
 
@@ -393,7 +393,7 @@ class EtcdStore:
             raise StoreUnavailable("the store is not open")
         if self._keys.isReplaced:
             raise StoreUnavailable(_REPLACED)
-        if self._reactor.seconds() - self._contacted > _GIVE_UP:
+        if self._reactor.seconds() - self._contacted > GIVE_UP:
             raise StoreUnavailable("etcd can't be reached")
 
     def join(self, listener: IStoreListener) -> Deferred[None]:
