@@ -42,7 +42,7 @@ class GatewayTests(EtcdCase):
 
     async def test_largeValuesAreReadInSmallParts(self) -> None:
         """All keys are read, however large together, and etcd counts as readable meanwhile."""
-        etcd, prefix = self.etcd(sharedEtcd(), timeout=10.0), newPrefix()
+        etcd, prefix = self.etcd(sharedEtcd()), newPrefix()
         for number in range(20):
             await etcd.txn((), [put(f"{prefix}{number:02}", b"x" * 1_000_000)])
         self.assertEqual([len(each.value) for each in await etcd.all(prefix)], [1_000_000] * 20)
@@ -58,7 +58,7 @@ class GatewayTests(EtcdCase):
 
     async def test_users(self) -> None:
         """With name and password all works, also when the token has ended, in the middle of many requests."""
-        url, end = await deferToThread(startEtcd, "--auth-token-ttl=1")
+        url, end = await deferToThread(startEtcd)
         self.addCleanup(end)
         password = secrets.token_hex(8)
         open_ = JSONTransport(QueueingAgent(Agent(reactor), 1), CLOCK, [url])
@@ -70,7 +70,7 @@ class GatewayTests(EtcdCase):
         ):
             self.assertEqual((await open_.request("POST", f"/v3/auth/{path}", body=body)).status, 200)
         # etcd takes long to check a password.
-        etcd = self.etcd(url, credentials=("root", password), timeout=10.0)
+        etcd = self.etcd(url, credentials=("root", password))
         await gatherResults([etcd.txn((), [put(f"/{n}", b"")]) for n in range(20)])
         # A change of etcd's users makes all tokens old.
         answer = await open_.request("POST", "/v3/auth/authenticate", body={"name": "root", "password": password})
@@ -79,9 +79,7 @@ class GatewayTests(EtcdCase):
         self.assertEqual(added.status, 200)
         found, _ = await etcd.range("/", "0")
         self.assertEqual(len(found), 20)
-        wrong = await self.refuses(
-            StoreUnavailable, self.etcd(url, credentials=("root", "wrong-pass"), timeout=10.0).get("/1")
-        )
+        wrong = await self.refuses(StoreUnavailable, self.etcd(url, credentials=("root", "wrong-pass")).get("/1"))
         self.assertIn("check the user name and the password", wrong)
         self.assertNotIn("wrong-pass", wrong)
         await self.refuses(EtcdError, self.etcd(url).get("/1"))
@@ -89,10 +87,11 @@ class GatewayTests(EtcdCase):
         path = Path(self.mktemp())
         path.write_text(password)
         file = Reloaded("Password file", [str(path)], path.read_text, lambda text: text)
-        etcd = self.etcd(url, credentials=("root", file), timeout=10.0)
+        etcd = self.etcd(url, credentials=("root", file))
         await etcd.get("/1")
         changed = {"name": "root", "password": "new-" + password}
-        await open_.request("POST", "/v3/auth/user/changepw", body=changed, header=root)
+        done = await open_.request("POST", "/v3/auth/user/changepw", body=changed, header=root)
+        self.assertEqual(done.status, 200)
         path.write_text("new-" + password)
         self.assertEqual(len((await etcd.range("/", "0"))[0]), 20)
 
@@ -101,7 +100,7 @@ class GatewayTests(EtcdCase):
         url, end = await deferToThread(startEtcd)
         self.addCleanup(end)
         # etcd takes long to check a password.
-        etcd, open_ = self.etcd(url, credentials=("root", "secret"), timeout=10.0), self.etcd(url)
+        etcd, open_ = self.etcd(url, credentials=("root", "secret")), self.etcd(url)
         await etcd.txn((), [put("/1", b"")])
         agent = JSONTransport(QueueingAgent(Agent(reactor), 1), CLOCK, [url])
         for path, body in (

@@ -40,7 +40,7 @@ class EtcdStoreSharedSuiteTests(SharedSuite, EtcdCase):
     async def setUp(self) -> None:
         toleratesStalls(self)
         self.prefix = newPrefix()
-        self.asked = self.etcd(sharedEtcd(), timeout=60.0)
+        self.asked = self.etcd(sharedEtcd())
         self.time, self.looked = 0.0, CLOCK.seconds()
         looks = LoopingCall(lambda: Deferred.fromCoroutine(self.look()))
         ended = looks.start(_LOOKS)
