@@ -58,13 +58,18 @@ def findEtcd() -> str | None:
 
 
 async def ask(
-    method: str, url: str, body: object = None, *, headers: Mapping[str, str] | None = None
+    method: str,
+    url: str,
+    body: object = None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    patience: float = _SOON,
 ) -> tuple[int, Any]:
-    """The status and the JSON of an answer; 0 if there is none."""
+    """The status and the JSON of an answer; 0 if there is none within so many seconds."""
     try:
         content = {} if body is None else {"json": body}
-        response = await treq.request(method, url, **content, headers=headers, timeout=_SOON, persistent=False)
-        return response.code, await response.json().addTimeout(_SOON, reactor)
+        response = await treq.request(method, url, **content, headers=headers, timeout=patience, persistent=False)
+        return response.code, await response.json().addTimeout(patience, reactor)
     except Exception:
         return 0, None
 

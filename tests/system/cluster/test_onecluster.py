@@ -6,7 +6,7 @@ import re
 
 from twisted.internet.task import deferLater
 
-from tests.system.processes import Child, reactor
+from tests.system.processes import PATIENCE, Child, reactor
 from txserviceregistry import Client
 from txserviceregistry.errors import AuthenticationFailed, NotFound
 from txserviceregistry.settings import readSettings
@@ -59,12 +59,12 @@ class OneClusterTests(ClusterCase):
         credentials = self.credentials()
         body = {"auth": {"RAX-KSKEY:apiKeyCredentials": {**credentials, "apiKey": credentials["api_key"]}}}
         for node in self.nodes:
-            status, answer = await ask("POST", f"{node.url}/v2.0/tokens", body)
+            status, answer = await ask("POST", f"{node.url}/v2.0/tokens", body, patience=PATIENCE)
             self.assertEqual(status, 200, answer)
             token = answer["access"]["token"]
             for other in self.nodes:
                 url = f"{other.url}/v1.0/{token['tenant']['id']}/limits"
-                status, _ = await ask("GET", url, headers={"X-Auth-Token": token["id"]})
+                status, _ = await ask("GET", url, headers={"X-Auth-Token": token["id"]}, patience=PATIENCE)
                 self.assertEqual(status, 200)
 
     async def test_anExpirationIsOneEventOfTheLastNode(self) -> None:

@@ -60,7 +60,7 @@ class PartitionTests(ClusterCase):
         ]
         for each in applications:
             await self.registered(each, services)
-        status = await self.members[FAR].status()
+        status = await self.until(self.members[FAR].status)
         memberId = status["header"]["member_id"]
         done, noticed, longest, withoutLeader = [], 0.0, 0.0, 0.0
         # From when to when a request may wait for etcd at the node that is cut off: then its outcome is unknown.
@@ -117,7 +117,7 @@ class PartitionTests(ClusterCase):
 
     async def term(self) -> object:
         """The number of etcd's last election, as a member knows it that was not cut off."""
-        status = await self.members[0].status()
+        status = await self.until(self.members[0].status)
         return status["raftTerm"]
 
     async def says(self, node: Node, status: int) -> bool:
