@@ -48,6 +48,8 @@ _MARGIN = {"sqlite": 3.0, "memory": 3.0, "etcd": 9.0}
 # Seconds that a takeover may take after an orderly end: a tenth, and what a loaded machine needs.
 _HANDOVER = 1.5
 _PATIENCE = 120.0
+# Seconds between two looks at the holders after which this process has stood still.
+_STALL = 0.3
 reactor: Any = globalReactor
 
 
@@ -96,6 +98,8 @@ class Rounds:
         self.holders: dict[str, Holder] = {}
         self.started = 0
         self.late = 0
+        # Seconds for which this process has stood still while it waited for a holder, as a machine does now and then.
+        self.stalled = 0.0
         isCluster = store == "etcd"
         self.options = {"sqlite": [], "memory": [f"--no-locks-for={TIMEOUT}s"], "etcd": []}[store]
         if isCluster:
@@ -159,8 +163,13 @@ class Rounds:
     def nextAfter(self, fence: int) -> tuple[int, float, str]:
         """The first time at which the lock is valid with a larger fence."""
         found: list[tuple[int, float, str]] = []
+        looked = time.monotonic()
 
         def isThere() -> bool:
+            nonlocal looked
+            before, looked = looked, time.monotonic()
+            if looked - before > _STALL:
+                self.stalled += looked - before
             found[:] = [each for each in self.seen() if each[0] > fence]
             return bool(found)
 
@@ -182,7 +191,7 @@ class Rounds:
         elif fault == "clock":
             self.wallClock.write_text(f"{self.draw.choice(['+3600', '-3600', '+0'])}\n")
             time.sleep(0.5)
-        began = time.clock_gettime(time.CLOCK_BOOTTIME)
+        began, stalled = time.clock_gettime(time.CLOCK_BOOTTIME), self.stalled
         if fault == "cut":
             holder.cut()
         else:
@@ -198,7 +207,7 @@ class Rounds:
             del self.holders[label]
             self.startHolder()
         took = at - began
-        if took > (_HANDOVER if fault == "term" else TIMEOUT + _MARGIN[self.store]):
+        if took - (self.stalled - stalled) > (_HANDOVER if fault == "term" else TIMEOUT + _MARGIN[self.store]):
             self.late += 1
             assert isCrowded(), f"{fault}: took over after {took:.2f} s"
         return took
