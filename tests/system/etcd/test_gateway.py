@@ -69,7 +69,6 @@ class GatewayTests(EtcdCase):
             ("enable", {}),
         ):
             self.assertEqual((await open_.request("POST", f"/v3/auth/{path}", body=body)).status, 200)
-        # etcd takes long to check a password.
         etcd = self.etcd(url, credentials=("root", password))
         await gatherResults([etcd.txn((), [put(f"/{n}", b"")]) for n in range(20)])
         # A change of etcd's users makes all tokens old.
@@ -99,7 +98,6 @@ class GatewayTests(EtcdCase):
         """Before it is enabled, and after it is disabled, a user with a password has access like others."""
         url, end = await deferToThread(startEtcd)
         self.addCleanup(end)
-        # etcd takes long to check a password.
         etcd, open_ = self.etcd(url, credentials=("root", "secret")), self.etcd(url)
         await etcd.txn((), [put("/1", b"")])
         agent = JSONTransport(QueueingAgent(Agent(reactor), 1), CLOCK, [url])
