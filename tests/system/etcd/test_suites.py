@@ -33,7 +33,7 @@ class EtcdStoreSuiteTests(StoreSuite, TestCase):
 class EtcdStoreSharedSuiteTests(SharedSuite, EtcdCase):
     """
     The etcd store passes the suite of shared stores, over a real etcd. The time goes on only while this process and
-    etcd do: a machine that stands still for a moment is no reason for an expiration that is late, or for a heartbeat.
+    etcd respond: an expiration is not late, nor a heartbeat, because the machine stood still for a moment.
     """
 
     @returnsDeferred
