@@ -45,7 +45,7 @@ class TroubledAgent:
         self.isDelayed = False
         self.watching: set[Any] = set()
         self.lost = 0
-        self._agent = PooledAgent(reactor, BrowserLikePolicyForHTTPS(), 1, ConnectionPool(reactor, 0, streams=True))
+        self._agent = PooledAgent(reactor, BrowserLikePolicyForHTTPS(), 60, ConnectionPool(reactor, 0, streams=True))
         self._held: list[Callable[[], None]] = []
         self._delayed: list[Callable[[], None]] = []
 
