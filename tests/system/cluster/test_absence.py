@@ -40,7 +40,7 @@ class AbsenceTests(ClusterCase):
         back = time.monotonic()
 
         async def allTold() -> bool:
-            return all(len(follower.ids("service.timeout")) >= services for follower in followers)
+            return all(len(follower.expirations(ended)) >= services for follower in followers)
 
         await self.until(allTold)
         # A second event of one service, or one of a service that is there, would have come by now.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from .clustercase import ClusterCase, Follower
+from .clustercase import ClusterCase, Follower, expirations
 
 
 class ExpirationTests(ClusterCase):
@@ -26,7 +26,7 @@ class ExpirationTests(ClusterCase):
         killed = time.monotonic()
 
         async def allTold() -> bool:
-            return all(len(follower.ids("service.timeout")) >= count for follower in followers)
+            return all(len(follower.expirations(ended)) >= count for follower in followers)
 
         await self.until(allTold)
         audit = self.audit()
@@ -34,9 +34,10 @@ class ExpirationTests(ClusterCase):
         self.assertKept(await audit.look(mayTimeOut=mayTimeOut, ended=ended.states))
         self.assertKept(await audit.whole())
         self.assertNoneExpired(audit, alive)
-        order = self.assertExpiredOnce(audit, ended)
+        self.assertExpiredOnce(audit, ended)
+        order = expirations(audit.events, ended)[-count:]
         for follower in followers:
-            self.assertEqual((follower.ids("service.timeout"), follower.gaps), (order[-count:], 0))
+            self.assertEqual((follower.expirations(ended), follower.gaps), (order, 0))
         self.tell("expirations", count)
         self.tell("events on each of three feeds", count)
         self.tell("differences between the feeds", 0)

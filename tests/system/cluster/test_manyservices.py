@@ -36,7 +36,7 @@ class ManyServicesTests(ClusterCase):
         await self.nodes[0].kill()
 
         async def allTold() -> bool:
-            return len(follower.ids("service.timeout")) >= ended
+            return len(follower.expirations(doomed)) >= ended
 
         await self.until(allTold)
         latest = max(at for at, event in follower.heard if event["type"] == "service.timeout") - killed
