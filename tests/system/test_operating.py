@@ -72,7 +72,7 @@ class BackupTests(OperatingCase):
         """
         registry = await self.registry()
         client = self.client()
-        body, _ = await client.services.create("web1", 60)
+        body, _ = await client.services.create("web1", 120)
         kept: dict[str, str] = {}
         writing = True
 
@@ -98,7 +98,7 @@ class BackupTests(OperatingCase):
         writing = False
         await writers
         self.assertGreater(len(kept), len(before))
-        await client.services.create("web2", 60)
+        await client.services.create("web2", 120)
         self.assertEqual(os.stat(folder / "registry.sqlite").st_mode & 0o777, 0o600)
         registry.kill("TERM")
         await registry.ended
@@ -110,7 +110,7 @@ class BackupTests(OperatingCase):
         self.assertEqual([service["id"] async for service in client.services.iterate()], ["web1"])
         await client.services.heartbeat("web1", body["token"])
         await client.configuration.set("after", "1")
-        events = (await client.events.list(limit=1000))["values"]
+        events = [event async for event in client.events.iterate()]
         self.assertEqual(events[-1]["payload"]["configuration_value_id"], "after")
         self.assertNoTraceback()
 
