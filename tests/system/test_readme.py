@@ -92,7 +92,7 @@ class CrashTests(ProcessTestCase):
 
     async def test_goesOnAsTheSameService(self) -> None:
         """With a state file the new process continues the service: there is no event."""
-        types = await self.eventsAfterCrash(8, f", state={str(Path(self.home, 'state-file'))!r}")
+        types = await self.eventsAfterCrash(60, f", state={str(Path(self.home, 'state-file'))!r}")
         self.assertEqual(types, ["service.join"])
 
     async def test_registersWhenTheOldServiceHasExpired(self) -> None:

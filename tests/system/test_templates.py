@@ -53,7 +53,7 @@ class ProxyTests(ProcessTestCase):
         self.ports[name] = port = reactor.listenTCP(0, Site(Page(name)), interface="127.0.0.1")
         self.addCleanup(port.stopListening)
         metadata = {"host": "127.0.0.1", "port": str(port.getHost().port)}
-        await client.services.create(name, 60, {"tags": ["www"], "metadata": metadata})
+        await client.services.create(name, 120, {"tags": ["www"], "metadata": metadata})
 
     async def served_(self, names: set[str]) -> None:
         """Wait until exactly these instances get requests."""
