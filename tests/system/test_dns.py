@@ -49,7 +49,7 @@ class DnsTestCase(ProcessTestCase):
 
     async def dig(self, *words: str, program: str = "dig", port: int = 0) -> list[str]:
         """The lines of an answer, in any order."""
-        output = await self.prints(program, "@127.0.0.1", "-p", str(port or self.port), "+short", *words)
+        output = await self.prints(program, "@127.0.0.1", "-p", str(port or self.port), "+short", "+time=30", *words)
         return sorted(filter(None, output.splitlines()))
 
 
@@ -155,7 +155,7 @@ resolvers {name}
     timeout retry 500ms
     hold valid 500ms
     hold nx 1s
-    hold timeout 1s
+    hold timeout 1d
     hold refused 1s
     hold other 1s
     hold obsolete 0s

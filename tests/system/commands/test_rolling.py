@@ -48,7 +48,7 @@ class NoLostRequestTests(ProcessTestCase):
         url = self.relay.url
         return self.spawn(
             *("service-registry-wrapper", f"--id=web{number}", "--tags=web", f"--metadata=host=127.0.0.1,port={port}"),
-            *("--interval=3", f"--check=tcp:{port}", "--check-interval=0.2", *options, *SERVER, str(port)),
+            *(f"--check=tcp:{port}", "--check-interval=0.2", *options, *SERVER, str(port)),
             environment={"RAXSR_API_URL": f"{url}/v1.0", "RAXSR_AUTH_URL": f"{url}/v2.0"},
         )
 
@@ -96,7 +96,7 @@ class NoLostRequestTests(ProcessTestCase):
     async def test_rollingRestart(self) -> None:
         """Three servers are restarted one after the other; each drains first, and no request fails."""
         # Longer than a busy machine needs until the clients know.
-        wrappers = [self.wrapper(number, "--drain=2", "--deregister") for number in range(3)]
+        wrappers = [self.wrapper(number, "--drain=6", "--deregister") for number in range(3)]
         await self.registered(0, 1, 2)
         self.startUsers()
         for number in range(3):
@@ -109,7 +109,7 @@ class NoLostRequestTests(ProcessTestCase):
     async def test_cutOffFromTheRegistry(self) -> None:
         """The servers lose the registry, and expire there; their clients go on using them until they are back."""
         for number in range(3):
-            self.wrapper(number)
+            self.wrapper(number, "--interval=3")
         await self.registered(0, 1, 2)
         self.startUsers()
         await self.relay.refuse()
