@@ -21,9 +21,11 @@ class EventsTests(RaxsrProcessTestCase):
         client = self.client()
         key = f"/{self.prefix}/value"
         await client.configuration.set(key, "before")
-        [last] = (await self.good("events", "list", "--limit", "1", "-f", "json", "-q")).json
+        # Another test's service may expire now.
+        ours = ("--type", "configuration_value.update")
+        [last] = (await self.good("events", "list", *ours, "--limit", "1", "-f", "json", "-q")).json
         since = ("events", "follow", "--since", last["id"])
-        asJSON = self.started(*since, "--type", "configuration_value.update", "-f", "json")
+        asJSON = self.started(*since, *ours, "-f", "json")
         asTable = self.started(*since)
         new = self.started("events", "follow", "-f", "value", "-c", "Payload")
         for child in (asJSON, asTable):
