@@ -195,17 +195,21 @@ class ClusterTests(ProcessTestCase):
         folder = os.path.join(self.home, "tmp")
         os.mkdir(folder)
         program = str(EXAMPLES / "cluster" / "cluster.py")
-        cluster = self.spawn(os.path.basename(sys.executable), program, environment={"TMPDIR": folder})
-        await cluster.ended
-        if "No suitable etcd found" in cluster.errors:
-            self.assertEqual((cluster.exitCode, cluster.errors.count("\n")), (1, 1))
-            return
-        self.assertIn(" leads\n", cluster.output, cluster.errors)
-        killed, leads = (
-            float(re.findall(rf"([\d.]+) s  .*{what}$", cluster.output, re.MULTILINE)[0])
-            for what in (", etcd's leader", " leads")
-        )
-        wasNoticed = leads - killed > _LONG and "the application had errors" in cluster.output
+        # The application, with a timeout of 3 s, also notices if its machine stands still for half of that.
+        for _ in range(3):
+            cluster = self.spawn(os.path.basename(sys.executable), program, environment={"TMPDIR": folder})
+            await cluster.ended
+            if "No suitable etcd found" in cluster.errors:
+                self.assertEqual((cluster.exitCode, cluster.errors.count("\n")), (1, 1))
+                return
+            self.assertIn(" leads\n", cluster.output, cluster.errors)
+            killed, leads = (
+                float(re.findall(rf"([\d.]+) s  .*{what}$", cluster.output, re.MULTILINE)[0])
+                for what in (", etcd's leader", " leads")
+            )
+            wasNoticed = leads - killed > _LONG and "the application had errors" in cluster.output
+            if wasNoticed or cluster.exitCode == 0:
+                break
         self.assertEqual((cluster.exitCode, cluster.errors), (int(wasNoticed), ""), cluster.output)
         self.assertIn("errors" if wasNoticed else "the application had no errors", cluster.output)
         self.assertEqual(len(re.findall(r"killed", cluster.output)), 4)
