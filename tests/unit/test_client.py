@@ -89,7 +89,7 @@ class ConnectionTests(ClientTestCase):
         # On a machine that stands still for a moment, none of them hangs.
         self.patch(pool, "HANGING", 60.0)
         server = self.registry(lambda call: call.answer(200, {"token": BEAT}))
-        client = self.client(server)
+        client = self.client(server, timeout=60)
         await gatherResults([client.services.heartbeat(f"web{n}", BEAT) for n in range(20)])
         self.assertEqual(server.mostOpen, 2)
 
