@@ -232,10 +232,8 @@ class DesiredState:
 
     def set(self, changes: Mapping[str, Any]) -> Deferred[None]:
         """Desire other values. Fires when the registry has them; fails with its refusal or the reason of the close."""
-        self.change(changes)
-        if self.isRegistered and not self.missing() and not self._underWay:
-            return succeed(None)
         waiter = self._waiters.wait()
+        self.change(changes)
         self._converge()
         return waiter
 
@@ -247,7 +245,9 @@ class DesiredState:
         if not mayWork and worker is not None:
             self._worker = None
             worker.cancel()
-        elif mayWork and worker is None and self.missing() and not self._underWay:
+        elif mayWork and worker is None and not self._underWay and not self.missing():
+            self._waiters.fire(None)
+        elif mayWork and worker is None and not self._underWay:
             # Its first steps may fire a Deferred whose owner closes this, or changes it again.
             self._worker = beginning = succeed(None)
             worker = self._work()
@@ -257,10 +257,11 @@ class DesiredState:
                 worker.cancel()
             worker.addBoth(self._ended, worker)
 
-    def _ended(self, result: object, worker: Deferred[None]) -> None:
-        if self._worker is worker:
-            self._worker = None
-        if isinstance(result, Failure) and not result.check(CancelledError, ClientClosed):
+    def _ended(self, result: Failure | None, worker: Deferred[None]) -> None:
+        self._worker = None if self._worker is worker else self._worker
+        if result is None:
+            self._converge()
+        elif not result.check(CancelledError, ClientClosed):
             self._log.failure("Updates of service {serviceId} ended unexpectedly", result, serviceId=self.serviceId)
 
     @returnsDeferred
@@ -273,8 +274,7 @@ class DesiredState:
             except NotFound:
                 # Its heartbeat will get a 404 too. Then the desired fields are registered.
                 self.isRegistered = False
-                heartBeater = self.heartBeater()
-                if heartBeater is not None:
+                if (heartBeater := self.heartBeater()) is not None:
                     heartBeater.sendNow()
             except ServiceRegistryError as error:
                 outage.failed(reason=str(error), cause=error)

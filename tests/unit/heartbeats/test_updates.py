@@ -407,6 +407,33 @@ class RaceTests(UpdateCase):
         self.fake.advance(20)
         self.assertEqual(self.metadata(), {"n": "2"})
 
+    def test_allAreAnswered(self) -> None:
+        """Updates of a service end when the registry has what the last one wants, whichever request has brought it."""
+        service = self.service()
+        throughTheClient = {"metadata": {**GIVEN, "number": "4"}}
+        for requests in (
+            lambda: [service.update(tags=["1"]) for _ in range(3)],
+            lambda: [service.update(tags=[each]) for each in ("2", "3", "2")],
+            lambda: [self.client.services.update("web1", throughTheClient), service.update(**throughTheClient)],
+            lambda: [self.client.services.update("web1", throughTheClient), service.update()],
+        ):
+            self.fake.pause()
+            waiting = requests()
+            self.fake.resume()
+            self.fake.advance(1)
+            for each in waiting:
+                self.successResultOf(each)
+        self.assertEqual((self.found()["tags"], self.metadata()), (["2"], {**GIVEN, "number": "4"}))
+
+    def test_whileItIsRegistered(self) -> None:
+        """So does one that comes while the service is being registered with what it wants."""
+        self.fake.pause()
+        service = self.service(tags=["1"])
+        waiting = service.update(tags=["1"])
+        self.fake.resume()
+        self.fake.advance(1)
+        self.successResultOf(waiting)
+
     def test_aLostRegistrationThatWasUpdatedMeanwhile(self) -> None:
         """A service that was created without a response is removed and created again, also after an update."""
         for update in (
