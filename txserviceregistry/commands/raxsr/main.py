@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import takewhile
 from typing import Any
@@ -104,21 +105,20 @@ def _commonParser() -> Parser:
 
 def _logFile(path: str) -> Callable[[str], None]:
     """Open a file, or make it with mode 0600; the result appends a line with the time."""
-
     try:
         # Buffered by lines, so that other commands can append to it meanwhile.
         file = open(path, "a", 1, encoding="utf-8", opener=partial(os.open, mode=0o600))  # noqa: SIM115  # it lasts as long as the process
     except OSError as error:
         raise CommandFailed(f"can't write the log file {path}: {error.strerror}") from None
-    failures: list[OSError] = []
 
     def write(line: str) -> None:
         try:
-            if not failures:
+            if not file.closed:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {line}\n")
         except OSError as error:
             # The first failure is reported, and the command goes on.
-            failures.append(error)
+            with suppress(OSError):
+                file.close()
             tell(f"{NAME}: can't write the log file {path} any more: {error.strerror}")
 
     return write

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import sys
 from pathlib import Path
 
 from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 from tests.unit.commands.raxsr.raxsrcase import RaxsrTestCase, reactor
 from txserviceregistry import __version__
+from txserviceregistry.commands.raxsr.main import _logFile
 from txserviceregistry.settings import readSettings
 
 
@@ -188,3 +193,21 @@ class ProgramTests(RaxsrTestCase):
         client = self.client()
         self.assertEqual((await client.configuration.list())["values"], [])
         self.assertEqual((await client.services.list())["values"], [])
+
+
+class LogFileTests(SynchronousTestCase):
+    """The file of ``--log-file``."""
+
+    def test_aFullDisk(self) -> None:
+        """It is closed after the first failure: from version 3.13 on, Python reports a file that it can't close."""
+        self.patch(sys, "stderr", io.StringIO())
+        write = _logFile("/dev/full")
+        for line in ("first", "second"):
+            write(line)
+        self.assertEqual(len(sys.stderr.getvalue().splitlines()), 1)  # type: ignore[attr-defined]  # it is the one above
+        opened = []
+        for number in os.listdir("/proc/self/fd"):
+            # One is that of the list.
+            with contextlib.suppress(FileNotFoundError):
+                opened.append(os.readlink(f"/proc/self/fd/{number}"))
+        self.assertNotIn("/dev/full", opened)
