@@ -92,7 +92,7 @@ class Users(TestCase):
 class UsersCase(Users):
     """The program in this process, and a registry here if a test wants one."""
 
-    timeout = 60
+    timeout = 120
 
     def setUp(self) -> None:
         # Not below the project, which may be another user's.
@@ -404,7 +404,7 @@ class BesideARegistryTests(UsersCase):
         await self.registry()
         clients = {f"web{number}": self.client() for number in range(10)}
         for serviceId, client in clients.items():
-            service = RegisteredService(client, serviceId, 6)
+            service = RegisteredService(client, serviceId, 12)
             service.startService()
             self.addCleanup(service.stopService)
             await service.whenRegistered()
