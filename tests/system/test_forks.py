@@ -18,23 +18,30 @@ os.write(1, (newTxnId() + "\\n").encode())
 
 _LOOKUPS = """
 import os, time
+from queue import Empty, SimpleQueue
 from twisted.internet._resolver import GAIResolver
 from txserviceregistry.http.agent import hostName
 
 class Reactor:
     getThreadPool = None
     seconds = staticmethod(time.monotonic)
-    callFromThread = staticmethod(lambda function, *arguments: function(*arguments))
 
     def __init__(self):
         self.nameResolver = GAIResolver(self)
+        self.calls = SimpleQueue()
+
+    def callFromThread(self, function, *arguments):
+        self.calls.put((function, arguments))
 
 def lookUp():
     reactor, found = Reactor(), []
     hostName(reactor, "localhost", 80).resolve().addCallback(found.extend)
-    end = time.monotonic() + 20
-    while not found and time.monotonic() < end:
-        time.sleep(0.01)
+    try:
+        while not found:
+            function, arguments = reactor.calls.get(timeout=60)
+            function(*arguments)
+    except Empty:
+        pass
     return bool(found)
 
 lookUp()
