@@ -371,6 +371,11 @@ class ClusterCase(FaultCase):
         """Whether what takes long may be blamed on the cluster: at full length, on a machine that is not crowded."""
         return self.isFull and not isCrowded()
 
+    @property
+    def isCalm(self) -> bool:
+        """Whether the machine is not crowded, and no node has stood still; the applications say so themselves."""
+        return not isCrowded() and not any("Registry stalled" in child.output for child in self.children)
+
     def stalled(self, *applications: Application) -> set[str]:
         """
         The services that may time out: those of applications whose journal says that their reactor stood still. Nothing

@@ -14,6 +14,7 @@ from tests.system.etcd.troubled import TroubledAgent
 from tests.system.processes import isCrowded
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK
 from txserviceregistry.registry.stores.etcd import node
+from txserviceregistry.registry.stores.etcd import store as etcdStore
 from txserviceregistry.registry.stores.etcd.gateway import PATIENCE
 from txserviceregistry.registry.stores.etcd.keyvalues import encode, jsonBytes, put
 from txserviceregistry.registry.stores.etcd.node import DEAF
@@ -128,6 +129,7 @@ class LostContactTests(EtcdStoreCase):
         presence, safety = 12, 6
         for name, seconds in (("PRESENCE", presence), ("SAFETY", safety), ("DEAF", 60)):
             self.patch(node, name, seconds)
+        self.patch(etcdStore, "GIVE_UP", 60)
         a, b = await self.store(relay.url), await self.store()
         made = await self.created(b, a)
         relay.hang()
