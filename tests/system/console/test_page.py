@@ -245,7 +245,8 @@ class SessionTests(ConsoleTestCase):
             other.reload()
             for each in (page, other):
                 visit(each, "account")
-                each.wait_for_selector(".card:has-text('ann')")
+                # A page that asks for nothing learns it at the next ping, which is due within 15 s.
+                each.wait_for_selector(".card:has-text('ann')", timeout=60_000)
                 self.assertEqual(each.locator(".badge:text-is('write')").count(), 0)
 
         await self.browse(walk)
