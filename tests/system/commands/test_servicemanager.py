@@ -164,7 +164,7 @@ class ServiceManagerTests(WrapperTestCase):
         self.settings = sharedRegistry()
         check = "exec:test -e well || { echo not well; exit 3; }"
         options = ["--id=executed", "--interval=3", f"--check={check}", "--check-interval=0.1", "--fall=2"]
-        wrapper = self.wrapper(*options, "cat")
+        wrapper = self.wrapper(*options, "--check-timeout=30", "cat")
         self.assertEqual(await self.events("executed"), [])
         well = os.path.join(self.home, "well")
         open(well, "w").close()
