@@ -8,7 +8,7 @@ environment as with every program of ours. On its standard input it takes comman
 ===============  =====================================================================================
 ``pause``        finish what is under way and write nothing more; prints ``paused`` then
 ``resume``       go on writing
-``block N``      block the reactor for N seconds
+``block N FILE`` block the reactor for N seconds, and until there is this file
 ``occupy N``     keep all threads of the reactor's pool busy for N seconds; prints ``occupied``
 ``stop``         stop all services as an application does that ends, print ``stopped``, and end
 ===============  =====================================================================================
@@ -307,6 +307,8 @@ class _Commands(LineOnlyReceiver):
             self._load.resume()
         elif command == "block":
             time.sleep(float(arguments[0]))
+            while not os.path.exists(arguments[1]):
+                time.sleep(0.01)
             note("blocked")
         elif command == "occupy":
             for _ in range(self._threads):

@@ -12,6 +12,7 @@ from random import Random
 from tests import ROOT
 from tests.system.ports import freePorts
 from tests.system.processes import Child, ProcessTestCase, reactor
+from txserviceregistry.errors import NotFound
 
 from .audit import Audit, Findings
 from .journal import Application
@@ -123,6 +124,19 @@ class FaultCase(Figures, ProcessTestCase):
             await self.until(all_)
         except AssertionError:
             raise AssertionError(f"not registered: {application.troubles[-5:]} {application.log[-5:]}")
+
+    async def stopped(self, application: Application) -> None:
+        """
+        Have an application stop its services, and end. If a process had no CPU for the three seconds that a
+        deregistration may take, the application has logged that the service expires; here it is removed instead.
+        """
+        application.tell("stop")
+        await application.says("stopped")
+        for id in application.stayed:
+            try:
+                await self.client(cache=None).services.remove(id)
+            except NotFound:
+                pass
 
     def audit(self) -> Audit:
         """An audit of the registry that has been started."""

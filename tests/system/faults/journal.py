@@ -125,6 +125,13 @@ class Application(Child):
         """The ids of its RegisteredServices that are not stopped."""
         return {id for id, states in self.states.items() if states[-1][1] != "stopped"}
 
+    @property
+    def stayed(self) -> set[str]:
+        """The ids of RegisteredServices that were stopped, and whose deregistration had no response in time."""
+        return {
+            id for id in self.states if any(f"Deregistration of service {id} failed: no" in line for line in self.log)
+        }
+
     def isRegistered(self, id: str) -> bool:
         """Whether it takes its service for registered."""
         return bool(self.states.get(id)) and self.states[id][-1][1] == "registered"

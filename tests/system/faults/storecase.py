@@ -146,8 +146,7 @@ class StoreFaultCase(FaultCase):
         await self.until(some, 0.01)
 
     async def end(self, application: Application, what: str, rounds: int) -> None:
-        application.tell("stop")
-        await application.says("stopped")
+        await self.stopped(application)
         self.assertKept(await self.findings.look(application.take(), ended=application.states))
         self.assertKept(await self.findings.whole())
         self.assertEqual((self.findings.count("service.timeout"), application.lost), (0, set()))

@@ -46,8 +46,7 @@ class KillTests(FaultCase):
                 outcomes[operation.outcome] += 1
             self.assertKept(await audit.look(operations))
             application.tell("resume")
-        application.tell("stop")
-        await application.says("stopped")
+        await self.stopped(application)
         self.assertKept(await audit.look(application.take(), ended=application.states))
         self.assertKept(await audit.whole())
         self.assertEqual((audit.count("service.timeout"), application.lost), (0, set()))

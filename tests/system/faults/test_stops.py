@@ -34,6 +34,8 @@ class StopTests(FaultCase):
         timeout = 3 if self.isFull else 6
         application = await self.application(f"--services={SERVICES}", f"--timeout={timeout}", "--writers=1")
         await self.registered(application, SERVICES)
+        # A registration that had no response in time is found, removed and repeated.
+        repeated = len(application.troubles)
         audit = self.audit()
         steps = [0, HOUR, -HOUR, DAY, -DAY] if self.isFull else [-DAY]
         # One timeout is enough to see it, three are what the table says.
@@ -47,11 +49,10 @@ class StopTests(FaultCase):
                 self.step(0)
                 await deferLater(reactor, timeout * 1.5, lambda: None)
                 await self.check(application, audit)
-        application.tell("stop")
-        await application.says("stopped")
+        await self.stopped(application)
         self.assertKept(await audit.look(application.take(), ended=application.states))
         self.assertKept(await audit.whole())
-        self.assertEqual(audit.count("service.join"), SERVICES)
+        self.assertTrue(0 <= audit.count("service.join") - SERVICES <= repeated)
         self.assertEqual(audit.count("service.timeout"), 0)
         self.tell(f"stops of {stopped:g} s (heartbeat timeout {timeout} s)", len(steps))
         self.tell("clock steps", "none, " + ", ".join(f"{step / HOUR:+g} h" for step in steps if step))
