@@ -147,6 +147,8 @@ class RegisteredServiceTests(RegistrationCase):
         lines = self.logged("info")
         fake = self.fake
         authUrl = self.client.settings.authUrls[0]
+        # Those of the user who runs the test may name a registry.
+        self.patch(os, "environ", {"HOME": self.mktemp()})
         self.client = Client(fake.username, fake.apiKey, authUrl=authUrl, agent=fake.agent, reactor=fake.clock)
         self.addCleanup(self.settle, self.client.close)
         self.service().startService()

@@ -60,7 +60,9 @@ class Commands(TestCase):
         self, *words: str, stdin: bytes | None = None, environment: Mapping[str, str] | None = None
     ) -> Ended:
         """Run a command to its end. No command ever shows a traceback."""
-        ended = await self.ran(words, stdin, {**self.settings, "TZ": "Asia/Kolkata", **(environment or {})})
+        ended = await self.ran(
+            words, stdin, {**self.settings, "TZ": "Asia/Kolkata", "COLUMNS": "80", **(environment or {})}
+        )
         self.assertNotIn("Traceback", ended.err)
         self.assertNotIn("internal error", ended.err)
         return ended
