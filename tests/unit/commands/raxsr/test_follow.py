@@ -102,7 +102,7 @@ class FollowTests(SynchronousTestCase):
         self.assertEqual([note.partition(":")[0] for note in self.notes], ["Event feed unreachable (retrying)"])
         self.fake.heal()
         new = self.happen()
-        self.fake.advance(16)
+        self.fake.advance(21)
         self.assertEqual(self.values(), [new])
         self.fake.dropNext(3)
         self.fake.restart()
