@@ -22,7 +22,7 @@ from txserviceregistry.settings import readSettings
 
 ANY_PORT = "tcp:0:interface=127.0.0.1"
 # Seconds. A service with a short heartbeat timeout expires if its process gets no CPU time for a third of it.
-AGENT_TIMEOUT = 14
+AGENT_TIMEOUT = 7
 
 WITH_FEW_FILES = """
 import os, resource, sys

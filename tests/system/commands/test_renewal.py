@@ -21,7 +21,7 @@ from twisted.application.service import Application
 from txserviceregistry import Client, RegisteredService, useMonotonic
 useMonotonic()
 application = Application('web')
-RegisteredService(Client.fromSettings(), 'web1', 12).setServiceParent(application)
+RegisteredService(Client.fromSettings(), 'web1', 7).setServiceParent(application)
 """
 
 
@@ -66,7 +66,7 @@ class RenewalCase(ProcessTestCase):
         Path(self.home, "app.py").write_text(APPLICATION)
         application = self.twistd("-y", "app.py", environment=self.trusting)
         wrapper = self.spawn(
-            "service-registry-wrapper", "--id=wrapped", "--interval=12", "sleep", "600", environment=self.trusting
+            "service-registry-wrapper", "--id=wrapped", "--interval=7", "sleep", "600", environment=self.trusting
         )
         follower = self.spawn("raxsr", "events", "follow", "-f", "json", environment=self.trusting)
         client = self.client()

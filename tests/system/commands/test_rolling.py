@@ -96,7 +96,7 @@ class NoLostRequestTests(ProcessTestCase):
     async def test_rollingRestart(self) -> None:
         """Three servers are restarted one after the other; each drains first, and no request fails."""
         # Longer than a busy machine needs until the clients know.
-        wrappers = [self.wrapper(number, "--drain=6", "--deregister") for number in range(3)]
+        wrappers = [self.wrapper(number, "--drain=4", "--deregister") for number in range(3)]
         await self.registered(0, 1, 2)
         self.startUsers()
         for number in range(3):

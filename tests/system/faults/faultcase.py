@@ -63,9 +63,9 @@ class FaultCase(Figures, ProcessTestCase):
     def heartbeatTimeout(self) -> int:
         """
         Of services, in seconds, where the fault is shorter than it: at full length the shortest. A short run has other
-        tests beside it; with this one an application that gets no CPU for five seconds still sends its heartbeats.
+        tests beside it; with this one an application that gets no CPU for four seconds still sends its heartbeats.
         """
-        return 3 if self.isFull else 14
+        return 3 if self.isFull else 10
 
     def setUp(self) -> None:
         super().setUp()

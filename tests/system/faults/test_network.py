@@ -34,7 +34,7 @@ class NetworkTests(FaultCase):
     async def test_aMomentIsNotNoticed(self) -> None:
         """A cut of less than a timeout leaves no event, and no word in the application's log of worse than a retry."""
         # In a short run the application may have no CPU for some seconds, too: what is left of this timeout allows it.
-        proxy, application, audit = await self.begun(3 if self.isFull else 14)
+        proxy, application, audit = await self.begun(3 if self.isFull else 8)
         cuts, events = 0, len(audit.events)
         for cut in CUTS if self.isFull else CUTS[-1:]:
             for _ in range(10 if self.isFull else 1):
