@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.task import deferLater
 
-from tests.system.faults.states import StateWriter, StreamReader, check
+from tests.system.faults.states import StateWriter, StreamReader, begin, check
 from tests.system.processes import reactor
 
 from .clustercase import ClusterCase
@@ -28,6 +28,7 @@ class StreamTests(ClusterCase):
             self.addCleanup(reader.stop)
         writing = writer.run()
         self.addCleanup(writer.end)
+        await begin(self, readers)
         for number in range(kills):
             node = self.nodes[number % 3]
             count = len(writer.acknowledged)

@@ -83,6 +83,16 @@ class StreamReader:
         return self._feed.stopService()
 
 
+async def begin(case: FaultCase, readers: Iterable[StreamReader]) -> None:
+    """Wait until each reader has an event: before its first response, it has no place in the feed to go on from."""
+    for reader in readers:
+
+        async def hasBegun(reader: StreamReader = reader) -> bool:
+            return bool(reader.ids)
+
+        await case.until(hasBegun)
+
+
 async def _after(client: Client, marker: str | None) -> list[Any]:
     """The events after this one, or all."""
     events: list[Any] = []

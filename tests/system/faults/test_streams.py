@@ -9,7 +9,7 @@ from twisted.internet.task import deferLater
 from tests.system.processes import reactor
 
 from .faultcase import FaultCase
-from .states import StateWriter, StreamReader, check
+from .states import StateWriter, StreamReader, begin, check
 
 
 class StreamTests(FaultCase):
@@ -29,6 +29,7 @@ class StreamTests(FaultCase):
             self.addCleanup(reader.stop)
         writing = writer.run()
         self.addCleanup(writer.end)
+        await begin(self, readers)
         for _ in range(kills):
             await deferLater(reactor, random.uniform(0.05, 0.5))
             registry.kill("KILL")
