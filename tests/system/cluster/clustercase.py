@@ -353,6 +353,11 @@ class ClusterCase(FaultCase):
     async def followAll(self) -> list[Follower]:
         """Follow the feeds of all nodes, and wait until all are at it."""
         followers = [await self.follow(node) for node in self.nodes]
+        await self.begin(*followers)
+        return followers
+
+    async def begin(self, *followers: Follower) -> None:
+        """Wait until all are at it: each has heard of a value that is set again and again."""
         client, number = self.client(), 0
 
         async def allHear() -> bool:
@@ -362,7 +367,6 @@ class ClusterCase(FaultCase):
             return all(follower.heard for follower in followers)
 
         await self.until(allHear, 0.2)
-        return followers
 
     # -- what is to hold
 

@@ -29,6 +29,7 @@ class ManyServicesTests(ClusterCase):
         doomed = await self.application("--prefix=ended-", f"--services={ended}", f"--timeout={timeout}")
         await self.registered(doomed, ended)
         follower = await self.follow(*self.nodes[1:])
+        await self.begin(follower)
         audit = self.audit()
         self.assertKept(await audit.look())
         killed = time.monotonic()

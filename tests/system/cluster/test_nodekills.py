@@ -41,6 +41,7 @@ class NodeKillTests(ClusterCase):
         )
         await self.registered(applications[-1], _HASTY)
         follower = await self.follow()
+        await self.begin(follower)
         began, kills = time.monotonic(), 0
         for node in itertools.cycle(self.nodes):
             if time.monotonic() - began >= seconds:

@@ -75,8 +75,9 @@ class OneClusterTests(ClusterCase):
         expiring = await self.application("--services=10", "--timeout=3")
         await self.registered(expiring, 10)
         await first.kill()
-        expiring.kill("KILL")
         follower = await self.follow(last)
+        await self.begin(follower)
+        expiring.kill("KILL")
 
         async def allTold() -> bool:
             return len(follower.ids("service.timeout")) >= 10
