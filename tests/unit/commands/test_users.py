@@ -404,7 +404,7 @@ class BesideARegistryTests(UsersCase):
         await self.registry()
         clients = {f"web{number}": self.client() for number in range(10)}
         for serviceId, client in clients.items():
-            service = RegisteredService(client, serviceId, 12)
+            service = RegisteredService(client, serviceId, 8)
             service.startService()
             self.addCleanup(service.stopService)
             await service.whenRegistered()
