@@ -183,7 +183,7 @@ class Election(Contender):
         self._lead = lead
         #: The ``holder`` of the leader, as far as is known; ``None`` if there is none.
         self.leader: str | None = None
-        self._fence = 0  # the last known leader's, or one more after its end: what is about less comes too late
+        self._fence = 0  # the last known leader's, or one more after its end: lower ones are outdated
         self._listeners: Listeners[[str | None]] = Listeners(self._log, f"the leader of {name}")
         self._leadership: Leadership | None = None
 

@@ -184,7 +184,7 @@ class EventStreams(Part):
             place = _Place(0, momentAt(positionOf(await self._account(tenant) / 1000)))
         if self._isEnded:
             raise StoreUnavailable("the registry is stopping")
-        # There may be an event that followed while the answer was on its way: no stream was told.
+        # An event may have been persisted while the answer was on its way; no stream was told of it.
         self._tails[tenant] = tail = _Tail(tenant, place, isDue=True)
         tail.ping = self._clock.callLater(PING, self._ping, tail)
         return tail

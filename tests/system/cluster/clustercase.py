@@ -351,13 +351,13 @@ class ClusterCase(FaultCase):
         return follower
 
     async def followAll(self) -> list[Follower]:
-        """Follow the feeds of all nodes, and wait until all are at it."""
+        """Follow the feeds of all nodes, and wait until each has heard of an event."""
         followers = [await self.follow(node) for node in self.nodes]
         await self.begin(*followers)
         return followers
 
     async def begin(self, *followers: Follower) -> None:
-        """Wait until all are at it: each has heard of a value that is set again and again."""
+        """Wait until all of them follow: each has heard of a value that is set again and again."""
         client, number = self.client(), 0
 
         async def allHear() -> bool:

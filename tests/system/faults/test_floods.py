@@ -145,7 +145,7 @@ class FloodCase(AttackCase):
         return took, answers
 
     async def haveBeenAnswered(self, attackers: Child) -> bool:
-        """Whether attackers have had more than a few responses."""
+        """Whether the attackers have received more than a few responses."""
         codes: dict[str, int] = told(attackers)["codes"]
         return sum(codes.values()) > 10
 

@@ -96,7 +96,7 @@ class ManyServicesTests(FaultCase):
         await deferLater(reactor, minutes * 60 / speed, lambda: None)
 
         async def isOver() -> Count | None:
-            # Its hurry may have begun late.
+            # Its clock may have begun to hurry late.
             now = await application.count()
             return now if now.seconds - before.seconds >= minutes * 60 else None
 

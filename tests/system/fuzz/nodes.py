@@ -305,7 +305,7 @@ class Nodes:
             self.turns.hear()
             left -= step
             if asked is not None or not self.backing.late:
-                # Else hours could go by while a thread does what took it a moment.
+                # Otherwise hours could go by while a thread works for a moment.
                 self.settle()
             if asked is not None and asked.reply is not None:
                 break

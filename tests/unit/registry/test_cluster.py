@@ -120,7 +120,7 @@ class ClusterTests(ClusterCase):
         self.assertEqual(self.fault(self.a.heartbeat(T, "web1", token))[0], 404)
 
     def test_aServiceThatWasNotFoundTakesNoHeartbeats(self) -> None:
-        """Once A has answered that a service is not there, it does not acknowledge the heartbeats of that."""
+        """Once A has answered that a service is not there, it does not acknowledge heartbeats for it."""
         token = self.create(self.a)
         self.successResultOf(self.b.remove(T, "web1"))
         self.assertEqual(self.fault(self.a.get(T, "web1"))[0], 404)

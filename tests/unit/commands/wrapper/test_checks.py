@@ -192,7 +192,7 @@ class ProbeTests(LoopbackTestCase):
 
 
 class _Closing(Protocol):
-    """Closes each connection when something has come: what is not read makes the end of a connection a reset."""
+    """Closes each connection once data has arrived: unread data turns the close into a reset."""
 
     def dataReceived(self, data: bytes) -> None:
         assert self.transport is not None
